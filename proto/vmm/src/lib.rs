@@ -1,0 +1,325 @@
+//! The daemon↔VMM contract, spoken on the control socket of each `hull-vmm`.
+//!
+//! A message is a `u32` length (little endian, at most [`MAX_MESSAGE`]) and
+//! JSON. The daemon sends a [`Request`], the VMM answers each with one
+//! [`Response`], in order. File descriptors travel as `SCM_RIGHTS` with the
+//! first byte of a request; configuration refers to them by their index
+//! ([`FdIndex`]), so the VMM never opens a path that it was not born with.
+//!
+//! The socket listens for the life of the VM: a restarted daemon connects again.
+//! When the VM ends, the VMM writes an [`ExitReport`] to the file given on its
+//! command line, closes its connections and exits.
+
+#![forbid(unsafe_code)]
+
+use serde::{Deserialize, Serialize};
+
+/// The contract version that this build speaks.
+pub const VERSION: u32 = 1;
+/// The largest message, in bytes.
+pub const MAX_MESSAGE: usize = 1 << 20;
+/// The most file descriptors that one request carries (the kernel's SCM_MAX_FD).
+pub const MAX_FDS: usize = 253;
+/// The number of virtio-mmio slots of every VM.
+pub const SLOTS: u8 = 32;
+
+/// A position in the list of file descriptors sent with the request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FdIndex(pub u32);
+
+/// What the daemon asks for.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Request {
+    /// Version handshake; the first request of every connection.
+    Hello {
+        /// The daemon's contract version.
+        version: u32,
+    },
+    /// Describes the VM; once, before [`Request::Start`].
+    Configure(Box<VmConfig>),
+    /// Boots it.
+    Start,
+    /// Puts a device behind an empty slot. The guest sees it once its agent
+    /// probes the slot.
+    Attach {
+        /// The slot, below [`SLOTS`].
+        slot: u8,
+        /// The device.
+        device: DeviceConfig,
+    },
+    /// Takes the device out of a slot, after the guest released it.
+    Detach {
+        /// The slot.
+        slot: u8,
+    },
+    /// Stops all vCPUs and drains device I/O; no effect when paused.
+    Pause,
+    /// Lets them run again; no effect when running.
+    Resume,
+    /// Asks for counters.
+    Metrics,
+    /// Ends the VM at once; the answer comes before the process exits.
+    Stop,
+}
+
+/// The VMM's answer.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Response {
+    /// Done.
+    Ok,
+    /// To [`Request::Hello`].
+    Hello {
+        /// The VMM's contract version.
+        version: u32,
+        /// What the VM is doing.
+        state: VmState,
+    },
+    /// To [`Request::Metrics`].
+    Metrics(Box<Metrics>),
+    /// The request failed and had no effect.
+    Error {
+        /// What kind of failure.
+        kind: ErrorKind,
+        /// Why, for a person.
+        message: String,
+    },
+}
+
+/// Where a VM is in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum VmState {
+    /// Waiting for [`Request::Configure`].
+    Empty,
+    /// Waiting for [`Request::Start`].
+    Configured,
+    /// vCPUs run.
+    Running,
+    /// vCPUs stand still.
+    Paused,
+}
+
+/// Kinds of failure that the daemon tells apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ErrorKind {
+    /// The request is malformed, or refers to what is not there.
+    Invalid,
+    /// Not possible in this [`VmState`].
+    State,
+    /// The slot is taken.
+    Busy,
+    /// The host has no memory (or other resource) for it.
+    NoResources,
+    /// /dev/kvm is missing, forbidden or can't run the VM.
+    Kvm,
+    /// Anything else.
+    Internal,
+}
+
+/// A VM.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct VmConfig {
+    /// Virtual CPUs that the guest may bring online; at least 1.
+    pub vcpus: u8,
+    /// Virtual CPUs online at boot; the agent brings up the others.
+    pub boot_vcpus: u8,
+    /// Memory in MiB; at least 32.
+    pub memory_mib: u64,
+    /// An uncompressed ELF kernel.
+    pub kernel: FdIndex,
+    /// An uncompressed initrd, for debugging.
+    pub initrd: Option<FdIndex>,
+    /// What is added to the VMM's own kernel command line
+    /// (e.g. `root=/dev/vda rootfstype=erofs ro init=/init`).
+    pub cmdline: String,
+    /// Where the guest's serial console is written; none: discarded.
+    pub serial: Option<FdIndex>,
+    /// Devices that are there at boot, by slot.
+    pub devices: Vec<(u8, DeviceConfig)>,
+}
+
+/// A virtio device and its host resources.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DeviceConfig {
+    /// virtio-blk.
+    Block {
+        /// Up to 20 bytes, readable in the guest (`/sys/block/vdX/serial`).
+        serial: String,
+        /// Refuse writes (`VIRTIO_BLK_F_RO`, enforced in the VMM).
+        readonly: bool,
+        /// The disk: these pieces one after another, each a multiple of 512 bytes.
+        extents: Vec<Extent>,
+    },
+    /// virtio-net on a tap.
+    Net {
+        /// A tap opened with `IFF_TAP | IFF_NO_PI | IFF_VNET_HDR`.
+        tap: FdIndex,
+        /// The guest's MAC address.
+        mac: [u8; 6],
+        /// MTU offered to the guest.
+        mtu: Option<u16>,
+    },
+    /// virtio-rng fed from the host's `getrandom`.
+    Rng,
+    /// virtio-vsock. The host side is a Unix socket: connect, send
+    /// `CONNECT <port>\n`, read `OK <port>\n`, then bytes both ways.
+    Vsock {
+        /// The guest's context id; above 2.
+        cid: u32,
+        /// A listening Unix stream socket.
+        listener: FdIndex,
+    },
+}
+
+/// A piece of a file that is a piece of a disk.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Extent {
+    /// The file; several extents may share one.
+    pub file: FdIndex,
+    /// First byte in the file.
+    pub offset: u64,
+    /// Length in bytes.
+    pub length: u64,
+}
+
+/// Counters of a VM since it started.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Metrics {
+    /// vCPU exits to user space by reason (`mmio_read`, `pio_write`, `hlt`, …).
+    pub exits: Vec<(String, u64)>,
+    /// Nanoseconds from process start to the first guest entry, by phase
+    /// (`kvm`, `memory`, `kernel_load`, `devices`, `total`).
+    pub start_ns: Vec<(String, u64)>,
+    /// Per slot: kind of device, requests handled, bytes moved, interrupts raised, errors.
+    pub devices: Vec<DeviceMetrics>,
+}
+
+/// Counters of a device.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct DeviceMetrics {
+    /// The slot.
+    pub slot: u8,
+    /// `block`, `net`, `rng`, `vsock`.
+    pub kind: String,
+    /// Guest notifications handled.
+    pub notifications: u64,
+    /// Descriptor chains completed.
+    pub requests: u64,
+    /// Bytes that the guest sent or wrote.
+    pub bytes_out: u64,
+    /// Bytes that the guest received or read.
+    pub bytes_in: u64,
+    /// Interrupts raised.
+    pub interrupts: u64,
+    /// Requests answered with an error, or malformed.
+    pub errors: u64,
+}
+
+/// Why a VM ended; the last thing a VMM writes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExitReport {
+    /// The reason.
+    pub reason: ExitReason,
+    /// Details, for a person.
+    pub message: String,
+}
+
+/// Reasons why a VM ended. A report that is missing means that the VMM was killed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ExitReason {
+    /// The daemon asked for it ([`Request::Stop`] or SIGTERM).
+    Stopped,
+    /// The guest powered off, rebooted or died of a triple fault.
+    GuestShutdown,
+    /// The guest's kernel panicked, as far as the VMM can tell.
+    GuestPanic,
+    /// KVM could not go on (`KVM_EXIT_INTERNAL_ERROR`, `KVM_EXIT_FAIL_ENTRY`).
+    KvmError,
+    /// The VMM failed.
+    VmmError,
+}
+
+/// Why bytes are not a message.
+#[derive(Debug, thiserror::Error)]
+pub enum CodecError {
+    /// The length prefix is above [`MAX_MESSAGE`].
+    #[error("control message of {0} bytes is too large")]
+    TooLarge(usize),
+    /// The body is not the JSON of the type expected.
+    #[error("decode control message")]
+    Json(#[from] serde_json::Error),
+}
+
+/// Encodes a message with its length prefix.
+///
+/// # Errors
+/// [`CodecError::TooLarge`] above [`MAX_MESSAGE`].
+pub fn encode<T: Serialize>(message: &T) -> Result<Vec<u8>, CodecError> {
+    let body = serde_json::to_vec(message)?;
+    let length = u32::try_from(body.len())
+        .ok()
+        .filter(|_| body.len() <= MAX_MESSAGE)
+        .ok_or(CodecError::TooLarge(body.len()))?;
+    let mut frame = Vec::with_capacity(4 + body.len());
+    frame.extend_from_slice(&length.to_le_bytes());
+    frame.extend_from_slice(&body);
+    Ok(frame)
+}
+
+/// Returns the length of the body that follows a message's four length bytes.
+///
+/// # Errors
+/// [`CodecError::TooLarge`] above [`MAX_MESSAGE`].
+pub fn body_length(prefix: [u8; 4]) -> Result<usize, CodecError> {
+    let length = u32::from_le_bytes(prefix) as usize;
+    if length > MAX_MESSAGE {
+        return Err(CodecError::TooLarge(length));
+    }
+    Ok(length)
+}
+
+/// Decodes the body of a message.
+///
+/// # Errors
+/// [`CodecError::Json`] when it is not a `T`.
+pub fn decode<T: for<'a> Deserialize<'a>>(body: &[u8]) -> Result<T, CodecError> {
+    Ok(serde_json::from_slice(body)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_survives_the_wire() {
+        let request = Request::Attach {
+            slot: 4,
+            device: DeviceConfig::Block {
+                serial: "image".into(),
+                readonly: true,
+                extents: vec![Extent {
+                    file: FdIndex(0),
+                    offset: 0,
+                    length: 4096,
+                }],
+            },
+        };
+        let frame = encode(&request).unwrap();
+        let length = body_length(frame[..4].try_into().unwrap()).unwrap();
+        assert_eq!(length, frame.len() - 4);
+        assert_eq!(decode::<Request>(&frame[4..]).unwrap(), request);
+    }
+
+    #[test]
+    fn an_oversized_length_is_refused() {
+        assert!(matches!(
+            body_length(u32::MAX.to_le_bytes()),
+            Err(CodecError::TooLarge(_))
+        ));
+    }
+}
