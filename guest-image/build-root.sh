@@ -1,0 +1,24 @@
+#!/bin/bash
+# build-root.sh AGENT OUT - make the guest's root, a small read-only EROFS: the static program AGENT
+# as /init and empty directories to mount on. The same AGENT bytes give the same OUT bytes.
+set -euo pipefail
+here=$(cd "$(dirname "$0")" && pwd)
+. "$here/common.sh"
+
+[ $# = 2 ] || die "usage: $0 AGENT OUT"
+agent=$1 out=$2
+[ -f "$agent" ] || die "no agent at $agent"
+! readelf -l "$agent" 2>/dev/null | grep -q INTERP || die "$agent is not static: nothing in the guest could load it"
+need_packages erofs-utils
+
+umask 022
+stage=$(mktemp -d) && chmod 755 "$stage"
+trap 'rm -rf "$stage" "$out.new"' EXIT
+# One level deep: what else the agent needs it makes in tmpfs.
+mkdir "$stage"/{containers,dev,etc,mnt,proc,run,sbin,sys,tmp,var}
+install -m 755 "$agent" "$stage/init"
+ln -s ../init "$stage/sbin/hull-agent"
+
+# Fixed owner, times and UUID. No inline data: only whole pages can be mapped from pmem (DAX).
+mkfs.erofs --quiet --all-root -T0 -U 68756c6c-0000-4000-8000-000000000000 -x-1 -Enoinline_data "$out.new" "$stage" >&2
+mv "$out.new" "$out"
