@@ -1,1 +1,3 @@
-//! Not written yet.
+//! Hull's VMM: one process, one KVM virtual machine, one pod.
+
+pub mod virtio;

@@ -1,0 +1,7 @@
+//! virtio-block.
+
+use serde::{Deserialize, Serialize};
+
+/// What a snapshot keeps.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct State {}

@@ -1,0 +1,74 @@
+//! The memory that a descriptor chain describes, checked once and read from the table once.
+
+use vm_memory::{GuestMemory, Permissions, VolatileSlice};
+
+use super::Memory;
+use super::queue::Chain;
+
+/// A chain that no driver following virtio 1.2, section 2.7 would make.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum ChainError {
+    /// A descriptor refers to memory that the guest does not have.
+    #[error("descriptor outside guest memory")]
+    Address,
+    /// A readable descriptor follows a writable one.
+    #[error("readable descriptor after a writable one")]
+    Order,
+    /// The chain loops, is cut off, or has more descriptors than allowed.
+    #[error("descriptor chain too long or cut off")]
+    Length,
+}
+
+/// The parts of a chain. Guest memory changes under these slices whenever the guest likes:
+/// copy what is examined more than once.
+#[derive(Debug)]
+pub struct Buffers<'m> {
+    /// What the device may read.
+    pub readable: Vec<VolatileSlice<'m>>,
+    /// What the device may write.
+    pub writable: Vec<VolatileSlice<'m>>,
+}
+
+impl<'m> Buffers<'m> {
+    /// Follows a chain of at most `limit` descriptors.
+    ///
+    /// # Errors
+    /// [`ChainError`] when the chain is not well-formed.
+    pub fn collect(chain: Chain<'m>, memory: &'m Memory, limit: usize) -> Result<Self, ChainError> {
+        let mut buffers = Self {
+            readable: Vec::new(),
+            writable: Vec::new(),
+        };
+        let mut complete = false;
+        for (count, descriptor) in chain.enumerate() {
+            if count == limit {
+                return Err(ChainError::Length);
+            }
+            complete = !descriptor.has_next();
+            let (list, access) = if descriptor.is_write_only() {
+                (&mut buffers.writable, Permissions::Write)
+            } else if buffers.writable.is_empty() {
+                (&mut buffers.readable, Permissions::Read)
+            } else {
+                return Err(ChainError::Order);
+            };
+            let slices = memory
+                .get_slices(descriptor.addr(), descriptor.len() as usize, access)
+                .map_err(|_| ChainError::Address)?;
+            for slice in slices {
+                list.push(slice.map_err(|_| ChainError::Address)?);
+            }
+        }
+        if complete {
+            Ok(buffers)
+        } else {
+            Err(ChainError::Length)
+        }
+    }
+}
+
+/// Returns the number of bytes in the slices.
+#[must_use]
+pub fn total(slices: &[VolatileSlice<'_>]) -> usize {
+    slices.iter().map(VolatileSlice::len).sum()
+}

@@ -1,0 +1,217 @@
+//! What a virtio device is to the rest of the VMM.
+//!
+//! A device sits in a slot, behind that slot's mutex, so one thread is in it at a time:
+//!
+//! - The event loop calls [`VirtioDevice::on_kick`] when the guest notified a queue,
+//!   [`VirtioDevice::on_event`] when a file descriptor that the device watches is ready, and
+//!   [`VirtioDevice::drain`]. All I/O is done there and none of it blocks for long.
+//! - A vCPU that writes a transport register calls [`VirtioDevice::activate`] (`DRIVER_OK`),
+//!   [`VirtioDevice::reset`] (status 0) and the config accessors. These do no I/O.
+//!
+//! ```text
+//!            activate (DRIVER_OK)
+//!   idle ──────────────────────────▶ active ── on_kick / on_event …
+//!     ▲                                │
+//!     └── reset (status 0, detach, or a DeviceError: the guest sees NEEDS_RESET)
+//! ```
+//!
+//! Everything that a device must remember over a snapshot is in its [`DeviceState`] and its queues;
+//! host resources (fds) are given to its constructor again on restore.
+
+use std::fmt::Debug;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use vmm_sys_util::epoll::EventSet;
+
+use super::interrupt::Interrupt;
+use super::queue::{QueueError, VirtQueue};
+use super::watch::Watcher;
+use super::{Memory, block, net, rng, vsock};
+
+/// Kinds of virtio device (virtio 1.2, section 5).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Network card.
+    Net,
+    /// Block device.
+    Block,
+    /// Entropy source.
+    Rng,
+    /// Socket device.
+    Vsock,
+}
+
+impl Kind {
+    /// Returns the virtio device id.
+    #[must_use]
+    pub fn id(self) -> u32 {
+        match self {
+            Self::Net => 1,
+            Self::Block => 2,
+            Self::Rng => 4,
+            Self::Vsock => 19,
+        }
+    }
+
+    /// Returns the name used in metrics.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Net => "net",
+            Self::Block => "block",
+            Self::Rng => "rng",
+            Self::Vsock => "vsock",
+        }
+    }
+}
+
+/// What a device gets when the driver is ready, and gives up on reset.
+#[derive(Debug)]
+pub struct Activation {
+    /// Guest memory.
+    pub memory: Memory,
+    /// The queues, in order; all are ready and their registers are frozen.
+    pub queues: Vec<VirtQueue>,
+    /// The features that the driver accepted (a subset of those offered).
+    pub features: u64,
+    /// Raises the device's interrupts.
+    pub interrupt: Arc<dyn Interrupt>,
+    /// Where the device registers its file descriptors.
+    pub watcher: Watcher,
+}
+
+impl Activation {
+    /// Tells whether the driver accepted the feature with this bit number.
+    #[must_use]
+    pub fn has(&self, feature: u32) -> bool {
+        self.features & (1 << feature) != 0
+    }
+
+    /// Interrupts the guest for `queue` if it wants to know of what was added to the used ring.
+    ///
+    /// # Errors
+    /// [`QueueError`] when the ring is out of guest memory.
+    pub fn notify(&mut self, queue: usize) -> Result<(), QueueError> {
+        if let Some(ring) = self.queues.get_mut(queue)
+            && ring.needs_interrupt(&self.memory)?
+        {
+            self.interrupt.signal_queue();
+        }
+        Ok(())
+    }
+}
+
+/// Whether a device did all the work it found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Progress {
+    /// Nothing is left to do.
+    Done,
+    /// The device used up its share of the event loop; the loop calls
+    /// [`VirtioDevice::on_kick`] for this queue again after the others had their turn.
+    More(u16),
+}
+
+/// What a device counts about itself since it was attached.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Counters {
+    /// Guest notifications handled.
+    pub notifications: u64,
+    /// Descriptor chains completed.
+    pub requests: u64,
+    /// Bytes that the guest sent or wrote.
+    pub bytes_out: u64,
+    /// Bytes that the guest received or read.
+    pub bytes_in: u64,
+    /// Requests answered with an error, or malformed.
+    pub errors: u64,
+}
+
+/// The guest broke the device: it needs a reset. Malformed requests that the device can answer
+/// with an error are not of this kind.
+#[derive(Debug, thiserror::Error)]
+pub enum DeviceError {
+    /// A ring is not what it should be.
+    #[error("use virtqueue")]
+    Queue(#[from] QueueError),
+    /// The device could not watch its file descriptors.
+    #[error("watch device file descriptor")]
+    Watch(#[source] std::io::Error),
+    /// Any other reason, in words.
+    #[error("{0}")]
+    Broken(&'static str),
+}
+
+/// A device's own part of a snapshot: no file descriptors, no paths, no queues
+/// (the transport saves those by [`VirtioDevice::active`]).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum DeviceState {
+    /// virtio-blk.
+    Block(block::State),
+    /// virtio-net.
+    Net(net::State),
+    /// virtio-rng.
+    Rng(rng::State),
+    /// virtio-vsock.
+    Vsock(vsock::State),
+}
+
+/// A virtio device.
+pub trait VirtioDevice: Debug + Send {
+    /// Returns what kind of device this is.
+    fn kind(&self) -> Kind;
+
+    /// Returns the largest size of each queue: powers of two. Their number is fixed.
+    fn queue_sizes(&self) -> &[u16];
+
+    /// Returns the features of the device's own kind that it offers. The transport adds
+    /// `VERSION_1`, `INDIRECT_DESC` and `EVENT_IDX`.
+    fn features(&self) -> u64;
+
+    /// Reads device configuration; what is beyond its end reads as zero.
+    fn read_config(&self, offset: u64, data: &mut [u8]);
+
+    /// Writes device configuration; ignored unless the device has writable fields.
+    fn write_config(&mut self, offset: u64, data: &[u8]) {
+        let _ = (offset, data);
+    }
+
+    /// Takes the device into use. Called on an idle device only; the queues are valid.
+    ///
+    /// # Errors
+    /// A [`DeviceError`] leaves the device idle and the guest sees `NEEDS_RESET`.
+    fn activate(&mut self, activation: Activation) -> Result<(), DeviceError>;
+
+    /// Makes the device idle: forgets the driver's features, stops watching, drops the
+    /// [`Activation`]. After it returns the device touches no guest memory. Works in any state.
+    fn reset(&mut self);
+
+    /// Returns the activation while active.
+    fn active(&self) -> Option<&Activation>;
+
+    /// Handles a notification of `queue`. May be called when there is nothing in it, or when idle.
+    ///
+    /// # Errors
+    /// A [`DeviceError`]: the loop resets the device and tells the guest.
+    fn on_kick(&mut self, queue: u16) -> Result<Progress, DeviceError>;
+
+    /// Handles readiness of a descriptor that was watched with `token`. A late event for a
+    /// descriptor that is no longer watched must do no harm.
+    ///
+    /// # Errors
+    /// As for [`VirtioDevice::on_kick`].
+    fn on_event(&mut self, token: u32, ready: EventSet) -> Result<Progress, DeviceError> {
+        let _ = (token, ready);
+        Ok(Progress::Done)
+    }
+
+    /// Completes everything that is in flight, so that guest memory, the host's files and
+    /// [`VirtioDevice::state`] agree. Neither `on_kick` nor `on_event` follow until the VM resumes.
+    fn drain(&mut self) {}
+
+    /// Returns the counters.
+    fn counters(&self) -> Counters;
+
+    /// Returns the state to save; the device has been drained.
+    fn state(&self) -> DeviceState;
+}

@@ -1,0 +1,33 @@
+//! How a device raises an interrupt.
+
+use std::fmt::Debug;
+
+/// The interrupt of one device.
+pub trait Interrupt: Debug + Send + Sync {
+    /// Tells the driver that a used ring changed.
+    fn signal_queue(&self);
+    /// Tells the driver that the configuration changed.
+    fn signal_config(&self);
+}
+
+/// An interrupt that only counts, for tests.
+#[cfg(test)]
+#[derive(Debug, Default)]
+pub struct CountingInterrupt {
+    /// Calls of [`Interrupt::signal_queue`].
+    pub queue: std::sync::atomic::AtomicU64,
+    /// Calls of [`Interrupt::signal_config`].
+    pub config: std::sync::atomic::AtomicU64,
+}
+
+#[cfg(test)]
+impl Interrupt for CountingInterrupt {
+    fn signal_queue(&self) {
+        self.queue.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+    }
+
+    fn signal_config(&self) {
+        self.config
+            .fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+    }
+}

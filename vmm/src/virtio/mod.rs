@@ -1,0 +1,23 @@
+//! The virtio devices and what they share.
+//!
+//! Read in this order: [`device`] (the trait that each device implements, and
+//! which thread calls what), [`queue`] and [`buffers`] (how a device reaches
+//! guest memory), [`interrupt`], [`watch`], then a device folder; [`rng`] is
+//! the smallest.
+//!
+//! A device knows nothing of its transport, its slot's address or KVM.
+
+pub mod block;
+pub mod buffers;
+pub mod device;
+pub mod interrupt;
+pub mod net;
+pub mod queue;
+pub mod rng;
+pub mod vsock;
+pub mod watch;
+
+pub use device::{Activation, Counters, DeviceError, DeviceState, Kind, Progress, VirtioDevice};
+
+/// Guest memory: cheap to clone, all clones see the same bytes.
+pub type Memory = vm_memory::GuestMemoryMmap<()>;

@@ -1,0 +1,186 @@
+//! A virtqueue as devices use it: every failure is a value, nothing is only logged.
+
+use serde::{Deserialize, Serialize};
+use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueState, QueueT};
+
+use super::Memory;
+
+/// A descriptor chain in guest memory.
+pub type Chain<'m> = DescriptorChain<&'m Memory>;
+
+/// The guest broke a ring.
+#[derive(Debug, thiserror::Error)]
+pub enum QueueError {
+    /// Registers that make no queue.
+    #[error(
+        "set up virtqueue: size {size}, descriptors {descriptors:#x}, avail {avail:#x}, used {used:#x}"
+    )]
+    Registers {
+        /// Entries.
+        size: u16,
+        /// Guest address of the descriptor table.
+        descriptors: u64,
+        /// Guest address of the available ring.
+        avail: u64,
+        /// Guest address of the used ring.
+        used: u64,
+    },
+    /// The available index ran ahead, or a ring is out of guest memory.
+    #[error("read or write virtqueue ring")]
+    Ring(#[source] virtio_queue::Error),
+}
+
+/// A queue's registers and positions, as saved.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct QueueRecord {
+    /// Largest size.
+    pub max_size: u16,
+    /// Size that the driver chose.
+    pub size: u16,
+    /// Whether the driver enabled it.
+    pub ready: bool,
+    /// Guest address of the descriptor table.
+    pub descriptors: u64,
+    /// Guest address of the available ring.
+    pub avail: u64,
+    /// Guest address of the used ring.
+    pub used: u64,
+    /// Next entry of the available ring to take.
+    pub next_avail: u16,
+    /// Next entry of the used ring to fill.
+    pub next_used: u16,
+    /// Whether notifications are limited by event indices.
+    pub event_idx: bool,
+}
+
+/// A split virtqueue (virtio 1.2, section 2.7).
+#[derive(Debug)]
+pub struct VirtQueue {
+    queue: Queue,
+}
+
+impl VirtQueue {
+    /// Builds a queue from registers, which are the guest's and not trusted.
+    ///
+    /// # Errors
+    /// [`QueueError::Registers`] unless size, alignment and place in memory are right.
+    pub fn new(record: &QueueRecord, memory: &Memory) -> Result<Self, QueueError> {
+        let refused = || QueueError::Registers {
+            size: record.size,
+            descriptors: record.descriptors,
+            avail: record.avail,
+            used: record.used,
+        };
+        let state = QueueState {
+            max_size: record.max_size,
+            next_avail: record.next_avail,
+            next_used: record.next_used,
+            event_idx_enabled: record.event_idx,
+            size: record.size,
+            ready: record.ready,
+            desc_table: record.descriptors,
+            avail_ring: record.avail,
+            used_ring: record.used,
+        };
+        let queue = Queue::try_from(state).map_err(|_| refused())?;
+        if !queue.is_valid(memory) {
+            return Err(refused());
+        }
+        Ok(Self { queue })
+    }
+
+    /// Wraps a queue made by a test.
+    #[cfg(test)]
+    #[must_use]
+    pub fn from_queue(queue: Queue) -> Self {
+        Self { queue }
+    }
+
+    /// Takes the next available chain.
+    ///
+    /// # Errors
+    /// [`QueueError::Ring`]: the device needs a reset.
+    pub fn pop<'m>(&mut self, memory: &'m Memory) -> Result<Option<Chain<'m>>, QueueError> {
+        Ok(self.queue.iter(memory).map_err(QueueError::Ring)?.next())
+    }
+
+    /// Puts the chain that was taken last back.
+    pub fn undo_pop(&mut self) {
+        self.queue.go_to_previous_position();
+    }
+
+    /// Tells whether a chain waits.
+    ///
+    /// # Errors
+    /// [`QueueError::Ring`]: the device needs a reset.
+    pub fn has_chain(&self, memory: &Memory) -> Result<bool, QueueError> {
+        let index = self
+            .queue
+            .avail_idx(memory, std::sync::atomic::Ordering::Acquire)
+            .map_err(QueueError::Ring)?;
+        Ok(index.0 != self.queue.next_avail())
+    }
+
+    /// Returns a chain to the driver, with `length` bytes written to it.
+    ///
+    /// # Errors
+    /// [`QueueError::Ring`]: the device needs a reset.
+    pub fn push_used(&mut self, memory: &Memory, head: u16, length: u32) -> Result<(), QueueError> {
+        self.queue
+            .add_used(memory, head, length)
+            .map_err(QueueError::Ring)
+    }
+
+    /// Asks the driver not to notify. A hint.
+    ///
+    /// # Errors
+    /// [`QueueError::Ring`]: the device needs a reset.
+    pub fn disable_notification(&mut self, memory: &Memory) -> Result<(), QueueError> {
+        self.queue
+            .disable_notification(memory)
+            .map_err(QueueError::Ring)
+    }
+
+    /// Asks the driver to notify again. True: chains came meanwhile, look once more.
+    ///
+    /// # Errors
+    /// [`QueueError::Ring`]: the device needs a reset.
+    pub fn enable_notification(&mut self, memory: &Memory) -> Result<bool, QueueError> {
+        self.queue
+            .enable_notification(memory)
+            .map_err(QueueError::Ring)
+    }
+
+    /// Tells whether the driver wants an interrupt for what was added since the last call.
+    ///
+    /// # Errors
+    /// [`QueueError::Ring`]: the device needs a reset.
+    pub fn needs_interrupt(&mut self, memory: &Memory) -> Result<bool, QueueError> {
+        self.queue
+            .needs_notification(memory)
+            .map_err(QueueError::Ring)
+    }
+
+    /// Returns the number of entries.
+    #[must_use]
+    pub fn size(&self) -> u16 {
+        self.queue.size()
+    }
+
+    /// Returns what a snapshot keeps of the queue.
+    #[must_use]
+    pub fn record(&self) -> QueueRecord {
+        let state = self.queue.state();
+        QueueRecord {
+            max_size: state.max_size,
+            size: state.size,
+            ready: state.ready,
+            descriptors: state.desc_table,
+            avail: state.avail_ring,
+            used: state.used_ring,
+            next_avail: state.next_avail,
+            next_used: state.next_used,
+            event_idx: state.event_idx_enabled,
+        }
+    }
+}
