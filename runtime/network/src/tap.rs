@@ -1,0 +1,53 @@
+//! Opens a tap device. The one place with `unsafe` in this crate: no crate that
+//! we use wraps `TUNSETIFF` safely.
+
+use std::{
+    fs::{File, OpenOptions},
+    io,
+    os::fd::{AsRawFd, OwnedFd},
+    os::unix::fs::OpenOptionsExt,
+};
+
+/// Makes a tap named `name` in the calling thread's network namespace and opens
+/// it for whole Ethernet frames with a virtio-net header (`IFF_TAP | IFF_NO_PI |
+/// IFF_VNET_HDR`, linux/Documentation/networking/tuntap.rst), not blocking. It
+/// lives as long as the file is open.
+///
+/// # Errors
+/// When /dev/net/tun is missing or refuses.
+pub fn open(name: &str) -> io::Result<OwnedFd> {
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .custom_flags(nix::libc::O_CLOEXEC | nix::libc::O_NONBLOCK)
+        .open("/dev/net/tun")?;
+    set_interface(&file, name)?;
+    Ok(file.into())
+}
+
+#[expect(unsafe_code, reason = "the TUNSETIFF ioctl")]
+fn set_interface(file: &File, name: &str) -> io::Result<()> {
+    nix::ioctl_write_ptr_bad!(
+        tunsetiff,
+        nix::request_code_write!(b'T', 202, size_of::<nix::libc::c_int>()),
+        nix::libc::ifreq
+    );
+
+    if name.is_empty() || name.len() >= nix::libc::IFNAMSIZ {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "interface name too long",
+        ));
+    }
+    // SAFETY: ifreq is plain old data, for which all zeroes is a valid value.
+    let mut request: nix::libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
+        *to = from.cast_signed();
+    }
+    let flags = nix::libc::IFF_TAP | nix::libc::IFF_NO_PI | nix::libc::IFF_VNET_HDR;
+    request.ifr_ifru.ifru_flags = flags as nix::libc::c_short;
+    // SAFETY: TUNSETIFF reads and writes one ifreq, which `request` is, and it
+    // outlives the call; the descriptor is open for as long as `file` is borrowed.
+    unsafe { tunsetiff(file.as_raw_fd(), &raw const request) }?;
+    Ok(())
+}
