@@ -1,0 +1,59 @@
+//! What the pods of this node need to know about the node.
+
+use std::{path::PathBuf, time::Duration};
+
+/// Paths, sizes and times.
+#[derive(Debug, Clone)]
+pub struct PodsConfig {
+    /// Persistent directory: `hull.redb`, `pods/<id>/scratch.img`, the scratch template.
+    pub root: PathBuf,
+    /// Volatile directory: `pods/<id>/` with sockets, the exit report and the VMM's own log.
+    pub state: PathBuf,
+    /// The `hull-vmm` program.
+    pub vmm: PathBuf,
+    /// The guest's kernel, an uncompressed ELF.
+    pub kernel: PathBuf,
+    /// The guest's root with the agent, an EROFS image.
+    pub guest_root: PathBuf,
+    /// Memory of a VM whose pod names no limit, and the least of any VM, in MiB.
+    pub memory_mib: u64,
+    /// Memory that the guest itself needs on top of a pod's limit when the pod names no
+    /// overhead, in MiB.
+    pub guest_overhead_mib: u64,
+    /// vCPUs of a VM whose pod names no quota; at least 1.
+    pub vcpus: u8,
+    /// Size of a pod's scratch disk and so the quota of its writable layers, in bytes.
+    pub scratch_bytes: u64,
+    /// How long a guest may take from the start of its VM to an agent that answers.
+    pub boot_timeout: Duration,
+    /// How long the agent may take to answer a call.
+    pub agent_timeout: Duration,
+    /// Writes the guest's serial console to `console.log` in the pod's run directory.
+    pub serial_console: bool,
+}
+
+impl PodsConfig {
+    /// Defaults for everything but the three directories.
+    #[must_use]
+    pub fn new(
+        root: impl Into<PathBuf>,
+        state: impl Into<PathBuf>,
+        assets: impl Into<PathBuf>,
+    ) -> Self {
+        let assets = assets.into();
+        Self {
+            root: root.into(),
+            state: state.into(),
+            vmm: assets.join("hull-vmm"),
+            kernel: assets.join("vmlinux"),
+            guest_root: assets.join("root.erofs"),
+            memory_mib: 256,
+            guest_overhead_mib: 64,
+            vcpus: 1,
+            scratch_bytes: 10 << 30,
+            boot_timeout: Duration::from_secs(60),
+            agent_timeout: Duration::from_secs(60),
+            serial_console: false,
+        }
+    }
+}

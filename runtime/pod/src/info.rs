@@ -1,0 +1,178 @@
+//! What callers are told.
+
+use std::{net::IpAddr, path::PathBuf, sync::Arc};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    id::{ContainerId, PodId},
+    spec::{ContainerSpec, SandboxSpec},
+};
+
+/// Whether a sandbox can run containers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SandboxState {
+    /// Its VM runs and its agent answers.
+    Ready,
+    /// It was stopped, or its VM is gone.
+    NotReady,
+}
+
+/// A sandbox.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SandboxInfo {
+    /// Its id.
+    pub id: PodId,
+    /// What was asked for.
+    pub spec: Arc<SandboxSpec>,
+    /// Its state.
+    pub state: SandboxState,
+    /// Why it is not ready, for a person; empty when it is, or was stopped on request.
+    pub message: String,
+    /// When it was created, Unix time in nanoseconds.
+    pub created_at_ns: i64,
+    /// Addresses, the primary one first; empty once the network is torn down.
+    pub ips: Vec<IpAddr>,
+    /// The VM; none once it is gone.
+    pub vm: Option<VmInfo>,
+    /// What the agent told about the guest.
+    pub guest: Option<GuestInfo>,
+    /// How long the parts of its start took; none after a restart of the daemon.
+    pub boot: Option<BootTimes>,
+}
+
+/// The VM of a sandbox.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VmInfo {
+    /// Process id of its VMM on the host.
+    pub pid: u32,
+    /// Virtual CPUs.
+    pub vcpus: u8,
+    /// Memory in MiB.
+    pub memory_mib: u64,
+    /// The network namespace that its tap is in.
+    pub netns: PathBuf,
+}
+
+/// What the agent told about the guest; from a hostile source, for display only.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GuestInfo {
+    /// `uname -r`.
+    pub kernel_release: String,
+    /// The agent's version.
+    pub agent_version: String,
+    /// From the kernel's start to the agent's, in nanoseconds.
+    pub kernel_ns: u64,
+    /// From the kernel's start to the agent's socket, in nanoseconds.
+    pub ready_ns: u64,
+}
+
+/// Durations of the parts of a sandbox's start, in microseconds. Parts overlap.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct BootTimes {
+    /// Network namespace, CNI and tap.
+    pub network_us: u64,
+    /// Scratch disk.
+    pub scratch_us: u64,
+    /// Start of the VMM process to its answer to `Hello`.
+    pub spawn_us: u64,
+    /// `Configure` and `Start` of the VM.
+    pub vm_us: u64,
+    /// From the VM's start to the agent's answer to `Hello`.
+    pub agent_us: u64,
+    /// Scratch mount and `Configure` of the guest.
+    pub configure_us: u64,
+    /// The whole.
+    pub total_us: u64,
+}
+
+/// What a container is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ContainerState {
+    /// It was never started.
+    Created,
+    /// Its process runs.
+    Running,
+    /// Its process ended, or could not be started.
+    Exited,
+    /// It can't be told.
+    Unknown,
+}
+
+/// A container.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ContainerInfo {
+    /// Its id.
+    pub id: ContainerId,
+    /// Its sandbox.
+    pub pod: PodId,
+    /// What was asked for.
+    pub spec: Arc<ContainerSpec>,
+    /// Id of the image.
+    pub image_id: String,
+    /// The image by digest when it has one, else its id.
+    pub image_ref: String,
+    /// Its state.
+    pub state: ContainerState,
+    /// Unix time in nanoseconds.
+    pub created_at_ns: i64,
+    /// Unix time in nanoseconds; 0: not started.
+    pub started_at_ns: i64,
+    /// Unix time in nanoseconds; 0: not finished.
+    pub finished_at_ns: i64,
+    /// Exit code of the process, or 128 + signal.
+    pub exit_code: i32,
+    /// `Completed`, `Error`, `OOMKilled`, `StartError`, `Unknown`; empty while it has not exited.
+    pub reason: String,
+    /// Details for a person.
+    pub message: String,
+    /// Whole path of the log file; empty: none.
+    pub log_path: PathBuf,
+    /// The signal that asks it to end, `SIGTERM`.
+    pub stop_signal: String,
+    /// Who its first process runs as; none before it was created.
+    pub user: Option<ContainerUser>,
+}
+
+/// Who a process runs as.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ContainerUser {
+    /// User id.
+    pub uid: u32,
+    /// Primary group.
+    pub gid: u32,
+    /// All groups.
+    pub groups: Vec<u32>,
+}
+
+/// The end of a command run in a container.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ExecOutput {
+    /// What it wrote, up to 16 MiB.
+    pub stdout: Vec<u8>,
+    /// What it wrote to its error output, up to 16 MiB.
+    pub stderr: Vec<u8>,
+    /// Exit code, or 128 + signal.
+    pub exit_code: i32,
+}
+
+/// News of a pod, in order for each pod.
+#[derive(Debug, Clone, PartialEq)]
+pub enum PodEvent {
+    /// A sandbox is ready.
+    SandboxCreated(PodId),
+    /// A sandbox is no longer ready.
+    SandboxStopped(PodId),
+    /// A sandbox is gone.
+    SandboxRemoved(PodId),
+    /// A container was created.
+    ContainerCreated(PodId, ContainerId),
+    /// A container's process runs.
+    ContainerStarted(PodId, ContainerId),
+    /// A container's process ended.
+    ContainerStopped(PodId, ContainerId),
+    /// A container is gone.
+    ContainerRemoved(PodId, ContainerId),
+}

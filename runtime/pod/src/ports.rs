@@ -1,0 +1,108 @@
+//! What pods need from the rest of the node: networks and images.
+
+use std::fmt::Debug;
+
+use futures::future::{BoxFuture, FutureExt};
+use hull_image::{DiskExtent, Image, ImageId, ImageStore, StoreError};
+use hull_network::{Network, NetworkError, NetworkRecord, PodNetwork, PodNetworkRequest};
+
+/// Networks of pods.
+pub trait PodNetworking: Debug + Send + Sync + 'static {
+    /// Chooses the network; makes nothing.
+    ///
+    /// # Errors
+    /// When there is none to choose.
+    fn plan(&self, request: &PodNetworkRequest) -> Result<NetworkRecord, NetworkError>;
+
+    /// Makes what was planned, or nothing.
+    fn setup(&self, record: NetworkRecord) -> BoxFuture<'_, Result<PodNetwork, NetworkError>>;
+
+    /// Removes it; may be repeated.
+    fn teardown<'a>(&'a self, record: &'a NetworkRecord)
+    -> BoxFuture<'a, Result<(), NetworkError>>;
+
+    /// Ids of the pods that have a network namespace.
+    ///
+    /// # Errors
+    /// When they can't be listed.
+    fn pods(&self) -> Result<Vec<String>, NetworkError>;
+
+    /// Removes the namespace of a pod without a record.
+    ///
+    /// # Errors
+    /// When it can't be removed.
+    fn remove_orphan(&self, pod_id: &str) -> Result<(), NetworkError>;
+}
+
+impl PodNetworking for Network {
+    fn plan(&self, request: &PodNetworkRequest) -> Result<NetworkRecord, NetworkError> {
+        self.plan(request)
+    }
+
+    fn setup(&self, record: NetworkRecord) -> BoxFuture<'_, Result<PodNetwork, NetworkError>> {
+        self.setup(record).boxed()
+    }
+
+    fn teardown<'a>(
+        &'a self,
+        record: &'a NetworkRecord,
+    ) -> BoxFuture<'a, Result<(), NetworkError>> {
+        self.teardown(record).boxed()
+    }
+
+    fn pods(&self) -> Result<Vec<String>, NetworkError> {
+        self.pods()
+    }
+
+    fn remove_orphan(&self, pod_id: &str) -> Result<(), NetworkError> {
+        self.remove_orphan(pod_id)
+    }
+}
+
+/// Images of containers.
+pub trait PodImages: Debug + Send + Sync + 'static {
+    /// Finds an image by name or id.
+    fn get<'a>(&'a self, name_or_id: &'a str) -> BoxFuture<'a, Result<Option<Image>, StoreError>>;
+
+    /// The pieces of its disk.
+    fn disk<'a>(&'a self, id: &'a ImageId) -> BoxFuture<'a, Result<Vec<DiskExtent>, StoreError>>;
+
+    /// Keeps its disk until `owner` releases it.
+    fn lease<'a>(
+        &'a self,
+        id: &'a ImageId,
+        owner: &'a str,
+    ) -> BoxFuture<'a, Result<(), StoreError>>;
+
+    /// Gives up all leases of `owner`.
+    fn release<'a>(&'a self, owner: &'a str) -> BoxFuture<'a, Result<(), StoreError>>;
+
+    /// All who hold leases.
+    fn lease_owners(&self) -> BoxFuture<'_, Result<Vec<String>, StoreError>>;
+}
+
+impl PodImages for ImageStore {
+    fn get<'a>(&'a self, name_or_id: &'a str) -> BoxFuture<'a, Result<Option<Image>, StoreError>> {
+        self.get(name_or_id).boxed()
+    }
+
+    fn disk<'a>(&'a self, id: &'a ImageId) -> BoxFuture<'a, Result<Vec<DiskExtent>, StoreError>> {
+        self.disk(id).boxed()
+    }
+
+    fn lease<'a>(
+        &'a self,
+        id: &'a ImageId,
+        owner: &'a str,
+    ) -> BoxFuture<'a, Result<(), StoreError>> {
+        self.lease(id, owner).boxed()
+    }
+
+    fn release<'a>(&'a self, owner: &'a str) -> BoxFuture<'a, Result<(), StoreError>> {
+        self.release(owner).boxed()
+    }
+
+    fn lease_owners(&self) -> BoxFuture<'_, Result<Vec<String>, StoreError>> {
+        self.lease_owners().boxed()
+    }
+}
