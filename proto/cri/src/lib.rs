@@ -2,7 +2,8 @@
 //!
 //! `proto/api.proto` is the listing, generated into [`v1`]; there is no logic
 //! here but a `Debug` that hides registry passwords. Enum fields arrive as `i32`:
-//! whoever reads one decides what an unknown value means.
+//! whoever reads one decides what an unknown value means. With the feature
+//! `serde`, messages can be read from and written to JSON as crictl has it.
 
 #![forbid(unsafe_code)]
 
@@ -24,6 +25,20 @@ impl fmt::Debug for v1::AuthConfig {
             .field("username", &self.username)
             .field("server_address", &self.server_address)
             .finish_non_exhaustive()
+    }
+}
+
+/// Bytes that are text in JSON: values of environment variables.
+#[cfg(feature = "serde")]
+mod text {
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub(crate) fn serialize<S: Serializer>(bytes: &[u8], out: S) -> Result<S::Ok, S::Error> {
+        out.serialize_str(&String::from_utf8_lossy(bytes))
+    }
+
+    pub(crate) fn deserialize<'a, D: Deserializer<'a>>(input: D) -> Result<Vec<u8>, D::Error> {
+        String::deserialize(input).map(String::into_bytes)
     }
 }
 
@@ -190,5 +205,20 @@ mod tests {
         let text = format!("{request:?}");
         assert!(text.contains("me"));
         assert!(!text.contains("secret"));
+    }
+
+    #[cfg(feature = "serde")]
+    #[test]
+    fn json_is_read_in_crictl_names() {
+        let text = r#"{"metadata":{"name":"c"},"image":{"image":"busybox"},
+            "envs":[{"key":"A","value":"b"}],"CDI_devices":[{"name":"x"}],
+            "mounts":[{"container_path":"/m","uidMappings":[{"length":1}]}],
+            "linux":{"security_context":{"run_as_user":{"value":7},
+            "namespace_options":{"pid":1}}}}"#;
+        let config: v1::ContainerConfig = serde_json::from_str(text).expect("parse");
+        assert_eq!(config.envs[0].value, b"b");
+        let security = config.linux.and_then(|l| l.security_context).expect("set");
+        assert_eq!(security.run_as_user.map(|v| v.value), Some(7));
+        assert!(serde_json::from_str::<v1::ContainerConfig>(r#"{"imag":{}}"#).is_err());
     }
 }
