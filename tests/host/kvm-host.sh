@@ -67,7 +67,7 @@ build() {
 # --- processes -------------------------------------------------------------------------------
 
 # ours PID: is it still the process that we started? Its command line names the run directory.
-ours() { tr '\0' ' ' <"/proc/$1/cmdline" 2>/dev/null | grep -qF "$RUN/"; }
+ours() { { tr '\0' ' ' <"/proc/$1/cmdline" | grep -qF "$RUN/"; } 2>/dev/null; }
 
 # Prints the recorded processes that still exist.
 live_pids() {
@@ -76,7 +76,11 @@ live_pids() {
     while read -r pid; do if ours "$pid"; then echo "$pid"; fi; done <"$RUN/pids"
 }
 
-alive() { [ -f "$RUN/up" ] && ours "$(cat "$RUN/qemu.pid")" && ssh_ true </dev/null; }
+# Up, all its processes there, and it answers. (A minute: the machine may be very busy.)
+alive() {
+    [ -f "$RUN/up" ] && [ "$(live_pids)" = "$(cat "$RUN/pids")" ] \
+        && timeout 60 "${SSH[@]}" -p "$(cat "$RUN/port")" root@127.0.0.1 true </dev/null
+}
 ssh_() { "${SSH[@]}" -p "$(cat "$RUN/port")" root@127.0.0.1 "$@"; }
 
 # spawn LOG CMD...: starts CMD in a session of its own, without our locks, and records its pid.
@@ -99,7 +103,7 @@ virtiofsd() {
 serve() {
     local tag=$1 dir=$2 cache=$3 options=${4:-}
     spawn "$RUN/$tag.log" "$VIRTIOFSD" --socket-path="$RUN/$tag.sock" --shared-dir="$dir" \
-        --cache="$cache" --xattr --sandbox=chroot --announce-submounts
+        --cache="$cache" --xattr --sandbox=chroot --announce-submounts --inode-file-handles=prefer
     DEVICES+=(-chardev "socket,id=$tag,path=$RUN/$tag.sock" -device "vhost-user-fs-pci,chardev=$tag,tag=$tag")
     if [ "$tag" != root ]; then
         echo "$tag ${dir// /\\040} virtiofs defaults,X-mount.mkdir${options:+,$options}" >>"$RUN/fstab"
