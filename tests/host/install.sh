@@ -26,7 +26,7 @@ registry() {
     local tmp; tmp=$(mktemp -d)
     say "unpacking docker-registry into $TOOLS"
     apt_update_once
-    (cd "$tmp" && apt download docker-registry && dpkg-deb -x docker-registry_*.deb tree)
+    (cd "$tmp" && apt -o APT::Sandbox::User=root download docker-registry && dpkg-deb -x docker-registry_*.deb tree)
     mkdir -p "$TOOLS"
     mv "$tmp/tree/usr/bin/docker-registry" "$TOOLS/docker-registry"
     rm -rf "$tmp"

@@ -1,0 +1,54 @@
+#!/bin/bash
+# build.sh: makes the test images (images.py) from Debian packages, once, and prints the directory
+# that holds them: a docker-registry storage, to be served with registry.sh. In it is also a file
+# `images` that lists names and digests.
+set -euo pipefail
+HERE=$(dirname "$(realpath "$0")")
+. "$HERE/../host/lib.sh"
+
+main() {
+    local out
+    out=$HULL_CACHE/images/$(cat "$HERE/build.sh" "$HERE/images.py" - <<<"$(debian_suite)" | sha256sum | cut -c 1-16)
+    # In the emulated KVM host the cache is read-only, and this has run outside before.
+    if [ ! -f "$out/images" ]; then
+        mkdir -p "${out%/*}"
+        exec 7>"$out.lock"
+        flock 7
+        [ -f "$out/images" ] || build "$out" 7>&-
+    fi
+    echo "$out"
+}
+
+build() {
+    local new=$1.new work
+    "$HERE/../host/install.sh" build registry
+    say "making the test images"
+    work=$(mktemp -d)
+    # Expanded now: `work` is local.
+    # shellcheck disable=SC2064
+    trap "'$HERE/registry.sh' stop '$work/state' 2>/dev/null || true; rm -rf '$work'" EXIT
+    rm -rf "$new"; mkdir -p "$new" "$work/debs" "$work/tree"
+    apt_update_once
+    # Unpacked, not installed: busybox and busybox-static exclude each other.
+    (cd "$work/debs" && apt -o APT::Sandbox::User=root download busybox busybox-static libc6)
+    local deb
+    for deb in "$work"/debs/*.deb; do
+        dpkg-deb -x "$deb" "$work/tree/$(dpkg-deb -f "$deb" Package)"
+        echo "$(dpkg-deb -f "$deb" Package) $(dpkg-deb -f "$deb" Version)"
+    done >"$work/versions"
+    REGISTRY_WRITE=1 "$HERE/registry.sh" start "$new" 0 "$work/state"
+    python3 -B "$HERE/images.py" "http://127.0.0.1:$(cat "$work/state/port")" "$work/tree" "$work/versions" >"$work/pushed"
+    "$HERE/registry.sh" stop "$work/state"
+    flip_bit "$new" "$(awk '$1 == "flip" {print $2}' "$work/pushed")"
+    grep -v '^flip ' "$work/pushed" >"$new/images"
+    rm -rf "$1"; mv "$new" "$1"
+}
+
+# A registry whose disk went bad: the size stays, the content does not.
+flip_bit() {
+    local hex=${2#sha256:} file
+    file=$1/docker/registry/v2/blobs/sha256/${hex:0:2}/$hex/data
+    printf '\377' | dd of="$file" bs=1 seek=1000 conv=notrunc status=none
+}
+
+main
