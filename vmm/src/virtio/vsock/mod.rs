@@ -1,7 +1,24 @@
-//! virtio-vsock with a Unix socket as its host side.
+//! virtio-vsock: streams between Unix socket clients on the host and ports of the guest.
+//!
+//! A client connects to the device's listening socket, writes `CONNECT <port>\n`
+//! and reads `OK <port>\n`; bytes follow in both directions, each of which can be
+//! shut down alone. Until the guest's driver is there, clients wait in the
+//! listener's backlog; when nobody listens in the guest they are hung up.
+//! Connections that the guest asks for are refused: nobody listens on the host.
+//!
+//! Read in this order: [`packet`], [`connection`] (one stream, its states and
+//! its credit), [`muxer`] (all of them in turn), [`device`].
+//!
+//! Not here: SEQPACKET, connections to other guests, a driver that shares memory
+//! with another process.
 
-use serde::{Deserialize, Serialize};
+pub mod connection;
+pub mod device;
+pub mod muxer;
+pub mod packet;
+pub mod state;
+#[cfg(test)]
+mod tests;
 
-/// What a snapshot keeps.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct State {}
+pub use device::{Vsock, VsockError};
+pub use state::State;
