@@ -14,6 +14,8 @@ pub mod interrupt;
 pub mod net;
 pub mod queue;
 pub mod rng;
+#[cfg(test)]
+pub(crate) mod test_driver;
 pub mod vsock;
 pub mod watch;
 

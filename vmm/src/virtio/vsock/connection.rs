@@ -231,11 +231,7 @@ impl Connection {
 
     /// Makes the next packet for the guest, with data in `body`. None: there is
     /// nothing to say after all.
-    pub fn next_packet(
-        &mut self,
-        body: &mut Fragments<'_>,
-        now: Instant,
-    ) -> Option<Header> {
+    pub fn next_packet(&mut self, body: &mut Fragments<'_>, now: Instant) -> Option<Header> {
         match self.phase {
             Phase::Dialing => {
                 self.phase = Phase::Requested;
@@ -464,7 +460,14 @@ impl Connection {
 
     fn shutdown_owed(&self) -> u32 {
         let send = if self.ended { SHUTDOWN_SEND } else { 0 };
-        let receive = if self.gone { SHUTDOWN_RECEIVE } else { 0 };
+        // A guest that ended its direction needs no word that nobody receives,
+        // but the flags of both directions are what ends the connection.
+        let matters = self.ended || self.guest_done & SHUTDOWN_SEND == 0;
+        let receive = if self.gone && matters {
+            SHUTDOWN_RECEIVE
+        } else {
+            0
+        };
         (send | receive) & !self.told
     }
 
@@ -494,5 +497,7 @@ impl Connection {
 
 fn parse_connect(line: &[u8]) -> Option<u32> {
     let port = std::str::from_utf8(line).ok()?.strip_prefix("CONNECT ")?;
-    port.bytes().all(|byte| byte.is_ascii_digit()).then(|| port.parse().ok())?
+    port.bytes()
+        .all(|byte| byte.is_ascii_digit())
+        .then(|| port.parse().ok())?
 }

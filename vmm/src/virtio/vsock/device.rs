@@ -12,9 +12,7 @@ use super::muxer::Muxer;
 use super::packet::{RxBuffer, TxPacket};
 use super::state::State;
 use crate::virtio::buffers::Buffers;
-use crate::virtio::{
-    Activation, Counters, DeviceError, DeviceState, Kind, Progress, VirtioDevice,
-};
+use crate::virtio::{Activation, Counters, DeviceError, DeviceState, Kind, Progress, VirtioDevice};
 
 /// The receive queue: packets for the guest.
 pub(super) const RX: usize = 0;
@@ -327,12 +325,10 @@ impl VirtioDevice for Vsock {
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
         let config = u64::from(self.cid).to_le_bytes();
-        for (at, byte) in (offset..).zip(data) {
-            let index = usize::try_from(at).ok();
-            *byte = index
-                .and_then(|at| config.get(at))
-                .copied()
-                .unwrap_or_default();
+        let start = usize::try_from(offset).unwrap_or(usize::MAX);
+        let rest = config.get(start..).unwrap_or_default();
+        for (at, byte) in data.iter_mut().enumerate() {
+            *byte = rest.get(at).copied().unwrap_or_default();
         }
     }
 

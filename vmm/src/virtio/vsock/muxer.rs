@@ -245,9 +245,5 @@ impl Muxer {
 /// Edge-triggered, so that a client that can't be served now wakes nobody.
 fn events(room: bool) -> EventSet {
     let always = EventSet::IN | EventSet::READ_HANG_UP | EventSet::EDGE_TRIGGERED;
-    if room {
-        always | EventSet::OUT
-    } else {
-        always
-    }
+    if room { always | EventSet::OUT } else { always }
 }

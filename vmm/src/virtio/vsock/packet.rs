@@ -145,7 +145,9 @@ impl Header {
 }
 
 fn take<const N: usize>(bytes: &mut &[u8]) -> [u8; N] {
-    let (head, tail) = bytes.split_first_chunk().expect("the header has the sizes of its fields");
+    let (head, tail) = bytes
+        .split_first_chunk()
+        .expect("the header has the sizes of its fields");
     *bytes = tail;
     *head
 }
