@@ -1,0 +1,39 @@
+# The index of what a person does here; the logic is in the scripts.
+# KVM host: this machine, or an emulated one where /dev/kvm cannot run our guest (tests/host).
+# make turns every failure into exit code 2; tests/host/run.sh CMD passes the code on as it is.
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check host shell host-stop image build clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s  %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@echo; echo 'Cache (guest kernels, KVM hosts, images): $${HULL_CACHE:-~/.cache/hull}'
+
+demo: build ## a real image from a real registry as a container in a microVM, step by step
+	@tests/demo.sh
+
+test: ## all checks and tests; TESTS=WORD: only the integration tests of that name
+	@tests/run-all.sh
+
+check: ## format, lints, licences of dependencies, layering
+	@tests/checks/run.sh
+
+host: ## CMD="…" as root in the KVM host, built binaries in PATH; SHARE=dir is visible there too
+	@tests/host/run.sh $(if $(value CMD),'$(subst ','\'',$(value CMD))')
+
+shell: ## a prompt in the KVM host
+	@tests/host/run.sh
+
+host-stop: ## stop the emulated KVM host
+	@tests/host/kvm-host.sh stop
+
+image: ## guest kernel and root
+	@tests/host/assets.sh image
+
+build: ## everything into target/hull; PROFILE=dev: quicker to build
+	@tests/host/assets.sh
+
+clean: host-stop ## remove target/ and stop the emulated KVM host; the cache stays
+	cargo clean
+
+export SHARE TESTS PROFILE

@@ -1,0 +1,18 @@
+#!/bin/bash
+# run.sh: the checks that need no test: format, lints, licences, layering. All of them run; the exit
+# code is the number of those that failed.
+set -euo pipefail
+. "$(dirname "$0")/../host/lib.sh"
+cd "$REPO"
+"$REPO/tests/host/install.sh" build
+
+failed=0
+check() {
+    local name=$1; shift
+    if "$@"; then echo "check $name: ok"; else echo "check $name: FAILED"; failed=$((failed + 1)); fi
+}
+check format cargo fmt --all --check
+check lints cargo clippy --locked --quiet --workspace --all-targets -- -D warnings
+check licences tests/checks/licences
+check layering tests/checks/layering
+exit $failed
