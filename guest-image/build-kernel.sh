@@ -5,13 +5,14 @@
 #
 # The result is kept in ${HULL_CACHE:-${XDG_CACHE_HOME:-~/.cache}/hull}/kernel/<hash of the inputs>.
 # While the inputs stay the same, that result is used and the network is not; --update looks
-# whether Debian has a newer package. HULL_DEBIAN_MIRROR is used in place of deb.debian.org.
+# whether Debian has a newer package. HULL_DEBIAN_MIRROR (and the same with -security) is used
+# in place of http://deb.debian.org/debian.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 . "$here/common.sh"
 
-cache=${HULL_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/hull}/kernel
-mirror=${HULL_DEBIAN_MIRROR:-http://deb.debian.org}
+cache=$(realpath -m "${HULL_CACHE:-${XDG_CACHE_HOME:-${HOME:-/root}/.cache}/hull}/kernel")
+mirror=${HULL_DEBIAN_MIRROR:-http://deb.debian.org/debian}
 tools=(bc binutils bison flex gcc libc6-dev libelf-dev make xz-utils)
 
 # The options of all fragments, without the comments.
@@ -46,12 +47,12 @@ resolve() {
     suite=$(. /etc/os-release && echo "$VERSION_CODENAME")
     mkdir -p "$work/lists/partial"
     cat >"$work/sources.list" <<SOURCES
-deb $signed $mirror/debian $suite main
-deb $signed $mirror/debian $suite-backports main
-deb $signed $mirror/debian-security $suite-security main
+deb $signed $mirror $suite main
+deb $signed $mirror $suite-backports main
+deb $signed $mirror-security $suite-security main
 SOURCES
     apt apt-get update >&2 || die "cannot get signed package lists from $mirror"
-    package=$(apt apt-cache pkgnames linux-source-6. | grep -E '^linux-source-6\.[0-9]+$' | sort -V | tail -n 1)
+    package=$(apt apt-cache pkgnames linux-source-6. | grep -E '^linux-source-6\.[0-9]+$' | sort -V | tail -n 1) || true
     [ -n "$package" ] || die "no linux-source-6.* in Debian $suite"
     version=$(apt apt-cache madison "$package" | awk '{ print $3 }' | sort -V | tail -n 1)
 }

@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Shared by the scripts of this directory; sourced, not run.
 
 log() { echo "${0##*/}: $*" >&2; }
