@@ -1,0 +1,164 @@
+#!/bin/bash
+# demo.sh: one real pod, step by step: an image made of Debian packages in a real registry, pulled
+# and run by `hull serve` through its CRI socket, in a microVM; and nothing is left of it at the end.
+set -euo pipefail
+. "$(dirname "$(realpath "$0")")/host/lib.sh"
+
+IMAGE=demo.registry/demo/busybox:latest
+BEGIN=${EPOCHREALTIME/./}
+
+# Bash has no fractions: tenths of a second, printed with an exponent.
+step() { printf '\n\033[1m%6.1f s  %s\033[0m\n' "$(((${EPOCHREALTIME/./} - BEGIN) / 100000))e-1" "$*"; }
+show() { printf '+ %s\n' "$*"; "$@"; }
+fail() { echo "demo: $*"; exit 1; }
+
+outside() {
+    local images
+    images=$("$REPO/tests/images/build.sh")
+    HULL_TEST_IMAGES=$images "$REPO/tests/host/run.sh" "$REPO/tests/demo.sh" inside
+}
+
+# In the KVM host, as root: hull, hull-cri and docker-registry are in PATH.
+inside() {
+    DIR=$(mktemp -d /tmp/hull-demo.XXXXXX)
+    trap clean_up EXIT
+    set_up
+    step "Host: kernel $(uname -r)"
+    show hull --config "$DIR/hull.toml" check
+
+    step "Start the runtime: one daemon, one socket"
+    hull --config "$DIR/hull.toml" serve >"$DIR/hull.log" 2>&1 &
+    DAEMON=$!
+    wait_for "hull serve" cri version
+    show cri version
+    leftovers >"$DIR/before"
+
+    step "Pull an OCI image from the registry on $REGISTRY"
+    show cri pull "$IMAGE"
+    show cri images
+
+    step "Run a pod: this boots a microVM"
+    show cri runp "$DIR/pod.json" | tee "$DIR/pod"
+    local pod container; pod=$(tail -n 1 "$DIR/pod")
+    show cri pods
+    echo "its processes on the host:"
+    show ps -o pid,rss,args -C hull-vmm
+
+    step "Run a container in it"
+    container=$(cri create "$pod" "$DIR/container.json" "$DIR/pod.json")
+    show cri start "$container"
+    show cri ps
+    sleep 1
+    step "What it printed (guest kernel, not the host's $(uname -r))"
+    show cri logs "$container"
+    [ "$(cri exec "$container" -- uname -r)" != "$(uname -r)" ] || fail "the container runs on the host's kernel"
+
+    step "Execute a command in it"
+    # shellcheck disable=SC2016 # expands in the container
+    show cri exec "$container" -- sh -c 'echo "pid $$ of $(ls -d /proc/[0-9]* | wc -l) processes, in $(pwd)"; ip -4 -o addr show eth0; cat /etc/replaced'
+    local code=0
+    show cri exec "$container" -- sh -c 'exit 42' || code=$?
+    echo "exit code $code"
+    [ "$code" = 42 ] || fail "exit code $code, not 42"
+
+    step "The log file that kubelet would read"
+    show cat "$DIR/logs/hello.log"
+
+    step "Stop and remove"
+    show cri stop --timeout 5 "$container"
+    show cri rm "$container"
+    show cri stopp "$pod"
+    show cri rmp "$pod"
+    show cri rmi "$IMAGE"
+
+    step "What is left of it on the host: processes, netns, links, mounts, cgroups, files"
+    local try
+    for try in {1..50}; do
+        leftovers >"$DIR/after"
+        if diff "$DIR/before" "$DIR/after" >"$DIR/diff"; then break; fi
+        [ "$try" -lt 50 ] || { cat "$DIR/diff"; fail "something is left"; }
+        sleep 0.1
+    done
+    echo "nothing"
+    step "Done"
+}
+
+cri() { hull-cri -r "$DIR/hull.sock" "$@"; }
+
+# wait_for WHAT CMD...: until CMD succeeds.
+wait_for() {
+    local what=$1; shift
+    for _ in {1..300}; do
+        if "$@" >/dev/null 2>&1; then return 0; fi
+        kill -0 "$DAEMON" 2>/dev/null || break
+        sleep 0.1
+    done
+    cat "$DIR/hull.log"
+    fail "$what does not answer"
+}
+
+# Registry, network and configuration of this one node.
+set_up() {
+    mkdir -p "$DIR"/{logs,net.d,certs.d/demo.registry}
+    "$REPO/tests/images/registry.sh" start "$HULL_TEST_IMAGES" 0 "$DIR/registry"
+    REGISTRY=127.0.0.1:$(cat "$DIR/registry/port")
+    cat >"$DIR/certs.d/demo.registry/hosts.toml" <<T
+[host."http://$REGISTRY"]
+  capabilities = ["pull", "resolve"]
+T
+    cat >"$DIR/net.d/10-demo.conflist" <<J
+{"cniVersion": "1.0.0", "name": "demo", "plugins": [
+  {"type": "bridge", "bridge": "hull-demo0", "isGateway": true, "ipMasq": true,
+   "ipam": {"type": "host-local", "dataDir": "$DIR/leases",
+            "ranges": [[{"subnet": "10.87.0.0/24"}]], "routes": [{"dst": "0.0.0.0/0"}]}}]}
+J
+    cat >"$DIR/hull.toml" <<T
+root = "$DIR/root"
+state = "$DIR/state"
+listen = "$DIR/hull.sock"
+assets = "$HULL_ASSETS"
+[cni]
+conf_dir = "$DIR/net.d"
+bin_dirs = ["/opt/cni/bin", "/usr/lib/cni"]
+[registries]
+config_dir = "$DIR/certs.d"
+T
+    cat >"$DIR/pod.json" <<J
+{"metadata": {"name": "demo", "uid": "demo-uid", "namespace": "default", "attempt": 0},
+ "hostname": "demo", "log_directory": "$DIR/logs",
+ "linux": {"resources": {"memory_limit_in_bytes": 134217728}}}
+J
+    cat >"$DIR/container.json" <<J
+{"metadata": {"name": "hello", "attempt": 0}, "image": {"image": "$IMAGE"}, "log_path": "hello.log",
+ "command": ["sh", "-c", "echo \"\$GREETING\"; echo kernel \$(uname -r) on \$(hostname), \$(nproc) CPU; trap 'echo bye; exit 0' TERM; while :; do sleep 0.2; done"]}
+J
+}
+
+# Everything on this machine that a pod may make.
+leftovers() {
+    pgrep -l hull-vmm || true
+    find /run/netns -mindepth 1 2>/dev/null | sort
+    # The bridge belongs to the network, not to a pod.
+    find /sys/class/net -mindepth 1 ! -name hull-demo0 | sort
+    awk '{print "mount", $2}' /proc/mounts | grep -v tracing | sort
+    find /sys/fs/cgroup -mindepth 1 -type d | sort
+    find "$DIR/state/pods" "$DIR/root/pods" "$DIR/leases" -name 'lock' -o -name 'last_reserved*' -o -print 2>/dev/null | sort
+}
+
+clean_up() {
+    local code=$?
+    if [ -n "${DAEMON:-}" ]; then
+        [ $code = 0 ] || { echo "--- the daemon's log"; tail -n 40 "$DIR/hull.log"; }
+        kill "$DAEMON" 2>/dev/null || true
+        wait "$DAEMON" 2>/dev/null || true
+    fi
+    "$REPO/tests/images/registry.sh" stop "$DIR/registry"
+    ip link del hull-demo0 2>/dev/null || true
+    rm -rf "$DIR"
+}
+
+case ${1:-} in
+    '') outside ;;
+    inside) inside ;;
+    *) die "no arguments" ;;
+esac
