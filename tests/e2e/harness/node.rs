@@ -1,0 +1,358 @@
+//! A node: daemon, registry, network and directories of one test.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
+
+use hull_proto_cri::v1::{
+    ContainerConfig, ContainerMetadata, CreateContainerRequest, ExecSyncRequest, ExecSyncResponse,
+    PodSandboxConfig, PodSandboxMetadata, RemoveContainerRequest, RemovePodSandboxRequest,
+    RunPodSandboxRequest, StartContainerRequest, StopContainerRequest, StopPodSandboxRequest,
+};
+use hull_tests::client::{Client, image};
+use tonic::Status;
+
+use super::{BUSYBOX, Leftovers, Registry, leftovers};
+
+/// How long anything may take in an emulated host.
+pub const PATIENCE: Duration = Duration::from_secs(120);
+
+/// A node with a running daemon.
+pub struct Node {
+    /// The daemon; replaced when a test kills it.
+    pub daemon: Daemon,
+    /// A client connected to it.
+    pub client: Client,
+    /// The registry behind `registry.test`.
+    pub registry: Registry,
+    /// Everything of this node.
+    pub dir: PathBuf,
+    before: Leftovers,
+    keep: tempfile::TempDir,
+}
+
+/// A `hull serve` process; killed when dropped.
+pub struct Daemon {
+    child: Child,
+    config: PathBuf,
+    socket: PathBuf,
+}
+
+impl Daemon {
+    /// Starts one with the configuration file; it writes its log beside it.
+    pub fn start(config: &Path, socket: &Path) -> Self {
+        let log = fs::File::options()
+            .create(true)
+            .append(true)
+            .open(config.with_extension("log"))
+            .unwrap();
+        let child = Command::new("hull")
+            .args(["--config", config.to_str().unwrap(), "serve"])
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().unwrap())
+            .stderr(log)
+            .spawn()
+            .expect("hull is in PATH");
+        Self {
+            child,
+            config: config.to_owned(),
+            socket: socket.to_owned(),
+        }
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Kills it (SIGKILL) and starts it again; returns a new client.
+    pub async fn kill_and_restart(&mut self) -> Client {
+        self.kill();
+        *self = Self::start(&self.config, &self.socket);
+        self.connect().await
+    }
+
+    fn kill(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
+    async fn connect(&self) -> Client {
+        match Client::connect_within(&self.socket, PATIENCE).await {
+            Ok(client) => client,
+            Err(error) => {
+                let log = fs::read_to_string(self.config.with_extension("log"));
+                panic!("{error:#}; its log: {}", log.unwrap_or_default());
+            }
+        }
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// A running sandbox.
+pub struct Pod {
+    /// Its id.
+    pub id: String,
+    /// What it was made from.
+    pub config: PodSandboxConfig,
+}
+
+impl Node {
+    /// Starts a node with the default configuration.
+    pub async fn start() -> Self {
+        Self::start_with(|text| text).await
+    }
+
+    /// Starts a node whose configuration (TOML) `change` has edited.
+    pub async fn start_with(change: impl FnOnce(String) -> String) -> Self {
+        let keep = tempfile::Builder::new()
+            .prefix("hull-e2e-")
+            .tempdir()
+            .unwrap();
+        let dir = keep.path().to_owned();
+        let images = std::env::var_os("HULL_TEST_IMAGES").expect("HULL_TEST_IMAGES is set");
+        let registry = Registry::start(Path::new(&images), &dir);
+        mirror(&dir, "registry.test", &registry.address.to_string());
+        let net = dir.join("net.d");
+        fs::create_dir(&net).unwrap();
+        let conflist = NETWORK.replace("LEASES", dir.join("leases").to_str().unwrap());
+        fs::write(net.join("10-test.conflist"), conflist).unwrap();
+        fs::create_dir(dir.join("logs")).unwrap();
+        let file = dir.join("hull.toml");
+        fs::write(&file, change(config(&dir))).unwrap();
+
+        let daemon = Daemon::start(&file, &dir.join("hull.sock"));
+        let client = daemon.connect().await;
+        let before = Leftovers::list(&[&dir.join("state/pods"), &dir.join("root/pods")]);
+        Self {
+            daemon,
+            client,
+            registry,
+            dir,
+            before,
+            keep,
+        }
+    }
+
+    /// Serves `host` from a registry at `address`.
+    pub fn mirror(&self, host: &str, address: &str) {
+        mirror(&self.dir, host, address);
+    }
+
+    /// The configuration of a sandbox.
+    pub fn sandbox(&self, name: &str) -> PodSandboxConfig {
+        PodSandboxConfig {
+            metadata: Some(PodSandboxMetadata {
+                name: name.into(),
+                uid: format!("{name}-uid"),
+                namespace: "e2e".into(),
+                attempt: 0,
+            }),
+            log_directory: self.dir.join("logs").to_string_lossy().into_owned(),
+            ..Default::default()
+        }
+    }
+
+    /// Runs a sandbox.
+    pub async fn run_sandbox(&self, config: PodSandboxConfig) -> Result<Pod, Status> {
+        let request = RunPodSandboxRequest {
+            config: Some(config.clone()),
+            runtime_handler: String::new(),
+        };
+        let answer = self.client.runtime.clone().run_pod_sandbox(request).await?;
+        Ok(Pod {
+            id: answer.into_inner().pod_sandbox_id,
+            config,
+        })
+    }
+
+    /// Pulls busybox and runs a sandbox.
+    pub async fn pod(&self, name: &str) -> Pod {
+        self.client.pull(BUSYBOX).await.unwrap();
+        self.run_sandbox(self.sandbox(name)).await.unwrap()
+    }
+
+    /// The configuration of a busybox container that runs a shell script.
+    pub fn script(&self, name: &str, script: &str) -> ContainerConfig {
+        ContainerConfig {
+            metadata: Some(ContainerMetadata {
+                name: name.into(),
+                attempt: 0,
+            }),
+            image: Some(image(BUSYBOX)),
+            command: ["/bin/sh", "-c", script].map(String::from).to_vec(),
+            log_path: format!("{name}.log"),
+            ..Default::default()
+        }
+    }
+
+    /// Creates a container.
+    pub async fn create(&self, pod: &Pod, config: ContainerConfig) -> Result<String, Status> {
+        let request = CreateContainerRequest {
+            pod_sandbox_id: pod.id.clone(),
+            config: Some(config),
+            sandbox_config: Some(pod.config.clone()),
+        };
+        let answer = self
+            .client
+            .runtime
+            .clone()
+            .create_container(request)
+            .await?;
+        Ok(answer.into_inner().container_id)
+    }
+
+    /// Starts a container.
+    pub async fn start_container(&self, id: &str) -> Result<(), Status> {
+        let request = StartContainerRequest {
+            container_id: id.into(),
+        };
+        self.client.runtime.clone().start_container(request).await?;
+        Ok(())
+    }
+
+    /// Creates and starts a container that runs a shell script.
+    pub async fn run_script(&self, pod: &Pod, name: &str, script: &str) -> String {
+        let id = self.create(pod, self.script(name, script)).await.unwrap();
+        self.start_container(&id).await.unwrap();
+        id
+    }
+
+    /// Runs a shell script in a container by ExecSync.
+    pub async fn exec(&self, id: &str, script: &str) -> ExecSyncResponse {
+        self.exec_for(id, script, 0).await.unwrap()
+    }
+
+    /// As [`Node::exec`], for at most so many seconds.
+    pub async fn exec_for(
+        &self,
+        id: &str,
+        script: &str,
+        timeout: i64,
+    ) -> Result<ExecSyncResponse, Status> {
+        let request = ExecSyncRequest {
+            container_id: id.into(),
+            cmd: ["/bin/sh", "-c", script].map(String::from).to_vec(),
+            timeout,
+        };
+        let answer = self.client.runtime.clone().exec_sync(request).await?;
+        Ok(answer.into_inner())
+    }
+
+    /// Stops a container.
+    pub async fn stop_container(&self, id: &str, grace: i64) -> Result<(), Status> {
+        let request = StopContainerRequest {
+            container_id: id.into(),
+            timeout: grace,
+        };
+        self.client.runtime.clone().stop_container(request).await?;
+        Ok(())
+    }
+
+    /// Removes a container.
+    pub async fn remove_container(&self, id: &str) -> Result<(), Status> {
+        let request = RemoveContainerRequest {
+            container_id: id.into(),
+        };
+        let answer = self.client.runtime.clone().remove_container(request).await;
+        answer.map(drop)
+    }
+
+    /// Stops a sandbox.
+    pub async fn stop_sandbox(&self, id: &str) -> Result<(), Status> {
+        let request = StopPodSandboxRequest {
+            pod_sandbox_id: id.into(),
+        };
+        let answer = self.client.runtime.clone().stop_pod_sandbox(request).await;
+        answer.map(drop)
+    }
+
+    /// Removes a sandbox.
+    pub async fn remove_sandbox(&self, id: &str) -> Result<(), Status> {
+        let request = RemovePodSandboxRequest {
+            pod_sandbox_id: id.into(),
+        };
+        let answer = self
+            .client
+            .runtime
+            .clone()
+            .remove_pod_sandbox(request)
+            .await;
+        answer.map(drop)
+    }
+
+    /// The text of a container's log file, without times and tags.
+    pub fn log(&self, name: &str) -> String {
+        let file = self.dir.join("logs").join(format!("{name}.log"));
+        let text = fs::read_to_string(file).unwrap();
+        let lines = text.lines().map(|l| l.splitn(4, ' ').nth(3).unwrap());
+        lines.map(|l| format!("{l}\n")).collect()
+    }
+
+    /// The process ids of the VMMs that run now.
+    pub fn vmms(&self) -> Vec<u32> {
+        let processes = fs::read_dir("/proc").unwrap().flatten();
+        processes
+            .filter_map(|p| p.file_name().to_str()?.parse().ok())
+            .filter(|pid: &u32| {
+                fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|c| c == "hull-vmm\n")
+            })
+            .collect()
+    }
+
+    /// Ends the test: nothing of any pod may be left while the daemon still runs, and
+    /// nothing of the daemon after it.
+    pub async fn finish(mut self) {
+        self.assert_no_pod_left();
+        self.daemon.kill();
+        drop(self.registry);
+        self.keep.close().unwrap();
+    }
+
+    /// Fails unless the host is as it was before the first pod.
+    pub fn assert_no_pod_left(&self) {
+        let roots = [self.dir.join("state/pods"), self.dir.join("root/pods")];
+        leftovers::assert_none(&self.before, &[&roots[0], &roots[1]]);
+        let leases = fs::read_dir(self.dir.join("leases/test"));
+        let leases: Vec<_> = leases
+            .into_iter()
+            .flatten()
+            .flatten()
+            .filter(|l| l.file_name().to_string_lossy().starts_with("10."))
+            .collect();
+        assert!(leases.is_empty(), "addresses still leased: {leases:?}");
+    }
+}
+
+/// The configuration file of a node in `dir`.
+fn config(dir: &Path) -> String {
+    let assets = std::env::var("HULL_ASSETS").expect("HULL_ASSETS is set");
+    let dir = dir.display();
+    format!(
+        "root = '{dir}/root'\nstate = '{dir}/state'\nlisten = '{dir}/hull.sock'\n\
+         assets = '{assets}'\nlog_level = 'debug'\n\
+         [cni]\nconf_dir = '{dir}/net.d'\nbin_dirs = ['/usr/lib/cni']\n\
+         [registries]\nconfig_dir = '{dir}/certs.d'\n"
+    )
+}
+
+const NETWORK: &str = r#"{"cniVersion":"1.0.0","name":"test","plugins":[
+    {"type":"bridge","bridge":"hull-e2e0","isGateway":true,"ipMasq":false,
+     "ipam":{"type":"host-local","dataDir":"LEASES",
+             "ranges":[[{"subnet":"10.86.0.0/16"}]],"routes":[{"dst":"0.0.0.0/0"}]}},
+    {"type":"portmap","capabilities":{"portMappings":true}}]}"#;
+
+fn mirror(dir: &Path, host: &str, address: &str) {
+    let hosts = dir.join("certs.d").join(host);
+    fs::create_dir_all(&hosts).unwrap();
+    let text = format!("[host.\"http://{address}\"]\n  capabilities = [\"pull\", \"resolve\"]\n");
+    fs::write(hosts.join("hosts.toml"), text).unwrap();
+}

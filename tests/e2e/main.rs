@@ -1,0 +1,20 @@
+//! Whole pods in real microVMs, through the CRI socket of a real daemon.
+//!
+//! Runs inside the KVM host (`tests/host/run.sh`), as root. Every test has a
+//! daemon, a registry, a CNI network and directories of its own (see
+//! [`harness::Node`]) and ends by proving that nothing is left on the host.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a test stops at the first surprise"
+)]
+
+mod harness;
+
+mod bad_input;
+mod command_line;
+mod containers;
+mod images;
+mod pods;
+mod recovery;
