@@ -11,7 +11,7 @@ cd "$here/.."
 RUSTFLAGS='-C target-feature=+crt-static -C relocation-model=static' \
     LIBSECCOMP_LINK_TYPE=static LIBSECCOMP_LIB_PATH=/usr/lib/x86_64-linux-gnu \
     cargo build --release -p hull-agent --target $target >&2
-agent=${CARGO_TARGET_DIR:-$PWD/target}/$target/release/hull-agent
+agent=$(realpath "${CARGO_TARGET_DIR:-target}/$target/release/hull-agent")
 
 # Nothing is there to load it: no interpreter, no shared library.
 headers=$(readelf -l -d "$agent")

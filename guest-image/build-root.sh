@@ -15,7 +15,7 @@ umask 022
 stage=$(mktemp -d) && chmod 755 "$stage"
 trap 'rm -rf "$stage" "$out.new"' EXIT
 # One level deep: what else the agent needs it makes in tmpfs.
-mkdir "$stage"/{containers,dev,etc,mnt,proc,run,sbin,sys,tmp,var}
+mkdir "$stage"/{dev,etc,mnt,proc,run,sbin,sys,tmp,var}
 install -m 755 "$agent" "$stage/init"
 ln -s ../init "$stage/sbin/hull-agent"
 

@@ -37,7 +37,6 @@ check "/init is the agent" cmp "$agent" "$tmp/x/init"
 check "/sbin/hull-agent leads to it" test "$(readlink "$tmp/x/sbin/hull-agent")" = ../init
 check "modes and owners" diff <(cd "$tmp/x" && find . -printf '%M %U:%G %T@ %p\n' | LC_ALL=C sort -k4) - <<'LIST'
 drwxr-xr-x 0:0 0.0000000000 .
-drwxr-xr-x 0:0 0.0000000000 ./containers
 drwxr-xr-x 0:0 0.0000000000 ./dev
 drwxr-xr-x 0:0 0.0000000000 ./etc
 -rwxr-xr-x 0:0 0.0000000000 ./init
