@@ -1,7 +1,22 @@
 //! virtio-net on a tap.
+//!
+//! Frames of the guest go from its memory to the tap without a copy; frames for
+//! the guest are copied once, into as many of its buffers as they need. Checksums
+//! and TCP segmentation are left to whoever sends the frame on at last. The tap
+//! is opened, named and connected by the daemon.
+//!
+//! Read in this order: [`header`], [`tap`], [`device`].
+//!
+//! Not here: several queue pairs, the control queue (so no filters by MAC or
+//! VLAN), UDP segmentation.
 
-use serde::{Deserialize, Serialize};
+pub mod device;
+pub mod header;
+pub mod state;
+pub mod tap;
+#[cfg(test)]
+mod tests;
 
-/// What a snapshot keeps.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct State {}
+pub use device::{Net, NetError};
+pub use state::State;
+pub use tap::{Tap, TapError};

@@ -1,0 +1,212 @@
+//! The header before each frame (`struct virtio_net_hdr_v1`, virtio 1.2, 5.1.6).
+
+use virtio_bindings::virtio_net::{
+    VIRTIO_NET_F_CSUM, VIRTIO_NET_F_HOST_ECN, VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_HOST_TSO6,
+    VIRTIO_NET_HDR_F_NEEDS_CSUM, VIRTIO_NET_HDR_GSO_ECN, VIRTIO_NET_HDR_GSO_NONE,
+    VIRTIO_NET_HDR_GSO_TCPV4, VIRTIO_NET_HDR_GSO_TCPV6,
+};
+
+/// The size of the header in bytes; the tap uses the same.
+pub const HEADER_SIZE: usize = 12;
+/// Where the number of buffers of a received frame is.
+pub const NUM_BUFFERS: usize = 10;
+
+/// What a driver asks for with a frame that it sends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Header {
+    flags: u8,
+    gso_type: u8,
+    hdr_len: u16,
+    gso_size: u16,
+    csum_start: u16,
+    csum_offset: u16,
+}
+
+/// Why a driver's header is refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum HeaderError {
+    /// A segmentation that was not negotiated or is none.
+    #[error("segmentation type {0:#x} is not available")]
+    GsoType(u8),
+    /// Segmentation without a segment size or without a checksum.
+    #[error("segmentation without segment size or checksum")]
+    Gso,
+    /// The checksum would be outside the frame, or was not negotiated.
+    #[error("checksum at {start} + {offset} of a frame of {frame} bytes")]
+    Checksum {
+        /// Where summing starts.
+        start: u16,
+        /// Where the sum goes, from `start`.
+        offset: u16,
+        /// The frame's length in bytes.
+        frame: usize,
+    },
+    /// The frame is shorter than its headers.
+    #[error("headers of {headers} bytes in a frame of {frame} bytes")]
+    HeaderLength {
+        /// Bytes of headers.
+        headers: u16,
+        /// The frame's length in bytes.
+        frame: usize,
+    },
+}
+
+impl Header {
+    /// Checks a driver's header for a frame of `frame` bytes (without header)
+    /// against the features that the driver accepted. Flags that a driver has
+    /// no use for are ignored, as 5.1.6.2.2 asks.
+    ///
+    /// # Errors
+    /// [`HeaderError`].
+    pub fn check(
+        bytes: &[u8; HEADER_SIZE],
+        frame: usize,
+        features: u64,
+    ) -> Result<Self, HeaderError> {
+        let word = |at: usize| u16::from_le_bytes([bytes[at], bytes[at + 1]]);
+        let has = |feature: u32| features & (1 << feature) != 0;
+        let mut header = Self {
+            flags: bytes[0] & VIRTIO_NET_HDR_F_NEEDS_CSUM as u8,
+            gso_type: bytes[1],
+            hdr_len: word(2),
+            gso_size: word(4),
+            csum_start: word(6),
+            csum_offset: word(8),
+        };
+        if header.flags == 0 {
+            header.csum_start = 0;
+            header.csum_offset = 0;
+        } else {
+            let end = usize::from(header.csum_start) + usize::from(header.csum_offset) + 2;
+            if !has(VIRTIO_NET_F_CSUM) || end > frame {
+                return Err(HeaderError::Checksum {
+                    start: header.csum_start,
+                    offset: header.csum_offset,
+                    frame,
+                });
+            }
+        }
+        let ecn = header.gso_type & VIRTIO_NET_HDR_GSO_ECN as u8 != 0;
+        let kind = u32::from(header.gso_type) & !VIRTIO_NET_HDR_GSO_ECN;
+        let available = match kind {
+            VIRTIO_NET_HDR_GSO_NONE => !ecn,
+            VIRTIO_NET_HDR_GSO_TCPV4 => has(VIRTIO_NET_F_HOST_TSO4),
+            VIRTIO_NET_HDR_GSO_TCPV6 => has(VIRTIO_NET_F_HOST_TSO6),
+            _ => false,
+        };
+        if !available || (ecn && !has(VIRTIO_NET_F_HOST_ECN)) {
+            return Err(HeaderError::GsoType(header.gso_type));
+        }
+        if kind == VIRTIO_NET_HDR_GSO_NONE {
+            header.gso_size = 0;
+            header.hdr_len = 0;
+        } else if header.gso_size == 0 || header.flags == 0 {
+            return Err(HeaderError::Gso);
+        }
+        if usize::from(header.hdr_len) > frame {
+            return Err(HeaderError::HeaderLength {
+                headers: header.hdr_len,
+                frame,
+            });
+        }
+        Ok(header)
+    }
+
+    /// Encodes the header for the tap.
+    #[must_use]
+    pub fn encode(&self) -> [u8; HEADER_SIZE] {
+        let [hdr_len, gso_size, csum_start, csum_offset] = [
+            self.hdr_len,
+            self.gso_size,
+            self.csum_start,
+            self.csum_offset,
+        ]
+        .map(u16::to_le_bytes);
+        [
+            self.flags,
+            self.gso_type,
+            hdr_len[0],
+            hdr_len[1],
+            gso_size[0],
+            gso_size[1],
+            csum_start[0],
+            csum_start[1],
+            csum_offset[0],
+            csum_offset[1],
+            0,
+            0,
+        ]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ALL: u64 = 1 << VIRTIO_NET_F_CSUM
+        | 1 << VIRTIO_NET_F_HOST_TSO4
+        | 1 << VIRTIO_NET_F_HOST_TSO6
+        | 1 << VIRTIO_NET_F_HOST_ECN;
+
+    /// A TCP segmentation of IPv4, as Linux asks for it.
+    fn tcp4() -> [u8; HEADER_SIZE] {
+        [1, 1, 54, 0, 0xa8, 5, 34, 0, 16, 0, 0, 0]
+    }
+
+    #[test]
+    fn good_headers_pass_unchanged() {
+        for bytes in [
+            [0; HEADER_SIZE],
+            [1, 0, 0, 0, 0, 0, 34, 0, 16, 0, 0, 0],
+            tcp4(),
+            [1, 0x84, 74, 0, 0x94, 5, 54, 0, 16, 0, 0, 0],
+        ] {
+            let header = Header::check(&bytes, 3000, ALL).unwrap();
+            assert_eq!(header.encode(), bytes);
+        }
+    }
+
+    #[test]
+    fn what_means_nothing_is_cleared() {
+        let bytes = [0xfe, 0, 9, 9, 9, 9, 9, 9, 9, 9, 9, 9];
+        assert_eq!(
+            Header::check(&bytes, 60, ALL).unwrap().encode(),
+            [0; HEADER_SIZE]
+        );
+    }
+
+    #[test]
+    fn only_what_was_negotiated_is_done() {
+        assert!(Header::check(&tcp4(), 3000, 0).is_err());
+        for without in [VIRTIO_NET_F_CSUM, VIRTIO_NET_F_HOST_TSO4] {
+            assert!(Header::check(&tcp4(), 3000, ALL & !(1 << without)).is_err());
+        }
+        let mut ecn = tcp4();
+        ecn[1] |= 0x80;
+        assert!(Header::check(&ecn, 3000, ALL).is_ok());
+        assert!(Header::check(&ecn, 3000, ALL & !(1 << VIRTIO_NET_F_HOST_ECN)).is_err());
+        for kind in [2, 3, 5, 6, 0x7f, 0x80, 0xff] {
+            let mut bytes = tcp4();
+            bytes[1] = kind;
+            assert!(Header::check(&bytes, 3000, ALL).is_err(), "{kind}");
+        }
+    }
+
+    #[test]
+    fn lengths_stay_in_the_frame() {
+        assert!(Header::check(&tcp4(), 54, ALL).is_ok());
+        assert!(Header::check(&tcp4(), 53, ALL).is_err());
+        let mut far = tcp4();
+        far[6..10].copy_from_slice(&[0xff; 4]);
+        assert!(Header::check(&far, 65550, ALL).is_err());
+        let mut no_size = tcp4();
+        no_size[4..6].copy_from_slice(&[0; 2]);
+        assert_eq!(Header::check(&no_size, 3000, ALL), Err(HeaderError::Gso));
+        let mut no_checksum = tcp4();
+        no_checksum[0] = 0;
+        assert_eq!(
+            Header::check(&no_checksum, 3000, ALL),
+            Err(HeaderError::Gso)
+        );
+    }
+}

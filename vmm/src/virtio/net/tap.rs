@@ -1,0 +1,164 @@
+//! The host's end of the cable.
+
+use std::fmt::Debug;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+
+use virtio_bindings::virtio_net::{
+    VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_ECN, VIRTIO_NET_F_GUEST_TSO4,
+    VIRTIO_NET_F_GUEST_TSO6,
+};
+use vm_memory::VolatileSlice;
+
+use super::header::HEADER_SIZE;
+
+/// Frames with a header of [`HEADER_SIZE`] go in and out of a file that does not block.
+pub trait Port: Debug + Send {
+    /// Returns the file; a read or write is one frame.
+    fn file(&self) -> &File;
+
+    /// Says which frames may come out of it (`TUN_F_*`).
+    ///
+    /// # Errors
+    /// When the host can't.
+    fn set_offloads(&self, offloads: u32) -> io::Result<()>;
+}
+
+/// Why a descriptor is no tap for us.
+#[derive(Debug, thiserror::Error)]
+pub enum TapError {
+    /// Not a tap.
+    #[error("query tap")]
+    Query(#[source] io::Error),
+    /// A tap that was opened with other flags.
+    #[error("tap flags {0:#x} are not IFF_TAP | IFF_NO_PI | IFF_VNET_HDR")]
+    Flags(i32),
+    /// The tap refuses our kind of header.
+    #[error("set size of tap header")]
+    HeaderSize(#[source] io::Error),
+    /// The descriptor can't be made non-blocking.
+    #[error("make tap non-blocking")]
+    NonBlocking(#[source] io::Error),
+}
+
+/// A tap device (linux/Documentation/networking/tuntap.rst).
+#[derive(Debug)]
+pub struct Tap {
+    file: File,
+}
+
+impl Tap {
+    /// Takes over a tap that was opened with `IFF_TAP | IFF_NO_PI | IFF_VNET_HDR`.
+    ///
+    /// # Errors
+    /// [`TapError`].
+    pub fn new(fd: OwnedFd) -> Result<Self, TapError> {
+        let tap = Self {
+            file: File::from(fd),
+        };
+        let flags = tap.flags().map_err(TapError::Query)?;
+        let kinds = libc::IFF_TUN | libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
+        if flags & kinds != libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR {
+            return Err(TapError::Flags(flags));
+        }
+        let size = HEADER_SIZE as libc::c_int;
+        // SAFETY: TUNSETVNETHDRSZ reads one int, which outlives the call.
+        check(unsafe { libc::ioctl(tap.file.as_raw_fd(), libc::TUNSETVNETHDRSZ, &raw const size) })
+            .map_err(TapError::HeaderSize)?;
+        let on: libc::c_int = 1;
+        // SAFETY: FIONBIO reads one int, which outlives the call.
+        check(unsafe { libc::ioctl(tap.file.as_raw_fd(), libc::FIONBIO, &raw const on) })
+            .map_err(TapError::NonBlocking)?;
+        Ok(tap)
+    }
+
+    fn flags(&self) -> io::Result<i32> {
+        // SAFETY: ifreq is plain old data, for which all zeroes is a value.
+        let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+        // SAFETY: TUNGETIFF writes one ifreq, which outlives the call.
+        check(unsafe { libc::ioctl(self.file.as_raw_fd(), libc::TUNGETIFF, &raw mut request) })?;
+        // SAFETY: TUNGETIFF fills in the flags member; any bits are a short.
+        let flags = unsafe { request.ifr_ifru.ifru_flags };
+        Ok(i32::from(flags))
+    }
+}
+
+impl Port for Tap {
+    fn file(&self) -> &File {
+        &self.file
+    }
+
+    fn set_offloads(&self, offloads: u32) -> io::Result<()> {
+        let fd = self.file.as_raw_fd();
+        // SAFETY: TUNSETOFFLOAD takes its argument by value.
+        check(unsafe { libc::ioctl(fd, libc::TUNSETOFFLOAD, libc::c_ulong::from(offloads)) })
+    }
+}
+
+/// Returns what a tap may hand to a driver that accepted `features`. A tap
+/// knows segmentation only together with checksums.
+#[must_use]
+pub fn offloads(features: u64) -> u32 {
+    let has = |feature: u32| features & (1 << feature) != 0;
+    if !has(VIRTIO_NET_F_GUEST_CSUM) {
+        return 0;
+    }
+    let mut offloads = libc::TUN_F_CSUM;
+    let tso4 = has(VIRTIO_NET_F_GUEST_TSO4);
+    let tso6 = has(VIRTIO_NET_F_GUEST_TSO6);
+    if tso4 {
+        offloads |= libc::TUN_F_TSO4;
+    }
+    if tso6 {
+        offloads |= libc::TUN_F_TSO6;
+    }
+    if (tso4 || tso6) && has(VIRTIO_NET_F_GUEST_ECN) {
+        offloads |= libc::TUN_F_TSO_ECN;
+    }
+    offloads
+}
+
+/// Writes a frame whose body is in guest memory.
+///
+/// # Errors
+/// What the file says; `WouldBlock` when it is full.
+pub fn write_frame(
+    file: &File,
+    header: &[u8; HEADER_SIZE],
+    body: &[VolatileSlice<'_>],
+) -> io::Result<()> {
+    let guards: Vec<_> = body.iter().map(VolatileSlice::ptr_guard).collect();
+    let head = libc::iovec {
+        iov_base: header.as_ptr().cast_mut().cast(),
+        iov_len: header.len(),
+    };
+    let pieces: Vec<libc::iovec> = std::iter::once(head)
+        .chain(guards.iter().zip(body).map(|(guard, slice)| libc::iovec {
+            iov_base: guard.as_ptr().cast_mut().cast(),
+            iov_len: slice.len(),
+        }))
+        .collect();
+    let count = libc::c_int::try_from(pieces.len()).unwrap_or(libc::c_int::MAX);
+    loop {
+        // SAFETY: `pieces` has `count` entries. The first is `header`; the others are
+        // guest memory that `body` borrows and `guards` keep mapped. The kernel only
+        // reads them; that the guest may write meanwhile changes what is sent, no more.
+        let written = unsafe { libc::writev(file.as_raw_fd(), pieces.as_ptr(), count) };
+        if written >= 0 {
+            return Ok(());
+        }
+        let error = io::Error::last_os_error();
+        if error.kind() != io::ErrorKind::Interrupted {
+            return Err(error);
+        }
+    }
+}
+
+fn check(result: libc::c_int) -> io::Result<()> {
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
+}
