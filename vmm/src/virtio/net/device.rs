@@ -140,6 +140,7 @@ impl<P: Port> Net<P> {
         };
         self.starved = false;
         let mut unplugged = self.unplugged;
+        let mut used = false;
         for _ in 0..BUDGET {
             if self.frame.len == 0 && !unplugged {
                 match self.frame.read(&self.port) {
@@ -157,6 +158,7 @@ impl<P: Port> Net<P> {
             }
             match self.frame.deliver(active)? {
                 Delivery::Done => {
+                    used = true;
                     self.counters.requests += 1;
                     self.counters.bytes_in += (self.frame.len - HEADER_SIZE) as u64;
                     self.frame.len = 0;
@@ -171,7 +173,9 @@ impl<P: Port> Net<P> {
                 }
             }
         }
-        active.notify(RX)?;
+        if used {
+            active.notify(RX)?;
+        }
         if unplugged {
             self.unplug();
         }
@@ -188,6 +192,7 @@ impl<P: Port> Net<P> {
         let queue = &mut active.queues[TX];
         let mut progress = Progress::More(TX as u16);
         self.blocked = false;
+        let mut used = false;
         queue.disable_notification(memory)?;
         for _ in 0..BUDGET {
             let Some(chain) = queue.pop(memory)? else {
@@ -214,8 +219,11 @@ impl<P: Port> Net<P> {
             }
             self.counters.requests += 1;
             queue.push_used(memory, head, 0)?;
+            used = true;
         }
-        active.notify(TX)?;
+        if used {
+            active.notify(TX)?;
+        }
         self.watch()?;
         Ok(progress)
     }

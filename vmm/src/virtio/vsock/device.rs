@@ -25,7 +25,7 @@ pub(super) const EVENT: usize = 2;
 const EVENT_TRANSPORT_RESET: [u8; 4] = 0u32.to_le_bytes();
 
 const QUEUE_SIZES: [u16; 3] = [256, 256, 16];
-/// Packets per turn of the event loop.
+/// Packets per direction and turn of the event loop.
 const BUDGET: u32 = 256;
 /// New clients per turn of the event loop.
 const ACCEPTS: u32 = 16;
@@ -185,20 +185,25 @@ impl Vsock {
     fn pump(&mut self, now: Instant) -> Result<Progress, DeviceError> {
         let mut progress = Progress::Done;
         if let Some(active) = &mut self.active {
-            let mut budget = BUDGET;
+            let [mut sent, mut received] = [0; 2];
             loop {
-                let before = budget;
-                active.transmit(&mut budget, &mut self.counters)?;
-                active.receive(&mut budget, &mut self.counters, now)?;
-                if budget == 0 {
+                let before = (sent, received);
+                active.transmit(&mut sent, &mut self.counters)?;
+                active.receive(&mut received, &mut self.counters, now)?;
+                if sent == BUDGET || received == BUDGET {
                     progress = Progress::More(TX as u16);
+                    break;
                 }
-                if budget == 0 || budget == before {
+                if before == (sent, received) {
                     break;
                 }
             }
-            active.activation.notify(RX)?;
-            active.activation.notify(TX)?;
+            if received > 0 {
+                active.activation.notify(RX)?;
+            }
+            if sent > 0 {
+                active.activation.notify(TX)?;
+            }
             self.last_port = active.muxer.last_port();
         }
         self.arm_timer(now)?;
@@ -240,20 +245,20 @@ impl Vsock {
 }
 
 impl Active {
-    /// Takes packets of the guest.
-    fn transmit(&mut self, budget: &mut u32, counters: &mut Counters) -> Result<(), DeviceError> {
+    /// Takes packets of the guest until `done` is the turn's share.
+    fn transmit(&mut self, done: &mut u32, counters: &mut Counters) -> Result<(), DeviceError> {
         let memory = &self.activation.memory;
         let queue = &mut self.activation.queues[TX];
         queue.disable_notification(memory)?;
         // When no more answers can be kept, the guest's next receive buffer leads back here.
-        while *budget > 0 && self.muxer.can_receive() {
+        while *done < BUDGET && self.muxer.can_receive() {
             let Some(chain) = queue.pop(memory)? else {
                 if queue.enable_notification(memory)? {
                     continue;
                 }
                 break;
             };
-            *budget -= 1;
+            *done += 1;
             let head = chain.head_index();
             let good = match TxPacket::parse(memory, chain) {
                 Ok(packet) => {
@@ -269,16 +274,16 @@ impl Active {
         Ok(())
     }
 
-    /// Gives packets to the guest, as long as it has buffers.
+    /// Gives packets to the guest, as long as it has buffers, until `done` is the turn's share.
     fn receive(
         &mut self,
-        budget: &mut u32,
+        done: &mut u32,
         counters: &mut Counters,
         now: Instant,
     ) -> Result<(), DeviceError> {
         let memory = &self.activation.memory;
         let queue = &mut self.activation.queues[RX];
-        while *budget > 0 && self.muxer.has_packet() {
+        while *done < BUDGET && self.muxer.has_packet() {
             let Some(chain) = queue.pop(memory)? else {
                 // Only now new buffers are news.
                 if queue.enable_notification(memory)? {
@@ -301,7 +306,7 @@ impl Active {
                     0
                 }
             };
-            *budget -= 1;
+            *done += 1;
             counters.requests += 1;
             queue.push_used(memory, head, used)?;
         }

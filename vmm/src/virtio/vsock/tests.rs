@@ -1173,6 +1173,36 @@ mod device {
     }
 
     #[test]
+    fn a_driver_without_event_indices_is_interrupted_only_for_something() {
+        let mut guest = Guest::idle(|listener| Vsock::new(CID, listener).unwrap());
+        guest.activate(false);
+        guest.kick(TX);
+        let _client = guest.connect();
+        guest.run();
+        assert_eq!(guest.interrupt.queue.load(Ordering::SeqCst), 0);
+        guest.send(&Header::default(), &[]);
+        assert_eq!(guest.interrupt.queue.load(Ordering::SeqCst), 1);
+    }
+
+    #[test]
+    fn a_flood_of_the_guest_leaves_room_for_the_host() {
+        let mut guest = Guest::new();
+        let (mut client, peer) = guest.open(1 << 20);
+        let at = guest.put_tx(&peer.header(Op::CreditUpdate).encode(), &[]);
+        while guest.tx.offer(&[readable(at, HEADER_SIZE)]).is_some() {}
+        client.write_all(b"urgent").unwrap();
+        // One turn of the loop: the socket is ready, and the queue is full.
+        let mut events = [EpollEvent::default(); 4];
+        assert_eq!(guest.epoll.wait(0, &mut events).unwrap(), 1);
+        let (_, _, Source::Device(token)) = decode(events[0].data()) else {
+            panic!("a kick");
+        };
+        let progress = guest.device.on_event(token, events[0].event_set()).unwrap();
+        assert_eq!(progress, Progress::More(TX as u16));
+        assert_eq!(guest.receive().unwrap().1, b"urgent");
+    }
+
+    #[test]
     fn a_guest_without_buffers_causes_no_events_and_goes_on_later() {
         for event_idx in [true, false] {
             let mut guest = Guest::idle(|listener| Vsock::new(CID, listener).unwrap());
