@@ -11,6 +11,7 @@ pub mod block;
 pub mod buffers;
 pub mod device;
 pub mod interrupt;
+pub mod mmio;
 pub mod net;
 pub mod queue;
 pub mod rng;

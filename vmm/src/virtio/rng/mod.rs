@@ -1,7 +1,160 @@
-//! virtio-rng.
+//! virtio-rng (virtio 1.2, section 5.4): the host's `getrandom` for the guest.
+
+use std::io;
 
 use serde::{Deserialize, Serialize};
+use vm_memory::VolatileSlice;
+
+use super::buffers::Buffers;
+use super::device::{Activation, Counters, DeviceError, DeviceState, Kind, Progress, VirtioDevice};
+
+const QUEUE_SIZE: u16 = 32;
+/// The most that one request gets; the driver asks again.
+const MAX_BYTES: usize = 4096;
+/// Requests handled before others have their turn.
+const BUDGET: usize = 32;
 
 /// What a snapshot keeps.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct State {}
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct State {
+    /// What was counted so far.
+    pub counters: Counters,
+}
+
+/// The device.
+#[derive(Debug, Default)]
+pub struct Rng {
+    active: Option<Activation>,
+    counters: Counters,
+}
+
+impl Rng {
+    /// Creates an idle device.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Creates an idle device from what was saved.
+    #[must_use]
+    pub fn restore(state: &State) -> Self {
+        Self {
+            active: None,
+            counters: state.counters,
+        }
+    }
+}
+
+impl VirtioDevice for Rng {
+    fn kind(&self) -> Kind {
+        Kind::Rng
+    }
+
+    fn queue_sizes(&self) -> &[u16] {
+        &[QUEUE_SIZE]
+    }
+
+    fn features(&self) -> u64 {
+        0
+    }
+
+    fn read_config(&self, _offset: u64, _data: &mut [u8]) {}
+
+    fn activate(&mut self, activation: Activation) -> Result<(), DeviceError> {
+        self.active = Some(activation);
+        Ok(())
+    }
+
+    fn reset(&mut self) {
+        self.active = None;
+    }
+
+    fn active(&self) -> Option<&Activation> {
+        self.active.as_ref()
+    }
+
+    fn on_kick(&mut self, _queue: u16) -> Result<Progress, DeviceError> {
+        let Some(active) = &mut self.active else {
+            return Ok(Progress::Done);
+        };
+        let [queue] = active.queues.as_mut_slice() else {
+            return Err(DeviceError::Broken("rng has one queue"));
+        };
+        self.counters.notifications += 1;
+        let mut progress = Progress::More(0);
+        let mut served = 0;
+        while served < BUDGET {
+            let Some(chain) = queue.pop(&active.memory)? else {
+                if queue.enable_notification(&active.memory)? {
+                    continue;
+                }
+                progress = Progress::Done;
+                break;
+            };
+            served += 1;
+            let head = chain.head_index();
+            let filled = match Buffers::collect(chain, &active.memory, usize::from(QUEUE_SIZE)) {
+                Ok(buffers) => fill(&buffers.writable),
+                Err(_) => 0,
+            };
+            if filled == 0 {
+                self.counters.errors += 1;
+            }
+            self.counters.requests += 1;
+            self.counters.bytes_in += u64::from(filled);
+            queue.push_used(&active.memory, head, filled)?;
+        }
+        if served > 0 {
+            active.notify(0)?;
+        }
+        Ok(progress)
+    }
+
+    fn counters(&self) -> Counters {
+        self.counters
+    }
+
+    fn state(&self) -> DeviceState {
+        DeviceState::Rng(State {
+            counters: self.counters,
+        })
+    }
+}
+
+/// Fills the slices with random bytes, up to [`MAX_BYTES`]; returns how many.
+fn fill(slices: &[VolatileSlice<'_>]) -> u32 {
+    let mut random = [0u8; MAX_BYTES];
+    let mut filled = 0;
+    for slice in slices {
+        let wanted = slice.len().min(MAX_BYTES - filled);
+        let Some(bytes) = random.get_mut(..wanted) else {
+            break;
+        };
+        if random_bytes(bytes).is_err() {
+            break;
+        }
+        slice.copy_from(bytes);
+        filled += wanted;
+    }
+    filled as u32
+}
+
+/// Fills `bytes` from the host kernel's random number generator.
+///
+/// # Errors
+/// What `getrandom` says; never on a host whose generator is seeded.
+pub fn random_bytes(bytes: &mut [u8]) -> io::Result<()> {
+    let mut done = 0;
+    while let Some(rest) = bytes.get_mut(done..).filter(|rest| !rest.is_empty()) {
+        // SAFETY: `rest` is memory of this length that is ours to write.
+        let got = unsafe { libc::getrandom(rest.as_mut_ptr().cast(), rest.len(), 0) };
+        match usize::try_from(got) {
+            Ok(got) => done += got,
+            Err(_) => return Err(io::Error::last_os_error()),
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

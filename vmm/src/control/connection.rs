@@ -1,0 +1,235 @@
+//! A connection of the control socket: length-prefixed JSON, descriptors with a message's first byte.
+//!
+//! Reads never go beyond a message, so that descriptors can't end up with the message before theirs.
+
+use std::io::{self, Write};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use hull_proto_vmm::{CodecError, MAX_FDS, Request, Response, body_length, decode, encode};
+
+use crate::fds::Fds;
+
+const PREFIX: usize = 4;
+/// How long the last answer may take to leave.
+const FAREWELL: Duration = Duration::from_secs(1);
+
+/// Why a connection is of no more use.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectionError {
+    /// The peer closed it.
+    #[error("control connection closed")]
+    Closed,
+    /// The socket failed.
+    #[error("use control connection")]
+    Io(#[from] io::Error),
+    /// The length is impossible, so there is no way to find the next message.
+    #[error("frame control message")]
+    Frame(#[source] CodecError),
+    /// More descriptors than allowed, or in the middle of a message.
+    #[error("file descriptors in the wrong place or too many")]
+    Descriptors,
+}
+
+/// What came.
+#[derive(Debug)]
+pub enum Incoming {
+    /// A request and its descriptors.
+    Request(Box<Request>, Fds),
+    /// A whole message that is not a request.
+    Garbage(CodecError),
+}
+
+/// A connection.
+#[derive(Debug)]
+pub struct Connection {
+    stream: UnixStream,
+    /// The message so far, with its prefix.
+    message: Vec<u8>,
+    /// How long it is to become.
+    wanted: usize,
+    fds: Vec<OwnedFd>,
+    outgoing: Vec<u8>,
+    /// Whether the peer said hello.
+    pub greeted: bool,
+}
+
+impl Connection {
+    /// Takes a connection over.
+    ///
+    /// # Errors
+    /// When it can't be made non-blocking.
+    pub fn new(stream: UnixStream) -> io::Result<Self> {
+        stream.set_nonblocking(true)?;
+        Ok(Self {
+            stream,
+            message: Vec::new(),
+            wanted: PREFIX,
+            fds: Vec::new(),
+            outgoing: Vec::new(),
+            greeted: false,
+        })
+    }
+
+    /// Returns the descriptor to watch.
+    #[must_use]
+    pub fn fd(&self) -> RawFd {
+        self.stream.as_raw_fd()
+    }
+
+    /// Tells whether answers wait for the peer to read.
+    #[must_use]
+    pub fn is_congested(&self) -> bool {
+        !self.outgoing.is_empty()
+    }
+
+    /// Reads on; returns a message when it is complete, none when more has to come.
+    ///
+    /// # Errors
+    /// [`ConnectionError`]: close it.
+    pub fn receive(&mut self) -> Result<Option<Incoming>, ConnectionError> {
+        loop {
+            if self.message.len() == PREFIX && self.wanted == PREFIX {
+                let prefix = self.message.first_chunk().copied().unwrap_or_default();
+                self.wanted += body_length(prefix).map_err(ConnectionError::Frame)?;
+            }
+            if self.message.len() == self.wanted && self.wanted > PREFIX {
+                return Ok(Some(self.complete()));
+            }
+            if self.message.len() == self.wanted && self.wanted == PREFIX {
+                // An empty body is no JSON, but it is a whole message.
+                return Ok(Some(self.complete()));
+            }
+            if !self.fill()? {
+                return Ok(None);
+            }
+        }
+    }
+
+    fn complete(&mut self) -> Incoming {
+        let body = self.message.get(PREFIX..).unwrap_or_default();
+        let request = decode(body);
+        let fds = std::mem::take(&mut self.fds);
+        self.message = Vec::new();
+        self.wanted = PREFIX;
+        match request {
+            Ok(request) => Incoming::Request(Box::new(request), Fds::new(fds)),
+            Err(error) => Incoming::Garbage(error),
+        }
+    }
+
+    /// Reads at most what the message lacks. False: nothing is there now.
+    fn fill(&mut self) -> Result<bool, ConnectionError> {
+        let mut chunk = [0; 4096];
+        let lacking = (self.wanted - self.message.len()).min(chunk.len());
+        let Some(place) = chunk.get_mut(..lacking) else {
+            return Ok(false);
+        };
+        let mut fds = Vec::new();
+        let received = match receive(&self.stream, place, &mut fds) {
+            Ok(Received { bytes: 0, .. }) => return Err(ConnectionError::Closed),
+            Ok(received) => received,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(true),
+            Err(error) => return Err(error.into()),
+        };
+        let misplaced = !fds.is_empty() && !self.message.is_empty();
+        if received.truncated || misplaced {
+            return Err(ConnectionError::Descriptors);
+        }
+        self.fds.append(&mut fds);
+        self.message
+            .extend_from_slice(chunk.get(..received.bytes).unwrap_or_default());
+        Ok(true)
+    }
+
+    /// Sends an answer, as much of it as the peer takes now.
+    ///
+    /// # Errors
+    /// [`ConnectionError`]: close it.
+    pub fn send(&mut self, response: &Response) -> Result<(), ConnectionError> {
+        let mut frame = encode(response).map_err(ConnectionError::Frame)?;
+        self.outgoing.append(&mut frame);
+        self.flush()
+    }
+
+    /// Sends what waits, as much as the peer takes now.
+    ///
+    /// # Errors
+    /// [`ConnectionError`]: close it.
+    pub fn flush(&mut self) -> Result<(), ConnectionError> {
+        while !self.outgoing.is_empty() {
+            match self.stream.write(&self.outgoing) {
+                Ok(0) => return Err(ConnectionError::Closed),
+                Ok(sent) => drop(self.outgoing.drain(..sent)),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    }
+
+    /// Sends what waits before the process ends.
+    pub fn bid_farewell(mut self) {
+        // The peer may be gone; there is nothing else to do for it.
+        let _ = self
+            .stream
+            .set_nonblocking(false)
+            .and_then(|()| self.stream.set_write_timeout(Some(FAREWELL)))
+            .and_then(|()| self.stream.write_all(&self.outgoing));
+    }
+}
+
+struct Received {
+    bytes: usize,
+    /// Some descriptors were lost.
+    truncated: bool,
+}
+
+/// Receives bytes, and descriptors that are closed on exec from the start.
+fn receive(stream: &UnixStream, bytes: &mut [u8], fds: &mut Vec<OwnedFd>) -> io::Result<Received> {
+    // One header and one array of MAX_FDS descriptors, in units that are aligned for the header.
+    let mut control = [0u64; 2 + MAX_FDS / 2 + 1];
+    let mut vector = libc::iovec {
+        iov_base: bytes.as_mut_ptr().cast(),
+        iov_len: bytes.len(),
+    };
+    // SAFETY: all zeros is a valid `msghdr`.
+    let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
+    header.msg_iov = &raw mut vector;
+    header.msg_iovlen = 1;
+    header.msg_control = control.as_mut_ptr().cast();
+    header.msg_controllen = size_of_val(&control);
+    // SAFETY: the header points to `bytes` and `control`, which are valid for their lengths and
+    // outlive the call.
+    let received =
+        unsafe { libc::recvmsg(stream.as_raw_fd(), &raw mut header, libc::MSG_CMSG_CLOEXEC) };
+    let bytes = usize::try_from(received).map_err(|_| io::Error::last_os_error())?;
+    // SAFETY: the kernel filled `header`; CMSG_FIRSTHDR and CMSG_NXTHDR stay within the length it
+    // set, and each header it wrote is followed by the data that its length says.
+    unsafe {
+        let mut message = libc::CMSG_FIRSTHDR(&raw const header);
+        while !message.is_null() {
+            if (*message).cmsg_level == libc::SOL_SOCKET && (*message).cmsg_type == libc::SCM_RIGHTS
+            {
+                let length = (*message).cmsg_len as usize - libc::CMSG_LEN(0) as usize;
+                let data = libc::CMSG_DATA(message).cast::<RawFd>();
+                for index in 0..length / size_of::<RawFd>() {
+                    // The kernel just made this descriptor for us alone.
+                    fds.push(OwnedFd::from_raw_fd(data.add(index).read_unaligned()));
+                }
+            }
+            message = libc::CMSG_NXTHDR(&raw const header, message);
+        }
+    }
+    Ok(Received {
+        bytes,
+        truncated: header.msg_flags & libc::MSG_CTRUNC != 0,
+    })
+}
+
+#[cfg(test)]
+#[path = "connection/tests.rs"]
+mod tests;

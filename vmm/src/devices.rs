@@ -1,0 +1,85 @@
+//! From a device's configuration to the device.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use hull_proto_vmm::{DeviceConfig, Extent};
+
+use crate::fds::{FdError, Fds};
+use crate::virtio::VirtioDevice;
+use crate::virtio::block::disk::{Disk, DiskError, Piece};
+use crate::virtio::block::{Block, BlockError};
+use crate::virtio::net::tap::TapError;
+use crate::virtio::net::{Net, NetError, Tap};
+use crate::virtio::rng::Rng;
+use crate::virtio::vsock::{Vsock, VsockError};
+
+/// Why a device was not made.
+#[derive(Debug, thiserror::Error)]
+pub enum DeviceConfigError {
+    /// A descriptor is missing.
+    #[error("take device's file descriptor")]
+    Fd(#[from] FdError),
+    /// The disk's files are not right.
+    #[error("open disk")]
+    Disk(#[from] DiskError),
+    /// The block device is not right.
+    #[error("create block device")]
+    Block(#[from] BlockError),
+    /// The descriptor is not a suitable tap.
+    #[error("use tap")]
+    Tap(#[from] TapError),
+    /// The network device is not right.
+    #[error("create network device")]
+    Net(#[from] NetError),
+    /// The socket device is not right.
+    #[error("create vsock device")]
+    Vsock(#[from] VsockError),
+}
+
+/// Makes an idle device.
+///
+/// # Errors
+/// [`DeviceConfigError`]
+pub fn create(
+    config: &DeviceConfig,
+    fds: &Fds,
+) -> Result<Box<dyn VirtioDevice>, DeviceConfigError> {
+    Ok(match config {
+        DeviceConfig::Block {
+            serial,
+            readonly,
+            extents,
+        } => {
+            let disk = Disk::new(pieces(extents, fds)?, *readonly)?;
+            Box::new(Block::new(disk, serial.clone())?)
+        }
+        DeviceConfig::Net { tap, mac, mtu } => {
+            Box::new(Net::new(Tap::new(fds.get(*tap)?)?, *mac, *mtu)?)
+        }
+        DeviceConfig::Rng => Box::new(Rng::new()),
+        DeviceConfig::Vsock { cid, listener } => Box::new(Vsock::new(*cid, fds.get(*listener)?)?),
+    })
+}
+
+fn pieces(extents: &[Extent], fds: &Fds) -> Result<Vec<Piece>, FdError> {
+    let mut files = HashMap::new();
+    extents
+        .iter()
+        .map(|extent| {
+            let file = match files.get(&extent.file.0) {
+                Some(file) => Arc::clone(file),
+                None => {
+                    let file = Arc::new(fds.file(extent.file)?);
+                    files.insert(extent.file.0, Arc::clone(&file));
+                    file
+                }
+            };
+            Ok(Piece {
+                file,
+                offset: extent.offset,
+                length: extent.length,
+            })
+        })
+        .collect()
+}

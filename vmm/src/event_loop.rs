@@ -1,0 +1,445 @@
+//! The one thread that does everything but run the guest: device I/O and the control socket.
+//!
+//! Devices have an epoll set of their own inside of the loop's. Pausing takes it out, so that a paused
+//! VM does no I/O, and the control socket goes on.
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::net::UnixListener;
+use std::sync::Arc;
+use std::time::Instant;
+
+use hull_proto_vmm::{
+    ErrorKind, ExitReason, ExitReport, Metrics, Request, Response, VERSION, VmConfig, VmState,
+};
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+
+use crate::control::answer::refusal;
+use crate::control::connection::{Connection, ConnectionError, Incoming};
+use crate::fds::Fds;
+use crate::kvm::vcpu::Vcpus;
+use crate::machine::{Machine, MachineError};
+use crate::virtio::watch::{Source, decode};
+use crate::virtio::{DeviceError, Progress};
+use crate::{exit, lock, log};
+
+/// Connections at a time; the daemon needs one, a person debugging another.
+const MAX_CONNECTIONS: usize = 8;
+/// Events taken from the devices' set before the control socket has its turn.
+const BATCH: usize = 32;
+
+const LISTENER: u64 = 0;
+const SIGNAL: u64 = 1;
+const ENDED: u64 = 2;
+const DEVICES: u64 = 3;
+const FIRST_CONNECTION: u64 = 16;
+
+/// The event loop could not do its part.
+#[derive(Debug, thiserror::Error)]
+pub enum LoopError {
+    /// The host has no more descriptors, or epoll is broken.
+    #[error("wait for events")]
+    Epoll(#[source] io::Error),
+    /// The configuration of a VM without a daemon is not right.
+    #[error("start virtual machine")]
+    Machine(#[from] MachineError),
+}
+
+/// The VMM of one VM.
+#[derive(Debug)]
+pub struct EventLoop {
+    epoll: Epoll,
+    devices: Arc<Epoll>,
+    listener: Option<UnixListener>,
+    signal: Option<RawFd>,
+    connections: HashMap<u64, Connection>,
+    next_connection: u64,
+    machine: Option<Machine>,
+    state: VmState,
+    start: Instant,
+}
+
+impl EventLoop {
+    /// Creates a loop without a VM. `start` is when the process started.
+    ///
+    /// # Errors
+    /// [`LoopError::Epoll`]
+    pub fn new(start: Instant) -> Result<Self, LoopError> {
+        let new = Self {
+            epoll: Epoll::new().map_err(LoopError::Epoll)?,
+            devices: Arc::new(Epoll::new().map_err(LoopError::Epoll)?),
+            listener: None,
+            signal: None,
+            connections: HashMap::new(),
+            next_connection: FIRST_CONNECTION,
+            machine: None,
+            state: VmState::Empty,
+            start,
+        };
+        new.watch(new.devices.as_raw_fd(), DEVICES, EventSet::IN)?;
+        Ok(new)
+    }
+
+    /// Takes control connections from `listener`.
+    ///
+    /// # Errors
+    /// [`LoopError::Epoll`]
+    pub fn listen(&mut self, listener: UnixListener) -> Result<(), LoopError> {
+        listener.set_nonblocking(true).map_err(LoopError::Epoll)?;
+        self.watch(listener.as_raw_fd(), LISTENER, EventSet::IN)?;
+        self.listener = Some(listener);
+        Ok(())
+    }
+
+    /// Stops when `signal` (a signalfd) becomes readable. It stays open as long as the process.
+    ///
+    /// # Errors
+    /// [`LoopError::Epoll`]
+    pub fn stop_on(&mut self, signal: RawFd) -> Result<(), LoopError> {
+        self.watch(signal, SIGNAL, EventSet::IN)?;
+        self.signal = Some(signal);
+        Ok(())
+    }
+
+    /// Builds and starts a VM without being asked by a daemon.
+    ///
+    /// # Errors
+    /// [`LoopError`]
+    pub fn boot(&mut self, config: &VmConfig, fds: &Fds) -> Result<(), LoopError> {
+        let mut machine = Machine::build(config, fds, &self.devices)?;
+        machine.start()?;
+        self.watch_vcpus(&machine)?;
+        self.machine = Some(machine);
+        self.state = VmState::Running;
+        Ok(())
+    }
+
+    /// Returns the counters.
+    #[must_use]
+    pub fn metrics(&self) -> Metrics {
+        self.machine
+            .as_ref()
+            .map(|machine| machine.metrics(self.start))
+            .unwrap_or_default()
+    }
+
+    /// Runs until the VM ends, one way or another; the vCPUs have stopped then.
+    ///
+    /// # Errors
+    /// [`LoopError`]
+    pub fn run(&mut self) -> Result<ExitReport, LoopError> {
+        let report = self.run_until_end()?;
+        if let Some(vcpus) = self.machine.as_ref().and_then(Machine::vcpus)
+            && !vcpus.stop()
+        {
+            log::note("vCPUs do not leave the guest");
+        }
+        Ok(report)
+    }
+
+    /// Closes the connections, after their last answers were sent.
+    pub fn close(&mut self) {
+        for (_, connection) in self.connections.drain() {
+            connection.bid_farewell();
+        }
+    }
+
+    fn run_until_end(&mut self) -> Result<ExitReport, LoopError> {
+        let mut events = [EpollEvent::default(); 16];
+        loop {
+            let count = wait(&self.epoll, -1, &mut events)?;
+            for event in events.iter().take(count) {
+                let report = match event.data() {
+                    LISTENER => {
+                        self.accept();
+                        None
+                    }
+                    SIGNAL => Some(stopped("by a signal")),
+                    ENDED => self.ended(),
+                    DEVICES => {
+                        self.serve_devices()?;
+                        None
+                    }
+                    id => self.serve_connection(id),
+                };
+                if let Some(report) = report {
+                    return Ok(report);
+                }
+            }
+        }
+    }
+
+    fn ended(&self) -> Option<ExitReport> {
+        let (end, panic) = self.machine.as_ref()?.end()?;
+        Some(exit::report(end, panic))
+    }
+
+    fn serve_devices(&mut self) -> Result<(), LoopError> {
+        let mut events = [EpollEvent::default(); BATCH];
+        let count = wait(&self.devices, 0, &mut events)?;
+        let Some(machine) = &self.machine else {
+            return Ok(());
+        };
+        let slots = machine.slots();
+        for event in events.iter().take(count) {
+            let (slot, generation, source) = decode(event.data());
+            let Some(attached) = slots.find(slot, generation) else {
+                continue;
+            };
+            // Before the device looks at the queue, or a notification in between would be lost.
+            if let Source::Kick(queue) = source {
+                slots.hush(slot, queue);
+            }
+            let mut device = lock(&attached.device);
+            let result = match source {
+                Source::Kick(queue) => device.on_kick(queue),
+                Source::Device(token) => device.on_event(token, event.event_set()),
+            };
+            match result {
+                Ok(Progress::Done) => {}
+                Ok(Progress::More(queue)) => {
+                    drop(device);
+                    slots.kick(slot, queue);
+                }
+                Err(error) => {
+                    give_up(slot, &error);
+                    device.reset();
+                    drop(device);
+                    attached.interrupt.needs_reset();
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn accept(&mut self) {
+        let Some(Ok((stream, _))) = self.listener.as_ref().map(UnixListener::accept) else {
+            return;
+        };
+        if self.connections.len() == MAX_CONNECTIONS {
+            log::note("too many control connections");
+            return;
+        }
+        let id = self.next_connection;
+        let connection = Connection::new(stream).and_then(|connection| {
+            let event = EpollEvent::new(EventSet::IN, id);
+            self.epoll
+                .ctl(ControlOperation::Add, connection.fd(), event)?;
+            Ok(connection)
+        });
+        match connection {
+            Ok(connection) => {
+                self.next_connection += 1;
+                self.connections.insert(id, connection);
+            }
+            Err(error) => log::note(&format!("accept control connection: {error}")),
+        }
+    }
+
+    fn serve_connection(&mut self, id: u64) -> Option<ExitReport> {
+        let mut connection = self.connections.remove(&id)?;
+        match self.converse(&mut connection) {
+            Ok(report) => {
+                // A peer that reads no answers gets to ask nothing more.
+                let events = if connection.is_congested() {
+                    EventSet::OUT
+                } else {
+                    EventSet::IN
+                };
+                let event = EpollEvent::new(events, id);
+                if self
+                    .epoll
+                    .ctl(ControlOperation::Modify, connection.fd(), event)
+                    .is_ok()
+                {
+                    self.connections.insert(id, connection);
+                }
+                report
+            }
+            Err(ConnectionError::Closed) => None,
+            Err(error) => {
+                log::note(&log::chain(&error));
+                let message = log::chain(&error);
+                let _ = connection.send(&Response::Error {
+                    kind: ErrorKind::Invalid,
+                    message,
+                });
+                None
+            }
+        }
+    }
+
+    /// Answers requests until no more are there, or the VM is to end.
+    fn converse(
+        &mut self,
+        connection: &mut Connection,
+    ) -> Result<Option<ExitReport>, ConnectionError> {
+        connection.flush()?;
+        while !connection.is_congested() {
+            match connection.receive()? {
+                None => break,
+                Some(Incoming::Garbage(error)) => {
+                    let message = log::chain(&error);
+                    connection.send(&Response::Error {
+                        kind: ErrorKind::Invalid,
+                        message,
+                    })?;
+                }
+                Some(Incoming::Request(request, fds)) => {
+                    if matches!(*request, Request::Hello { .. }) {
+                        connection.greeted = true;
+                    } else if !connection.greeted {
+                        let message = "the first request of a connection is hello".to_owned();
+                        connection.send(&Response::Error {
+                            kind: ErrorKind::Invalid,
+                            message,
+                        })?;
+                        continue;
+                    }
+                    let response = self.answer(&request, &fds);
+                    connection.send(&response)?;
+                    if matches!(*request, Request::Stop) {
+                        return Ok(Some(stopped("as asked")));
+                    }
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    fn answer(&mut self, request: &Request, fds: &Fds) -> Response {
+        let done = match request {
+            Request::Hello { .. } => {
+                return Response::Hello {
+                    version: VERSION,
+                    state: self.state,
+                };
+            }
+            Request::Metrics => return Response::Metrics(Box::new(self.metrics())),
+            Request::Stop => Ok(()),
+            Request::Configure(config) => match self.state {
+                VmState::Empty => self.configure(config, fds),
+                _ => return self.wrong_state("configure"),
+            },
+            Request::Start => match self.state {
+                VmState::Configured => self.start(),
+                _ => return self.wrong_state("start"),
+            },
+            Request::Pause => match self.state {
+                VmState::Running => self.pause(),
+                VmState::Paused => Ok(()),
+                _ => return self.wrong_state("pause"),
+            },
+            Request::Resume => match self.state {
+                VmState::Paused => self.resume(),
+                VmState::Running => Ok(()),
+                _ => return self.wrong_state("resume"),
+            },
+            Request::Attach { slot, device } => match &self.machine {
+                Some(machine) => machine.attach(*slot, device, fds).map_err(LoopError::from),
+                None => return self.wrong_state("attach a device to"),
+            },
+            Request::Detach { slot } => match &self.machine {
+                Some(machine) => machine.detach(*slot).map_err(LoopError::from),
+                None => return self.wrong_state("detach a device from"),
+            },
+        };
+        match done {
+            Ok(()) => Response::Ok,
+            Err(LoopError::Machine(error)) => refusal(&error),
+            Err(error @ LoopError::Epoll(_)) => Response::Error {
+                kind: ErrorKind::Internal,
+                message: log::chain(&error),
+            },
+        }
+    }
+
+    fn wrong_state(&self, verb: &str) -> Response {
+        let message = format!("can't {verb} a VM that is {:?}", self.state).to_lowercase();
+        Response::Error {
+            kind: ErrorKind::State,
+            message,
+        }
+    }
+
+    fn configure(&mut self, config: &VmConfig, fds: &Fds) -> Result<(), LoopError> {
+        self.machine = Some(Machine::build(config, fds, &self.devices)?);
+        self.state = VmState::Configured;
+        Ok(())
+    }
+
+    fn start(&mut self) -> Result<(), LoopError> {
+        let Some(mut machine) = self.machine.take() else {
+            return Ok(());
+        };
+        self.state = VmState::Empty;
+        machine.start()?;
+        self.watch_vcpus(&machine)?;
+        self.machine = Some(machine);
+        self.state = VmState::Running;
+        Ok(())
+    }
+
+    fn pause(&mut self) -> Result<(), LoopError> {
+        let Some(machine) = &self.machine else {
+            return Ok(());
+        };
+        if let Err(error) = machine.pause() {
+            machine.resume();
+            return Err(error.into());
+        }
+        self.epoll
+            .ctl(
+                ControlOperation::Delete,
+                self.devices.as_raw_fd(),
+                EpollEvent::default(),
+            )
+            .map_err(LoopError::Epoll)?;
+        self.state = VmState::Paused;
+        Ok(())
+    }
+
+    fn resume(&mut self) -> Result<(), LoopError> {
+        self.watch(self.devices.as_raw_fd(), DEVICES, EventSet::IN)?;
+        if let Some(machine) = &self.machine {
+            machine.resume();
+        }
+        self.state = VmState::Running;
+        Ok(())
+    }
+
+    fn watch_vcpus(&self, machine: &Machine) -> Result<(), LoopError> {
+        match machine.vcpus().map(Vcpus::ended) {
+            Some(ended) => self.watch(ended.as_raw_fd(), ENDED, EventSet::IN),
+            None => Ok(()),
+        }
+    }
+
+    fn watch(&self, fd: RawFd, token: u64, events: EventSet) -> Result<(), LoopError> {
+        self.epoll
+            .ctl(ControlOperation::Add, fd, EpollEvent::new(events, token))
+            .map_err(LoopError::Epoll)
+    }
+}
+
+fn give_up(slot: u8, error: &DeviceError) {
+    log::note(&format!(
+        "device in slot {slot} needs a reset: {}",
+        log::chain(error)
+    ));
+}
+
+fn stopped(how: &str) -> ExitReport {
+    ExitReport {
+        reason: ExitReason::Stopped,
+        message: format!("stopped {how}"),
+    }
+}
+
+fn wait(epoll: &Epoll, timeout: i32, events: &mut [EpollEvent]) -> Result<usize, LoopError> {
+    match epoll.wait(timeout, events) {
+        Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(0),
+        result => result.map_err(LoopError::Epoll),
+    }
+}

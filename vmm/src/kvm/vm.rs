@@ -1,0 +1,146 @@
+//! The virtual machine: memory slots, interrupt chip, MSIs and ioeventfds.
+
+use std::io;
+
+use kvm_bindings::{
+    KVM_CAP_SPLIT_IRQCHIP, KVM_IRQ_ROUTING_MSI, KvmIrqRouting, kvm_enable_cap,
+    kvm_irq_routing_entry, kvm_msi, kvm_userspace_memory_region,
+};
+use kvm_ioctls::{Cap, IoEventAddress, Kvm, VcpuFd, VmFd};
+use vmm_sys_util::eventfd::EventFd;
+
+use super::KvmError;
+use crate::layout::{IOAPIC_PINS, KVM_TSS};
+use crate::legacy::ioapic::{Message, MessageSink};
+use crate::memory;
+use crate::slots::Doorbells;
+use crate::virtio::Memory;
+
+const REQUIRED: [Cap; 7] = [
+    Cap::UserMemory,
+    Cap::SplitIrqchip,
+    Cap::SignalMsi,
+    Cap::Ioeventfd,
+    Cap::ImmediateExit,
+    Cap::ExtCpuid,
+    Cap::SetTssAddr,
+];
+
+/// Opens /dev/kvm and checks that it can do what a VM needs.
+///
+/// # Errors
+/// [`KvmError::Open`], [`KvmError::Missing`]
+pub fn open() -> Result<Kvm, KvmError> {
+    let kvm = Kvm::new().map_err(|error| KvmError::Open(error.into()))?;
+    for cap in REQUIRED {
+        if !kvm.check_extension(cap) {
+            return Err(KvmError::Missing(cap));
+        }
+    }
+    Ok(kvm)
+}
+
+/// A virtual machine.
+#[derive(Debug)]
+pub struct Vm {
+    fd: VmFd,
+}
+
+impl Vm {
+    /// Creates a machine whose RAM is `memory`, with KVM's local APICs and a place for our IOAPIC.
+    ///
+    /// # Errors
+    /// [`KvmError::Call`]
+    pub fn new(kvm: &Kvm, memory: &Memory) -> Result<Self, KvmError> {
+        let fd = kvm.create_vm().map_err(KvmError::call("KVM_CREATE_VM"))?;
+        for (slot, (guest, host, length)) in (0..).zip(memory::regions(memory)) {
+            let region = kvm_userspace_memory_region {
+                slot,
+                flags: 0,
+                guest_phys_addr: guest,
+                memory_size: length,
+                userspace_addr: host,
+            };
+            // SAFETY: the range is a mapping of `memory`, whose regions don't overlap. vCPUs keep
+            // a clone of `memory` as long as they may run, so it outlives the slot's use.
+            unsafe { fd.set_user_memory_region(region) }
+                .map_err(KvmError::call("KVM_SET_USER_MEMORY_REGION"))?;
+        }
+        // Needed on Intel processors without unrestricted guest; refused where it has no meaning.
+        if let Err(error) = usize::try_from(KVM_TSS).map(|address| fd.set_tss_address(address)) {
+            crate::log::note(&format!("KVM_SET_TSS_ADDR: {error}"));
+        }
+        let mut cap = kvm_enable_cap {
+            cap: KVM_CAP_SPLIT_IRQCHIP,
+            ..Default::default()
+        };
+        cap.args[0] = u64::from(IOAPIC_PINS);
+        fd.enable_cap(&cap)
+            .map_err(KvmError::call("KVM_CAP_SPLIT_IRQCHIP"))?;
+        Ok(Self { fd })
+    }
+
+    /// Creates a vCPU. Its id is its local APIC's.
+    ///
+    /// # Errors
+    /// [`KvmError::Call`]
+    pub fn create_vcpu(&self, id: u8) -> Result<VcpuFd, KvmError> {
+        self.fd
+            .create_vcpu(u64::from(id))
+            .map_err(KvmError::call("KVM_CREATE_VCPU"))
+    }
+}
+
+impl MessageSink for Vm {
+    fn send(&self, message: Message) {
+        let msi = kvm_msi {
+            address_lo: message.address,
+            data: message.data,
+            ..Default::default()
+        };
+        // Fails when the guest named a CPU that isn't there; real hardware loses it as well.
+        if let Err(error) = self.fd.signal_msi(msi) {
+            crate::log::note(&format!("KVM_SIGNAL_MSI: {error}"));
+        }
+    }
+
+    fn announce_level(&self, pins: &[(u8, Message)]) {
+        let entries: Vec<_> = pins
+            .iter()
+            .map(|(pin, message)| {
+                let mut entry = kvm_irq_routing_entry {
+                    gsi: u32::from(*pin),
+                    type_: KVM_IRQ_ROUTING_MSI,
+                    ..Default::default()
+                };
+                entry.u.msi.address_lo = message.address;
+                entry.u.msi.data = message.data;
+                entry
+            })
+            .collect();
+        let result = KvmIrqRouting::from_entries(&entries)
+            .map_err(|error| format!("{error:?}"))
+            .and_then(|routes| {
+                self.fd
+                    .set_gsi_routing(&routes)
+                    .map_err(|error| error.to_string())
+            });
+        if let Err(error) = result {
+            crate::log::note(&format!("KVM_SET_GSI_ROUTING: {error}"));
+        }
+    }
+}
+
+impl Doorbells for Vm {
+    fn connect(&self, kick: &EventFd, address: u64, queue: u32) -> io::Result<()> {
+        Ok(self
+            .fd
+            .register_ioevent(kick, &IoEventAddress::Mmio(address), queue)?)
+    }
+
+    fn disconnect(&self, kick: &EventFd, address: u64, queue: u32) -> io::Result<()> {
+        Ok(self
+            .fd
+            .unregister_ioevent(kick, &IoEventAddress::Mmio(address), queue)?)
+    }
+}

@@ -1,0 +1,155 @@
+//! COM1, for a kernel's console: output only.
+//!
+//! It is there even when nobody wants to see it, because a kernel's last words are in it.
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::sync::Mutex;
+
+use vm_superio::serial::NoEvents;
+use vm_superio::{Serial, Trigger};
+
+use crate::lock;
+
+const PANIC: &[u8] = b"Kernel panic - not syncing: ";
+/// How much of a line is kept.
+const LINE: usize = 200;
+
+/// COM1.
+#[derive(Debug)]
+pub struct Com1<T: Trigger> {
+    serial: Mutex<Serial<T, NoEvents, Console>>,
+}
+
+impl<T: Trigger> Com1<T> {
+    /// Creates the port; output goes to `file` or nowhere.
+    pub fn new(interrupt: T, file: Option<File>) -> Self {
+        Self {
+            serial: Mutex::new(Serial::new(interrupt, Console::new(file))),
+        }
+    }
+
+    /// Reads the register at `offset` from the first port.
+    pub fn read(&self, offset: u8) -> u8 {
+        lock(&self.serial).read(offset)
+    }
+
+    /// Writes the register at `offset` from the first port.
+    pub fn write(&self, offset: u8, value: u8) {
+        // Output that the host can't take is lost, as on a cable that nobody holds.
+        let _ = lock(&self.serial).write(offset, value);
+    }
+
+    /// Returns what the kernel said when it panicked.
+    pub fn panic_message(&self) -> Option<String> {
+        lock(&self.serial).writer().panic.clone()
+    }
+}
+
+/// Where output goes.
+#[derive(Debug)]
+struct Console {
+    file: Option<File>,
+    line: Vec<u8>,
+    panic: Option<String>,
+}
+
+impl Console {
+    fn new(file: Option<File>) -> Self {
+        Self {
+            file,
+            line: Vec::with_capacity(LINE),
+            panic: None,
+        }
+    }
+
+    fn watch(&mut self, byte: u8) {
+        if byte != b'\n' {
+            if self.line.len() < LINE {
+                self.line.push(byte);
+            }
+            return;
+        }
+        if self.panic.is_none()
+            && let Some(at) = self
+                .line
+                .windows(PANIC.len())
+                .position(|window| window == PANIC)
+        {
+            let reason = String::from_utf8_lossy(&self.line[at + PANIC.len()..]);
+            self.panic = Some(reason.trim().to_owned());
+        }
+        self.line.clear();
+    }
+}
+
+impl Write for Console {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        for byte in bytes {
+            self.watch(*byte);
+        }
+        match &mut self.file {
+            Some(file) => file.write(bytes),
+            None => Ok(bytes.len()),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Seek};
+
+    use super::*;
+
+    struct Nothing;
+
+    impl Trigger for Nothing {
+        type E = io::Error;
+        fn trigger(&self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn print(com1: &Com1<Nothing>, text: &str) {
+        for byte in text.bytes() {
+            assert_ne!(com1.read(5) & 0x20, 0, "transmitter is empty");
+            com1.write(0, byte);
+        }
+    }
+
+    #[test]
+    fn output_reaches_the_file() {
+        let mut file = tempfile::tempfile().unwrap();
+        let com1 = Com1::new(Nothing, Some(file.try_clone().unwrap()));
+        print(&com1, "hello\n");
+        let mut text = String::new();
+        file.rewind().unwrap();
+        file.read_to_string(&mut text).unwrap();
+        assert_eq!(text, "hello\n");
+        assert_eq!(com1.panic_message(), None);
+    }
+
+    #[test]
+    fn a_panic_is_noticed_without_a_file() {
+        let com1 = Com1::new(Nothing, None);
+        print(
+            &com1,
+            "[    1.2] Kernel panic - not syncing: VFS: Unable to mount root fs\r\nnext\n",
+        );
+        assert_eq!(
+            com1.panic_message().unwrap(),
+            "VFS: Unable to mount root fs"
+        );
+    }
+
+    #[test]
+    fn an_endless_line_takes_no_memory() {
+        let com1 = Com1::new(Nothing, None);
+        print(&com1, &"x".repeat(100_000));
+        assert!(lock(&com1.serial).writer().line.capacity() <= LINE);
+    }
+}

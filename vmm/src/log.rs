@@ -1,0 +1,91 @@
+//! What the VMM says on standard error, at a bounded rate: a guest must not fill the host's disk.
+
+use std::io::Write;
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+/// Lines allowed per [`PERIOD`].
+const BURST: u32 = 20;
+/// How long the allowance of lines lasts.
+const PERIOD: Duration = Duration::from_secs(5);
+
+#[derive(Debug)]
+struct Allowance {
+    since: Option<Instant>,
+    used: u32,
+    dropped: u64,
+}
+
+impl Allowance {
+    /// Tells whether a line may be written, and how many were not before it.
+    fn take(&mut self, now: Instant) -> Option<u64> {
+        if self
+            .since
+            .is_none_or(|since| now.duration_since(since) >= PERIOD)
+        {
+            self.since = Some(now);
+            self.used = 0;
+        }
+        if self.used == BURST {
+            self.dropped += 1;
+            return None;
+        }
+        self.used += 1;
+        Some(std::mem::take(&mut self.dropped))
+    }
+}
+
+static ALLOWANCE: Mutex<Allowance> = Mutex::new(Allowance {
+    since: None,
+    used: 0,
+    dropped: 0,
+});
+
+/// Writes a line, or drops it when there were too many.
+pub fn note(line: &str) {
+    let dropped = crate::lock(&ALLOWANCE).take(Instant::now());
+    let mut error = std::io::stderr().lock();
+    // Nobody is left to tell when standard error is gone.
+    let _ = match dropped {
+        None => Ok(()),
+        Some(0) => writeln!(error, "hull-vmm: {line}"),
+        Some(dropped) => writeln!(
+            error,
+            "hull-vmm: {line} ({dropped} lines before it dropped)"
+        ),
+    };
+}
+
+/// Describes an error and its causes in one line.
+#[must_use]
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut line = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        line.push_str(": ");
+        line.push_str(&error.to_string());
+        cause = error.source();
+    }
+    line
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_flood_is_dropped_and_counted() {
+        let mut allowance = Allowance {
+            since: None,
+            used: 0,
+            dropped: 0,
+        };
+        let start = Instant::now();
+        assert_eq!(
+            (0..100).filter(|_| allowance.take(start).is_some()).count(),
+            BURST as usize
+        );
+        assert_eq!(allowance.take(start + PERIOD), Some(80));
+        assert_eq!(allowance.take(start + PERIOD), Some(0));
+    }
+}

@@ -1,0 +1,371 @@
+//! The virtual machine as a whole: built from a configuration, then run, changed and stopped.
+
+use std::fs::File;
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use hull_proto_vmm::{DeviceConfig, Metrics, VmConfig};
+use kvm_ioctls::VcpuFd;
+use vm_memory::GuestMemoryError;
+use vm_superio::Trigger;
+use vmm_sys_util::epoll::Epoll;
+
+use crate::boot::cmdline::{self, CmdlineError};
+use crate::boot::kernel::{self, KernelError};
+use crate::boot::mptable::{self, MpTableError};
+use crate::boot::params::{self, ParamsError};
+use crate::devices::{self, DeviceConfigError};
+use crate::fds::{FdError, Fds};
+use crate::kvm::vcpu::{Bus, End, Vcpus};
+use crate::kvm::vm::{self, Vm};
+use crate::kvm::{KvmError, cpuid, msr, registers};
+use crate::layout::{COM1_PIN, IOAPIC, IOAPIC_END, SLOT_BASE, SLOT_END};
+use crate::legacy::ioapic::Ioapic;
+use crate::legacy::ports::{self, Effect};
+use crate::legacy::serial::Com1;
+use crate::memory::{self, MemoryError};
+use crate::slots::{SlotError, Slots};
+use crate::virtio::Memory;
+
+/// Why a machine was not built or changed.
+#[derive(Debug, thiserror::Error)]
+pub enum MachineError {
+    /// The numbers of CPUs make no sense.
+    #[error("{boot} of {total} vCPUs at boot is not possible")]
+    Vcpus {
+        /// Online at boot.
+        boot: u8,
+        /// All.
+        total: u8,
+    },
+    /// A descriptor is missing.
+    #[error("take file descriptor")]
+    Fd(#[from] FdError),
+    /// No guest memory.
+    #[error("create guest memory")]
+    Memory(#[from] MemoryError),
+    /// KVM refuses.
+    #[error("set up virtual machine")]
+    Kvm(#[from] KvmError),
+    /// The kernel is not one.
+    #[error("load guest kernel")]
+    Kernel(#[from] KernelError),
+    /// The command line is not right.
+    #[error("compose kernel command line")]
+    Cmdline(#[from] CmdlineError),
+    /// The CPU table does not fit.
+    #[error("describe CPUs to the guest")]
+    MpTable(#[from] MpTableError),
+    /// The boot parameters were not written.
+    #[error("describe machine to the guest")]
+    Params(#[from] ParamsError),
+    /// Page tables were not written.
+    #[error("write page tables")]
+    Tables(#[source] GuestMemoryError),
+    /// A device is not right.
+    #[error("create device for slot {slot}")]
+    Device {
+        /// The slot.
+        slot: u8,
+        /// Why.
+        #[source]
+        source: DeviceConfigError,
+    },
+    /// A slot is not free, or not taken.
+    #[error("use slot")]
+    Slot(#[from] SlotError),
+    /// No threads for the vCPUs.
+    #[error("start vCPUs")]
+    Start(#[source] io::Error),
+    /// A vCPU does not stop.
+    #[error("vCPUs do not leave the guest")]
+    Stuck,
+}
+
+/// The interrupt of the serial port.
+#[derive(Debug)]
+struct Com1Line(Arc<Ioapic<Arc<Vm>>>);
+
+impl Trigger for Com1Line {
+    type E = std::convert::Infallible;
+
+    fn trigger(&self) -> Result<(), Self::E> {
+        self.0.pulse(COM1_PIN);
+        Ok(())
+    }
+}
+
+/// What the guest's accesses reach.
+#[derive(Debug)]
+struct Hardware {
+    ioapic: Arc<Ioapic<Arc<Vm>>>,
+    com1: Com1<Com1Line>,
+    slots: Slots,
+}
+
+impl Bus for Hardware {
+    fn mmio_read(&self, address: u64, data: &mut [u8]) {
+        match address {
+            SLOT_BASE..SLOT_END => self.slots.read(address, data),
+            IOAPIC..IOAPIC_END => self.ioapic.read(address - IOAPIC, data),
+            _ => data.fill(0xff),
+        }
+    }
+
+    fn mmio_write(&self, address: u64, data: &[u8]) {
+        match address {
+            SLOT_BASE..SLOT_END => self.slots.write(address, data),
+            IOAPIC..IOAPIC_END => self.ioapic.write(address - IOAPIC, data),
+            _ => {}
+        }
+    }
+
+    fn pio_read(&self, port: u16, data: &mut [u8]) {
+        ports::read(&self.com1, port, data);
+    }
+
+    fn pio_write(&self, port: u16, data: &[u8]) -> bool {
+        ports::write(&self.com1, port, data) == Effect::Reset
+    }
+
+    fn end_of_interrupt(&self, vector: u8) {
+        self.ioapic.end_of_interrupt(vector);
+    }
+}
+
+/// How long the phases of the start took.
+#[derive(Debug, Default)]
+struct Phases(Vec<(&'static str, Duration)>);
+
+impl Phases {
+    fn time<T>(&mut self, phase: &'static str, work: impl FnOnce() -> T) -> T {
+        let start = Instant::now();
+        let result = work();
+        self.0.push((phase, start.elapsed()));
+        result
+    }
+}
+
+/// The processors: before the start, or their threads.
+#[derive(Debug)]
+enum Processors {
+    Ready(Vec<VcpuFd>),
+    Started(Vcpus),
+}
+
+/// A machine.
+#[derive(Debug)]
+pub struct Machine {
+    vm: Arc<Vm>,
+    memory: Memory,
+    hardware: Arc<Hardware>,
+    processors: Processors,
+    phases: Phases,
+}
+
+impl Machine {
+    /// Builds a machine that is ready to start. Its devices are watched through `epoll`.
+    ///
+    /// # Errors
+    /// [`MachineError`]; nothing is left.
+    pub fn build(config: &VmConfig, fds: &Fds, epoll: &Arc<Epoll>) -> Result<Self, MachineError> {
+        let (boot, total) = (config.boot_vcpus, config.vcpus);
+        if boot == 0 || boot > total || total == u8::MAX {
+            return Err(MachineError::Vcpus { boot, total });
+        }
+        let serial = config.serial.map(|index| fds.file(index)).transpose()?;
+        let cmdline = cmdline::compose(&config.cmdline, boot, serial.is_some())?;
+        let mut phases = Phases::default();
+
+        let memory = phases.time("memory", || memory::allocate(config.memory_mib))?;
+        let (vm, vcpus) = phases.time("kvm", || create(&memory, total))?;
+        phases.time("kernel_load", || {
+            load(config, fds, &memory, &vcpus, &cmdline)
+        })?;
+        let hardware = phases.time("devices", || {
+            populate(config, fds, &memory, &vm, epoll, serial)
+        })?;
+        Ok(Self {
+            vm,
+            memory,
+            hardware,
+            processors: Processors::Ready(vcpus),
+            phases,
+        })
+    }
+
+    /// Starts the processors. Nothing happens if they are.
+    ///
+    /// # Errors
+    /// [`MachineError::Start`]: the machine is of no more use.
+    pub fn start(&mut self) -> Result<(), MachineError> {
+        if let Processors::Ready(fds) = &mut self.processors {
+            let fds = std::mem::take(fds);
+            let vcpus =
+                Vcpus::start(fds, &self.hardware, &self.memory).map_err(MachineError::Start)?;
+            self.processors = Processors::Started(vcpus);
+        }
+        Ok(())
+    }
+
+    /// Returns the processors, once started.
+    #[must_use]
+    pub fn vcpus(&self) -> Option<&Vcpus> {
+        match &self.processors {
+            Processors::Started(vcpus) => Some(vcpus),
+            Processors::Ready(_) => None,
+        }
+    }
+
+    /// Returns the slots.
+    #[must_use]
+    pub fn slots(&self) -> &Slots {
+        &self.hardware.slots
+    }
+
+    /// Puts a device behind a slot.
+    ///
+    /// # Errors
+    /// [`MachineError::Device`], [`MachineError::Slot`]; nothing changed.
+    pub fn attach(&self, slot: u8, config: &DeviceConfig, fds: &Fds) -> Result<(), MachineError> {
+        attach(&self.hardware.slots, &self.vm, slot, config, fds)
+    }
+
+    /// Takes a device out of its slot.
+    ///
+    /// # Errors
+    /// [`MachineError::Slot`]
+    pub fn detach(&self, slot: u8) -> Result<(), MachineError> {
+        Ok(self.hardware.slots.detach(slot, &*self.vm)?)
+    }
+
+    /// Stops the vCPUs, then completes all I/O.
+    ///
+    /// # Errors
+    /// [`MachineError::Stuck`]
+    pub fn pause(&self) -> Result<(), MachineError> {
+        if !self.vcpus().is_none_or(Vcpus::pause) {
+            return Err(MachineError::Stuck);
+        }
+        self.hardware.slots.drain();
+        Ok(())
+    }
+
+    /// Lets the vCPUs run again.
+    pub fn resume(&self) {
+        if let Some(vcpus) = self.vcpus() {
+            vcpus.resume();
+        }
+    }
+
+    /// Returns why the guest ended, if it has, and its kernel's last words, if it panicked.
+    #[must_use]
+    pub fn end(&self) -> Option<(End, Option<String>)> {
+        let end = self.vcpus()?.end()?;
+        Some((end, self.hardware.com1.panic_message()))
+    }
+
+    /// Returns the counters; times count from `process_start`.
+    #[must_use]
+    pub fn metrics(&self, process_start: Instant) -> Metrics {
+        let mut start_ns: Vec<(String, u64)> = self
+            .phases
+            .0
+            .iter()
+            .map(|(name, time)| ((*name).to_owned(), nanoseconds(*time)))
+            .collect();
+        if let Some(entry) = self.vcpus().and_then(Vcpus::first_entry) {
+            start_ns.push((
+                "total".to_owned(),
+                nanoseconds(entry.duration_since(process_start)),
+            ));
+        }
+        Metrics {
+            exits: self.vcpus().map(Vcpus::exits).unwrap_or_default(),
+            start_ns,
+            devices: self.hardware.slots.metrics(),
+        }
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        if let Some(vcpus) = self.vcpus() {
+            vcpus.stop();
+        }
+    }
+}
+
+/// Creates the VM and its vCPUs, in the order that KVM is quickest with.
+fn create(memory: &Memory, vcpus: u8) -> Result<(Arc<Vm>, Vec<VcpuFd>), MachineError> {
+    let kvm = vm::open()?;
+    let vm = Arc::new(Vm::new(&kvm, memory)?);
+    let template = cpuid::Template::new(&kvm, vcpus)?;
+    let mut fds = Vec::with_capacity(usize::from(vcpus));
+    for id in 0..vcpus {
+        let fd = vm.create_vcpu(id)?;
+        template.apply(&fd, id)?;
+        msr::set_boot_msrs(&fd)?;
+        registers::set_fpu(&fd)?;
+        fds.push(fd);
+    }
+    Ok((vm, fds))
+}
+
+/// Fills guest memory and points the first vCPU at the kernel. The others wait for it to wake them.
+fn load(
+    config: &VmConfig,
+    fds: &Fds,
+    memory: &Memory,
+    vcpus: &[VcpuFd],
+    cmdline: &str,
+) -> Result<(), MachineError> {
+    let mut kernel = fds.file(config.kernel)?;
+    let mut initrd = config.initrd.map(|index| fds.file(index)).transpose()?;
+    let loaded = kernel::load(memory, &mut kernel, initrd.as_mut())?;
+    params::write(memory, &loaded, cmdline)?;
+    mptable::write(memory, config.vcpus)?;
+    registers::write_tables(memory).map_err(MachineError::Tables)?;
+    if let Some(first) = vcpus.first() {
+        registers::set_boot_registers(first, loaded.entry)?;
+    }
+    Ok(())
+}
+
+fn populate(
+    config: &VmConfig,
+    fds: &Fds,
+    memory: &Memory,
+    vm: &Arc<Vm>,
+    epoll: &Arc<Epoll>,
+    serial: Option<File>,
+) -> Result<Arc<Hardware>, MachineError> {
+    let ioapic = Arc::new(Ioapic::new(Arc::clone(vm)));
+    let slots = Slots::new(&ioapic, memory.clone(), Arc::clone(epoll));
+    for (slot, device) in &config.devices {
+        attach(&slots, vm, *slot, device, fds)?;
+    }
+    let com1 = Com1::new(Com1Line(Arc::clone(&ioapic)), serial);
+    Ok(Arc::new(Hardware {
+        ioapic,
+        com1,
+        slots,
+    }))
+}
+
+fn attach(
+    slots: &Slots,
+    vm: &Vm,
+    slot: u8,
+    config: &DeviceConfig,
+    fds: &Fds,
+) -> Result<(), MachineError> {
+    let device =
+        devices::create(config, fds).map_err(|source| MachineError::Device { slot, source })?;
+    Ok(slots.attach(slot, device, vm)?)
+}
+
+fn nanoseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,309 @@
+//! The virtio-mmio slots: devices come and go at run time behind fixed addresses and lines.
+//!
+//! A slot is empty or holds a [`Transport`]. vCPUs lock a slot for a register access; the event loop
+//! locks it to attach and detach, and otherwise only to find the device, which it uses without
+//! holding the slot. Lock order: slot, device, IOAPIC.
+
+use std::io;
+use std::sync::atomic::AtomicU32;
+use std::sync::{Arc, Mutex};
+
+use hull_proto_vmm::{DeviceMetrics, SLOTS};
+use vmm_sys_util::epoll::Epoll;
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::layout::{SLOT_BASE, SLOT_END, SLOT_SIZE, slot_address, slot_pin};
+use crate::legacy::ioapic::{Ioapic, MessageSink};
+use crate::lock;
+use crate::virtio::mmio::{self, Line, MmioInterrupt, QUEUE_NOTIFY, SharedDevice, Transport};
+use crate::virtio::watch::Watcher;
+use crate::virtio::{Memory, VirtioDevice};
+
+/// Makes guest notifications reach descriptors without an exit to user space.
+pub trait Doorbells {
+    /// Has writes of `queue` to `address` signalled to `kick`.
+    ///
+    /// # Errors
+    /// What KVM says.
+    fn connect(&self, kick: &EventFd, address: u64, queue: u32) -> io::Result<()>;
+
+    /// Undoes [`Doorbells::connect`].
+    ///
+    /// # Errors
+    /// What KVM says.
+    fn disconnect(&self, kick: &EventFd, address: u64, queue: u32) -> io::Result<()>;
+}
+
+/// Why a device was not attached or detached.
+#[derive(Debug, thiserror::Error)]
+pub enum SlotError {
+    /// There is no slot of this number.
+    #[error("slot {0} does not exist, there are {SLOTS}")]
+    NoSuchSlot(u8),
+    /// It has a device.
+    #[error("slot {0} is taken")]
+    Taken(u8),
+    /// It has no device.
+    #[error("slot {0} is empty")]
+    Empty(u8),
+    /// The host has no more descriptors or doorbells.
+    #[error("connect device in slot {slot}")]
+    Connect {
+        /// The slot.
+        slot: u8,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// The wire from a slot to the IOAPIC.
+#[derive(Debug)]
+struct SlotLine<S> {
+    ioapic: Arc<Ioapic<S>>,
+    slot: u8,
+}
+
+impl<S: MessageSink> Line for SlotLine<S> {
+    fn raise(&self, status: &AtomicU32) {
+        self.ioapic.raise(slot_pin(self.slot), self.slot, status);
+    }
+
+    fn lower(&self, status: &AtomicU32) {
+        self.ioapic.lower(slot_pin(self.slot), self.slot, status);
+    }
+}
+
+#[derive(Debug)]
+struct Slot {
+    line: Arc<dyn Line>,
+    /// Counts the devices that were here, so that events of an old one are not taken for a new one's.
+    generation: u16,
+    transport: Option<Transport>,
+}
+
+/// A device as the event loop uses it.
+#[derive(Debug, Clone)]
+pub struct Attached {
+    /// The device.
+    pub device: SharedDevice,
+    /// Its interrupt.
+    pub interrupt: Arc<MmioInterrupt>,
+}
+
+/// All slots of a VM.
+#[derive(Debug)]
+pub struct Slots {
+    slots: Vec<Mutex<Slot>>,
+    memory: Memory,
+    epoll: Arc<Epoll>,
+}
+
+impl Slots {
+    /// Creates empty slots whose devices are watched through `epoll`.
+    pub fn new<S: MessageSink + 'static>(
+        ioapic: &Arc<Ioapic<S>>,
+        memory: Memory,
+        epoll: Arc<Epoll>,
+    ) -> Self {
+        let slots = (0..SLOTS)
+            .map(|slot| {
+                let line = Arc::new(SlotLine {
+                    ioapic: Arc::clone(ioapic),
+                    slot,
+                });
+                Mutex::new(Slot {
+                    line,
+                    generation: 0,
+                    transport: None,
+                })
+            })
+            .collect();
+        Self {
+            slots,
+            memory,
+            epoll,
+        }
+    }
+
+    /// Puts a device behind an empty slot.
+    ///
+    /// # Errors
+    /// [`SlotError`]; the slot stays as it was.
+    pub fn attach(
+        &self,
+        slot: u8,
+        device: Box<dyn VirtioDevice>,
+        doorbells: &dyn Doorbells,
+    ) -> Result<(), SlotError> {
+        let mut place = self.lock(slot)?;
+        if place.transport.is_some() {
+            return Err(SlotError::Taken(slot));
+        }
+        place.generation = place.generation.wrapping_add(1);
+        let watcher = Watcher::new(Arc::clone(&self.epoll), slot, place.generation);
+        let address = slot_address(slot) + QUEUE_NOTIFY;
+        let failed = |source| SlotError::Connect { slot, source };
+
+        let mut kicks: Vec<EventFd> = Vec::new();
+        for queue in 0..device.queue_sizes().len() {
+            let queue = queue as u16;
+            let connected = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).and_then(|kick| {
+                doorbells.connect(&kick, address, u32::from(queue))?;
+                kicks.push(kick);
+                Ok(())
+            });
+            let watched = connected.and_then(|()| {
+                use std::os::fd::AsRawFd;
+                kicks
+                    .last()
+                    .map_or(Ok(()), |kick| watcher.add_kick(kick.as_raw_fd(), queue))
+            });
+            if let Err(error) = watched {
+                disconnect(&kicks, address, doorbells);
+                return Err(failed(error));
+            }
+        }
+        let line = Arc::clone(&place.line);
+        place.transport = Some(Transport::new(
+            device,
+            self.memory.clone(),
+            line,
+            kicks,
+            watcher,
+        ));
+        Ok(())
+    }
+
+    /// Takes the device out of a slot. Its queues are not touched any more when this returns.
+    ///
+    /// # Errors
+    /// [`SlotError::NoSuchSlot`], [`SlotError::Empty`]
+    pub fn detach(&self, slot: u8, doorbells: &dyn Doorbells) -> Result<(), SlotError> {
+        let mut place = self.lock(slot)?;
+        let mut transport = place.transport.take().ok_or(SlotError::Empty(slot))?;
+        transport.shut_down();
+        disconnect(
+            transport.kicks(),
+            slot_address(slot) + QUEUE_NOTIFY,
+            doorbells,
+        );
+        Ok(())
+    }
+
+    /// Returns the device that an event of this generation is for.
+    #[must_use]
+    pub fn find(&self, slot: u8, generation: u16) -> Option<Attached> {
+        let place = self.lock(slot).ok()?;
+        let transport = place
+            .transport
+            .as_ref()
+            .filter(|_| place.generation == generation)?;
+        Some(Attached {
+            device: Arc::clone(transport.device()),
+            interrupt: Arc::clone(transport.interrupt()),
+        })
+    }
+
+    /// Takes the count of a queue's notification descriptor, so that it is quiet until the next one.
+    pub fn hush(&self, slot: u8, queue: u16) {
+        self.with_kick(slot, queue, |kick| drop(kick.read()));
+    }
+
+    /// Signals a queue's notification descriptor as if the guest had.
+    pub fn kick(&self, slot: u8, queue: u16) {
+        self.with_kick(slot, queue, |kick| drop(kick.write(1)));
+    }
+
+    fn with_kick(&self, slot: u8, queue: u16, use_kick: impl FnOnce(&EventFd)) {
+        if let Ok(place) = self.lock(slot)
+            && let Some(transport) = &place.transport
+            && let Some(kick) = transport.kicks().get(usize::from(queue))
+        {
+            use_kick(kick);
+        }
+    }
+
+    /// Completes all I/O of all devices.
+    pub fn drain(&self) {
+        for place in &self.slots {
+            if let Some(transport) = &lock(place).transport {
+                lock(transport.device()).drain();
+            }
+        }
+    }
+
+    /// Returns the counters of the devices that are attached.
+    #[must_use]
+    pub fn metrics(&self) -> Vec<DeviceMetrics> {
+        (0..SLOTS)
+            .zip(&self.slots)
+            .filter_map(|(slot, place)| {
+                let place = lock(place);
+                let transport = place.transport.as_ref()?;
+                let interrupts = transport.interrupt().raised();
+                let device = lock(transport.device());
+                let counters = device.counters();
+                Some(DeviceMetrics {
+                    slot,
+                    kind: device.kind().name().to_owned(),
+                    notifications: counters.notifications,
+                    requests: counters.requests,
+                    bytes_out: counters.bytes_out,
+                    bytes_in: counters.bytes_in,
+                    interrupts,
+                    errors: counters.errors,
+                })
+            })
+            .collect()
+    }
+
+    /// Handles a read of guest-physical `address`, which is inside of the slots.
+    pub fn read(&self, address: u64, data: &mut [u8]) {
+        let Some((place, offset)) = self.at(address) else {
+            return data.fill(0xff);
+        };
+        match &lock(place).transport {
+            Some(transport) => transport.read(offset, data),
+            None => mmio::read_empty(offset, data),
+        }
+    }
+
+    /// Handles a write to guest-physical `address`, which is inside of the slots.
+    pub fn write(&self, address: u64, data: &[u8]) {
+        if let Some((place, offset)) = self.at(address)
+            && let Some(transport) = &mut lock(place).transport
+        {
+            transport.write(offset, data);
+        }
+    }
+
+    fn at(&self, address: u64) -> Option<(&Mutex<Slot>, u64)> {
+        let offset = address
+            .checked_sub(SLOT_BASE)
+            .filter(|_| address < SLOT_END)?;
+        let place = self.slots.get(usize::try_from(offset / SLOT_SIZE).ok()?)?;
+        Some((place, offset % SLOT_SIZE))
+    }
+
+    fn lock(&self, slot: u8) -> Result<std::sync::MutexGuard<'_, Slot>, SlotError> {
+        self.slots
+            .get(usize::from(slot))
+            .map(lock)
+            .ok_or(SlotError::NoSuchSlot(slot))
+    }
+}
+
+fn disconnect(kicks: &[EventFd], address: u64, doorbells: &dyn Doorbells) {
+    for (queue, kick) in (0..).zip(kicks) {
+        if let Err(error) = doorbells.disconnect(kick, address, queue) {
+            crate::log::note(&format!(
+                "disconnect doorbell {queue} at {address:#x}: {error}"
+            ));
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "slots/tests.rs"]
+mod tests;

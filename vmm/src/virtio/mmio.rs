@@ -1,0 +1,571 @@
+//! The virtio-mmio transport, version 2 (virtio 1.2, section 4.2), of one attached device.
+//!
+//! vCPU threads come here with register accesses. The registers belong to them; the device is behind
+//! its own mutex, taken for configuration, activation and reset only, so that the registers that
+//! are read at each interrupt never wait for I/O.
+//!
+//! ```text
+//! 0 ─▶ ACKNOWLEDGE ─▶ DRIVER ─▶ FEATURES_OK ─▶ DRIVER_OK     queue registers are frozen from here
+//! ▲                                                │         until the reset
+//! └────────────────── write 0 ◀────────────────────┘         (NEEDS_RESET: the device gave up)
+//! ```
+//! A bit is only ever added, in this order; what does not fit is ignored.
+
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
+use serde::{Deserialize, Serialize};
+use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
+use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
+use vmm_sys_util::eventfd::EventFd;
+
+use super::device::{Activation, DeviceState, VirtioDevice};
+use super::interrupt::Interrupt;
+use super::queue::{QueueError, QueueRecord, VirtQueue};
+use super::watch::Watcher;
+use super::{DeviceError, Memory};
+use crate::{lock, log};
+
+/// "virt"
+const MAGIC: u32 = 0x7472_6976;
+const VERSION: u32 = 2;
+/// "HULL"
+const VENDOR: u32 = 0x4c4c_5548;
+
+const REGISTER_MAGIC: u64 = 0x00;
+const REGISTER_VERSION: u64 = 0x04;
+const DEVICE_ID: u64 = 0x08;
+const VENDOR_ID: u64 = 0x0c;
+const DEVICE_FEATURES: u64 = 0x10;
+const DEVICE_FEATURES_SELECT: u64 = 0x14;
+const DRIVER_FEATURES: u64 = 0x20;
+const DRIVER_FEATURES_SELECT: u64 = 0x24;
+const QUEUE_SELECT: u64 = 0x30;
+const QUEUE_SIZE_MAX: u64 = 0x34;
+const QUEUE_SIZE: u64 = 0x38;
+const QUEUE_READY: u64 = 0x44;
+/// Where the driver notifies; ioeventfds sit here.
+pub const QUEUE_NOTIFY: u64 = 0x50;
+const INTERRUPT_STATUS: u64 = 0x60;
+const INTERRUPT_ACKNOWLEDGE: u64 = 0x64;
+const STATUS: u64 = 0x70;
+const QUEUE_DESCRIPTORS_LOW: u64 = 0x80;
+const QUEUE_DESCRIPTORS_HIGH: u64 = 0x84;
+const QUEUE_DRIVER_LOW: u64 = 0x90;
+const QUEUE_DRIVER_HIGH: u64 = 0x94;
+const QUEUE_DEVICE_LOW: u64 = 0xa0;
+const QUEUE_DEVICE_HIGH: u64 = 0xa4;
+/// Length and base of a shared memory region, two registers each.
+const SHARED_MEMORY: u64 = 0xb0;
+const SHARED_MEMORY_END: u64 = 0xc0;
+const CONFIG_GENERATION: u64 = 0xfc;
+const CONFIG: u64 = 0x100;
+
+const ACKNOWLEDGE: u32 = 1;
+const DRIVER: u32 = 2;
+const DRIVER_OK: u32 = 4;
+const FEATURES_OK: u32 = 8;
+const NEEDS_RESET: u32 = 64;
+const FAILED: u32 = 128;
+
+const INTERRUPT_QUEUE: u32 = 1;
+const INTERRUPT_CONFIG: u32 = 2;
+
+const VERSION_1: u64 = 1 << VIRTIO_F_VERSION_1;
+const EVENT_IDX: u64 = 1 << VIRTIO_RING_F_EVENT_IDX;
+/// What every device offers.
+const TRANSPORT_FEATURES: u64 = VERSION_1 | EVENT_IDX | 1 << VIRTIO_RING_F_INDIRECT_DESC;
+
+/// A device that the event loop and the vCPUs share.
+pub type SharedDevice = Arc<Mutex<Box<dyn VirtioDevice>>>;
+
+/// A slot's interrupt line.
+pub trait Line: std::fmt::Debug + Send + Sync {
+    /// Signals an interrupt; `status` is nonzero while it is not acknowledged.
+    fn raise(&self, status: &AtomicU32);
+    /// Tells that `status` may have become zero.
+    fn lower(&self, status: &AtomicU32);
+}
+
+/// The part of the registers that a device changes.
+#[derive(Debug)]
+pub struct MmioInterrupt {
+    status: AtomicU32,
+    needs_reset: AtomicBool,
+    generation: AtomicU32,
+    raised: AtomicU64,
+    line: Arc<dyn Line>,
+}
+
+impl MmioInterrupt {
+    fn new(line: Arc<dyn Line>) -> Self {
+        Self {
+            status: AtomicU32::new(0),
+            needs_reset: AtomicBool::new(false),
+            generation: AtomicU32::new(0),
+            raised: AtomicU64::new(0),
+            line,
+        }
+    }
+
+    fn signal(&self, bit: u32) {
+        // The status comes first: a handler that is running must either see it or run again.
+        self.status.fetch_or(bit, Ordering::SeqCst);
+        self.raised.fetch_add(1, Ordering::Relaxed);
+        self.line.raise(&self.status);
+    }
+
+    fn acknowledge(&self, bits: u32) {
+        self.status.fetch_and(!bits, Ordering::SeqCst);
+        self.line.lower(&self.status);
+    }
+
+    /// Tells the driver that the device is of no use until it is reset.
+    pub fn needs_reset(&self) {
+        self.needs_reset.store(true, Ordering::SeqCst);
+        self.signal(INTERRUPT_CONFIG);
+    }
+
+    /// Returns how often an interrupt was raised.
+    pub fn raised(&self) -> u64 {
+        self.raised.load(Ordering::Relaxed)
+    }
+}
+
+impl Interrupt for MmioInterrupt {
+    fn signal_queue(&self) {
+        self.signal(INTERRUPT_QUEUE);
+    }
+
+    fn signal_config(&self) {
+        self.generation.fetch_add(1, Ordering::SeqCst);
+        self.signal(INTERRUPT_CONFIG);
+    }
+}
+
+/// The registers, as saved.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct State {
+    /// Device status.
+    pub status: u32,
+    /// Whether the device gave up.
+    pub needs_reset: bool,
+    /// Interrupts that are not acknowledged.
+    pub interrupt: u32,
+    /// Configuration generation.
+    pub generation: u32,
+    /// Selected half of the device's features.
+    pub device_features_select: u32,
+    /// Selected half of the driver's features.
+    pub driver_features_select: u32,
+    /// Features that the driver wrote.
+    pub driver_features: u64,
+    /// Selected queue.
+    pub queue_select: u32,
+    /// The queues.
+    pub queues: Vec<QueueRecord>,
+    /// The device.
+    pub device: DeviceState,
+}
+
+/// Why a device does not come back from a saved state.
+#[derive(Debug, thiserror::Error)]
+pub enum RestoreError {
+    /// The state is of another device.
+    #[error("saved state has {saved} queues, the device {actual}")]
+    Queues {
+        /// In the state.
+        saved: usize,
+        /// Of the device.
+        actual: usize,
+    },
+    /// The state has features that the device does not offer.
+    #[error("saved state has features {0:#x} that the device does not offer")]
+    Features(u64),
+    /// The state's status has bits that exclude each other.
+    #[error("saved device status {0:#x} is impossible")]
+    Status(u32),
+    /// A saved queue is not valid.
+    #[error("restore virtqueue")]
+    Queue(#[from] QueueError),
+    /// The device does not start.
+    #[error("activate restored device")]
+    Activate(#[source] DeviceError),
+}
+
+/// A device and its registers.
+#[derive(Debug)]
+pub struct Transport {
+    device: SharedDevice,
+    device_id: u32,
+    features: u64,
+    interrupt: Arc<MmioInterrupt>,
+    kicks: Vec<EventFd>,
+    memory: Memory,
+    watcher: Watcher,
+    status: u32,
+    device_features_select: u32,
+    driver_features_select: u32,
+    driver_features: u64,
+    queue_select: u32,
+    queues: Vec<QueueRecord>,
+}
+
+impl Transport {
+    /// Puts registers in front of a device that is idle. `kicks` has one descriptor per queue.
+    pub fn new(
+        device: Box<dyn VirtioDevice>,
+        memory: Memory,
+        line: Arc<dyn Line>,
+        kicks: Vec<EventFd>,
+        watcher: Watcher,
+    ) -> Self {
+        let queues = fresh_queues(device.queue_sizes());
+        Self {
+            device_id: device.kind().id(),
+            features: device.features() | TRANSPORT_FEATURES,
+            device: Arc::new(Mutex::new(device)),
+            interrupt: Arc::new(MmioInterrupt::new(line)),
+            kicks,
+            memory,
+            watcher,
+            status: 0,
+            device_features_select: 0,
+            driver_features_select: 0,
+            driver_features: 0,
+            queue_select: 0,
+            queues,
+        }
+    }
+
+    /// Puts saved registers in front of a device that was made from the same saved state.
+    ///
+    /// # Errors
+    /// [`RestoreError`] when the state can't have come from this device.
+    pub fn restore(mut self, state: &State) -> Result<Self, RestoreError> {
+        if state.queues.len() != self.queues.len() {
+            return Err(RestoreError::Queues {
+                saved: state.queues.len(),
+                actual: self.queues.len(),
+            });
+        }
+        let accepted = state.status & FEATURES_OK != 0;
+        let unknown = state.driver_features & !self.features;
+        if accepted && unknown != 0 {
+            return Err(RestoreError::Features(unknown));
+        }
+        if state.status & DRIVER_OK != 0 && !accepted {
+            return Err(RestoreError::Status(state.status));
+        }
+        self.status = state.status;
+        self.device_features_select = state.device_features_select;
+        self.driver_features_select = state.driver_features_select;
+        self.driver_features = state.driver_features;
+        self.queue_select = state.queue_select;
+        for (queue, saved) in self.queues.iter_mut().zip(&state.queues) {
+            *queue = QueueRecord {
+                max_size: queue.max_size,
+                ..*saved
+            };
+        }
+        self.interrupt
+            .generation
+            .store(state.generation, Ordering::SeqCst);
+        self.interrupt
+            .needs_reset
+            .store(state.needs_reset, Ordering::SeqCst);
+        if self.status & DRIVER_OK != 0 && !state.needs_reset {
+            self.activate().map_err(RestoreError::Activate)?;
+            // Notifications that the old process had not handled yet are not known here.
+            for kick in &self.kicks {
+                let _ = kick.write(1);
+            }
+        }
+        if state.interrupt != 0 {
+            self.interrupt.signal(state.interrupt);
+        }
+        Ok(self)
+    }
+
+    /// Returns what is to be saved. The device has been drained.
+    #[must_use]
+    pub fn state(&self) -> State {
+        let device = lock(&self.device);
+        let queues = match device.active() {
+            Some(active) => active.queues.iter().map(VirtQueue::record).collect(),
+            None => self.queues.clone(),
+        };
+        State {
+            status: self.status,
+            needs_reset: self.interrupt.needs_reset.load(Ordering::SeqCst),
+            interrupt: self.interrupt.status.load(Ordering::SeqCst),
+            generation: self.interrupt.generation.load(Ordering::SeqCst),
+            device_features_select: self.device_features_select,
+            driver_features_select: self.driver_features_select,
+            driver_features: self.driver_features,
+            queue_select: self.queue_select,
+            queues,
+            device: device.state(),
+        }
+    }
+
+    /// Returns the device.
+    #[must_use]
+    pub fn device(&self) -> &SharedDevice {
+        &self.device
+    }
+
+    /// Returns the device's interrupt.
+    #[must_use]
+    pub fn interrupt(&self) -> &Arc<MmioInterrupt> {
+        &self.interrupt
+    }
+
+    /// Returns the notification descriptors, by queue.
+    #[must_use]
+    pub fn kicks(&self) -> &[EventFd] {
+        &self.kicks
+    }
+
+    /// Makes the device idle and its line quiet, before it is taken out.
+    pub fn shut_down(&mut self) {
+        self.reset();
+    }
+
+    /// Handles a read at `offset` from the start of the slot.
+    pub fn read(&self, offset: u64, data: &mut [u8]) {
+        if offset >= CONFIG {
+            data.fill(0);
+            lock(&self.device).read_config(offset - CONFIG, data);
+        } else if offset.is_multiple_of(4) && data.len() == 4 {
+            data.copy_from_slice(&self.read_register(offset).to_le_bytes());
+        } else {
+            data.fill(0xff);
+        }
+    }
+
+    /// Handles a write at `offset` from the start of the slot.
+    pub fn write(&mut self, offset: u64, data: &[u8]) {
+        if offset >= CONFIG {
+            if self.status & (DRIVER | FAILED) == DRIVER {
+                lock(&self.device).write_config(offset - CONFIG, data);
+            }
+        } else if let (true, Ok(value)) = (offset.is_multiple_of(4), data.try_into()) {
+            self.write_register(offset, u32::from_le_bytes(value));
+        }
+    }
+
+    fn read_register(&self, offset: u64) -> u32 {
+        let queue = self.queues.get(self.queue_select as usize);
+        match offset {
+            REGISTER_MAGIC => MAGIC,
+            REGISTER_VERSION => VERSION,
+            DEVICE_ID => self.device_id,
+            VENDOR_ID => VENDOR,
+            DEVICE_FEATURES => match self.device_features_select {
+                0 => self.features as u32,
+                1 => (self.features >> 32) as u32,
+                _ => 0,
+            },
+            QUEUE_SIZE_MAX => queue.map_or(0, |queue| u32::from(queue.max_size)),
+            QUEUE_READY => queue.map_or(0, |queue| u32::from(queue.ready)),
+            INTERRUPT_STATUS => self.interrupt.status.load(Ordering::SeqCst),
+            STATUS => self.read_status(),
+            // There is no shared memory region.
+            SHARED_MEMORY..SHARED_MEMORY_END => u32::MAX,
+            CONFIG_GENERATION => self.interrupt.generation.load(Ordering::SeqCst),
+            _ => 0,
+        }
+    }
+
+    fn read_status(&self) -> u32 {
+        let needs_reset = self.interrupt.needs_reset.load(Ordering::SeqCst);
+        self.status | if needs_reset { NEEDS_RESET } else { 0 }
+    }
+
+    fn write_register(&mut self, offset: u64, value: u32) {
+        match offset {
+            DEVICE_FEATURES_SELECT => self.device_features_select = value,
+            DRIVER_FEATURES_SELECT => self.driver_features_select = value,
+            DRIVER_FEATURES => self.write_features(value),
+            QUEUE_SELECT => self.queue_select = value,
+            QUEUE_NOTIFY => self.notify(value),
+            INTERRUPT_ACKNOWLEDGE => self.interrupt.acknowledge(value),
+            STATUS => self.write_status(value),
+            QUEUE_READY => self.write_ready(value),
+            QUEUE_SIZE..=QUEUE_DEVICE_HIGH => self.write_queue(offset, value),
+            _ => {}
+        }
+    }
+
+    fn write_features(&mut self, value: u32) {
+        if self.status & (DRIVER | FEATURES_OK | FAILED) != DRIVER {
+            return;
+        }
+        let features = self.driver_features;
+        self.driver_features = match self.driver_features_select {
+            0 => features & !0xffff_ffff | u64::from(value),
+            1 => features & 0xffff_ffff | u64::from(value) << 32,
+            // A bit that the device can't have offered.
+            _ => features,
+        };
+    }
+
+    /// Tells whether the queues may be set up: features are agreed on, the device isn't live.
+    fn queues_open(&self) -> bool {
+        self.read_status() & (FEATURES_OK | DRIVER_OK | NEEDS_RESET | FAILED) == FEATURES_OK
+    }
+
+    fn write_ready(&mut self, value: u32) {
+        if !self.queues_open() {
+            return;
+        }
+        if let Some(queue) = self.queues.get_mut(self.queue_select as usize) {
+            queue.ready = value & 1 == 1;
+        }
+    }
+
+    fn write_queue(&mut self, offset: u64, value: u32) {
+        if !self.queues_open() {
+            return;
+        }
+        let Some(queue) = self.queues.get_mut(self.queue_select as usize) else {
+            return;
+        };
+        if queue.ready {
+            return;
+        }
+        let low = |register: &mut u64| *register = *register & !0xffff_ffff | u64::from(value);
+        let high =
+            |register: &mut u64| *register = *register & 0xffff_ffff | u64::from(value) << 32;
+        match offset {
+            // A size that is none makes the queue invalid, which shows at DRIVER_OK.
+            QUEUE_SIZE => queue.size = u16::try_from(value).unwrap_or(0),
+            QUEUE_DESCRIPTORS_LOW => low(&mut queue.descriptors),
+            QUEUE_DESCRIPTORS_HIGH => high(&mut queue.descriptors),
+            QUEUE_DRIVER_LOW => low(&mut queue.avail),
+            QUEUE_DRIVER_HIGH => high(&mut queue.avail),
+            QUEUE_DEVICE_LOW => low(&mut queue.used),
+            QUEUE_DEVICE_HIGH => high(&mut queue.used),
+            _ => {}
+        }
+    }
+
+    /// Notifications come here only if KVM did not take them.
+    fn notify(&self, queue: u32) {
+        if let Some(kick) = self.kicks.get(queue as usize) {
+            let _ = kick.write(1);
+        }
+    }
+
+    fn write_status(&mut self, value: u32) {
+        if value == 0 {
+            self.reset();
+            return;
+        }
+        let value = value & !NEEDS_RESET;
+        if self.status & !value != 0 {
+            log::note(&format!(
+                "driver clears status bits: {:#x} to {value:#x}",
+                self.status
+            ));
+            return;
+        }
+        for (bit, after) in [
+            (ACKNOWLEDGE, 0),
+            (DRIVER, ACKNOWLEDGE),
+            (FEATURES_OK, DRIVER),
+            (DRIVER_OK, FEATURES_OK),
+        ] {
+            if value & !self.status & bit == 0 || self.status & FAILED != 0 {
+                continue;
+            }
+            if self.status & after != after {
+                log::note(&format!(
+                    "driver skips a step: status {:#x} to {value:#x}",
+                    self.status
+                ));
+                return;
+            }
+            match bit {
+                // The driver reads the bit again to find out.
+                FEATURES_OK if !self.features_acceptable() => {}
+                DRIVER_OK => {
+                    self.status |= DRIVER_OK;
+                    if let Err(error) = self.activate() {
+                        log::note(&format!(
+                            "device {}: {}",
+                            self.device_id,
+                            log::chain(&error)
+                        ));
+                        self.interrupt.needs_reset();
+                    }
+                }
+                _ => self.status |= bit,
+            }
+        }
+        self.status |= value & FAILED;
+    }
+
+    fn features_acceptable(&self) -> bool {
+        self.driver_features & !self.features == 0 && self.driver_features & VERSION_1 != 0
+    }
+
+    fn activate(&mut self) -> Result<(), DeviceError> {
+        let mut queues = Vec::with_capacity(self.queues.len());
+        for queue in &mut self.queues {
+            queue.event_idx = self.driver_features & EVENT_IDX != 0;
+            queues.push(VirtQueue::new(queue, &self.memory)?);
+        }
+        lock(&self.device).activate(Activation {
+            memory: self.memory.clone(),
+            queues,
+            features: self.driver_features,
+            interrupt: Arc::clone(&self.interrupt) as Arc<dyn Interrupt>,
+            watcher: self.watcher.clone(),
+        })
+    }
+
+    fn reset(&mut self) {
+        let mut device = lock(&self.device);
+        device.reset();
+        self.queues = fresh_queues(device.queue_sizes());
+        drop(device);
+        self.status = 0;
+        self.device_features_select = 0;
+        self.driver_features_select = 0;
+        self.driver_features = 0;
+        self.queue_select = 0;
+        self.interrupt.needs_reset.store(false, Ordering::SeqCst);
+        self.interrupt.acknowledge(u32::MAX);
+    }
+}
+
+fn fresh_queues(sizes: &[u16]) -> Vec<QueueRecord> {
+    sizes
+        .iter()
+        .map(|size| QueueRecord {
+            max_size: *size,
+            size: *size,
+            ..Default::default()
+        })
+        .collect()
+}
+
+/// Reads a register of a slot without a device. Drivers go away quietly when the device id is 0
+/// (virtio 1.2, section 4.2.2.2).
+pub fn read_empty(offset: u64, data: &mut [u8]) {
+    let value = match offset {
+        REGISTER_MAGIC => MAGIC,
+        REGISTER_VERSION => VERSION,
+        _ => 0,
+    };
+    data.fill(0);
+    for (byte, value) in data.iter_mut().zip(value.to_le_bytes()) {
+        *byte = value;
+    }
+}
+
+#[cfg(test)]
+#[path = "mmio/tests.rs"]
+mod tests;
