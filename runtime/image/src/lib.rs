@@ -1,18 +1,29 @@
 //! Container images on this node: pulled from registries, unpacked once into EROFS, given to
 //! guests as extents of read-only files.
 //!
-//! Read in this order: [`store`] (what callers use), `reference` (names), `registry` (what is
-//! spoken with registries), `pull` (from a name to a complete image), `layer` (tar stream to
-//! layer files), `merge` (layers to one tree), `erofs` (tree to disk), `records` (what is
-//! remembered).
+//! Read in this order: `store` (what callers use), `pull` (from a name to a complete image),
+//! `reference` (names), `registry` (what is spoken with registries), `manifest` (what comes from
+//! them), `layer` (tar stream to layer files), `merge` (layers to one tree), `erofs` (tree to
+//! disk), `store/records` (what is remembered).
 //!
 //! Not here: CRI types, anything about pods, mounting of images.
+//!
+//! Layers are known by their diff-ID, so an image that names a layer that is on the node gets it
+//! without showing that it could have pulled it: the node is one trust domain for images, as with
+//! other runtimes.
 #![forbid(unsafe_code)]
 
+mod digest;
+mod erofs;
 mod image;
+mod layer;
+mod manifest;
+mod merge;
+mod pull;
+mod reference;
+mod registry;
 mod store;
 
 pub use image::{DiskExtent, Image, ImageConfig, ImageId, InvalidImageId};
-pub use store::{
-    Auth, ImageStore, Limits, PullError, PullProgress, Registries, StoreConfig, StoreError, Usage,
-};
+pub use pull::{Auth, PullError, PullProgress};
+pub use store::{ImageStore, Limits, Registries, StoreConfig, StoreError, Usage};

@@ -1,11 +1,33 @@
 //! The store: what the rest of the runtime calls.
+//!
+//! ```text
+//! <root>/images.redb                     records: images, names, leases
+//! <root>/layers/<diff-id>/{data,tree}    shared by all images that have the layer
+//! <root>/images/<id>/meta.erofs          metadata of one image's disk
+//! <root>/tmp/                            work in progress; emptied at open
+//! ```
 
+pub(crate) mod disk;
+pub(crate) mod files;
+mod locks;
+pub(crate) mod records;
+#[cfg(test)]
+mod tests;
+
+use std::io;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
 
 use crate::image::{DiskExtent, Image, ImageId};
+use crate::pull::{self, Auth, PullError, PullProgress};
+use crate::registry::HttpClients;
+
+use files::Files;
+use locks::Locks;
+use records::Records;
 
 /// Where registries are configured.
 #[derive(Debug, Clone, Default)]
@@ -14,32 +36,13 @@ pub struct Registries {
     pub config_dir: Option<PathBuf>,
 }
 
-/// Who pulls; the fields are those of CRI's `AuthConfig`, empty when not given.
-#[derive(Clone, Default, PartialEq, Eq)]
-pub struct Auth {
-    /// User name for basic authentication.
-    pub username: String,
-    /// Password for basic authentication.
-    pub password: String,
-    /// A token that is exchanged for an access token.
-    pub identity_token: String,
-    /// A bearer token that is sent as it is.
-    pub registry_token: String,
-}
-
-impl std::fmt::Debug for Auth {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Auth")
-            .field("username", &self.username)
-            .finish_non_exhaustive()
-    }
-}
-
 /// Bounds for what a registry may make this node do.
 #[derive(Debug, Clone)]
 pub struct Limits {
     /// A transfer that brings no byte for this long fails.
     pub no_progress: Duration,
+    /// How often a transfer that broke off is taken up again.
+    pub retries: u32,
     /// Layers of one pull that are in transfer at the same time.
     pub parallel_layers: usize,
     /// Largest compressed layer, bytes.
@@ -48,6 +51,8 @@ pub struct Limits {
     pub max_unpacked_bytes: u64,
     /// Most entries in one layer and in one merged image.
     pub max_entries: u64,
+    /// Most bytes of memory for the names and attributes of one layer.
+    pub max_tree_bytes: u64,
     /// Most layers of an image.
     pub max_layers: usize,
 }
@@ -56,10 +61,12 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             no_progress: Duration::from_secs(60),
+            retries: 3,
             parallel_layers: 3,
             max_layer_bytes: 64 << 30,
-            max_unpacked_bytes: 256 << 30,
-            max_entries: 8 << 20,
+            max_unpacked_bytes: 128 << 30,
+            max_entries: 4 << 20,
+            max_tree_bytes: 2 << 30,
             max_layers: 512,
         }
     }
@@ -88,19 +95,6 @@ impl StoreConfig {
     }
 }
 
-/// How far a pull is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct PullProgress {
-    /// Layers of the image; 0 until the manifest is known.
-    pub layers: usize,
-    /// Layers that are complete on this node.
-    pub layers_done: usize,
-    /// Compressed bytes of all layers that had to be transferred.
-    pub bytes: u64,
-    /// Compressed bytes received.
-    pub bytes_done: u64,
-}
-
 /// What the store occupies on its file system.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Usage {
@@ -110,111 +104,12 @@ pub struct Usage {
     pub inodes: u64,
 }
 
-/// Why an image could not be pulled.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum PullError {
-    /// The name is not an image reference.
-    #[error("parse image reference {reference:?}: {reason}")]
-    InvalidReference {
-        /// What was asked for.
-        reference: String,
-        /// What is wrong with it.
-        reason: String,
-    },
-    /// No registry configured for the name has the image.
-    #[error("find {what} at {registry}")]
-    NotFound {
-        /// The image, manifest or blob.
-        what: String,
-        /// Who was asked.
-        registry: String,
-    },
-    /// The registry refuses this caller.
-    #[error("pull {reference} from {registry}: access denied: {message}")]
-    Unauthorized {
-        /// The image.
-        reference: String,
-        /// Who was asked.
-        registry: String,
-        /// What the registry said.
-        message: String,
-    },
-    /// Bytes from the registry are not those that the digest names.
-    #[error("verify {what}: expected {expected}, got {actual}")]
-    DigestMismatch {
-        /// Which manifest, configuration, blob or layer.
-        what: String,
-        /// The digest that was announced.
-        expected: String,
-        /// The digest of what came.
-        actual: String,
-    },
-    /// A layer is not what its media type says, or holds what an image may not hold.
-    #[error("unpack layer {layer}: {reason}")]
-    CorruptLayer {
-        /// The layer's digest.
-        layer: String,
-        /// What is wrong.
-        reason: String,
-    },
-    /// A manifest, index or configuration cannot be understood or used on this node.
-    #[error("use {what}: {reason}")]
-    Unsupported {
-        /// Which document.
-        what: String,
-        /// What is wrong.
-        reason: String,
-    },
-    /// The image exceeds a limit of this node.
-    #[error("pull {what}: larger than the limit of {limit} {unit}")]
-    TooLarge {
-        /// What is too large.
-        what: String,
-        /// The limit.
-        limit: u64,
-        /// `bytes`, `entries`, `layers`.
-        unit: &'static str,
-    },
-    /// The registry cannot be reached, broke off, or answers with an error of its own.
-    #[error("fetch {what} from {registry}: {message}")]
-    RegistryUnavailable {
-        /// What was being fetched.
-        what: String,
-        /// Who was asked.
-        registry: String,
-        /// What happened.
-        message: String,
-    },
-    /// No byte came for the configured time.
-    #[error("fetch {what} from {registry}: no progress for {seconds} s")]
-    Timeout {
-        /// What was being fetched.
-        what: String,
-        /// Who was asked.
-        registry: String,
-        /// The limit that passed.
-        seconds: u64,
-    },
-    /// A `hosts.toml` file cannot be used.
-    #[error("read registry configuration {}: {reason}", path.display())]
-    RegistryConfig {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong.
-        reason: String,
-    },
-    /// The store's own files or records failed.
-    #[error(transparent)]
-    Store(#[from] StoreError),
-}
-
 /// Why the store failed on its own disk.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StoreError {
     /// No image has this name or id.
-    #[error("find image {0} in the store")]
+    #[error("find image {0} in the store: not found")]
     NotFound(String),
     /// The file system is full.
     #[error("{action}: no space left")]
@@ -229,7 +124,7 @@ pub enum StoreError {
         action: String,
         /// Why it failed.
         #[source]
-        source: std::io::Error,
+        source: io::Error,
     },
     /// The records cannot be read or written.
     #[error("{action}")]
@@ -240,25 +135,65 @@ pub enum StoreError {
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// A task of the store ended without a result.
+    #[error("run a task of the image store")]
+    Task(#[source] tokio::task::JoinError),
+}
+
+impl StoreError {
+    pub(crate) fn io(action: impl Into<String>, source: io::Error) -> Self {
+        let action = action.into();
+        match source.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Self::NoSpace { action },
+            _ => Self::Io { action, source },
+        }
+    }
 }
 
 /// The images of this node. Clones share one store.
 #[derive(Debug, Clone)]
-pub struct ImageStore {}
+pub struct ImageStore {
+    shared: Arc<Shared>,
+}
+
+/// What all clones and all pulls share.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) config: StoreConfig,
+    pub(crate) files: Files,
+    pub(crate) records: Records,
+    pub(crate) locks: Locks,
+    pub(crate) clients: HttpClients,
+}
 
 impl ImageStore {
     /// Opens the store, creates it when absent, and removes what an interrupted run left.
     ///
     /// # Errors
-    /// When the directory or its records cannot be used.
-    pub async fn open(_config: StoreConfig) -> Result<Self, StoreError> {
-        unimplemented!("not written yet")
+    /// When the directory or its records cannot be used, e.g. because another process has them open.
+    pub async fn open(config: StoreConfig) -> Result<Self, StoreError> {
+        blocking(move || {
+            let files = Files::open(&config.root)?;
+            let records = Records::open(&config.root.join("images.redb"))?;
+            let shared = Shared {
+                config,
+                files,
+                records,
+                locks: Locks::default(),
+                clients: HttpClients::default(),
+            };
+            shared.collect_garbage()?;
+            Ok(Self {
+                shared: Arc::new(shared),
+            })
+        })
+        .await?
     }
 
     /// Pulls an image and makes its disk; a layer that is present is not fetched again.
     ///
     /// # Errors
-    /// See [`PullError`]; nothing of a failed pull stays.
+    /// See [`PullError`]; nothing of a failed pull stays, nor of one whose future was dropped.
     pub async fn pull(&self, reference: &str, auth: Option<Auth>) -> Result<ImageId, PullError> {
         self.pull_watched(reference, auth, &watch::Sender::default())
             .await
@@ -270,19 +205,25 @@ impl ImageStore {
     /// As [`ImageStore::pull`].
     pub async fn pull_watched(
         &self,
-        _reference: &str,
-        _auth: Option<Auth>,
-        _progress: &watch::Sender<PullProgress>,
+        reference: &str,
+        auth: Option<Auth>,
+        progress: &watch::Sender<PullProgress>,
     ) -> Result<ImageId, PullError> {
-        unimplemented!("not written yet")
+        pull::pull(&self.shared, reference, auth, progress).await
     }
 
-    /// Finds an image by name, name@digest, id, or id prefix; `None` when there is none.
+    /// Finds an image by name, name@digest, id, or the start of an id that no other image shares;
+    /// `None` when there is none.
     ///
     /// # Errors
     /// When the records cannot be read.
-    pub async fn get(&self, _name_or_id: &str) -> Result<Option<Image>, StoreError> {
-        unimplemented!("not written yet")
+    pub async fn get(&self, name_or_id: &str) -> Result<Option<Image>, StoreError> {
+        let wanted = name_or_id.to_owned();
+        self.with(move |shared| match shared.records.find(&wanted)? {
+            Some(id) => shared.records.describe(&id),
+            None => Ok(None),
+        })
+        .await
     }
 
     /// Lists the images, sorted by id.
@@ -290,7 +231,7 @@ impl ImageStore {
     /// # Errors
     /// When the records cannot be read.
     pub async fn list(&self) -> Result<Vec<Image>, StoreError> {
-        unimplemented!("not written yet")
+        self.with(|shared| shared.records.describe_all()).await
     }
 
     /// Removes an image with all its names; one that is absent is removed already. Files that are
@@ -298,32 +239,63 @@ impl ImageStore {
     ///
     /// # Errors
     /// When records or files cannot be changed.
-    pub async fn remove(&self, _name_or_id: &str) -> Result<(), StoreError> {
-        unimplemented!("not written yet")
+    pub async fn remove(&self, name_or_id: &str) -> Result<(), StoreError> {
+        let wanted = name_or_id.to_owned();
+        self.with(move |shared| {
+            if let Some(id) = shared.records.find(&wanted)? {
+                shared.records.remove_image(&id)?;
+                shared.collect_garbage()?;
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    /// The image's configuration as the registry has it, JSON.
+    ///
+    /// # Errors
+    /// When the image is unknown or the records cannot be read.
+    pub async fn configuration(&self, id: &ImageId) -> Result<String, StoreError> {
+        let id = id.clone();
+        self.with(move |shared| match shared.records.image(&id)? {
+            Some(record) => Ok(record.configuration),
+            None => Err(StoreError::NotFound(id.to_string())),
+        })
+        .await
     }
 
     /// The pieces of the image's block device, a read-only EROFS.
     ///
     /// # Errors
-    /// When the image is unknown or the records cannot be read.
-    pub async fn disk(&self, _id: &ImageId) -> Result<Vec<DiskExtent>, StoreError> {
-        unimplemented!("not written yet")
+    /// When the image is unknown or its files are not as they were made.
+    pub async fn disk(&self, id: &ImageId) -> Result<Vec<DiskExtent>, StoreError> {
+        let id = id.clone();
+        self.with(move |shared| disk::extents(shared, &id)).await
     }
 
     /// Keeps the image's disk until `owner` releases it, over restarts too. Idempotent.
     ///
     /// # Errors
     /// When the image is unknown or the records cannot be written.
-    pub async fn lease(&self, _id: &ImageId, _owner: &str) -> Result<(), StoreError> {
-        unimplemented!("not written yet")
+    pub async fn lease(&self, id: &ImageId, owner: &str) -> Result<(), StoreError> {
+        let (id, owner) = (id.clone(), owner.to_owned());
+        self.with(move |shared| shared.records.lease(&id, &owner))
+            .await
     }
 
     /// Gives up all leases of `owner`; deletes what nobody needs any more. Idempotent.
     ///
     /// # Errors
     /// When records or files cannot be changed.
-    pub async fn release(&self, _owner: &str) -> Result<(), StoreError> {
-        unimplemented!("not written yet")
+    pub async fn release(&self, owner: &str) -> Result<(), StoreError> {
+        let owner = owner.to_owned();
+        self.with(move |shared| {
+            if shared.records.release(&owner)? {
+                shared.collect_garbage()?;
+            }
+            Ok(())
+        })
+        .await
     }
 
     /// The owners that hold leases, sorted: a caller releases those it no longer knows.
@@ -331,7 +303,7 @@ impl ImageStore {
     /// # Errors
     /// When the records cannot be read.
     pub async fn lease_owners(&self) -> Result<Vec<String>, StoreError> {
-        unimplemented!("not written yet")
+        self.with(|shared| shared.records.lease_owners()).await
     }
 
     /// What the store occupies.
@@ -339,6 +311,30 @@ impl ImageStore {
     /// # Errors
     /// When the directory cannot be read.
     pub async fn usage(&self) -> Result<Usage, StoreError> {
-        unimplemented!("not written yet")
+        self.with(|shared| shared.files.usage()).await
     }
+
+    async fn with<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Shared) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let shared = Arc::clone(&self.shared);
+        blocking(move || work(&shared)).await?
+    }
+}
+
+impl Shared {
+    /// Deletes every layer and image directory that neither a record nor a running pull needs.
+    pub(crate) fn collect_garbage(&self) -> Result<(), StoreError> {
+        self.files.collect_garbage(|| self.records.needed())
+    }
+}
+
+/// Runs disk and CPU work where it may block. The work starts at once, and goes on when nobody
+/// waits for it any more.
+pub(crate) fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> impl Future<Output = Result<T, StoreError>> {
+    let task = tokio::task::spawn_blocking(work);
+    async { task.await.map_err(StoreError::Task) }
 }

@@ -1,0 +1,133 @@
+//! Content digests: `sha256:` or `sha512:` and hex digits.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256, Sha512};
+
+/// A well-formed digest of a supported algorithm.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub(crate) struct Digest(String);
+
+/// The text is not a digest that this crate can verify.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "parse digest {0:?}: it must be sha256: or sha512: and as many lower-case hex digits as the algorithm has"
+)]
+pub(crate) struct InvalidDigest(String);
+
+impl Digest {
+    /// The SHA-256 digest of some bytes.
+    pub(crate) fn of(bytes: &[u8]) -> Self {
+        Hasher::Sha256(Sha256::new_with_prefix(bytes)).finish()
+    }
+
+    pub(crate) fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// The digest as a file name.
+    pub(crate) fn file_name(&self) -> String {
+        self.0.replace(':', "-")
+    }
+
+    /// A hasher of this digest's algorithm.
+    pub(crate) fn hasher(&self) -> Hasher {
+        if self.0.starts_with("sha512:") {
+            Hasher::Sha512(Sha512::new())
+        } else {
+            Hasher::Sha256(Sha256::new())
+        }
+    }
+}
+
+impl TryFrom<String> for Digest {
+    type Error = InvalidDigest;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        let hex_length = match text.split_once(':') {
+            Some(("sha256", _)) => 64,
+            Some(("sha512", _)) => 128,
+            _ => return Err(InvalidDigest(text)),
+        };
+        let hex = &text["shaNNN:".len()..];
+        if hex.len() == hex_length && hex.bytes().all(is_lower_hex) {
+            Ok(Self(text))
+        } else {
+            Err(InvalidDigest(text))
+        }
+    }
+}
+
+impl From<Digest> for String {
+    fn from(digest: Digest) -> Self {
+        digest.0
+    }
+}
+
+impl fmt::Display for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+pub(crate) fn is_lower_hex(byte: u8) -> bool {
+    byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte)
+}
+
+/// A digest in the making.
+#[derive(Debug, Clone)]
+pub(crate) enum Hasher {
+    Sha256(Sha256),
+    Sha512(Sha512),
+}
+
+impl Hasher {
+    pub(crate) fn update(&mut self, bytes: &[u8]) {
+        match self {
+            Self::Sha256(hasher) => hasher.update(bytes),
+            Self::Sha512(hasher) => hasher.update(bytes),
+        }
+    }
+
+    pub(crate) fn finish(self) -> Digest {
+        match self {
+            Self::Sha256(hasher) => Digest(format!("sha256:{:x}", hasher.finalize())),
+            Self::Sha512(hasher) => Digest(format!("sha512:{:x}", hasher.finalize())),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_digests_that_can_be_verified_are_accepted() {
+        let good = Digest::of(b"").to_string();
+        assert_eq!(
+            good,
+            "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+        );
+        for bad in [
+            "",
+            "sha256:",
+            "sha256:../../../etc/passwd",
+            "md5:d41d8cd98f00b204e9800998ecf8427e",
+            &good.to_uppercase(),
+            &good[..70],
+            &format!("{good}0"),
+            &good.replace("e3", "é"),
+        ] {
+            assert!(Digest::try_from(bad.to_owned()).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn sha512_is_computed_with_its_own_hasher() {
+        let digest = Digest::try_from(format!("sha512:{}", "0".repeat(128))).unwrap();
+        let actual = digest.hasher().finish();
+        assert!(actual.as_str().starts_with("sha512:cf83e1357eefb8bd"));
+    }
+}

@@ -1,0 +1,515 @@
+//! From a layer's stream to its two files: `data`, the contents of all regular files, each at a
+//! block boundary, and `tree`, everything else.
+//!
+//! One pass over the stream; file contents never stay in memory. Nothing is trusted before the
+//! digests of the whole stream, compressed and plain, are those that the manifest and the
+//! configuration name.
+
+mod header;
+pub(crate) mod source;
+mod tar;
+#[cfg(test)]
+mod tests;
+pub(crate) mod tree;
+
+use std::fs::File;
+use std::io::{self, BufReader, BufWriter, Read, Seek, SeekFrom, Write};
+use std::path::Path;
+
+use crate::digest::Digest;
+use crate::erofs::BLOCK_SIZE;
+use crate::pull::PullError;
+use crate::store::{Limits, StoreError};
+
+use source::{BUFFER, HashReader, decompress};
+use tar::{Member, MemberKind, Piece, TarError, TarReader};
+use tree::{Attributes, Entry, EntryKind};
+
+/// Longest path and link target that Linux takes.
+const MAX_PATH: usize = 4095;
+/// Longest file name that Linux takes.
+const MAX_NAME: usize = 255;
+/// Most bytes that all extended attributes of a file may take; EROFS counts them in 16 bits.
+const MAX_XATTRS: usize = 200 << 10;
+
+/// What a layer has to be.
+#[derive(Debug, Clone)]
+pub(crate) struct ExpectedLayer {
+    /// Digest of the bytes at the registry.
+    pub(crate) digest: Digest,
+    /// Number of these bytes.
+    pub(crate) size: u64,
+    /// Digest of the plain tar stream.
+    pub(crate) diff_id: Digest,
+}
+
+impl ExpectedLayer {
+    fn corrupt(&self, reason: impl Into<String>) -> PullError {
+        PullError::CorruptLayer {
+            layer: self.digest.to_string(),
+            reason: reason.into(),
+        }
+    }
+}
+
+/// Writes `data` and `tree` of a layer into `directory`, durably.
+///
+/// # Errors
+/// When the stream breaks off or is not the layer expected, exceeds a limit, or cannot be stored.
+pub(crate) fn unpack(
+    stream: impl Read,
+    expected: &ExpectedLayer,
+    directory: &Path,
+    limits: &Limits,
+) -> Result<(), PullError> {
+    let mut stream = HashReader::new(stream, expected.digest.hasher(), expected.size);
+    let unpacked = unpack_plain(&mut stream, expected, directory, limits);
+    if stream.exceeded() {
+        return Err(PullError::DigestMismatch {
+            what: format!("layer {}", expected.digest),
+            expected: format!("{} bytes", expected.size),
+            actual: "more".into(),
+        });
+    }
+    if let Err(PullError::TooLarge { .. } | PullError::Store(_)) = unpacked {
+        return unpacked;
+    }
+    // Also for a broken archive: whether the registry or the image is at fault shows in the digest.
+    let (digest, length) = match stream.finish() {
+        Ok(finished) => finished,
+        Err(e) => {
+            return Err(unpacked
+                .err()
+                .unwrap_or_else(|| expected.corrupt(e.to_string())));
+        }
+    };
+    if digest != expected.digest {
+        return Err(PullError::DigestMismatch {
+            what: format!(
+                "layer {} ({length} of {} bytes)",
+                expected.digest, expected.size
+            ),
+            expected: expected.digest.to_string(),
+            actual: digest.to_string(),
+        });
+    }
+    unpacked
+}
+
+fn unpack_plain(
+    stream: impl Read,
+    expected: &ExpectedLayer,
+    directory: &Path,
+    limits: &Limits,
+) -> Result<(), PullError> {
+    let plain = decompress(stream).map_err(|e| expected.corrupt(e.to_string()))?;
+    // The archive's own headers and padding come on top of file contents.
+    let longest = limits
+        .max_unpacked_bytes
+        .saturating_add(limits.max_entries.saturating_mul(2048));
+    let mut plain = HashReader::new(plain, expected.diff_id.hasher(), longest);
+    let mut unpacker = Unpacker {
+        expected,
+        limits,
+        data: DataFile::create(&directory.join("data"))?,
+        entries: Vec::new(),
+        memory: 0,
+        contents: 0,
+    };
+    let result = unpacker.archive(BufReader::with_capacity(BUFFER, &mut plain));
+    if plain.exceeded() {
+        return Err(unpacker.too_large(longest, "bytes"));
+    }
+    result?;
+    let (diff_id, _) = plain
+        .finish()
+        .map_err(|e| expected.corrupt(e.to_string()))?;
+    if diff_id != expected.diff_id {
+        return Err(PullError::DigestMismatch {
+            what: format!("content of layer {}", expected.digest),
+            expected: expected.diff_id.to_string(),
+            actual: diff_id.to_string(),
+        });
+    }
+    unpacker.data.finish()?;
+    write_tree(&directory.join("tree"), &unpacker.entries)
+}
+
+fn write_tree(path: &Path, entries: &[Entry]) -> Result<(), PullError> {
+    let action = || format!("write {}", path.display());
+    let file = File::create_new(path).map_err(|e| StoreError::io(action(), e))?;
+    let mut out = BufWriter::with_capacity(BUFFER, file);
+    tree::write(&mut out, entries)
+        .and_then(|()| out.flush())
+        .and_then(|()| out.get_ref().sync_all())
+        .map_err(|e| StoreError::io(action(), e).into())
+}
+
+struct Unpacker<'a> {
+    expected: &'a ExpectedLayer,
+    limits: &'a Limits,
+    data: DataFile,
+    entries: Vec<Entry>,
+    memory: u64,
+    contents: u64,
+}
+
+impl Unpacker<'_> {
+    fn archive(&mut self, stream: impl Read) -> Result<(), PullError> {
+        let mut archive = TarReader::new(stream);
+        let mut members = 0;
+        while let Some(member) = archive.next_member().map_err(|e| self.tar_error(&e))? {
+            members += 1;
+            if members > self.limits.max_entries {
+                return Err(self.too_large(self.limits.max_entries, "entries"));
+            }
+            if let Some(entry) = self.entry(member, &mut archive)? {
+                self.memory += entry.memory();
+                if self.memory > self.limits.max_tree_bytes {
+                    return Err(
+                        self.too_large(self.limits.max_tree_bytes, "bytes of names and attributes")
+                    );
+                }
+                self.entries.push(entry);
+            }
+        }
+        // What follows the end mark belongs to the digest as well.
+        io::copy(&mut archive.into_inner(), &mut io::sink())
+            .map_err(|e| self.expected.corrupt(e.to_string()))?;
+        Ok(())
+    }
+
+    /// What a member means; `None` for bookkeeping of other storage drivers.
+    fn entry(
+        &mut self,
+        member: Member,
+        archive: &mut TarReader<impl Read>,
+    ) -> Result<Option<Entry>, PullError> {
+        let shown = member.path.escape_ascii().to_string();
+        let bad = |reason: String| self.expected.corrupt(format!("{shown:?}: {reason}"));
+        let path = clean_path(&member.path).map_err(|reason| bad(reason.into()))?;
+        let attributes = attributes(&member).map_err(&bad)?;
+        let kind = match Whiteout::of(&path) {
+            Whiteout::Bookkeeping => return Ok(None),
+            Whiteout::Invalid => return Err(bad("is not a valid whiteout".into())),
+            Whiteout::Of(path) => {
+                return Ok(Some(Entry {
+                    path,
+                    attributes,
+                    kind: EntryKind::Whiteout,
+                }));
+            }
+            Whiteout::Opaque(path) => {
+                return Ok(Some(Entry {
+                    path,
+                    attributes,
+                    kind: EntryKind::Opaque,
+                }));
+            }
+            Whiteout::None if path.is_empty() && member.kind != MemberKind::Directory => {
+                return Err(bad("would replace the root directory".into()));
+            }
+            Whiteout::None => match member.kind {
+                MemberKind::Directory => EntryKind::Directory,
+                MemberKind::File => {
+                    let size = member.size;
+                    self.contents = self.contents.saturating_add(size);
+                    if self.contents > self.limits.max_unpacked_bytes {
+                        return Err(self.too_large(self.limits.max_unpacked_bytes, "bytes"));
+                    }
+                    let offset = match self.data.append(archive, size, member.sparse.as_deref()) {
+                        Ok(offset) => offset,
+                        Err(AppendError::Archive(e)) => return Err(bad(e.to_string())),
+                        Err(AppendError::Store(e)) => return Err(e.into()),
+                    };
+                    EntryKind::File { size, offset }
+                }
+                MemberKind::Symlink => match member.link.len() {
+                    1..=MAX_PATH => EntryKind::Symlink {
+                        target: member.link,
+                    },
+                    0 => return Err(bad("is a symbolic link to nothing".into())),
+                    _ => return Err(bad("is a symbolic link with a target too long".into())),
+                },
+                MemberKind::Hardlink => {
+                    let target = clean_path(&member.link)
+                        .map_err(|reason| bad(format!("hard link target {reason}")))?;
+                    if target == path {
+                        return Err(bad("is a hard link to itself".into()));
+                    }
+                    EntryKind::Hardlink { target }
+                }
+                MemberKind::Char | MemberKind::Block => {
+                    // Linux has 12 bits for major and 20 for minor numbers.
+                    let (major, minor) = match (
+                        u32::try_from(member.device.0),
+                        u32::try_from(member.device.1),
+                    ) {
+                        (Ok(major), Ok(minor)) if major < 1 << 12 && minor < 1 << 20 => {
+                            (major, minor)
+                        }
+                        _ => return Err(bad("is a device with impossible numbers".into())),
+                    };
+                    if member.kind == MemberKind::Char {
+                        EntryKind::Char { major, minor }
+                    } else {
+                        EntryKind::Block { major, minor }
+                    }
+                }
+                MemberKind::Fifo => EntryKind::Fifo,
+            },
+        };
+        Ok(Some(Entry {
+            path,
+            attributes,
+            kind,
+        }))
+    }
+
+    fn tar_error(&self, error: &TarError) -> PullError {
+        self.expected.corrupt(match error {
+            TarError::Io(e) => e.to_string(),
+            TarError::Malformed(reason) => reason.clone(),
+        })
+    }
+
+    fn too_large(&self, limit: u64, unit: &'static str) -> PullError {
+        PullError::TooLarge {
+            what: format!("layer {}", self.expected.digest),
+            limit,
+            unit,
+        }
+    }
+}
+
+/// A relative path without empty components, `.` and `..`. A leading `/` is the root of the
+/// image; a path that climbs above it is refused, as no honest archive has one.
+fn clean_path(path: &[u8]) -> Result<Vec<u8>, &'static str> {
+    if path.contains(&0) {
+        return Err("has a zero byte in its name");
+    }
+    let mut components: Vec<&[u8]> = Vec::new();
+    for component in path.split(|b| *b == b'/') {
+        match component {
+            b"" | b"." => {}
+            b".." => {
+                components.pop().ok_or("leaves the root of the image")?;
+            }
+            _ if component.len() > MAX_NAME => return Err("has a file name too long"),
+            _ => components.push(component),
+        }
+    }
+    let path = components.join(&b'/');
+    if path.len() > MAX_PATH {
+        return Err("is a path too long");
+    }
+    Ok(path)
+}
+
+/// What a name says about layers below (OCI image-spec, layer.md, "Whiteouts").
+enum Whiteout {
+    None,
+    Of(Vec<u8>),
+    Opaque(Vec<u8>),
+    /// AUFS's own files, e.g. `.wh..wh.plnk`.
+    Bookkeeping,
+    Invalid,
+}
+
+impl Whiteout {
+    fn of(path: &[u8]) -> Self {
+        let (parent, name) = match path.iter().rposition(|b| *b == b'/') {
+            Some(slash) => (&path[..slash], &path[slash + 1..]),
+            None => (&path[..0], path),
+        };
+        if name == b".wh..wh..opq" {
+            return Self::Opaque(parent.to_vec());
+        }
+        if path
+            .split(|b| *b == b'/')
+            .any(|name| name.starts_with(b".wh..wh."))
+        {
+            return Self::Bookkeeping;
+        }
+        match name.strip_prefix(b".wh.") {
+            None => Self::None,
+            Some(b"" | b"." | b"..") => Self::Invalid,
+            Some(hidden) if parent.is_empty() => Self::Of(hidden.to_vec()),
+            Some(hidden) => Self::Of([parent, b"/", hidden].concat()),
+        }
+    }
+}
+
+fn attributes(member: &Member) -> Result<Attributes, String> {
+    let owner = |id: u64| u32::try_from(id).ok().filter(|id| *id != u32::MAX);
+    let mut xattrs: Vec<(Vec<u8>, Vec<u8>)> = member
+        .xattrs
+        .iter()
+        .filter(|(name, _)| is_kept_xattr(name, member.kind))
+        .cloned()
+        .collect();
+    xattrs.sort();
+    let mut total = 0;
+    for (name, value) in &xattrs {
+        if name.len() > MAX_NAME || name.contains(&0) || value.len() > usize::from(u16::MAX) {
+            return Err(format!(
+                "has an extended attribute {:?} too long",
+                name.escape_ascii().to_string()
+            ));
+        }
+        total += name.len() + value.len() + 8;
+    }
+    if total > MAX_XATTRS {
+        return Err("has too many extended attributes".into());
+    }
+    Ok(Attributes {
+        mode: u16::try_from(member.mode & 0o7777).unwrap_or_default(),
+        uid: owner(member.uid).ok_or("has an impossible owner")?,
+        gid: owner(member.gid).ok_or("has an impossible group")?,
+        mtime: member.mtime,
+        mtime_nsec: member.mtime_nsec,
+        xattrs,
+    })
+}
+
+/// Whether a guest can make use of the attribute. Those of overlayfs would change the meaning of
+/// the tree under the guest's own overlay; `user.` exists on files and directories alone (xattr(7)).
+fn is_kept_xattr(name: &[u8], kind: MemberKind) -> bool {
+    let overlay = name.starts_with(b"trusted.overlay.") || name.starts_with(b"user.overlay.");
+    let known = name == b"system.posix_acl_access"
+        || name == b"system.posix_acl_default"
+        || [&b"trusted."[..], b"security."]
+            .iter()
+            .any(|p| name.starts_with(p) && name.len() > p.len());
+    let user = name.len() > 5
+        && name.starts_with(b"user.")
+        && matches!(
+            kind,
+            MemberKind::File | MemberKind::Directory | MemberKind::Hardlink
+        );
+    !overlay && (known || user)
+}
+
+/// The `data` file: contents one after the other, each from a block boundary on.
+struct DataFile {
+    path: std::path::PathBuf,
+    file: File,
+    buffer: Vec<u8>,
+    /// Bytes in `buffer` that are not in the file yet.
+    filled: usize,
+    /// Where the next byte goes, in the file's terms.
+    position: u64,
+}
+
+enum AppendError {
+    Archive(io::Error),
+    Store(StoreError),
+}
+
+impl DataFile {
+    fn create(path: &Path) -> Result<Self, StoreError> {
+        let file = File::create_new(path)
+            .map_err(|e| StoreError::io(format!("create {}", path.display()), e))?;
+        Ok(Self {
+            path: path.to_owned(),
+            file,
+            buffer: vec![0; 1 << 20],
+            filled: 0,
+            position: 0,
+        })
+    }
+
+    /// Appends the contents of the current member and tells where they start. A file without
+    /// contents takes no room and starts at 0.
+    fn append(
+        &mut self,
+        archive: &mut TarReader<impl Read>,
+        size: u64,
+        pieces: Option<&[Piece]>,
+    ) -> Result<u64, AppendError> {
+        if size == 0 {
+            return Ok(0);
+        }
+        let start = self.position;
+        match pieces {
+            None => self.copy(archive, size)?,
+            Some(pieces) => {
+                for piece in pieces {
+                    self.jump(start + piece.offset)?;
+                    self.copy(archive, piece.length)?;
+                }
+            }
+        }
+        self.jump((start + size).next_multiple_of(BLOCK_SIZE))?;
+        Ok(start)
+    }
+
+    fn copy(&mut self, archive: &mut TarReader<impl Read>, length: u64) -> Result<(), AppendError> {
+        let mut left = length;
+        while left > 0 {
+            if self.filled == self.buffer.len() {
+                self.write_out()?;
+            }
+            let room = &mut self.buffer[self.filled..];
+            let limit = usize::try_from(left).unwrap_or(usize::MAX).min(room.len());
+            let count = archive
+                .read(&mut room[..limit])
+                .map_err(AppendError::Archive)?;
+            if count == 0 {
+                return Err(AppendError::Archive(io::ErrorKind::UnexpectedEof.into()));
+            }
+            self.filled += count;
+            self.position += count as u64;
+            left -= count as u64;
+        }
+        Ok(())
+    }
+
+    /// Leaves zeros up to `position`; a long run of them becomes a hole.
+    fn jump(&mut self, position: u64) -> Result<(), AppendError> {
+        let gap = position - self.position;
+        if gap < BLOCK_SIZE {
+            let mut left = usize::try_from(gap).unwrap_or_default();
+            while left > 0 {
+                if self.filled == self.buffer.len() {
+                    self.write_out()?;
+                }
+                let count = left.min(self.buffer.len() - self.filled);
+                self.buffer[self.filled..self.filled + count].fill(0);
+                self.filled += count;
+                left -= count;
+            }
+        } else {
+            self.write_out()?;
+            self.file
+                .seek(SeekFrom::Start(position))
+                .map_err(|e| AppendError::Store(self.error(e)))?;
+        }
+        self.position = position;
+        Ok(())
+    }
+
+    fn write_out(&mut self) -> Result<(), AppendError> {
+        self.file
+            .write_all(&self.buffer[..self.filled])
+            .map_err(|e| AppendError::Store(self.error(e)))?;
+        self.filled = 0;
+        Ok(())
+    }
+
+    fn finish(&mut self) -> Result<(), StoreError> {
+        match self.write_out() {
+            Ok(()) | Err(AppendError::Archive(_)) => {}
+            Err(AppendError::Store(e)) => return Err(e),
+        }
+        // A hole at the very end has no write behind it that would set the length.
+        self.file
+            .set_len(self.position)
+            .and_then(|()| self.file.sync_all())
+            .map_err(|e| self.error(e))
+    }
+
+    fn error(&self, source: io::Error) -> StoreError {
+        StoreError::io(format!("write {}", self.path.display()), source)
+    }
+}

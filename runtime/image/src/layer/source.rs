@@ -1,0 +1,167 @@
+//! Bytes on their way from the registry into the unpacker: from an async stream to a blocking
+//! reader, counted and hashed.
+
+use std::io::{self, BufReader, Read};
+
+use bytes::{Buf, Bytes};
+use tokio::sync::mpsc;
+
+use crate::digest::{Digest, Hasher};
+
+/// Bytes that go from one stage to the next at a time.
+pub(crate) const BUFFER: usize = 128 << 10;
+
+/// The blocking end of a channel of chunks; an end without [`Chunk::End`] is an error.
+#[derive(Debug)]
+pub(crate) struct ChannelReader {
+    chunks: mpsc::Receiver<Chunk>,
+    current: Bytes,
+    ended: bool,
+}
+
+/// What goes through the channel.
+#[derive(Debug)]
+pub(crate) enum Chunk {
+    Data(Bytes),
+    End,
+}
+
+impl ChannelReader {
+    pub(crate) fn new(chunks: mpsc::Receiver<Chunk>) -> Self {
+        Self {
+            chunks,
+            current: Bytes::new(),
+            ended: false,
+        }
+    }
+}
+
+impl Read for ChannelReader {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        while self.current.is_empty() && !self.ended {
+            match self.chunks.blocking_recv() {
+                Some(Chunk::Data(bytes)) => self.current = bytes,
+                Some(Chunk::End) => self.ended = true,
+                None => {
+                    return Err(io::Error::new(
+                        io::ErrorKind::ConnectionAborted,
+                        "transfer broke off",
+                    ));
+                }
+            }
+        }
+        let count = self.current.len().min(buffer.len());
+        self.current.copy_to_slice(&mut buffer[..count]);
+        Ok(count)
+    }
+}
+
+/// Hashes and counts what is read, and stops a stream that is longer than allowed.
+#[derive(Debug)]
+pub(crate) struct HashReader<R> {
+    inner: R,
+    hasher: Hasher,
+    count: u64,
+    limit: u64,
+    exceeded: bool,
+}
+
+impl<R: Read> HashReader<R> {
+    pub(crate) fn new(inner: R, hasher: Hasher, limit: u64) -> Self {
+        Self {
+            inner,
+            hasher,
+            count: 0,
+            limit,
+            exceeded: false,
+        }
+    }
+
+    /// Whether the stream was longer than its limit.
+    pub(crate) fn exceeded(&self) -> bool {
+        self.exceeded
+    }
+
+    /// Reads to the end of the stream and tells the digest and length of all of it.
+    pub(crate) fn finish(mut self) -> io::Result<(Digest, u64)> {
+        io::copy(&mut self, &mut io::sink())?;
+        Ok((self.hasher.finish(), self.count))
+    }
+}
+
+impl<R: Read> Read for HashReader<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.inner.read(buffer)?;
+        self.count += count as u64;
+        if self.count > self.limit {
+            self.exceeded = true;
+            return Err(io::Error::new(
+                io::ErrorKind::FileTooLarge,
+                "stream is longer than its limit",
+            ));
+        }
+        self.hasher.update(&buffer[..count]);
+        Ok(count)
+    }
+}
+
+/// How a layer is compressed: told by its first bytes, as media types of old images lie.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Compression {
+    None,
+    Gzip,
+    Zstd,
+}
+
+impl Compression {
+    pub(crate) fn detect(start: &[u8]) -> Self {
+        match start {
+            [0x1f, 0x8b, 0x08, ..] => Self::Gzip,
+            // A zstd frame, or a skippable frame that goes before one.
+            [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => Self::Zstd,
+            _ => Self::None,
+        }
+    }
+}
+
+/// A plain tar stream out of a possibly compressed one. `source` stays the caller's, so that its
+/// digest can be taken afterwards.
+pub(crate) fn decompress<'a>(mut source: impl Read + 'a) -> io::Result<Box<dyn Read + 'a>> {
+    let mut start = Vec::with_capacity(4);
+    (&mut source).take(4).read_to_end(&mut start)?;
+    let compression = Compression::detect(&start);
+    let source = BufReader::with_capacity(BUFFER, Read::chain(io::Cursor::new(start), source));
+    Ok(match compression {
+        Compression::None => Box::new(source),
+        Compression::Gzip => Box::new(flate2::bufread::MultiGzDecoder::new(source)),
+        Compression::Zstd => Box::new(zstd::stream::read::Decoder::with_buffer(source)?),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_transfer_without_its_end_is_an_error() {
+        let (sender, receiver) = mpsc::channel(4);
+        sender
+            .try_send(Chunk::Data(Bytes::from_static(b"abc")))
+            .unwrap();
+        drop(sender);
+        let mut out = Vec::new();
+        let error = ChannelReader::new(receiver)
+            .read_to_end(&mut out)
+            .unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionAborted);
+        assert_eq!(out, b"abc");
+    }
+
+    #[test]
+    fn hashing_stops_at_the_limit() {
+        let reader = HashReader::new(&b"abcdef"[..], Digest::of(b"").hasher(), 6);
+        assert_eq!(reader.finish().unwrap(), (Digest::of(b"abcdef"), 6));
+        let reader = HashReader::new(&b"abcdef"[..], Digest::of(b"").hasher(), 5);
+        assert!(reader.finish().is_err());
+    }
+}

@@ -1,0 +1,463 @@
+//! From a name to a complete image.
+//!
+//! ```text
+//! name ─▶ manifest ─▶ (index: manifest of linux/amd64) ─▶ configuration ─▶ layers, in parallel
+//!      ─▶ merged tree ─▶ metadata disk ─▶ record          each verified before it is used
+//! ```
+//!
+//! Every step writes in the store's temporary directory and renames when it is complete. What a
+//! pull needs is pinned while it runs; when the last pin goes, whatever no record names goes too:
+//! that is the whole of the clean-up, after errors, after a caller that went away, and after
+//! success.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use futures::StreamExt;
+use tokio::sync::{mpsc, watch};
+use tracing::{debug, info};
+
+use crate::digest::Digest;
+use crate::image::ImageId;
+use crate::layer::source::{ChannelReader, Chunk};
+use crate::layer::{self, ExpectedLayer};
+use crate::manifest::{Configuration, Descriptor, Manifest};
+use crate::reference::Name;
+use crate::registry::{Document, Registry};
+use crate::store::files::Pins;
+use crate::store::records::ImageRecord;
+use crate::store::{Shared, StoreError, blocking};
+
+/// Largest image configuration, bytes.
+const MAX_CONFIGURATION: u64 = 8 << 20;
+/// Most indexes that lead to each other.
+const MAX_INDEXES: usize = 3;
+/// Chunks of a layer that may wait for the unpacker; a chunk is what the network gave at once.
+const CHUNKS_AHEAD: usize = 64;
+
+/// Who pulls; the fields are those of CRI's `AuthConfig`, empty when not given.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct Auth {
+    /// User name for basic authentication.
+    pub username: String,
+    /// Password for basic authentication.
+    pub password: String,
+    /// The server that the credentials are for; empty for all that are asked.
+    pub server_address: String,
+    /// A token that is exchanged for an access token.
+    pub identity_token: String,
+    /// A bearer token that is sent as it is.
+    pub registry_token: String,
+}
+
+impl std::fmt::Debug for Auth {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Auth")
+            .field("username", &self.username)
+            .field("server_address", &self.server_address)
+            .finish_non_exhaustive()
+    }
+}
+
+/// How far a pull is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct PullProgress {
+    /// Layers of the image; 0 until the manifest is known.
+    pub layers: usize,
+    /// Layers that are complete on this node.
+    pub layers_done: usize,
+    /// Compressed bytes of all layers that had to be transferred.
+    pub bytes: u64,
+    /// Compressed bytes received.
+    pub bytes_done: u64,
+}
+
+/// Why an image could not be pulled.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum PullError {
+    /// The name is not an image reference.
+    #[error("parse image reference {reference:?}: {reason}")]
+    InvalidReference {
+        /// What was asked for.
+        reference: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// No registry configured for the name has the image.
+    #[error("find {what} at {registry}: not found")]
+    NotFound {
+        /// The image, manifest or blob.
+        what: String,
+        /// Who was asked.
+        registry: String,
+    },
+    /// The registry refuses this caller.
+    #[error("pull {reference} from {registry}: access denied: {message}")]
+    Unauthorized {
+        /// The image.
+        reference: String,
+        /// Who was asked.
+        registry: String,
+        /// What the registry said.
+        message: String,
+    },
+    /// Bytes from the registry are not those that the digest names.
+    #[error("verify {what}: expected {expected}, got {actual}")]
+    DigestMismatch {
+        /// Which manifest, configuration, blob or layer.
+        what: String,
+        /// The digest that was announced.
+        expected: String,
+        /// The digest of what came.
+        actual: String,
+    },
+    /// A layer is not what its media type says, or holds what an image may not hold.
+    #[error("unpack layer {layer}: {reason}")]
+    CorruptLayer {
+        /// The layer's digest.
+        layer: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A manifest, index or configuration cannot be understood or used on this node.
+    #[error("use {what}: {reason}")]
+    Unsupported {
+        /// Which document.
+        what: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The image exceeds a limit of this node.
+    #[error("pull {what}: larger than the limit of {limit} {unit}")]
+    TooLarge {
+        /// What is too large.
+        what: String,
+        /// The limit.
+        limit: u64,
+        /// `bytes`, `entries`, `layers`.
+        unit: &'static str,
+    },
+    /// The registry cannot be reached, broke off, or answers with an error of its own.
+    #[error("fetch {what} from {registry}: {message}")]
+    RegistryUnavailable {
+        /// What was being fetched.
+        what: String,
+        /// Who was asked.
+        registry: String,
+        /// What happened.
+        message: String,
+    },
+    /// No byte came for the configured time.
+    #[error("fetch {what} from {registry}: no progress for {seconds} s")]
+    Timeout {
+        /// What was being fetched.
+        what: String,
+        /// Who was asked.
+        registry: String,
+        /// The limit that passed.
+        seconds: u64,
+    },
+    /// A `hosts.toml` file cannot be used.
+    #[error("read registry configuration {}: {reason}", path.display())]
+    RegistryConfig {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The store's own files or records failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// Pulls an image into the store.
+pub(crate) async fn pull(
+    shared: &Arc<Shared>,
+    reference: &str,
+    auth: Option<Auth>,
+    progress: &watch::Sender<PullProgress>,
+) -> Result<ImageId, PullError> {
+    let pins = Pins::new(shared);
+    let result = Pull {
+        shared,
+        pins: &pins,
+        progress,
+    }
+    .run(reference, auth)
+    .await;
+    // Waits for the clean-up, so that a caller who sees an error also sees that nothing is left.
+    let cleaned = pins.release().await;
+    let id = result?;
+    cleaned?;
+    info!(%reference, %id, "pulled");
+    Ok(id)
+}
+
+struct Pull<'a> {
+    shared: &'a Arc<Shared>,
+    pins: &'a Pins,
+    progress: &'a watch::Sender<PullProgress>,
+}
+
+/// A layer to have, and where to get it.
+struct LayerToFetch {
+    descriptor: Descriptor,
+    diff_id: Digest,
+}
+
+impl Pull<'_> {
+    async fn run(&self, reference: &str, auth: Option<Auth>) -> Result<ImageId, PullError> {
+        let limits = &self.shared.config.limits;
+        let name = Name::parse(reference)?;
+        let registry = Registry::open(
+            &name,
+            auth,
+            &self.shared.config.registries,
+            limits,
+            &self.shared.clients,
+        )?;
+        let named = registry.resolve().await?;
+        let (document, config, layers) = image_manifest(&registry, &named).await?;
+        let id =
+            ImageId::try_from(config.digest.to_string()).map_err(|e| PullError::Unsupported {
+                what: format!("manifest {}", document.digest),
+                reason: e.to_string(),
+            })?;
+        let config_text = registry.small_blob(&config, MAX_CONFIGURATION).await?;
+        let configuration = Configuration::parse(&config.digest, &config_text)?;
+        let layers = pair_layers(&configuration, layers, limits.max_layers, &config.digest)?;
+
+        let diff_ids: Vec<Digest> = layers.iter().map(|layer| layer.diff_id.clone()).collect();
+        let size = document.bytes.len() as u64
+            + layers.iter().fold(config.size, |sum, layer| {
+                sum.saturating_add(layer.descriptor.size)
+            });
+        self.pins.add(&id, &diff_ids);
+        self.layers(&registry, layers).await?;
+        let _only_one = self.shared.locks.lock(id.as_str()).await;
+        let disk = self.disk(&id, &diff_ids).await?;
+        let record = ImageRecord {
+            id: id.clone(),
+            manifest: String::from_utf8_lossy(&document.bytes).into_owned(),
+            manifest_digest: document.digest.clone(),
+            configuration: String::from_utf8_lossy(&config_text).into_owned(),
+            layers: diff_ids,
+            disk,
+            size,
+            pinned: false,
+            removed: false,
+        };
+        let mut names = vec![name.with_digest(&named.digest)];
+        names.extend(name.tagged());
+        let (shared, pins) = (Arc::clone(self.shared), self.pins.clone());
+        blocking(move || {
+            let put = shared.records.put_image(&record, &names);
+            drop(pins);
+            put
+        })
+        .await??;
+        Ok(id)
+    }
+
+    /// Gets all layers that are not there yet, some at a time. A failure stops the others, and
+    /// all of them have stopped when this returns.
+    async fn layers(
+        &self,
+        registry: &Registry,
+        layers: Vec<LayerToFetch>,
+    ) -> Result<(), PullError> {
+        let count = layers.len();
+        self.progress
+            .send_modify(|progress| progress.layers = count);
+        let (stop, stopped) = watch::channel(false);
+        let mut unique: Vec<LayerToFetch> = Vec::new();
+        for layer in layers {
+            if unique.iter().any(|known| known.diff_id == layer.diff_id) {
+                self.progress
+                    .send_modify(|progress| progress.layers_done += 1);
+            } else {
+                unique.push(layer);
+            }
+        }
+        let mut results = futures::stream::iter(unique)
+            .map(|layer| self.layer(registry, layer, stopped.clone()))
+            .buffer_unordered(self.shared.config.limits.parallel_layers.max(1));
+        let mut first_failure = None;
+        while let Some(result) = results.next().await {
+            if let Err(error) = result {
+                stop.send_replace(true);
+                first_failure.get_or_insert(error);
+            }
+        }
+        first_failure.map_or(Ok(()), Err)
+    }
+
+    async fn layer(
+        &self,
+        registry: &Registry,
+        layer: LayerToFetch,
+        mut stopped: watch::Receiver<bool>,
+    ) -> Result<(), PullError> {
+        let LayerToFetch {
+            descriptor,
+            diff_id,
+        } = layer;
+        let stop = async move {
+            // The sender outlives this; an error would mean that nobody waits any more.
+            let _ = stopped.wait_for(|stopped| *stopped).await;
+        };
+        tokio::pin!(stop);
+        let _only_one = tokio::select! {
+            lock = self.shared.locks.lock(diff_id.as_str()) => lock,
+            () = &mut stop => return Ok(()),
+        };
+        if self.shared.files.has_layer(&diff_id) {
+            debug!(%diff_id, "layer is there");
+            self.progress
+                .send_modify(|progress| progress.layers_done += 1);
+            return Ok(());
+        }
+        let max = self.shared.config.limits.max_layer_bytes;
+        if descriptor.size > max {
+            return Err(PullError::TooLarge {
+                what: format!("layer {}", descriptor.digest),
+                limit: max,
+                unit: "bytes",
+            });
+        }
+        self.progress.send_modify(|progress| {
+            progress.bytes = progress.bytes.saturating_add(descriptor.size);
+        });
+        let (chunks, receiver) = mpsc::channel(CHUNKS_AHEAD);
+        let unpacked = self.unpack(&descriptor, diff_id, receiver);
+        let transfer = async {
+            let received = |count| {
+                self.progress
+                    .send_modify(|progress| progress.bytes_done += count);
+            };
+            let result = tokio::select! {
+                result = registry.blob(&descriptor, &chunks, received) => result,
+                () = &mut stop => Ok(()),
+            };
+            drop(chunks);
+            result
+        };
+        let (transferred, unpacked) = tokio::join!(transfer, unpacked);
+        // A broken transfer also breaks the unpacking; the first is the cause.
+        transferred?;
+        unpacked??;
+        self.progress
+            .send_modify(|progress| progress.layers_done += 1);
+        Ok(())
+    }
+
+    /// Starts the blocking half of a layer. It keeps the pins, so that clean-up comes after it
+    /// even when nobody waits for it any more.
+    fn unpack(
+        &self,
+        descriptor: &Descriptor,
+        diff_id: Digest,
+        receiver: mpsc::Receiver<Chunk>,
+    ) -> impl Future<Output = Result<Result<(), PullError>, StoreError>> + use<> {
+        let expected = ExpectedLayer {
+            digest: descriptor.digest.clone(),
+            size: descriptor.size,
+            diff_id,
+        };
+        let shared = Arc::clone(self.shared);
+        let pins = self.pins.clone();
+        blocking(move || {
+            let directory = shared.files.new_directory()?;
+            let limits = &shared.config.limits;
+            layer::unpack(
+                ChannelReader::new(receiver),
+                &expected,
+                directory.path(),
+                limits,
+            )?;
+            shared.files.keep_layer(directory, &expected.diff_id)?;
+            drop(pins);
+            Ok(())
+        })
+    }
+
+    /// Makes the image's disk, or finds it.
+    async fn disk(
+        &self,
+        id: &ImageId,
+        layers: &[Digest],
+    ) -> Result<Vec<crate::store::records::DiskPiece>, PullError> {
+        let (shared, pins) = (Arc::clone(self.shared), self.pins.clone());
+        let (id, layers) = (id.clone(), layers.to_vec());
+        blocking(move || {
+            if let Some(record) = shared.records.image(&id)?
+                && shared.files.has_image(&id)
+            {
+                return Ok(record.disk);
+            }
+            let disk = crate::store::disk::build(&shared, &id, &layers);
+            drop(pins);
+            disk
+        })
+        .await?
+    }
+}
+
+/// The image's own manifest, through indexes if need be.
+async fn image_manifest(
+    registry: &Registry,
+    named: &Document,
+) -> Result<(Document, Descriptor, Vec<Descriptor>), PullError> {
+    let mut document = Document {
+        bytes: named.bytes.clone(),
+        digest: named.digest.clone(),
+        content_type: named.content_type.clone(),
+    };
+    for _ in 0..=MAX_INDEXES {
+        match Manifest::parse(&document)? {
+            Manifest::Image { config, layers } => return Ok((document, config, layers)),
+            Manifest::Index(chosen) => document = registry.manifest(&chosen.digest).await?,
+        }
+    }
+    Err(PullError::Unsupported {
+        what: format!("manifest {}", named.digest),
+        reason: "indexes lead to indexes".into(),
+    })
+}
+
+fn pair_layers(
+    configuration: &Configuration,
+    layers: Vec<Descriptor>,
+    max_layers: usize,
+    config_digest: &Digest,
+) -> Result<Vec<LayerToFetch>, PullError> {
+    let what = || format!("image configuration {config_digest}");
+    let diff_ids = configuration.rootfs.diff_ids.clone().unwrap_or_default();
+    if layers.len() != diff_ids.len() {
+        let reason = format!(
+            "has {} layers, and the manifest has {}",
+            diff_ids.len(),
+            layers.len()
+        );
+        return Err(PullError::Unsupported {
+            what: what(),
+            reason,
+        });
+    }
+    if layers.len() > max_layers {
+        return Err(PullError::TooLarge {
+            what: what(),
+            limit: max_layers as u64,
+            unit: "layers",
+        });
+    }
+    Ok(layers
+        .into_iter()
+        .zip(diff_ids)
+        .map(|(descriptor, diff_id)| LayerToFetch {
+            descriptor,
+            diff_id,
+        })
+        .collect())
+}

@@ -1,0 +1,135 @@
+//! Image names as people and Kubernetes write them, brought to one full form.
+
+use oci_spec::distribution::Reference;
+
+use crate::digest::Digest;
+use crate::pull::PullError;
+
+/// A full image name: registry, repository, and a tag or a digest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Name {
+    registry: String,
+    repository: String,
+    target: Target,
+}
+
+/// What a name points with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Target {
+    Tag(String),
+    Digest(Digest),
+}
+
+impl Name {
+    /// Parses `busybox`, `quay.io/a/b:tag`, `host:5000/a@sha256:…`; a tag beside a digest is
+    /// dropped, as it does not take part in resolving.
+    pub(crate) fn parse(text: &str) -> Result<Self, PullError> {
+        let invalid = |reason: String| PullError::InvalidReference {
+            reference: text.to_owned(),
+            reason,
+        };
+        if text.len() == 64 && text.bytes().all(crate::digest::is_lower_hex) {
+            return Err(invalid("64 hex digits are an image id, not a name".into()));
+        }
+        let reference = Reference::try_from(text).map_err(|e| invalid(e.to_string()))?;
+        let target = match (reference.digest(), reference.tag()) {
+            (Some(digest), _) => Target::Digest(
+                Digest::try_from(digest.to_owned()).map_err(|e| invalid(e.to_string()))?,
+            ),
+            (None, tag) => Target::Tag(tag.unwrap_or("latest").to_owned()),
+        };
+        Ok(Self {
+            registry: reference.registry().to_owned(),
+            repository: reference.repository().to_owned(),
+            target,
+        })
+    }
+
+    pub(crate) fn registry(&self) -> &str {
+        &self.registry
+    }
+
+    pub(crate) fn repository(&self) -> &str {
+        &self.repository
+    }
+
+    pub(crate) fn target(&self) -> &Target {
+        &self.target
+    }
+
+    /// The name with its tag, when it has one.
+    pub(crate) fn tagged(&self) -> Option<String> {
+        match &self.target {
+            Target::Tag(tag) => Some(format!("{}/{}:{tag}", self.registry, self.repository)),
+            Target::Digest(_) => None,
+        }
+    }
+
+    /// The name with a digest in place of its target.
+    pub(crate) fn with_digest(&self, digest: &Digest) -> String {
+        format!("{}/{}@{digest}", self.registry, self.repository)
+    }
+
+    /// The full text of the name.
+    pub(crate) fn full(&self) -> String {
+        match &self.target {
+            Target::Tag(tag) => format!("{}/{}:{tag}", self.registry, self.repository),
+            Target::Digest(digest) => self.with_digest(digest),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn short_names_get_registry_repository_and_tag() {
+        let digest = Digest::of(b"").to_string();
+        for (short, full) in [
+            ("busybox", "docker.io/library/busybox:latest"),
+            ("busybox:1.36", "docker.io/library/busybox:1.36"),
+            ("library/busybox", "docker.io/library/busybox:latest"),
+            ("grafana/loki", "docker.io/grafana/loki:latest"),
+            ("docker.io/busybox", "docker.io/library/busybox:latest"),
+            (
+                "index.docker.io/busybox",
+                "docker.io/library/busybox:latest",
+            ),
+            ("localhost/a", "localhost/a:latest"),
+            ("localhost:5000/a/b:c", "localhost:5000/a/b:c"),
+            ("127.0.0.1:5000/a", "127.0.0.1:5000/a:latest"),
+            ("registry.k8s.io/pause:3.10", "registry.k8s.io/pause:3.10"),
+        ] {
+            assert_eq!(Name::parse(short).unwrap().full(), full);
+        }
+        let both = format!("quay.io/a/b:tag@{digest}");
+        let name = Name::parse(&both).unwrap();
+        assert_eq!(name.full(), format!("quay.io/a/b@{digest}"));
+        assert_eq!(name.tagged(), None);
+    }
+
+    #[test]
+    fn names_that_are_none_say_why() {
+        let id = "a".repeat(64);
+        for bad in [
+            "",
+            " ",
+            "Busybox",
+            "a//b",
+            "../etc/passwd",
+            "a:b:c",
+            "a@sha256:12",
+            "a@md5:d41d8cd98f00b204e9800998ecf8427e",
+            "http://a/b",
+            "a b",
+            "a\u{0}",
+            &id,
+        ] {
+            assert!(
+                matches!(Name::parse(bad), Err(PullError::InvalidReference { .. })),
+                "{bad}"
+            );
+        }
+    }
+}

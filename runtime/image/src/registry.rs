@@ -1,0 +1,677 @@
+//! What is spoken with registries (OCI distribution-spec 1.1, "Pull"): manifests and blobs, from
+//! the first of the configured servers that has them.
+//!
+//! Written on an HTTP client rather than taken from `oci-client`: bodies of manifests are bounded
+//! here, refusals keep their reason, and paths, headers and tokens follow `hosts.toml` and CRI.
+
+mod auth;
+mod client;
+pub(crate) mod hosts;
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, RANGE, WWW_AUTHENTICATE};
+use reqwest::{Client, Response, StatusCode, Url};
+use tokio::sync::{Mutex, mpsc};
+use tracing::{debug, warn};
+
+use crate::digest::Digest;
+use crate::layer::source::Chunk;
+use crate::manifest::{Descriptor, MANIFEST_TYPES};
+use crate::pull::{Auth, PullError};
+use crate::reference::{Name, Target};
+use crate::store::{Limits, Registries};
+
+use auth::{Authorization, Challenge, TokenReply};
+pub(crate) use client::HttpClients;
+use client::describe;
+use hosts::Host;
+
+/// Largest manifest or index, bytes: what other runtimes and registries agree on.
+const MAX_MANIFEST: u64 = 4 << 20;
+/// Largest reply of a token server or error message, bytes.
+const MAX_REPLY: u64 = 1 << 20;
+
+/// The servers that may have one repository, and the caller's right to it.
+#[derive(Debug)]
+pub(crate) struct Registry {
+    name: Name,
+    endpoints: Vec<Endpoint>,
+    auth: Option<Auth>,
+    no_progress: Duration,
+    retries: u32,
+}
+
+#[derive(Debug)]
+struct Endpoint {
+    host: Host,
+    client: Client,
+    /// What the server let in last.
+    authorization: Mutex<Option<Authorization>>,
+}
+
+/// A manifest or index as it came.
+#[derive(Debug)]
+pub(crate) struct Document {
+    pub(crate) bytes: Bytes,
+    pub(crate) digest: Digest,
+    pub(crate) content_type: String,
+}
+
+impl Registry {
+    /// Reads the configuration; nothing is sent yet.
+    pub(crate) fn open(
+        name: &Name,
+        auth: Option<Auth>,
+        registries: &Registries,
+        limits: &Limits,
+        clients: &HttpClients,
+    ) -> Result<Self, PullError> {
+        let mut endpoints = Vec::new();
+        for host in hosts::hosts_for(name.registry(), registries)? {
+            let client = clients
+                .get(&host)
+                .map_err(|message| PullError::RegistryUnavailable {
+                    what: name.full(),
+                    registry: host.shown(),
+                    message,
+                })?;
+            endpoints.push(Endpoint {
+                host,
+                client,
+                authorization: Mutex::new(None),
+            });
+        }
+        Ok(Self {
+            name: name.clone(),
+            endpoints,
+            auth,
+            no_progress: limits.no_progress,
+            retries: limits.retries,
+        })
+    }
+
+    /// Fetches what the name points at.
+    pub(crate) async fn resolve(&self) -> Result<Document, PullError> {
+        match self.name.target() {
+            Target::Digest(digest) => self.manifest(digest).await,
+            Target::Tag(tag) => {
+                let may = |host: &Host| host.resolve;
+                self.first(&self.name.full(), may, |endpoint| {
+                    self.document(endpoint, tag, None)
+                })
+                .await
+            }
+        }
+    }
+
+    /// Fetches the manifest with a digest.
+    pub(crate) async fn manifest(&self, digest: &Digest) -> Result<Document, PullError> {
+        self.first(
+            &self.name.with_digest(digest),
+            |host| host.pull,
+            |endpoint| self.document(endpoint, digest.as_str(), Some(digest)),
+        )
+        .await
+    }
+
+    /// Fetches a small blob whole.
+    pub(crate) async fn small_blob(
+        &self,
+        blob: &Descriptor,
+        limit: u64,
+    ) -> Result<Bytes, PullError> {
+        let what = format!("blob {}", blob.digest);
+        if blob.size > limit {
+            return Err(PullError::TooLarge {
+                what,
+                limit,
+                unit: "bytes",
+            });
+        }
+        self.first(
+            &what,
+            |host| host.pull,
+            |endpoint| {
+                let what = what.clone();
+                async move {
+                    let response = self.get_blob(endpoint, &blob.digest, 0).await?;
+                    let bytes = self.body(endpoint, &what, response, limit).await?;
+                    verify(&what, &bytes, &blob.digest)?;
+                    Ok(bytes)
+                }
+            },
+        )
+        .await
+    }
+
+    /// Sends a blob's bytes down a channel, from where it broke off when it breaks off. The
+    /// receiver verifies them. Ends early without error when the receiver is gone.
+    pub(crate) async fn blob(
+        &self,
+        blob: &Descriptor,
+        chunks: &mpsc::Sender<Chunk>,
+        mut received: impl FnMut(u64),
+    ) -> Result<(), PullError> {
+        let what = format!("blob {}", blob.digest);
+        let mut sent = 0;
+        let mut failures = 0;
+        loop {
+            if failures > 0 && sent >= blob.size {
+                let _ = chunks.send(Chunk::End).await;
+                return Ok(());
+            }
+            let result = self
+                .first(
+                    &what,
+                    |host| host.pull,
+                    |endpoint| async move {
+                        let response = self.get_blob(endpoint, &blob.digest, sent).await?;
+                        Ok((endpoint, response))
+                    },
+                )
+                .await;
+            let broken = match result {
+                Ok((endpoint, response)) => {
+                    let transfer = Transfer {
+                        what: &what,
+                        sent: &mut sent,
+                        received: &mut received,
+                    };
+                    self.stream(endpoint, response, chunks, transfer).await
+                }
+                Err(e) => Err(e),
+            };
+            match broken {
+                Ok(()) => {
+                    // The receiver may be gone already, having failed for its own reasons.
+                    let _ = chunks.send(Chunk::End).await;
+                    return Ok(());
+                }
+                Err(e @ PullError::RegistryUnavailable { .. }) if failures < self.retries => {
+                    failures += 1;
+                    warn!(%what, sent, error = %e, failures, "transfer broke off; going on from there");
+                    tokio::time::sleep(backoff(failures)).await;
+                }
+                Err(e) => return Err(e),
+            }
+        }
+    }
+
+    async fn stream(
+        &self,
+        endpoint: &Endpoint,
+        mut response: Response,
+        chunks: &mpsc::Sender<Chunk>,
+        transfer: Transfer<'_, impl FnMut(u64)>,
+    ) -> Result<(), PullError> {
+        // A server that does not do ranges starts again from the first byte.
+        let mut skip = if response.status() == StatusCode::PARTIAL_CONTENT {
+            0
+        } else {
+            *transfer.sent
+        };
+        while let Some(mut bytes) = self.chunk(endpoint, transfer.what, &mut response).await? {
+            if skip > 0 {
+                let known = usize::try_from(skip).unwrap_or(usize::MAX).min(bytes.len());
+                let _ = bytes.split_to(known);
+                skip -= known as u64;
+            }
+            if bytes.is_empty() {
+                continue;
+            }
+            let length = bytes.len() as u64;
+            if chunks.send(Chunk::Data(bytes)).await.is_err() {
+                return Ok(());
+            }
+            *transfer.sent += length;
+            (transfer.received)(length);
+        }
+        Ok(())
+    }
+
+    async fn document(
+        &self,
+        endpoint: &Endpoint,
+        target: &str,
+        expected: Option<&Digest>,
+    ) -> Result<Document, PullError> {
+        let what = format!("manifest {target} of {}", self.name.repository());
+        let path = format!("manifests/{target}");
+        let response = self
+            .get(endpoint, &what, &path, Some(MANIFEST_TYPES), 0)
+            .await?;
+        let header = |name: &str| {
+            let value = response.headers().get(name)?;
+            Some(value.to_str().ok()?.to_owned())
+        };
+        let content_type = header(CONTENT_TYPE.as_str()).unwrap_or_default();
+        let announced =
+            header("docker-content-digest").and_then(|text| Digest::try_from(text).ok());
+        let bytes = self.body(endpoint, &what, response, MAX_MANIFEST).await?;
+        // A proxy that damages what it passes on is found out even when a tag was asked for.
+        if let Some(digest) = expected.or(announced.as_ref()) {
+            verify(&what, &bytes, digest)?;
+        }
+        let digest = expected.cloned().unwrap_or_else(|| Digest::of(&bytes));
+        Ok(Document {
+            bytes,
+            digest,
+            content_type,
+        })
+    }
+
+    async fn get_blob(
+        &self,
+        endpoint: &Endpoint,
+        digest: &Digest,
+        from: u64,
+    ) -> Result<Response, PullError> {
+        let what = format!("blob {digest}");
+        self.get(endpoint, &what, &format!("blobs/{digest}"), None, from)
+            .await
+    }
+
+    /// Asks the servers in turn; the last one's answer is the answer.
+    async fn first<'a, T, F>(
+        &'a self,
+        what: &str,
+        may: impl Fn(&Host) -> bool,
+        ask: impl Fn(&'a Endpoint) -> F,
+    ) -> Result<T, PullError>
+    where
+        F: Future<Output = Result<T, PullError>>,
+    {
+        let mut before: Vec<String> = Vec::new();
+        let mut last = None;
+        for endpoint in self.endpoints.iter().filter(|endpoint| may(&endpoint.host)) {
+            if let Some(error) = last.take() {
+                debug!(%what, %error, "asking the next server");
+                before.push(PullError::to_string(&error));
+            }
+            match self.ask_again(endpoint, &ask).await {
+                Ok(answer) => return Ok(answer),
+                Err(error) => last = Some(error),
+            }
+        }
+        Err(match last {
+            Some(PullError::RegistryUnavailable {
+                what,
+                registry,
+                message,
+            }) if !before.is_empty() => {
+                let message = format!("{message} (before that: {})", before.join("; "));
+                PullError::RegistryUnavailable {
+                    what,
+                    registry,
+                    message,
+                }
+            }
+            Some(error) => error,
+            None => PullError::RegistryUnavailable {
+                what: what.to_owned(),
+                registry: self.name.registry().to_owned(),
+                message: "no configured host has the capability".into(),
+            },
+        })
+    }
+
+    /// Asks one server, and again when it is only out of sorts.
+    async fn ask_again<'a, T, F>(
+        &'a self,
+        endpoint: &'a Endpoint,
+        ask: &impl Fn(&'a Endpoint) -> F,
+    ) -> Result<T, PullError>
+    where
+        F: Future<Output = Result<T, PullError>>,
+    {
+        let mut failures = 0;
+        loop {
+            match ask(endpoint).await {
+                Err(PullError::RegistryUnavailable { .. }) if failures < self.retries.min(2) => {
+                    failures += 1;
+                    tokio::time::sleep(backoff(failures)).await;
+                }
+                result => return result,
+            }
+        }
+    }
+
+    async fn get(
+        &self,
+        endpoint: &Endpoint,
+        what: &str,
+        path: &str,
+        accept: Option<&str>,
+        from: u64,
+    ) -> Result<Response, PullError> {
+        let mut url = endpoint.host.base.clone();
+        url.set_path(&format!("{}/{}/{path}", url.path(), self.name.repository()));
+        if endpoint.host.mirror {
+            url.query_pairs_mut()
+                .append_pair("ns", self.name.registry());
+        }
+        let mut used = endpoint.authorization.lock().await.clone();
+        if used.is_none() {
+            used = self
+                .credentials(endpoint)
+                .filter(|auth| !auth.registry_token.is_empty())
+                .map(|auth| Authorization::Bearer(auth.registry_token.clone()));
+        }
+        let response = self
+            .send(endpoint, what, &url, accept, from, used.as_ref())
+            .await?;
+        let response = if response.status() == StatusCode::UNAUTHORIZED {
+            match self.authorize(endpoint, &response, used.as_ref()).await? {
+                Some(authorization) => {
+                    self.send(endpoint, what, &url, accept, from, Some(&authorization))
+                        .await?
+                }
+                None => response,
+            }
+        } else {
+            response
+        };
+        self.check(endpoint, what, response).await
+    }
+
+    async fn send(
+        &self,
+        endpoint: &Endpoint,
+        what: &str,
+        url: &Url,
+        accept: Option<&str>,
+        from: u64,
+        authorization: Option<&Authorization>,
+    ) -> Result<Response, PullError> {
+        let mut request = endpoint.client.get(url.clone());
+        for (name, value) in &endpoint.host.headers {
+            request = request.header(name, value);
+        }
+        if let Some(accept) = accept {
+            request = request.header(ACCEPT, accept);
+        }
+        if from > 0 {
+            request = request.header(RANGE, format!("bytes={from}-"));
+        }
+        request = match authorization {
+            Some(Authorization::Basic { username, password }) => {
+                request.basic_auth(username, Some(password))
+            }
+            Some(Authorization::Bearer(token)) => {
+                request.header(AUTHORIZATION, format!("Bearer {token}"))
+            }
+            None => request,
+        };
+        self.timely(endpoint, what, request.send()).await
+    }
+
+    /// Turns everything but success into the error it is.
+    async fn check(
+        &self,
+        endpoint: &Endpoint,
+        what: &str,
+        response: Response,
+    ) -> Result<Response, PullError> {
+        let status = response.status();
+        if status == StatusCode::OK || status == StatusCode::PARTIAL_CONTENT {
+            return Ok(response);
+        }
+        let registry = endpoint.host.shown();
+        let what = what.to_owned();
+        if status == StatusCode::NOT_FOUND {
+            return Err(PullError::NotFound {
+                what: format!("{what} ({})", self.name.full()),
+                registry,
+            });
+        }
+        let said = self
+            .body(endpoint, &what, response, MAX_REPLY)
+            .await
+            .unwrap_or_default();
+        let message = format!("{status}{}", said_by_registry(&said));
+        if matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) {
+            return Err(PullError::Unauthorized {
+                reference: self.name.full(),
+                registry,
+                message,
+            });
+        }
+        Err(PullError::RegistryUnavailable {
+            what,
+            registry,
+            message,
+        })
+    }
+
+    async fn body(
+        &self,
+        endpoint: &Endpoint,
+        what: &str,
+        mut response: Response,
+        limit: u64,
+    ) -> Result<Bytes, PullError> {
+        let mut body = Vec::new();
+        while let Some(bytes) = self.chunk(endpoint, what, &mut response).await? {
+            body.extend_from_slice(&bytes);
+            if body.len() as u64 > limit {
+                return Err(PullError::TooLarge {
+                    what: what.to_owned(),
+                    limit,
+                    unit: "bytes",
+                });
+            }
+        }
+        Ok(body.into())
+    }
+
+    async fn chunk(
+        &self,
+        endpoint: &Endpoint,
+        what: &str,
+        response: &mut Response,
+    ) -> Result<Option<Bytes>, PullError> {
+        self.timely(endpoint, what, response.chunk()).await
+    }
+
+    async fn timely<T>(
+        &self,
+        endpoint: &Endpoint,
+        what: &str,
+        work: impl Future<Output = reqwest::Result<T>>,
+    ) -> Result<T, PullError> {
+        let (what, registry) = (what.to_owned(), endpoint.host.shown());
+        match tokio::time::timeout(self.no_progress, work).await {
+            Ok(Ok(value)) => Ok(value),
+            Ok(Err(e)) => Err(PullError::RegistryUnavailable {
+                what,
+                registry,
+                message: describe(&e),
+            }),
+            Err(_) => Err(PullError::Timeout {
+                what,
+                registry,
+                seconds: self.no_progress.as_secs(),
+            }),
+        }
+    }
+
+    fn credentials(&self, endpoint: &Endpoint) -> Option<&Auth> {
+        let authority = endpoint.host.authority();
+        self.auth.as_ref().filter(|auth| auth.is_for(&authority))
+    }
+
+    /// Answers a challenge; `None` when there is nothing to answer it with. Of layers that are
+    /// refused at the same time, one gets the new token for all.
+    async fn authorize(
+        &self,
+        endpoint: &Endpoint,
+        refused: &Response,
+        used: Option<&Authorization>,
+    ) -> Result<Option<Authorization>, PullError> {
+        let mut current = endpoint.authorization.lock().await;
+        if current.is_some() && current.as_ref() != used {
+            return Ok(current.clone());
+        }
+        let challenge = refused
+            .headers()
+            .get_all(WWW_AUTHENTICATE)
+            .iter()
+            .find_map(|header| Challenge::parse(header.to_str().ok()?));
+        let auth = self.credentials(endpoint);
+        let authorization = match challenge {
+            Some(Challenge::Basic) => {
+                auth.filter(|auth| auth.has_password())
+                    .map(|auth| Authorization::Basic {
+                        username: auth.username.clone(),
+                        password: auth.password.clone(),
+                    })
+            }
+            Some(Challenge::Bearer {
+                realm,
+                service,
+                scope,
+            }) => {
+                let scope =
+                    scope.unwrap_or_else(|| format!("repository:{}:pull", self.name.repository()));
+                Some(
+                    self.token(endpoint, &realm, service.as_deref(), &scope, auth)
+                        .await?,
+                )
+            }
+            None => None,
+        };
+        // The same answer would be refused again.
+        if authorization.as_ref() == used {
+            return Ok(None);
+        }
+        current.clone_from(&authorization);
+        Ok(authorization)
+    }
+
+    async fn token(
+        &self,
+        endpoint: &Endpoint,
+        realm: &str,
+        service: Option<&str>,
+        scope: &str,
+        auth: Option<&Auth>,
+    ) -> Result<Authorization, PullError> {
+        let what = format!("token from {realm}");
+        let refuse = |message: String| PullError::Unauthorized {
+            reference: self.name.full(),
+            registry: endpoint.host.shown(),
+            message,
+        };
+        let mut url = Url::parse(realm)
+            .map_err(|_| refuse(format!("token server {realm:?} is no address")))?;
+        let downgrade = endpoint.host.base.scheme() == "https" && url.scheme() != "https";
+        if downgrade || !matches!(url.scheme(), "http" | "https") {
+            return Err(refuse(format!(
+                "token server {realm:?} is not reached by https"
+            )));
+        }
+        let identity = auth
+            .map(|auth| auth.identity_token.as_str())
+            .filter(|token| !token.is_empty());
+        let request = if let Some(identity) = identity {
+            // OAuth 2 (RFC 6749, section 6), as the distribution token specification has it.
+            let mut form = vec![
+                ("grant_type", "refresh_token"),
+                ("refresh_token", identity),
+                ("client_id", "hull"),
+                ("scope", scope),
+            ];
+            form.extend(service.map(|service| ("service", service)));
+            endpoint.client.post(url).form(&form)
+        } else {
+            url.query_pairs_mut()
+                .extend_pairs(service.map(|service| ("service", service)))
+                .append_pair("scope", scope);
+            let request = endpoint.client.get(url);
+            match auth.filter(|auth| auth.has_password()) {
+                Some(auth) => request.basic_auth(&auth.username, Some(&auth.password)),
+                None => request,
+            }
+        };
+        let response = self.timely(endpoint, &what, request.send()).await?;
+        let status = response.status();
+        let body = self.body(endpoint, &what, response, MAX_REPLY).await?;
+        if status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS {
+            let message = format!("{status}{}", said_by_registry(&body));
+            return Err(PullError::RegistryUnavailable {
+                what,
+                registry: endpoint.host.shown(),
+                message,
+            });
+        }
+        if !status.is_success() {
+            return Err(refuse(format!(
+                "token server: {status}{}",
+                said_by_registry(&body)
+            )));
+        }
+        serde_json::from_slice::<TokenReply>(&body)
+            .ok()
+            .and_then(TokenReply::token)
+            .map(Authorization::Bearer)
+            .ok_or_else(|| refuse("token server sent no token".into()))
+    }
+}
+
+struct Transfer<'a, F> {
+    what: &'a str,
+    sent: &'a mut u64,
+    received: &'a mut F,
+}
+
+fn backoff(failures: u32) -> Duration {
+    Duration::from_millis(200) * 2u32.saturating_pow(failures.saturating_sub(1)).min(50)
+}
+
+fn verify(what: &str, bytes: &[u8], expected: &Digest) -> Result<(), PullError> {
+    let mut hasher = expected.hasher();
+    hasher.update(bytes);
+    let actual = hasher.finish();
+    if actual == *expected {
+        Ok(())
+    } else {
+        Err(PullError::DigestMismatch {
+            what: what.to_owned(),
+            expected: expected.to_string(),
+            actual: actual.to_string(),
+        })
+    }
+}
+
+/// The message in an error body, short enough and safe to show; or nothing.
+fn said_by_registry(body: &[u8]) -> String {
+    #[derive(serde::Deserialize)]
+    struct Envelope {
+        errors: Vec<Entry>,
+    }
+    #[derive(serde::Deserialize)]
+    struct Entry {
+        #[serde(default)]
+        code: String,
+        #[serde(default)]
+        message: String,
+    }
+    let text = match serde_json::from_slice::<Envelope>(body) {
+        Ok(envelope) => envelope
+            .errors
+            .iter()
+            .map(|entry| format!("{} {}", entry.code, entry.message))
+            .collect::<Vec<_>>()
+            .join("; "),
+        Err(_) => String::from_utf8_lossy(&body[..body.len().min(200)]).into_owned(),
+    };
+    let text: String = text.chars().filter(|c| !c.is_control()).take(300).collect();
+    let text = text.trim();
+    if text.is_empty() {
+        String::new()
+    } else {
+        format!(": {text}")
+    }
+}

@@ -1,0 +1,94 @@
+//! HTTP clients, one per way of TLS, kept for the life of the store.
+
+use std::collections::HashMap;
+use std::error::Error;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use reqwest::{Certificate, Client, Identity};
+
+use super::hosts::{Host, Tls};
+
+/// Clients that were made so far.
+#[derive(Debug, Default)]
+pub(crate) struct HttpClients {
+    known: Mutex<HashMap<Kind, Client>>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Kind {
+    tls: Tls,
+    secure: bool,
+    loopback: bool,
+}
+
+impl HttpClients {
+    /// A client for a host; the error is for a message.
+    pub(crate) fn get(&self, host: &Host) -> Result<Client, String> {
+        let kind = Kind {
+            tls: host.tls.clone(),
+            secure: host.base.scheme() == "https",
+            loopback: host.is_loopback(),
+        };
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(client) = known.get(&kind) {
+            return Ok(client.clone());
+        }
+        let client = kind.build()?;
+        known.insert(kind, client.clone());
+        Ok(client)
+    }
+}
+
+impl Kind {
+    fn build(&self) -> Result<Client, String> {
+        // Fails when a provider was installed already, which serves as well.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        match self.builder()?.build() {
+            Ok(client) => Ok(client),
+            // A host without system authorities can still use plain http.
+            Err(_) if !self.secure => self
+                .builder()?
+                .tls_certs_only([])
+                .build()
+                .map_err(|e| describe(&e)),
+            Err(e) => Err(describe(&e)),
+        }
+    }
+
+    fn builder(&self) -> Result<reqwest::ClientBuilder, String> {
+        let mut authorities = Vec::new();
+        for pem in &self.tls.authorities {
+            authorities.extend(Certificate::from_pem_bundle(pem).map_err(|e| describe(&e))?);
+        }
+        let mut builder = Client::builder()
+            .user_agent(concat!("hull/", env!("CARGO_PKG_VERSION")))
+            .connect_timeout(Duration::from_secs(30))
+            .tls_certs_merge(authorities)
+            .tls_danger_accept_invalid_certs(self.tls.skip_verify);
+        if let Some(pem) = &self.tls.client {
+            builder = builder.identity(Identity::from_pem(pem).map_err(|e| describe(&e))?);
+        }
+        // Go programs never send loopback traffic through a proxy, and users rely on it.
+        if self.loopback {
+            builder = builder.no_proxy();
+        }
+        Ok(builder)
+    }
+}
+
+/// The error and its causes, without the address, which the message has anyway.
+pub(super) fn describe(error: &reqwest::Error) -> String {
+    let mut causes = Vec::new();
+    let mut next: Option<&dyn Error> = error.source();
+    while let Some(cause) = next {
+        causes.push(cause.to_string());
+        next = cause.source();
+    }
+    causes.dedup();
+    if causes.is_empty() {
+        error.to_string()
+    } else {
+        causes.join(": ")
+    }
+}

@@ -1,0 +1,116 @@
+//! An image's disk: made once, then handed out as extents.
+
+use std::fs::{self, File};
+use std::io::{BufWriter, Write};
+use std::path::PathBuf;
+
+use crate::digest::Digest;
+use crate::erofs::{self, BLOCK_SIZE};
+use crate::image::{DiskExtent, ImageId};
+use crate::layer::tree;
+use crate::merge::{MergeError, Merger};
+use crate::pull::PullError;
+
+use super::records::DiskPiece;
+use super::{Shared, StoreError};
+
+/// Merges the layers and writes the image's metadata; all layers are in the store.
+pub(crate) fn build(
+    shared: &Shared,
+    id: &ImageId,
+    layers: &[Digest],
+) -> Result<Vec<DiskPiece>, PullError> {
+    let limits = &shared.config.limits;
+    let mut merger = Merger::new(limits.max_entries);
+    let mut lengths = Vec::with_capacity(layers.len());
+    for layer in layers {
+        let directory = shared.files.layer(layer);
+        let path = directory.join("tree");
+        let read = |e| StoreError::io(format!("read {}", path.display()), e);
+        let entries = File::open(&path).and_then(tree::read).map_err(read)?;
+        merger.apply(entries).map_err(|e| match e {
+            MergeError::Invalid { .. } => PullError::CorruptLayer {
+                layer: layer.to_string(),
+                reason: e.to_string(),
+            },
+            MergeError::TooManyEntries(limit) => PullError::TooLarge {
+                what: format!("image {id}"),
+                limit,
+                unit: "entries",
+            },
+        })?;
+        lengths.push(fs::metadata(directory.join("data")).map_err(read)?.len());
+    }
+    let tree = merger.finish();
+    let directory = shared.files.new_directory()?;
+    let path = directory.path().join("meta.erofs");
+    let failed = |e| StoreError::io(format!("write {}", path.display()), e);
+    let mut out = BufWriter::with_capacity(1 << 20, File::create_new(&path).map_err(failed)?);
+    let written = erofs::write(&mut out, &tree, &lengths, uuid(id)).map_err(|e| match e {
+        erofs::WriteError::Io(e) => PullError::from(failed(e)),
+        erofs::WriteError::TooManyBlocks => PullError::TooLarge {
+            what: format!("image {id}"),
+            limit: u64::from(u32::MAX) * BLOCK_SIZE,
+            unit: "bytes",
+        },
+        erofs::WriteError::TooManyXattrs => PullError::Unsupported {
+            what: format!("image {id}"),
+            reason: e.to_string(),
+        },
+    })?;
+    out.flush()
+        .and_then(|()| out.get_ref().sync_all())
+        .map_err(failed)?;
+    drop(out);
+    shared.files.keep_image(directory, id)?;
+    let mut pieces = vec![DiskPiece {
+        layer: None,
+        length: written.length,
+    }];
+    pieces.extend(written.layers.into_iter().map(|number| DiskPiece {
+        layer: Some(layers[number].clone()),
+        length: lengths[number],
+    }));
+    Ok(pieces)
+}
+
+/// Where the pieces of an image's disk are.
+pub(crate) fn extents(shared: &Shared, id: &ImageId) -> Result<Vec<DiskExtent>, StoreError> {
+    let record = shared
+        .records
+        .image(id)?
+        .ok_or_else(|| StoreError::NotFound(id.to_string()))?;
+    record
+        .disk
+        .into_iter()
+        .map(|piece| {
+            let path: PathBuf = match &piece.layer {
+                None => shared.files.image(id).join("meta.erofs"),
+                Some(layer) => shared.files.layer(layer).join("data"),
+            };
+            let action = format!("use {}", path.display());
+            let length = fs::metadata(&path)
+                .map_err(|e| StoreError::io(action.clone(), e))?
+                .len();
+            if length != piece.length {
+                let reason = format!("has {length} bytes and should have {}", piece.length);
+                return Err(StoreError::io(action, std::io::Error::other(reason)));
+            }
+            Ok(DiskExtent {
+                path,
+                offset: 0,
+                length,
+            })
+        })
+        .collect()
+}
+
+/// The file system's UUID: from the image's id, so that the same image is the same disk everywhere.
+fn uuid(id: &ImageId) -> [u8; 16] {
+    let mut uuid = [0; 16];
+    for (byte, digits) in uuid.iter_mut().zip(id.hex().as_bytes().chunks_exact(2)) {
+        let digit = |ascii: u8| (ascii as char).to_digit(16).unwrap_or(0) as u8;
+        *byte = digit(digits[0]) << 4 | digit(digits[1]);
+    }
+    uuid
+}

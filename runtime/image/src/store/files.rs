@@ -1,0 +1,284 @@
+//! Directories of the store: complete or not there; and which of them running pulls need.
+
+use std::collections::{HashMap, HashSet};
+use std::fs::{self, DirBuilder, File};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tempfile::TempDir;
+use tracing::{info, warn};
+
+use crate::digest::Digest;
+use crate::image::ImageId;
+
+use super::{Shared, StoreError, Usage, blocking};
+
+const LAYERS: &str = "layers";
+const IMAGES: &str = "images";
+const TEMPORARY: &str = "tmp";
+
+/// What records need: names of directories below `layers` and `images`.
+#[derive(Debug, Default)]
+pub(crate) struct Needed {
+    pub(crate) layers: HashSet<String>,
+    pub(crate) images: HashSet<String>,
+}
+
+/// The store's directories.
+#[derive(Debug)]
+pub(crate) struct Files {
+    root: PathBuf,
+    /// Directories below the root that running pulls need, and how many pulls need each. Held
+    /// while garbage is chosen, so that a pull either sees a layer and keeps it, or misses it.
+    pins: Mutex<HashMap<PathBuf, usize>>,
+}
+
+impl Files {
+    /// Makes the directories and empties the temporary one.
+    pub(crate) fn open(root: &Path) -> Result<Self, StoreError> {
+        let temporary = root.join(TEMPORARY);
+        if let Err(e) = fs::remove_dir_all(&temporary)
+            && e.kind() != io::ErrorKind::NotFound
+        {
+            return Err(StoreError::io(format!("empty {}", temporary.display()), e));
+        }
+        for directory in [LAYERS, IMAGES, TEMPORARY] {
+            let path = root.join(directory);
+            // Images may hold secrets: root alone reads them here.
+            DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(&path)
+                .map_err(|e| StoreError::io(format!("create {}", path.display()), e))?;
+        }
+        Ok(Self {
+            root: root.to_owned(),
+            pins: Mutex::default(),
+        })
+    }
+
+    pub(crate) fn layer(&self, diff_id: &Digest) -> PathBuf {
+        self.root.join(layer_path(diff_id))
+    }
+
+    pub(crate) fn image(&self, id: &ImageId) -> PathBuf {
+        self.root.join(image_path(id))
+    }
+
+    pub(crate) fn has_layer(&self, diff_id: &Digest) -> bool {
+        self.layer(diff_id).join("tree").exists()
+    }
+
+    pub(crate) fn has_image(&self, id: &ImageId) -> bool {
+        self.image(id).join("meta.erofs").exists()
+    }
+
+    /// A directory that goes away with the value unless it is kept.
+    pub(crate) fn new_directory(&self) -> Result<TempDir, StoreError> {
+        let temporary = self.root.join(TEMPORARY);
+        TempDir::new_in(&temporary).map_err(|e| {
+            StoreError::io(format!("create a directory in {}", temporary.display()), e)
+        })
+    }
+
+    /// Makes a complete directory the layer.
+    pub(crate) fn keep_layer(
+        &self,
+        directory: TempDir,
+        diff_id: &Digest,
+    ) -> Result<(), StoreError> {
+        self.keep(directory, &layer_path(diff_id))
+    }
+
+    /// Makes a complete directory the image's.
+    pub(crate) fn keep_image(&self, directory: TempDir, id: &ImageId) -> Result<(), StoreError> {
+        self.keep(directory, &image_path(id))
+    }
+
+    fn keep(&self, directory: TempDir, place: &Path) -> Result<(), StoreError> {
+        let place = self.root.join(place);
+        let parent = place.parent().unwrap_or(&self.root);
+        let keep = || {
+            sync(directory.path())?;
+            // Left from a store whose records were lost, or there already: nobody uses it, as
+            // every use holds the lock of this name and looks first.
+            if place.exists() {
+                fs::remove_dir_all(&place)?;
+            }
+            fs::rename(directory.path(), &place)?;
+            sync(parent)
+        };
+        keep()
+            .map_err(|e| StoreError::io(format!("move finished work to {}", place.display()), e))?;
+        // Its path is gone, so there is nothing to remove.
+        let _ = directory.keep();
+        Ok(())
+    }
+
+    /// Deletes what is neither in `needed` nor pinned.
+    pub(crate) fn collect_garbage(
+        &self,
+        needed: impl FnOnce() -> Result<Needed, StoreError>,
+    ) -> Result<(), StoreError> {
+        let bin = self.new_directory()?;
+        let mut moved = 0;
+        {
+            let pins = self.pins.lock().unwrap_or_else(PoisonError::into_inner);
+            let needed = needed()?;
+            for (directory, needed) in [(LAYERS, &needed.layers), (IMAGES, &needed.images)] {
+                for name in names(&self.root.join(directory))? {
+                    let relative = Path::new(directory).join(&name);
+                    if needed.contains(&name) || pins.contains_key(&relative) {
+                        continue;
+                    }
+                    let path = self.root.join(&relative);
+                    fs::rename(&path, bin.path().join(format!("{directory}-{name}")))
+                        .map_err(|e| StoreError::io(format!("remove {}", path.display()), e))?;
+                    moved += 1;
+                }
+            }
+        }
+        if moved > 0 {
+            info!(moved, "removed layers and images that nothing needs");
+        }
+        let path = bin.path().to_owned();
+        bin.close()
+            .map_err(|e| StoreError::io(format!("remove {}", path.display()), e))
+    }
+
+    /// Allocated bytes and inodes below the root.
+    pub(crate) fn usage(&self) -> Result<Usage, StoreError> {
+        let mut usage = Usage::default();
+        let mut directories = vec![self.root.clone()];
+        while let Some(directory) = directories.pop() {
+            let entries = match fs::read_dir(&directory) {
+                Ok(entries) => entries,
+                // Garbage may go while it is counted.
+                Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
+                Err(e) => return Err(StoreError::io(format!("read {}", directory.display()), e)),
+            };
+            for entry in entries.flatten() {
+                let Ok(metadata) = entry.metadata() else {
+                    continue;
+                };
+                usage.inodes += 1;
+                usage.bytes += metadata.blocks() * 512;
+                if metadata.is_dir() {
+                    directories.push(entry.path());
+                }
+            }
+        }
+        Ok(usage)
+    }
+
+    fn pin(&self, paths: &[PathBuf]) {
+        let mut pins = self.pins.lock().unwrap_or_else(PoisonError::into_inner);
+        for path in paths {
+            *pins.entry(path.clone()).or_default() += 1;
+        }
+    }
+
+    fn unpin(&self, paths: &[PathBuf]) {
+        let mut pins = self.pins.lock().unwrap_or_else(PoisonError::into_inner);
+        for path in paths {
+            if let Some(count) = pins.get_mut(path) {
+                *count -= 1;
+                if *count == 0 {
+                    pins.remove(path);
+                }
+            }
+        }
+    }
+}
+
+fn layer_path(diff_id: &Digest) -> PathBuf {
+    Path::new(LAYERS).join(diff_id.file_name())
+}
+
+fn image_path(id: &ImageId) -> PathBuf {
+    Path::new(IMAGES).join(image_directory(id))
+}
+
+/// The name of an image's directory.
+pub(crate) fn image_directory(id: &ImageId) -> String {
+    format!("sha256-{}", id.hex())
+}
+
+fn names(directory: &Path) -> Result<Vec<String>, StoreError> {
+    let read = || -> io::Result<Vec<String>> {
+        fs::read_dir(directory)?
+            .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()))
+            .collect()
+    };
+    read().map_err(|e| StoreError::io(format!("read {}", directory.display()), e))
+}
+
+/// Makes names in a directory durable.
+fn sync(directory: &Path) -> io::Result<()> {
+    File::open(directory)?.sync_all()
+}
+
+/// What one pull needs, kept from being collected while any clone of this lives.
+#[derive(Debug, Clone)]
+pub(crate) struct Pins {
+    held: Arc<Held>,
+}
+
+#[derive(Debug)]
+struct Held {
+    shared: Arc<Shared>,
+    paths: Mutex<Vec<PathBuf>>,
+}
+
+impl Pins {
+    pub(crate) fn new(shared: &Arc<Shared>) -> Self {
+        Self {
+            held: Arc::new(Held {
+                shared: Arc::clone(shared),
+                paths: Mutex::default(),
+            }),
+        }
+    }
+
+    pub(crate) fn add(&self, id: &ImageId, layers: &[Digest]) {
+        let mut added: Vec<PathBuf> = layers.iter().map(layer_path).collect();
+        added.push(image_path(id));
+        self.held.shared.files.pin(&added);
+        self.held
+            .paths
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .extend(added);
+    }
+
+    /// Gives everything up and waits until what nobody needs is gone.
+    pub(crate) async fn release(self) -> Result<(), StoreError> {
+        let held = self.held;
+        blocking(move || held.let_go()).await?
+    }
+}
+
+impl Held {
+    fn let_go(&self) -> Result<(), StoreError> {
+        let paths = std::mem::take(&mut *self.paths.lock().unwrap_or_else(PoisonError::into_inner));
+        if paths.is_empty() {
+            return Ok(());
+        }
+        self.shared.files.unpin(&paths);
+        self.shared.collect_garbage()
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        // Only when a pull was dropped half-way: its blocking work ends here, in its own thread.
+        if let Err(e) = self.let_go() {
+            warn!(
+                error = &e as &dyn std::error::Error,
+                "clean up after an abandoned pull"
+            );
+        }
+    }
+}
