@@ -15,6 +15,7 @@ mod harness;
 mod bad_input;
 mod command_line;
 mod containers;
+mod hot_add;
 mod images;
 mod pods;
 mod recovery;

@@ -3,6 +3,7 @@
 mod leftovers;
 mod node;
 mod registry;
+pub mod vm;
 
 pub use leftovers::Leftovers;
 pub use node::{Node, Pod};
