@@ -1,2 +1,97 @@
-//! Not written yet.
-fn main() {}
+//! `hull`: the daemon of a node, and a command line for people.
+//!
+//! Read in this order: [`cli`] (what can be asked for), [`config`] (settings),
+//! [`app`] (what `hull serve` is made of), [`cri`] (the services). [`host`] is
+//! behind `hull check` and the node's status; [`run`] is `hull run`, a client of
+//! the same socket. What a pod is, is in the crate `hull-pod`.
+
+#![forbid(unsafe_code)]
+
+mod app;
+mod check;
+mod cli;
+mod config;
+mod cri;
+mod host;
+mod run;
+mod shutdown;
+mod socket;
+
+use std::{io, process::ExitCode};
+
+use anyhow::{Context, Result};
+use clap::Parser;
+use tracing_subscriber::EnvFilter;
+
+use crate::{
+    app::App,
+    check::Format,
+    cli::{Cli, Command},
+    config::Settings,
+};
+
+/// `hull run` itself failed; other codes are the container's (as docker-run(1) has it).
+const RUN_FAILED: u8 = 125;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let failure = match &cli.command {
+        Command::Run(_) => ExitCode::from(RUN_FAILED),
+        _ => ExitCode::FAILURE,
+    };
+    match execute(cli) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("hull: {}", cri::text(error.as_ref()));
+            failure
+        }
+    }
+}
+
+fn execute(cli: Cli) -> Result<ExitCode> {
+    let settings = Settings::load(&cli.flags)?;
+    let runtime = tokio::runtime::Runtime::new().context("start the async runtime")?;
+    match cli.command {
+        Command::Serve => {
+            log(&settings, "info")?;
+            runtime.block_on(serve(settings))?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Check { json } => {
+            log(&settings, "warn")?;
+            let format = if json { Format::Json } else { Format::Text };
+            let good = runtime.block_on(check::check(&settings, format))?;
+            Ok(if good {
+                ExitCode::SUCCESS
+            } else {
+                ExitCode::FAILURE
+            })
+        }
+        Command::Run(arguments) => {
+            log(&settings, "error")?;
+            let code = runtime.block_on(run::run(settings, arguments))?;
+            Ok(ExitCode::from(code))
+        }
+        Command::Version => {
+            println!("hull {}", env!("CARGO_PKG_VERSION"));
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}
+
+async fn serve(settings: Settings) -> Result<()> {
+    let stop = shutdown::requested().context("install signal handlers")?;
+    App::start(settings).await?.serve(stop).await?;
+    Ok(())
+}
+
+fn log(settings: &Settings, default: &str) -> Result<()> {
+    let filter = settings.log.as_deref().unwrap_or(default);
+    let filter = EnvFilter::try_new(filter).with_context(|| format!("log filter {filter:?}"))?;
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr)
+        .with_ansi(io::IsTerminal::is_terminal(&io::stderr()))
+        .init();
+    Ok(())
+}

@@ -1,0 +1,135 @@
+//! Wires the parts together and serves them.
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use hull_image::{ImageStore, StoreError};
+use hull_network::Network;
+use hull_pod::{PodError, Pods};
+use hull_proto_cri::v1::{
+    image_service_server::ImageServiceServer, runtime_service_server::RuntimeServiceServer,
+};
+use tokio::net::UnixListener;
+use tokio_stream::wrappers::UnixListenerStream;
+use tonic::transport::Server;
+use tracing::{info, warn};
+
+use crate::{
+    config::Settings,
+    cri::{Backend, Cri},
+    host::Probe,
+    socket::{RootLock, SocketError, listen, private_directory},
+};
+
+/// Requests that are under way when serving stops may take this long to end.
+const DRAIN: Duration = Duration::from_secs(10);
+/// The largest request accepted, bytes (kubelet's own limit).
+const MAX_REQUEST: usize = 16 << 20;
+
+/// Why the daemon could not start or go on.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum AppError {
+    /// Lock or socket.
+    #[error(transparent)]
+    Socket(#[from] SocketError),
+    /// The image store.
+    #[error("open the image store")]
+    Images(#[source] StoreError),
+    /// The pods.
+    #[error("open the pods' records")]
+    Pods(#[source] PodError),
+    /// The server broke.
+    #[error("serve CRI")]
+    Serve(#[source] tonic::transport::Error),
+}
+
+/// A daemon that is ready to serve.
+#[derive(Debug)]
+pub(crate) struct App {
+    cri: Cri,
+    listener: UnixListener,
+    socket: PathBuf,
+    _lock: RootLock,
+}
+
+impl App {
+    /// Takes the root directory, opens stores, adopts running pods and listens
+    /// on the socket. Nobody can connect before all that is done.
+    pub(crate) async fn start(settings: Settings) -> Result<Self, AppError> {
+        let lock = RootLock::take(&settings.root)?;
+        private_directory(&settings.state)?;
+        let images = ImageStore::open(settings.images.clone())
+            .await
+            .map_err(AppError::Images)?;
+        let network = Network::new(settings.network);
+        let probe = Probe::new(
+            settings.pods.vmm.clone(),
+            vec![
+                settings.pods.kernel.clone(),
+                settings.pods.guest_root.clone(),
+            ],
+        );
+        let pods = Pods::open(
+            settings.pods,
+            Arc::new(images.clone()),
+            Arc::new(network.clone()),
+        )
+        .await
+        .map_err(AppError::Pods)?;
+        let backend = Arc::new(Backend {
+            pods,
+            images,
+            network,
+            handlers: settings.handlers,
+            probe,
+            images_dir: settings.images.root,
+            pods_dir: settings.root.join("pods"),
+        });
+        let first = Arc::clone(&backend);
+        tokio::spawn(async move {
+            if let Err(reason) = first.probe.ready().await {
+                warn!(reason, "this host can't run microVMs now");
+            }
+        });
+        let listener = listen(&settings.listen)?;
+        info!(socket = %settings.listen.display(), root = %settings.root.display(), "serving CRI");
+        Ok(Self {
+            cri: Cri(backend),
+            listener,
+            socket: settings.listen,
+            _lock: lock,
+        })
+    }
+
+    /// Serves until `stop` ends, then lets requests under way come to an end.
+    pub(crate) async fn serve(
+        self,
+        stop: impl Future<Output = ()> + Send + 'static,
+    ) -> Result<(), AppError> {
+        let (stopped, mut late) = tokio::sync::watch::channel(());
+        let stop = async move {
+            stop.await;
+            let _ = stopped.send(());
+        };
+        let runtime = RuntimeServiceServer::new(self.cri.clone());
+        let images = ImageServiceServer::new(self.cri);
+        let server = Server::builder()
+            .add_service(runtime.max_decoding_message_size(MAX_REQUEST))
+            .add_service(images.max_decoding_message_size(MAX_REQUEST))
+            .serve_with_incoming_shutdown(UnixListenerStream::new(self.listener), stop);
+        let drained = async {
+            // An error means that the server is gone, and with it this wait.
+            let _ = late.changed().await;
+            tokio::time::sleep(DRAIN).await;
+        };
+        let result = tokio::select! {
+            result = server => result.map_err(AppError::Serve),
+            () = drained => {
+                warn!("requests under way are dropped; their pods go on");
+                Ok(())
+            }
+        };
+        // Absent when somebody removed it; nothing is lost either way.
+        let _ = std::fs::remove_file(&self.socket);
+        result
+    }
+}

@@ -1,0 +1,443 @@
+//! Settings: the file `/etc/hull/config.toml`, overridden by the environment and
+//! by flags, checked once into [`Settings`].
+
+use std::{
+    collections::BTreeMap,
+    env, fs, io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use hull_image::{Registries, StoreConfig};
+use hull_network::NetworkConfig;
+use hull_pod::PodsConfig;
+use serde::Deserialize;
+
+/// Read when it exists and no other file was named.
+const DEFAULT_FILE: &str = "/etc/hull/config.toml";
+
+/// Why there are no settings.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ConfigError {
+    /// The file can't be read.
+    #[error("read configuration {}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// It isn't TOML with the known keys.
+    #[error("parse configuration {}", path.display())]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// Where and why.
+        source: Box<toml::de::Error>,
+    },
+    /// A value is out of range.
+    #[error("{key}: {reason}")]
+    Invalid {
+        /// The key.
+        key: String,
+        /// What is wrong.
+        reason: String,
+    },
+}
+
+/// The file as it is written.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct File {
+    root: Option<PathBuf>,
+    state: Option<PathBuf>,
+    listen: Option<PathBuf>,
+    assets: Option<PathBuf>,
+    log: Option<String>,
+    debug_console: bool,
+    cni: Cni,
+    registries: RegistriesTable,
+    vm: Vm,
+    handlers: BTreeMap<String, HandlerTable>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct Cni {
+    conf_dir: Option<PathBuf>,
+    bin_dirs: Option<Vec<PathBuf>>,
+    netns_dir: Option<PathBuf>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct RegistriesTable {
+    config_dir: Option<PathBuf>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct Vm {
+    memory_mib: Option<u32>,
+    overhead_mib: Option<u32>,
+    vcpus: Option<u8>,
+    scratch_mib: Option<u64>,
+    boot_timeout_seconds: Option<u64>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct HandlerTable {
+    memory_mib: Option<u32>,
+    vcpus: Option<u8>,
+}
+
+/// What the command line says; it wins over the file.
+#[derive(Debug, Clone, Default, clap::Args)]
+pub(crate) struct Flags {
+    /// Configuration file [default: /etc/hull/config.toml, if it exists]
+    #[arg(long, global = true, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    /// Directory of images and records [default: /var/lib/hull]
+    #[arg(long, global = true, value_name = "DIR")]
+    pub(crate) root: Option<PathBuf>,
+    /// Directory of sockets, emptied by a reboot [default: /run/hull]
+    #[arg(long, global = true, value_name = "DIR")]
+    pub(crate) state: Option<PathBuf>,
+    /// CRI socket [default: hull.sock in the state directory]
+    #[arg(long, global = true, value_name = "SOCKET")]
+    pub(crate) listen: Option<PathBuf>,
+    /// Directory of hull-vmm, vmlinux and root.erofs [default: $HULL_ASSETS or /usr/lib/hull]
+    #[arg(long, global = true, value_name = "DIR")]
+    pub(crate) assets: Option<PathBuf>,
+    /// What to log: error, warn, info, debug, trace, or directives as of tracing's EnvFilter
+    #[arg(long, global = true, value_name = "FILTER")]
+    pub(crate) log: Option<String>,
+}
+
+/// All settings, checked. Each component gets its own part.
+#[derive(Debug, Clone)]
+pub(crate) struct Settings {
+    /// Persistent directory.
+    pub(crate) root: PathBuf,
+    /// Volatile directory.
+    pub(crate) state: PathBuf,
+    /// The CRI socket.
+    pub(crate) listen: PathBuf,
+    /// What to log; none: the subcommand's default.
+    pub(crate) log: Option<String>,
+    /// Runtime handlers.
+    pub(crate) handlers: Handlers,
+    /// For `hull-network`.
+    pub(crate) network: NetworkConfig,
+    /// For `hull-image`.
+    pub(crate) images: StoreConfig,
+    /// For `hull-pod`.
+    pub(crate) pods: PodsConfig,
+}
+
+/// The runtime handlers of a node. The default one, with the empty name, is always there.
+#[derive(Debug, Clone)]
+pub(crate) struct Handlers(BTreeMap<String, Handler>);
+
+/// What a runtime handler changes.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Handler {
+    /// Memory for the containers of a pod that names no limit, in MiB.
+    pub(crate) memory_mib: Option<u32>,
+    /// vCPUs of a pod that names no quota.
+    pub(crate) vcpus: Option<u8>,
+}
+
+impl Default for Handlers {
+    fn default() -> Self {
+        Self(BTreeMap::from([(String::new(), Handler::default())]))
+    }
+}
+
+impl Handlers {
+    /// Finds a handler; the empty name is the default one's.
+    pub(crate) fn get(&self, name: &str) -> Option<&Handler> {
+        self.0.get(name)
+    }
+
+    /// All names, sorted; the empty one first.
+    pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
+        self.0.keys().map(String::as_str)
+    }
+}
+
+impl Settings {
+    /// Reads the file and puts environment and flags over it.
+    pub(crate) fn load(flags: &Flags) -> Result<Self, ConfigError> {
+        let file = match &flags.config {
+            Some(path) => Some(read(path)?),
+            None => match read(Path::new(DEFAULT_FILE)) {
+                Err(ConfigError::Read { source, .. })
+                    if source.kind() == io::ErrorKind::NotFound =>
+                {
+                    None
+                }
+                result => Some(result?),
+            },
+        };
+        let assets = env::var_os("HULL_ASSETS").filter(|value| !value.is_empty());
+        Self::merge(file.unwrap_or_default(), assets.map(Into::into), flags)
+    }
+
+    fn merge(file: File, assets: Option<PathBuf>, flags: &Flags) -> Result<Self, ConfigError> {
+        let path = |key, flag: &Option<PathBuf>, file: Option<PathBuf>, default: PathBuf| {
+            absolute(key, flag.clone().or(file).unwrap_or(default))
+        };
+        let root = path("root", &flags.root, file.root, "/var/lib/hull".into())?;
+        let state = path("state", &flags.state, file.state, "/run/hull".into())?;
+        // A flag for the state directory takes the socket along.
+        let listen = file.listen.filter(|_| flags.state.is_none());
+        let listen = path("listen", &flags.listen, listen, state.join("hull.sock"))?;
+        let assets = path(
+            "assets",
+            &flags.assets,
+            assets.or(file.assets),
+            "/usr/lib/hull".into(),
+        )?;
+        if listen.as_os_str().len() > 100 {
+            return Err(invalid("listen", "a socket's path has at most 100 bytes"));
+        }
+        let mut pods = PodsConfig::new(&root, &state, &assets);
+        pods.serial_console = file.debug_console;
+        size(&mut pods, &file.vm)?;
+        Ok(Self {
+            handlers: handlers(file.handlers)?,
+            network: network(file.cni)?,
+            images: StoreConfig::new(root.join("images"), registries(file.registries)?),
+            pods,
+            root,
+            state,
+            listen,
+            log: flags.log.clone().or(file.log),
+        })
+    }
+}
+
+fn read(path: &Path) -> Result<File, ConfigError> {
+    let text = fs::read_to_string(path).map_err(|source| ConfigError::Read {
+        path: path.to_owned(),
+        source,
+    })?;
+    toml::from_str(&text).map_err(|source| ConfigError::Parse {
+        path: path.to_owned(),
+        source: Box::new(source),
+    })
+}
+
+fn size(pods: &mut PodsConfig, vm: &Vm) -> Result<(), ConfigError> {
+    if let Some(memory_mib) = vm.memory_mib {
+        pods.memory_mib = memory("vm.memory_mib", memory_mib)?.into();
+    }
+    if let Some(overhead_mib) = vm.overhead_mib {
+        pods.guest_overhead_mib = memory("vm.overhead_mib", overhead_mib)?.into();
+    }
+    if let Some(vcpus) = vm.vcpus {
+        pods.vcpus = cpus("vm.vcpus", vcpus)?;
+    }
+    if let Some(scratch_mib) = vm.scratch_mib {
+        if !(64..=1 << 24).contains(&scratch_mib) {
+            return Err(invalid("vm.scratch_mib", "it must be 64 to 16777216"));
+        }
+        pods.scratch_bytes = scratch_mib << 20;
+    }
+    if let Some(seconds) = vm.boot_timeout_seconds {
+        if !(1..=3600).contains(&seconds) {
+            return Err(invalid("vm.boot_timeout_seconds", "it must be 1 to 3600"));
+        }
+        pods.boot_timeout = Duration::from_secs(seconds);
+    }
+    Ok(())
+}
+
+fn network(cni: Cni) -> Result<NetworkConfig, ConfigError> {
+    let mut network = NetworkConfig::default();
+    if let Some(conf_dir) = cni.conf_dir {
+        network.conf_dir = absolute("cni.conf_dir", conf_dir)?;
+    }
+    if let Some(bin_dirs) = cni.bin_dirs {
+        network.bin_dirs = bin_dirs
+            .into_iter()
+            .map(|dir| absolute("cni.bin_dirs", dir))
+            .collect::<Result<_, _>>()?;
+    }
+    if let Some(netns_dir) = cni.netns_dir {
+        network.netns_dir = absolute("cni.netns_dir", netns_dir)?;
+    }
+    Ok(network)
+}
+
+fn registries(table: RegistriesTable) -> Result<Registries, ConfigError> {
+    let config_dir = table
+        .config_dir
+        .unwrap_or_else(|| "/etc/hull/certs.d".into());
+    Ok(Registries {
+        config_dir: Some(absolute("registries.config_dir", config_dir)?),
+    })
+}
+
+fn handlers(tables: BTreeMap<String, HandlerTable>) -> Result<Handlers, ConfigError> {
+    let mut handlers = Handlers::default();
+    for (name, table) in tables {
+        let key = |field: &str| format!("handlers.{name}.{field}");
+        // The form that Kubernetes demands of RuntimeClass handlers (a DNS label).
+        let label = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+        if name.is_empty() || name.len() > 63 || !name.chars().all(label) {
+            return Err(invalid(
+                &format!("handlers.{name:?}"),
+                "a handler's name is 1 to 63 lower-case letters, digits and dashes",
+            ));
+        }
+        let handler = Handler {
+            memory_mib: table
+                .memory_mib
+                .map(|value| memory(&key("memory_mib"), value))
+                .transpose()?,
+            vcpus: table
+                .vcpus
+                .map(|value| cpus(&key("vcpus"), value))
+                .transpose()?,
+        };
+        handlers.0.insert(name, handler);
+    }
+    Ok(handlers)
+}
+
+fn memory(key: &str, mib: u32) -> Result<u32, ConfigError> {
+    if !(32..=1 << 22).contains(&mib) {
+        return Err(invalid(key, "it must be 32 to 4194304"));
+    }
+    Ok(mib)
+}
+
+fn cpus(key: &str, count: u8) -> Result<u8, ConfigError> {
+    if count == 0 {
+        return Err(invalid(key, "it must be at least 1"));
+    }
+    Ok(count)
+}
+
+fn absolute(key: &str, path: PathBuf) -> Result<PathBuf, ConfigError> {
+    if path.is_absolute() {
+        return Ok(path);
+    }
+    // Flags are typed relative to where a person is; a daemon's paths must not depend on it.
+    std::path::absolute(&path).map_err(|error| invalid(key, &error.to_string()))
+}
+
+fn invalid(key: &str, reason: &str) -> ConfigError {
+    ConfigError::Invalid {
+        key: key.to_owned(),
+        reason: reason.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn merge(text: &str, flags: &Flags) -> Result<Settings, ConfigError> {
+        Settings::merge(toml::from_str(text).expect("TOML"), None, flags)
+    }
+
+    fn refused(text: &str) -> String {
+        merge(text, &Flags::default()).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn an_empty_file_gives_the_defaults() {
+        let settings = merge("", &Flags::default()).unwrap();
+        assert_eq!(settings.root, Path::new("/var/lib/hull"));
+        assert_eq!(settings.listen, Path::new("/run/hull/hull.sock"));
+        assert_eq!(settings.images.root, Path::new("/var/lib/hull/images"));
+        assert_eq!(settings.pods.vmm, Path::new("/usr/lib/hull/hull-vmm"));
+        assert_eq!(settings.handlers.names().collect::<Vec<_>>(), [""]);
+    }
+
+    #[test]
+    fn a_full_file_is_understood() {
+        let text = r#"
+            root = "/a"
+            state = "/b"
+            listen = "/c/s"
+            assets = "/d"
+            log = "debug"
+            debug_console = true
+            [cni]
+            conf_dir = "/e"
+            bin_dirs = ["/f", "/g"]
+            netns_dir = "/h"
+            [registries]
+            config_dir = "/i"
+            [vm]
+            memory_mib = 512
+            overhead_mib = 32
+            vcpus = 2
+            scratch_mib = 1024
+            boot_timeout_seconds = 9
+            [handlers.small]
+            memory_mib = 64
+            [handlers.big]
+            vcpus = 4
+        "#;
+        let settings = merge(text, &Flags::default()).unwrap();
+        assert_eq!(settings.listen, Path::new("/c/s"));
+        assert_eq!(settings.pods.kernel, Path::new("/d/vmlinux"));
+        assert!(settings.pods.serial_console);
+        assert_eq!(settings.pods.memory_mib, 512);
+        assert_eq!(settings.pods.scratch_bytes, 1 << 30);
+        assert_eq!(settings.pods.boot_timeout, Duration::from_secs(9));
+        assert_eq!(settings.network.bin_dirs.len(), 2);
+        assert_eq!(
+            settings.handlers.names().collect::<Vec<_>>(),
+            ["", "big", "small"]
+        );
+        assert_eq!(settings.handlers.get("big").unwrap().vcpus, Some(4));
+    }
+
+    #[test]
+    fn flags_win_over_the_file() {
+        let flags = Flags {
+            state: Some("/x".into()),
+            root: Some("/y".into()),
+            log: Some("warn".into()),
+            ..Flags::default()
+        };
+        let text = "root = '/a'\nstate = '/b'\nlisten = '/c/s'\nlog = 'debug'";
+        let settings = merge(text, &flags).unwrap();
+        assert_eq!(settings.root, Path::new("/y"));
+        assert_eq!(settings.listen, Path::new("/x/hull.sock"));
+        assert_eq!(settings.log.as_deref(), Some("warn"));
+        assert_eq!(settings.pods.state, Path::new("/x"));
+    }
+
+    #[test]
+    fn bad_values_are_named() {
+        assert!(refused("[vm]\nvcpus = 0").starts_with("vm.vcpus: "));
+        assert!(refused("[vm]\nmemory_mib = 1").starts_with("vm.memory_mib: "));
+        assert!(refused("[vm]\nscratch_mib = 0").starts_with("vm.scratch_mib: "));
+        assert!(refused("[handlers.x]\nvcpus = 0").starts_with("handlers.x.vcpus: "));
+        assert!(refused("[handlers.'A B']").starts_with("handlers.\"A B\": "));
+        let long = format!("listen = '/{}'", "x".repeat(120));
+        assert!(refused(&long).starts_with("listen: "));
+        assert!(toml::from_str::<File>("roots = '/a'").is_err());
+    }
+
+    #[test]
+    fn a_named_file_must_exist() {
+        let flags = Flags {
+            config: Some("/nonexistent/hull.toml".into()),
+            ..Flags::default()
+        };
+        let error = Settings::load(&flags).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "read configuration /nonexistent/hull.toml"
+        );
+    }
+}

@@ -1,0 +1,23 @@
+//! `CreateContainer`.
+
+use hull_proto_cri::v1::{CreateContainerRequest, CreateContainerResponse};
+use tracing::Span;
+
+use crate::cri::{Backend, convert::container, error::CriError, id};
+
+/// Creates a container; its process waits for `StartContainer`.
+///
+/// The request's copy of the sandbox's configuration is not read: the sandbox
+/// has the one that it was made with.
+pub(crate) async fn create(
+    backend: &Backend,
+    request: CreateContainerRequest,
+) -> Result<CreateContainerResponse, CriError> {
+    let pod = id("pod_sandbox_id", &request.pod_sandbox_id)?;
+    let spec = container::spec(request.config)?;
+    let id = backend.pods.create_container(pod, spec).await?;
+    Span::current().record("container", id.short());
+    Ok(CreateContainerResponse {
+        container_id: id.into(),
+    })
+}

@@ -1,0 +1,9 @@
+//! Containers: one file per verb.
+
+pub(crate) mod create;
+pub(crate) mod exec_sync;
+pub(crate) mod list;
+pub(crate) mod remove;
+pub(crate) mod start;
+pub(crate) mod status;
+pub(crate) mod stop;

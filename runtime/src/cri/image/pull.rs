@@ -1,0 +1,18 @@
+//! `PullImage`.
+
+use hull_proto_cri::v1::{PullImageRequest, PullImageResponse};
+
+use crate::cri::{Backend, convert::image, error::CriError};
+
+/// Pulls an image and answers with its id. A client that goes away ends the pull.
+pub(crate) async fn pull(
+    backend: &Backend,
+    request: PullImageRequest,
+) -> Result<PullImageResponse, CriError> {
+    let reference = image::request("image", request.image)?.image;
+    let auth = image::auth(&reference, request.auth)?;
+    let id = backend.images.pull(&reference, auth).await?;
+    Ok(PullImageResponse {
+        image_ref: id.into(),
+    })
+}

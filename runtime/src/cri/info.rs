@@ -1,0 +1,55 @@
+//! The answer to `verbose`: what else is known, as JSON, under the key `info`
+//! (the form that crictl shows).
+
+use std::collections::BTreeMap;
+
+use hull_pod::{ContainerInfo, SandboxInfo};
+use serde_json::{Value, json};
+
+fn info(value: &Value) -> BTreeMap<String, String> {
+    BTreeMap::from([("info".to_owned(), value.to_string())])
+}
+
+/// About a sandbox.
+pub(crate) fn sandbox(pod: &SandboxInfo) -> BTreeMap<String, String> {
+    info(&json!({
+        "pid": pod.vm.as_ref().map(|vm| vm.pid),
+        "message": pod.message,
+        "vm": pod.vm,
+        "guest": pod.guest,
+        "bootMicroseconds": pod.boot.map(|boot| json!({
+            "network": boot.network_us,
+            "scratch": boot.scratch_us,
+            "spawn": boot.spawn_us,
+            "vm": boot.vm_us,
+            "agent": boot.agent_us,
+            "configure": boot.configure_us,
+            "total": boot.total_us,
+        })),
+        "config": *pod.spec,
+    }))
+}
+
+/// About a container.
+pub(crate) fn container(container: &ContainerInfo) -> BTreeMap<String, String> {
+    info(&json!({
+        "sandboxID": container.pod,
+        "imageID": container.image_id,
+        "stopSignal": container.stop_signal,
+        "user": container.user,
+        "config": *container.spec,
+    }))
+}
+
+/// About an image.
+pub(crate) fn image(image: &hull_image::Image) -> BTreeMap<String, String> {
+    info(&json!({ "imageSpec": { "config": image.config } }))
+}
+
+/// About the node.
+pub(crate) fn node(handlers: &[&str]) -> BTreeMap<String, String> {
+    info(&json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "handlers": handlers,
+    }))
+}

@@ -1,0 +1,94 @@
+//! The CRI services. CRI's own types stop here.
+//!
+//! Read [`runtime_service`] and [`image_service`] first: every RPC, each with
+//! its span. One file per verb follows in `pod/`, `container/`, `image/` and
+//! `node/`; `convert/` translates messages, [`filter`] selects for lists, and
+//! [`status_code`] turns errors into statuses.
+
+mod container;
+mod convert;
+mod error;
+mod filter;
+mod image;
+mod image_service;
+mod info;
+mod node;
+mod pod;
+mod runtime_service;
+mod status_code;
+#[cfg(test)]
+mod tests;
+
+use std::{future::Future, path::PathBuf, sync::Arc, time::Instant};
+
+use hull_image::ImageStore;
+use hull_network::Network;
+use hull_pod::Pods;
+use tonic::{Code, Response, Status};
+use tracing::{Instrument, Span, debug, warn};
+
+use self::error::CriError;
+pub(crate) use self::status_code::text;
+use crate::{config::Handlers, host::Probe};
+
+/// What the services work on.
+#[derive(Debug)]
+pub(crate) struct Backend {
+    /// Pods and containers.
+    pub(crate) pods: Pods,
+    /// Images.
+    pub(crate) images: ImageStore,
+    /// Networks; asked for its status only.
+    pub(crate) network: Network,
+    /// The runtime handlers of this node.
+    pub(crate) handlers: Handlers,
+    /// Whether this host can run VMs.
+    pub(crate) probe: Probe,
+    /// Where images are.
+    pub(crate) images_dir: PathBuf,
+    /// Where pods have their scratch disks.
+    pub(crate) pods_dir: PathBuf,
+}
+
+/// Both CRI services. Clones share the backend.
+#[derive(Debug, Clone)]
+pub(crate) struct Cri(pub(crate) Arc<Backend>);
+
+/// Runs a verb in its span; an error is logged here and nowhere else.
+async fn answer<T>(
+    span: Span,
+    verb: impl Future<Output = Result<T, CriError>>,
+) -> Result<Response<T>, Status> {
+    let started = Instant::now();
+    async {
+        let result = verb.await;
+        let ms = started.elapsed().as_millis();
+        match result {
+            Ok(value) => {
+                debug!(ms, "answered");
+                Ok(Response::new(value))
+            }
+            Err(error) => {
+                let status = status_code::status(&error);
+                match status.code() {
+                    Code::NotFound | Code::Unimplemented => {
+                        debug!(ms, code = ?status.code(), error = status.message(), "refused");
+                    }
+                    code => warn!(ms, ?code, error = status.message(), "failed"),
+                }
+                Err(status)
+            }
+        }
+    }
+    .instrument(span)
+    .await
+}
+
+/// An id as the client gave it: whole or shortened, but not empty.
+fn id<'a>(field: &str, id: &'a str) -> Result<&'a str, CriError> {
+    // An empty text would be the prefix of every id.
+    if id.is_empty() {
+        return Err(CriError::missing(field));
+    }
+    Ok(id)
+}

@@ -1,0 +1,5 @@
+//! The node: one file per verb.
+
+pub(crate) mod runtime_config;
+pub(crate) mod status;
+pub(crate) mod version;

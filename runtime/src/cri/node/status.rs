@@ -1,0 +1,53 @@
+//! `Status`: conditions by what is really there, handlers, features.
+
+use hull_proto_cri::v1::{
+    RuntimeCondition, RuntimeFeatures, RuntimeHandler, RuntimeHandlerFeatures, RuntimeStatus,
+    StatusRequest, StatusResponse,
+};
+
+use crate::cri::{Backend, error::CriError, info, text};
+
+/// Tells whether this node can run pods, and how.
+pub(crate) async fn status(
+    backend: &Backend,
+    request: StatusRequest,
+) -> Result<StatusResponse, CriError> {
+    let runtime = backend.probe.ready().await;
+    let network = backend.network.status().map_err(|error| text(&error));
+    let handlers: Vec<&str> = backend.handlers.names().collect();
+    Ok(StatusResponse {
+        status: Some(RuntimeStatus {
+            conditions: vec![
+                condition("RuntimeReady", "VmNotRunnable", runtime),
+                condition("NetworkReady", "NetworkPluginNotReady", network),
+            ],
+        }),
+        runtime_handlers: handlers
+            .iter()
+            .map(|name| RuntimeHandler {
+                name: (*name).to_owned(),
+                // Each becomes true with the feature.
+                features: Some(RuntimeHandlerFeatures::default()),
+            })
+            .collect(),
+        features: Some(RuntimeFeatures::default()),
+        info: if request.verbose {
+            info::node(&handlers)
+        } else {
+            Default::default()
+        },
+    })
+}
+
+fn condition(kind: &str, reason: &str, result: Result<(), String>) -> RuntimeCondition {
+    RuntimeCondition {
+        r#type: kind.to_owned(),
+        status: result.is_ok(),
+        reason: result
+            .as_ref()
+            .err()
+            .map(|_| reason.to_owned())
+            .unwrap_or_default(),
+        message: result.err().unwrap_or_default(),
+    }
+}

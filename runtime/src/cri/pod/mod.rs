@@ -1,0 +1,8 @@
+//! Pod sandboxes: one file per verb, and the choice of the handler.
+
+pub(crate) mod handler;
+pub(crate) mod list;
+pub(crate) mod remove;
+pub(crate) mod run;
+pub(crate) mod status;
+pub(crate) mod stop;

@@ -1,0 +1,352 @@
+//! The runtime service: every RPC with its span. Those at the end are not served
+//! yet and say so.
+
+use std::future::ready;
+
+use futures::stream::BoxStream;
+use hull_proto_cri::v1::{runtime_service_server::RuntimeService, *};
+use tonic::{Request, Response, Status, async_trait};
+use tracing::{Span, field, info_span};
+
+use super::{Cri, answer, container, error::CriError, node, pod};
+
+/// The answer of an RPC that is not served.
+async fn refuse<T>(rpc: &'static str, reason: &'static str) -> Result<Response<T>, Status> {
+    let span = info_span!("refuse", rpc);
+    answer(span, ready(Err(CriError::unsupported(rpc, reason)))).await
+}
+
+fn run_span(request: &RunPodSandboxRequest) -> Span {
+    let metadata = request.config.as_ref().and_then(|c| c.metadata.as_ref());
+    info_span!(
+        "RunPodSandbox",
+        namespace = metadata.map(|m| m.namespace.as_str()),
+        name = metadata.map(|m| m.name.as_str()),
+        handler = request.runtime_handler,
+        pod = field::Empty,
+    )
+}
+
+fn create_span(request: &CreateContainerRequest) -> Span {
+    let metadata = request.config.as_ref().and_then(|c| c.metadata.as_ref());
+    info_span!(
+        "CreateContainer",
+        pod = request.pod_sandbox_id,
+        name = metadata.map(|m| m.name.as_str()),
+        container = field::Empty,
+    )
+}
+
+#[async_trait]
+impl RuntimeService for Cri {
+    async fn version(
+        &self,
+        request: Request<VersionRequest>,
+    ) -> Result<Response<VersionResponse>, Status> {
+        let request = request.into_inner();
+        let span = info_span!("Version");
+        answer(span, ready(node::version::version(&request))).await
+    }
+
+    async fn status(
+        &self,
+        request: Request<StatusRequest>,
+    ) -> Result<Response<StatusResponse>, Status> {
+        let request = request.into_inner();
+        let span = info_span!("Status");
+        answer(span, node::status::status(&self.0, request)).await
+    }
+
+    async fn runtime_config(
+        &self,
+        _: Request<RuntimeConfigRequest>,
+    ) -> Result<Response<RuntimeConfigResponse>, Status> {
+        let span = info_span!("RuntimeConfig");
+        answer(span, ready(node::runtime_config::runtime_config())).await
+    }
+
+    async fn run_pod_sandbox(
+        &self,
+        request: Request<RunPodSandboxRequest>,
+    ) -> Result<Response<RunPodSandboxResponse>, Status> {
+        let request = request.into_inner();
+        let span = run_span(&request);
+        answer(span, pod::run::run(&self.0, request)).await
+    }
+
+    async fn stop_pod_sandbox(
+        &self,
+        request: Request<StopPodSandboxRequest>,
+    ) -> Result<Response<StopPodSandboxResponse>, Status> {
+        let request = request.into_inner();
+        let span = info_span!("StopPodSandbox", pod = request.pod_sandbox_id);
+        answer(span, pod::stop::stop(&self.0, request)).await
+    }
+
+    async fn remove_pod_sandbox(
+        &self,
+        request: Request<RemovePodSandboxRequest>,
+    ) -> Result<Response<RemovePodSandboxResponse>, Status> {
+        let request = request.into_inner();
+        let span = info_span!("RemovePodSandbox", pod = request.pod_sandbox_id);
+        answer(span, pod::remove::remove(&self.0, request)).await
+    }
+
+    async fn pod_sandbox_status(
+        &self,
+        request: Request<PodSandboxStatusRequest>,
+    ) -> Result<Response<PodSandboxStatusResponse>, Status> {
+        let request = request.into_inner();
+        let span = info_span!("PodSandboxStatus", pod = request.pod_sandbox_id);
+        answer(span, pod::status::status(&self.0, request)).await
+    }
+
+    async fn list_pod_sandbox(
+        &self,
+        request: Request<ListPodSandboxRequest>,
+    ) -> Result<Response<ListPodSandboxResponse>, Status> {
+        let request = request.into_inner();
+        let span = info_span!("ListPodSandbox");
+        answer(span, pod::list::list(&self.0, request)).await
+    }
+
+    async fn create_container(
+        &self,
+        request: Request<CreateContainerRequest>,
+    ) -> Result<Response<CreateContainerResponse>, Status> {
+        let request = request.into_inner();
+        let span = create_span(&request);
+        answer(span, container::create::create(&self.0, request)).await
+    }
+
+    async fn start_container(
+        &self,
+        request: Request<StartContainerRequest>,
+    ) -> Result<Response<StartContainerResponse>, Status> {
+        let request = request.into_inner();
+        let span = info_span!("StartContainer", container = request.container_id);
+        answer(span, container::start::start(&self.0, request)).await
+    }
+
+    async fn stop_container(
+        &self,
+        request: Request<StopContainerRequest>,
+    ) -> Result<Response<StopContainerResponse>, Status> {
+        let request = request.into_inner();
+        let span = info_span!("StopContainer", container = request.container_id);
+        answer(span, container::stop::stop(&self.0, request)).await
+    }
+
+    async fn remove_container(
+        &self,
+        request: Request<RemoveContainerRequest>,
+    ) -> Result<Response<RemoveContainerResponse>, Status> {
+        let request = request.into_inner();
+        let span = info_span!("RemoveContainer", container = request.container_id);
+        answer(span, container::remove::remove(&self.0, request)).await
+    }
+
+    async fn container_status(
+        &self,
+        request: Request<ContainerStatusRequest>,
+    ) -> Result<Response<ContainerStatusResponse>, Status> {
+        let request = request.into_inner();
+        let span = info_span!("ContainerStatus", container = request.container_id);
+        answer(span, container::status::status(&self.0, request)).await
+    }
+
+    async fn list_containers(
+        &self,
+        request: Request<ListContainersRequest>,
+    ) -> Result<Response<ListContainersResponse>, Status> {
+        let request = request.into_inner();
+        let span = info_span!("ListContainers");
+        answer(span, container::list::list(&self.0, request)).await
+    }
+
+    async fn exec_sync(
+        &self,
+        request: Request<ExecSyncRequest>,
+    ) -> Result<Response<ExecSyncResponse>, Status> {
+        let request = request.into_inner();
+        let span = info_span!("ExecSync", container = request.container_id);
+        answer(span, container::exec_sync::exec_sync(&self.0, request)).await
+    }
+
+    // Not served yet.
+
+    async fn update_container_resources(
+        &self,
+        _: Request<UpdateContainerResourcesRequest>,
+    ) -> Result<Response<UpdateContainerResourcesResponse>, Status> {
+        refuse("UpdateContainerResources", "not served by this version").await
+    }
+
+    async fn reopen_container_log(
+        &self,
+        _: Request<ReopenContainerLogRequest>,
+    ) -> Result<Response<ReopenContainerLogResponse>, Status> {
+        refuse("ReopenContainerLog", "not served by this version").await
+    }
+
+    async fn exec(&self, _: Request<ExecRequest>) -> Result<Response<ExecResponse>, Status> {
+        refuse("Exec", "not served by this version; use ExecSync").await
+    }
+
+    async fn attach(&self, _: Request<AttachRequest>) -> Result<Response<AttachResponse>, Status> {
+        refuse("Attach", "not served by this version").await
+    }
+
+    async fn port_forward(
+        &self,
+        _: Request<PortForwardRequest>,
+    ) -> Result<Response<PortForwardResponse>, Status> {
+        refuse("PortForward", "not served by this version").await
+    }
+
+    async fn container_stats(
+        &self,
+        _: Request<ContainerStatsRequest>,
+    ) -> Result<Response<ContainerStatsResponse>, Status> {
+        refuse("ContainerStats", "not served by this version").await
+    }
+
+    async fn list_container_stats(
+        &self,
+        _: Request<ListContainerStatsRequest>,
+    ) -> Result<Response<ListContainerStatsResponse>, Status> {
+        refuse("ListContainerStats", "not served by this version").await
+    }
+
+    async fn pod_sandbox_stats(
+        &self,
+        _: Request<PodSandboxStatsRequest>,
+    ) -> Result<Response<PodSandboxStatsResponse>, Status> {
+        refuse("PodSandboxStats", "not served by this version").await
+    }
+
+    async fn list_pod_sandbox_stats(
+        &self,
+        _: Request<ListPodSandboxStatsRequest>,
+    ) -> Result<Response<ListPodSandboxStatsResponse>, Status> {
+        refuse("ListPodSandboxStats", "not served by this version").await
+    }
+
+    async fn update_runtime_config(
+        &self,
+        _: Request<UpdateRuntimeConfigRequest>,
+    ) -> Result<Response<UpdateRuntimeConfigResponse>, Status> {
+        refuse("UpdateRuntimeConfig", "not served by this version").await
+    }
+
+    async fn list_metric_descriptors(
+        &self,
+        _: Request<ListMetricDescriptorsRequest>,
+    ) -> Result<Response<ListMetricDescriptorsResponse>, Status> {
+        refuse("ListMetricDescriptors", "not served by this version").await
+    }
+
+    async fn list_pod_sandbox_metrics(
+        &self,
+        _: Request<ListPodSandboxMetricsRequest>,
+    ) -> Result<Response<ListPodSandboxMetricsResponse>, Status> {
+        refuse("ListPodSandboxMetrics", "not served by this version").await
+    }
+
+    async fn update_pod_sandbox_resources(
+        &self,
+        _: Request<UpdatePodSandboxResourcesRequest>,
+    ) -> Result<Response<UpdatePodSandboxResourcesResponse>, Status> {
+        refuse("UpdatePodSandboxResources", "not served by this version").await
+    }
+
+    async fn checkpoint_container(
+        &self,
+        _: Request<CheckpointContainerRequest>,
+    ) -> Result<Response<CheckpointContainerResponse>, Status> {
+        refuse(
+            "CheckpointContainer",
+            "needs VM snapshots, which this version does not have",
+        )
+        .await
+    }
+
+    async fn checkpoint_pod(
+        &self,
+        _: Request<CheckpointPodRequest>,
+    ) -> Result<Response<CheckpointPodResponse>, Status> {
+        refuse(
+            "CheckpointPod",
+            "needs VM snapshots, which this version does not have",
+        )
+        .await
+    }
+
+    async fn restore_pod(
+        &self,
+        _: Request<RestorePodRequest>,
+    ) -> Result<Response<RestorePodResponse>, Status> {
+        refuse(
+            "RestorePod",
+            "needs VM snapshots, which this version does not have",
+        )
+        .await
+    }
+
+    type StreamPodSandboxesStream = BoxStream<'static, Result<StreamPodSandboxesResponse, Status>>;
+
+    async fn stream_pod_sandboxes(
+        &self,
+        _: Request<StreamPodSandboxesRequest>,
+    ) -> Result<Response<Self::StreamPodSandboxesStream>, Status> {
+        refuse("StreamPodSandboxes", "use ListPodSandbox").await
+    }
+
+    type StreamContainersStream = BoxStream<'static, Result<StreamContainersResponse, Status>>;
+
+    async fn stream_containers(
+        &self,
+        _: Request<StreamContainersRequest>,
+    ) -> Result<Response<Self::StreamContainersStream>, Status> {
+        refuse("StreamContainers", "use ListContainers").await
+    }
+
+    type StreamContainerStatsStream =
+        BoxStream<'static, Result<StreamContainerStatsResponse, Status>>;
+
+    async fn stream_container_stats(
+        &self,
+        _: Request<StreamContainerStatsRequest>,
+    ) -> Result<Response<Self::StreamContainerStatsStream>, Status> {
+        refuse("StreamContainerStats", "not served by this version").await
+    }
+
+    type StreamPodSandboxStatsStream =
+        BoxStream<'static, Result<StreamPodSandboxStatsResponse, Status>>;
+
+    async fn stream_pod_sandbox_stats(
+        &self,
+        _: Request<StreamPodSandboxStatsRequest>,
+    ) -> Result<Response<Self::StreamPodSandboxStatsStream>, Status> {
+        refuse("StreamPodSandboxStats", "not served by this version").await
+    }
+
+    type StreamPodSandboxMetricsStream =
+        BoxStream<'static, Result<StreamPodSandboxMetricsResponse, Status>>;
+
+    async fn stream_pod_sandbox_metrics(
+        &self,
+        _: Request<StreamPodSandboxMetricsRequest>,
+    ) -> Result<Response<Self::StreamPodSandboxMetricsStream>, Status> {
+        refuse("StreamPodSandboxMetrics", "not served by this version").await
+    }
+
+    type GetContainerEventsStream = BoxStream<'static, Result<ContainerEventResponse, Status>>;
+
+    async fn get_container_events(
+        &self,
+        _: Request<GetEventsRequest>,
+    ) -> Result<Response<Self::GetContainerEventsStream>, Status> {
+        refuse("GetContainerEvents", "not served by this version").await
+    }
+}

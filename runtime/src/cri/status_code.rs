@@ -1,0 +1,155 @@
+//! The only place where an error becomes a gRPC status.
+
+use std::error::Error;
+
+use hull_image::{PullError, StoreError};
+use hull_pod::ErrorKind;
+use tonic::{Code, Status};
+
+use super::error::CriError;
+
+/// The status that a client gets: code by kind of error, text with all causes.
+pub(crate) fn status(error: &CriError) -> Status {
+    Status::new(code(error), text(error))
+}
+
+fn code(error: &CriError) -> Code {
+    match error {
+        CriError::Invalid { .. } => Code::InvalidArgument,
+        CriError::Unsupported { .. } => Code::Unimplemented,
+        CriError::Pod(error) => of_kind(error.kind()),
+        CriError::Pull(error) => of_pull(error),
+        CriError::Store(error) => of_store(error),
+        CriError::Task { .. } => Code::Internal,
+    }
+}
+
+fn of_kind(kind: ErrorKind) -> Code {
+    match kind {
+        ErrorKind::NotFound => Code::NotFound,
+        ErrorKind::AlreadyExists => Code::AlreadyExists,
+        ErrorKind::InvalidArgument => Code::InvalidArgument,
+        ErrorKind::Unimplemented => Code::Unimplemented,
+        ErrorKind::FailedPrecondition => Code::FailedPrecondition,
+        ErrorKind::ResourceExhausted => Code::ResourceExhausted,
+        ErrorKind::Unavailable => Code::Unavailable,
+        ErrorKind::DeadlineExceeded => Code::DeadlineExceeded,
+        ErrorKind::Internal => Code::Internal,
+    }
+}
+
+fn of_pull(error: &PullError) -> Code {
+    match error {
+        PullError::InvalidReference { .. } => Code::InvalidArgument,
+        PullError::NotFound { .. } => Code::NotFound,
+        PullError::Unauthorized { .. } => Code::PermissionDenied,
+        PullError::DigestMismatch { .. } | PullError::CorruptLayer { .. } => Code::DataLoss,
+        PullError::Unsupported { .. } | PullError::RegistryConfig { .. } => {
+            Code::FailedPrecondition
+        }
+        PullError::TooLarge { .. } => Code::ResourceExhausted,
+        PullError::RegistryUnavailable { .. } => Code::Unavailable,
+        PullError::Timeout { .. } => Code::DeadlineExceeded,
+        PullError::Store(error) => of_store(error),
+        _ => Code::Internal,
+    }
+}
+
+fn of_store(error: &StoreError) -> Code {
+    match error {
+        StoreError::NotFound(_) => Code::NotFound,
+        StoreError::NoSpace { .. } => Code::ResourceExhausted,
+        _ => Code::Internal,
+    }
+}
+
+/// The error and its causes in one line; a cause that its error already tells is not repeated.
+pub(crate) fn text(error: &(dyn Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let more = error.to_string();
+        if !text.contains(&more) {
+            text.push_str(": ");
+            text.push_str(&more);
+        }
+        cause = error.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{io, sync::Arc};
+
+    use hull_pod::{ObjectKind, PodError};
+
+    use super::*;
+
+    #[test]
+    fn the_clients_code_follows_the_kind_of_error() {
+        let not_found = PodError::NotFound {
+            object: ObjectKind::Sandbox,
+            id: "abc".into(),
+        };
+        let undo = PodError::Undo {
+            failure: Box::new(not_found.clone()),
+            undo: Box::new(PodError::Internal {
+                action: "remove directory".into(),
+                source: Arc::new(io::Error::other("busy")),
+            }),
+        };
+        let cases: [(CriError, Code); 9] = [
+            (CriError::missing("config.metadata"), Code::InvalidArgument),
+            (CriError::unsupported("Exec", "later"), Code::Unimplemented),
+            (not_found.into(), Code::NotFound),
+            (undo.into(), Code::NotFound),
+            (
+                PodError::DeadlineExceeded {
+                    action: "exec".into(),
+                    seconds: 1,
+                }
+                .into(),
+                Code::DeadlineExceeded,
+            ),
+            (
+                PullError::DigestMismatch {
+                    what: "layer".into(),
+                    expected: "a".into(),
+                    actual: "b".into(),
+                }
+                .into(),
+                Code::DataLoss,
+            ),
+            (
+                PullError::RegistryUnavailable {
+                    what: "blob".into(),
+                    registry: "r".into(),
+                    message: "reset".into(),
+                }
+                .into(),
+                Code::Unavailable,
+            ),
+            (
+                PullError::Store(StoreError::NoSpace {
+                    action: "write".into(),
+                })
+                .into(),
+                Code::ResourceExhausted,
+            ),
+            (StoreError::NotFound("x".into()).into(), Code::NotFound),
+        ];
+        for (error, expected) in cases {
+            assert_eq!(status(&error).code(), expected, "{error:?}");
+        }
+    }
+
+    #[test]
+    fn the_text_tells_all_causes_once() {
+        let error = CriError::from(PodError::Unavailable {
+            action: "connect to the agent".into(),
+            source: Arc::new(io::Error::other("connection reset")),
+        });
+        assert_eq!(text(&error), "connect to the agent: connection reset");
+    }
+}

@@ -1,0 +1,463 @@
+//! The services over a real Unix socket, as far as no VM is needed.
+
+use std::{future::Future, path::PathBuf};
+
+use hull_proto_cri::v1::{
+    image_service_client::ImageServiceClient, runtime_service_client::RuntimeServiceClient, *,
+};
+use tempfile::TempDir;
+use tokio::{sync::oneshot, task::JoinHandle};
+use tonic::{
+    Code, Response, Status,
+    transport::{Channel, Endpoint},
+};
+
+use crate::{
+    app::{App, AppError},
+    config::{Flags, Settings},
+};
+
+struct Daemon {
+    directory: TempDir,
+    runtime: RuntimeServiceClient<Channel>,
+    images: ImageServiceClient<Channel>,
+    stop: oneshot::Sender<()>,
+    task: JoinHandle<Result<(), AppError>>,
+}
+
+const CONFIG: &str = "
+    [cni]
+    conf_dir = 'DIR/cni'
+    bin_dirs = []
+    netns_dir = 'DIR/netns'
+    [registries]
+    config_dir = 'DIR/certs.d'
+    [handlers.small]
+    memory_mib = 64
+";
+
+fn settings(directory: &TempDir) -> Settings {
+    let path = |name: &str| Some(directory.path().join(name));
+    let config = directory.path().join("config.toml");
+    let text = CONFIG.replace("DIR", directory.path().to_str().unwrap());
+    std::fs::write(&config, text).unwrap();
+    Settings::load(&Flags {
+        config: Some(config),
+        root: path("root"),
+        state: path("state"),
+        assets: path("assets"),
+        ..Flags::default()
+    })
+    .unwrap()
+}
+
+impl Daemon {
+    async fn start() -> Self {
+        Self::start_in(tempfile::tempdir().unwrap()).await
+    }
+
+    async fn start_in(directory: TempDir) -> Self {
+        let settings = settings(&directory);
+        let socket = settings.listen.clone();
+        let app = App::start(settings).await.unwrap();
+        let (stop, stopped) = oneshot::channel::<()>();
+        let task = tokio::spawn(app.serve(async {
+            let _ = stopped.await;
+        }));
+        let channel = Endpoint::from_shared(format!("unix:{}", socket.display()))
+            .unwrap()
+            .connect()
+            .await
+            .unwrap();
+        Self {
+            directory,
+            runtime: RuntimeServiceClient::new(channel.clone()),
+            images: ImageServiceClient::new(channel),
+            stop,
+            task,
+        }
+    }
+
+    async fn end(self) -> TempDir {
+        drop((self.runtime, self.images, self.stop));
+        self.task.await.unwrap().unwrap();
+        self.directory
+    }
+
+    async fn conditions(&mut self) -> Vec<RuntimeCondition> {
+        let status = self.runtime.status(StatusRequest { verbose: true }).await;
+        status.unwrap().into_inner().status.unwrap().conditions
+    }
+}
+
+async fn refused<T: std::fmt::Debug>(
+    call: impl Future<Output = Result<Response<T>, Status>>,
+) -> (Code, String) {
+    let status = call.await.unwrap_err();
+    (status.code(), status.message().to_owned())
+}
+
+fn pod_config() -> PodSandboxConfig {
+    PodSandboxConfig {
+        metadata: Some(PodSandboxMetadata {
+            name: "web".into(),
+            uid: "uid".into(),
+            namespace: "default".into(),
+            attempt: 0,
+        }),
+        ..Default::default()
+    }
+}
+
+fn container_config() -> ContainerConfig {
+    ContainerConfig {
+        metadata: Some(ContainerMetadata {
+            name: "c".into(),
+            attempt: 0,
+        }),
+        image: Some(image("busybox")),
+        ..Default::default()
+    }
+}
+
+fn image(name: &str) -> ImageSpec {
+    ImageSpec {
+        image: name.into(),
+        ..Default::default()
+    }
+}
+
+#[tokio::test]
+async fn the_node_tells_what_it_is() {
+    let mut daemon = Daemon::start().await;
+    let version = daemon.runtime.version(VersionRequest::default()).await;
+    let version = version.unwrap().into_inner();
+    assert_eq!(version.runtime_name, "hull");
+    assert_eq!(version.runtime_api_version, "v1");
+
+    let config = daemon.runtime.runtime_config(RuntimeConfigRequest {}).await;
+    let linux = config.unwrap().into_inner().linux.unwrap();
+    assert_eq!(linux.cgroup_driver(), CgroupDriver::Cgroupfs);
+
+    let status = daemon.runtime.status(StatusRequest { verbose: true }).await;
+    let status = status.unwrap().into_inner();
+    let handlers: Vec<_> = status.runtime_handlers.iter().map(|h| &h.name).collect();
+    assert_eq!(handlers, ["", "small"]);
+    let info: serde_json::Value = serde_json::from_str(&status.info["info"]).unwrap();
+    assert_eq!(info["handlers"][1], "small");
+    daemon.end().await;
+}
+
+#[tokio::test]
+async fn conditions_follow_what_is_there() {
+    let mut daemon = Daemon::start().await;
+    let conditions = daemon.conditions().await;
+    assert_eq!(conditions[0].r#type, "RuntimeReady");
+    assert!(!conditions[0].status);
+    assert!(conditions[0].message.contains("vmlinux"), "{conditions:?}");
+    assert_eq!(conditions[1].r#type, "NetworkReady");
+    assert!(!conditions[1].status);
+    assert!(conditions[1].message.contains("cni"), "{conditions:?}");
+
+    let cni = daemon.directory.path().join("cni");
+    std::fs::create_dir(&cni).unwrap();
+    let list = r#"{"cniVersion":"1.0.0","name":"n","plugins":[{"type":"no-such-plugin"}]}"#;
+    std::fs::write(cni.join("10-n.conflist"), list).unwrap();
+    let conditions = daemon.conditions().await;
+    assert!(
+        conditions[1].message.contains("no-such-plugin"),
+        "{conditions:?}"
+    );
+    daemon.end().await;
+}
+
+#[tokio::test]
+async fn malformed_sandboxes_are_refused_by_field() {
+    let mut daemon = Daemon::start().await;
+    let cases = [
+        (RunPodSandboxRequest::default(), "config: "),
+        (
+            RunPodSandboxRequest {
+                config: Some(PodSandboxConfig::default()),
+                ..Default::default()
+            },
+            "config.metadata: ",
+        ),
+        (
+            RunPodSandboxRequest {
+                config: Some(PodSandboxConfig {
+                    log_directory: "logs".into(),
+                    ..pod_config()
+                }),
+                ..Default::default()
+            },
+            "config.log_directory: ",
+        ),
+        (
+            RunPodSandboxRequest {
+                config: Some(pod_config()),
+                runtime_handler: "no-such-handler".into(),
+            },
+            "runtime_handler: ",
+        ),
+    ];
+    for (request, field) in cases {
+        let (code, message) = refused(daemon.runtime.run_pod_sandbox(request)).await;
+        assert_eq!(code, Code::InvalidArgument, "{message}");
+        assert!(message.starts_with(field), "{message}");
+    }
+    let list = daemon
+        .runtime
+        .list_pod_sandbox(ListPodSandboxRequest::default())
+        .await;
+    assert!(list.unwrap().into_inner().items.is_empty());
+    daemon.end().await;
+}
+
+#[tokio::test]
+async fn malformed_containers_are_refused_by_field() {
+    let mut daemon = Daemon::start().await;
+    let with = |config| CreateContainerRequest {
+        pod_sandbox_id: "ab".repeat(32),
+        config,
+        sandbox_config: Some(pod_config()),
+    };
+    let cases = [
+        (CreateContainerRequest::default(), "pod_sandbox_id: "),
+        (with(None), "config: "),
+        (with(Some(ContainerConfig::default())), "config.metadata: "),
+        (
+            with(Some(ContainerConfig {
+                image: None,
+                ..container_config()
+            })),
+            "config.image.image: ",
+        ),
+        (
+            with(Some(ContainerConfig {
+                log_path: "../../etc/passwd".into(),
+                ..container_config()
+            })),
+            "config.log_path: ",
+        ),
+    ];
+    for (request, field) in cases {
+        let (code, message) = refused(daemon.runtime.create_container(request)).await;
+        assert_eq!(code, Code::InvalidArgument, "{message}");
+        assert!(message.starts_with(field), "{message}");
+    }
+    let request = with(Some(container_config()));
+    let (code, message) = refused(daemon.runtime.create_container(request)).await;
+    assert_eq!(code, Code::NotFound, "{message}");
+    daemon.end().await;
+}
+
+#[tokio::test]
+async fn unknown_ids_are_not_found_but_stopped_and_removed() {
+    let mut daemon = Daemon::start().await;
+    let runtime = &mut daemon.runtime;
+    for id in ["ab".repeat(32), "unknown id".into()] {
+        let container_id = id.clone();
+        let pod_sandbox_id = id.clone();
+        let request = PodSandboxStatusRequest {
+            pod_sandbox_id: id.clone(),
+            verbose: false,
+        };
+        assert_eq!(
+            refused(runtime.pod_sandbox_status(request)).await.0,
+            Code::NotFound
+        );
+        let request = ContainerStatusRequest {
+            container_id: id.clone(),
+            verbose: false,
+        };
+        assert_eq!(
+            refused(runtime.container_status(request)).await.0,
+            Code::NotFound
+        );
+        let request = StartContainerRequest {
+            container_id: id.clone(),
+        };
+        assert_eq!(
+            refused(runtime.start_container(request)).await.0,
+            Code::NotFound
+        );
+        let request = ExecSyncRequest {
+            container_id: id.clone(),
+            cmd: vec!["true".into()],
+            timeout: 1,
+        };
+        assert_eq!(refused(runtime.exec_sync(request)).await.0, Code::NotFound);
+
+        let request = StopPodSandboxRequest {
+            pod_sandbox_id: id.clone(),
+        };
+        runtime.stop_pod_sandbox(request).await.unwrap();
+        let request = RemovePodSandboxRequest { pod_sandbox_id };
+        runtime.remove_pod_sandbox(request).await.unwrap();
+        let request = StopContainerRequest {
+            container_id: id,
+            timeout: 5,
+        };
+        runtime.stop_container(request).await.unwrap();
+        let request = RemoveContainerRequest { container_id };
+        runtime.remove_container(request).await.unwrap();
+    }
+    daemon.end().await;
+}
+
+#[tokio::test]
+async fn an_empty_id_names_nothing() {
+    let mut daemon = Daemon::start().await;
+    let runtime = &mut daemon.runtime;
+    let answers = [
+        refused(runtime.stop_pod_sandbox(StopPodSandboxRequest::default())).await,
+        refused(runtime.remove_pod_sandbox(RemovePodSandboxRequest::default())).await,
+        refused(runtime.pod_sandbox_status(PodSandboxStatusRequest::default())).await,
+        refused(runtime.stop_container(StopContainerRequest::default())).await,
+        refused(runtime.remove_container(RemoveContainerRequest::default())).await,
+        refused(runtime.start_container(StartContainerRequest::default())).await,
+        refused(runtime.container_status(ContainerStatusRequest::default())).await,
+        refused(runtime.exec_sync(ExecSyncRequest::default())).await,
+    ];
+    for (code, message) in answers {
+        assert_eq!(code, Code::InvalidArgument, "{message}");
+        assert!(message.ends_with("_id: is missing"), "{message}");
+    }
+    daemon.end().await;
+}
+
+#[tokio::test]
+async fn commands_are_checked() {
+    let mut daemon = Daemon::start().await;
+    let with = |cmd: &[&str], timeout| ExecSyncRequest {
+        container_id: "ab".repeat(32),
+        cmd: cmd.iter().map(ToString::to_string).collect(),
+        timeout,
+    };
+    let (code, message) = refused(daemon.runtime.exec_sync(with(&[], 0))).await;
+    assert_eq!(
+        (code, message.as_str()),
+        (Code::InvalidArgument, "cmd: is missing")
+    );
+    let (code, message) = refused(daemon.runtime.exec_sync(with(&["id"], -1))).await;
+    assert_eq!(code, Code::InvalidArgument);
+    assert!(message.starts_with("timeout: "), "{message}");
+    daemon.end().await;
+}
+
+#[tokio::test]
+async fn images_that_are_absent() {
+    let mut daemon = Daemon::start().await;
+    let images = &mut daemon.images;
+    let request = ImageStatusRequest {
+        image: Some(image("busybox")),
+        verbose: true,
+    };
+    let status = images.image_status(request).await.unwrap().into_inner();
+    assert_eq!(status.image, None);
+    let request = RemoveImageRequest {
+        image: Some(image("busybox")),
+    };
+    images.remove_image(request).await.unwrap();
+    let list = images.list_images(ListImagesRequest::default()).await;
+    assert!(list.unwrap().into_inner().images.is_empty());
+    let info = images.image_fs_info(ImageFsInfoRequest {}).await;
+    let info = info.unwrap().into_inner();
+    let of_images = info.image_filesystems[0].fs_id.clone().unwrap();
+    assert!(of_images.mountpoint.ends_with("root/images"));
+    assert!(info.image_filesystems[0].used_bytes.is_some());
+    assert_eq!(info.container_filesystems.len(), 1);
+
+    let request = ImageStatusRequest::default();
+    let (code, message) = refused(images.image_status(request)).await;
+    assert_eq!(code, Code::InvalidArgument);
+    assert_eq!(message, "image.image: is missing");
+    daemon.end().await;
+}
+
+#[tokio::test]
+async fn bad_pulls_have_clear_statuses() {
+    let mut daemon = Daemon::start().await;
+    let with = |name: &str| PullImageRequest {
+        image: Some(image(name)),
+        ..Default::default()
+    };
+    let pulls = |name: &str| {
+        let mut images = daemon.images.clone();
+        let request = with(name);
+        async move { images.pull_image(request).await }
+    };
+    let (code, message) = refused(pulls("Not A Reference")).await;
+    assert_eq!(code, Code::InvalidArgument, "{message}");
+    // Nothing listens on port 1; two pulls of the same image fail alike.
+    let (one, two) = tokio::join!(
+        refused(pulls("127.0.0.1:1/a/b:c")),
+        refused(pulls("127.0.0.1:1/a/b:c"))
+    );
+    for (code, message) in [one, two] {
+        assert_eq!(code, Code::Unavailable, "{message}");
+        assert!(message.contains("127.0.0.1:1"), "{message}");
+    }
+    let list = daemon
+        .images
+        .list_images(ListImagesRequest::default())
+        .await;
+    assert!(list.unwrap().into_inner().images.is_empty());
+    daemon.end().await;
+}
+
+#[tokio::test]
+async fn calls_that_are_not_served_say_so() {
+    let mut daemon = Daemon::start().await;
+    let (r, i) = (&mut daemon.runtime, &mut daemon.images);
+    macro_rules! refusals {
+        ($($client:ident.$method:ident($request:ident)),* $(,)?) => {
+            [$((stringify!($method), refused($client.$method($request::default())).await)),*]
+        };
+    }
+    let answers = refusals![
+        r.update_container_resources(UpdateContainerResourcesRequest),
+        r.reopen_container_log(ReopenContainerLogRequest),
+        r.exec(ExecRequest),
+        r.attach(AttachRequest),
+        r.port_forward(PortForwardRequest),
+        r.container_stats(ContainerStatsRequest),
+        r.list_container_stats(ListContainerStatsRequest),
+        r.stream_container_stats(StreamContainerStatsRequest),
+        r.pod_sandbox_stats(PodSandboxStatsRequest),
+        r.list_pod_sandbox_stats(ListPodSandboxStatsRequest),
+        r.stream_pod_sandbox_stats(StreamPodSandboxStatsRequest),
+        r.update_runtime_config(UpdateRuntimeConfigRequest),
+        r.checkpoint_container(CheckpointContainerRequest),
+        r.checkpoint_pod(CheckpointPodRequest),
+        r.restore_pod(RestorePodRequest),
+        r.get_container_events(GetEventsRequest),
+        r.list_metric_descriptors(ListMetricDescriptorsRequest),
+        r.list_pod_sandbox_metrics(ListPodSandboxMetricsRequest),
+        r.stream_pod_sandbox_metrics(StreamPodSandboxMetricsRequest),
+        r.stream_pod_sandboxes(StreamPodSandboxesRequest),
+        r.stream_containers(StreamContainersRequest),
+        r.update_pod_sandbox_resources(UpdatePodSandboxResourcesRequest),
+        i.stream_images(StreamImagesRequest),
+    ];
+    for (method, (code, message)) in answers {
+        assert_eq!(code, Code::Unimplemented, "{method}");
+        // The generator's own answer would have no text.
+        let name = message.split(':').next().unwrap().to_lowercase();
+        assert_eq!(name, method.replace('_', ""), "{message}");
+        assert!(message.len() > name.len() + 2, "{message}");
+    }
+    daemon.end().await;
+}
+
+#[tokio::test]
+async fn one_daemon_per_root_and_the_next_one_may_follow() {
+    let daemon = Daemon::start().await;
+    let error = App::start(settings(&daemon.directory)).await.unwrap_err();
+    assert!(error.to_string().contains("another hull"), "{error}");
+    let directory = daemon.end().await;
+    let socket: PathBuf = directory.path().join("state/hull.sock");
+    assert!(!socket.exists());
+    Daemon::start_in(directory).await.end().await;
+}

@@ -1,0 +1,63 @@
+//! What this host offers. Each check looks at one thing and says in plain words
+//! what is there, or what is missing and what to do.
+
+mod assets;
+mod cgroup;
+mod devices;
+mod network;
+mod probe;
+mod tools;
+
+use std::path::Path;
+
+use crate::config::Settings;
+
+pub(crate) use self::probe::Probe;
+
+/// The result of a check.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Finding {
+    /// It is there; what it is.
+    Good(String),
+    /// It isn't.
+    Bad {
+        /// What was found instead.
+        detail: String,
+        /// What to do about it.
+        advice: String,
+    },
+}
+
+impl Finding {
+    fn bad(detail: impl Into<String>, advice: impl Into<String>) -> Self {
+        Self::Bad {
+            detail: detail.into(),
+            advice: advice.into(),
+        }
+    }
+
+    /// Tells whether it is there.
+    pub(crate) fn is_good(&self) -> bool {
+        matches!(self, Self::Good(_))
+    }
+}
+
+/// Runs all checks, in an order in which a person would mend things.
+pub(crate) async fn check(settings: &Settings) -> Vec<(&'static str, Finding)> {
+    vec![
+        ("user", tools::user()),
+        ("kvm device", devices::kvm(Path::new("/dev/kvm"))),
+        ("hull-vmm", assets::vmm(&settings.pods.vmm)),
+        ("guest kernel", assets::kernel(&settings.pods.kernel)),
+        ("guest root", assets::guest_root(&settings.pods.guest_root)),
+        ("microVM", probe::run(&settings.pods.vmm).await),
+        ("cgroups", cgroup::check(Path::new("/sys/fs/cgroup"))),
+        ("tun device", devices::tun(Path::new("/dev/net/tun"))),
+        (
+            "CNI configuration",
+            network::configuration(&settings.network),
+        ),
+        ("CNI plugins", network::plugins(&settings.network)),
+        ("mkfs.ext4", tools::program("mkfs.ext4", "e2fsprogs")),
+    ]
+}

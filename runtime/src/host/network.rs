@@ -1,0 +1,47 @@
+//! Pod networks: the CNI configuration and the plugins that it names.
+
+use hull_network::{
+    NetworkConfig,
+    cni::{conf, exec},
+};
+
+use super::Finding;
+use crate::cri::text;
+
+/// Whether there is a usable configuration.
+pub(super) fn configuration(config: &NetworkConfig) -> Finding {
+    match conf::load(&config.conf_dir) {
+        Ok(list) => Finding::Good(format!("network {:?}", list.name)),
+        Err(error) => Finding::bad(
+            text(&error),
+            format!(
+                "put a network configuration (.conflist) into {}",
+                config.conf_dir.display()
+            ),
+        ),
+    }
+}
+
+/// Whether its plugins are installed.
+pub(super) fn plugins(config: &NetworkConfig) -> Finding {
+    let Ok(list) = conf::load(&config.conf_dir) else {
+        return Finding::bad(
+            "not known which are needed",
+            "mend the CNI configuration first",
+        );
+    };
+    let kinds: Vec<&str> = list
+        .plugins
+        .iter()
+        .map(|plugin| plugin.kind.as_str())
+        .collect();
+    for kind in &kinds {
+        if let Err(error) = exec::find(&config.bin_dirs, kind) {
+            return Finding::bad(
+                text(&error),
+                "install the plugins (Debian: containernetworking-plugins)",
+            );
+        }
+    }
+    Finding::Good(kinds.join(", "))
+}

@@ -1,0 +1,104 @@
+//! The daemon behind `hull run`: the one that serves the socket, or one in this
+//! process with the same root directory (so images are kept from run to run).
+
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use hull_proto_cri::v1::{
+    VersionRequest, image_service_client::ImageServiceClient,
+    runtime_service_client::RuntimeServiceClient,
+};
+use tokio::{sync::oneshot, task::JoinHandle};
+use tonic::transport::{Channel, Endpoint};
+use tracing::warn;
+
+use crate::{
+    app::{App, AppError},
+    config::Settings,
+    cri,
+};
+
+/// Both services of a daemon.
+#[derive(Debug, Clone)]
+pub(super) struct Client {
+    pub(super) runtime: RuntimeServiceClient<Channel>,
+    pub(super) images: ImageServiceClient<Channel>,
+}
+
+/// A connection to a daemon, with the daemon itself when it is ours.
+#[derive(Debug)]
+pub(super) struct Daemon {
+    client: Client,
+    own: Option<Own>,
+}
+
+/// A daemon in this process.
+#[derive(Debug)]
+struct Own {
+    /// Dropped to end it.
+    stop: oneshot::Sender<()>,
+    task: JoinHandle<Result<(), AppError>>,
+}
+
+/// Connects to the daemon of the configured socket, or starts one.
+pub(super) async fn connect(mut settings: Settings) -> Result<Daemon> {
+    if let Ok(client) = dial(&settings.listen).await {
+        return Ok(Daemon { client, own: None });
+    }
+    let served = settings.listen;
+    settings.listen = settings
+        .state
+        .join(format!("run-{}.sock", std::process::id()));
+    let socket = settings.listen.clone();
+    let app = App::start(settings).await.with_context(|| {
+        format!(
+            "no daemon serves {}, and none could be started",
+            served.display()
+        )
+    })?;
+    let (stop, stopped) = oneshot::channel::<()>();
+    let task = tokio::spawn(app.serve(async {
+        // A sender that is dropped asks for the same.
+        let _ = stopped.await;
+    }));
+    let client = dial(&socket).await?;
+    Ok(Daemon {
+        client,
+        own: Some(Own { stop, task }),
+    })
+}
+
+async fn dial(socket: &Path) -> Result<Client> {
+    let channel = Endpoint::from_shared(format!("unix:{}", socket.display()))?
+        .connect()
+        .await
+        .with_context(|| format!("connect to {}", socket.display()))?;
+    let mut client = Client {
+        runtime: RuntimeServiceClient::new(channel.clone()),
+        images: ImageServiceClient::new(channel),
+    };
+    client.runtime.version(VersionRequest::default()).await?;
+    Ok(client)
+}
+
+impl Daemon {
+    /// The way to it.
+    pub(super) fn client(&self) -> Client {
+        self.client.clone()
+    }
+
+    /// Ends the daemon if it is ours.
+    pub(super) async fn close(self) {
+        // An idle connection would keep the server waiting.
+        drop(self.client);
+        let Some(Own { stop, task }) = self.own else {
+            return;
+        };
+        drop(stop);
+        match task.await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => warn!(error = cri::text(&error), "stop the daemon"),
+            Err(error) => warn!(%error, "stop the daemon"),
+        }
+    }
+}
