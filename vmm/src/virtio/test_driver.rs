@@ -177,6 +177,11 @@ impl DriverQueue {
         self.store(self.avail() + 2, self.added);
     }
 
+    /// Returns the address of the used ring's index.
+    pub fn used_index(&self) -> u64 {
+        self.used_ring() + 2
+    }
+
     /// Takes the next chain that the device returned: its head and length.
     pub fn used(&mut self) -> Option<(u16, u32)> {
         if self.load(self.used_ring() + 2) == self.seen {

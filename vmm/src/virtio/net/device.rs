@@ -335,9 +335,11 @@ impl Frame {
             // A driver that knows no checksum offload must see no flags (5.1.6.4.1).
             self.bytes[0] = 0;
         }
-        // The buffers of a frame follow one another in the used ring.
+        // The buffers of a frame follow one another in the used ring, and a driver that polls
+        // it must find all of them as soon as it finds the first (5.1.6.4).
         taken.sort_by_key(|(_, slices)| total(slices) > 0);
         let mut rest = &self.bytes[..self.len];
+        let mut used = Vec::with_capacity(taken.len());
         for (head, slices) in &taken {
             let before = rest.len();
             for slice in slices {
@@ -345,8 +347,9 @@ impl Frame {
                 slice.copy_from(now);
                 rest = later;
             }
-            queue.push_used(memory, *head, (before - rest.len()) as u32)?;
+            used.push((*head, (before - rest.len()) as u32));
         }
+        queue.push_used_together(memory, &used)?;
         Ok(Delivery::Done)
     }
 }

@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use proptest::prelude::*;
 use virtio_bindings::virtio_net::{
@@ -375,6 +375,37 @@ mod receive {
         }
         assert!(guest.receive().is_none());
         assert_eq!(guest.errors(), 0);
+    }
+
+    #[test]
+    fn a_driver_that_polls_never_finds_part_of_a_frame() {
+        let (cable, mut far) = cable();
+        let mut guest = Guest::new(cable, MERGING);
+        let stop = Arc::new(AtomicBool::new(false));
+        let index = {
+            let (memory, stop) = (guest.memory.clone(), Arc::clone(&stop));
+            let index = GuestAddress(guest.rx.used_index());
+            move || {
+                let mut seen = std::collections::BTreeSet::new();
+                while !stop.load(Ordering::SeqCst) {
+                    let index: u16 = memory.load(index, Ordering::Acquire).unwrap();
+                    seen.insert(index);
+                }
+                seen
+            }
+        };
+        let poller = std::thread::spawn(index);
+        for _ in 0..2000 {
+            for _ in 0..8 {
+                guest.offer(100).unwrap();
+            }
+            far.write_all(&frame(800)).unwrap();
+            guest.run();
+            assert_eq!(guest.receive().unwrap().0, arrived(frame(800), 8));
+        }
+        stop.store(true, Ordering::SeqCst);
+        let seen = poller.join().unwrap();
+        assert!(seen.iter().all(|index| index % 8 == 0), "{seen:?}");
     }
 
     #[test]
