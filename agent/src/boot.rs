@@ -1,0 +1,189 @@
+//! What PID 1 does before it answers: mounts, cgroups, limits.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use nix::{
+    mount::{MsFlags, mount},
+    sys::resource::{Resource, setrlimit},
+};
+
+use crate::layout::{CGROUP_ROOT, Layout};
+
+/// Memory that the workload cannot take from the agent and the kernel, in bytes.
+const RESERVE: u64 = 24 << 20;
+/// Guests with less memory get no limit: there is nothing to spare.
+const SMALL_GUEST: u64 = 96 << 20;
+/// Open files that containers may use at most, as hosts set it.
+const OPEN_FILES: u64 = 1 << 20;
+
+/// Why the guest could not be set up.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum BootError {
+    #[error("mount {fstype} on {path}")]
+    Mount {
+        fstype: &'static str,
+        path: &'static str,
+        #[source]
+        source: nix::Error,
+    },
+    #[error("{action} {path}")]
+    File {
+        action: &'static str,
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+}
+
+struct Mount {
+    fstype: &'static str,
+    path: &'static str,
+    flags: MsFlags,
+    data: &'static str,
+    /// The kernel may lack it.
+    optional: bool,
+}
+
+/// In the order in which they are mounted.
+fn mounts() -> [Mount; 10] {
+    let safe = MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC | MsFlags::MS_NODEV;
+    let need = |fstype, path, flags, data| Mount {
+        fstype,
+        path,
+        flags,
+        data,
+        optional: false,
+    };
+    let nosuid = MsFlags::MS_NOSUID;
+    let devices = nosuid | MsFlags::MS_NOEXEC;
+    [
+        need("proc", "/proc", safe, ""),
+        need("sysfs", "/sys", safe, ""),
+        need("devtmpfs", "/dev", nosuid, "mode=0755"),
+        need("devpts", "/dev/pts", devices, "gid=5,mode=620,ptmxmode=666"),
+        need("tmpfs", "/dev/shm", safe, "mode=1777"),
+        Mount {
+            optional: true,
+            ..need("mqueue", "/dev/mqueue", safe, "")
+        },
+        // Programs of containers lie below it when there is no scratch disk.
+        need("tmpfs", "/run", MsFlags::empty(), "mode=0755"),
+        need("tmpfs", "/tmp", nosuid | MsFlags::MS_NODEV, "mode=1777"),
+        need("cgroup2", CGROUP_ROOT, safe, "nsdelegate"),
+        Mount {
+            optional: true,
+            ..need("bpf", "/sys/fs/bpf", safe, "mode=0700")
+        },
+    ]
+}
+
+/// Mounts the kernel's file systems. Only for the guest's PID 1.
+pub(crate) fn mount_all() -> Result<(), BootError> {
+    for m in mounts() {
+        match fs::create_dir(m.path) {
+            Err(e) if !matches!(e.kind(), io::ErrorKind::AlreadyExists) && !m.optional => {
+                return Err(file("make directory", m.path)(e));
+            }
+            _ => {}
+        }
+        let data = (!m.data.is_empty()).then_some(m.data);
+        match mount(Some(m.fstype), m.path, Some(m.fstype), m.flags, data) {
+            // The kernel itself mounts /dev.
+            Ok(()) | Err(nix::Error::EBUSY) => {}
+            Err(_) if m.optional => {}
+            Err(source) => {
+                return Err(BootError::Mount {
+                    fstype: m.fstype,
+                    path: m.path,
+                    source,
+                });
+            }
+        }
+    }
+    for (target, link) in [
+        ("/proc/self/fd", "/dev/fd"),
+        ("/proc/self/fd/0", "/dev/stdin"),
+        ("/proc/self/fd/1", "/dev/stdout"),
+        ("/proc/self/fd/2", "/dev/stderr"),
+    ] {
+        // Nothing but comfort.
+        let _ = std::os::unix::fs::symlink(target, link);
+    }
+    Ok(())
+}
+
+/// Raises limits that children inherit and protects the agent from the
+/// kernel's out-of-memory killer.
+pub(crate) fn limits() {
+    let _ = setrlimit(Resource::RLIMIT_NOFILE, OPEN_FILES, OPEN_FILES);
+    // A build machine may not allow it; there it does not matter.
+    let _ = fs::write("/proc/self/oom_score_adj", "-1000");
+}
+
+/// Moves the agent to a cgroup of its own and makes the one above all
+/// containers, with every controller and a limit that leaves the agent room.
+pub(crate) fn cgroups(layout: &Layout) -> Result<(), BootError> {
+    let root = Path::new(CGROUP_ROOT);
+    let pod = layout.pod_cgroup();
+    let agent = pod.with_extension("agent");
+    for dir in [&pod, &agent] {
+        match fs::create_dir(dir) {
+            Err(e) if e.kind() != io::ErrorKind::AlreadyExists => {
+                return Err(file("make cgroup", dir)(e));
+            }
+            _ => {}
+        }
+    }
+    let procs = agent.join("cgroup.procs");
+    fs::write(&procs, "0").map_err(file("join cgroup", &procs))?;
+    let controllers = root.join("cgroup.controllers");
+    let controllers =
+        fs::read_to_string(&controllers).map_err(file("read controllers", &controllers))?;
+    for dir in [root, &pod] {
+        for controller in controllers.split_whitespace() {
+            // One by one: a controller that cannot be used must not cost the others.
+            let _ = fs::write(dir.join("cgroup.subtree_control"), format!("+{controller}"));
+        }
+    }
+    let _ = fs::write(agent.join("memory.min"), (RESERVE / 2).to_string());
+    if let Some(limit) = fs::read_to_string("/proc/meminfo")
+        .ok()
+        .and_then(|text| workload_limit(&text))
+    {
+        let _ = fs::write(pod.join("memory.max"), limit.to_string());
+    }
+    Ok(())
+}
+
+/// Returns how much memory all containers may use together.
+fn workload_limit(meminfo: &str) -> Option<u64> {
+    let line = meminfo.lines().find(|l| l.starts_with("MemTotal:"))?;
+    let kib: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
+    let total = kib.checked_mul(1024)?;
+    (total > SMALL_GUEST).then(|| total - RESERVE)
+}
+
+fn file(action: &'static str, path: impl AsRef<Path>) -> impl FnOnce(io::Error) -> BootError {
+    let path = path.as_ref().to_owned();
+    move |source| BootError::File {
+        action,
+        path,
+        source,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_guest_leaves_the_agent_some_memory() {
+        let text = "MemTotal:         262144 kB\nMemFree: 1 kB\n";
+        assert_eq!(workload_limit(text), Some((256 << 20) - RESERVE));
+        assert_eq!(workload_limit("MemTotal: 65536 kB\n"), None);
+        assert_eq!(workload_limit("nothing"), None);
+    }
+}

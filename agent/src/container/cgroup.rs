@@ -1,0 +1,147 @@
+//! A container's cgroup (v2 only), by its files.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use tokio::time::{Instant, sleep};
+
+/// Longest wait for killed processes to leave.
+const EMPTY_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A cgroup directory. Dropping it leaves the directory.
+#[derive(Debug, Clone)]
+pub(crate) struct Cgroup(PathBuf);
+
+impl Cgroup {
+    /// Names the cgroup at `path`.
+    pub(crate) fn at(path: PathBuf) -> Self {
+        Self(path)
+    }
+
+    /// Makes the directory; one that exists is fine.
+    pub(crate) fn create(path: PathBuf) -> io::Result<Self> {
+        match fs::create_dir(&path) {
+            Err(e) if e.kind() != io::ErrorKind::AlreadyExists => Err(e),
+            _ => Ok(Self(path)),
+        }
+    }
+
+    /// Returns its directory.
+    pub(crate) fn path(&self) -> &Path {
+        &self.0
+    }
+
+    /// Kills every process in it and below. Absent is as good as empty.
+    pub(crate) fn kill(&self) -> io::Result<()> {
+        absent_is_fine(fs::write(self.0.join("cgroup.kill"), "1"))
+    }
+
+    /// Returns the processes in it and below.
+    pub(crate) fn processes(&self) -> io::Result<Vec<i32>> {
+        let mut pids = Vec::new();
+        let mut todo = vec![self.0.clone()];
+        while let Some(dir) = todo.pop() {
+            let text = match fs::read_to_string(dir.join("cgroup.procs")) {
+                Ok(text) => text,
+                Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
+                Err(e) => return Err(e),
+            };
+            pids.extend(text.lines().filter_map(|l| l.parse::<i32>().ok()));
+            todo.extend(children(&dir));
+        }
+        Ok(pids)
+    }
+
+    /// Returns whether there is a process in it or below.
+    pub(crate) fn populated(&self) -> bool {
+        fs::read_to_string(self.0.join("cgroup.events"))
+            .is_ok_and(|text| value(&text, "populated") == Some(1))
+    }
+
+    /// Waits, with a limit, until its processes are gone.
+    pub(crate) async fn empty(&self) -> bool {
+        let deadline = Instant::now() + EMPTY_TIMEOUT;
+        let mut pause = Duration::from_millis(1);
+        while self.populated() {
+            if Instant::now() > deadline {
+                return false;
+            }
+            sleep(pause).await;
+            pause = (pause * 2).min(Duration::from_millis(50));
+        }
+        true
+    }
+
+    /// Removes it and all below it; its processes must be gone.
+    pub(crate) fn remove(&self) -> io::Result<()> {
+        remove_tree(&self.0)
+    }
+
+    /// Returns how many of its processes the kernel killed for lack of memory.
+    pub(crate) fn oom_kills(&self) -> u64 {
+        fs::read_to_string(self.0.join("memory.events"))
+            .ok()
+            .and_then(|text| value(&text, "oom_kill"))
+            .unwrap_or(0)
+    }
+}
+
+fn children(dir: &Path) -> Vec<PathBuf> {
+    fs::read_dir(dir)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter(|entry| entry.file_type().is_ok_and(|t| t.is_dir()))
+        .map(|entry| entry.path())
+        .collect()
+}
+
+fn remove_tree(dir: &Path) -> io::Result<()> {
+    for child in children(dir) {
+        remove_tree(&child)?;
+    }
+    absent_is_fine(fs::remove_dir(dir))
+}
+
+fn absent_is_fine(result: io::Result<()>) -> io::Result<()> {
+    match result {
+        Err(e) if matches!(e.raw_os_error(), Some(libc::ENOENT | libc::ENODEV)) => Ok(()),
+        result => result,
+    }
+}
+
+/// Returns the number after `key` in a "flat keyed" file such as `cpu.stat`.
+pub(crate) fn value(text: &str, key: &str) -> Option<u64> {
+    text.lines().find_map(|line| {
+        let (name, number) = line.split_once(' ')?;
+        (name == key).then(|| number.trim().parse().ok())?
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flat_keyed_files_are_read_by_whole_keys() {
+        let text = "low 0\noom 3\noom_kill 2\noom_group_kill 1\nbad x\n";
+        assert_eq!(value(text, "oom_kill"), Some(2));
+        assert_eq!(value(text, "oom"), Some(3));
+        assert_eq!(value(text, "bad"), None);
+        assert_eq!(value(text, "none"), None);
+    }
+
+    #[test]
+    fn an_absent_cgroup_is_empty_and_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let cgroup = Cgroup::at(dir.path().join("none"));
+        assert!(!cgroup.populated());
+        cgroup.kill().unwrap();
+        cgroup.remove().unwrap();
+        assert!(cgroup.processes().unwrap().is_empty());
+        assert_eq!(cgroup.oom_kills(), 0);
+    }
+}

@@ -1,0 +1,294 @@
+//! The other side of [`super::launch`]: a process of its own for one call of
+//! libcontainer, which forks and must not do so in a process with threads.
+//!
+//! ```text
+//! agent ── request + stdio fds ──▶ child ── libcontainer ──▶ container process
+//!       ◀── {"started":{"pid"}} ──                                   │
+//!       ── go on ────────────────▶ ends; its process becomes         │
+//!                                  the agent's (PID 1)               │
+//!       ◀── {"exec_failed":…}, or the end of the socket: it runs ────┘
+//! ```
+//!
+//! The container process holds the socket until its `execve` closes it, so the
+//! agent learns whether the command could be executed, and why not.
+
+use std::{
+    error::Error,
+    ffi::CString,
+    fs,
+    io::{self, BufRead, BufReader, Read, Write},
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::net::UnixStream,
+    },
+    path::PathBuf,
+    process::ExitCode,
+    sync::Arc,
+};
+
+use libcontainer::{
+    capabilities::drop_privileges,
+    container::builder::ContainerBuilder,
+    oci_spec::runtime::{LinuxCapabilities, LinuxSeccomp, Spec},
+    seccomp::initialize_seccomp,
+    syscall::syscall::{SyscallType, create_syscall},
+    workload::{Executor, ExecutorError, ExecutorValidationError},
+};
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
+use serde::{Deserialize, Serialize};
+
+use crate::sys;
+
+/// The id that libcontainer knows every container by: each has a state
+/// directory of its own, and a short name keeps socket paths short.
+pub(crate) const INNER_ID: &str = "c";
+
+/// What the child shall do.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Request {
+    /// libcontainer's state directory of this container.
+    pub(crate) state: PathBuf,
+    /// Where to send the terminal's master.
+    pub(crate) console: Option<PathBuf>,
+    pub(crate) action: Action,
+}
+
+/// Which process to make.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Action {
+    /// The first process of a container, which waits for its start.
+    Create {
+        /// Directory with the `config.json`.
+        bundle: PathBuf,
+    },
+    /// One more process in a running container.
+    Exec {
+        /// File with the OCI `process`.
+        process: PathBuf,
+        /// Cgroup below the container's.
+        cgroup: String,
+        /// The container's filter, which libcontainer leaves out for an exec.
+        seccomp: Option<Box<LateSeccomp>>,
+    },
+}
+
+/// A filter that is loaded just before `execve`. Without `no_new_privs` that
+/// takes CAP_SYS_ADMIN, so `process` has more than the real capabilities.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct LateSeccomp {
+    pub(crate) filter: LinuxSeccomp,
+    /// The capabilities to keep; `None`: `process` has just these.
+    pub(crate) capabilities: Option<LinuxCapabilities>,
+}
+
+/// What the agent hears, one line of JSON each.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Report {
+    /// The process is there.
+    Started { pid: i32 },
+    /// It could not be made.
+    Failed { message: String },
+    /// It was made but could not execute its command.
+    ExecFailed { message: String, errno: i32 },
+}
+
+impl Report {
+    fn send(&self, mut to: &UnixStream) -> io::Result<()> {
+        let mut line = serde_json::to_vec(self)?;
+        line.push(b'\n');
+        to.write_all(&line)
+    }
+}
+
+/// Serves one request on the socket that is standard input.
+pub(crate) fn main() -> ExitCode {
+    let served = io::stdin()
+        .as_fd()
+        .try_clone_to_owned()
+        .and_then(|fd| serve(UnixStream::from(fd)));
+    match served {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(_) => ExitCode::FAILURE,
+    }
+}
+
+fn serve(agent: UnixStream) -> io::Result<()> {
+    let fds = receive_fds(&agent)?;
+    let mut reader = BufReader::new(agent.try_clone()?);
+    let mut line = String::new();
+    reader.read_line(&mut line)?;
+    let request = serde_json::from_str(&line)?;
+    let agent = Arc::new(agent);
+    let report = match run(request, fds, &agent) {
+        Ok(pid) => Report::Started { pid },
+        Err(e) => Report::Failed {
+            message: chain(e.as_ref()),
+        },
+    };
+    report.send(&agent)?;
+    // Until the agent knows the process it must not lose its parent.
+    reader.read_to_end(&mut Vec::new())?;
+    Ok(())
+}
+
+/// Receives the standard streams: none, or stdin, stdout and stderr.
+fn receive_fds(agent: &UnixStream) -> io::Result<Vec<OwnedFd>> {
+    let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(3))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    let mut byte = [0];
+    recvmsg(
+        agent,
+        &mut [io::IoSliceMut::new(&mut byte)],
+        &mut ancillary,
+        RecvFlags::CMSG_CLOEXEC,
+    )?;
+    let fds = ancillary.drain().filter_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(fds) => Some(fds),
+        _ => None,
+    });
+    Ok(fds.flatten().collect())
+}
+
+fn run(request: Request, fds: Vec<OwnedFd>, agent: &Arc<UnixStream>) -> Result<i32, Box<dyn Error>> {
+    // The agent's own protection; the specification's value follows, if any.
+    fs::write("/proc/self/oom_score_adj", "0")?;
+    let mut workload = Workload {
+        agent: Arc::clone(agent),
+        seccomp: None,
+    };
+    if let Action::Exec { seccomp, .. } = &request.action {
+        workload.seccomp = seccomp.as_deref().cloned();
+    }
+    let mut builder = ContainerBuilder::new(INNER_ID.to_owned(), SyscallType::default())
+        .with_root_path(request.state)?
+        .with_console_socket(request.console)
+        .with_executor(workload);
+    let mut fds = fds.into_iter();
+    if let (Some(stdin), Some(stdout), Some(stderr)) = (fds.next(), fds.next(), fds.next()) {
+        builder = builder
+            .with_stdin(stdin)
+            .with_stdout(stdout)
+            .with_stderr(stderr);
+    }
+    match request.action {
+        Action::Create { bundle } => {
+            let container = builder
+                .as_init(bundle)
+                .with_systemd(false)
+                .with_detach(true)
+                .build()?;
+            let pid = container.pid().ok_or("the container has no process")?;
+            Ok(pid.as_raw())
+        }
+        Action::Exec {
+            process, cgroup, ..
+        } => {
+            let pid = builder
+                .as_tenant()
+                .with_detach(true)
+                .with_process(Some(process))
+                .with_sub_cgroup(Some(cgroup))
+                .build()?;
+            Ok(pid.as_raw())
+        }
+    }
+}
+
+/// Joins an error and its causes; libcontainer repeats some of them.
+pub(crate) fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
+        next = cause.source();
+    }
+    text.trim_end_matches('\0').to_owned()
+}
+
+/// Executes the container's command.
+#[derive(Debug, Clone)]
+struct Workload {
+    agent: Arc<UnixStream>,
+    seccomp: Option<LateSeccomp>,
+}
+
+impl Workload {
+    fn load_seccomp(&self) -> Result<(), String> {
+        let Some(late) = &self.seccomp else {
+            return Ok(());
+        };
+        initialize_seccomp(&late.filter).map_err(|e| format!("load seccomp filter: {e}"))?;
+        if let Some(capabilities) = &late.capabilities {
+            drop_privileges(capabilities, create_syscall().as_ref())
+                .map_err(|e| format!("drop capabilities: {e}"))?;
+        }
+        Ok(())
+    }
+
+    fn fail(&self, message: String, errno: i32) -> ExecutorError {
+        let report = Report::ExecFailed {
+            message: message.clone(),
+            errno,
+        };
+        // Nobody else could be told.
+        let _ = report.send(&self.agent);
+        ExecutorError::Other(message)
+    }
+}
+
+impl Executor for Workload {
+    fn exec(&self, spec: &Spec) -> Result<(), ExecutorError> {
+        let args = spec.process().as_ref().and_then(|p| p.args().as_ref());
+        let args: Result<Vec<CString>, _> = args
+            .into_iter()
+            .flatten()
+            .map(|arg| CString::new(arg.as_bytes()))
+            .collect();
+        let args = args.map_err(|_| self.fail("an argument holds a NUL".to_owned(), 0))?;
+        let Some(command) = args.first() else {
+            return Err(self.fail("no command".to_owned(), 0));
+        };
+        self.load_seccomp().map_err(|e| self.fail(e, 0))?;
+        sys::default_sigpipe();
+        let Err(errno) = nix::unistd::execvp(command, &args);
+        let message = format!("exec {}: {}", command.to_string_lossy(), errno.desc());
+        Err(self.fail(message, errno as i32))
+    }
+
+    /// Whether the command exists shows when it is executed, and fails the
+    /// start, not the creation.
+    fn validate(&self, _spec: &Spec) -> Result<(), ExecutorValidationError> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("{text}")]
+    struct Layer {
+        text: &'static str,
+        #[source]
+        source: Option<Box<Layer>>,
+    }
+
+    #[test]
+    fn causes_are_joined_without_repeating() {
+        let layer = |text, source: Option<Layer>| Layer {
+            text,
+            source: source.map(Box::new),
+        };
+        let error = layer(
+            "create",
+            Some(layer("mount /x: denied", Some(layer("denied", None)))),
+        );
+        assert_eq!(chain(&error), "create: mount /x: denied");
+    }
+}

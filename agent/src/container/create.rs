@@ -1,0 +1,357 @@
+//! How a container comes to be, stage by stage; each stage can be undone.
+
+use std::{
+    fs, io,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use hull_proto_agent::agent::{CreateRequest, PidNamespace};
+use libcontainer::oci_spec::runtime::Spec;
+use pathrs::Root;
+use tracing::{debug, warn};
+
+use super::{
+    ContainerError, Context, Made,
+    cgroup::Cgroup,
+    child::{Action, INNER_ID},
+    launch::{Launch, Process, launch},
+    oom,
+    process::{Ended, Executed, Subject, follow, watch_outcome},
+    rootfs::{Layers, Rootfs},
+    spec::{self, Additions, PidNamespaceOf},
+    user::{self, User},
+};
+use crate::{
+    ident::Id,
+    stdio::{InputEnd, Stdio, Wanted},
+};
+
+/// A container with its first process, which waits for the start.
+#[derive(Debug)]
+pub(crate) struct Created {
+    pub(crate) made: Made,
+    /// The specification that libcontainer got.
+    pub(crate) spec: Spec,
+    pub(crate) init: Process,
+    pub(crate) executed: Executed,
+    pub(crate) ended: Ended,
+    pub(crate) stdio: Arc<Stdio>,
+    /// `None` while they are being removed.
+    pub(crate) remains: Option<Remains>,
+}
+
+/// What a container leaves in the guest besides processes.
+#[derive(Debug)]
+pub(crate) struct Remains {
+    id: Id,
+    dir: PathBuf,
+    rootfs: Option<Rootfs>,
+    cgroup: Option<Cgroup>,
+}
+
+impl Remains {
+    /// Removes all of it. Its processes must be gone. May be tried again.
+    pub(crate) fn remove(&mut self) -> Result<(), ContainerError> {
+        let failed = |action, path: &Path| {
+            let path = path.to_owned();
+            move |source| ContainerError::File {
+                action,
+                path,
+                source,
+            }
+        };
+        if let Some(cgroup) = &self.cgroup {
+            cgroup
+                .remove()
+                .map_err(failed("remove cgroup", cgroup.path()))?;
+            self.cgroup = None;
+        }
+        if let Some(rootfs) = &self.rootfs {
+            rootfs
+                .remove()
+                .map_err(failed("remove root file system", rootfs.path()))?;
+            self.rootfs = None;
+        }
+        match fs::remove_dir_all(&self.dir) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                Err(failed("remove directory", &self.dir)(e))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Undoes a creation that failed, whatever stage it had reached.
+    async fn undo(mut self) {
+        if let Some(cgroup) = &self.cgroup {
+            if let Err(error) = cgroup.kill() {
+                warn!(container = %self.id, %error, "undo a failed creation");
+            }
+            cgroup.empty().await;
+        }
+        if let Err(error) = self.remove() {
+            warn!(container = %self.id, error = &error as &dyn std::error::Error, "undo a failed creation");
+        }
+    }
+}
+
+/// Makes the container that `request` describes; after a failure nothing of
+/// it is left. `target` is the process whose pid namespace it joins.
+pub(crate) async fn create(
+    context: &Context,
+    id: &Id,
+    request: &CreateRequest,
+    target: Option<i32>,
+) -> Result<Created, ContainerError> {
+    let mut remains = Remains {
+        id: id.clone(),
+        dir: context.layout.container(id),
+        rootfs: None,
+        cgroup: None,
+    };
+    match stages(context, id, request, target, &mut remains).await {
+        Ok(stage) => Ok(stage.into_created(remains)),
+        Err(e) => {
+            remains.undo().await;
+            Err(e)
+        }
+    }
+}
+
+/// All but the remains of [`Created`].
+struct Launched {
+    made: Made,
+    spec: Spec,
+    init: Process,
+    executed: Executed,
+    ended: Ended,
+    stdio: Arc<Stdio>,
+}
+
+impl Launched {
+    fn into_created(self, remains: Remains) -> Created {
+        Created {
+            made: self.made,
+            spec: self.spec,
+            init: self.init,
+            executed: self.executed,
+            ended: self.ended,
+            stdio: self.stdio,
+            remains: Some(remains),
+        }
+    }
+}
+
+async fn stages(
+    context: &Context,
+    id: &Id,
+    request: &CreateRequest,
+    target: Option<i32>,
+    remains: &mut Remains,
+) -> Result<Launched, ContainerError> {
+    let asked = spec::parse(&request.spec)?;
+    let lower = layers(context, request)?;
+    let scratch = request.writable.then(|| writable_dir(context, id));
+    let pid = pid_namespace(context, request, target).await?;
+    let (dir, upper) = (remains.dir.clone(), scratch.clone());
+    let rootfs = blocking(move || {
+        make_dir(&dir)?;
+        let layers = Layers {
+            lower,
+            writable: upper,
+        };
+        Ok(Rootfs::assemble(dir.join("rootfs"), layers)?)
+    })
+    .await?;
+    let root = rootfs.path().to_owned();
+    let upper = rootfs.upper();
+    remains.rootfs = Some(rootfs);
+
+    let cgroup_path = context.layout.cgroup(id);
+    let cgroup = Cgroup::create(cgroup_path.clone()).map_err(|source| ContainerError::File {
+        action: "make cgroup",
+        path: cgroup_path,
+        source,
+    })?;
+    remains.cgroup = Some(cgroup.clone());
+
+    let wanted_user = request.user.clone().unwrap_or_default();
+    let (oci_cgroup, dir, tty) = (context.layout.oci_cgroup(id), remains.dir.clone(), request.tty);
+    let (spec, user) = blocking(move || {
+        let user = user::resolve(&root, &wanted_user)?;
+        let add = Additions {
+            rootfs: &root,
+            cgroup: oci_cgroup,
+            user: &user,
+            tty,
+            pid,
+        };
+        let spec = spec::complete(asked, add)?;
+        make_cwd(&root, &spec);
+        write_json(&dir.join("config.json"), &spec)?;
+        Ok((spec, user))
+    })
+    .await?;
+
+    let end = if request.stdin_once {
+        InputEnd::Closes
+    } else {
+        InputEnd::Stays
+    };
+    let (stdio, ends) = Stdio::new(Wanted {
+        tty: request.tty,
+        stdin: request.stdin,
+        end,
+    })
+    .map_err(ContainerError::Stdio)?;
+    let launched = launch(
+        &context.reaper,
+        Launch {
+            state: remains.dir.clone(),
+            action: Action::Create {
+                bundle: remains.dir.clone(),
+            },
+            stdio: &stdio,
+            ends,
+            consoles: context.layout.consoles(),
+            uid: owner(&spec, &user),
+        },
+    )
+    .await;
+    let launched = match launched {
+        Ok(launched) => launched,
+        Err(e) => {
+            stdio.abandon();
+            return Err(ContainerError::Create(e));
+        }
+    };
+    let executed = watch_outcome(launched.outcome);
+    let ended = follow(
+        Subject {
+            container: id.clone(),
+            exec: None,
+            exit: launched.exit,
+            executed: Some(executed.clone()),
+            stdio: Arc::clone(&stdio),
+            cgroup: cgroup.clone(),
+            container_cgroup: cgroup.clone(),
+            deadline: None,
+            kill_on_detach: false,
+        },
+        Arc::clone(&context.events),
+    );
+    oom::watch(
+        id.clone(),
+        &cgroup,
+        ended.clone(),
+        Arc::clone(&context.events),
+    );
+    let made = Made {
+        pid: launched.process.pid.as_raw(),
+        user,
+        cgroup,
+        upper,
+    };
+    Ok(Launched {
+        made,
+        spec,
+        init: launched.process,
+        executed,
+        ended,
+        stdio,
+    })
+}
+
+/// Who owns the streams, as seen outside of a user namespace.
+pub(crate) fn owner(spec: &Spec, user: &User) -> u32 {
+    let mappings = spec.linux().as_ref().and_then(|l| l.uid_mappings().clone());
+    let mapped = mappings.into_iter().flatten().find_map(|m| {
+        let inside = user.uid.checked_sub(m.container_id())?;
+        (inside < m.size()).then(|| m.host_id() + inside)
+    });
+    mapped.unwrap_or(user.uid)
+}
+
+fn layers(context: &Context, request: &CreateRequest) -> Result<Vec<PathBuf>, ContainerError> {
+    let mounted = |name: &String| {
+        let id = Id::parse("storage id", name)?;
+        let path = context.storages.mount_point(&id);
+        path.ok_or_else(|| ContainerError::NoStorage(name.clone()))
+    };
+    request.lower.iter().map(mounted).collect()
+}
+
+fn writable_dir(context: &Context, id: &Id) -> PathBuf {
+    let scratch = context.storages.scratch();
+    scratch
+        .unwrap_or_else(|| context.layout.memory_scratch())
+        .join("containers")
+        .join(id)
+}
+
+async fn pid_namespace(
+    context: &Context,
+    request: &CreateRequest,
+    target: Option<i32>,
+) -> Result<PidNamespaceOf, ContainerError> {
+    match (request.pid.enum_value_or_default(), target) {
+        (PidNamespace::CONTAINER, _) => Ok(PidNamespaceOf::Own),
+        (PidNamespace::NODE, _) => Ok(PidNamespaceOf::Guest),
+        (PidNamespace::TARGET, Some(pid)) => Ok(PidNamespaceOf::Process(pid)),
+        (PidNamespace::TARGET, None) => Err(ContainerError::NoStorage(request.pid_target.clone())),
+        (PidNamespace::POD, _) => {
+            let pid = context.pod_pid.get(&context.reaper).await;
+            let pid = pid.map_err(ContainerError::PodPid)?;
+            Ok(PidNamespaceOf::Process(pid.as_raw()))
+        }
+    }
+}
+
+/// A working directory that the image lacks is made, as other runtimes do; in
+/// a read-only root that fails, and so will the start, with a clear error.
+fn make_cwd(root: &Path, spec: &Spec) {
+    let Some(process) = spec.process() else {
+        return;
+    };
+    let made = Root::open(root)
+        .and_then(|root| root.mkdir_all(process.cwd(), &PermissionsExt::from_mode(0o755)));
+    if let Err(error) = made {
+        debug!(%error, "make working directory");
+    }
+}
+
+fn make_dir(path: &Path) -> Result<(), ContainerError> {
+    fs::create_dir_all(path).map_err(|source| ContainerError::File {
+        action: "make directory",
+        path: path.to_owned(),
+        source,
+    })
+}
+
+/// Writes `value` to a new file.
+pub(crate) fn write_json(path: &Path, value: &impl serde::Serialize) -> Result<(), ContainerError> {
+    let write = || fs::write(path, serde_json::to_vec(value)?);
+    write().map_err(|source| ContainerError::File {
+        action: "write",
+        path: path.to_owned(),
+        source,
+    })
+}
+
+/// libcontainer's state directory of a container.
+pub(crate) fn state_dir(dir: &Path) -> PathBuf {
+    dir.join(INNER_ID)
+}
+
+/// Runs file work beside the event loop.
+pub(crate) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, ContainerError> + Send + 'static,
+) -> Result<T, ContainerError> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        // Only when the agent is going down: the work cannot panic on its own.
+        Err(e) => Err(ContainerError::Stdio(io::Error::other(e))),
+    }
+}
+

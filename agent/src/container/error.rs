@@ -1,0 +1,83 @@
+//! What can go wrong with a container.
+
+use std::{io, path::PathBuf};
+
+use super::{
+    launch::LaunchError, process::StartFailure, rootfs::RootfsError, spec::SpecError,
+    user::UserError,
+};
+use crate::ident::{Id, IdError};
+
+/// Why a request about a container failed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ContainerError {
+    #[error(transparent)]
+    BadId(#[from] IdError),
+    #[error("no container {0}")]
+    NotFound(Id),
+    #[error("no process {exec:?} with streams in container {container}")]
+    NoProcess { container: String, exec: String },
+    #[error("container {0} exists with other settings")]
+    Exists(Id),
+    #[error("exec {0} exists with another command")]
+    ExecExists(Id),
+    #[error("no storage {0}")]
+    NoStorage(String),
+    #[error("container {id} is {state}, not {wanted}")]
+    WrongState {
+        id: Id,
+        state: &'static str,
+        wanted: &'static str,
+    },
+    #[error(transparent)]
+    Spec(#[from] SpecError),
+    #[error(transparent)]
+    User(#[from] UserError),
+    #[error("assemble the root file system")]
+    Rootfs(#[from] RootfsError),
+    #[error("{action} {path}")]
+    File {
+        action: &'static str,
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("make the pod's pid namespace")]
+    PodPid(#[source] io::Error),
+    #[error("make standard streams")]
+    Stdio(#[source] io::Error),
+    #[error("make the container's first process")]
+    Create(#[source] LaunchError),
+    #[error("let container {id} start")]
+    Notify {
+        id: Id,
+        #[source]
+        source: io::Error,
+    },
+    #[error("start container {id}")]
+    Start {
+        id: Id,
+        #[source]
+        source: StartFailure,
+    },
+    #[error("exec in container {id}")]
+    Exec {
+        id: Id,
+        #[source]
+        source: LaunchError,
+    },
+    #[error("signal container {id}")]
+    Signal {
+        id: Id,
+        #[source]
+        source: io::Error,
+    },
+    #[error("resize the terminal")]
+    Resize(#[source] io::Error),
+    #[error("container {0} does not end")]
+    Unkillable(Id),
+    #[error("change the limits of container {id}")]
+    Update { id: Id, message: String },
+    #[error("save the state of container {id}: {message}")]
+    State { id: Id, message: String },
+}

@@ -1,0 +1,209 @@
+//! More processes in a running container.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    fs,
+    sync::Arc,
+    time::Duration,
+};
+
+use hull_proto_agent::agent::ExecRequest;
+use tokio::time::Instant;
+
+use super::{
+    ContainerError, Context, Public,
+    cgroup::Cgroup,
+    child::Action,
+    create::{Created, blocking, owner, write_json},
+    launch::{Launch, Process, launch},
+    process::{Ended, Subject, follow},
+    spec,
+};
+use crate::{
+    ident::Id,
+    stdio::{InputEnd, Stdio, Wanted},
+};
+
+/// Ended execs whose output the host has not fetched; more are dropped.
+const UNFETCHED: usize = 16;
+/// Ended execs that are remembered, so that a repeated request does not run
+/// the command again.
+const REMEMBERED: usize = 256;
+
+/// The execs of one container.
+#[derive(Debug, Default)]
+pub(crate) struct Execs {
+    all: HashMap<Id, Exec>,
+    /// Ids of `all` in the order of their start.
+    order: VecDeque<Id>,
+    /// Ids and pids of execs that are no longer in `all`.
+    past: VecDeque<(Id, i32)>,
+    started: u64,
+}
+
+#[derive(Debug)]
+struct Exec {
+    request: ExecRequest,
+    process: Process,
+    stdio: Arc<Stdio>,
+    ended: Ended,
+}
+
+impl Exec {
+    fn ended(&self) -> bool {
+        self.ended.borrow().is_some()
+    }
+}
+
+impl Execs {
+    /// Returns the process of a known exec.
+    pub(crate) fn process(&self, id: &Id) -> Option<&Process> {
+        self.all.get(id).map(|exec| &exec.process)
+    }
+
+    /// Returns whether `id` ran and is gone.
+    pub(crate) fn is_past(&self, id: &Id) -> bool {
+        self.past.iter().any(|(past, _)| past == id)
+    }
+
+    /// Starts the command of `request` and returns its pid.
+    pub(crate) async fn start(
+        &mut self,
+        context: &Context,
+        container: &Id,
+        created: &Created,
+        public: &Public,
+        request: ExecRequest,
+    ) -> Result<i32, ContainerError> {
+        let id = Id::parse("exec id", &request.exec_id)?;
+        if let Some(known) = self.all.get(&id) {
+            return if known.request == request {
+                Ok(known.process.pid.as_raw())
+            } else {
+                Err(ContainerError::ExecExists(id))
+            };
+        }
+        if let Some((_, pid)) = self.past.iter().find(|(past, _)| *past == id) {
+            return Ok(*pid);
+        }
+        self.forget(public);
+        let timeout = request.timeout_ms;
+        let deadline = (timeout > 0).then(|| Instant::now() + Duration::from_millis(timeout));
+
+        let (process, seccomp) =
+            spec::exec_process(&created.spec, request.args.clone(), request.tty)?;
+        self.started += 1;
+        let name = format!("hull.exec.{}", self.started);
+        let dir = context.layout.container(container);
+        let file = dir.join(format!("{name}.json"));
+        let cgroup_path = created.made.cgroup.path().join(&name);
+        let (cgroup, file) = blocking(move || {
+            write_json(&file, &process)?;
+            let cgroup =
+                Cgroup::create(cgroup_path.clone()).map_err(|source| ContainerError::File {
+                    action: "make cgroup",
+                    path: cgroup_path,
+                    source,
+                })?;
+            Ok((cgroup, file))
+        })
+        .await?;
+
+        let (stdio, ends) = Stdio::new(Wanted {
+            tty: request.tty,
+            stdin: request.stdin,
+            end: InputEnd::Closes,
+        })
+        .map_err(ContainerError::Stdio)?;
+        let launched = launch(
+            &context.reaper,
+            Launch {
+                state: dir,
+                action: Action::Exec {
+                    process: file.clone(),
+                    cgroup: name,
+                    seccomp: seccomp.map(Box::new),
+                },
+                stdio: &stdio,
+                ends,
+                consoles: context.layout.consoles(),
+                uid: owner(&created.spec, &created.made.user),
+            },
+        )
+        .await;
+        let _ = fs::remove_file(file);
+        let launched = match launched {
+            Ok(launched) => launched,
+            Err(source) => {
+                stdio.abandon();
+                undo(&cgroup).await;
+                let id = container.clone();
+                return Err(ContainerError::Exec { id, source });
+            }
+        };
+        // libcontainer waited for the command's execution, so the outcome that
+        // came with the process holds nothing new.
+        drop(launched.outcome);
+        let pid = launched.process.pid.as_raw();
+        let ended = follow(
+            Subject {
+                container: container.clone(),
+                exec: Some(id.clone()),
+                exit: launched.exit,
+                executed: None,
+                stdio: Arc::clone(&stdio),
+                cgroup,
+                container_cgroup: created.made.cgroup.clone(),
+                deadline,
+                kill_on_detach: request.kill_on_detach,
+            },
+            Arc::clone(&context.events),
+        );
+        public
+            .stdio()
+            .insert(id.as_str().to_owned(), Arc::clone(&stdio));
+        self.order.push_back(id.clone());
+        self.all.insert(
+            id,
+            Exec {
+                request,
+                process: launched.process,
+                stdio,
+                ended,
+            },
+        );
+        Ok(pid)
+    }
+
+    /// Drops ended execs that the host has all output of, and the oldest of the
+    /// others when there are too many.
+    fn forget(&mut self, public: &Public) {
+        let ended: Vec<Id> = self
+            .order
+            .iter()
+            .filter(|id| self.all.get(id).is_some_and(Exec::ended))
+            .cloned()
+            .collect();
+        let fetched = |id: &Id| self.all.get(id).is_some_and(|e| e.stdio.finished());
+        let (mut gone, unfetched): (Vec<_>, Vec<_>) = ended.into_iter().partition(fetched);
+        let excess = unfetched.len().saturating_sub(UNFETCHED);
+        gone.extend(unfetched.into_iter().take(excess));
+        for id in gone {
+            if let Some(exec) = self.all.remove(&id) {
+                public.stdio().remove(id.as_str());
+                self.past.push_back((id, exec.process.pid.as_raw()));
+            }
+        }
+        self.order.retain(|id| self.all.contains_key(id));
+        while self.past.len() > REMEMBERED {
+            self.past.pop_front();
+        }
+    }
+}
+
+/// Removes the cgroup of an exec that failed.
+async fn undo(cgroup: &Cgroup) {
+    let _ = cgroup.kill();
+    cgroup.empty().await;
+    let _ = cgroup.remove();
+}

@@ -1,0 +1,173 @@
+//! Follows one process of a container from its start to its `Exited` event.
+
+use std::{sync::Arc, time::Duration};
+
+use hull_proto_agent::agent::{Exited, event::Kind};
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep_until, timeout},
+};
+use tracing::{debug, warn};
+
+use super::{
+    cgroup::Cgroup,
+    launch::{ExecOutcome, LaunchError},
+};
+use crate::{
+    events::Events,
+    ident::Id,
+    reaper::{Exit, ExitStatus},
+    stdio::Stdio,
+    time,
+};
+
+/// How long others may hold the pipes of a process that ended.
+const DRAIN: Duration = Duration::from_secs(2);
+/// How long an exec may be without any connection before it counts as left.
+const DETACH_GRACE: Duration = Duration::from_secs(2);
+
+/// The end of a process; `None` while it runs.
+pub(crate) type Ended = watch::Receiver<Option<Exited>>;
+
+/// Whether a process executed its command; `None` while it waits for its start.
+pub(crate) type Executed = watch::Receiver<Option<Result<(), StartFailure>>>;
+
+/// Why a command was not executed.
+#[derive(Debug, Clone, thiserror::Error, PartialEq, Eq)]
+#[error("{message}")]
+pub(crate) struct StartFailure {
+    pub(crate) message: String,
+    /// The exit code that a shell gives in this case.
+    pub(crate) code: i32,
+}
+
+impl From<LaunchError> for StartFailure {
+    fn from(error: LaunchError) -> Self {
+        let code = match error {
+            LaunchError::Exec {
+                errno: libc::ENOENT,
+                ..
+            } => 127,
+            LaunchError::Exec { .. } => 126,
+            _ => 128,
+        };
+        Self {
+            message: super::child::chain(&error),
+            code,
+        }
+    }
+}
+
+/// Passes the outcome of a start on to all who ask.
+pub(crate) fn watch_outcome(outcome: ExecOutcome) -> Executed {
+    let (tx, rx) = watch::channel(None);
+    tokio::spawn(async move {
+        let result = outcome.wait().await.map_err(StartFailure::from);
+        tx.send_replace(Some(result));
+    });
+    rx
+}
+
+/// A process to follow.
+#[derive(Debug)]
+pub(crate) struct Subject {
+    pub(crate) container: Id,
+    /// `None`: the container's first process.
+    pub(crate) exec: Option<Id>,
+    pub(crate) exit: Exit,
+    pub(crate) executed: Option<Executed>,
+    pub(crate) stdio: Arc<Stdio>,
+    /// What dies with it: the whole container, or nothing but the exec.
+    pub(crate) cgroup: Cgroup,
+    /// Where the kernel counts what it killed for lack of memory.
+    pub(crate) container_cgroup: Cgroup,
+    pub(crate) deadline: Option<Instant>,
+    pub(crate) kill_on_detach: bool,
+}
+
+/// Follows `subject` in a task of its own.
+pub(crate) fn follow(subject: Subject, events: Arc<Events>) -> Ended {
+    let (tx, rx) = watch::channel(None);
+    tokio::spawn(async move {
+        let exited = subject.wait().await;
+        debug!(?exited, "process ended");
+        // State first: who reacts to the event must see it.
+        tx.send_replace(Some(exited.clone()));
+        events.publish(Kind::Exited(exited));
+    });
+    rx
+}
+
+impl Subject {
+    async fn wait(mut self) -> Exited {
+        let oom_before = self.container_cgroup.oom_kills();
+        let (status, timed_out) = self.end().await;
+        let at_ns = time::real_ns();
+        if self.exec.is_none() {
+            // Nothing of a container outlives its first process, also in a
+            // shared pid namespace, where the kernel does not see to it.
+            if let Err(error) = self.cgroup.kill() {
+                warn!(container = %self.container, %error, "kill what is left of a container");
+            }
+            self.cgroup.empty().await;
+        }
+        let (stdout_bytes, stderr_bytes) = self.stdio.finish(DRAIN).await;
+        let base = if self.exec.is_none() { 0 } else { oom_before };
+        let oom_killed = status.code() == 137 && self.container_cgroup.oom_kills() > base;
+        let code = match self.start_failure().await {
+            Some(failure) => failure.code,
+            None => status.code(),
+        };
+        if self.exec.is_some() {
+            // Its background processes may live on; then a later call removes it.
+            let _ = self.cgroup.remove();
+        }
+        Exited {
+            container_id: self.container.to_string(),
+            exec_id: self.exec.as_ref().map(Id::to_string).unwrap_or_default(),
+            code,
+            signal: status.signal(),
+            oom_killed,
+            timed_out,
+            stdout_bytes,
+            stderr_bytes,
+            at_ns,
+            ..Exited::default()
+        }
+    }
+
+    /// Waits for the end, or brings it about.
+    async fn end(&mut self) -> (ExitStatus, bool) {
+        let deadline = async {
+            match self.deadline {
+                Some(deadline) => sleep_until(deadline).await,
+                None => std::future::pending().await,
+            }
+        };
+        let detached = async {
+            if self.kill_on_detach {
+                self.stdio.detached(DETACH_GRACE).await;
+            } else {
+                std::future::pending().await
+            }
+        };
+        let lost = ExitStatus::Exited(255);
+        let timed_out = tokio::select! {
+            status = &mut self.exit => return (status.unwrap_or(lost), false),
+            () = deadline => true,
+            () = detached => false,
+        };
+        if let Err(error) = self.cgroup.kill() {
+            warn!(container = %self.container, exec = ?self.exec, %error, "kill an exec");
+        }
+        ((&mut self.exit).await.unwrap_or(lost), timed_out)
+    }
+
+    /// The process is gone, so its outcome is known now.
+    async fn start_failure(&mut self) -> Option<StartFailure> {
+        let executed = self.executed.as_mut()?;
+        let known = timeout(DRAIN, executed.wait_for(Option::is_some)).await;
+        let known = known.ok()?.ok()?.clone();
+        known.and_then(Result::err)
+    }
+}

@@ -1,0 +1,183 @@
+//! A container's root file system: read-only layers, and a writable one above.
+
+use std::{
+    fs, io,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+};
+
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+
+/// What a root is made of.
+#[derive(Debug)]
+pub(crate) struct Layers {
+    /// Mounted layers, lowest first.
+    pub(crate) lower: Vec<PathBuf>,
+    /// Directory for the writable layer; `None`: read-only.
+    pub(crate) writable: Option<PathBuf>,
+}
+
+/// Why a root could not be made.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum RootfsError {
+    #[error("a container needs at least one layer")]
+    NoLayer,
+    #[error("make directory {path}")]
+    Directory {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("mount root file system on {path}")]
+    Mount {
+        path: PathBuf,
+        #[source]
+        source: nix::Error,
+    },
+}
+
+/// A mounted root.
+#[derive(Debug)]
+pub(crate) struct Rootfs {
+    path: PathBuf,
+    /// Directory of the writable layer, removed with the root.
+    writable: Option<PathBuf>,
+}
+
+impl Rootfs {
+    /// Mounts `layers` on `path`.
+    pub(crate) fn assemble(path: PathBuf, layers: Layers) -> Result<Self, RootfsError> {
+        let top = layers.lower.last().ok_or(RootfsError::NoLayer)?;
+        make_dir(&path)?;
+        let made = match &layers.writable {
+            Some(writable) => overlay(&path, &layers.lower, Some(writable)),
+            None if layers.lower.len() == 1 => bind_read_only(top, &path),
+            None => overlay(&path, &layers.lower, None),
+        };
+        let rootfs = Self {
+            path,
+            writable: layers.writable,
+        };
+        match made {
+            Ok(()) => Ok(rootfs),
+            Err(e) => {
+                // The first failure says more than a failed clean-up of nothing.
+                let _ = rootfs.remove();
+                Err(e)
+            }
+        }
+    }
+
+    /// Returns where it is mounted.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Returns the directory with the container's changes.
+    pub(crate) fn upper(&self) -> Option<PathBuf> {
+        self.writable.as_ref().map(|w| w.join("upper"))
+    }
+
+    /// Unmounts it and removes the writable layer.
+    pub(crate) fn remove(&self) -> io::Result<()> {
+        match umount2(&self.path, MntFlags::MNT_DETACH) {
+            Ok(()) | Err(nix::Error::EINVAL | nix::Error::ENOENT) => {}
+            Err(e) => return Err(e.into()),
+        }
+        remove_if_there(fs::remove_dir(&self.path))?;
+        match &self.writable {
+            Some(writable) => remove_if_there(fs::remove_dir_all(writable)),
+            None => Ok(()),
+        }
+    }
+}
+
+fn remove_if_there(result: io::Result<()>) -> io::Result<()> {
+    match result {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        result => result,
+    }
+}
+
+fn make_dir(path: &Path) -> Result<(), RootfsError> {
+    fs::create_dir_all(path).map_err(|source| RootfsError::Directory {
+        path: path.to_owned(),
+        source,
+    })
+}
+
+fn overlay(path: &Path, lower: &[PathBuf], writable: Option<&PathBuf>) -> Result<(), RootfsError> {
+    let mut options = lower_option(lower);
+    if let Some(writable) = writable {
+        let (upper, work) = (writable.join("upper"), writable.join("work"));
+        make_dir(&upper)?;
+        make_dir(&work)?;
+        // The upper directory becomes "/" of the container.
+        fs::set_permissions(&upper, fs::Permissions::from_mode(0o755)).map_err(|source| {
+            RootfsError::Directory {
+                path: upper.clone(),
+                source,
+            }
+        })?;
+        options.push_str(&format!(
+            ",upperdir={},workdir={}",
+            upper.display(),
+            work.display()
+        ));
+    }
+    mount(
+        Some("overlay"),
+        path,
+        Some("overlay"),
+        MsFlags::empty(),
+        Some(options.as_str()),
+    )
+    .map_err(|source| RootfsError::Mount {
+        path: path.to_owned(),
+        source,
+    })
+}
+
+/// overlayfs wants the highest layer first.
+fn lower_option(lower: &[PathBuf]) -> String {
+    let paths: Vec<_> = lower.iter().rev().map(|p| p.display().to_string()).collect();
+    format!("lowerdir={}", paths.join(":"))
+}
+
+fn bind_read_only(source: &Path, path: &Path) -> Result<(), RootfsError> {
+    let step = |from: Option<&Path>, flags| {
+        mount(from, path, None::<&str>, flags, None::<&str>).map_err(|source| RootfsError::Mount {
+            path: path.to_owned(),
+            source,
+        })
+    };
+    step(Some(source), MsFlags::MS_BIND)?;
+    step(
+        None,
+        MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY,
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_highest_layer_comes_first() {
+        let lower = [PathBuf::from("/base"), PathBuf::from("/top")];
+        assert_eq!(lower_option(&lower), "lowerdir=/top:/base");
+    }
+
+    #[test]
+    fn a_root_without_layers_is_refused() {
+        let layers = Layers {
+            lower: Vec::new(),
+            writable: None,
+        };
+        let dir = tempfile::tempdir().unwrap();
+        assert!(matches!(
+            Rootfs::assemble(dir.path().join("r"), layers),
+            Err(RootfsError::NoLayer)
+        ));
+    }
+}

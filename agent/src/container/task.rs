@@ -1,0 +1,399 @@
+//! The task that owns one container.
+//!
+//! ```text
+//!   create ──▶ created ──start──▶ running ──┐
+//!     │           │                         │ first process ends
+//!     ▼           └────── killed ───────────┴──▶ stopped ──delete──▶ gone
+//!  gone (undone)
+//! ```
+//! The state is not stored: whether the first process ended says one half,
+//! whether it was let go the other.
+
+use std::{io, os::unix::fs::OpenOptionsExt, path::Path, sync::Arc, time::Duration};
+
+use hull_proto_agent::agent::{CreateRequest, ExecRequest};
+use libcgroups::common::{
+    AnyCgroupManager, CgroupConfig, CgroupManager, ControllerOpt, create_cgroup_manager,
+};
+use libcontainer::{
+    container::{Container as Record, ContainerStatus},
+    oci_spec::runtime::LinuxResources,
+};
+use tokio::{io::AsyncWriteExt, net::UnixStream, sync::mpsc, time::timeout};
+use tracing::{info, warn};
+
+use super::{
+    ContainerError, Context, Made, Public, Reply,
+    create::{Created, blocking, create, state_dir},
+    exec::Execs,
+    process::StartFailure,
+};
+use crate::ident::Id;
+
+/// How long a killed container may take to end.
+const KILL_TIMEOUT: Duration = Duration::from_secs(20);
+/// How long the first process may take to execute its command.
+const START_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// What the host can ask of a container.
+#[derive(Debug)]
+pub(crate) enum Command {
+    /// Answers when the container is made.
+    Created(Reply<Made>),
+    Start(Reply<()>),
+    Signal {
+        exec: Option<Id>,
+        signal: i32,
+        all: bool,
+        reply: Reply<()>,
+    },
+    Delete {
+        force: bool,
+        reply: Reply<()>,
+    },
+    Exec {
+        request: Box<ExecRequest>,
+        reply: Reply<i32>,
+    },
+    Update {
+        resources: Box<LinuxResources>,
+        reply: Reply<()>,
+    },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    Created,
+    Running,
+    Stopped,
+}
+
+impl State {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Created => "created",
+            Self::Running => "running",
+            Self::Stopped => "stopped",
+        }
+    }
+}
+
+/// Makes the container and serves `queue` until it is deleted. Returns the
+/// queue, so that the caller can close it after giving up the name.
+pub(crate) async fn run(
+    context: Arc<Context>,
+    id: Id,
+    request: Arc<CreateRequest>,
+    target: Option<i32>,
+    public: Arc<Public>,
+    mut queue: mpsc::Receiver<Command>,
+) -> mpsc::Receiver<Command> {
+    let created = match create(&context, &id, &request, target).await {
+        Ok(created) => created,
+        Err(e) => {
+            refuse_creation(&mut queue, e).await;
+            return queue;
+        }
+    };
+    info!(container = %id, pid = created.made.pid, "created");
+    public
+        .stdio()
+        .insert(String::new(), Arc::clone(&created.stdio));
+    let _ = public.made.set(created.made.clone());
+    let mut task = Task {
+        context,
+        id,
+        public,
+        created,
+        started: None,
+        execs: Execs::default(),
+    };
+    while let Some(command) = queue.recv().await {
+        if task.serve(command).await == Next::End {
+            break;
+        }
+    }
+    queue
+}
+
+/// Gives the reason to the first who asked for the container.
+async fn refuse_creation(queue: &mut mpsc::Receiver<Command>, error: ContainerError) {
+    warn!(
+        error = &error as &dyn std::error::Error,
+        "create a container"
+    );
+    if let Some(Command::Created(reply)) = queue.recv().await {
+        let _ = reply.send(Err(error));
+    }
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Next {
+    Serve,
+    End,
+}
+
+#[derive(Debug)]
+struct Task {
+    context: Arc<Context>,
+    id: Id,
+    public: Arc<Public>,
+    created: Created,
+    /// How the start went, if there was one.
+    started: Option<Result<(), StartFailure>>,
+    execs: Execs,
+}
+
+impl Task {
+    /// Serves one command. Who asked may be gone: the effect is what counts.
+    async fn serve(&mut self, command: Command) -> Next {
+        match command {
+            Command::Created(reply) => drop(reply.send(Ok(self.created.made.clone()))),
+            Command::Start(reply) => drop(reply.send(self.start().await)),
+            Command::Signal {
+                exec,
+                signal,
+                all,
+                reply,
+            } => drop(reply.send(self.signal(exec.as_ref(), signal, all))),
+            Command::Exec { request, reply } => drop(reply.send(self.exec(*request).await)),
+            Command::Update { resources, reply } => {
+                drop(reply.send(self.update(*resources).await));
+            }
+            Command::Delete { force, reply } => {
+                let result = self.delete(force).await;
+                let next = if result.is_ok() { Next::End } else { Next::Serve };
+                let _ = reply.send(result);
+                return next;
+            }
+        }
+        Next::Serve
+    }
+
+    fn state(&self) -> State {
+        if self.created.ended.borrow().is_some() {
+            State::Stopped
+        } else if self.started.is_some() {
+            State::Running
+        } else {
+            State::Created
+        }
+    }
+
+    fn want(&self, wanted: State) -> Result<(), ContainerError> {
+        let state = self.state();
+        if state == wanted {
+            return Ok(());
+        }
+        Err(ContainerError::WrongState {
+            id: self.id.clone(),
+            state: state.name(),
+            wanted: wanted.name(),
+        })
+    }
+
+    /// Lets the first process execute its command and waits until it did.
+    async fn start(&mut self) -> Result<(), ContainerError> {
+        let started = match &self.started {
+            Some(started) => started.clone(),
+            None => {
+                self.want(State::Created)?;
+                let started = self.let_go().await?;
+                self.started = Some(started.clone());
+                started
+            }
+        };
+        started.map_err(|source| ContainerError::Start {
+            id: self.id.clone(),
+            source,
+        })
+    }
+
+    async fn let_go(&mut self) -> Result<Result<(), StartFailure>, ContainerError> {
+        let state = state_dir(&self.context.layout.container(&self.id));
+        if let Err(source) = notify(&state).await {
+            let id = self.id.clone();
+            return Err(ContainerError::Notify { id, source });
+        }
+        let mut executed = self.created.executed.clone();
+        let known = async {
+            let known = executed.wait_for(Option::is_some).await;
+            known.map(|known| known.clone()).ok().flatten()
+        };
+        let outcome = match timeout(START_TIMEOUT, known).await {
+            Ok(Some(outcome)) => outcome,
+            Ok(None) | Err(_) => Err(StartFailure {
+                message: "the command was not executed in time".to_owned(),
+                code: 128,
+            }),
+        };
+        if outcome.is_err() {
+            // It ends by itself; a start that failed is a container that stopped.
+            let _ = self.created.init.signal(libc::SIGKILL);
+            let mut ended = self.created.ended.clone();
+            let _ = timeout(KILL_TIMEOUT, ended.wait_for(Option::is_some)).await;
+            return Ok(outcome);
+        }
+        self.record_running(&state).await?;
+        info!(container = %self.id, "started");
+        Ok(outcome)
+    }
+
+    /// libcontainer lets processes join only what its record calls running.
+    async fn record_running(&self, state: &Path) -> Result<(), ContainerError> {
+        let (id, state) = (self.id.clone(), state.to_owned());
+        blocking(move || {
+            let record = || -> Result<(), libcontainer::error::LibcontainerError> {
+                let mut record = Record::load(state)?;
+                record.set_status(ContainerStatus::Running).save()
+            };
+            record().map_err(|e| ContainerError::State {
+                id,
+                message: super::child::chain(&e),
+            })
+        })
+        .await
+    }
+
+    fn signal(&self, exec: Option<&Id>, signal: i32, all: bool) -> Result<(), ContainerError> {
+        let failed = |source| ContainerError::Signal {
+            id: self.id.clone(),
+            source,
+        };
+        if all {
+            return self.signal_all(signal).map_err(failed);
+        }
+        let process = match exec {
+            None => &self.created.init,
+            Some(exec) => match self.execs.process(exec) {
+                Some(process) => process,
+                None if self.execs.is_past(exec) => return Ok(()),
+                None => {
+                    return Err(ContainerError::NoProcess {
+                        container: self.id.to_string(),
+                        exec: exec.to_string(),
+                    });
+                }
+            },
+        };
+        process.signal(signal).map_err(failed)
+    }
+
+    fn signal_all(&self, signal: i32) -> io::Result<()> {
+        let cgroup = &self.created.made.cgroup;
+        if signal == libc::SIGKILL {
+            return cgroup.kill();
+        }
+        let signal = nix::sys::signal::Signal::try_from(signal)?;
+        for pid in cgroup.processes()? {
+            // Who is gone meanwhile needs no signal.
+            let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), signal);
+        }
+        Ok(())
+    }
+
+    async fn exec(&mut self, request: ExecRequest) -> Result<i32, ContainerError> {
+        self.want(State::Running)?;
+        self.execs
+            .start(
+                &self.context,
+                &self.id,
+                &self.created,
+                &self.public,
+                request,
+            )
+            .await
+    }
+
+    async fn update(&self, resources: LinuxResources) -> Result<(), ContainerError> {
+        if self.state() == State::Stopped {
+            self.want(State::Running)?;
+        }
+        let (id, path) = (self.id.clone(), self.context.layout.oci_cgroup(&self.id));
+        blocking(move || {
+            let failed = |message: String| ContainerError::Update {
+                id: id.clone(),
+                message,
+            };
+            let manager: AnyCgroupManager = create_cgroup_manager(CgroupConfig {
+                cgroup_path: path,
+                systemd_cgroup: false,
+                container_name: id.to_string(),
+            })
+            .map_err(|e| failed(super::child::chain(&e)))?;
+            let change = ControllerOpt {
+                resources: &resources,
+                disable_oom_killer: false,
+                oom_score_adj: None,
+                freezer_state: None,
+            };
+            manager
+                .apply(&change)
+                .map_err(|e| failed(super::child::chain(&e)))
+        })
+        .await
+    }
+
+    async fn delete(&mut self, force: bool) -> Result<(), ContainerError> {
+        if self.state() != State::Stopped {
+            if !force {
+                self.want(State::Stopped)?;
+            }
+            self.kill().await?;
+        }
+        let cgroup = &self.created.made.cgroup;
+        if !cgroup.empty().await {
+            return Err(ContainerError::Unkillable(self.id.clone()));
+        }
+        // The streams end with the container.
+        self.public.stdio().clear();
+        if let Some(mut remains) = self.created.remains.take() {
+            let (remains, removed) = blocking(move || {
+                let removed = remains.remove();
+                Ok((remains, removed))
+            })
+            .await?;
+            if removed.is_err() {
+                // The next call tries again.
+                self.created.remains = Some(remains);
+            }
+            removed?;
+        }
+        info!(container = %self.id, "deleted");
+        Ok(())
+    }
+
+    async fn kill(&mut self) -> Result<(), ContainerError> {
+        let failed = |source| ContainerError::Signal {
+            id: self.id.clone(),
+            source,
+        };
+        self.created.made.cgroup.kill().map_err(failed)?;
+        self.created.init.signal(libc::SIGKILL).map_err(failed)?;
+        let mut ended = self.created.ended.clone();
+        match timeout(KILL_TIMEOUT, ended.wait_for(Option::is_some)).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(_)) | Err(_) => Err(ContainerError::Unkillable(self.id.clone())),
+        }
+    }
+}
+
+/// Tells the first process of a container to go on, as libcontainer's
+/// `NotifySocket` does, but without changing the working directory of a process
+/// with threads.
+async fn notify(state: &Path) -> io::Result<()> {
+    use std::os::fd::AsRawFd;
+    // Socket addresses hold 107 bytes; a directory of any name fits this way.
+    let dir = std::fs::OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_PATH | libc::O_DIRECTORY)
+        .open(state)?;
+    let path = format!(
+        "/proc/self/fd/{}/{}",
+        dir.as_raw_fd(),
+        libcontainer::notify_socket::NOTIFY_FILE
+    );
+    let mut socket = UnixStream::connect(path).await?;
+    socket.write_all(b"start container").await?;
+    socket.shutdown().await
+}

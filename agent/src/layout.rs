@@ -1,0 +1,76 @@
+//! Where everything lies in the guest.
+
+use std::path::{Path, PathBuf};
+
+use crate::ident::Id;
+
+/// The agent's directories. The defaults are the guest's; tests move them.
+#[derive(Debug, Clone)]
+pub(crate) struct Layout {
+    /// `/run/hull`: everything that the agent keeps.
+    run: PathBuf,
+    /// Name of the cgroup above all containers, relative to [`CGROUP_ROOT`].
+    pod_cgroup: String,
+}
+
+/// Where cgroup2 is mounted; libcontainer knows no other place.
+pub(crate) const CGROUP_ROOT: &str = "/sys/fs/cgroup";
+
+impl Default for Layout {
+    fn default() -> Self {
+        Self::new(PathBuf::from("/run/hull"), "hull".to_owned())
+    }
+}
+
+impl Layout {
+    /// Uses `run` for files and `pod_cgroup` as the cgroup above all containers.
+    pub(crate) fn new(run: PathBuf, pod_cgroup: String) -> Self {
+        Self { run, pod_cgroup }
+    }
+
+    /// Where the storage `id` is mounted.
+    pub(crate) fn storage(&self, id: &Id) -> PathBuf {
+        self.run.join("storage").join(id)
+    }
+
+    /// The file set `set`.
+    pub(crate) fn files(&self, set: &str) -> PathBuf {
+        self.run.join("files").join(set)
+    }
+
+    /// The state of container `id`.
+    pub(crate) fn container(&self, id: &Id) -> PathBuf {
+        self.run.join("containers").join(id)
+    }
+
+    /// Writable layers of a pod without a scratch disk.
+    pub(crate) fn memory_scratch(&self) -> PathBuf {
+        self.run.join("scratch")
+    }
+
+    /// The pod's shared memory, bound to `/dev/shm` of its containers.
+    pub(crate) fn shm(&self) -> PathBuf {
+        self.run.join("shm")
+    }
+
+    /// Sockets that terminals are handed over through. Kept short: socket
+    /// addresses hold 107 bytes.
+    pub(crate) fn consoles(&self) -> PathBuf {
+        self.run.join("tty")
+    }
+
+    /// The cgroup above all containers.
+    pub(crate) fn pod_cgroup(&self) -> PathBuf {
+        Path::new(CGROUP_ROOT).join(&self.pod_cgroup)
+    }
+
+    /// The cgroup of container `id`.
+    pub(crate) fn cgroup(&self, id: &Id) -> PathBuf {
+        self.pod_cgroup().join(id)
+    }
+
+    /// The cgroup of container `id` as the OCI spec names it.
+    pub(crate) fn oci_cgroup(&self, id: &Id) -> PathBuf {
+        Path::new("/").join(&self.pod_cgroup).join(id)
+    }
+}

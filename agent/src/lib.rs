@@ -1,0 +1,232 @@
+//! `hull-agent`: PID 1 of a pod's microVM.
+//!
+//! It brings the guest up ([`boot`]), gives it its identity ([`sandbox`],
+//! [`network`]), attaches what the host plugs in ([`mmio`], [`storage`]), runs
+//! containers ([`container`]) and carries their bytes ([`stdio`]). The host
+//! speaks to it in the contract of `proto/agent` ([`rpc`], [`events`],
+//! [`stats`]) over vsock ([`transport`]). [`reaper`] is the only place that
+//! waits for processes.
+//!
+//! The program has one thread for all of this, and more only for file work.
+//! Whatever has to fork does so in a child process: this program itself, called
+//! with another first argument ([`container::child`], [`container::pause`]).
+//!
+//! Not here: anything that needs another program in the guest. There is none.
+//!
+//! Outside of a guest, `hull-agent --listen unix:DIR` serves the same contract
+//! on `DIR/rpc.sock` and `DIR/stream.sock`, for tests in a pid and mount
+//! namespace of their own.
+
+#![deny(unsafe_code)]
+
+mod boot;
+mod container;
+mod events;
+mod ident;
+mod layout;
+mod log;
+mod mmio;
+mod network;
+mod reaper;
+mod rpc;
+mod sandbox;
+mod shutdown;
+mod stats;
+mod stdio;
+mod storage;
+#[expect(
+    unsafe_code,
+    reason = "system calls without a safe wrapper, each documented"
+)]
+mod sys;
+mod time;
+mod transport;
+
+use std::{env, error::Error, path::PathBuf, process::ExitCode, sync::Arc};
+
+use hull_proto_agent::{RPC_PORT, STREAM_PORT, rpc as contract};
+use tokio::sync::Notify;
+use tracing::{error, info, warn};
+
+use self::{
+    container::{Containers, Context, child, pause},
+    layout::Layout,
+    reaper::Reaper,
+    rpc::Service,
+    sandbox::Sandbox,
+    stdio::server,
+    storage::Storages,
+    transport::Listener,
+};
+
+/// How the program was called.
+#[derive(Debug, PartialEq, Eq)]
+enum Call {
+    /// As PID 1 of a guest.
+    Guest,
+    /// For tests: Unix sockets in `dir`.
+    Test {
+        dir: PathBuf,
+    },
+    /// As the helper for one call of libcontainer.
+    Child,
+    PauseOpener,
+    Pause,
+    Version,
+    Wrong,
+}
+
+fn call(mut args: impl Iterator<Item = String>) -> Call {
+    match args.next().as_deref() {
+        Some("container-child") => Call::Child,
+        Some("pause-opener") => Call::PauseOpener,
+        // PID 1 too, of the pod's pid namespace.
+        Some("pause") => Call::Pause,
+        Some("--version") => Call::Version,
+        Some("--listen") => match args.next().as_deref().and_then(|a| a.strip_prefix("unix:")) {
+            Some(dir) => Call::Test {
+                dir: PathBuf::from(dir),
+            },
+            None => Call::Wrong,
+        },
+        // The kernel hands on words of its command line that it does not know.
+        _ if std::process::id() == 1 => Call::Guest,
+        _ => Call::Wrong,
+    }
+}
+
+/// Runs the agent, or the part of it that the arguments name.
+#[must_use]
+pub fn main() -> ExitCode {
+    let kernel_ns = time::boot_ns();
+    match call(env::args().skip(1)) {
+        Call::Child => child::main(),
+        Call::PauseOpener => pause::opener(),
+        Call::Pause => pause::init(),
+        Call::Version => {
+            println!("hull-agent {}", env!("CARGO_PKG_VERSION"));
+            ExitCode::SUCCESS
+        }
+        Call::Wrong => {
+            eprintln!("usage: hull-agent [--version | --listen unix:DIR]; in a guest it is /init");
+            ExitCode::FAILURE
+        }
+        Call::Guest => finish(guest(kernel_ns)),
+        Call::Test { dir } => finish(outside(kernel_ns, dir)),
+    }
+}
+
+type AnyError = Box<dyn Error>;
+
+fn finish(result: Result<(), AnyError>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            let message = child::chain(e.as_ref());
+            error!("{message}");
+            eprintln!("hull-agent: {message}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The life of PID 1. When it returns, the kernel panics and so ends the VM.
+fn guest(kernel_ns: u64) -> Result<(), AnyError> {
+    boot::mount_all()?;
+    log::start(true);
+    boot::limits();
+    let layout = Layout::default();
+    boot::cgroups(&layout)?;
+    run(kernel_ns, layout, || {
+        Ok((Listener::vsock(RPC_PORT)?, Listener::vsock(STREAM_PORT)?))
+    })?;
+    shutdown::stop();
+    Ok(())
+}
+
+/// The same on a machine that has other things to do.
+fn outside(kernel_ns: u64, dir: PathBuf) -> Result<(), AnyError> {
+    log::start(false);
+    boot::limits();
+    let name = format!("hull-{}", std::process::id());
+    let layout = Layout::new(dir.join("run"), name);
+    boot::cgroups(&layout)?;
+    run(kernel_ns, layout, || {
+        let rpc = Listener::unix(&dir.join("rpc.sock"))?;
+        Ok((rpc, Listener::unix(&dir.join("stream.sock"))?))
+    })
+}
+
+/// Serves the host until it asks for the end.
+fn run(
+    kernel_ns: u64,
+    layout: Layout,
+    listen: impl FnOnce() -> Result<(Listener, Listener), AnyError>,
+) -> Result<(), AnyError> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    runtime.block_on(async {
+        let reaper = Arc::new(Reaper::default());
+        let reaping = tokio::spawn(Arc::clone(&reaper).run());
+        let context = Arc::new(Context {
+            storages: Storages::new(layout.clone()),
+            layout: layout.clone(),
+            reaper,
+            events: Arc::default(),
+            pod_pid: pause::PodPid::default(),
+        });
+        let containers = Arc::new(Containers::new(Arc::clone(&context)));
+        let (rpc, streams) = listen()?;
+        tokio::spawn(server::serve(streams, Arc::clone(&containers) as Arc<_>));
+        let stop = Arc::new(Notify::new());
+        let service = Service {
+            context,
+            containers,
+            sandbox: Arc::new(Sandbox::new(layout)),
+            kernel_ns,
+            ready_ns: time::boot_ns(),
+            stop: Arc::clone(&stop),
+        };
+        let mut server = ttrpc::r#async::Server::new()
+            .add_listener(rpc.into_ttrpc())
+            .register_service(contract::create_agent(Arc::new(service)));
+        server.start().await?;
+        info!("listening");
+        tokio::spawn(async {
+            if let Err(error) = network::loopback().await {
+                warn!(error = &error as &dyn Error, "set up loopback");
+            }
+        });
+        tokio::select! {
+            () = stop.notified() => {}
+            ended = reaping => {
+                ended??;
+            }
+        }
+        // Time for the answer to reach the host.
+        tokio::time::sleep(shutdown::LAST_WORDS).await;
+        Ok(())
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn called(args: &[&str]) -> Call {
+        call(args.iter().map(|a| (*a).to_owned()))
+    }
+
+    #[test]
+    fn the_first_argument_names_the_part() {
+        assert_eq!(called(&["pause"]), Call::Pause);
+        assert_eq!(called(&["container-child"]), Call::Child);
+        assert_eq!(called(&[]), Call::Wrong);
+        assert_eq!(called(&["--listen", "tcp:1"]), Call::Wrong);
+        assert_eq!(
+            called(&["--listen", "unix:/x"]),
+            Call::Test { dir: "/x".into() }
+        );
+    }
+}

@@ -1,0 +1,200 @@
+//! Devices behind virtio-mmio slots.
+//!
+//! The kernel command line declares every slot at boot; an empty one has no
+//! driver bound. To attach a device, the VMM puts it behind the slot and the
+//! agent makes the kernel probe the slot again. Both writes are synchronous.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use tokio::time::{Instant, sleep};
+
+/// How long a disk or link may take to appear after its driver is bound.
+const APPEAR_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Slots that a VM can have at most; a larger number is a mistake.
+const SLOT_LIMIT: u32 = 256;
+
+/// Why a device could not be attached or released.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum DeviceError {
+    #[error("there is no slot {0}")]
+    NoSlot(u32),
+    #[error("probe slot {slot}")]
+    Probe {
+        slot: u32,
+        #[source]
+        source: io::Error,
+    },
+    #[error("slot {0} is empty: no driver took its device")]
+    Empty(u32),
+    #[error("slot {slot} holds no {what}")]
+    Lacks { slot: u32, what: &'static str },
+    #[error("release slot {slot}")]
+    Release {
+        slot: u32,
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// One slot.
+#[derive(Debug, Clone)]
+pub(crate) struct Slot {
+    number: u32,
+    sysfs: PathBuf,
+}
+
+impl Slot {
+    /// Names slot `number`, which must be on the kernel command line.
+    pub(crate) fn new(number: u32) -> Result<Self, DeviceError> {
+        Self::in_sysfs(number, Path::new("/sys"))
+    }
+
+    fn in_sysfs(number: u32, sysfs: &Path) -> Result<Self, DeviceError> {
+        let slot = Self {
+            number,
+            sysfs: sysfs.to_owned(),
+        };
+        if number < SLOT_LIMIT && slot.device().exists() {
+            Ok(slot)
+        } else {
+            Err(DeviceError::NoSlot(number))
+        }
+    }
+
+    fn name(&self) -> String {
+        format!("virtio-mmio.{}", self.number)
+    }
+
+    fn device(&self) -> PathBuf {
+        self.sysfs.join("bus/platform/devices").join(self.name())
+    }
+
+    /// Binds the driver; a bound one stays.
+    pub(crate) fn probe(&self) -> Result<(), DeviceError> {
+        if !self.device().join("driver").exists() {
+            let file = self.sysfs.join("bus/platform/drivers_probe");
+            fs::write(file, self.name()).map_err(|source| DeviceError::Probe {
+                slot: self.number,
+                source,
+            })?;
+        }
+        match self.virtio() {
+            Some(_) => Ok(()),
+            None => Err(DeviceError::Empty(self.number)),
+        }
+    }
+
+    /// Unbinds the driver; a free slot stays free.
+    pub(crate) fn release(&self) -> Result<(), DeviceError> {
+        if !self.device().join("driver").exists() {
+            return Ok(());
+        }
+        let file = self.sysfs.join("bus/platform/drivers/virtio-mmio/unbind");
+        fs::write(file, self.name()).map_err(|source| DeviceError::Release {
+            slot: self.number,
+            source,
+        })
+    }
+
+    /// The directory of the virtio device in the slot.
+    fn virtio(&self) -> Option<PathBuf> {
+        entries(&self.device())
+            .into_iter()
+            .find(|(name, _)| name.starts_with("virtio"))
+            .map(|(_, path)| path)
+    }
+
+    /// Returns the name of the virtio device's driver ("virtio_blk").
+    pub(crate) fn driver(&self) -> Option<String> {
+        let link = fs::read_link(self.virtio()?.join("driver")).ok()?;
+        Some(link.file_name()?.to_str()?.to_owned())
+    }
+
+    /// Waits for the disk in the slot and returns its name ("vdb").
+    pub(crate) async fn disk(&self) -> Result<String, DeviceError> {
+        self.wait_for("block", "disk").await
+    }
+
+    /// Waits for the network link in the slot and returns its name ("eth0").
+    pub(crate) async fn link(&self) -> Result<String, DeviceError> {
+        self.wait_for("net", "network link").await
+    }
+
+    async fn wait_for(&self, class: &str, what: &'static str) -> Result<String, DeviceError> {
+        let deadline = Instant::now() + APPEAR_TIMEOUT;
+        loop {
+            let dir = self.virtio().map(|v| v.join(class));
+            if let Some((name, _)) = dir.and_then(|d| entries(&d).into_iter().next()) {
+                return Ok(name);
+            }
+            if Instant::now() > deadline {
+                let slot = self.number;
+                return Err(DeviceError::Lacks { slot, what });
+            }
+            sleep(Duration::from_millis(2)).await;
+        }
+    }
+}
+
+fn entries(dir: &Path) -> Vec<(String, PathBuf)> {
+    fs::read_dir(dir)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|e| (e.file_name().to_string_lossy().into_owned(), e.path()))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    /// A copy of the parts of sysfs that matter, with a disk in slot 5.
+    fn sysfs() -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        let slot = dir.path().join("bus/platform/devices/virtio-mmio.5");
+        fs::create_dir_all(slot.join("virtio3/block/vdc")).unwrap();
+        symlink("../drivers/virtio-mmio", slot.join("driver")).unwrap();
+        fs::create_dir_all(dir.path().join("bus/platform/devices/drivers/virtio-mmio")).unwrap();
+        symlink("/x/virtio_blk", slot.join("virtio3/driver")).unwrap();
+        fs::create_dir_all(dir.path().join("bus/platform/devices/virtio-mmio.6")).unwrap();
+        fs::write(dir.path().join("bus/platform/drivers_probe"), "").unwrap();
+        dir
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn the_disk_of_a_slot_is_found() {
+        let dir = sysfs();
+        let slot = Slot::in_sysfs(5, dir.path()).unwrap();
+        slot.probe().unwrap();
+        assert_eq!(slot.disk().await.unwrap(), "vdc");
+        assert_eq!(slot.driver().unwrap(), "virtio_blk");
+    }
+
+    #[test]
+    fn an_empty_slot_is_probed_and_named() {
+        let dir = sysfs();
+        let slot = Slot::in_sysfs(6, dir.path()).unwrap();
+        assert!(matches!(slot.probe(), Err(DeviceError::Empty(6))));
+        let probed = fs::read_to_string(dir.path().join("bus/platform/drivers_probe")).unwrap();
+        assert_eq!(probed, "virtio-mmio.6");
+        slot.release().unwrap();
+    }
+
+    #[test]
+    fn a_slot_beyond_the_command_line_is_refused() {
+        let dir = sysfs();
+        assert!(matches!(
+            Slot::in_sysfs(7, dir.path()),
+            Err(DeviceError::NoSlot(7))
+        ));
+        assert!(Slot::in_sysfs(u32::MAX, dir.path()).is_err());
+    }
+}

@@ -1,0 +1,154 @@
+//! The only place that turns errors into ttrpc codes.
+
+use std::error::Error;
+
+use ttrpc::{Code, get_status};
+
+use crate::{
+    container::{ContainerError, child::chain},
+    ident::IdError,
+    mmio::DeviceError,
+    sandbox::{SandboxError, files::FilesError},
+    storage::StorageError,
+};
+
+/// A request that failed: what the host hears.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Refusal {
+    code: Code,
+    message: String,
+}
+
+impl Refusal {
+    /// Something that should not happen.
+    pub(crate) fn internal(message: String) -> Self {
+        Self {
+            code: Code::INTERNAL,
+            message,
+        }
+    }
+}
+
+impl From<Refusal> for ttrpc::Error {
+    fn from(refusal: Refusal) -> Self {
+        Self::RpcStatus(get_status(refusal.code, refusal.message))
+    }
+}
+
+/// An error that knows its code.
+pub(crate) trait Classified: Error + 'static {
+    /// Returns the code of the contract (see `agent.proto`).
+    fn code(&self) -> Code;
+}
+
+/// Turns an error and its causes into a refusal.
+pub(crate) fn status<E: Classified>(error: &E) -> Refusal {
+    Refusal {
+        code: error.code(),
+        message: chain(error),
+    }
+}
+
+/// Refuses a request that can never succeed.
+pub(crate) fn invalid(message: String) -> Refusal {
+    Refusal {
+        code: Code::INVALID_ARGUMENT,
+        message,
+    }
+}
+
+impl Classified for IdError {
+    fn code(&self) -> Code {
+        Code::INVALID_ARGUMENT
+    }
+}
+
+impl Classified for ContainerError {
+    fn code(&self) -> Code {
+        match self {
+            Self::BadId(_) | Self::Spec(_) | Self::User(_) => Code::INVALID_ARGUMENT,
+            Self::NotFound(_) | Self::NoProcess { .. } => Code::NOT_FOUND,
+            Self::Exists(_) | Self::ExecExists(_) => Code::ALREADY_EXISTS,
+            Self::NoStorage(_)
+            | Self::WrongState { .. }
+            | Self::Start { .. }
+            | Self::Exec { .. } => Code::FAILED_PRECONDITION,
+            Self::Rootfs(_)
+            | Self::File { .. }
+            | Self::PodPid(_)
+            | Self::Stdio(_)
+            | Self::Create(_)
+            | Self::Notify { .. }
+            | Self::Signal { .. }
+            | Self::Resize(_)
+            | Self::Unkillable(_)
+            | Self::Update { .. }
+            | Self::State { .. } => Code::INTERNAL,
+        }
+    }
+}
+
+impl Classified for DeviceError {
+    fn code(&self) -> Code {
+        match self {
+            Self::NoSlot(_) => Code::INVALID_ARGUMENT,
+            Self::Empty(_) | Self::Lacks { .. } => Code::FAILED_PRECONDITION,
+            Self::Probe { .. } | Self::Release { .. } => Code::INTERNAL,
+        }
+    }
+}
+
+impl Classified for StorageError {
+    fn code(&self) -> Code {
+        match self {
+            Self::BadId(_) | Self::Option(_) => Code::INVALID_ARGUMENT,
+            Self::Device(e) => e.code(),
+            Self::Exists(_) => Code::ALREADY_EXISTS,
+            Self::Directory { .. } | Self::Mount { .. } | Self::Unmount { .. } => Code::INTERNAL,
+        }
+    }
+}
+
+impl Classified for FilesError {
+    fn code(&self) -> Code {
+        match self {
+            Self::Path(_) | Self::Twice(_) | Self::Reserved => Code::INVALID_ARGUMENT,
+            Self::Write { .. } => Code::INTERNAL,
+        }
+    }
+}
+
+impl Classified for SandboxError {
+    fn code(&self) -> Code {
+        match self {
+            Self::OtherSandbox { .. } => Code::FAILED_PRECONDITION,
+            Self::Sysctl(_) | Self::Hostname(_) => Code::INVALID_ARGUMENT,
+            Self::Clock(_)
+            | Self::Entropy(_)
+            | Self::File { .. }
+            | Self::Shm(_)
+            | Self::Network(_) => Code::INTERNAL,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ident::Id;
+
+    #[test]
+    fn a_refusal_holds_code_and_causes() {
+        let refusal = status(&ContainerError::NotFound(
+            Id::parse("container id", "c1").unwrap(),
+        ));
+        assert_eq!(refusal.code, Code::NOT_FOUND);
+        assert_eq!(refusal.message, "no container c1");
+        let refusal = status(&DeviceError::Probe {
+            slot: 4,
+            source: std::io::Error::other("no driver"),
+        });
+        assert_eq!(refusal.code, Code::INTERNAL);
+        assert_eq!(refusal.message, "probe slot 4: no driver");
+    }
+}

@@ -1,0 +1,177 @@
+//! The pod's identity: everything that `Configure` gives the guest.
+
+pub(crate) mod files;
+mod sysctl;
+
+use std::{
+    fs::{self, File, OpenOptions, Permissions},
+    io::{self, Write},
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+};
+
+use hull_proto_agent::agent::ConfigureRequest;
+use nix::{
+    mount::{MsFlags, mount},
+    sys::time::TimeSpec,
+    time::{ClockId, clock_settime},
+};
+use tokio::sync::Mutex;
+
+use self::sysctl::SysctlError;
+use crate::{
+    layout::Layout,
+    network::{self, NetworkError},
+    sys,
+};
+
+/// Size of `/dev/shm` when the host names none, in bytes.
+const DEFAULT_SHM: u64 = 64 << 20;
+
+/// The file set that belongs to `Configure`.
+pub(crate) const FILE_SET: &str = "sandbox";
+
+/// Why the guest could not be given its identity.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum SandboxError {
+    #[error("this guest is sandbox {known}, not {asked}")]
+    OtherSandbox { known: String, asked: String },
+    #[error("set the clock")]
+    Clock(#[source] nix::Error),
+    #[error("seed the random number generator")]
+    Entropy(#[source] io::Error),
+    #[error("set the host name")]
+    Hostname(#[source] nix::Error),
+    #[error("write {path}")]
+    File {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("mount the pod's shared memory")]
+    Shm(#[source] io::Error),
+    #[error(transparent)]
+    Sysctl(#[from] SysctlError),
+    #[error("set up the network")]
+    Network(#[from] NetworkError),
+}
+
+/// Who this guest is.
+#[derive(Debug)]
+pub(crate) struct Sandbox {
+    layout: Layout,
+    /// Id of the sandbox, once it is known. One configuration at a time.
+    id: Mutex<Option<String>>,
+}
+
+impl Sandbox {
+    /// A guest without identity.
+    pub(crate) fn new(layout: Layout) -> Self {
+        Self {
+            layout,
+            id: Mutex::default(),
+        }
+    }
+
+    /// Makes the guest the sandbox of `request`. Repeating it is harmless.
+    pub(crate) async fn configure(&self, request: &ConfigureRequest) -> Result<(), SandboxError> {
+        let mut id = self.id.lock().await;
+        if let Some(known) = id.as_ref().filter(|known| **known != request.sandbox_id) {
+            return Err(SandboxError::OtherSandbox {
+                known: known.clone(),
+                asked: request.sandbox_id.clone(),
+            });
+        }
+        set_clock(request.realtime_ns)?;
+        seed(&request.entropy).map_err(SandboxError::Entropy)?;
+        if !request.hostname.is_empty() {
+            nix::unistd::sethostname(&request.hostname).map_err(SandboxError::Hostname)?;
+        }
+        self.write_files(request)?;
+        self.mount_shm(request.shm_size)?;
+        // Interfaces first: some sysctls are theirs.
+        network::configure(&request.interfaces, &request.routes, &request.neighbors).await?;
+        for (name, value) in &request.sysctls {
+            sysctl::set(name, value)?;
+        }
+        *id = Some(request.sandbox_id.clone());
+        Ok(())
+    }
+
+    fn write_files(&self, request: &ConfigureRequest) -> Result<(), SandboxError> {
+        let dir = self.layout.files(FILE_SET);
+        let failed = |path: &Path| {
+            let path = path.to_owned();
+            move |source| SandboxError::File { path, source }
+        };
+        fs::create_dir_all(&dir).map_err(failed(&dir))?;
+        let hostname = format!("{}\n", request.hostname);
+        let files = [
+            ("resolv.conf", &request.resolv_conf),
+            ("hosts", &request.hosts),
+            ("hostname", &hostname),
+        ];
+        for (name, text) in files {
+            let path = dir.join(name);
+            write_in_place(&path, text.as_bytes()).map_err(failed(&path))?;
+        }
+        Ok(())
+    }
+
+    fn mount_shm(&self, size: u64) -> Result<(), SandboxError> {
+        let path = self.layout.shm();
+        let size = if size == 0 { DEFAULT_SHM } else { size };
+        let mounted = mount_options(&path)?;
+        fs::create_dir_all(&path).map_err(SandboxError::Shm)?;
+        let mut flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+        if mounted {
+            flags |= MsFlags::MS_REMOUNT;
+        }
+        let data = format!("mode=1777,size={size}");
+        mount(
+            Some("shm"),
+            &path,
+            Some("tmpfs"),
+            flags,
+            Some(data.as_str()),
+        )
+        .map_err(|e| SandboxError::Shm(e.into()))
+    }
+}
+
+/// Returns whether something is mounted on `path`.
+fn mount_options(path: &Path) -> Result<bool, SandboxError> {
+    let table = fs::read_to_string("/proc/self/mountinfo").map_err(SandboxError::Shm)?;
+    let on = |line: &str| line.split(' ').nth(4).map(Path::new) == Some(path);
+    Ok(table.lines().any(on))
+}
+
+/// Containers have these files bound, so their inodes must stay.
+fn write_in_place(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .open(path)?;
+    file.set_permissions(Permissions::from_mode(0o644))?;
+    file.write_all(bytes)
+}
+
+fn set_clock(realtime_ns: u64) -> Result<(), SandboxError> {
+    if realtime_ns == 0 {
+        return Ok(());
+    }
+    let seconds = i64::try_from(realtime_ns / 1_000_000_000).unwrap_or(i64::MAX);
+    let nanos = i64::try_from(realtime_ns % 1_000_000_000).unwrap_or(0);
+    clock_settime(ClockId::CLOCK_REALTIME, TimeSpec::new(seconds, nanos))
+        .map_err(SandboxError::Clock)
+}
+
+fn seed(entropy: &[u8]) -> io::Result<()> {
+    if entropy.is_empty() {
+        return Ok(());
+    }
+    let random = File::options().write(true).open("/dev/random")?;
+    sys::add_entropy(&random, entropy)?;
+    sys::reseed(&random)
+}

@@ -1,0 +1,78 @@
+//! Kernel parameters that a pod asks for.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+/// Why a parameter was not set.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum SysctlError {
+    #[error("{0:?} is no sysctl name")]
+    Name(String),
+    #[error("sysctl {name}={value}")]
+    Write {
+        name: String,
+        value: String,
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Sets the parameter `name`, in dots ("net.core.somaxconn") or slashes.
+pub(crate) fn set(name: &str, value: &str) -> Result<(), SysctlError> {
+    let path = path(name).ok_or_else(|| SysctlError::Name(name.to_owned()))?;
+    fs::write(path, value).map_err(|source| SysctlError::Write {
+        name: name.to_owned(),
+        value: value.to_owned(),
+        source,
+    })
+}
+
+/// Returns the file below `/proc/sys`. As in sysctl(8), the separator that comes
+/// first decides: with slashes, dots belong to names ("net/ipv4/conf/eth0.1/x").
+fn path(name: &str) -> Option<PathBuf> {
+    let slashes = name.find(['.', '/']).is_some_and(|i| name[i..].starts_with('/'));
+    let parts: Vec<&str> = if slashes {
+        name.split('/').collect()
+    } else {
+        name.split('.').collect()
+    };
+    let plain = |part: &&str| {
+        !part.is_empty()
+            && !matches!(*part, "." | "..")
+            && part
+                .bytes()
+                .all(|b| b.is_ascii_alphanumeric() || b"_-.:@*".contains(&b))
+    };
+    if parts.len() < 2 || !parts.iter().all(plain) {
+        return None;
+    }
+    Some(Path::new("/proc/sys").join(parts.join("/")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_spellings_name_the_same_file() {
+        let file = Path::new("/proc/sys/net/core/somaxconn");
+        assert_eq!(path("net.core.somaxconn").unwrap(), file);
+        assert_eq!(path("net/core/somaxconn").unwrap(), file);
+        assert_eq!(
+            path("net/ipv4/conf/eth0.1/forwarding").unwrap(),
+            Path::new("/proc/sys/net/ipv4/conf/eth0.1/forwarding")
+        );
+    }
+
+    #[test]
+    fn nothing_outside_of_proc_sys_can_be_named() {
+        for bad in [
+            "", "x", ".", "..", "a..b", "a/../../x", "../x/y", "/etc/x", "a/./b", "a.b\0c",
+            "a.b c", "net.core.", "a.b/c",
+        ] {
+            assert_eq!(path(bad), None, "{bad}");
+        }
+    }
+}

@@ -1,0 +1,294 @@
+//! Disks that the host attaches: image layers, scratch space, volumes.
+
+use std::{
+    collections::HashMap,
+    fs, io,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use hull_proto_agent::agent::AttachStorageRequest;
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use tokio::time::sleep;
+use tracing::warn;
+
+use crate::{
+    ident::{Id, IdError},
+    layout::Layout,
+    mmio::{DeviceError, Slot},
+};
+
+/// How often a busy mount is tried again: a container's namespace may need a
+/// moment to go.
+const UNMOUNT_TRIES: u32 = 20;
+
+/// Why a storage could not be attached or detached.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum StorageError {
+    #[error(transparent)]
+    BadId(#[from] IdError),
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    #[error("storage {0} is attached with other settings")]
+    Exists(Id),
+    #[error("make directory {path}")]
+    Directory {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("mount {device} ({fstype}) on {path}")]
+    Mount {
+        device: String,
+        fstype: String,
+        path: PathBuf,
+        #[source]
+        source: nix::Error,
+    },
+    #[error("unmount {path}")]
+    Unmount {
+        path: PathBuf,
+        #[source]
+        source: nix::Error,
+    },
+    #[error("mount option {0:?} is not allowed")]
+    Option(String),
+}
+
+/// An attached storage.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Storage {
+    request: AttachStorageRequest,
+    /// "/dev/vdb"; empty for what needs no device.
+    pub(crate) device: String,
+    pub(crate) mount_point: Option<PathBuf>,
+}
+
+/// All attached storages.
+#[derive(Debug)]
+pub(crate) struct Storages {
+    layout: Layout,
+    attached: Mutex<HashMap<Id, Storage>>,
+    /// One attach or detach at a time: they all change the mount table.
+    changing: tokio::sync::Mutex<()>,
+}
+
+impl Storages {
+    /// Starts without storages.
+    pub(crate) fn new(layout: Layout) -> Arc<Self> {
+        Arc::new(Self {
+            layout,
+            attached: Mutex::default(),
+            changing: tokio::sync::Mutex::default(),
+        })
+    }
+
+    fn attached(&self) -> MutexGuard<'_, HashMap<Id, Storage>> {
+        self.attached.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns where `id` is mounted.
+    pub(crate) fn mount_point(&self, id: &Id) -> Option<PathBuf> {
+        self.attached().get(id)?.mount_point.clone()
+    }
+
+    /// Returns where the pod's scratch disk is mounted.
+    pub(crate) fn scratch(&self) -> Option<PathBuf> {
+        let attached = self.attached();
+        let scratch = attached.values().find(|s| s.request.scratch)?;
+        scratch.mount_point.clone()
+    }
+
+    /// Brings up the device and mounts it when it has a file system.
+    pub(crate) async fn attach(
+        &self,
+        request: AttachStorageRequest,
+    ) -> Result<Storage, StorageError> {
+        let id = Id::parse("storage id", &request.id)?;
+        let options = Options::parse(&request)?;
+        let _changing = self.changing.lock().await;
+        if let Some(known) = self.attached().get(&id) {
+            return if known.request == request {
+                Ok(known.clone())
+            } else {
+                Err(StorageError::Exists(id))
+            };
+        }
+        // Memory and directories have no device; all else is behind a slot.
+        let device = if matches!(request.fstype.as_str(), "tmpfs" | "bind") {
+            String::new()
+        } else {
+            let slot = Slot::new(request.slot)?;
+            slot.probe()?;
+            format!("/dev/{}", slot.disk().await?)
+        };
+        let mount_point = if request.fstype.is_empty() {
+            None
+        } else {
+            let path = self.layout.storage(&id);
+            let (fstype, from, at) = (request.fstype.clone(), device.clone(), path.clone());
+            let mounted =
+                tokio::task::spawn_blocking(move || options.mount(&fstype, &from, &at)).await;
+            let mounted = mounted.unwrap_or_else(|e| {
+                Err(StorageError::Directory {
+                    path: path.clone(),
+                    source: io::Error::other(e),
+                })
+            });
+            if let Err(e) = mounted {
+                let _ = fs::remove_dir(&path);
+                return Err(e);
+            }
+            Some(path)
+        };
+        let storage = Storage {
+            request,
+            device,
+            mount_point,
+        };
+        self.attached().insert(id, storage.clone());
+        Ok(storage)
+    }
+
+    /// Unmounts the storage and releases its device; unknown is fine.
+    pub(crate) async fn detach(&self, id: &str) -> Result<(), StorageError> {
+        let id = Id::parse("storage id", id)?;
+        let _changing = self.changing.lock().await;
+        let Some(storage) = self.attached().get(&id).cloned() else {
+            return Ok(());
+        };
+        if let Some(path) = &storage.mount_point {
+            unmount(path).await?;
+            let _ = fs::remove_dir(path);
+        }
+        if !storage.device.is_empty() {
+            Slot::new(storage.request.slot)?.release()?;
+        }
+        self.attached().remove(&id);
+        Ok(())
+    }
+
+    /// Unmounts everything, as far as it goes, before the guest stops.
+    pub(crate) async fn shutdown(&self) {
+        let ids: Vec<_> = self.attached().keys().cloned().collect();
+        for id in ids {
+            let Some(path) = self.mount_point(&id) else {
+                continue;
+            };
+            if let Err(error) = umount2(&path, MntFlags::empty()) {
+                warn!(storage = %id, %error, "unmount");
+            }
+        }
+    }
+}
+
+async fn unmount(path: &Path) -> Result<(), StorageError> {
+    let mut tries = 0;
+    loop {
+        match umount2(path, MntFlags::empty()) {
+            Ok(()) | Err(nix::Error::EINVAL | nix::Error::ENOENT) => return Ok(()),
+            Err(nix::Error::EBUSY) if tries < UNMOUNT_TRIES => {
+                tries += 1;
+                sleep(Duration::from_millis(50)).await;
+            }
+            Err(source) => {
+                let path = path.to_owned();
+                return Err(StorageError::Unmount { path, source });
+            }
+        }
+    }
+}
+
+/// How to mount.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Options {
+    flags: MsFlags,
+    data: String,
+}
+
+impl Options {
+    fn parse(request: &AttachStorageRequest) -> Result<Self, StorageError> {
+        let mut flags = MsFlags::empty();
+        if request.readonly {
+            flags |= MsFlags::MS_RDONLY;
+        }
+        let mut data = Vec::new();
+        for option in &request.options {
+            match option.as_str() {
+                "ro" => flags |= MsFlags::MS_RDONLY,
+                "nodev" => flags |= MsFlags::MS_NODEV,
+                "nosuid" => flags |= MsFlags::MS_NOSUID,
+                "noexec" => flags |= MsFlags::MS_NOEXEC,
+                "noatime" => flags |= MsFlags::MS_NOATIME,
+                "rw" | "" => {}
+                other if other.contains([',', '\0']) => {
+                    return Err(StorageError::Option(other.to_owned()));
+                }
+                other => data.push(other),
+            }
+        }
+        Ok(Self {
+            flags,
+            data: data.join(","),
+        })
+    }
+
+    fn mount(&self, fstype: &str, device: &str, path: &Path) -> Result<(), StorageError> {
+        fs::create_dir_all(path).map_err(|source| StorageError::Directory {
+            path: path.to_owned(),
+            source,
+        })?;
+        let failed = |source| StorageError::Mount {
+            device: device.to_owned(),
+            fstype: fstype.to_owned(),
+            path: path.to_owned(),
+            source,
+        };
+        if fstype == "bind" {
+            // Only tests on a machine without slots use it.
+            let bind = MsFlags::MS_BIND;
+            let none = None::<&str>;
+            mount(Some(self.data.as_str()), path, none, bind, none).map_err(failed)?;
+            let again = bind | MsFlags::MS_REMOUNT | self.flags;
+            return mount(none, path, none, again, none).map_err(failed);
+        }
+        let source = if device.is_empty() { fstype } else { device };
+        mount(
+            Some(source),
+            path,
+            Some(fstype),
+            self.flags,
+            Some(self.data.as_str()),
+        )
+        .map_err(failed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn options(list: &[&str]) -> Result<Options, StorageError> {
+        Options::parse(&AttachStorageRequest {
+            readonly: true,
+            options: list.iter().map(|s| (*s).to_owned()).collect(),
+            ..AttachStorageRequest::default()
+        })
+    }
+
+    #[test]
+    fn flags_and_data_are_told_apart() {
+        let parsed = options(&["nodev", "size=64k", "rw", "mode=700"]).unwrap();
+        assert_eq!(parsed.flags, MsFlags::MS_RDONLY | MsFlags::MS_NODEV);
+        assert_eq!(parsed.data, "size=64k,mode=700");
+    }
+
+    #[test]
+    fn one_option_cannot_smuggle_in_another() {
+        assert!(matches!(
+            options(&["x,y"]),
+            Err(StorageError::Option(o)) if o == "x,y"
+        ));
+    }
+}
