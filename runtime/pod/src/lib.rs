@@ -2,7 +2,7 @@
 //!
 //! Read in this order: [`Pods`] (what callers use), [`spec`] and [`info`] (what goes in and comes
 //! out), `lifecycle` (what may happen when, as pure functions), `driver` (the task that owns a
-//! pod), `bringup` and `teardown` (the stages of a sandbox), `vm` (the VMM process and its control
+//! pod), `bringup` (the stages of a start), `vm` (the VMM process and its control
 //! socket), `guest` (the agent, its events and byte streams), `storage`, `logs`, `oci_spec`,
 //! `record` and `recover` (what outlives the daemon).
 //!
@@ -10,13 +10,28 @@
 
 #![forbid(unsafe_code)]
 
+mod bringup;
+mod clock;
 mod config;
+mod driver;
 mod error;
+mod exec;
+mod guest;
 mod id;
 pub mod info;
+mod lifecycle;
+mod logs;
+mod node;
+mod oci_spec;
 mod pods;
 mod ports;
+mod record;
+mod recover;
+mod registry;
 pub mod spec;
+mod storage;
+mod validate;
+mod vm;
 
 pub use config::PodsConfig;
 pub use error::{ErrorKind, ObjectKind, PodError};

@@ -1,16 +1,25 @@
 //! All pods of this node: what callers use.
 
-use std::{sync::Arc, time::Duration};
+use std::{cmp::Reverse, sync::Arc, time::Duration};
 
-use tokio::sync::broadcast;
+use tokio::sync::{broadcast, oneshot};
 
 use crate::{
+    clock,
     config::PodsConfig,
-    error::PodError,
+    driver::{Command, Driver, Reply},
+    error::{ErrorKind, ObjectKind, PodError},
+    exec,
     id::{ContainerId, PodId},
-    info::{ContainerInfo, ExecOutput, PodEvent, SandboxInfo},
+    info::{ContainerInfo, ContainerState, ExecOutput, PodEvent, SandboxInfo},
+    lifecycle::sandbox::State,
+    node::Node,
     ports::{PodImages, PodNetworking},
+    record::SandboxRecord,
+    recover,
+    registry::{Phase, PodEntry},
     spec::{ContainerSpec, SandboxSpec},
+    validate,
 };
 
 /// The pods of this node. Clones share them.
@@ -18,7 +27,9 @@ use crate::{
 /// An id may be shortened to a unique prefix. An operation goes on when its caller goes away; a
 /// second call with the same specification then joins it.
 #[derive(Debug, Clone)]
-pub struct Pods {}
+pub struct Pods {
+    node: Arc<Node>,
+}
 
 impl Pods {
     /// Opens the records, adopts the pods that still run and removes what nobody owns.
@@ -26,19 +37,60 @@ impl Pods {
     /// # Errors
     /// When the directories or records can't be used.
     pub async fn open(
-        _config: PodsConfig,
-        _images: Arc<dyn PodImages>,
-        _network: Arc<dyn PodNetworking>,
+        config: PodsConfig,
+        images: Arc<dyn PodImages>,
+        network: Arc<dyn PodNetworking>,
     ) -> Result<Self, PodError> {
-        unimplemented!("not written yet")
+        let node = recover::open(config, images, network).await?;
+        Ok(Self { node })
     }
 
     /// Starts a sandbox and returns when it is ready.
     ///
     /// # Errors
-    /// See [`PodError`]; nothing of a sandbox that failed stays.
-    pub async fn run_sandbox(&self, _spec: SandboxSpec) -> Result<PodId, PodError> {
-        unimplemented!("not written yet")
+    /// See [`PodError`]; nothing of a sandbox that failed stays, but for [`PodError::Undo`].
+    pub async fn run_sandbox(&self, spec: SandboxSpec) -> Result<PodId, PodError> {
+        validate::sandbox(&spec)?;
+        let record = SandboxRecord {
+            id: PodId::random(),
+            spec: Arc::new(spec),
+            state: State::Starting,
+            message: String::new(),
+            created_at_ns: clock::now_ns(),
+            network: None,
+            ips: Vec::new(),
+            vm: None,
+            guest: None,
+        };
+        let (driver, new) = Driver::new(Arc::clone(&self.node), record, Phase::Starting);
+        let entry = match self.node.registry.reserve(new.clone())? {
+            Some(other) => other,
+            None => {
+                tokio::spawn(driver.start());
+                new
+            }
+        };
+        let PodEntry {
+            id,
+            mut view,
+            delivered,
+            ..
+        } = entry;
+        let outcome = view
+            .wait_for(|view| !matches!(view.phase, Phase::Starting))
+            .await
+            .map(|view| view.phase.clone());
+        match outcome {
+            Ok(Phase::Up) => {
+                delivered.set();
+                Ok(id)
+            }
+            Ok(Phase::Failed(error)) => Err(error),
+            _ => Err(PodError::precondition(
+                "start the sandbox",
+                "it was removed meanwhile",
+            )),
+        }
     }
 
     /// Ends a sandbox's containers, VM and network. A sandbox that is stopped or unknown is
@@ -46,29 +98,40 @@ impl Pods {
     ///
     /// # Errors
     /// What could not be ended; may be repeated.
-    pub async fn stop_sandbox(&self, _id: &str) -> Result<(), PodError> {
-        unimplemented!("not written yet")
+    pub async fn stop_sandbox(&self, id: &str) -> Result<(), PodError> {
+        let entry = self.node.registry.sandbox(id);
+        absent_is_done(async { ask(&entry?, Command::StopSandbox).await }.await)
     }
 
     /// Stops a sandbox and forgets it with its containers. One that is unknown is removed already.
     ///
     /// # Errors
     /// What could not be removed; may be repeated.
-    pub async fn remove_sandbox(&self, _id: &str) -> Result<(), PodError> {
-        unimplemented!("not written yet")
+    pub async fn remove_sandbox(&self, id: &str) -> Result<(), PodError> {
+        let entry = self.node.registry.sandbox(id);
+        absent_is_done(async { ask(&entry?, Command::RemoveSandbox).await }.await)
     }
 
     /// Tells about a sandbox.
     ///
     /// # Errors
     /// [`PodError::NotFound`], [`PodError::Ambiguous`].
-    pub async fn sandbox(&self, _id: &str) -> Result<SandboxInfo, PodError> {
-        unimplemented!("not written yet")
+    pub async fn sandbox(&self, id: &str) -> Result<SandboxInfo, PodError> {
+        let entry = self.node.registry.sandbox(id)?;
+        let info = entry.view.borrow().sandbox.clone();
+        Ok(info)
     }
 
-    /// Tells about all sandboxes, by creation time.
+    /// Tells about all sandboxes, the newest first.
     pub async fn sandboxes(&self) -> Vec<SandboxInfo> {
-        unimplemented!("not written yet")
+        let entries = self.node.registry.all();
+        let views = entries.iter().map(|entry| entry.view.borrow());
+        let mut infos: Vec<SandboxInfo> = views
+            .filter(|view| matches!(view.phase, Phase::Up))
+            .map(|view| view.sandbox.clone())
+            .collect();
+        infos.sort_by_key(|info| Reverse(info.created_at_ns));
+        infos
     }
 
     /// Creates a container in a sandbox; its process waits for [`Pods::start_container`].
@@ -77,83 +140,160 @@ impl Pods {
     /// See [`PodError`]; nothing of a container that failed stays.
     pub async fn create_container(
         &self,
-        _pod: &str,
-        _spec: ContainerSpec,
+        pod: &str,
+        spec: ContainerSpec,
     ) -> Result<ContainerId, PodError> {
-        unimplemented!("not written yet")
+        let entry = self.node.registry.sandbox(pod)?;
+        let spec = Arc::new(spec);
+        let created = ask(&entry, |reply| Command::CreateContainer(spec, reply)).await?;
+        created.delivered.set();
+        Ok(created.id)
     }
 
     /// Starts a container that was created.
     ///
     /// # Errors
     /// When its process can't be started (it is then `Exited`), or it is not `Created`.
-    pub async fn start_container(&self, _id: &str) -> Result<(), PodError> {
-        unimplemented!("not written yet")
+    pub async fn start_container(&self, id: &str) -> Result<(), PodError> {
+        let (id, entry) = self.node.registry.container(id)?;
+        ask(&entry, |reply| Command::StartContainer(id, reply)).await
     }
 
     /// Asks a container to end, kills it after `grace`, and returns when it has ended. One that
     /// does not run or is unknown is stopped already.
     ///
     /// # Errors
-    /// When it can't be signalled or does not end after the kill.
-    pub async fn stop_container(&self, _id: &str, _grace: Duration) -> Result<(), PodError> {
-        unimplemented!("not written yet")
+    /// When it does not end after the kill.
+    pub async fn stop_container(&self, id: &str, grace: Duration) -> Result<(), PodError> {
+        let found = self.node.registry.container(id);
+        let work = async {
+            let (id, entry) = found?;
+            ask(&entry, |reply| Command::StopContainer(id, grace, reply)).await
+        };
+        absent_is_done(work.await)
     }
 
     /// Removes a container, killing it first when it runs. One that is unknown is removed already.
     ///
     /// # Errors
     /// When it can't be removed; may be repeated.
-    pub async fn remove_container(&self, _id: &str) -> Result<(), PodError> {
-        unimplemented!("not written yet")
+    pub async fn remove_container(&self, id: &str) -> Result<(), PodError> {
+        let found = self.node.registry.container(id);
+        let work = async {
+            let (id, entry) = found?;
+            ask(&entry, |reply| Command::RemoveContainer(id, reply)).await
+        };
+        absent_is_done(work.await)
     }
 
     /// Tells about a container.
     ///
     /// # Errors
     /// [`PodError::NotFound`], [`PodError::Ambiguous`].
-    pub async fn container(&self, _id: &str) -> Result<ContainerInfo, PodError> {
-        unimplemented!("not written yet")
+    pub async fn container(&self, id: &str) -> Result<ContainerInfo, PodError> {
+        let (id, entry) = self.node.registry.container(id)?;
+        let info = entry.view.borrow().containers.get(&id).cloned();
+        info.ok_or_else(|| gone(&id))
     }
 
-    /// Tells about all containers, by creation time.
+    /// Tells about all containers, the newest first.
     pub async fn containers(&self) -> Vec<ContainerInfo> {
-        unimplemented!("not written yet")
+        let entries = self.node.registry.all();
+        let mut infos: Vec<ContainerInfo> = entries
+            .iter()
+            .flat_map(|entry| {
+                let view = Arc::clone(&entry.view.borrow());
+                view.containers.values().cloned().collect::<Vec<_>>()
+            })
+            .collect();
+        infos.sort_by_key(|info| Reverse(info.created_at_ns));
+        infos
     }
 
     /// Waits until a container has exited and its log is complete.
     ///
     /// # Errors
     /// [`PodError::NotFound`], also when it is removed meanwhile.
-    pub async fn wait_container(&self, _id: &str) -> Result<ContainerInfo, PodError> {
-        unimplemented!("not written yet")
+    pub async fn wait_container(&self, id: &str) -> Result<ContainerInfo, PodError> {
+        let (id, entry) = self.node.registry.container(id)?;
+        let mut view = entry.view;
+        let ended = view
+            .wait_for(|view| {
+                let container = view.containers.get(&id);
+                container.is_none_or(|c| c.state == ContainerState::Exited)
+            })
+            .await;
+        let info = ended
+            .ok()
+            .and_then(|view| view.containers.get(&id).cloned());
+        info.ok_or_else(|| gone(&id))
     }
 
     /// Runs a command in a running container; its process tree is killed after `timeout`
-    /// (none: no limit).
+    /// (none: no limit), and also when this future is dropped.
     ///
     /// # Errors
     /// [`PodError::DeadlineExceeded`] after `timeout`; see [`PodError`] for others.
     pub async fn exec_sync(
         &self,
-        _id: &str,
-        _args: Vec<String>,
-        _timeout: Option<Duration>,
+        id: &str,
+        args: Vec<String>,
+        timeout: Option<Duration>,
     ) -> Result<ExecOutput, PodError> {
-        unimplemented!("not written yet")
+        if args.is_empty() {
+            return Err(PodError::invalid("cmd", "it is empty"));
+        }
+        let (id, entry) = self.node.registry.container(id)?;
+        // Unique in the guest, and short.
+        let exec_id = ContainerId::random().short().to_owned();
+        let command = |reply| Command::Exec(id.clone(), exec_id.clone(), reply);
+        let handle = ask(&entry, command).await?;
+        exec::sync(handle, &id, &exec_id, args, timeout).await
     }
 
     /// Counters of a sandbox's VM.
     ///
     /// # Errors
-    /// [`PodError::Unavailable`] when the VM is gone; see [`PodError`] for others.
-    pub async fn vm_metrics(&self, _id: &str) -> Result<hull_proto_vmm::Metrics, PodError> {
-        unimplemented!("not written yet")
+    /// [`PodError::FailedPrecondition`] when the VM is gone; see [`PodError`] for others.
+    pub async fn vm_metrics(&self, id: &str) -> Result<hull_proto_vmm::Metrics, PodError> {
+        let entry = self.node.registry.sandbox(id)?;
+        let vm = ask(&entry, Command::Vm).await?;
+        Ok(vm.metrics().await?)
     }
 
     /// News of all pods from now on.
     #[must_use]
     pub fn events(&self) -> broadcast::Receiver<PodEvent> {
-        unimplemented!("not written yet")
+        self.node.events.subscribe()
+    }
+}
+
+/// Sends a command to a pod's task and waits for the answer.
+async fn ask<T>(
+    entry: &PodEntry,
+    command: impl FnOnce(Reply<T>) -> Command,
+) -> Result<T, PodError> {
+    // The task ends when the pod is removed.
+    let removed = || PodError::NotFound {
+        object: ObjectKind::Sandbox,
+        id: entry.id.to_string(),
+    };
+    let (reply, answer) = oneshot::channel();
+    let sent = entry.commands.send(command(reply)).await;
+    sent.map_err(|_| removed())?;
+    answer.await.map_err(|_| removed())?
+}
+
+fn absent_is_done(result: Result<(), PodError>) -> Result<(), PodError> {
+    match result {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
+
+fn gone(id: &ContainerId) -> PodError {
+    PodError::NotFound {
+        object: ObjectKind::Container,
+        id: id.to_string(),
     }
 }

@@ -1,0 +1,597 @@
+//! The start of a sandbox, in stages. Each stage is a type that holds what it made and can undo
+//! it by value, and then what was made before it.
+//!
+//! ```text
+//! check ─▶ Recorded ─▶ Housed ─▶ Assembled ─▶ Booted ─▶ ready
+//!          record      run and   network,      VM and    scratch mount and
+//!          on disk     data dir  VMM, scratch  agent     guest configured
+//!                                (side by side)
+//! ```
+//!
+//! The record comes first, so that a daemon that is killed at any point finds what it has to undo.
+//! When undoing fails, the record stays, and with it the name: the sandbox is then not ready, and
+//! stopping it tries again.
+
+use std::{
+    fs::{self, File},
+    io::{self, Read, Seek, SeekFrom},
+    os::{
+        fd::OwnedFd,
+        unix::{fs::DirBuilderExt, net::UnixListener},
+    },
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use hull_network::{NetworkError, PodNetwork, PodNetworkRequest};
+use hull_proto_agent::GUEST_CID;
+use hull_proto_vmm::{DeviceConfig, Extent, FdIndex, VmConfig};
+use tokio::task::spawn_blocking;
+
+use crate::{
+    error::PodError,
+    guest::{
+        client::{Agent, Storage},
+        configure,
+    },
+    info::{BootTimes, GuestInfo},
+    node::Node,
+    record::{SandboxRecord, VmRecord},
+    spec::SandboxSpec,
+    storage::scratch,
+    vm::{
+        VmError,
+        client::VmClient,
+        process::VmmProcess,
+        rundir::{self, DataDir, RunDir},
+        slots,
+        spec::{VmSize, available_mib},
+    },
+};
+
+/// The guest's kernel command line, added to the VMM's own.
+const CMDLINE: &str = "root=/dev/vda rootfstype=erofs ro init=/init";
+/// The name of the scratch disk's mount in the guest.
+pub(crate) const SCRATCH_ID: &str = "scratch";
+/// How long a VMM process may take to listen.
+const SPAWN: Duration = Duration::from_secs(30);
+/// How much of a console that tells about a failed boot is shown, in bytes.
+const CONSOLE_TAIL: u64 = 1024;
+
+/// A sandbox that is up.
+#[derive(Debug)]
+pub(crate) struct Up {
+    pub record: SandboxRecord,
+    pub vm: VmClient,
+    pub agent: Agent,
+    pub times: BootTimes,
+}
+
+/// A sandbox that could not be brought up.
+#[derive(Debug)]
+pub(crate) struct Failed {
+    pub error: PodError,
+    /// Its record, when not everything could be undone.
+    pub left: Option<SandboxRecord>,
+}
+
+/// What could not be undone.
+struct Left {
+    record: SandboxRecord,
+    error: PodError,
+}
+
+/// Brings a sandbox up, or leaves nothing.
+pub(crate) async fn bring_up(node: &Node, record: SandboxRecord) -> Result<Up, Failed> {
+    let begin = Instant::now();
+    let mut times = BootTimes::default();
+
+    let size = check(node, &record.spec).map_err(untouched)?;
+    let recorded = Recorded::new(node, record).await?;
+    let housed = recorded.house().await?;
+    let assembled = housed.assemble(&mut times).await?;
+    let booted = assembled.boot(size, &mut times).await?;
+    let mut up = booted.configure(&mut times).await?;
+
+    times.total_us = micros(begin);
+    up.times = times;
+    Ok(up)
+}
+
+fn untouched(error: PodError) -> Failed {
+    Failed { error, left: None }
+}
+
+fn failed(error: PodError, undo: Result<(), Left>) -> Failed {
+    match undo {
+        Ok(()) => untouched(error),
+        Err(left) => Failed {
+            error: error.after_undo(Err(left.error)),
+            left: Some(left.record),
+        },
+    }
+}
+
+/// What can be known to fail before anything is made.
+fn check(node: &Node, spec: &SandboxSpec) -> Result<VmSize, PodError> {
+    let config = &node.config;
+    for (what, path) in [
+        ("the VMM", &config.vmm),
+        ("the guest's kernel", &config.kernel),
+        ("the guest's root", &config.guest_root),
+    ] {
+        if !path.is_file() {
+            return Err(PodError::precondition(
+                format!("find {what}"),
+                format!("{} is not a file", path.display()),
+            ));
+        }
+    }
+    let host_cpus = std::thread::available_parallelism().map_or(1, usize::from);
+    let size = VmSize::of(spec, config, host_cpus);
+    size.check_memory(available_mib())?;
+    Ok(size)
+}
+
+/// The record is on disk, with a plan of the network.
+struct Recorded<'a> {
+    node: &'a Node,
+    record: SandboxRecord,
+}
+
+impl<'a> Recorded<'a> {
+    async fn new(node: &'a Node, mut record: SandboxRecord) -> Result<Self, Failed> {
+        let request = network_request(&record);
+        let plan = node.network.plan(&request).map_err(network_error);
+        record.network = Some(plan.map_err(untouched)?);
+        match node.records.put_sandbox(&record).await {
+            Ok(()) => Ok(Self { node, record }),
+            Err(error) => Err(untouched(error.into())),
+        }
+    }
+
+    async fn house(self) -> Result<Housed<'a>, Failed> {
+        let run = RunDir::of(&self.node.config, &self.record.id);
+        let data = DataDir::of(&self.node.config, &self.record.id);
+        let made = make_dir(run.path()).and_then(|()| make_dir(data.path()));
+        let housed = Housed {
+            before: self,
+            run,
+            data,
+        };
+        match made {
+            Ok(()) => Ok(housed),
+            Err(source) => {
+                let error = PodError::internal("make the pod's directories", source);
+                Err(failed(error, housed.undo().await))
+            }
+        }
+    }
+
+    async fn undo(self) -> Result<(), Left> {
+        let deleted = self
+            .node
+            .records
+            .delete_sandbox(&self.record.id, Vec::new());
+        deleted.await.map_err(|error| Left {
+            record: self.record,
+            error: error.into(),
+        })
+    }
+}
+
+/// The directories are there.
+struct Housed<'a> {
+    before: Recorded<'a>,
+    run: RunDir,
+    data: DataDir,
+}
+
+impl<'a> Housed<'a> {
+    /// Network, VMM process and scratch disk take their time side by side.
+    async fn assemble(self, times: &mut BootTimes) -> Result<Assembled<'a>, Failed> {
+        let (network, vmm, scratch) = tokio::join!(
+            timed(&mut times.network_us, self.network()),
+            timed(&mut times.spawn_us, self.spawn_vmm()),
+            timed(&mut times.scratch_us, self.scratch()),
+        );
+        match (network, vmm, scratch) {
+            (Ok(network), Ok((vmm, vm)), Ok(scratch)) => {
+                let mut assembled = Assembled {
+                    before: self,
+                    network,
+                    vmm,
+                    vm,
+                    scratch,
+                };
+                let record = &mut assembled.before.before.record;
+                record.network = Some(assembled.network.record.clone());
+                record.ips = assembled.network.record.ips.clone();
+                Ok(assembled)
+            }
+            (network, vmm, scratch) => {
+                // The failure that is told is that of the first in this order.
+                let mut error = None;
+                let mut left = Ok(());
+                match network {
+                    Ok(network) => {
+                        let down = self.before.node.network.teardown(&network.record).await;
+                        left = down.map_err(network_error);
+                    }
+                    Err(NetworkError::Undo { failure, undo }) => {
+                        error = Some(network_error(*failure));
+                        left = Err(network_error(*undo));
+                    }
+                    Err(other) => error = Some(network_error(other)),
+                }
+                match vmm {
+                    Ok((vmm, _)) => left = left.and(kill(vmm).await),
+                    Err(other) => error = error.or(Some(other)),
+                }
+                if let Err(other) = scratch {
+                    error = error.or(Some(other));
+                }
+                let undo = self.undo_after(left).await;
+                // One of the three failed, or this arm were not taken.
+                let error = error.unwrap_or_else(|| {
+                    PodError::precondition("assemble the sandbox", "a part is missing")
+                });
+                Err(failed(error, undo))
+            }
+        }
+    }
+
+    async fn network(&self) -> Result<PodNetwork, NetworkError> {
+        let Some(plan) = self.before.record.network.clone() else {
+            return Err(NetworkError::List(io::ErrorKind::NotFound.into()));
+        };
+        self.before.node.network.setup(plan).await
+    }
+
+    async fn spawn_vmm(&self) -> Result<(VmmProcess, VmClient), PodError> {
+        let config = &self.before.node.config;
+        let vmm = VmmProcess::spawn(&config.vmm, &self.before.record.id, &self.run)?;
+        let deadline = tokio::time::Instant::now() + SPAWN;
+        let connected = VmClient::connect(
+            &self.run.control_socket(),
+            &self.run.exit_report(),
+            deadline,
+            || vmm.is_alive(),
+        )
+        .await;
+        match connected {
+            Ok((vm, _)) => Ok((vmm, vm)),
+            Err(error) => Err(PodError::from(error).after_undo(kill(vmm).await)),
+        }
+    }
+
+    async fn scratch(&self) -> Result<File, PodError> {
+        let (config, path) = (self.before.node.config.clone(), self.data.scratch());
+        let made = spawn_blocking(move || {
+            scratch::create(&config, &path).and_then(|()| scratch::open(&path))
+        });
+        match made.await {
+            Ok(result) => result.map_err(PodError::from),
+            Err(panic) => std::panic::resume_unwind(panic.into_panic()),
+        }
+    }
+
+    async fn undo(self) -> Result<(), Left> {
+        self.undo_after(Ok(())).await
+    }
+
+    /// Undoes this stage; the record stays when something later could not be undone.
+    async fn undo_after(self, later: Result<(), PodError>) -> Result<(), Left> {
+        let dirs = remove_dirs(&self.run, &self.data);
+        match later.and(dirs) {
+            Ok(()) => self.before.undo().await,
+            Err(error) => Err(Left {
+                record: self.before.record,
+                error,
+            }),
+        }
+    }
+}
+
+/// Network, VMM process and scratch disk are there.
+struct Assembled<'a> {
+    before: Housed<'a>,
+    network: PodNetwork,
+    vmm: VmmProcess,
+    vm: VmClient,
+    scratch: File,
+}
+
+impl<'a> Assembled<'a> {
+    async fn boot(mut self, size: VmSize, times: &mut BootTimes) -> Result<Booted<'a>, Failed> {
+        self.before.before.record.vm = Some(VmRecord {
+            process: self.vmm,
+            vcpus: size.vcpus,
+            memory_mib: size.memory_mib,
+        });
+        // From here on a daemon that is killed leaves a VM that runs: it must find it.
+        let recorded = self
+            .before
+            .before
+            .node
+            .records
+            .put_sandbox(&self.before.before.record)
+            .await
+            .map_err(PodError::from);
+        let booted = match recorded {
+            Ok(()) => self.start(size, times).await,
+            Err(error) => Err(error),
+        };
+        match booted {
+            Ok((agent, guest)) => Ok(Booted {
+                before: self,
+                agent,
+                guest,
+            }),
+            Err(error) => {
+                let undo = self.undo().await;
+                Err(failed(error, undo))
+            }
+        }
+    }
+
+    async fn start(
+        &self,
+        size: VmSize,
+        times: &mut BootTimes,
+    ) -> Result<(Agent, GuestInfo), PodError> {
+        let config = &self.before.before.node.config;
+        let begin = Instant::now();
+        let (vm_config, fds) = self.vm_config(size)?;
+        self.vm.configure(vm_config, fds).await?;
+        self.vm.start().await?;
+        times.vm_us = micros(begin);
+
+        let begin = Instant::now();
+        let deadline = tokio::time::Instant::now() + config.boot_timeout;
+        let vsock = self.before.run.vsock_socket();
+        let greeted = tokio::select! {
+            greeted = Agent::connect(&vsock, config.agent_timeout, deadline) => greeted,
+            () = self.vm.gone() => {
+                let report = format!("{}{}", self.vm.report(), console_tail(&self.before.run));
+                let action = "boot the guest";
+                return Err(VmError::Gone { action, report }.into());
+            }
+        };
+        times.agent_us = micros(begin);
+        greeted.map_err(|error| match PodError::from(error) {
+            PodError::Unavailable { action, source } => PodError::Unavailable {
+                action: format!("{action}{}", console_tail(&self.before.run)),
+                source,
+            },
+            other => other,
+        })
+    }
+
+    fn vm_config(&self, size: VmSize) -> Result<(VmConfig, Vec<OwnedFd>), PodError> {
+        let config = &self.before.before.node.config;
+        let run = &self.before.run;
+        let mut fds: Vec<OwnedFd> = Vec::new();
+        let mut send = |fd: OwnedFd| {
+            fds.push(fd);
+            FdIndex(fds.len() as u32 - 1)
+        };
+        let open = |path: &Path| {
+            File::open(path).map_err(|e| PodError::internal(format!("open {}", path.display()), e))
+        };
+        let clone = |file: io::Result<File>| {
+            file.map_err(|e| PodError::internal("duplicate a file descriptor", e))
+        };
+        let vsock = run.vsock_socket();
+        let listener = UnixListener::bind(&vsock)
+            .map_err(|e| PodError::internal(format!("listen on {}", vsock.display()), e))?;
+        let root = open(&config.guest_root)?;
+        let root_bytes = file_bytes(&root, &config.guest_root)?;
+        let tap = self.network.tap.try_clone();
+        let tap = tap.map_err(|e| PodError::internal("duplicate the tap", e))?;
+        let serial = if config.serial_console {
+            let path = run.console();
+            let file = File::create(&path)
+                .map_err(|e| PodError::internal(format!("create {}", path.display()), e))?;
+            Some(send(file.into()))
+        } else {
+            None
+        };
+        let disk = |serial: &str, readonly, file, length| DeviceConfig::Block {
+            serial: serial.into(),
+            readonly,
+            extents: vec![Extent {
+                file,
+                offset: 0,
+                length,
+            }],
+        };
+        let devices = vec![
+            (
+                slots::VSOCK,
+                DeviceConfig::Vsock {
+                    cid: GUEST_CID,
+                    listener: send(listener.into()),
+                },
+            ),
+            (slots::RNG, DeviceConfig::Rng),
+            (
+                slots::ROOT,
+                disk("root", true, send(root.into()), root_bytes),
+            ),
+            (
+                slots::NET,
+                DeviceConfig::Net {
+                    tap: send(tap),
+                    mac: self.network.mac,
+                    mtu: Some(self.network.mtu).filter(|mtu| *mtu > 0),
+                },
+            ),
+            (
+                slots::SCRATCH,
+                disk(
+                    "scratch",
+                    false,
+                    send(clone(self.scratch.try_clone())?.into()),
+                    config.scratch_bytes,
+                ),
+            ),
+        ];
+        let vm_config = VmConfig {
+            vcpus: size.vcpus,
+            boot_vcpus: size.vcpus,
+            memory_mib: size.memory_mib,
+            kernel: send(open(&config.kernel)?.into()),
+            initrd: None,
+            cmdline: CMDLINE.into(),
+            serial,
+            devices,
+        };
+        Ok((vm_config, fds))
+    }
+
+    async fn undo(self) -> Result<(), Left> {
+        let network = &self.before.before.node.network;
+        let (vm, down) = tokio::join!(kill(self.vmm), network.teardown(&self.network.record));
+        let later = vm.and(down.map_err(network_error));
+        self.before.undo_after(later).await
+    }
+}
+
+/// The VM runs and its agent answers.
+struct Booted<'a> {
+    before: Assembled<'a>,
+    agent: Agent,
+    guest: GuestInfo,
+}
+
+impl Booted<'_> {
+    async fn configure(self, times: &mut BootTimes) -> Result<Up, Failed> {
+        let begin = Instant::now();
+        let assembled = &self.before;
+        let record = &assembled.before.before.record;
+        let resolv_conf = configure::resolv_conf(
+            record.spec.dns.as_ref(),
+            &assembled.network.dns,
+            // A host without the file has no resolver to hand on.
+            || fs::read_to_string("/etc/resolv.conf").unwrap_or_default(),
+        );
+        let network = &assembled.network.guest;
+        let request =
+            configure::request(&record.id, &record.spec, network, &record.ips, resolv_conf);
+        let scratch = Storage {
+            id: SCRATCH_ID,
+            slot: slots::SCRATCH,
+            fstype: "ext4",
+            readonly: false,
+            scratch: true,
+        };
+        let configured = tokio::try_join!(
+            self.agent.attach_storage(scratch),
+            self.agent.configure(request)
+        );
+        times.configure_us = micros(begin);
+        match configured {
+            Ok(_) => {
+                let Assembled { before, vm, .. } = self.before;
+                let mut record = before.before.record;
+                record.guest = Some(self.guest);
+                Ok(Up {
+                    record,
+                    vm,
+                    agent: self.agent,
+                    times: BootTimes::default(),
+                })
+            }
+            Err(error) => {
+                let undo = self.before.undo().await;
+                Err(failed(error.into(), undo))
+            }
+        }
+    }
+}
+
+/// Removes a pod's directories.
+pub(crate) fn remove_dirs(run: &RunDir, data: &DataDir) -> Result<(), PodError> {
+    let remove = |path: &Path| {
+        rundir::remove(path)
+            .map_err(|e| PodError::internal(format!("remove {}", path.display()), e))
+    };
+    remove(run.path()).and(remove(data.path()))
+}
+
+/// Tells a network failure in the terms of callers.
+pub(crate) fn network_error(error: NetworkError) -> PodError {
+    PodError::internal("set up or tear down the pod's network", error)
+}
+
+async fn kill(vmm: VmmProcess) -> Result<(), PodError> {
+    vmm.kill();
+    Ok(vmm.gone(Duration::ZERO).await?)
+}
+
+fn network_request(record: &SandboxRecord) -> PodNetworkRequest {
+    let spec = &record.spec;
+    PodNetworkRequest {
+        pod_id: record.id.to_string(),
+        namespace: spec.metadata.namespace.clone(),
+        name: spec.metadata.name.clone(),
+        uid: spec.metadata.uid.clone(),
+        port_mappings: spec
+            .port_mappings
+            .iter()
+            .filter(|mapping| mapping.host_port > 0)
+            .map(|mapping| hull_network::PortMapping {
+                protocol: mapping.protocol.clone(),
+                container_port: mapping.container_port,
+                host_port: mapping.host_port,
+                host_ip: mapping.host_ip.clone(),
+            })
+            .collect(),
+    }
+}
+
+fn make_dir(path: &Path) -> io::Result<()> {
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+}
+
+fn file_bytes(file: &File, path: &Path) -> Result<u64, PodError> {
+    let metadata = file.metadata();
+    let bytes = metadata
+        .map_err(|e| PodError::internal(format!("look at {}", path.display()), e))?
+        .len();
+    Ok(bytes)
+}
+
+/// The last lines of a guest's console, when there is one.
+fn console_tail(run: &RunDir) -> String {
+    let read = || -> io::Result<String> {
+        let mut file = File::open(run.console())?;
+        let length = file.metadata()?.len();
+        file.seek(SeekFrom::Start(length.saturating_sub(CONSOLE_TAIL)))?;
+        let mut bytes = Vec::new();
+        file.take(CONSOLE_TAIL).read_to_end(&mut bytes)?;
+        Ok(String::from_utf8_lossy(&bytes).into_owned())
+    };
+    match read() {
+        Ok(tail) if !tail.is_empty() => {
+            let tail = crate::guest::printable(&tail, CONSOLE_TAIL as usize);
+            format!("; its console ends with: {tail}")
+        }
+        _ => String::new(),
+    }
+}
+
+async fn timed<T>(micros_taken: &mut u64, work: impl Future<Output = T>) -> T {
+    let begin = Instant::now();
+    let result = work.await;
+    *micros_taken = micros(begin);
+    result
+}
+
+fn micros(begin: Instant) -> u64 {
+    u64::try_from(begin.elapsed().as_micros()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,339 @@
+//! One container: what follows from the events of its life.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::time::{Instant, sleep, timeout_at};
+
+use super::{Container, Done, Driver, Queue, Reply, container_not_found};
+use crate::{
+    clock,
+    error::PodError,
+    guest::{client::SignalTarget, events::ProcessExit, stdio::OutputEnd},
+    id::ContainerId,
+    info::{ContainerInfo, ContainerState, PodEvent},
+    lifecycle::container::{Effect, Event, Exit, KILL_LIMIT, News, Reason, State, Wait, step},
+    record::RecordedState,
+    vm::rundir::RunDir,
+};
+
+/// How long a log may take to be completed after its process ended.
+const DRAIN: Duration = Duration::from_secs(10);
+/// Exit code of a container that could not be started, as others report it.
+const START_ERROR: i32 = 128;
+const SIGKILL: i32 = 9;
+
+impl Driver {
+    /// Lets a caller wait for what an event leads to.
+    pub(super) async fn ask_container(
+        &mut self,
+        id: &ContainerId,
+        wait: Wait,
+        event: Event,
+        reply: Reply,
+    ) {
+        let Some(container) = self.containers.get_mut(id) else {
+            let _ = reply.send(Err(container_not_found(id)));
+            return;
+        };
+        container.waiters.push((wait, reply));
+        self.container_event(id, event).await;
+    }
+
+    /// Lets an event happen to a container, and what follows from it.
+    pub(super) async fn container_event(&mut self, id: &ContainerId, event: Event) {
+        let mut queue = Queue::from([event]);
+        while let Some(event) = queue.pop_front() {
+            let Some(container) = self.containers.get_mut(id) else {
+                return;
+            };
+            let started = matches!(event, Event::StartDone)
+                || (container.state == State::Starting && matches!(event, Event::Exited(_)));
+            if started && container.state == State::Starting {
+                container.record.started_at_ns = clock::now_ns();
+            }
+            let before = std::mem::discriminant(&container.state);
+            let (next, effects) = step(container.state.clone(), event);
+            if std::mem::discriminant(&next) != before {
+                tracing::info!(pod = %self.record.id, container = %id, state = ?next, "container");
+            }
+            container.state = next;
+            container.note_state();
+            self.publish();
+            // What could not be written is not answered as done.
+            let mut saved = Ok(());
+            for effect in effects {
+                match effect {
+                    Effect::Save => saved = self.save_container(id).await,
+                    Effect::Answer(wait, result) => {
+                        self.answer(id, wait, result.and(saved.clone()))
+                    }
+                    Effect::Announce(news) => self.announce_container(id, news),
+                    Effect::Forget => self.forget(id).await,
+                    Effect::Start => queue.extend(self.start_process(id)),
+                    Effect::Terminate => self.signal(id, SignalTarget::Init),
+                    Effect::Kill => self.kill(id),
+                    Effect::ArmGrace(grace) => self.after(id, grace, Event::GraceOver),
+                    Effect::Drain => self.drain(id),
+                    Effect::Delete => self.delete_container(id),
+                }
+            }
+        }
+    }
+
+    /// The end of a container's first process, as the guest tells it.
+    pub(super) async fn init_exited(&mut self, id: &ContainerId, exit: &ProcessExit) {
+        let Some(container) = self.containers.get(id) else {
+            return;
+        };
+        if let Some(log) = &container.log {
+            log.end(
+                OutputEnd::At(exit.stdout_bytes),
+                OutputEnd::At(exit.stderr_bytes),
+            );
+        }
+        let code = exit.code.clamp(0, 255);
+        let now = clock::now_ns();
+        let earliest = container.record.started_at_ns.min(now);
+        let exit = Exit {
+            code,
+            reason: match code {
+                _ if exit.oom_killed => Reason::OomKilled,
+                0 => Reason::Completed,
+                _ => Reason::Error,
+            },
+            message: String::new(),
+            // The guest's clock may be off, or lie.
+            at_ns: i64::try_from(exit.at_ns)
+                .unwrap_or(now)
+                .clamp(earliest, now),
+        };
+        self.container_event(id, Event::Exited(exit)).await;
+    }
+
+    fn start_process(&mut self, id: &ContainerId) -> Option<Event> {
+        let Some(live) = &self.live else {
+            return Some(start_failed(self.not_ready("start the container")));
+        };
+        let (agent, id) = (live.agent.clone(), id.clone());
+        self.spawn(async move {
+            let event = match agent.start(id.as_str()).await {
+                Ok(()) => Event::StartDone,
+                Err(error) => start_failed(error.into()),
+            };
+            Done::Event(id, event)
+        });
+        None
+    }
+
+    fn kill(&mut self, id: &ContainerId) {
+        self.signal(id, SignalTarget::All);
+        self.after(id, KILL_LIMIT, Event::KillOver);
+    }
+
+    fn signal(&mut self, id: &ContainerId, target: SignalTarget) {
+        let (Some(live), Some(container)) = (&self.live, self.containers.get(id)) else {
+            return;
+        };
+        let signal = match target {
+            SignalTarget::Init => container.record.stop_signal,
+            SignalTarget::All => SIGKILL,
+        };
+        let (agent, id) = (live.agent.clone(), id.clone());
+        // The result is the event of the process's end, not the answer to the signal.
+        self.operations.spawn(async move {
+            match agent.signal(id.as_str(), signal, target).await {
+                Err(error) if !error.is_not_found() => {
+                    tracing::warn!(container = %id, signal, %error, "signal a container");
+                }
+                _ => {}
+            }
+        });
+    }
+
+    fn after(&mut self, id: &ContainerId, time: Duration, event: Event) {
+        let id = id.clone();
+        self.spawn(async move {
+            sleep(time).await;
+            Done::Event(id, event)
+        });
+    }
+
+    fn drain(&mut self, id: &ContainerId) {
+        let log = self.containers.get_mut(id).and_then(|c| c.log.as_mut());
+        let pumps = log.map(|log| log.take_pumps()).unwrap_or_default();
+        let id = id.clone();
+        self.spawn(async move {
+            let deadline = Instant::now() + DRAIN;
+            for mut pump in pumps {
+                if timeout_at(deadline, &mut pump).await.is_err() {
+                    tracing::warn!(container = %id, "log could not be completed in time");
+                    pump.abort();
+                }
+            }
+            Done::Event(id, Event::Drained)
+        });
+    }
+
+    fn delete_container(&mut self, id: &ContainerId) {
+        let live = self.live.as_ref();
+        let guest = live.map(|l| (l.vm.clone(), l.agent.clone(), Arc::clone(&l.disks)));
+        let (node, id) = (Arc::clone(&self.node), id.clone());
+        self.spawn(async move {
+            if let Some((vm, agent, disks)) = guest {
+                if let Err(error) = agent.delete(id.as_str()).await
+                    && !vm.is_gone()
+                {
+                    return Done::Event(id, Event::RemoveFailed(error.into()));
+                }
+                let released = disks.lock().await.release(&vm, &agent, &id).await;
+                if let Err(error) = released
+                    && !vm.is_gone()
+                {
+                    // Costs a slot of this VM, no more.
+                    tracing::warn!(container = %id, %error, "detach the container's image");
+                }
+            }
+            let event = match node.images.release(id.as_str()).await {
+                Ok(()) => Event::RemoveDone,
+                Err(error) => {
+                    let action = "release the container's image";
+                    Event::RemoveFailed(PodError::internal(action, error))
+                }
+            };
+            Done::Event(id, event)
+        });
+    }
+
+    async fn forget(&mut self, id: &ContainerId) {
+        if let Err(error) = self.node.records.delete_container(id).await {
+            tracing::error!(container = %id, %error, "delete the container's record");
+        }
+        let run = RunDir::of(&self.node.config, &self.record.id);
+        // A file that stays goes with the directory.
+        let _ = std::fs::remove_file(run.log_position(id.as_str()));
+    }
+
+    fn answer(&mut self, id: &ContainerId, wait: Wait, result: Result<(), PodError>) {
+        let Some(container) = self.containers.get_mut(id) else {
+            return;
+        };
+        if wait == Wait::Created {
+            container.answer_creators(&result);
+        }
+        for (waits_for, reply) in std::mem::take(&mut container.waiters) {
+            if waits_for == wait {
+                // The caller may be gone; the work is done all the same.
+                let _ = reply.send(result.clone());
+            } else {
+                container.waiters.push((waits_for, reply));
+            }
+        }
+        if container.state == State::Gone {
+            self.containers.remove(id);
+            self.publish();
+        }
+    }
+
+    pub(super) async fn save_container(&self, id: &ContainerId) -> Result<(), PodError> {
+        let Some(container) = self.containers.get(id) else {
+            return Ok(());
+        };
+        let saved = self.node.records.put_container(&container.record).await;
+        saved.map_err(|error| {
+            let cause = &error as &dyn std::error::Error;
+            tracing::error!(container = %id, error = cause, "write the container's record");
+            error.into()
+        })
+    }
+
+    fn announce_container(&self, id: &ContainerId, news: News) {
+        let (pod, id) = (self.record.id.clone(), id.clone());
+        self.node.announce(match news {
+            News::Created => PodEvent::ContainerCreated(pod, id),
+            News::Started => PodEvent::ContainerStarted(pod, id),
+            News::Stopped => PodEvent::ContainerStopped(pod, id),
+            News::Removed => PodEvent::ContainerRemoved(pod, id),
+        });
+    }
+}
+
+impl Container {
+    /// Whether callers may see it: not while its creation is unanswered.
+    pub(super) fn is_visible(&self) -> bool {
+        !matches!(self.state, State::Creating | State::Gone)
+    }
+
+    /// Whether it runs, or its end is not yet complete.
+    pub(super) fn is_ending(&self) -> bool {
+        matches!(
+            self.state,
+            State::Starting
+                | State::Running
+                | State::Terminating(_)
+                | State::Killing(_)
+                | State::Draining(..)
+        )
+    }
+
+    /// Puts the state into the form that is written.
+    fn note_state(&mut self) {
+        self.record.state = match &self.state {
+            State::Creating => RecordedState::Creating,
+            State::Created | State::Removing(None) => RecordedState::Created,
+            State::Starting
+            | State::Running
+            | State::Terminating(_)
+            | State::Killing(_)
+            | State::Draining(..) => RecordedState::Running,
+            State::Exited(exit) | State::Removing(Some(exit)) => {
+                RecordedState::Exited(exit.clone())
+            }
+            State::Gone => return,
+        };
+    }
+
+    pub(super) fn info(&self) -> ContainerInfo {
+        let record = &self.record;
+        let (state, exit) = match &self.state {
+            State::Creating | State::Created | State::Starting | State::Removing(None) => {
+                (ContainerState::Created, None)
+            }
+            // Until its log is complete, nobody is told that it ended.
+            State::Running | State::Terminating(_) | State::Killing(_) | State::Draining(..) => {
+                (ContainerState::Running, None)
+            }
+            State::Exited(exit) | State::Removing(Some(exit)) => {
+                (ContainerState::Exited, Some(exit))
+            }
+            State::Gone => (ContainerState::Unknown, None),
+        };
+        let signal = nix::sys::signal::Signal::try_from(record.stop_signal);
+        ContainerInfo {
+            id: record.id.clone(),
+            pod: record.pod.clone(),
+            spec: Arc::clone(&record.spec),
+            image_id: record.image_id.clone(),
+            image_ref: record.image_ref.clone(),
+            state,
+            created_at_ns: record.created_at_ns,
+            started_at_ns: record.started_at_ns,
+            finished_at_ns: exit.map_or(0, |exit| exit.at_ns),
+            exit_code: exit.map_or(0, |exit| exit.code),
+            reason: exit.map_or_else(String::new, |exit| exit.reason.as_str().to_owned()),
+            message: exit.map_or_else(String::new, |exit| exit.message.clone()),
+            log_path: record.log_path.clone().unwrap_or_default(),
+            stop_signal: signal.map_or("SIGTERM", |s| s.as_str()).to_owned(),
+            user: record.user.clone(),
+        }
+    }
+}
+
+fn start_failed(error: PodError) -> Event {
+    let exit = Exit {
+        code: START_ERROR,
+        reason: Reason::StartError,
+        message: error.to_string(),
+        at_ns: clock::now_ns(),
+    };
+    Event::StartFailed(error, exit)
+}

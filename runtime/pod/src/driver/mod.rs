@@ -1,0 +1,412 @@
+//! The task that owns a pod. Callers send it commands; it alone changes the pod's state, runs
+//! the effects that `lifecycle` decides on, and publishes a view that callers read without it.
+//!
+//! ```text
+//! Pods ──Command──▶ ┌────────┐ ──spawn──▶ operation (agent call, timer, log) ──Done──┐
+//!                   │ Driver │ ◀────────────────────────────────────────────────────┘
+//! guest events ───▶ │        │ ──view──▶ Pods (list, status, wait)
+//! VM gone ────────▶ └────────┘ ──record──▶ hull.redb, before every answer
+//! ```
+//!
+//! What takes time in a container runs beside the task, so a stop with a long grace period blocks
+//! nothing else. The start, stop and removal of the whole sandbox run in the task itself:
+//! commands wait until they are over.
+
+mod container;
+mod create;
+mod sandbox;
+
+use std::{
+    collections::{BTreeMap, HashMap, VecDeque},
+    sync::Arc,
+    time::Duration,
+};
+
+use tokio::{
+    sync::{Mutex, mpsc, oneshot, watch},
+    task::JoinSet,
+};
+
+use crate::{
+    error::{ObjectKind, PodError},
+    guest::{
+        client::Agent,
+        events::{GuestEvent, ProcessExit},
+        stdio::OutputEnd,
+    },
+    id::{ContainerId, PodId},
+    info::{BootTimes, SandboxInfo, SandboxState, VmInfo},
+    lifecycle::{container as container_life, sandbox as sandbox_life},
+    logs::pump::ContainerLog,
+    node::Node,
+    record::{ContainerRecord, SandboxRecord},
+    registry::{Delivered, Phase, PodEntry, PodView},
+    spec::ContainerSpec,
+    storage::images::ImageDisks,
+    vm::client::VmClient,
+};
+
+/// How many commands may wait for a pod's task.
+const COMMANDS: usize = 256;
+
+/// Where an answer goes; the caller may be gone.
+pub(crate) type Reply<T = ()> = oneshot::Sender<Result<T, PodError>>;
+
+/// What a pod is asked to do.
+#[derive(Debug)]
+pub(crate) enum Command {
+    StopSandbox(Reply),
+    RemoveSandbox(Reply),
+    CreateContainer(Arc<ContainerSpec>, Reply<CreatedContainer>),
+    StartContainer(ContainerId, Reply),
+    StopContainer(ContainerId, Duration, Reply),
+    RemoveContainer(ContainerId, Reply),
+    /// Announces an exec, so that its end can be waited for.
+    Exec(ContainerId, String, Reply<ExecHandle>),
+    /// The connection to the VM.
+    Vm(Reply<VmClient>),
+}
+
+/// A container that was created; whoever gets this says so.
+#[derive(Debug)]
+pub(crate) struct CreatedContainer {
+    pub id: ContainerId,
+    pub delivered: Delivered,
+}
+
+/// What a caller needs to run a command in a container.
+#[derive(Debug)]
+pub(crate) struct ExecHandle {
+    pub agent: Agent,
+    pub stdout_end: watch::Receiver<OutputEnd>,
+    pub stderr_end: watch::Receiver<OutputEnd>,
+    /// Closed without a value when the VM is gone.
+    pub exited: oneshot::Receiver<ProcessExit>,
+}
+
+/// The parts of a pod that exist while its VM runs.
+#[derive(Debug)]
+pub(crate) struct Live {
+    pub vm: VmClient,
+    pub agent: Agent,
+    pub events: mpsc::Receiver<GuestEvent>,
+    pub disks: Arc<Mutex<ImageDisks>>,
+}
+
+/// A container of the pod.
+#[derive(Debug)]
+pub(crate) struct Container {
+    pub record: ContainerRecord,
+    pub state: container_life::State,
+    pub log: Option<ContainerLog>,
+    pub waiters: Vec<(container_life::Wait, Reply)>,
+    pub creators: Vec<Reply<CreatedContainer>>,
+    pub delivered: Delivered,
+}
+
+/// What an operation in the background came to.
+#[derive(Debug)]
+enum Done {
+    Created(ContainerId, Result<create::Parts, PodError>),
+    Event(ContainerId, container_life::Event),
+}
+
+/// What reaches the task besides commands.
+#[derive(Debug)]
+enum Input {
+    Done(Done),
+    Guest(GuestEvent),
+    VmGone,
+}
+
+/// Owns one pod.
+#[derive(Debug)]
+pub(crate) struct Driver {
+    node: Arc<Node>,
+    record: SandboxRecord,
+    phase: Phase,
+    boot: Option<BootTimes>,
+    live: Option<Live>,
+    containers: BTreeMap<ContainerId, Container>,
+    execs: HashMap<(ContainerId, String), ExecEnd>,
+    commands: mpsc::Receiver<Command>,
+    done: mpsc::UnboundedSender<Done>,
+    dones: mpsc::UnboundedReceiver<Done>,
+    operations: JoinSet<()>,
+    view: watch::Sender<Arc<PodView>>,
+}
+
+#[derive(Debug)]
+struct ExecEnd {
+    stdout: watch::Sender<OutputEnd>,
+    stderr: watch::Sender<OutputEnd>,
+    exited: oneshot::Sender<ProcessExit>,
+}
+
+impl Driver {
+    /// A driver for a sandbox, and the entry by which it is reached.
+    pub(crate) fn new(node: Arc<Node>, record: SandboxRecord, phase: Phase) -> (Self, PodEntry) {
+        let (sender, commands) = mpsc::channel(COMMANDS);
+        let (done, dones) = mpsc::unbounded_channel();
+        let empty = PodView {
+            phase: phase.clone(),
+            sandbox: sandbox_info(&record, None),
+            containers: BTreeMap::new(),
+        };
+        let (view, view_receiver) = watch::channel(Arc::new(empty));
+        let entry = PodEntry {
+            id: record.id.clone(),
+            spec: Arc::clone(&record.spec),
+            commands: sender,
+            view: view_receiver,
+            delivered: Delivered::default(),
+        };
+        let driver = Self {
+            node,
+            record,
+            phase,
+            boot: None,
+            live: None,
+            containers: BTreeMap::new(),
+            execs: HashMap::new(),
+            commands,
+            done,
+            dones,
+            operations: JoinSet::new(),
+            view,
+        };
+        (driver, entry)
+    }
+
+    /// The pod's id.
+    pub(crate) fn id(&self) -> &PodId {
+        &self.record.id
+    }
+
+    /// Runs until the pod is gone.
+    pub(crate) async fn run(mut self) {
+        while self.record.state != sandbox_life::State::Gone {
+            tokio::select! {
+                command = self.commands.recv() => match command {
+                    Some(command) => self.command(command).await,
+                    // The registry is gone, and with it the daemon; the pod goes on without.
+                    None => return,
+                },
+                input = next_input(&mut self.live, &mut self.dones) => self.input(input).await,
+            }
+        }
+    }
+
+    async fn command(&mut self, command: Command) {
+        match command {
+            Command::StopSandbox(reply) => {
+                let result = self.sandbox_event(sandbox_life::Event::Stop).await;
+                self.publish();
+                let _ = reply.send(result);
+            }
+            Command::RemoveSandbox(reply) => {
+                let result = self.sandbox_event(sandbox_life::Event::Remove).await;
+                self.publish();
+                let _ = reply.send(result);
+            }
+            Command::CreateContainer(spec, reply) => self.create_container(spec, reply).await,
+            Command::StartContainer(id, reply) => {
+                let (wait, event) = (container_life::Wait::Started, container_life::Event::Start);
+                self.ask_container(&id, wait, event, reply).await;
+            }
+            Command::StopContainer(id, grace, reply) => {
+                let event = container_life::Event::Stop { grace };
+                self.ask_container(&id, container_life::Wait::Stopped, event, reply)
+                    .await;
+            }
+            Command::RemoveContainer(id, reply) => {
+                let (wait, event) = (container_life::Wait::Removed, container_life::Event::Remove);
+                self.ask_container(&id, wait, event, reply).await;
+            }
+            Command::Exec(id, exec, reply) => {
+                // A caller that is gone has no use for the handle.
+                let _ = reply.send(self.exec(id, exec));
+            }
+            Command::Vm(reply) => {
+                let vm = self.live.as_ref().map(|live| live.vm.clone());
+                let _ = reply.send(vm.ok_or_else(|| self.not_ready("reach the VM")));
+            }
+        }
+    }
+
+    async fn input(&mut self, input: Input) {
+        match input {
+            Input::VmGone => {
+                // Its effects never fail but for the record, which was logged.
+                let _ = self.sandbox_event(sandbox_life::Event::VmGone).await;
+                self.publish();
+            }
+            other => self.quiet_input(other).await,
+        }
+    }
+
+    /// Handles what does not change the sandbox's own state.
+    async fn quiet_input(&mut self, input: Input) {
+        match input {
+            Input::Done(Done::Created(id, result)) => self.created(id, result).await,
+            Input::Done(Done::Event(id, event)) => self.container_event(&id, event).await,
+            Input::Guest(GuestEvent::Exited(exit)) => self.process_exited(exit).await,
+            Input::Guest(GuestEvent::Lost(why)) => {
+                // An agent that can't be heard is as good as none: its VM ends, and that is
+                // what is told.
+                if let Some(vm) = self.record.vm
+                    && vm.process.is_alive()
+                {
+                    tracing::warn!(pod = %self.id(), %why, "the agent is lost, the VM is killed");
+                    self.record.message = format!("the guest's agent is lost: {why}");
+                    vm.process.kill();
+                }
+            }
+            Input::VmGone => self.vm_gone(sandbox::VmEnd::Asked).await,
+        }
+    }
+
+    fn exec(&mut self, id: ContainerId, exec: String) -> Result<ExecHandle, PodError> {
+        const ACTION: &str = "run a command in the container";
+        let Some(container) = self.containers.get(&id) else {
+            return Err(container_not_found(&id));
+        };
+        if !matches!(
+            container.state,
+            container_life::State::Running | container_life::State::Terminating(_)
+        ) {
+            return Err(PodError::precondition(ACTION, "it is not running"));
+        }
+        let Some(live) = &self.live else {
+            return Err(self.not_ready(ACTION));
+        };
+        // Those whose callers went away before their command was started.
+        self.execs.retain(|_, end| !end.exited.is_closed());
+        let (stdout, stdout_end) = watch::channel(OutputEnd::Open);
+        let (stderr, stderr_end) = watch::channel(OutputEnd::Open);
+        let (exited, receiver) = oneshot::channel();
+        let handle = ExecHandle {
+            agent: live.agent.clone(),
+            stdout_end,
+            stderr_end,
+            exited: receiver,
+        };
+        let end = ExecEnd {
+            stdout,
+            stderr,
+            exited,
+        };
+        self.execs.insert((id, exec), end);
+        Ok(handle)
+    }
+
+    async fn process_exited(&mut self, exit: ProcessExit) {
+        let Ok(id) = ContainerId::try_from(exit.container.clone()) else {
+            return;
+        };
+        if exit.exec.is_empty() {
+            self.init_exited(&id, &exit).await;
+        } else if let Some(end) = self.execs.remove(&(id, exit.exec.clone())) {
+            end.stdout.send_replace(OutputEnd::At(exit.stdout_bytes));
+            end.stderr.send_replace(OutputEnd::At(exit.stderr_bytes));
+            let _ = end.exited.send(exit);
+        }
+    }
+
+    /// Starts work that ends with a `Done`.
+    fn spawn(&mut self, work: impl Future<Output = Done> + Send + 'static) {
+        while self.operations.try_join_next().is_some() {}
+        let done = self.done.clone();
+        self.operations.spawn(async move {
+            // An error means that the pod's task is gone.
+            let _ = done.send(work.await);
+        });
+    }
+
+    /// Makes the present state visible.
+    pub(crate) fn publish(&self) {
+        let containers = self
+            .containers
+            .iter()
+            .filter(|(_, container)| container.is_visible())
+            .map(|(id, container)| (id.clone(), container.info()))
+            .collect();
+        self.view.send_replace(Arc::new(PodView {
+            phase: self.phase.clone(),
+            sandbox: sandbox_info(&self.record, self.boot),
+            containers,
+        }));
+    }
+
+    async fn save(&self) -> Result<(), PodError> {
+        let saved = self.node.records.put_sandbox(&self.record).await;
+        saved.map_err(|error| {
+            let cause = &error as &dyn std::error::Error;
+            tracing::error!(pod = %self.id(), error = cause, "write the sandbox's record");
+            error.into()
+        })
+    }
+
+    fn not_ready(&self, action: &str) -> PodError {
+        let message = &self.record.message;
+        let reason = if message.is_empty() {
+            "the sandbox is not ready".to_owned()
+        } else {
+            format!("the sandbox is not ready: {message}")
+        };
+        PodError::precondition(action, reason)
+    }
+}
+
+/// Guest events come before the news that the VM is gone, which come before everything else.
+async fn next_input(live: &mut Option<Live>, dones: &mut mpsc::UnboundedReceiver<Done>) -> Input {
+    let done = async {
+        match dones.recv().await {
+            Some(done) => Input::Done(done),
+            // The driver holds a sender itself.
+            None => std::future::pending().await,
+        }
+    };
+    match live {
+        None => done.await,
+        Some(live) => tokio::select! {
+            biased;
+            Some(event) = live.events.recv() => Input::Guest(event),
+            () = live.vm.gone() => Input::VmGone,
+            input = done => input,
+        },
+    }
+}
+
+fn sandbox_info(record: &SandboxRecord, boot: Option<BootTimes>) -> SandboxInfo {
+    let netns = record.network.as_ref().map(|n| n.netns.clone());
+    SandboxInfo {
+        id: record.id.clone(),
+        spec: Arc::clone(&record.spec),
+        state: match record.state {
+            sandbox_life::State::Ready => SandboxState::Ready,
+            _ => SandboxState::NotReady,
+        },
+        message: record.message.clone(),
+        created_at_ns: record.created_at_ns,
+        ips: record.ips.clone(),
+        vm: record.vm.map(|vm| VmInfo {
+            pid: vm.process.pid,
+            vcpus: vm.vcpus,
+            memory_mib: vm.memory_mib,
+            netns: netns.unwrap_or_default(),
+        }),
+        guest: record.guest.clone(),
+        boot,
+    }
+}
+
+fn container_not_found(id: &ContainerId) -> PodError {
+    PodError::NotFound {
+        object: ObjectKind::Container,
+        id: id.to_string(),
+    }
+}
+
+/// Events that follow from each other, in order.
+type Queue<T> = VecDeque<T>;

@@ -1,0 +1,335 @@
+//! The sandbox as a whole: start, adoption, the end of its VM, stop and removal.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::{
+    sync::Mutex,
+    time::{Instant, timeout_at},
+};
+
+use super::{Container, Driver, Live, Queue, next_input};
+use crate::{
+    bringup::{self, network_error},
+    clock,
+    error::PodError,
+    guest::{client::Agent, events, stdio::OutputEnd},
+    info::{BootTimes, PodEvent},
+    lifecycle::{
+        container::{Event as ContainerEvent, Exit, Reason, State as ContainerState},
+        sandbox::{Effect, Event, News, State, step},
+    },
+    registry::Phase,
+    storage::images::ImageDisks,
+    vm::{
+        client::VmClient,
+        rundir::{DataDir, RunDir, remove},
+    },
+};
+
+/// How long containers may take to end after they were killed, and their logs to be completed.
+const CONTAINERS_END: Duration = Duration::from_secs(15);
+/// How long the guest may take to power off before its VM is ended.
+const GUEST_END: Duration = Duration::from_secs(2);
+/// How long a VMM may take to exit before it is killed.
+const VMM_END: Duration = Duration::from_secs(2);
+/// Exit code of a container whose VM died under it (128 + SIGKILL).
+const KILLED: i32 = 137;
+
+/// Whether the end of a VM was asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum VmEnd {
+    Asked,
+    ByItself,
+}
+
+impl Driver {
+    /// Brings the sandbox up and then runs it. The view tells the result.
+    pub(crate) async fn start(mut self) {
+        let record = self.record.clone();
+        match bringup::bring_up(&self.node, record).await {
+            Ok(up) => {
+                self.record = up.record;
+                self.go_live(up.vm, up.agent, ImageDisks::default(), Some(up.times));
+                let result = self.sandbox_event(Event::BringUpDone).await;
+                match result {
+                    Ok(()) => {
+                        self.phase = Phase::Up;
+                        let times = self.boot;
+                        tracing::info!(pod = %self.id(), ?times, "sandbox is ready");
+                    }
+                    // Without its record it would not outlive the daemon: it is not there.
+                    Err(error) => {
+                        let undo = self.sandbox_event(Event::Remove).await;
+                        self.phase = Phase::Failed(error.after_undo(undo));
+                    }
+                }
+            }
+            Err(failed) => {
+                tracing::warn!(
+                    pod = %self.id(),
+                    error = &failed.error as &dyn std::error::Error,
+                    "sandbox could not be started"
+                );
+                let left = failed.left.is_some();
+                if let Some(record) = failed.left {
+                    self.record = record;
+                }
+                self.record.message = failed.error.to_string();
+                self.phase = Phase::Failed(failed.error);
+                // The record of what is left was written before; this only adds the message.
+                let _ = self.sandbox_event(Event::BringUpFailed { left }).await;
+            }
+        }
+        self.publish();
+        if matches!(self.phase, Phase::Failed(_)) && self.record.state != State::Gone {
+            // Whoever waits has seen the failure in the view before; now it can be listed.
+            tokio::task::yield_now().await;
+            self.phase = Phase::Up;
+            self.publish();
+        }
+        self.run().await;
+    }
+
+    /// Takes over a sandbox whose VM still runs.
+    pub(crate) fn go_live(
+        &mut self,
+        vm: VmClient,
+        agent: Agent,
+        disks: ImageDisks,
+        boot: Option<BootTimes>,
+    ) {
+        let events = events::follow(agent.clone());
+        self.boot = boot;
+        self.live = Some(Live {
+            vm,
+            agent,
+            events,
+            disks: Arc::new(Mutex::new(disks)),
+        });
+    }
+
+    /// Adds a container that an earlier daemon made.
+    pub(crate) fn insert(&mut self, container: Container) {
+        self.containers
+            .insert(container.record.id.clone(), container);
+    }
+
+    /// Ends what is left of a VM that can't be adopted.
+    pub(crate) async fn end_lost_vm(&mut self, code: i32) {
+        self.end_process().await;
+        self.end_containers(code).await;
+        self.settle(|container| !container.is_ending()).await;
+        // With nothing live left, its effects only write the record, whose failure is logged.
+        let _ = self.sandbox_event(Event::VmGone).await;
+    }
+
+    /// Lets an event happen to the sandbox, and what follows from it.
+    ///
+    /// # Errors
+    /// The first of the effects that failed.
+    pub(crate) async fn sandbox_event(&mut self, event: Event) -> Result<(), PodError> {
+        let mut result = Ok(());
+        let mut queue = Queue::from([event]);
+        while let Some(event) = queue.pop_front() {
+            let before = self.record.state;
+            let (next, effects) = step(before, event);
+            if next != before {
+                tracing::info!(pod = %self.id(), ?before, ?next, "sandbox");
+            }
+            self.record.state = next;
+            for effect in effects {
+                let done = match effect {
+                    Effect::Save => self.save().await,
+                    Effect::FailContainers => {
+                        self.vm_gone(VmEnd::ByItself).await;
+                        Ok(())
+                    }
+                    Effect::TearDown => {
+                        let done = self.tear_down().await;
+                        queue.push_back(match done {
+                            Ok(()) => Event::StopDone,
+                            Err(_) => Event::StopFailed,
+                        });
+                        done
+                    }
+                    Effect::Delete => {
+                        let done = self.delete().await;
+                        queue.push_back(match done {
+                            Ok(()) => Event::RemoveDone,
+                            Err(_) => Event::RemoveFailed,
+                        });
+                        done
+                    }
+                    Effect::Announce(news) => {
+                        self.publish();
+                        self.announce(news);
+                        Ok(())
+                    }
+                    Effect::Forget => {
+                        if !matches!(self.phase, Phase::Failed(_)) {
+                            self.phase = Phase::Gone;
+                        }
+                        self.publish();
+                        self.node.registry.release(&self.record.id);
+                        Ok(())
+                    }
+                };
+                result = result.and(done);
+            }
+        }
+        result
+    }
+
+    /// Lets the containers end with their VM, whose process is ended when it is still there.
+    pub(super) async fn vm_gone(&mut self, end: VmEnd) {
+        if let Some(live) = self.live.take()
+            && end == VmEnd::ByItself
+        {
+            let report = live.vm.report();
+            tracing::warn!(pod = %self.id(), %report, "VM ended by itself");
+            // A reason that is known already led to this end.
+            if self.record.message.is_empty() {
+                self.record.message = format!("the VM ended: {report}");
+            }
+        }
+        self.end_process().await;
+        for (_, end) in self.execs.drain() {
+            end.stdout.send_replace(OutputEnd::Gone);
+            end.stderr.send_replace(OutputEnd::Gone);
+        }
+        self.end_containers(KILLED).await;
+    }
+
+    /// Kills the VMM process when it does not exit by itself.
+    async fn end_process(&mut self) {
+        if let Some(vm) = self.record.vm.take()
+            && let Err(error) = vm.process.gone(VMM_END).await
+        {
+            tracing::error!(pod = %self.id(), %error, "end the VMM process");
+            self.record.vm = Some(vm);
+        }
+    }
+
+    /// Lets all containers that have not exited exit with this code.
+    async fn end_containers(&mut self, code: i32) {
+        let exit = Exit {
+            code,
+            reason: Reason::VmGone,
+            message: if self.record.message.is_empty() {
+                "the sandbox was stopped".into()
+            } else {
+                self.record.message.clone()
+            },
+            at_ns: clock::now_ns(),
+        };
+        let ids: Vec<_> = self.containers.keys().cloned().collect();
+        for id in ids {
+            if let Some(log) = self.containers.get(&id).and_then(|c| c.log.as_ref()) {
+                log.end(OutputEnd::Gone, OutputEnd::Gone);
+            }
+            self.container_event(&id, ContainerEvent::Exited(exit.clone()))
+                .await;
+        }
+    }
+
+    /// Ends containers, VM and network: as much as can be ended, whatever fails.
+    async fn tear_down(&mut self) -> Result<(), PodError> {
+        self.kill_containers().await;
+        let mut result = Ok(());
+        if let Some(live) = &self.live
+            && !live.vm.is_gone()
+        {
+            live.agent.shutdown(GUEST_END).await;
+            if !live.vm.is_gone()
+                && let Err(error) = live.vm.stop().await
+            {
+                tracing::debug!(pod = %self.id(), %error, "stop the VM");
+            }
+        }
+        self.vm_gone(VmEnd::Asked).await;
+        if let Some(vm) = self.record.vm {
+            let pid = vm.process.pid;
+            result = Err(PodError::precondition(
+                "end the VM",
+                format!("its process {pid} can't be killed"),
+            ));
+        }
+        self.settle(|container| !matches!(container.state, ContainerState::Draining(..)))
+            .await;
+        if let Some(network) = self.record.network.clone() {
+            match self.node.network.teardown(&network).await {
+                Ok(()) => {
+                    self.record.network = None;
+                    self.record.ips.clear();
+                }
+                Err(error) => result = result.and(Err(network_error(error))),
+            }
+        }
+        let data = DataDir::of(&self.node.config, &self.record.id);
+        result.and(remove(data.path()).map_err(|source| {
+            let action = format!("remove {}", data.path().display());
+            PodError::internal(action, source)
+        }))
+    }
+
+    async fn kill_containers(&mut self) {
+        let ids: Vec<_> = self.containers.keys().cloned().collect();
+        for id in ids {
+            let event = ContainerEvent::Stop {
+                grace: Duration::ZERO,
+            };
+            self.container_event(&id, event).await;
+        }
+        if self.live.is_some() {
+            self.settle(|container| !container.is_ending()).await;
+        }
+    }
+
+    /// Handles what comes in until all containers are as wanted, for a limited time.
+    async fn settle(&mut self, wanted: impl Fn(&Container) -> bool) {
+        let deadline = Instant::now() + CONTAINERS_END;
+        while !self.containers.values().all(&wanted) {
+            match timeout_at(deadline, next_input(&mut self.live, &mut self.dones)).await {
+                Ok(input) => self.quiet_input(input).await,
+                Err(_) => {
+                    tracing::warn!(pod = %self.id(), "containers did not end in time");
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Removes what is left of a stopped sandbox. May be repeated.
+    async fn delete(&mut self) -> Result<(), PodError> {
+        self.operations.shutdown().await;
+        for id in self.containers.keys() {
+            let released = self.node.images.release(id.as_str()).await;
+            released.map_err(|e| PodError::internal("release the container's image", e))?;
+        }
+        let run = RunDir::of(&self.node.config, &self.record.id);
+        let data = DataDir::of(&self.node.config, &self.record.id);
+        bringup::remove_dirs(&run, &data)?;
+        let ids = self.containers.keys().cloned().collect();
+        self.node
+            .records
+            .delete_sandbox(&self.record.id, ids)
+            .await?;
+        // Dropping them tells those who wait that they are gone.
+        for (id, container) in std::mem::take(&mut self.containers) {
+            if container.is_visible() {
+                let event = PodEvent::ContainerRemoved(self.record.id.clone(), id);
+                self.node.announce(event);
+            }
+        }
+        Ok(())
+    }
+
+    fn announce(&self, news: News) {
+        let id = self.record.id.clone();
+        self.node.announce(match news {
+            News::Created => PodEvent::SandboxCreated(id),
+            News::Stopped => PodEvent::SandboxStopped(id),
+            News::Removed => PodEvent::SandboxRemoved(id),
+        });
+    }
+}

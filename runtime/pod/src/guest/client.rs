@@ -1,0 +1,322 @@
+//! What the agent is asked.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use hull_proto_agent::{
+    RPC_PORT, VERSION,
+    agent::{
+        AttachStorageRequest, ConfigureRequest, CreateRequest, DeleteRequest, DetachStorageRequest,
+        Empty, EventsRequest, ExecRequest, HelloRequest, SignalRequest, StartRequest,
+    },
+    rpc::AgentClient,
+};
+use tokio::time::{Instant, timeout};
+use ttrpc::{
+    asynchronous::{Client, ClientStreamReceiver, transport::Socket},
+    context::Context,
+};
+
+use super::{GuestError, connect, printable};
+use crate::info::{ContainerUser, GuestInfo};
+
+/// Longest message of the agent that is shown.
+const MESSAGE_MAX: usize = 2048;
+/// Longest version or release name of the guest that is kept.
+const NAME_MAX: usize = 128;
+/// Most groups that a process has (NGROUPS_MAX of limits.h).
+const GROUPS_MAX: usize = 65_536;
+
+/// The agent of one guest. Clones share its connection.
+#[derive(Clone)]
+pub(crate) struct Agent {
+    vsock: Arc<PathBuf>,
+    client: Arc<Mutex<AgentClient>>,
+    timeout: Duration,
+}
+
+impl std::fmt::Debug for Agent {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Agent")
+            .field("vsock", &self.vsock)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Agent {
+    /// Connects once the agent listens, and shakes hands.
+    pub(crate) async fn connect(
+        vsock: &Path,
+        timeout: Duration,
+        deadline: Instant,
+    ) -> Result<(Self, GuestInfo), GuestError> {
+        let (client, info) = greet(vsock, timeout, deadline).await?;
+        let agent = Self {
+            vsock: Arc::new(vsock.to_owned()),
+            client: Arc::new(Mutex::new(client)),
+            timeout,
+        };
+        Ok((agent, info))
+    }
+
+    /// Replaces a connection that was lost.
+    pub(crate) async fn reconnect(&self, deadline: Instant) -> Result<(), GuestError> {
+        let (client, _) = greet(&self.vsock, self.timeout, deadline).await?;
+        *self.client.lock().unwrap_or_else(PoisonError::into_inner) = client;
+        Ok(())
+    }
+
+    /// The socket that stands for the guest's vsock.
+    pub(crate) fn vsock(&self) -> &Path {
+        &self.vsock
+    }
+
+    pub(crate) async fn configure(&self, request: ConfigureRequest) -> Result<(), GuestError> {
+        let client = self.client();
+        self.ask(
+            "configure the guest",
+            client.configure(Context::default(), &request),
+        )
+        .await
+        .map(drop)
+    }
+
+    /// Mounts the disk behind `slot` and returns nothing of it: mounts are named by id.
+    pub(crate) async fn attach_storage(&self, storage: Storage<'_>) -> Result<(), GuestError> {
+        let request = AttachStorageRequest {
+            id: storage.id.into(),
+            slot: storage.slot.into(),
+            fstype: storage.fstype.into(),
+            readonly: storage.readonly,
+            scratch: storage.scratch,
+            ..AttachStorageRequest::default()
+        };
+        let client = self.client();
+        self.ask(
+            "mount a disk in the guest",
+            client.attach_storage(Context::default(), &request),
+        )
+        .await
+        .map(drop)
+    }
+
+    pub(crate) async fn detach_storage(&self, id: &str) -> Result<(), GuestError> {
+        let request = DetachStorageRequest {
+            id: id.into(),
+            ..DetachStorageRequest::default()
+        };
+        let client = self.client();
+        self.ask(
+            "unmount a disk in the guest",
+            client.detach_storage(Context::default(), &request),
+        )
+        .await
+        .map(drop)
+    }
+
+    pub(crate) async fn create(&self, request: CreateRequest) -> Result<ContainerUser, GuestError> {
+        const CALL: &str = "create the container in the guest";
+        let client = self.client();
+        let response = self
+            .ask(CALL, client.create(Context::default(), &request))
+            .await?;
+        if response.groups.len() > GROUPS_MAX {
+            return Err(GuestError::Invalid {
+                call: CALL,
+                reason: "it has more groups than a process can have",
+            });
+        }
+        Ok(ContainerUser {
+            uid: response.uid,
+            gid: response.gid,
+            groups: response.groups,
+        })
+    }
+
+    pub(crate) async fn start(&self, container: &str) -> Result<(), GuestError> {
+        let request = StartRequest {
+            container_id: container.into(),
+            ..StartRequest::default()
+        };
+        let client = self.client();
+        self.ask(
+            "start the container in the guest",
+            client.start(Context::default(), &request),
+        )
+        .await
+        .map(drop)
+    }
+
+    pub(crate) async fn signal(
+        &self,
+        container: &str,
+        signal: i32,
+        target: SignalTarget,
+    ) -> Result<(), GuestError> {
+        let request = SignalRequest {
+            container_id: container.into(),
+            signal: signal.unsigned_abs(),
+            all: target == SignalTarget::All,
+            ..SignalRequest::default()
+        };
+        let client = self.client();
+        self.ask(
+            "signal the container in the guest",
+            client.signal(Context::default(), &request),
+        )
+        .await
+        .map(drop)
+    }
+
+    /// Removes a container, killing it first; one that is not there is removed already.
+    pub(crate) async fn delete(&self, container: &str) -> Result<(), GuestError> {
+        let request = DeleteRequest {
+            container_id: container.into(),
+            force: true,
+            ..DeleteRequest::default()
+        };
+        let client = self.client();
+        let call = client.delete(Context::default(), &request);
+        match self.ask("delete the container in the guest", call).await {
+            Err(error) if error.is_not_found() => Ok(()),
+            other => other.map(drop),
+        }
+    }
+
+    pub(crate) async fn exec(&self, exec: Exec<'_>) -> Result<(), GuestError> {
+        let timeout_ms = exec.timeout.map_or(0, |t| {
+            u64::try_from(t.as_millis()).unwrap_or(u64::MAX).max(1)
+        });
+        let request = ExecRequest {
+            container_id: exec.container.into(),
+            exec_id: exec.id.into(),
+            args: exec.args,
+            timeout_ms,
+            kill_on_detach: true,
+            ..ExecRequest::default()
+        };
+        let client = self.client();
+        self.ask(
+            "run a command in the container",
+            client.exec(Context::default(), &request),
+        )
+        .await
+        .map(drop)
+    }
+
+    pub(crate) async fn events(
+        &self,
+        since_seq: u64,
+    ) -> Result<ClientStreamReceiver<hull_proto_agent::agent::Event>, GuestError> {
+        let request = EventsRequest {
+            since_seq,
+            ..EventsRequest::default()
+        };
+        let client = self.client();
+        let call = client.events(Context::default(), &request);
+        self.ask("follow the guest's events", call).await
+    }
+
+    /// Powers the guest off, which may end the connection before the answer.
+    pub(crate) async fn shutdown(&self, timeout: Duration) {
+        let (client, empty) = (self.client(), Empty::new());
+        let call = client.shutdown(Context::default(), &empty);
+        if let Err(error) = ask("shut the guest down", timeout, call).await {
+            tracing::debug!(%error, "guest did not confirm its shutdown");
+        }
+    }
+
+    fn client(&self) -> AgentClient {
+        let client = self.client.lock();
+        client.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    async fn ask<T>(
+        &self,
+        call: &'static str,
+        future: impl Future<Output = ttrpc::Result<T>>,
+    ) -> Result<T, GuestError> {
+        ask(call, self.timeout, future).await
+    }
+}
+
+/// A disk for the guest to mount.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Storage<'a> {
+    pub id: &'a str,
+    pub slot: u8,
+    pub fstype: &'a str,
+    pub readonly: bool,
+    pub scratch: bool,
+}
+
+/// Which processes of a container get a signal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum SignalTarget {
+    /// The first one.
+    Init,
+    /// All of its cgroup.
+    All,
+}
+
+/// A command to run in a container.
+#[derive(Debug)]
+pub(crate) struct Exec<'a> {
+    pub container: &'a str,
+    pub id: &'a str,
+    pub args: Vec<String>,
+    pub timeout: Option<Duration>,
+}
+
+async fn greet(
+    vsock: &Path,
+    limit: Duration,
+    deadline: Instant,
+) -> Result<(AgentClient, GuestInfo), GuestError> {
+    const CALL: &str = "greet the guest's agent";
+    let stream = connect::dial_until(vsock, RPC_PORT, deadline).await?;
+    let client = AgentClient::new(Client::new(Socket::new(stream)));
+    let request = HelloRequest {
+        version: VERSION,
+        ..HelloRequest::default()
+    };
+    let response = ask(CALL, limit, client.hello(Context::default(), &request)).await?;
+    if response.version != VERSION {
+        return Err(GuestError::Invalid {
+            call: CALL,
+            reason: "it has another contract version",
+        });
+    }
+    let info = GuestInfo {
+        kernel_release: printable(&response.kernel_release, NAME_MAX),
+        agent_version: printable(&response.agent_version, NAME_MAX),
+        kernel_ns: response.kernel_ns,
+        ready_ns: response.ready_ns,
+    };
+    Ok((client, info))
+}
+
+/// Waits for an answer. The time limit is kept here alone: the agent goes on with a call that
+/// its caller no longer waits for, and the caller may repeat it.
+async fn ask<T>(
+    call: &'static str,
+    limit: Duration,
+    future: impl Future<Output = ttrpc::Result<T>>,
+) -> Result<T, GuestError> {
+    match timeout(limit, future).await {
+        Ok(Ok(answer)) => Ok(answer),
+        Ok(Err(ttrpc::Error::RpcStatus(status))) => Err(GuestError::Refused {
+            call,
+            code: status.code(),
+            message: printable(status.message(), MESSAGE_MAX),
+        }),
+        Ok(Err(source)) => Err(GuestError::Lost { call, source }),
+        Err(_) => Err(GuestError::Timeout {
+            call,
+            seconds: limit.as_secs(),
+        }),
+    }
+}

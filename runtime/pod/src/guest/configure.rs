@@ -1,0 +1,151 @@
+//! The guest's identity: what `Configure` tells the agent.
+
+use std::{fmt::Write, net::IpAddr};
+
+use hull_network::GuestNetwork;
+use hull_proto_agent::agent::{ConfigureRequest, Interface, Neighbor, Route};
+
+use crate::{
+    clock,
+    id::PodId,
+    spec::{Dns, SandboxSpec},
+};
+
+/// Puts together what the agent is told about its pod.
+pub(crate) fn request(
+    pod: &PodId,
+    spec: &SandboxSpec,
+    network: &GuestNetwork,
+    ips: &[IpAddr],
+    resolv_conf: String,
+) -> ConfigureRequest {
+    let hostname = hostname(spec);
+    let entropy: [u8; 64] = std::array::from_fn(|_| rand::random());
+    ConfigureRequest {
+        sandbox_id: pod.to_string(),
+        hosts: hosts(hostname, ips),
+        hostname: hostname.to_owned(),
+        sysctls: spec.sysctls.clone().into_iter().collect(),
+        interfaces: network
+            .interfaces
+            .iter()
+            .map(|interface| Interface {
+                mac: interface.mac.clone(),
+                name: interface.name.clone(),
+                mtu: interface.mtu,
+                addresses: interface.addresses.clone(),
+                ..Interface::default()
+            })
+            .collect(),
+        routes: network
+            .routes
+            .iter()
+            .map(|route| Route {
+                destination: route.destination.clone(),
+                gateway: route.gateway.clone(),
+                source: route.source.clone(),
+                interface: route.interface.clone(),
+                mtu: route.mtu,
+                metric: route.metric,
+                scope: route.scope,
+                ..Route::default()
+            })
+            .collect(),
+        neighbors: network
+            .neighbors
+            .iter()
+            .map(|neighbor| Neighbor {
+                address: neighbor.address.clone(),
+                mac: neighbor.mac.clone(),
+                interface: neighbor.interface.clone(),
+                ..Neighbor::default()
+            })
+            .collect(),
+        resolv_conf,
+        realtime_ns: clock::now_ns().unsigned_abs(),
+        entropy: entropy.to_vec(),
+        ..ConfigureRequest::default()
+    }
+}
+
+/// The guest's host name.
+pub(crate) fn hostname(spec: &SandboxSpec) -> &str {
+    if spec.hostname.is_empty() {
+        &spec.metadata.name
+    } else {
+        &spec.hostname
+    }
+}
+
+/// The text of /etc/resolv.conf: what the pod asks for, else what CNI returned, else the host's.
+pub(crate) fn resolv_conf(
+    asked: Option<&Dns>,
+    cni: &hull_network::Dns,
+    host: impl FnOnce() -> String,
+) -> String {
+    match asked {
+        Some(dns) if *dns != Dns::default() => lines(&dns.servers, &dns.searches, &dns.options),
+        _ if !cni.nameservers.is_empty() => lines(&cni.nameservers, &cni.search, &cni.options),
+        _ => host(),
+    }
+}
+
+fn lines(servers: &[String], searches: &[String], options: &[String]) -> String {
+    let mut text = String::new();
+    if !searches.is_empty() {
+        let _ = writeln!(text, "search {}", searches.join(" "));
+    }
+    for server in servers {
+        let _ = writeln!(text, "nameserver {server}");
+    }
+    if !options.is_empty() {
+        let _ = writeln!(text, "options {}", options.join(" "));
+    }
+    text
+}
+
+fn hosts(hostname: &str, ips: &[IpAddr]) -> String {
+    let mut text = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n".to_owned();
+    for ip in ips {
+        let _ = writeln!(text, "{ip}\t{hostname}");
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_pods_own_resolver_settings_come_first() {
+        let asked = Dns {
+            servers: vec!["10.0.0.10".into()],
+            searches: vec!["a.svc".into(), "svc".into()],
+            options: vec!["ndots:5".into()],
+        };
+        let cni = hull_network::Dns {
+            nameservers: vec!["1.1.1.1".into()],
+            ..hull_network::Dns::default()
+        };
+        let host = || "host".to_owned();
+        assert_eq!(
+            resolv_conf(Some(&asked), &cni, host),
+            "search a.svc svc\nnameserver 10.0.0.10\noptions ndots:5\n"
+        );
+        let empty = Dns::default();
+        assert_eq!(
+            resolv_conf(Some(&empty), &cni, host),
+            "nameserver 1.1.1.1\n"
+        );
+        assert_eq!(
+            resolv_conf(None, &hull_network::Dns::default(), host),
+            "host"
+        );
+    }
+
+    #[test]
+    fn the_host_name_is_in_hosts() {
+        let text = hosts("web", &["10.88.0.5".parse().unwrap()]);
+        assert!(text.ends_with("10.88.0.5\tweb\n"), "{text}");
+    }
+}

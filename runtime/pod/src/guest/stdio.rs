@@ -1,0 +1,210 @@
+//! Output of a process in the guest, byte by byte and to the last one.
+//!
+//! The agent keeps what is not acknowledged, so a connection that is lost is opened again where
+//! the last one ended. Where the output ends is known from the event of the process's end; the
+//! end of a connection alone proves nothing.
+
+use std::{io, path::PathBuf, time::Duration};
+
+use hull_proto_agent::{
+    STREAM_PORT,
+    stream::{self, StreamHeader, StreamKind, StreamReply},
+};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::UnixStream,
+    sync::watch,
+    time::{Instant, sleep, timeout},
+};
+
+use super::{GuestError, client::Agent, connect, printable};
+
+/// How long the agent may take to accept a stream.
+const OPEN: Duration = Duration::from_secs(10);
+/// Pause before a lost connection is opened again.
+const PAUSE: Duration = Duration::from_millis(50);
+/// Longest refusal that is shown.
+const MESSAGE_MAX: usize = 1024;
+
+/// Where a process's output ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum OutputEnd {
+    /// The process runs.
+    Open,
+    /// It ended after this many bytes.
+    At(u64),
+    /// The VM is gone: what can still be read is all there is.
+    Gone,
+}
+
+/// Which output.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum OutputKind {
+    Stdout,
+    Stderr,
+}
+
+/// One output of one process.
+#[derive(Debug)]
+pub(crate) struct Output {
+    vsock: PathBuf,
+    header: StreamHeader,
+    /// Bytes received so far.
+    received: u64,
+    end: watch::Receiver<OutputEnd>,
+    connection: Option<UnixStream>,
+}
+
+impl Output {
+    /// Output of an exec, or of the container's first process (`exec` is empty), from byte
+    /// `offset` on.
+    pub(crate) fn new(
+        agent: &Agent,
+        kind: OutputKind,
+        container: &str,
+        exec: &str,
+        offset: u64,
+        end: watch::Receiver<OutputEnd>,
+    ) -> Self {
+        Self {
+            vsock: agent.vsock().to_owned(),
+            header: StreamHeader {
+                kind: match kind {
+                    OutputKind::Stdout => StreamKind::Stdout,
+                    OutputKind::Stderr => StreamKind::Stderr,
+                },
+                container: container.into(),
+                exec: exec.into(),
+                offset,
+            },
+            received: offset,
+            end,
+            connection: None,
+        }
+    }
+
+    /// Opens the stream now, so that a failure is told to the caller.
+    pub(crate) async fn open(&mut self) -> Result<(), GuestError> {
+        let opened = timeout(OPEN, self.connect()).await;
+        opened.unwrap_or_else(|_| Err(self.failed(io::ErrorKind::TimedOut.into())))
+    }
+
+    /// Reads the next bytes; 0 is the end of the output.
+    pub(crate) async fn read(&mut self, buffer: &mut [u8]) -> usize {
+        loop {
+            let end = *self.end.borrow_and_update();
+            if matches!(end, OutputEnd::At(total) if self.received >= total) {
+                return 0;
+            }
+            let Some(connection) = &mut self.connection else {
+                if end == OutputEnd::Gone {
+                    return 0;
+                }
+                self.reopen().await;
+                continue;
+            };
+            let read = tokio::select! {
+                biased;
+                read = connection.read(buffer) => read,
+                // Without a sender nobody will tell the end: take it for gone.
+                changed = self.end.changed() => match changed {
+                    Ok(()) => continue,
+                    Err(_) => match timeout(PAUSE, connection.read(buffer)).await {
+                        Ok(read) => read,
+                        Err(_) => return 0,
+                    },
+                },
+            };
+            match read {
+                Ok(length) if length > 0 => {
+                    self.received += length as u64;
+                    return length;
+                }
+                _ => {
+                    self.connection = None;
+                    // The event that tells the end may be on its way.
+                    if end == OutputEnd::Open {
+                        let _ = timeout(PAUSE, self.end.changed()).await;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Tells the agent that the first `total` bytes are safe. Failing has no effect: the agent
+    /// keeps them, and the next connection says again where to begin.
+    pub(crate) async fn acknowledge(&mut self, total: u64) {
+        if let Some(connection) = &mut self.connection
+            && connection.write_all(&total.to_le_bytes()).await.is_err()
+        {
+            self.connection = None;
+        }
+    }
+
+    async fn reopen(&mut self) {
+        match self.open().await {
+            Ok(()) => {}
+            Err(error) => {
+                tracing::debug!(%error, "open output stream again");
+                // The end may come while the agent does not answer.
+                tokio::select! {
+                    () = sleep(PAUSE) => {}
+                    _ = self.end.changed() => sleep(Duration::from_millis(1)).await,
+                }
+            }
+        }
+    }
+
+    async fn connect(&mut self) -> Result<(), GuestError> {
+        self.header.offset = self.received;
+        let deadline = Instant::now() + OPEN;
+        let mut stream = connect::dial_until(&self.vsock, STREAM_PORT, deadline).await?;
+        let reply = exchange(&mut stream, &self.header).await;
+        match reply.map_err(|source| self.failed(source))? {
+            StreamReply::Ok { offset } if offset > self.received => {
+                let (missing, container) = (offset - self.received, &self.header.container);
+                tracing::warn!(%container, missing, "output was acknowledged but is not here");
+                self.received = offset;
+            }
+            StreamReply::Ok { offset } => {
+                let known = self.received - offset;
+                skip(&mut stream, known)
+                    .await
+                    .map_err(|source| self.failed(source))?;
+            }
+            StreamReply::Error { message } => {
+                return Err(GuestError::StreamRefused {
+                    container: self.header.container.clone(),
+                    message: printable(&message, MESSAGE_MAX),
+                });
+            }
+        }
+        self.connection = Some(stream);
+        Ok(())
+    }
+
+    fn failed(&self, source: io::Error) -> GuestError {
+        GuestError::Stream {
+            container: self.header.container.clone(),
+            source,
+        }
+    }
+}
+
+async fn exchange(stream: &mut UnixStream, header: &StreamHeader) -> io::Result<StreamReply> {
+    stream.write_all(&stream::encode(header)?).await?;
+    let mut prefix = [0_u8; 4];
+    stream.read_exact(&mut prefix).await?;
+    let mut body = vec![0_u8; stream::body_length(prefix)?];
+    stream.read_exact(&mut body).await?;
+    stream::decode(&body)
+}
+
+async fn skip(stream: &mut UnixStream, bytes: u64) -> io::Result<()> {
+    let skipped = tokio::io::copy(&mut stream.take(bytes), &mut tokio::io::sink()).await?;
+    if skipped == bytes {
+        Ok(())
+    } else {
+        Err(io::ErrorKind::UnexpectedEof.into())
+    }
+}

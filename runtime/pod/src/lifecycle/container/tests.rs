@@ -1,0 +1,223 @@
+use proptest::prelude::*;
+
+use super::*;
+
+fn exit() -> Exit {
+    Exit {
+        code: 0,
+        reason: Reason::Completed,
+        message: String::new(),
+        at_ns: 1,
+    }
+}
+
+fn error() -> PodError {
+    PodError::precondition("test", "test")
+}
+
+fn events() -> impl Strategy<Value = Event> {
+    prop_oneof![
+        Just(Event::CreateDone),
+        Just(Event::CreateFailed(error())),
+        Just(Event::Start),
+        Just(Event::StartDone),
+        Just(Event::StartFailed(error(), exit())),
+        (0_u64..3).prop_map(|s| Event::Stop {
+            grace: Duration::from_secs(s)
+        }),
+        Just(Event::GraceOver),
+        Just(Event::KillOver),
+        Just(Event::Exited(exit())),
+        Just(Event::Drained),
+        Just(Event::Remove),
+        Just(Event::RemoveDone),
+        Just(Event::RemoveFailed(error())),
+    ]
+}
+
+/// Applies events; returns the last state and all effects in order.
+fn run(events: impl IntoIterator<Item = Event>) -> (State, Vec<Effect>) {
+    let mut all = Vec::new();
+    let mut state = State::Creating;
+    for event in events {
+        let (next, effects) = step(state, event);
+        state = next;
+        all.extend(effects);
+    }
+    (state, all)
+}
+
+fn count(effects: &[Effect], test: impl Fn(&Effect) -> bool) -> usize {
+    effects.iter().filter(|e| test(e)).count()
+}
+
+proptest! {
+    #[test]
+    fn a_process_is_started_and_terminated_once_at_most(
+        sequence in prop::collection::vec(events(), 0..60),
+    ) {
+        let (_, effects) = run(sequence);
+        prop_assert!(count(&effects, |e| matches!(e, Effect::Start)) <= 1);
+        prop_assert!(count(&effects, |e| matches!(e, Effect::Terminate)) <= 1);
+        prop_assert!(count(&effects, |e| matches!(e, Effect::Forget)) <= 1);
+        prop_assert!(count(&effects, |e| matches!(e, Effect::Drain)) <= 1);
+    }
+
+    #[test]
+    fn news_come_in_order_and_once(sequence in prop::collection::vec(events(), 0..60)) {
+        let (_, effects) = run(sequence);
+        let news: Vec<u8> = effects
+            .iter()
+            .filter_map(|e| match e {
+                Effect::Announce(News::Created) => Some(0),
+                Effect::Announce(News::Started) => Some(1),
+                Effect::Announce(News::Stopped) => Some(2),
+                Effect::Announce(News::Removed) => Some(3),
+                _ => None,
+            })
+            .collect();
+        prop_assert!(news.windows(2).all(|w| w[0] < w[1]), "{news:?}");
+    }
+
+    #[test]
+    fn an_end_is_saved_before_it_is_answered(sequence in prop::collection::vec(events(), 0..60)) {
+        let mut state = State::Creating;
+        for event in sequence {
+            let (next, effects) = step(state, event);
+            state = next;
+            let saved = effects.iter().position(|e| matches!(e, Effect::Save));
+            let stopped = effects
+                .iter()
+                .position(|e| matches!(e, Effect::Announce(News::Stopped)));
+            if let Some(stopped) = stopped {
+                prop_assert!(saved.is_some_and(|saved| saved < stopped));
+            }
+        }
+    }
+
+    #[test]
+    fn nothing_follows_the_end(sequence in prop::collection::vec(events(), 0..60)) {
+        let mut state = State::Creating;
+        for event in sequence {
+            let was_gone = state == State::Gone;
+            let (next, effects) = step(state, event);
+            if was_gone {
+                prop_assert_eq!(&next, &State::Gone);
+                prop_assert!(effects.iter().all(|e| matches!(e, Effect::Answer(..))));
+            }
+            state = next;
+        }
+    }
+
+    #[test]
+    fn every_wait_is_answered_in_the_end(
+        sequence in prop::collection::vec(events(), 0..60),
+        stop in any::<bool>(),
+    ) {
+        // After a stop or remove, a guest that does its part brings an answer.
+        let (mut state, _) = run(sequence);
+        let (wait, event) = if stop {
+            (Wait::Stopped, Event::Stop { grace: Duration::from_secs(1) })
+        } else {
+            (Wait::Removed, Event::Remove)
+        };
+        if matches!(state, State::Creating) {
+            state = step(state, Event::CreateDone).0;
+        }
+        if state == State::Starting {
+            state = step(state, Event::StartDone).0;
+        }
+        if !stop && matches!(state, State::Removing(_)) {
+            return Ok(());
+        }
+        let (mut state, mut effects) = step(state, event);
+        for _ in 0..6 {
+            if effects.iter().any(|e| matches!(e, Effect::Answer(w, _) if *w == wait)) {
+                return Ok(());
+            }
+            let next = match state {
+                State::Terminating(_) | State::Killing(_) => Event::Exited(exit()),
+                State::Draining(..) => Event::Drained,
+                State::Removing(_) => Event::RemoveDone,
+                ref other => panic!("{other:?} waits for nothing"),
+            };
+            (state, effects) = step(state, next);
+        }
+        panic!("no answer");
+    }
+}
+
+#[test]
+fn a_process_that_ends_before_its_start_is_answered_was_started() {
+    let (state, effects) = run([
+        Event::CreateDone,
+        Event::Start,
+        Event::Exited(exit()),
+        Event::StartDone,
+        Event::Drained,
+    ]);
+    assert_eq!(state, State::Exited(exit()));
+    let answers = count(&effects, |e| {
+        matches!(e, Effect::Answer(Wait::Started, Ok(())))
+    });
+    assert_eq!(answers, 1);
+}
+
+#[test]
+fn a_second_stop_may_only_shorten_the_grace() {
+    let (state, effects) = run([
+        Event::CreateDone,
+        Event::Start,
+        Event::StartDone,
+        Event::Stop {
+            grace: Duration::from_secs(30),
+        },
+        Event::Stop {
+            grace: Duration::from_secs(5),
+        },
+        Event::Stop {
+            grace: Duration::ZERO,
+        },
+    ]);
+    assert_eq!(state, State::Killing(After::Keep));
+    assert_eq!(count(&effects, |e| matches!(e, Effect::Terminate)), 1);
+    assert_eq!(count(&effects, |e| matches!(e, Effect::ArmGrace(_))), 2);
+    assert_eq!(count(&effects, |e| matches!(e, Effect::Kill)), 1);
+}
+
+#[test]
+fn a_running_container_is_killed_before_it_is_removed() {
+    let (state, effects) = run([
+        Event::CreateDone,
+        Event::Start,
+        Event::StartDone,
+        Event::Remove,
+        Event::Exited(exit()),
+        Event::Drained,
+        Event::RemoveDone,
+    ]);
+    assert_eq!(state, State::Gone);
+    let kill = effects.iter().position(|e| matches!(e, Effect::Kill));
+    let delete = effects.iter().position(|e| matches!(e, Effect::Delete));
+    assert!(kill.unwrap() < delete.unwrap());
+}
+
+#[test]
+fn a_start_that_failed_leaves_an_exited_container() {
+    let failed = Exit {
+        code: 128,
+        reason: Reason::StartError,
+        ..exit()
+    };
+    let (state, _) = run([
+        Event::CreateDone,
+        Event::Start,
+        Event::StartFailed(error(), failed.clone()),
+    ]);
+    assert_eq!(state, State::Exited(failed));
+    let (_, effects) = step(state, Event::Start);
+    assert!(matches!(
+        effects[..],
+        [Effect::Answer(Wait::Started, Err(_))]
+    ));
+}

@@ -1,0 +1,32 @@
+//! Log files in CRI's format: `<RFC 3339 time> <stdout|stderr> <F|P> <content>`.
+//!
+//! ```text
+//! agent ──bytes──▶ Output ──▶ LineSplitter ──▶ LogFile ──▶ acknowledge ──▶ agent forgets them
+//! ```
+//!
+//! Nothing is lost or doubled, also when the daemon is killed at any point. A batch of whole
+//! lines is (1) appended to the log file, (2) noted in the position file: length of the log and
+//! bytes of each output in it, (3) acknowledged to the agent. After a restart the log is cut back
+//! to the noted length (a batch that was written but not noted was not acknowledged either), and
+//! each output is asked for from its noted byte on. The position file lives as long as the VM: in
+//! the pod's run directory.
+//!
+//! One gap is left: when the log file was renamed (rotated) while the daemon was down, a batch
+//! that was written but not noted is not cut out of the renamed file and so appears twice.
+
+pub(crate) mod file;
+pub(crate) mod line;
+pub(crate) mod pump;
+
+use std::{io, path::PathBuf};
+
+/// Why a log can't be written.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum LogError {
+    #[error("{action} {}", path.display())]
+    Io {
+        action: &'static str,
+        path: PathBuf,
+        source: io::Error,
+    },
+}

@@ -1,0 +1,146 @@
+//! Carries the output of a container from the agent to its log file.
+
+use std::{
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use tokio::{
+    sync::watch,
+    task::{JoinHandle, spawn_blocking},
+    time::sleep,
+};
+
+use super::{LogError, file::LogFile, line::LineSplitter};
+use crate::{
+    clock,
+    guest::{
+        client::Agent,
+        stdio::{Output, OutputEnd, OutputKind},
+    },
+};
+
+const BUFFER: usize = 64 * 1024;
+/// Pause before a write is tried again, for example on a full disk. Meanwhile the container's
+/// writes block once the agent's buffer is full.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// The log of a running container.
+#[derive(Debug)]
+pub(crate) struct ContainerLog {
+    stdout_end: watch::Sender<OutputEnd>,
+    stderr_end: watch::Sender<OutputEnd>,
+    pumps: Vec<JoinHandle<()>>,
+}
+
+/// What a log is made of.
+#[derive(Debug, Clone)]
+pub(crate) struct LogTarget {
+    pub container: String,
+    /// None: output is thrown away.
+    pub path: Option<PathBuf>,
+    pub position: PathBuf,
+    pub tty: bool,
+}
+
+impl ContainerLog {
+    /// Begins, or goes on, to write the log.
+    ///
+    /// # Errors
+    /// When its files can't be opened.
+    pub(crate) async fn start(agent: &Agent, target: LogTarget) -> Result<Self, LogError> {
+        let (container, tty) = (target.container.clone(), target.tty);
+        let opened =
+            spawn_blocking(move || LogFile::open(target.path.as_deref(), &target.position)).await;
+        let file = match opened {
+            Ok(file) => Arc::new(Mutex::new(file?)),
+            Err(panic) => std::panic::resume_unwind(panic.into_panic()),
+        };
+        let (stdout_end, stdout) = watch::channel(OutputEnd::Open);
+        let (stderr_end, stderr) = watch::channel(OutputEnd::Open);
+        let mut outputs = vec![(OutputKind::Stdout, stdout)];
+        if !tty {
+            outputs.push((OutputKind::Stderr, stderr));
+        }
+        let pumps = outputs
+            .into_iter()
+            .map(|(kind, end)| {
+                let offset = file
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .written(kind);
+                let output = Output::new(agent, kind, &container, "", offset, end);
+                tokio::spawn(pump(output, kind, offset, Arc::clone(&file)))
+            })
+            .collect();
+        Ok(Self {
+            stdout_end,
+            stderr_end,
+            pumps,
+        })
+    }
+
+    /// Tells where the outputs end.
+    pub(crate) fn end(&self, stdout: OutputEnd, stderr: OutputEnd) {
+        self.stdout_end.send_replace(stdout);
+        self.stderr_end.send_replace(stderr);
+    }
+
+    /// The tasks that write the log, to be waited for; they end after [`ContainerLog::end`].
+    pub(crate) fn take_pumps(&mut self) -> Vec<JoinHandle<()>> {
+        std::mem::take(&mut self.pumps)
+    }
+}
+
+impl Drop for ContainerLog {
+    fn drop(&mut self) {
+        for pump in &self.pumps {
+            pump.abort();
+        }
+    }
+}
+
+async fn pump(mut output: Output, kind: OutputKind, mut written: u64, file: Arc<Mutex<LogFile>>) {
+    let mut splitter = LineSplitter::new(match kind {
+        OutputKind::Stdout => "stdout",
+        OutputKind::Stderr => "stderr",
+    });
+    let mut buffer = vec![0; BUFFER];
+    loop {
+        let length = output.read(&mut buffer).await;
+        let mut lines = Vec::with_capacity(length + 256);
+        let now = clock::now_ns();
+        let bytes = match length {
+            0 => splitter.finish(now, &mut lines),
+            _ => splitter.push(&buffer[..length], now, &mut lines),
+        };
+        if bytes > 0 {
+            append(&file, Arc::new(lines), kind, bytes).await;
+            written += bytes;
+            output.acknowledge(written).await;
+        }
+        if length == 0 {
+            return;
+        }
+    }
+}
+
+/// Appends for as long as it takes.
+async fn append(file: &Arc<Mutex<LogFile>>, lines: Arc<Vec<u8>>, kind: OutputKind, bytes: u64) {
+    loop {
+        let (file, lines) = (Arc::clone(file), Arc::clone(&lines));
+        let result = spawn_blocking(move || {
+            file.lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .append(&lines, kind, bytes)
+        })
+        .await;
+        match result {
+            Ok(Ok(())) => return,
+            Ok(Err(error)) => tracing::warn!(error = &error as &dyn std::error::Error, "write log"),
+            Err(error) => tracing::error!(%error, "write log"),
+        }
+        sleep(RETRY).await;
+    }
+}

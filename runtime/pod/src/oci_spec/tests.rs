@@ -1,0 +1,189 @@
+use serde_json::{Value, json};
+
+use super::*;
+use crate::spec::{ContainerSecurity, Resources, SandboxMetadata, Seccomp};
+
+fn image() -> ImageConfig {
+    ImageConfig {
+        env: vec!["PATH=/bin".into(), "LANG=C".into()],
+        entrypoint: vec!["/entry".into()],
+        cmd: vec!["default".into()],
+        working_dir: "/srv".into(),
+        ..ImageConfig::default()
+    }
+}
+
+fn spec_of(container: &ContainerSpec) -> Result<Value, PodError> {
+    let sandbox = SandboxSpec {
+        metadata: SandboxMetadata {
+            name: "web".into(),
+            ..SandboxMetadata::default()
+        },
+        ..SandboxSpec::default()
+    };
+    let spec = build(Inputs {
+        sandbox: &sandbox,
+        container,
+        image: &image(),
+        localhost_seccomp: None,
+    })?;
+    Ok(serde_json::to_value(spec).unwrap())
+}
+
+fn args(command: &[&str], args: &[&str]) -> Value {
+    let words = |w: &[&str]| w.iter().map(|s| (*s).to_owned()).collect();
+    let container = ContainerSpec {
+        command: words(command),
+        args: words(args),
+        ..ContainerSpec::default()
+    };
+    spec_of(&container).unwrap()["process"]["args"].clone()
+}
+
+#[test]
+fn a_plain_container_has_this_specification() {
+    let mut spec = spec_of(&ContainerSpec::default()).unwrap();
+    // The long lists have their own tests.
+    spec["linux"]["seccomp"] = json!(spec["linux"]["seccomp"]["defaultAction"]);
+    spec["mounts"] = json!(
+        spec["mounts"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|m| format!(
+                "{} {}",
+                m["destination"].as_str().unwrap(),
+                m["source"].as_str().unwrap()
+            ))
+            .collect::<Vec<_>>()
+    );
+    for set in ["bounding", "effective", "permitted"] {
+        let list = &mut spec["process"]["capabilities"][set];
+        *list = json!(list.as_array().unwrap().len());
+    }
+    let expected = json!({
+        "ociVersion": spec["ociVersion"],
+        "root": {"path": "rootfs", "readonly": false},
+        "annotations": {},
+        "mounts": [
+            "/proc proc",
+            "/dev tmpfs",
+            "/dev/pts devpts",
+            "/dev/mqueue mqueue",
+            "/sys sysfs",
+            "/sys/fs/cgroup cgroup",
+            "/dev/shm /run/hull/shm",
+            "/etc/hosts /run/hull/files/sandbox/hosts",
+            "/etc/resolv.conf /run/hull/files/sandbox/resolv.conf",
+            "/etc/hostname /run/hull/files/sandbox/hostname",
+        ],
+        "process": {
+            "terminal": false,
+            "user": {"uid": 0, "gid": 0},
+            "args": ["/entry", "default"],
+            "env": ["PATH=/bin", "HOSTNAME=web", "LANG=C"],
+            "cwd": "/srv",
+            "capabilities": {
+                "bounding": 14, "effective": 14, "permitted": 14, "inheritable": [], "ambient": [],
+            },
+            "rlimits": [{"type": "RLIMIT_NOFILE", "hard": 1_048_576, "soft": 1_048_576}],
+        },
+        "linux": {
+            "namespaces": [{"type": "mount"}, {"type": "pid"}, {"type": "cgroup"}],
+            "resources": {"devices": [{"allow": false, "access": "rwm"}]},
+            "seccomp": "SCMP_ACT_ERRNO",
+            "maskedPaths": spec["linux"]["maskedPaths"],
+            "readonlyPaths": spec["linux"]["readonlyPaths"],
+        },
+    });
+    assert_eq!(spec, expected, "{spec:#}");
+    let hidden = spec["linux"]["maskedPaths"].as_array().unwrap();
+    assert!(hidden.contains(&json!("/proc/kcore")));
+}
+
+#[test]
+fn command_and_arguments_replace_those_of_the_image() {
+    assert_eq!(args(&[], &[]), json!(["/entry", "default"]));
+    assert_eq!(args(&[], &["x"]), json!(["/entry", "x"]));
+    assert_eq!(args(&["sh"], &[]), json!(["sh"]));
+    assert_eq!(args(&["sh"], &["-c", "x"]), json!(["sh", "-c", "x"]));
+}
+
+#[test]
+fn without_any_command_the_container_is_refused() {
+    let empty = ImageConfig::default();
+    let error = build(Inputs {
+        sandbox: &SandboxSpec::default(),
+        container: &ContainerSpec::default(),
+        image: &empty,
+        localhost_seccomp: None,
+    });
+    assert!(matches!(error, Err(PodError::InvalidArgument { .. })));
+}
+
+#[test]
+fn a_later_variable_replaces_an_earlier_one_in_its_place() {
+    let container = ContainerSpec {
+        tty: true,
+        env: vec![("LANG".into(), "de=x".into()), ("A".into(), String::new())],
+        ..ContainerSpec::default()
+    };
+    assert_eq!(
+        spec_of(&container).unwrap()["process"]["env"],
+        json!(["PATH=/bin", "TERM=xterm", "HOSTNAME=web", "LANG=de=x", "A="])
+    );
+}
+
+#[test]
+fn a_privileged_container_is_confined_by_the_vm_alone() {
+    let container = ContainerSpec {
+        security: ContainerSecurity {
+            privileged: true,
+            ..ContainerSecurity::default()
+        },
+        ..ContainerSpec::default()
+    };
+    let spec = spec_of(&container).unwrap();
+    assert_eq!(spec["linux"].get("seccomp"), None);
+    assert_eq!(spec["linux"].get("maskedPaths"), None);
+    assert_eq!(spec["linux"]["resources"]["devices"][0]["allow"], true);
+    let caps = spec["process"]["capabilities"]["effective"].as_array();
+    assert_eq!(caps.unwrap().len(), 41);
+}
+
+#[test]
+fn limits_reach_the_cgroup() {
+    let container = ContainerSpec {
+        resources: Some(Resources {
+            cpu_period_us: 100_000,
+            cpu_quota_us: 50_000,
+            cpu_shares: 512,
+            cpuset_cpus: "0".into(),
+            memory_limit_bytes: 15 << 20,
+            pids_limit: 100,
+            oom_score_adj: 985,
+            unified: [("memory.high".to_owned(), "1048576".to_owned())].into(),
+            ..Resources::default()
+        }),
+        security: ContainerSecurity {
+            seccomp: Seccomp::Unconfined,
+            readonly_rootfs: true,
+            no_new_privs: true,
+            ..ContainerSecurity::default()
+        },
+        ..ContainerSpec::default()
+    };
+    let spec = spec_of(&container).unwrap();
+    let resources = &spec["linux"]["resources"];
+    assert_eq!(
+        resources["cpu"],
+        json!({"shares": 512, "quota": 50_000, "period": 100_000, "cpus": "0"})
+    );
+    assert_eq!(resources["memory"], json!({"limit": 15 << 20}));
+    assert_eq!(resources["pids"]["limit"], 100);
+    assert_eq!(resources["unified"], json!({"memory.high": "1048576"}));
+    assert_eq!(spec["process"]["oomScoreAdj"], 985);
+    assert_eq!(spec["process"]["noNewPrivileges"], true);
+    assert_eq!(spec["root"]["readonly"], true);
+    assert_eq!(spec["linux"].get("seccomp"), None);
+}

@@ -1,0 +1,45 @@
+//! Disks of a pod: the scratch disk, and one read-only disk for each image in use.
+
+pub(crate) mod images;
+pub(crate) mod scratch;
+
+use std::{io, path::PathBuf};
+
+use crate::error::PodError;
+
+/// Why a disk can't be had.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum StorageError {
+    #[error("{action} {}", path.display())]
+    Io {
+        action: &'static str,
+        path: PathBuf,
+        source: io::Error,
+    },
+    #[error("format {} with mkfs.ext4: {message}", path.display())]
+    Mkfs { path: PathBuf, message: String },
+    #[error("use the disk of image {image}: {reason}")]
+    Disk { image: String, reason: &'static str },
+}
+
+impl From<StorageError> for PodError {
+    fn from(error: StorageError) -> Self {
+        match &error {
+            StorageError::Io {
+                action,
+                path,
+                source,
+            } if matches!(
+                source.kind(),
+                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+            ) =>
+            {
+                Self::ResourceExhausted {
+                    action: format!("{action} {}", path.display()),
+                    reason: "no space left".into(),
+                }
+            }
+            _ => Self::internal("prepare the pod's disks", error),
+        }
+    }
+}

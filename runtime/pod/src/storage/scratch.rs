@@ -1,0 +1,182 @@
+//! The scratch disk: a sparse ext4 image for writable layers, as large as a pod's quota.
+//!
+//! It is formatted once for each size and then copied, holes left out: a copy costs the few
+//! blocks that a fresh file system has. It has no journal, because it never outlives its VM.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{self, Read, Seek, SeekFrom, Write},
+    os::unix::fs::OpenOptionsExt,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+use nix::unistd::{Whence, lseek64};
+
+use super::StorageError;
+use crate::config::PodsConfig;
+
+/// Makes a pod's scratch disk at `path`. Blocks.
+pub(crate) fn create(config: &PodsConfig, path: &Path) -> Result<(), StorageError> {
+    let template = template(config)?;
+    let from = File::open(&template).map_err(failed("open", &template))?;
+    let to = open_new(path)?;
+    copy_sparse(&from, &to).map_err(failed("copy", path))
+}
+
+/// Opens a scratch disk for the VM.
+pub(crate) fn open(path: &Path) -> Result<File, StorageError> {
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(path)
+        .map_err(failed("open", path))
+}
+
+fn template(config: &PodsConfig) -> Result<PathBuf, StorageError> {
+    let path = config
+        .root
+        .join(format!("scratch-{}.template", config.scratch_bytes));
+    if path.exists() {
+        return Ok(path);
+    }
+    // Two pods may get here at once: each formats its own file, the last rename wins.
+    let work = config.root.join(format!(
+        "scratch-{}.{:x}.tmp",
+        config.scratch_bytes,
+        rand::random::<u64>()
+    ));
+    let result = format(&work, config.scratch_bytes)
+        .and_then(|()| fs::rename(&work, &path).map_err(failed("rename", &work)));
+    if result.is_err() {
+        let _ = fs::remove_file(&work);
+    }
+    result.map(|()| path)
+}
+
+fn format(path: &Path, bytes: u64) -> Result<(), StorageError> {
+    let file = open_new(path)?;
+    file.set_len(bytes).map_err(failed("size", path))?;
+    let mut child = Command::new("mkfs.ext4")
+        .args(["-q", "-F", "-m", "0", "-L", "hull-scratch"])
+        // Inode tables are holes and read as zeros; nothing is left to initialise later.
+        .args(["-O", "^has_journal", "-E", "lazy_itable_init=0"])
+        .arg(path)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .map_err(failed("run mkfs.ext4 (package e2fsprogs) for", path))?;
+    let mut message = String::new();
+    if let Some(stderr) = &mut child.stderr {
+        // What it said is only for the message.
+        let _ = stderr.take(4096).read_to_string(&mut message);
+    }
+    let status = child.wait().map_err(failed("format", path))?;
+    if !status.success() {
+        return Err(StorageError::Mkfs {
+            path: path.to_owned(),
+            message: format!("{} ({status})", message.trim()),
+        });
+    }
+    file.sync_all().map_err(failed("sync", path))
+}
+
+fn open_new(path: &Path) -> Result<File, StorageError> {
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(path)
+        .map_err(failed("create", path))
+}
+
+/// Copies the parts of `from` that are not holes.
+fn copy_sparse(mut from: &File, mut to: &File) -> io::Result<()> {
+    let length = from.metadata()?.len();
+    to.set_len(length)?;
+    let mut at = 0;
+    while let Some(data) = seek(from, at, Whence::SeekData)? {
+        let hole = seek(from, data, Whence::SeekHole)?.unwrap_or(length);
+        from.seek(SeekFrom::Start(data))?;
+        to.seek(SeekFrom::Start(data))?;
+        let copied = io::copy(&mut from.take(hole - data), &mut to)?;
+        if copied != hole - data {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        at = hole;
+    }
+    to.flush()
+}
+
+/// The next data or hole at or behind `at`; none behind the last (ENXIO of lseek(2)).
+fn seek(file: &File, at: u64, whence: Whence) -> io::Result<Option<u64>> {
+    let offset = i64::try_from(at).map_err(io::Error::other)?;
+    match lseek64(file, offset, whence) {
+        Ok(found) => Ok(u64::try_from(found).ok()),
+        Err(nix::Error::ENXIO) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn failed<'a>(action: &'static str, path: &'a Path) -> impl Fn(io::Error) -> StorageError + 'a {
+    move |source| StorageError::Io {
+        action,
+        path: path.to_owned(),
+        source,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::MetadataExt;
+
+    use super::*;
+
+    fn config(root: &Path, bytes: u64) -> PodsConfig {
+        PodsConfig {
+            scratch_bytes: bytes,
+            ..PodsConfig::new(root, root, root)
+        }
+    }
+
+    #[test]
+    fn a_scratch_disk_is_large_and_costs_little() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = config(dir.path(), 10 << 30);
+        for name in ["a", "b"] {
+            let path = dir.path().join(name);
+            create(&config, &path).unwrap();
+            let metadata = fs::metadata(&path).unwrap();
+            assert_eq!(metadata.len(), 10 << 30);
+            let used = metadata.blocks() * 512;
+            assert!(used < 4 << 20, "{used} bytes");
+            // The magic number of ext4, in its superblock.
+            let mut magic = [0; 2];
+            let mut file = open(&path).unwrap();
+            file.seek(SeekFrom::Start(1024 + 56)).unwrap();
+            file.read_exact(&mut magic).unwrap();
+            assert_eq!(magic, [0x53, 0xef]);
+        }
+        let check = Command::new("e2fsck")
+            .args(["-f", "-n"])
+            .arg(dir.path().join("b"))
+            .output()
+            .unwrap();
+        assert!(check.status.success(), "{check:?}");
+    }
+
+    #[test]
+    fn a_size_that_cannot_be_formatted_is_an_error_and_leaves_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = config(dir.path(), 4096);
+        let path = dir.path().join("disk");
+        assert!(matches!(
+            create(&config, &path),
+            Err(StorageError::Mkfs { .. })
+        ));
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+}

@@ -1,0 +1,345 @@
+//! Refuses what is wrong in itself, or what a VM or this version can't do, before anything is
+//! made. Every refusal names the field as CRI does.
+
+use nix::sys::signal::Signal;
+
+use crate::{
+    error::PodError,
+    spec::{
+        AppArmor, ContainerSpec, MountSource, MountSpec, NamespaceMode, Namespaces, SandboxSpec,
+    },
+};
+
+/// Longest host name (gethostname(2): HOST_NAME_MAX).
+const HOSTNAME_MAX: usize = 64;
+
+/// Checks a sandbox.
+pub(crate) fn sandbox(spec: &SandboxSpec) -> Result<(), PodError> {
+    let metadata = &spec.metadata;
+    for (field, value) in [
+        ("name", &metadata.name),
+        ("namespace", &metadata.namespace),
+        ("uid", &metadata.uid),
+    ] {
+        if value.is_empty() {
+            return Err(PodError::invalid(
+                format!("config.metadata.{field}"),
+                "it is missing",
+            ));
+        }
+    }
+    if spec.hostname.len() > HOSTNAME_MAX {
+        return Err(PodError::invalid(
+            "config.hostname",
+            format!("it is longer than {HOSTNAME_MAX} bytes"),
+        ));
+    }
+    if spec
+        .hostname
+        .contains(|c: char| c.is_whitespace() || c == '/')
+    {
+        return Err(PodError::invalid("config.hostname", "it is no host name"));
+    }
+    let context = "config.linux.security_context";
+    namespaces(&spec.namespaces, context)?;
+    if matches!(spec.namespaces.pid, NamespaceMode::Target(_)) {
+        return Err(PodError::invalid(
+            format!("{context}.namespace_options.pid"),
+            "TARGET is for containers",
+        ));
+    }
+    apparmor(&spec.security.apparmor, context)
+}
+
+/// Checks a container.
+pub(crate) fn container(spec: &ContainerSpec, sandbox: &SandboxSpec) -> Result<(), PodError> {
+    if spec.metadata.name.is_empty() {
+        return Err(PodError::invalid("config.metadata.name", "it is missing"));
+    }
+    if spec.image.image.is_empty() {
+        return Err(PodError::invalid("config.image.image", "it is missing"));
+    }
+    for (name, value) in &spec.env {
+        if name.is_empty() || name.contains(['=', '\0']) || value.contains('\0') {
+            return Err(PodError::invalid(
+                "config.envs",
+                format!("{name:?} is no variable"),
+            ));
+        }
+    }
+    for word in spec.command.iter().chain(&spec.args) {
+        if word.contains('\0') {
+            return Err(PodError::invalid("config.command", "a word has a NUL byte"));
+        }
+    }
+    if spec.stdin_once && !spec.stdin {
+        return Err(PodError::invalid("config.stdin_once", "it needs stdin"));
+    }
+    for (index, mount) in spec.mounts.iter().enumerate() {
+        self::mount(index, mount)?;
+    }
+    if let Some(device) = spec.devices.first() {
+        return Err(PodError::unimplemented(
+            "config.devices",
+            format!(
+                "host device {} can't be given to a VM yet",
+                device.host_path.display()
+            ),
+        ));
+    }
+    if let Some(device) = spec.cdi_devices.first() {
+        return Err(PodError::unimplemented(
+            "config.CDI_devices",
+            format!("device {device} can't be given to a VM yet"),
+        ));
+    }
+    let context = "config.linux.security_context";
+    let security = &spec.security;
+    namespaces(&security.namespaces, context)?;
+    apparmor(&security.apparmor, context)?;
+    let has_user = security.run_as_user.is_some() || !security.run_as_username.is_empty();
+    if security.run_as_group.is_some() && !has_user {
+        return Err(PodError::invalid(
+            format!("{context}.run_as_group"),
+            "it needs run_as_user or run_as_username",
+        ));
+    }
+    if security.run_as_user.is_some() && !security.run_as_username.is_empty() {
+        return Err(PodError::invalid(
+            format!("{context}.run_as_username"),
+            "run_as_user is given too",
+        ));
+    }
+    if security.privileged && !sandbox.security.privileged {
+        return Err(PodError::invalid(
+            format!("{context}.privileged"),
+            "the sandbox is not privileged",
+        ));
+    }
+    stop_signal(&spec.stop_signal, "config.stop_signal").map(drop)
+}
+
+/// The signal that a name or number means; SIGTERM for nothing.
+pub(crate) fn stop_signal(text: &str, field: &str) -> Result<Signal, PodError> {
+    let upper = text.trim().to_ascii_uppercase();
+    let unknown = || PodError::invalid(field, format!("{text:?} is no signal"));
+    if upper.is_empty() {
+        return Ok(Signal::SIGTERM);
+    }
+    if let Ok(number) = upper.parse::<i32>() {
+        return Signal::try_from(number).map_err(|_| unknown());
+    }
+    let name = if upper.starts_with("SIG") {
+        upper
+    } else {
+        format!("SIG{upper}")
+    };
+    name.parse().map_err(|_| unknown())
+}
+
+fn mount(index: usize, mount: &MountSpec) -> Result<(), PodError> {
+    let field = format!("config.mounts[{index}]");
+    let at = mount.container_path.display();
+    if !mount.container_path.is_absolute() {
+        return Err(PodError::invalid(
+            format!("{field}.container_path"),
+            format!("{at} is not absolute"),
+        ));
+    }
+    match &mount.source {
+        MountSource::Host(path) => Err(PodError::unimplemented(
+            format!("{field}.host_path"),
+            format!(
+                "the mount of host path {} at {at} is refused: \
+                 files and directories of the host can't be shared with a VM yet",
+                path.display()
+            ),
+        )),
+        MountSource::Image { image, .. } => Err(PodError::unimplemented(
+            format!("{field}.image"),
+            format!(
+                "the mount of image {} at {at} is refused: image volumes can't be mounted yet",
+                image.image
+            ),
+        )),
+    }
+}
+
+fn namespaces(asked: &Namespaces, context: &str) -> Result<(), PodError> {
+    for (field, mode) in [("network", &asked.network), ("ipc", &asked.ipc)] {
+        let field = format!("{context}.namespace_options.{field}");
+        match mode {
+            // A container's own is what POD is to a pod of one: nobody asks for it.
+            NamespaceMode::Pod | NamespaceMode::Container => {}
+            NamespaceMode::Node => {
+                return Err(PodError::invalid(
+                    field,
+                    "NODE is not possible: the pod is a VM with a kernel of its own",
+                ));
+            }
+            NamespaceMode::Target(_) => {
+                return Err(PodError::invalid(field, "TARGET is for pid only"));
+            }
+        }
+    }
+    if asked.user {
+        return Err(PodError::unimplemented(
+            format!("{context}.namespace_options.userns_options"),
+            "user namespaces can't be made yet",
+        ));
+    }
+    Ok(())
+}
+
+fn apparmor(profile: &AppArmor, context: &str) -> Result<(), PodError> {
+    match profile {
+        AppArmor::RuntimeDefault | AppArmor::Unconfined => Ok(()),
+        AppArmor::Localhost(name) => Err(PodError::unimplemented(
+            format!("{context}.apparmor"),
+            format!("profile {name:?}: the guest's kernel has no AppArmor"),
+        )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        error::ErrorKind,
+        spec::{ContainerSecurity, ImageRequest, SandboxMetadata, SandboxSecurity},
+    };
+
+    fn good_sandbox() -> SandboxSpec {
+        SandboxSpec {
+            metadata: SandboxMetadata {
+                name: "n".into(),
+                uid: "u".into(),
+                namespace: "ns".into(),
+                attempt: 0,
+            },
+            ..SandboxSpec::default()
+        }
+    }
+
+    fn good_container() -> ContainerSpec {
+        ContainerSpec {
+            metadata: crate::spec::ContainerMetadata {
+                name: "c".into(),
+                attempt: 0,
+            },
+            image: ImageRequest {
+                image: "i".into(),
+                ..ImageRequest::default()
+            },
+            ..ContainerSpec::default()
+        }
+    }
+
+    fn refusal(result: Result<(), PodError>) -> (ErrorKind, String) {
+        let error = result.unwrap_err();
+        (error.kind(), error.to_string())
+    }
+
+    #[test]
+    fn good_ones_pass() {
+        sandbox(&good_sandbox()).unwrap();
+        container(&good_container(), &good_sandbox()).unwrap();
+    }
+
+    #[test]
+    fn a_missing_name_is_named() {
+        let mut spec = good_sandbox();
+        spec.metadata.uid.clear();
+        let (kind, text) = refusal(sandbox(&spec));
+        assert_eq!(kind, ErrorKind::InvalidArgument);
+        assert!(text.contains("config.metadata.uid"), "{text}");
+    }
+
+    #[test]
+    fn namespaces_of_the_node_are_refused_by_field() {
+        for field in ["network", "ipc"] {
+            let mut spec = good_sandbox();
+            match field {
+                "network" => spec.namespaces.network = NamespaceMode::Node,
+                _ => spec.namespaces.ipc = NamespaceMode::Node,
+            }
+            let (kind, text) = refusal(sandbox(&spec));
+            assert_eq!(kind, ErrorKind::InvalidArgument);
+            assert!(
+                text.contains(&format!("namespace_options.{field}")),
+                "{text}"
+            );
+        }
+        let mut spec = good_sandbox();
+        spec.namespaces.pid = NamespaceMode::Node;
+        sandbox(&spec).unwrap();
+    }
+
+    #[test]
+    fn a_host_path_is_refused_by_name() {
+        let mut spec = good_container();
+        spec.mounts.push(MountSpec {
+            container_path: "/etc/hosts".into(),
+            source: MountSource::Host("/var/lib/kubelet/hosts".into()),
+            readonly: false,
+            recursive_readonly: false,
+            propagation: crate::spec::MountPropagation::Private,
+            selinux_relabel: false,
+        });
+        let (kind, text) = refusal(container(&spec, &good_sandbox()));
+        assert_eq!(kind, ErrorKind::Unimplemented);
+        assert!(text.contains("/etc/hosts") && text.contains("/var/lib/kubelet/hosts"));
+    }
+
+    #[test]
+    fn security_settings_that_contradict_are_refused() {
+        let with = |security| {
+            let spec = ContainerSpec {
+                security,
+                ..good_container()
+            };
+            refusal(container(&spec, &good_sandbox())).1
+        };
+        let group = with(ContainerSecurity {
+            run_as_group: Some(1),
+            ..ContainerSecurity::default()
+        });
+        assert!(group.contains("run_as_group"));
+        let privileged = with(ContainerSecurity {
+            privileged: true,
+            ..ContainerSecurity::default()
+        });
+        assert!(privileged.contains("privileged"));
+        let profile = with(ContainerSecurity {
+            apparmor: AppArmor::Localhost("p".into()),
+            ..ContainerSecurity::default()
+        });
+        assert!(profile.contains("apparmor"));
+        let pod = SandboxSpec {
+            security: SandboxSecurity {
+                privileged: true,
+                ..SandboxSecurity::default()
+            },
+            ..good_sandbox()
+        };
+        let spec = ContainerSpec {
+            security: ContainerSecurity {
+                privileged: true,
+                ..ContainerSecurity::default()
+            },
+            ..good_container()
+        };
+        container(&spec, &pod).unwrap();
+    }
+
+    #[test]
+    fn signals_have_names_and_numbers() {
+        let of = |text| stop_signal(text, "f").map(|s| s as i32).ok();
+        assert_eq!(of(""), Some(15));
+        assert_eq!(of("SIGQUIT"), Some(3));
+        assert_eq!(of("quit"), Some(3));
+        assert_eq!(of("10"), Some(10));
+        assert_eq!(of("SIGNOPE"), None);
+        assert_eq!(of("0"), None);
+    }
+}

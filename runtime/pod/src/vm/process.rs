@@ -1,0 +1,190 @@
+//! The VMM process: started here, or found again after a restart of the daemon.
+//!
+//! It is never killed with the daemon: it has its own process group, and only
+//! [`VmmProcess::kill`] and [`VmmProcess::gone`] deal with it. A pid is used only together with
+//! the start time of its process, so a reused pid is never signalled.
+
+use std::{
+    fs::{self, File},
+    os::unix::process::CommandExt,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    time::Duration,
+};
+
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use serde::{Deserialize, Serialize};
+use tokio::time::{Instant, sleep};
+
+use super::{VmError, rundir::RunDir};
+use crate::id::PodId;
+
+/// A process that can't be mistaken for a later one with the same pid.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub(crate) struct VmmProcess {
+    pub pid: u32,
+    /// Field 22 of proc_pid_stat(5).
+    start_ticks: u64,
+}
+
+impl VmmProcess {
+    /// Starts a VMM that listens on the control socket of `run`.
+    pub(crate) fn spawn(program: &Path, pod: &PodId, run: &RunDir) -> Result<Self, VmError> {
+        let log_path = run.vmm_log();
+        let file_error = |source| VmError::File {
+            path: log_path.clone(),
+            source,
+        };
+        let log = File::create(&log_path).map_err(file_error)?;
+        let stdout = log.try_clone().map_err(file_error)?;
+        let spawn_error = |source| VmError::Spawn {
+            program: program.to_owned(),
+            source,
+        };
+        let mut command = Command::new(program);
+        command
+            .args(["run", "--id", pod.as_str(), "--socket"])
+            .arg(run.control_socket())
+            .arg("--exit-report")
+            .arg(run.exit_report())
+            .current_dir(run.path())
+            .env_clear()
+            .stdin(Stdio::null())
+            .stdout(stdout)
+            .stderr(log)
+            .process_group(0);
+        let mut child = tokio::process::Command::from(command)
+            .spawn()
+            .map_err(spawn_error)?;
+        let pid = child.id().unwrap_or(0);
+        let identity = Self::of(pid);
+        tokio::spawn(async move {
+            let status = child.wait().await;
+            tracing::debug!(pid, ?status, "VMM process ended");
+        });
+        // The process is a zombie at the earliest, so its stat file can be read.
+        identity.ok_or_else(|| spawn_error(std::io::ErrorKind::NotFound.into()))
+    }
+
+    /// The process that has this pid now.
+    fn of(pid: u32) -> Option<Self> {
+        let (_, start_ticks) = stat(pid)?;
+        Some(Self { pid, start_ticks })
+    }
+
+    /// Whether it runs (a zombie does not).
+    pub(crate) fn is_alive(&self) -> bool {
+        matches!(stat(self.pid), Some((state, ticks)) if ticks == self.start_ticks && state != 'Z')
+    }
+
+    /// Kills it; no effect when it is gone.
+    pub(crate) fn kill(&self) {
+        if self.is_alive()
+            && let Ok(pid) = i32::try_from(self.pid)
+            && let Err(error) = kill(Pid::from_raw(pid), Signal::SIGKILL)
+        {
+            tracing::warn!(pid = self.pid, %error, "kill VMM process");
+        }
+    }
+
+    /// Waits until it is gone; kills it after `grace`.
+    ///
+    /// # Errors
+    /// [`VmError::Unkillable`].
+    pub(crate) async fn gone(&self, grace: Duration) -> Result<(), VmError> {
+        const AFTER_KILL: Duration = Duration::from_secs(10);
+        let asked = Instant::now();
+        let mut killed = false;
+        while self.is_alive() {
+            if !killed && asked.elapsed() >= grace {
+                self.kill();
+                killed = true;
+            }
+            if asked.elapsed() >= grace + AFTER_KILL {
+                return Err(VmError::Unkillable {
+                    pid: self.pid,
+                    seconds: AFTER_KILL.as_secs(),
+                });
+            }
+            sleep(Duration::from_millis(2)).await;
+        }
+        Ok(())
+    }
+
+    /// VMM processes whose control socket is below `state`, with the pod that each is for.
+    pub(crate) fn find_all(state: &Path) -> Vec<(PathBuf, Self)> {
+        let Ok(entries) = fs::read_dir("/proc") else {
+            return Vec::new();
+        };
+        entries
+            .flatten()
+            .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+            .filter_map(|pid: u32| {
+                let arguments = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+                let run = run_dir_of(&arguments, state)?;
+                Some((run, Self::of(pid)?))
+            })
+            .collect()
+    }
+}
+
+/// The run directory in a VMM's argument list, when it is below `state`.
+fn run_dir_of(arguments: &[u8], state: &Path) -> Option<PathBuf> {
+    let arguments: Vec<&str> = arguments
+        .split(|b| *b == 0)
+        .map(std::str::from_utf8)
+        .collect::<Result<_, _>>()
+        .ok()?;
+    if arguments.get(1) != Some(&"run") {
+        return None;
+    }
+    let at = arguments.iter().position(|a| *a == "--socket")?;
+    let run = Path::new(arguments.get(at + 1)?).parent()?;
+    run.starts_with(state).then(|| run.to_owned())
+}
+
+/// State and start time of a process.
+fn stat(pid: u32) -> Option<(char, u64)> {
+    let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name in parentheses may hold anything, so fields count from the last one.
+    let rest = text.rsplit_once(')')?.1;
+    let mut fields = rest.split_ascii_whitespace();
+    let state = fields.next()?.chars().next()?;
+    let start = fields.nth(18)?.parse().ok()?;
+    Some((state, start))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pid_with_another_start_time_is_not_the_process() {
+        let me = VmmProcess::of(std::process::id()).unwrap();
+        assert!(me.is_alive());
+        let other = VmmProcess {
+            start_ticks: me.start_ticks + 1,
+            ..me
+        };
+        assert!(!other.is_alive());
+        other.kill();
+    }
+
+    #[test]
+    fn only_a_vmm_below_our_state_directory_is_found() {
+        let line = b"/usr/lib/hull/hull-vmm\0run\0--id\0a\0--socket\0/run/hull/pods/a/vmm.sock\0";
+        assert_eq!(
+            run_dir_of(line, Path::new("/run/hull")),
+            Some("/run/hull/pods/a".into())
+        );
+        assert_eq!(run_dir_of(line, Path::new("/run/other")), None);
+        assert_eq!(
+            run_dir_of(b"cat\0/run/hull/x\0", Path::new("/run/hull")),
+            None
+        );
+        assert_eq!(run_dir_of(b"x\0run\0--socket\0", Path::new("/")), None);
+    }
+}

@@ -1,0 +1,92 @@
+//! A pod's directories on the host.
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
+
+use crate::{config::PodsConfig, id::PodId};
+
+/// Longest path of a Unix socket (`sun_path` of unix(7), without its NUL).
+const SOCKET_PATH_MAX: usize = 107;
+
+/// `<state>/pods/<id>`: what is gone after a reboot of the host, as the VM is.
+#[derive(Debug, Clone)]
+pub(crate) struct RunDir(PathBuf);
+
+impl RunDir {
+    pub(crate) fn of(config: &PodsConfig, pod: &PodId) -> Self {
+        Self(Self::all(config).join(pod.as_str()))
+    }
+
+    /// The directory of all run directories.
+    pub(crate) fn all(config: &PodsConfig) -> PathBuf {
+        config.state.join("pods")
+    }
+
+    /// Tells whether sockets fit below a state directory.
+    pub(crate) fn fits(config: &PodsConfig) -> bool {
+        let longest = Self::all(config).join("0".repeat(64)).join("vsock.sock");
+        longest.as_os_str().len() <= SOCKET_PATH_MAX
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.0
+    }
+
+    pub(crate) fn control_socket(&self) -> PathBuf {
+        self.0.join("vmm.sock")
+    }
+
+    pub(crate) fn vsock_socket(&self) -> PathBuf {
+        self.0.join("vsock.sock")
+    }
+
+    pub(crate) fn exit_report(&self) -> PathBuf {
+        self.0.join("exit.json")
+    }
+
+    pub(crate) fn vmm_log(&self) -> PathBuf {
+        self.0.join("vmm.log")
+    }
+
+    pub(crate) fn console(&self) -> PathBuf {
+        self.0.join("console.log")
+    }
+
+    /// How far a container's log file is written; see [`crate::logs`].
+    pub(crate) fn log_position(&self, container: &str) -> PathBuf {
+        self.0.join(format!("{container}.log-position"))
+    }
+}
+
+/// `<root>/pods/<id>`: files that are too large for memory.
+#[derive(Debug, Clone)]
+pub(crate) struct DataDir(PathBuf);
+
+impl DataDir {
+    pub(crate) fn of(config: &PodsConfig, pod: &PodId) -> Self {
+        Self(Self::all(config).join(pod.as_str()))
+    }
+
+    /// The directory of all data directories.
+    pub(crate) fn all(config: &PodsConfig) -> PathBuf {
+        config.root.join("pods")
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.0
+    }
+
+    pub(crate) fn scratch(&self) -> PathBuf {
+        self.0.join("scratch.img")
+    }
+}
+
+/// Removes a directory with all in it; one that is absent is removed already.
+pub(crate) fn remove(path: &Path) -> io::Result<()> {
+    match std::fs::remove_dir_all(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,63 @@
+//! The device slots of a VM: what is behind which.
+
+use std::collections::BTreeSet;
+
+use hull_proto_vmm::SLOTS;
+
+use super::VmError;
+
+/// virtio-vsock.
+pub(crate) const VSOCK: u8 = 0;
+/// virtio-rng.
+pub(crate) const RNG: u8 = 1;
+/// The guest's root disk: the first virtio-blk, so `/dev/vda`.
+pub(crate) const ROOT: u8 = 2;
+/// The network interface.
+pub(crate) const NET: u8 = 3;
+/// The scratch disk.
+pub(crate) const SCRATCH: u8 = 4;
+const FIRST_FREE: u8 = 5;
+
+/// The slots that hot-added devices may take.
+#[derive(Debug, Default)]
+pub(crate) struct Slots {
+    taken: BTreeSet<u8>,
+}
+
+impl Slots {
+    /// Takes the first free slot.
+    pub(crate) fn take(&mut self) -> Result<u8, VmError> {
+        let slot = (FIRST_FREE..SLOTS)
+            .find(|slot| !self.taken.contains(slot))
+            .ok_or(VmError::NoSlot)?;
+        self.taken.insert(slot);
+        Ok(slot)
+    }
+
+    /// Marks a slot that is known to be taken.
+    pub(crate) fn mark(&mut self, slot: u8) {
+        self.taken.insert(slot);
+    }
+
+    /// Gives a slot back.
+    pub(crate) fn free(&mut self, slot: u8) {
+        self.taken.remove(&slot);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slots_run_out_and_come_back() {
+        let mut slots = Slots::default();
+        slots.mark(6);
+        let taken: Vec<u8> = std::iter::from_fn(|| slots.take().ok()).collect();
+        assert_eq!(taken.first(), Some(&5));
+        assert!(!taken.contains(&6));
+        assert_eq!(taken.len(), usize::from(SLOTS - FIRST_FREE) - 1);
+        slots.free(9);
+        assert_eq!(slots.take().unwrap(), 9);
+    }
+}
