@@ -314,7 +314,7 @@ mod tests {
         }
         let mut extensions = Extensions::default();
         extensions
-            .read_pax(b"11 path=a=\n\n30 SCHILY.xattr.user.k=\0\xff\nv\n")
+            .read_pax(b"12 path=a=\n\n28 SCHILY.xattr.user.k=\0\xff\nv\n")
             .unwrap();
         assert_eq!(extensions.path.as_deref(), Some(&b"a=\n"[..]));
         assert_eq!(
