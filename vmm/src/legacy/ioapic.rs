@@ -364,8 +364,8 @@ mod tests {
         write_register(ioapic, FIRST_ENTRY + pin * 2, low);
     }
 
-    const ON: AtomicU32 = AtomicU32::new(1);
-    const OFF: AtomicU32 = AtomicU32::new(0);
+    static ON: AtomicU32 = AtomicU32::new(1);
+    static OFF: AtomicU32 = AtomicU32::new(0);
 
     #[test]
     fn an_edge_becomes_a_message_to_the_programmed_cpu() {

@@ -1,1 +1,205 @@
+use std::sync::atomic::{AtomicUsize, Ordering};
 
+use hull_proto_vmm::SLOTS;
+use vmm_sys_util::epoll::EpollEvent;
+
+use super::*;
+use crate::legacy::ioapic::Message;
+use crate::virtio::rng::Rng;
+use crate::virtio::test_driver::memory;
+use crate::virtio::watch::{Source, decode};
+
+#[derive(Debug, Default)]
+struct Sink(AtomicUsize);
+
+impl MessageSink for Sink {
+    fn send(&self, _: Message) {
+        self.0.fetch_add(1, Ordering::SeqCst);
+    }
+    fn announce_level(&self, _: &[(u8, Message)]) {}
+}
+
+/// Counts the doorbells that are connected; refuses more than `most`.
+#[derive(Debug)]
+struct Bells {
+    connected: AtomicUsize,
+    most: usize,
+}
+
+impl Doorbells for Bells {
+    fn connect(&self, _: &EventFd, _: u64, _: u32) -> io::Result<()> {
+        if self.connected.load(Ordering::SeqCst) == self.most {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        self.connected.fetch_add(1, Ordering::SeqCst);
+        Ok(())
+    }
+    fn disconnect(&self, _: &EventFd, _: u64, _: u32) -> io::Result<()> {
+        self.connected.fetch_sub(1, Ordering::SeqCst);
+        Ok(())
+    }
+}
+
+struct Machine {
+    slots: Slots,
+    ioapic: Arc<Ioapic<Arc<Sink>>>,
+    sink: Arc<Sink>,
+    epoll: Arc<Epoll>,
+    bells: Bells,
+}
+
+fn machine(most: usize) -> Machine {
+    let sink = Arc::new(Sink::default());
+    let ioapic = Arc::new(Ioapic::new(Arc::clone(&sink)));
+    let epoll = Arc::new(Epoll::new().unwrap());
+    let slots = Slots::new(&ioapic, memory(0x10000), Arc::clone(&epoll));
+    Machine {
+        slots,
+        ioapic,
+        sink,
+        epoll,
+        bells: Bells {
+            connected: AtomicUsize::new(0),
+            most,
+        },
+    }
+}
+
+impl Machine {
+    fn attach(&self, slot: u8) -> Result<(), SlotError> {
+        self.slots.attach(slot, Box::new(Rng::new()), &self.bells)
+    }
+
+    fn register(&self, slot: u8, offset: u64) -> u32 {
+        let mut data = [0; 4];
+        self.slots.read(slot_address(slot) + offset, &mut data);
+        u32::from_le_bytes(data)
+    }
+
+    /// Programs an IOAPIC pin as edge-triggered.
+    fn unmask(&self, pin: u8) {
+        self.ioapic.write(0, &[0x10 + pin * 2, 0, 0, 0]);
+        self.ioapic.write(0x10, &0x41u32.to_le_bytes());
+    }
+
+    fn event(&self) -> Option<(u8, u16, Source)> {
+        let mut events = [EpollEvent::default()];
+        (self.epoll.wait(0, &mut events).unwrap() == 1).then(|| decode(events[0].data()))
+    }
+}
+
+#[test]
+fn a_device_comes_and_goes() {
+    let machine = machine(99);
+    for _ in 0..3 {
+        assert_eq!(machine.register(7, 8), 0);
+        machine.attach(7).unwrap();
+        assert_eq!(machine.register(7, 8), 4);
+        assert_eq!(machine.register(6, 8), 0);
+        assert!(matches!(machine.attach(7), Err(SlotError::Taken(7))));
+        machine.slots.detach(7, &machine.bells).unwrap();
+        assert!(matches!(
+            machine.slots.detach(7, &machine.bells),
+            Err(SlotError::Empty(7))
+        ));
+    }
+    assert_eq!(machine.bells.connected.load(Ordering::SeqCst), 0);
+    assert!(matches!(
+        machine.attach(SLOTS),
+        Err(SlotError::NoSuchSlot(SLOTS))
+    ));
+    assert!(matches!(
+        machine.slots.detach(255, &machine.bells),
+        Err(SlotError::NoSuchSlot(255))
+    ));
+}
+
+#[test]
+fn a_device_that_can_not_be_connected_leaves_the_slot_empty() {
+    let machine = machine(0);
+    assert!(matches!(
+        machine.attach(3),
+        Err(SlotError::Connect { slot: 3, .. })
+    ));
+    assert_eq!(machine.register(3, 8), 0);
+    assert_eq!(machine.bells.connected.load(Ordering::SeqCst), 0);
+}
+
+#[test]
+fn events_of_a_device_that_is_gone_are_not_its_successors() {
+    let machine = machine(99);
+    machine.attach(3).unwrap();
+    machine.slots.kick(3, 0);
+    let (slot, generation, source) = machine.event().unwrap();
+    assert_eq!((slot, source), (3, Source::Kick(0)));
+    assert!(machine.slots.find(slot, generation).is_some());
+    machine.slots.hush(3, 0);
+    assert_eq!(machine.event(), None);
+    machine.slots.kick(3, 0);
+    machine.slots.detach(3, &machine.bells).unwrap();
+    assert_eq!(machine.event(), None);
+    assert!(machine.slots.find(slot, generation).is_none());
+    machine.attach(3).unwrap();
+    assert!(machine.slots.find(slot, generation).is_none());
+}
+
+#[test]
+fn slots_that_share_a_line_lose_no_interrupt() {
+    let machine = machine(99);
+    let (one, other) = (2, 21);
+    assert_eq!(slot_pin(one), slot_pin(other));
+    machine.unmask(slot_pin(one));
+    machine.attach(one).unwrap();
+    machine.attach(other).unwrap();
+    let interrupt = |slot| {
+        let generation = (0..9)
+            .find(|g| machine.slots.find(slot, *g).is_some())
+            .unwrap();
+        machine.slots.find(slot, generation).unwrap().interrupt
+    };
+    use crate::virtio::interrupt::Interrupt;
+    interrupt(one).signal_queue();
+    interrupt(other).signal_queue();
+    assert_eq!(machine.sink.0.load(Ordering::SeqCst), 2);
+    assert_eq!(
+        (machine.register(one, 0x60), machine.register(other, 0x60)),
+        (1, 1)
+    );
+    machine
+        .slots
+        .write(slot_address(one) + 0x64, &1u32.to_le_bytes());
+    assert_eq!(
+        (machine.register(one, 0x60), machine.register(other, 0x60)),
+        (0, 1)
+    );
+}
+
+#[test]
+fn addresses_outside_and_between_are_harmless() {
+    let machine = machine(99);
+    machine.attach(31).unwrap();
+    for address in [0, SLOT_BASE - 1, SLOT_END, u64::MAX] {
+        let mut data = [0; 4];
+        machine.slots.read(address, &mut data);
+        assert_eq!(data, [0xff; 4]);
+        machine.slots.write(address, &data);
+    }
+    let mut data = [0; 8];
+    machine.slots.read(SLOT_END - 1, &mut data);
+    machine.slots.write(SLOT_END - 1, &data);
+}
+
+#[test]
+fn metrics_list_what_is_attached() {
+    let machine = machine(99);
+    machine.attach(1).unwrap();
+    machine.attach(30).unwrap();
+    let metrics = machine.slots.metrics();
+    assert_eq!(
+        metrics
+            .iter()
+            .map(|m| (m.slot, m.kind.as_str()))
+            .collect::<Vec<_>>(),
+        [(1, "rng"), (30, "rng")]
+    );
+}

@@ -21,7 +21,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::device::{Activation, DeviceState, VirtioDevice};
 use super::interrupt::Interrupt;
-use super::queue::{QueueError, QueueRecord, VirtQueue};
+use super::queue::{QueueRecord, VirtQueue};
 use super::watch::Watcher;
 use super::{DeviceError, Memory};
 use crate::{lock, log};
@@ -185,9 +185,6 @@ pub enum RestoreError {
     /// The state's status has bits that exclude each other.
     #[error("saved device status {0:#x} is impossible")]
     Status(u32),
-    /// A saved queue is not valid.
-    #[error("restore virtqueue")]
-    Queue(#[from] QueueError),
     /// The device does not start.
     #[error("activate restored device")]
     Activate(#[source] DeviceError),

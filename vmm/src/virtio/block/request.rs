@@ -119,7 +119,7 @@ fn action<'m>(header: [u8; HEADER], buffers: Buffers<'m>, limits: &Limits) -> Ac
 /// Returns start and length in bytes if the range is on the disk.
 fn range(sector: u64, sectors: u64, limits: &Limits) -> Option<(u64, u64)> {
     let end = sector.checked_add(sectors)?;
-    (end <= limits.sectors).then_some((sector * SECTOR, sectors * SECTOR))
+    (end <= limits.sectors).then(|| (sector * SECTOR, sectors * SECTOR))
 }
 
 fn punch<'m>(slices: &[VolatileSlice<'m>], limits: &Limits, known_flags: u32) -> Action<'m> {
