@@ -1,0 +1,690 @@
+//! Tiny hand-written guests on the real /dev/kvm, through the real process and its control socket.
+
+mod support;
+
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::os::unix::net::UnixListener;
+
+use hull_proto_vmm::{
+    DeviceConfig, ErrorKind, ExitReason, Extent, FdIndex, Metrics, Request, Response, VmConfig,
+    VmState,
+};
+
+use support::{Code, Vmm, config, content, has_kvm, wait_until};
+
+const SLOT: u32 = 0xd000_0000;
+const SLOT_SIZE: u32 = 0x1000;
+const DEVICE_ID: u32 = 8;
+const STATUS: u32 = 0x70;
+
+fn refused(response: &Response) -> ErrorKind {
+    match response {
+        Response::Error { kind, message } => {
+            println!("refused: {message}");
+            *kind
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+fn exits(metrics: &Metrics, reason: &str) -> u64 {
+    metrics
+        .exits
+        .iter()
+        .find(|(name, _)| name == reason)
+        .unwrap()
+        .1
+}
+
+fn disk(readonly: bool) -> DeviceConfig {
+    let extents = vec![Extent {
+        file: FdIndex(0),
+        offset: 0,
+        length: 4096,
+    }];
+    DeviceConfig::Block {
+        serial: "disk".into(),
+        readonly,
+        extents,
+    }
+}
+
+fn empty_disk() -> File {
+    let file = tempfile::tempfile().unwrap();
+    file.set_len(4096).unwrap();
+    file
+}
+
+#[test]
+fn a_guest_prints_and_dies() {
+    if !has_kvm() {
+        return;
+    }
+    let vmm = Vmm::start();
+    let mut control = vmm.connect();
+    let serial = control.boot(
+        &Code::default()
+            .load(u32::from_le_bytes(*b"Hull"))
+            .print()
+            .die(),
+    );
+    let (status, report) = vmm.wait();
+    assert!(status.success());
+    assert_eq!(report.reason, ExitReason::GuestShutdown);
+    assert_eq!(content(&serial), b"Hull");
+    assert!(control.answer().is_err(), "the connection is closed");
+}
+
+#[test]
+fn a_guest_finds_slots_and_their_devices() {
+    if !has_kvm() {
+        return;
+    }
+    let vmm = Vmm::start();
+    let mut control = vmm.connect();
+    let code = Code::default()
+        .read(SLOT)
+        .print()
+        .read(SLOT + SLOT_SIZE + DEVICE_ID)
+        .print()
+        .read(SLOT + 2 * SLOT_SIZE + DEVICE_ID)
+        .print()
+        .read(SLOT + 31 * SLOT_SIZE + DEVICE_ID)
+        .print()
+        .die();
+    let serial = tempfile::tempfile().unwrap();
+    let config = VmConfig {
+        devices: vec![(1, DeviceConfig::Rng)],
+        ..config()
+    };
+    control.order(
+        &Request::Configure(Box::new(config)),
+        &[&code.kernel(), &serial],
+    );
+    control.order(&Request::Start, &[]);
+    vmm.wait();
+    assert_eq!(
+        content(&serial),
+        *[*b"virt", [4, 0, 0, 0], [0; 4], [0; 4]].as_flattened()
+    );
+}
+
+#[test]
+fn nothing_is_all_ones() {
+    if !has_kvm() {
+        return;
+    }
+    let vmm = Vmm::start();
+    let code = Code::default()
+        .write(0xe000_0000, 1)
+        .read(0xe000_0000)
+        .print()
+        .load(7)
+        .port_out(0x1234)
+        .port_in(0x1234)
+        .print()
+        .port_in(0x71)
+        .print()
+        .die();
+    let serial = vmm.connect().boot(&code);
+    assert_eq!(vmm.wait().1.reason, ExitReason::GuestShutdown);
+    assert_eq!(
+        content(&serial),
+        [0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0]
+    );
+}
+
+#[test]
+fn the_ways_of_a_pc_to_reset_work() {
+    if !has_kvm() {
+        return;
+    }
+    for (port, value) in [(0x64, 0xfe), (0xcf9, 6)] {
+        let vmm = Vmm::start();
+        vmm.connect()
+            .boot(&Code::default().load(value).port_out(port).spin());
+        assert_eq!(vmm.wait().1.reason, ExitReason::GuestShutdown);
+    }
+}
+
+#[test]
+fn a_kernel_that_panics_is_told_from_one_that_shuts_down() {
+    if !has_kvm() {
+        return;
+    }
+    let vmm = Vmm::start();
+    let text = "[    0.1] Kernel panic - not syncing: no way\n\0\0\0";
+    let code = text
+        .as_bytes()
+        .as_chunks::<4>()
+        .0
+        .iter()
+        .fold(Code::default(), |code, bytes| {
+            code.load(u32::from_le_bytes(*bytes)).print()
+        });
+    vmm.connect().boot(&code.die());
+    let (status, report) = vmm.wait();
+    assert!(!status.success());
+    assert_eq!(
+        (report.reason, report.message.as_str()),
+        (ExitReason::GuestPanic, "guest kernel panic: no way")
+    );
+}
+
+#[test]
+fn running_off_into_device_memory_is_a_kvm_error() {
+    if !has_kvm() {
+        return;
+    }
+    let vmm = Vmm::start();
+    // mov eax, SLOT; jmp rax
+    vmm.connect()
+        .boot(&Code::default().load(SLOT + 0x10).raw(&[0xff, 0xe0]));
+    let (status, report) = vmm.wait();
+    assert!(!status.success());
+    assert_eq!(report.reason, ExitReason::KvmError);
+    assert!(
+        report.message.contains("KVM_EXIT_INTERNAL_ERROR"),
+        "{}",
+        report.message
+    );
+}
+
+#[test]
+fn devices_come_and_go_while_the_guest_runs() {
+    if !has_kvm() {
+        return;
+    }
+    let vmm = Vmm::start();
+    let mut control = vmm.connect();
+    let place = SLOT + 5 * SLOT_SIZE;
+    let serial = control.boot(
+        &Code::default()
+            .read_until_nonzero(place + DEVICE_ID)
+            .print()
+            .write(place + STATUS, 1)
+            .write(place + STATUS, 3)
+            .read(place + STATUS)
+            .print()
+            .spin(),
+    );
+    let file = empty_disk();
+    control.order(
+        &Request::Attach {
+            slot: 5,
+            device: disk(true),
+        },
+        &[&file],
+    );
+    wait_until(|| content(&serial).len() == 8);
+    assert_eq!(content(&serial), [2, 0, 0, 0, 3, 0, 0, 0]);
+    let again = control.ask(
+        &Request::Attach {
+            slot: 5,
+            device: DeviceConfig::Rng,
+        },
+        &[],
+    );
+    assert_eq!(refused(&again), ErrorKind::Busy);
+    assert_eq!(control.metrics().devices[0].kind, "block");
+    control.order(&Request::Detach { slot: 5 }, &[]);
+    assert_eq!(
+        refused(&control.ask(&Request::Detach { slot: 5 }, &[])),
+        ErrorKind::Invalid
+    );
+    assert!(control.metrics().devices.is_empty());
+    control.order(
+        &Request::Attach {
+            slot: 5,
+            device: DeviceConfig::Rng,
+        },
+        &[],
+    );
+    control.order(&Request::Stop, &[]);
+    assert_eq!(vmm.wait().1.reason, ExitReason::Stopped);
+}
+
+#[test]
+fn a_paused_guest_stands_still() {
+    if !has_kvm() {
+        return;
+    }
+    let vmm = Vmm::start();
+    let mut control = vmm.connect();
+    // Reads a register for ever: jmp back over the read and itself.
+    control.boot(&Code::default().read(SLOT).raw(&[0xeb, 0xf7]));
+    wait_until(|| exits(&control.metrics(), "mmio_read") > 100);
+    for _ in 0..20 {
+        control.order(&Request::Pause, &[]);
+        control.order(&Request::Pause, &[]);
+        let before = exits(&control.metrics(), "mmio_read");
+        std::thread::sleep(std::time::Duration::from_millis(5));
+        assert_eq!(exits(&control.metrics(), "mmio_read"), before);
+        control.order(&Request::Resume, &[]);
+        control.order(&Request::Resume, &[]);
+        wait_until(|| exits(&control.metrics(), "mmio_read") > before);
+    }
+    control.order(&Request::Pause, &[]);
+    let hello = control.ask(&Request::Hello { version: 1 }, &[]);
+    assert!(matches!(
+        hello,
+        Response::Hello {
+            state: VmState::Paused,
+            ..
+        }
+    ));
+    // Also a paused VM can be stopped.
+    control.order(&Request::Stop, &[]);
+    assert_eq!(vmm.wait().1.reason, ExitReason::Stopped);
+}
+
+#[test]
+fn a_second_processor_waits_to_be_woken_and_does_not_hold_anything_up() {
+    if !has_kvm() {
+        return;
+    }
+    let vmm = Vmm::start();
+    let mut control = vmm.connect();
+    let serial = tempfile::tempfile().unwrap();
+    let config = VmConfig {
+        vcpus: 4,
+        ..config()
+    };
+    let code = Code::default().read_until_nonzero(SLOT + DEVICE_ID);
+    control.order(
+        &Request::Configure(Box::new(config)),
+        &[&code.kernel(), &serial],
+    );
+    control.order(&Request::Start, &[]);
+    control.order(&Request::Pause, &[]);
+    control.order(&Request::Resume, &[]);
+    control.order(&Request::Stop, &[]);
+    assert_eq!(vmm.wait().1.reason, ExitReason::Stopped);
+}
+
+#[test]
+fn sigterm_stops_the_vm_in_any_state() {
+    let terminate = |vmm: &Vmm| {
+        // SAFETY: a signal to a child of ours that was not waited for.
+        assert_eq!(unsafe { libc::kill(vmm.pid() as i32, libc::SIGTERM) }, 0);
+    };
+    let vmm = Vmm::start();
+    terminate(&vmm);
+    let (status, report) = vmm.wait();
+    assert!(status.success());
+    assert_eq!(report.reason, ExitReason::Stopped);
+    if !has_kvm() {
+        return;
+    }
+    let vmm = Vmm::start();
+    vmm.connect().boot(&Code::default().spin());
+    terminate(&vmm);
+    assert_eq!(vmm.wait().1.reason, ExitReason::Stopped);
+}
+
+#[test]
+fn a_configuration_that_is_not_possible_has_no_effect() {
+    if !has_kvm() {
+        return;
+    }
+    let vmm = Vmm::start();
+    let mut control = vmm.connect();
+    let kernel = Code::default().die().kernel();
+    let text = File::open("/etc/os-release").unwrap();
+    let extents = |file, offset, length| {
+        vec![Extent {
+            file: FdIndex(file),
+            offset,
+            length,
+        }]
+    };
+    let block = |extents| DeviceConfig::Block {
+        serial: String::new(),
+        readonly: true,
+        extents,
+    };
+    let cases: Vec<(&str, VmConfig, ErrorKind)> = vec![
+        (
+            "not a kernel",
+            VmConfig {
+                kernel: FdIndex(2),
+                ..config()
+            },
+            ErrorKind::Invalid,
+        ),
+        (
+            "no such descriptor",
+            VmConfig {
+                kernel: FdIndex(9),
+                ..config()
+            },
+            ErrorKind::Invalid,
+        ),
+        (
+            "no vCPU",
+            VmConfig {
+                vcpus: 0,
+                boot_vcpus: 0,
+                ..config()
+            },
+            ErrorKind::Invalid,
+        ),
+        (
+            "more at boot than there are",
+            VmConfig {
+                boot_vcpus: 2,
+                ..config()
+            },
+            ErrorKind::Invalid,
+        ),
+        (
+            "too little memory",
+            VmConfig {
+                memory_mib: 31,
+                ..config()
+            },
+            ErrorKind::Invalid,
+        ),
+        (
+            "memory beyond all",
+            VmConfig {
+                memory_mib: u64::MAX,
+                ..config()
+            },
+            ErrorKind::Invalid,
+        ),
+        (
+            "memory that the host lacks",
+            VmConfig {
+                memory_mib: 1 << 20,
+                ..config()
+            },
+            ErrorKind::NoResources,
+        ),
+        (
+            "a long command line",
+            VmConfig {
+                cmdline: "x".repeat(4096),
+                ..config()
+            },
+            ErrorKind::Invalid,
+        ),
+        (
+            "an initrd that does not fit",
+            VmConfig {
+                initrd: Some(FdIndex(3)),
+                ..config()
+            },
+            ErrorKind::Invalid,
+        ),
+        (
+            "no such slot",
+            VmConfig {
+                devices: vec![(32, DeviceConfig::Rng)],
+                ..config()
+            },
+            ErrorKind::Invalid,
+        ),
+        (
+            "two in a slot",
+            VmConfig {
+                devices: vec![(1, DeviceConfig::Rng), (1, DeviceConfig::Rng)],
+                ..config()
+            },
+            ErrorKind::Busy,
+        ),
+        (
+            "a disk without extents",
+            VmConfig {
+                devices: vec![(1, block(vec![]))],
+                ..config()
+            },
+            ErrorKind::Invalid,
+        ),
+        (
+            "a disk beyond its file",
+            VmConfig {
+                devices: vec![(1, block(extents(2, 0, 1 << 30)))],
+                ..config()
+            },
+            ErrorKind::Invalid,
+        ),
+        (
+            "a tap that is a file",
+            VmConfig {
+                devices: vec![(
+                    1,
+                    DeviceConfig::Net {
+                        tap: FdIndex(2),
+                        mac: [2; 6],
+                        mtu: None,
+                    },
+                )],
+                ..config()
+            },
+            ErrorKind::Invalid,
+        ),
+        (
+            "a reserved context id",
+            VmConfig {
+                devices: vec![(
+                    1,
+                    DeviceConfig::Vsock {
+                        cid: 2,
+                        listener: FdIndex(2),
+                    },
+                )],
+                ..config()
+            },
+            ErrorKind::Invalid,
+        ),
+    ];
+    let serial = tempfile::tempfile().unwrap();
+    let large = tempfile::tempfile().unwrap();
+    large.set_len(40 << 20).unwrap();
+    for (case, config, kind) in cases {
+        let response = control.ask(
+            &Request::Configure(Box::new(config)),
+            &[&kernel, &serial, &text, &large],
+        );
+        assert_eq!(refused(&response), kind, "{case}");
+        assert_eq!(
+            refused(&control.ask(&Request::Start, &[])),
+            ErrorKind::State,
+            "{case}"
+        );
+    }
+    // Nothing was kept: the descriptors of this process are those of a fresh one.
+    let descriptors = fs::read_dir(format!("/proc/{}/fd", vmm.pid()))
+        .unwrap()
+        .count();
+    assert!(descriptors < 12, "{descriptors} descriptors are open");
+    control.boot(&Code::default().die());
+    assert_eq!(vmm.wait().1.reason, ExitReason::GuestShutdown);
+}
+
+#[test]
+fn requests_out_of_turn_are_refused() {
+    if !has_kvm() {
+        return;
+    }
+    let vmm = Vmm::start();
+    let mut control = vmm.connect();
+    for request in [
+        Request::Start,
+        Request::Pause,
+        Request::Resume,
+        Request::Detach { slot: 0 },
+        Request::Attach {
+            slot: 0,
+            device: DeviceConfig::Rng,
+        },
+    ] {
+        assert_eq!(
+            refused(&control.ask(&request, &[])),
+            ErrorKind::State,
+            "{request:?}"
+        );
+    }
+    assert_eq!(control.metrics(), Metrics::default());
+    control.boot(&Code::default().spin());
+    for request in [Request::Start, Request::Configure(Box::new(config()))] {
+        assert_eq!(refused(&control.ask(&request, &[])), ErrorKind::State);
+    }
+    control.order(&Request::Stop, &[]);
+    vmm.wait();
+}
+
+#[test]
+fn a_connection_starts_with_hello_and_survives_garbage() {
+    let vmm = Vmm::start();
+    let mut control = vmm.connect_silently();
+    assert_eq!(
+        refused(&control.ask(&Request::Stop, &[])),
+        ErrorKind::Invalid
+    );
+    control.0.write_all(&[2, 0, 0, 0, b'{', b'}']).unwrap();
+    assert_eq!(refused(&control.answer().unwrap()), ErrorKind::Invalid);
+    control.0.write_all(&u32::MAX.to_le_bytes()).unwrap();
+    assert_eq!(refused(&control.answer().unwrap()), ErrorKind::Invalid);
+    assert!(
+        control.answer().is_err(),
+        "there is no way to find the next message"
+    );
+    vmm.connect().order(&Request::Stop, &[]);
+    vmm.wait();
+}
+
+#[test]
+fn connections_are_independent_and_their_number_is_bounded() {
+    let vmm = Vmm::start();
+    let mut silent = vmm.connect_silently();
+    silent.0.write_all(&[7]).unwrap();
+    let mut many: Vec<_> = (0..7).map(|_| vmm.connect()).collect();
+    let mut refused = vmm.connect_silently();
+    assert!(refused.answer().is_err());
+    many.pop();
+    drop(silent);
+    wait_until(|| {
+        let mut next = vmm.connect_silently();
+        let frame = hull_proto_vmm::encode(&Request::Hello { version: 1 }).unwrap();
+        next.0.write_all(&frame).is_ok() && next.answer().is_ok()
+    });
+    many[0].order(&Request::Stop, &[]);
+    vmm.wait();
+}
+
+#[test]
+fn a_client_that_reads_no_answers_holds_nobody_up() {
+    let vmm = Vmm::start();
+    let mut greedy = vmm.connect();
+    greedy.0.set_nonblocking(true).unwrap();
+    let frame = hull_proto_vmm::encode(&Request::Metrics).unwrap();
+    let mut sent = 0;
+    while greedy.0.write(&frame).is_ok() && sent < 200_000 {
+        sent += 1;
+    }
+    vmm.connect().order(&Request::Stop, &[]);
+    assert_eq!(vmm.wait().1.reason, ExitReason::Stopped);
+}
+
+#[test]
+fn a_vsock_listener_and_a_disk_are_given_up_when_detached() {
+    if !has_kvm() {
+        return;
+    }
+    let vmm = Vmm::start();
+    let mut control = vmm.connect();
+    control.boot(&Code::default().spin());
+    let path = vmm.path("vsock.sock");
+    let listener = UnixListener::bind(&path).unwrap();
+    let listener = File::from(std::os::fd::OwnedFd::from(listener));
+    control.order(
+        &Request::Attach {
+            slot: 0,
+            device: DeviceConfig::Vsock {
+                cid: 3,
+                listener: FdIndex(0),
+            },
+        },
+        &[&listener],
+    );
+    let file = empty_disk();
+    control.order(
+        &Request::Attach {
+            slot: 4,
+            device: disk(false),
+        },
+        &[&file],
+    );
+    let count = || {
+        fs::read_dir(format!("/proc/{}/fd", vmm.pid()))
+            .unwrap()
+            .count()
+    };
+    let with_devices = count();
+    control.order(&Request::Detach { slot: 0 }, &[]);
+    control.order(&Request::Detach { slot: 4 }, &[]);
+    // Kicks of four queues, the listener, its timer, the disk.
+    assert_eq!(with_devices - count(), 7);
+    control.order(&Request::Stop, &[]);
+    vmm.wait();
+}
+
+#[test]
+fn the_start_is_measured() {
+    if !has_kvm() {
+        return;
+    }
+    let vmm = Vmm::start();
+    let mut control = vmm.connect();
+    control.boot(&Code::default().spin());
+    wait_until(|| {
+        control
+            .metrics()
+            .start_ns
+            .iter()
+            .any(|(phase, _)| phase == "total")
+    });
+    let metrics = control.metrics();
+    let phases: Vec<&str> = metrics
+        .start_ns
+        .iter()
+        .map(|(phase, _)| phase.as_str())
+        .collect();
+    assert_eq!(phases, ["memory", "kvm", "kernel_load", "devices", "total"]);
+    assert!(metrics.start_ns.iter().all(|(_, time)| *time > 0));
+    control.order(&Request::Stop, &[]);
+    vmm.wait();
+}
+
+#[test]
+fn nobody_else_may_use_the_control_socket() {
+    use std::os::unix::fs::PermissionsExt;
+    let vmm = Vmm::start();
+    let mode = fs::metadata(vmm.path("vmm.sock"))
+        .unwrap()
+        .permissions()
+        .mode();
+    assert_eq!(mode & 0o777, 0o600);
+    vmm.connect().order(&Request::Stop, &[]);
+    vmm.wait();
+}
+
+#[test]
+fn the_probe_answers_in_words() {
+    let output = std::process::Command::new(env!("CARGO_BIN_EXE_hull-vmm"))
+        .arg("probe")
+        .output()
+        .unwrap();
+    let answer = String::from_utf8(output.stdout).unwrap();
+    println!("{answer}");
+    if output.status.success() {
+        assert_eq!(answer, "/dev/kvm runs microVMs\n");
+    } else {
+        assert!(answer.contains("/dev/kvm"), "{answer}");
+    }
+    let mut rest = String::new();
+    output.stderr.as_slice().read_to_string(&mut rest).unwrap();
+}
