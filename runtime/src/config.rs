@@ -1,5 +1,31 @@
 //! Settings: the file `/etc/hull/config.toml`, overridden by the environment and
 //! by flags, checked once into [`Settings`].
+//!
+//! All keys, with their defaults (handlers are examples):
+//!
+//! ```toml
+//! root = "/var/lib/hull"            # images, records, scratch disks
+//! state = "/run/hull"               # sockets; emptied by a reboot
+//! listen = "/run/hull/hull.sock"    # the CRI socket; hull.sock in `state`
+//! assets = "/usr/lib/hull"          # hull-vmm, vmlinux, root.erofs
+//! log = "info"                      # tracing's EnvFilter
+//! debug_console = false             # the guest's console in state/pods/<id>/console.log
+//! [cni]
+//! conf_dir = "/etc/cni/net.d"
+//! bin_dirs = ["/opt/cni/bin", "/usr/lib/cni"]
+//! netns_dir = "/run/netns"
+//! [registries]
+//! config_dir = "/etc/hull/certs.d"  # <registry>/hosts.toml, as containerd has it
+//! [vm]
+//! memory_mib = 256                  # of a VM whose pod names no limit, and the least of any VM
+//! overhead_mib = 64                 # for the guest itself, when the pod names no overhead
+//! vcpus = 1                         # of a VM whose pod names no quota
+//! scratch_mib = 10240               # quota of a pod's writable layers
+//! boot_timeout_seconds = 60
+//! [handlers.small]                  # a RuntimeClass handler; the default one has no name
+//! memory_mib = 64                   # for containers of a pod that names no limit
+//! vcpus = 1
+//! ```
 
 use std::{
     collections::BTreeMap,
@@ -113,6 +139,9 @@ pub(crate) struct Flags {
     /// What to log: error, warn, info, debug, trace, or directives as of tracing's EnvFilter
     #[arg(long, global = true, value_name = "FILTER")]
     pub(crate) log: Option<String>,
+    /// Write each guest's console to console.log in its run directory
+    #[arg(long, global = true)]
+    pub(crate) debug_console: bool,
 }
 
 /// All settings, checked. Each component gets its own part.
@@ -204,7 +233,7 @@ impl Settings {
             return Err(invalid("listen", "a socket's path has at most 100 bytes"));
         }
         let mut pods = PodsConfig::new(&root, &state, &assets);
-        pods.serial_console = file.debug_console;
+        pods.serial_console = file.debug_console || flags.debug_console;
         size(&mut pods, &file.vm)?;
         Ok(Self {
             handlers: handlers(file.handlers)?,

@@ -53,17 +53,16 @@ fn user(text: &str) -> (Option<v1::Int64Value>, String) {
     }
 }
 
-/// Credentials for pulling `reference`; none when they are for another registry.
-pub(crate) fn auth(
-    reference: &str,
-    config: Option<v1::AuthConfig>,
-) -> Result<Option<Auth>, CriError> {
-    let Some(config) = config.filter(|config| is_for(&config.server_address, reference)) else {
+/// Credentials; none when all fields are empty. Whether they are for the
+/// registry that is asked is `hull-image`'s concern.
+pub(crate) fn auth(config: Option<v1::AuthConfig>) -> Result<Option<Auth>, CriError> {
+    let Some(config) = config else {
         return Ok(None);
     };
     let mut auth = Auth {
         username: config.username,
         password: config.password,
+        server_address: config.server_address,
         identity_token: config.identity_token,
         registry_token: config.registry_token,
     };
@@ -83,22 +82,11 @@ pub(crate) fn auth(
         auth.username = username.to_owned();
         auth.password = password.trim_matches('\0').to_owned();
     }
-    Ok(Some(auth).filter(|auth| *auth != Auth::default()))
-}
-
-/// Whether credentials for `server` (a host or URL; empty: any) may be used for `reference`.
-fn is_for(server: &str, reference: &str) -> bool {
-    let host = server
-        .trim_start_matches("https://")
-        .trim_start_matches("http://");
-    let host = host.split('/').next().unwrap_or_default();
-    let registry = match reference.split_once('/') {
-        Some((first, _)) if first.contains(['.', ':']) || first == "localhost" => first,
-        _ => "docker.io",
+    let empty = Auth {
+        server_address: auth.server_address.clone(),
+        ..Auth::default()
     };
-    // Docker Hub goes by several names.
-    let hub = |name: &str| name == "docker.io" || name.ends_with(".docker.io");
-    host.is_empty() || host == registry || (hub(host) && hub(registry))
+    Ok(Some(auth).filter(|auth| *auth != empty))
 }
 
 #[cfg(test)]
@@ -116,8 +104,15 @@ mod tests {
 
     #[test]
     fn credentials_come_in_several_forms() {
-        let read = |config| auth("registry.example/a/b", Some(config)).unwrap();
+        let read = |config| auth(Some(config)).unwrap();
         assert_eq!(read(v1::AuthConfig::default()), None);
+        assert_eq!(
+            read(v1::AuthConfig {
+                server_address: "registry.example".into(),
+                ..Default::default()
+            }),
+            None
+        );
         let plain = read(v1::AuthConfig {
             username: "u".into(),
             password: "p".into(),
@@ -125,7 +120,6 @@ mod tests {
         });
         let encoded = read(v1::AuthConfig {
             auth: BASE64_STANDARD.encode("u:p"),
-            server_address: "https://registry.example/v2/".into(),
             ..Default::default()
         });
         assert!(plain.is_some());
@@ -134,16 +128,6 @@ mod tests {
             auth: "%".into(),
             ..Default::default()
         };
-        assert!(auth("a", Some(broken)).is_err());
-    }
-
-    #[test]
-    fn credentials_stay_with_their_registry() {
-        assert!(is_for("", "registry.example/a"));
-        assert!(is_for("localhost:5000", "localhost:5000/a"));
-        assert!(is_for("https://index.docker.io/v1/", "busybox"));
-        assert!(is_for("docker.io", "library/busybox"));
-        assert!(!is_for("registry.example", "other.example/a"));
-        assert!(!is_for("registry.example", "busybox"));
+        assert!(auth(Some(broken)).is_err());
     }
 }

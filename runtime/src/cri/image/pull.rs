@@ -10,7 +10,7 @@ pub(crate) async fn pull(
     request: PullImageRequest,
 ) -> Result<PullImageResponse, CriError> {
     let reference = image::request("image", request.image)?.image;
-    let auth = image::auth(&reference, request.auth)?;
+    let auth = image::auth(request.auth)?;
     let id = backend.images.pull(&reference, auth).await?;
     Ok(PullImageResponse {
         image_ref: id.into(),
