@@ -45,7 +45,11 @@ pub(crate) fn read(device: &[u8]) -> BTreeMap<Vec<u8>, Seen> {
                             [if path == b"/" { b"" } else { &path[..] }, b"/", &name].concat();
                         let types = [0, 0o100, 0o040, 0o020, 0o060, 0o010, 0o140, 0o120];
                         let mode = image.inode(child).mode;
-                        assert_eq!((mode & 0o170_000) >> 9, types[usize::from(kind)], "type of {name:?}");
+                        assert_eq!(
+                            (mode & 0o170_000) >> 9,
+                            types[usize::from(kind)],
+                            "type of {name:?}"
+                        );
                         pending.push((path, child, Some(nid)));
                     }
                 }

@@ -86,8 +86,16 @@ fn every_kind_of_file_comes_back() {
             (b"user.long".to_vec(), vec![b'x'; 9000]),
         ],
     };
-    let mut again = entry("usr/bin/again", EntryKind::Hardlink { target: "usr/bin/tool".into() });
-    again.attributes = Attributes { xattrs: Vec::new(), ..file.attributes.clone() };
+    let mut again = entry(
+        "usr/bin/again",
+        EntryKind::Hardlink {
+            target: "usr/bin/tool".into(),
+        },
+    );
+    again.attributes = Attributes {
+        xattrs: Vec::new(),
+        ..file.attributes.clone()
+    };
     let contents: Vec<u8> = (0..5000u32).map(|i| (i % 251) as u8).collect();
     let seen = round_trip(
         &tree(vec![vec![
