@@ -116,7 +116,8 @@ serve() {
 
 qemu() {
     local init=$1 tree=$2
-    # thread=single hangs; hpet=off and the tsc arguments spare exits; see docs for QEMU < 10.
+    # thread=single hangs nested guests. Of the kernel arguments, those about mitigations, tsc and the
+    # timer only save time.
     spawn "$RUN/qemu.log" "$QEMU" -name "hull-kvm-host,process=hull-kvm-host" \
         -accel tcg,thread=multi,tb-size=512 -M q35,memory-backend=mem,hpet=off \
         -cpu EPYC,+svm -smp "$CPUS" -m "$MEMORY" \
