@@ -1,0 +1,328 @@
+//! The guest's agent.
+
+use std::{
+    collections::{HashMap, HashSet},
+    os::unix::net::UnixListener as StdListener,
+    path::PathBuf,
+    sync::{Arc, Mutex},
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use async_trait::async_trait;
+use hull_proto_agent::{
+    RPC_PORT, VERSION,
+    agent::{self as message, Empty, Event, Exited, event::Kind},
+    rpc::{Agent, create_agent},
+};
+use hull_proto_vmm::ExitReason;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{UnixListener, UnixStream},
+    sync::{mpsc, watch},
+};
+use ttrpc::{
+    asynchronous::{Server, ServerStreamSender, TtrpcContext, transport::Listener},
+    proto::Code,
+};
+
+use crate::{
+    control,
+    process::{End, Process},
+    script::Script,
+    streams,
+};
+
+/// The guest.
+pub struct Guest {
+    script: Script,
+    report: PathBuf,
+    containers: Mutex<HashMap<String, Container>>,
+    storage: Mutex<HashSet<String>>,
+    events: watch::Sender<Vec<Event>>,
+}
+
+struct Container {
+    init: Arc<Process>,
+    started: bool,
+    execs: HashMap<String, Arc<Process>>,
+}
+
+impl Guest {
+    pub fn process(&self, container: &str, exec: &str) -> Option<Arc<Process>> {
+        let containers = self.containers.lock().unwrap();
+        let container = containers.get(container)?;
+        match exec {
+            "" => Some(Arc::clone(&container.init)),
+            exec => container.execs.get(exec).cloned(),
+        }
+    }
+
+    fn exited(&self, container: &str, exec: &str, process: &Process, end: End, timed_out: bool) {
+        let at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+        self.events.send_modify(|events| {
+            events.push(Event {
+                seq: events.len() as u64 + 1,
+                kind: Some(Kind::Exited(Exited {
+                    container_id: container.into(),
+                    exec_id: exec.into(),
+                    code: end.code,
+                    signal: end.signal,
+                    oom_killed: end.oom,
+                    timed_out,
+                    stdout_bytes: process.stdout.total(),
+                    stderr_bytes: process.stderr.total(),
+                    at_ns: at.as_nanos() as u64,
+                    ..Exited::default()
+                })),
+                ..Event::default()
+            });
+        });
+    }
+
+    fn allowed(&self, call: &str) -> ttrpc::Result<Empty> {
+        if self.script.refuse.iter().any(|refused| refused == call) {
+            return Err(refusal(Code::INTERNAL, "as the script says"));
+        }
+        Ok(Empty::new())
+    }
+}
+
+fn refusal(code: Code, message: &str) -> ttrpc::Error {
+    ttrpc::Error::RpcStatus(ttrpc::get_status(code, message))
+}
+
+/// Serves the guest behind a vsock listener.
+pub fn serve(listener: StdListener, script: Script, report: PathBuf) {
+    let guest = Arc::new(Guest {
+        script,
+        report,
+        containers: Mutex::default(),
+        storage: Mutex::default(),
+        events: watch::channel(Vec::new()).0,
+    });
+    listener.set_nonblocking(true).unwrap();
+    let listener = UnixListener::from_std(listener).unwrap();
+    tokio::spawn(async move {
+        let (connections, receiver) = mpsc::channel::<std::io::Result<UnixStream>>(8);
+        let incoming = futures::stream::unfold(receiver, |mut receiver| async move {
+            receiver.recv().await.map(|stream| (stream, receiver))
+        });
+        let service = create_agent(Arc::new(Rpc(Arc::clone(&guest))));
+        let mut server = Server::new()
+            .add_listener(Listener::new(incoming))
+            .register_service(service);
+        server.start().await.unwrap();
+        let mut attempts = 0;
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            attempts += 1;
+            if guest.script.no_agent || attempts <= guest.script.attempts {
+                continue;
+            }
+            let mut line = Vec::new();
+            while let Ok(byte) = stream.read_u8().await {
+                if byte == b'\n' {
+                    break;
+                }
+                line.push(byte);
+            }
+            let line = String::from_utf8(line).unwrap();
+            let port: u32 = line.strip_prefix("CONNECT ").unwrap().parse().unwrap();
+            stream.write_all(b"OK 5000\n").await.unwrap();
+            if port == RPC_PORT {
+                connections.send(Ok(stream)).await.unwrap();
+            } else {
+                tokio::spawn(streams::serve(stream, Arc::clone(&guest)));
+            }
+        }
+    });
+}
+
+struct Rpc(Arc<Guest>);
+
+#[async_trait]
+impl Agent for Rpc {
+    async fn hello(
+        &self,
+        _: &TtrpcContext,
+        _: message::HelloRequest,
+    ) -> ttrpc::Result<message::HelloResponse> {
+        Ok(message::HelloResponse {
+            version: VERSION,
+            agent_version: "fake".into(),
+            kernel_release: "6.0-fake".into(),
+            ..message::HelloResponse::default()
+        })
+    }
+
+    async fn configure(
+        &self,
+        _: &TtrpcContext,
+        request: message::ConfigureRequest,
+    ) -> ttrpc::Result<Empty> {
+        assert!(request.hosts.contains(&request.hostname));
+        assert!(request.entropy.len() >= 32);
+        self.0.allowed("configure")
+    }
+
+    async fn attach_storage(
+        &self,
+        _: &TtrpcContext,
+        request: message::AttachStorageRequest,
+    ) -> ttrpc::Result<message::AttachStorageResponse> {
+        if !request.scratch {
+            self.0.allowed("attach_storage")?;
+        }
+        self.0.storage.lock().unwrap().insert(request.id);
+        Ok(message::AttachStorageResponse::new())
+    }
+
+    async fn detach_storage(
+        &self,
+        _: &TtrpcContext,
+        request: message::DetachStorageRequest,
+    ) -> ttrpc::Result<Empty> {
+        assert!(self.0.storage.lock().unwrap().remove(&request.id));
+        Ok(Empty::new())
+    }
+
+    async fn create(
+        &self,
+        _: &TtrpcContext,
+        request: message::CreateRequest,
+    ) -> ttrpc::Result<message::CreateResponse> {
+        self.0.allowed("create")?;
+        let storage = self.0.storage.lock().unwrap();
+        assert!(request.lower.iter().all(|id| storage.contains(id)));
+        let spec: serde_json::Value = serde_json::from_slice(&request.spec).unwrap();
+        let args = spec["process"]["args"].as_array().unwrap();
+        let args = args.iter().map(|a| a.as_str().unwrap().to_owned());
+        let container = Container {
+            init: Process::new(args.collect()),
+            started: false,
+            execs: HashMap::new(),
+        };
+        let mut containers = self.0.containers.lock().unwrap();
+        containers.insert(request.container_id, container);
+        Ok(message::CreateResponse {
+            pid: 7,
+            uid: request.user.uid.unwrap_or_default(),
+            groups: vec![0],
+            ..message::CreateResponse::default()
+        })
+    }
+
+    async fn start(
+        &self,
+        _: &TtrpcContext,
+        request: message::StartRequest,
+    ) -> ttrpc::Result<Empty> {
+        self.0.allowed("start")?;
+        let id = request.container_id;
+        let process = {
+            let mut containers = self.0.containers.lock().unwrap();
+            let container = containers
+                .get_mut(&id)
+                .ok_or_else(|| refusal(Code::NOT_FOUND, "no such container"))?;
+            if container.started {
+                return Ok(Empty::new());
+            }
+            container.started = true;
+            Arc::clone(&container.init)
+        };
+        if process.args.iter().any(|a| a == "cannot-start") {
+            return Err(refusal(Code::INVALID_ARGUMENT, "exec /nope: not found"));
+        }
+        let guest = Arc::clone(&self.0);
+        tokio::spawn(async move {
+            let end = process.run(&process).await;
+            guest.exited(&id, "", &process, end, false);
+        });
+        Ok(Empty::new())
+    }
+
+    async fn signal(
+        &self,
+        _: &TtrpcContext,
+        request: message::SignalRequest,
+    ) -> ttrpc::Result<Empty> {
+        match self.0.process(&request.container_id, &request.exec_id) {
+            Some(process) => process.signal(request.signal),
+            None => return Err(refusal(Code::NOT_FOUND, "no such process")),
+        }
+        Ok(Empty::new())
+    }
+
+    async fn delete(
+        &self,
+        _: &TtrpcContext,
+        request: message::DeleteRequest,
+    ) -> ttrpc::Result<Empty> {
+        let mut containers = self.0.containers.lock().unwrap();
+        match containers.remove(&request.container_id) {
+            Some(_) => Ok(Empty::new()),
+            None => Err(refusal(Code::NOT_FOUND, "no such container")),
+        }
+    }
+
+    async fn exec(
+        &self,
+        _: &TtrpcContext,
+        request: message::ExecRequest,
+    ) -> ttrpc::Result<message::ExecResponse> {
+        let process = Process::new(request.args);
+        let owner = {
+            let mut containers = self.0.containers.lock().unwrap();
+            let container = containers
+                .get_mut(&request.container_id)
+                .ok_or_else(|| refusal(Code::NOT_FOUND, "no such container"))?;
+            let exec = Arc::clone(&process);
+            container.execs.insert(request.exec_id.clone(), exec);
+            Arc::clone(&container.init)
+        };
+        let guest = Arc::clone(&self.0);
+        let limit = match request.timeout_ms {
+            0 => Duration::from_secs(3600),
+            ms => Duration::from_millis(ms),
+        };
+        tokio::spawn(async move {
+            let timer = async {
+                tokio::time::sleep(limit).await;
+                process.signal(9);
+                std::future::pending::<()>().await;
+            };
+            let begin = tokio::time::Instant::now();
+            let end = tokio::select! {
+                end = process.run(&owner) => end,
+                () = timer => return,
+            };
+            let late = begin.elapsed() >= limit;
+            guest.exited(&request.container_id, &request.exec_id, &process, end, late);
+        });
+        Ok(message::ExecResponse::new())
+    }
+
+    async fn events(
+        &self,
+        _: &TtrpcContext,
+        request: message::EventsRequest,
+        sender: ServerStreamSender<Event>,
+    ) -> ttrpc::Result<()> {
+        let mut events = self.0.events.subscribe();
+        let mut sent = request.since_seq as usize;
+        loop {
+            let new = events.borrow_and_update()[sent..].to_vec();
+            sent += new.len();
+            for event in new {
+                sender.send(&event).await?;
+            }
+            if events.changed().await.is_err() {
+                return Ok(());
+            }
+        }
+    }
+
+    async fn shutdown(&self, _: &TtrpcContext, _: Empty) -> ttrpc::Result<Empty> {
+        control::end(&self.0.report, ExitReason::GuestShutdown, "powered off");
+    }
+}

@@ -1,0 +1,179 @@
+//! The control socket.
+
+use std::{
+    collections::BTreeSet,
+    io::{IoSliceMut, Read},
+    mem::MaybeUninit,
+    os::fd::OwnedFd,
+    os::unix::net::UnixListener as StdListener,
+    path::Path,
+    sync::{Arc, Mutex},
+};
+
+use hull_proto_vmm::{
+    DeviceConfig, ErrorKind, ExitReason, ExitReport, Metrics, Request, Response, VERSION, VmConfig,
+    VmState,
+};
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
+use tokio::{
+    io::{AsyncWriteExt, Interest},
+    net::{UnixListener, UnixStream},
+};
+
+use crate::{agent, script::Script};
+
+#[derive(Default)]
+struct Vm {
+    script: Script,
+    listener: Option<StdListener>,
+    state: Option<VmState>,
+    slots: BTreeSet<u8>,
+}
+
+/// Serves any number of connections, one after another or side by side.
+pub async fn serve(socket: &Path, report: &Path) {
+    let listener = UnixListener::bind(socket).unwrap();
+    let vm = Arc::new(Mutex::new(Vm::default()));
+    loop {
+        let (stream, _) = listener.accept().await.unwrap();
+        tokio::spawn(connection(stream, Arc::clone(&vm), report.to_owned()));
+    }
+}
+
+async fn connection(mut stream: UnixStream, vm: Arc<Mutex<Vm>>, report: std::path::PathBuf) {
+    while let Some((request, fds)) = receive(&stream).await {
+        let stop = request == Request::Stop;
+        let response = handle(&vm, request, fds);
+        let frame = hull_proto_vmm::encode(&response).unwrap();
+        stream.write_all(&frame).await.unwrap();
+        if stop {
+            end(&report, ExitReason::Stopped, "asked to");
+        }
+        let start = vm.lock().unwrap().listener.take();
+        if let (Some(listener), Some(VmState::Running)) = (start, vm.lock().unwrap().state) {
+            let script = vm.lock().unwrap().script.clone();
+            if script.die_at_start {
+                end(&report, ExitReason::GuestPanic, "no init found");
+            }
+            agent::serve(listener, script, report.clone());
+        }
+    }
+}
+
+/// Ends the process, with a report.
+pub fn end(report: &Path, reason: ExitReason, message: &str) -> ! {
+    let report_text = serde_json::to_vec(&ExitReport {
+        reason,
+        message: message.into(),
+    });
+    std::fs::write(report, report_text.unwrap()).unwrap();
+    #[expect(clippy::disallowed_methods, reason = "ends as a killed VMM does")]
+    std::process::exit(0)
+}
+
+fn handle(vm: &Mutex<Vm>, request: Request, fds: Vec<OwnedFd>) -> Response {
+    let mut vm = vm.lock().unwrap();
+    let refuse = |kind: ErrorKind| Response::Error {
+        kind,
+        message: "as the script says".into(),
+    };
+    match request {
+        Request::Hello { .. } => Response::Hello {
+            version: VERSION,
+            state: vm.state.unwrap_or(VmState::Empty),
+        },
+        Request::Configure(config) => {
+            configure(&mut vm, *config, fds);
+            match vm.script.refuse_configure {
+                Some(kind) => refuse(kind),
+                None => Response::Ok,
+            }
+        }
+        Request::Start => match vm.script.refuse_start {
+            Some(kind) => refuse(kind),
+            None => {
+                vm.state = Some(VmState::Running);
+                Response::Ok
+            }
+        },
+        Request::Attach { slot, device } => {
+            let DeviceConfig::Block { extents, .. } = device else {
+                return refuse(ErrorKind::Invalid);
+            };
+            assert!(extents.iter().all(|e| (e.file.0 as usize) < fds.len()));
+            if let Some(kind) = vm.script.refuse_attach {
+                return refuse(kind);
+            }
+            if vm.slots.insert(slot) {
+                Response::Ok
+            } else {
+                refuse(ErrorKind::Busy)
+            }
+        }
+        Request::Detach { slot } => {
+            vm.slots.remove(&slot);
+            Response::Ok
+        }
+        Request::Metrics => Response::Metrics(Box::new(Metrics {
+            exits: vec![("attached".into(), vm.slots.len() as u64)],
+            ..Metrics::default()
+        })),
+        Request::Pause | Request::Resume | Request::Stop => Response::Ok,
+    }
+}
+
+fn configure(vm: &mut Vm, config: VmConfig, mut fds: Vec<OwnedFd>) {
+    let mut text = String::new();
+    let kernel = fds[config.kernel.0 as usize].try_clone().unwrap();
+    std::fs::File::from(kernel)
+        .read_to_string(&mut text)
+        .unwrap();
+    if !text.is_empty() {
+        vm.script = serde_json::from_str(&text).unwrap();
+    }
+    let vsock = config.devices.iter().find_map(|(_, device)| match device {
+        DeviceConfig::Vsock { listener, .. } => Some(listener.0 as usize),
+        _ => None,
+    });
+    vm.slots = config.devices.iter().map(|(slot, _)| *slot).collect();
+    assert_eq!(vm.slots, BTreeSet::from([0, 1, 2, 3, 4]));
+    vm.listener = Some(StdListener::from(fds.swap_remove(vsock.unwrap())));
+}
+
+async fn receive(stream: &UnixStream) -> Option<(Request, Vec<OwnedFd>)> {
+    let mut bytes: Vec<u8> = Vec::new();
+    let mut fds = Vec::new();
+    loop {
+        let mut buffer = vec![0; 65_536];
+        let (length, got) = stream
+            .async_io(Interest::READABLE, || read_with_fds(stream, &mut buffer))
+            .await
+            .ok()?;
+        if length == 0 {
+            return None;
+        }
+        fds.extend(got);
+        bytes.extend_from_slice(&buffer[..length]);
+        if bytes.len() >= 4 {
+            let body = hull_proto_vmm::body_length(bytes[..4].try_into().unwrap()).unwrap();
+            if bytes.len() >= 4 + body {
+                return Some((hull_proto_vmm::decode(&bytes[4..]).unwrap(), fds));
+            }
+        }
+    }
+}
+
+fn read_with_fds(stream: &UnixStream, buffer: &mut [u8]) -> std::io::Result<(usize, Vec<OwnedFd>)> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(253))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let mut slices = [IoSliceMut::new(buffer)];
+    let flags = RecvFlags::CMSG_CLOEXEC;
+    let message = recvmsg(stream, &mut slices, &mut control, flags)?;
+    let mut fds = Vec::new();
+    for control in control.drain() {
+        if let RecvAncillaryMessage::ScmRights(rights) = control {
+            fds.extend(rights);
+        }
+    }
+    Ok((message.bytes, fds))
+}

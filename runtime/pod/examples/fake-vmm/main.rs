@@ -1,0 +1,33 @@
+//! A VMM and a guest that are neither, for the tests of this crate.
+//!
+//! It is a process of its own, like the real one: it speaks the control protocol, gets its file
+//! descriptors by `SCM_RIGHTS`, and serves an agent behind the vsock listener among them. What
+//! is to go wrong stands in the "kernel" file ([`script::Script`]); what a "container" does
+//! stands in its arguments ([`process`]).
+
+mod agent;
+mod control;
+mod outputs;
+mod process;
+mod script;
+mod streams;
+
+use std::path::PathBuf;
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() {
+    let mut arguments = std::env::args().skip(1);
+    if arguments.next().as_deref() != Some("run") {
+        return;
+    }
+    let mut socket = None;
+    let mut report = None;
+    while let Some(argument) = arguments.next() {
+        match argument.as_str() {
+            "--socket" => socket = arguments.next().map(PathBuf::from),
+            "--exit-report" => report = arguments.next().map(PathBuf::from),
+            _ => {}
+        }
+    }
+    control::serve(&socket.unwrap(), &report.unwrap()).await;
+}

@@ -1,0 +1,51 @@
+//! What a process wrote and nobody has acknowledged yet.
+
+use tokio::sync::watch;
+
+/// One output. Readers follow it through the watch channel.
+#[derive(Debug, Default)]
+pub struct OutputState {
+    /// Offset of the first byte kept.
+    pub first: u64,
+    /// Bytes from there on.
+    pub kept: Vec<u8>,
+    pub ended: bool,
+}
+
+/// One output of a process.
+#[derive(Debug)]
+pub struct OutputBuffer(watch::Sender<OutputState>);
+
+impl Default for OutputBuffer {
+    fn default() -> Self {
+        Self(watch::channel(OutputState::default()).0)
+    }
+}
+
+impl OutputBuffer {
+    pub fn write(&self, bytes: &[u8]) {
+        self.0
+            .send_modify(|state| state.kept.extend_from_slice(bytes));
+    }
+
+    pub fn end(&self) {
+        self.0.send_modify(|state| state.ended = true);
+    }
+
+    pub fn total(&self) -> u64 {
+        let state = self.0.borrow();
+        state.first + state.kept.len() as u64
+    }
+
+    pub fn acknowledge(&self, total: u64) {
+        self.0.send_modify(|state| {
+            let gone = total.saturating_sub(state.first) as usize;
+            state.kept.drain(..gone.min(state.kept.len()));
+            state.first += gone as u64;
+        });
+    }
+
+    pub fn subscribe(&self) -> watch::Receiver<OutputState> {
+        self.0.subscribe()
+    }
+}

@@ -1,0 +1,111 @@
+//! What a "process" does: its arguments, one after another.
+//!
+//! `out:TEXT`, `err:TEXT` (`\n` is a line end), `lines:N` (numbers, a line each, slowly),
+//! `flood:N` (bytes), `sleep:MS`, `wait` (until it is killed), `trap` (SIGTERM is written to
+//! stdout instead of ending it), `signals` (writes the signals that the container got),
+//! `oom`, `exit:CODE`.
+
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use tokio::{sync::mpsc, time::sleep};
+
+use crate::outputs::OutputBuffer;
+
+/// A process, or one to be.
+#[derive(Debug, Default)]
+pub struct Process {
+    pub args: Vec<String>,
+    pub stdout: OutputBuffer,
+    pub stderr: OutputBuffer,
+    pub signals: Mutex<Vec<u32>>,
+    pub kill: Mutex<Option<mpsc::UnboundedSender<u32>>>,
+}
+
+/// How it ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct End {
+    pub code: i32,
+    pub signal: u32,
+    pub oom: bool,
+}
+
+impl Process {
+    pub fn new(args: Vec<String>) -> Arc<Self> {
+        Arc::new(Self {
+            args,
+            ..Self::default()
+        })
+    }
+
+    pub fn signal(&self, signal: u32) {
+        self.signals.lock().unwrap().push(signal);
+        if let Some(kill) = &*self.kill.lock().unwrap() {
+            let _ = kill.send(signal);
+        }
+    }
+
+    /// Runs it to its end. `owner` is the process whose signals `signals` shows.
+    pub async fn run(&self, owner: &Process) -> End {
+        let (sender, mut signals) = mpsc::unbounded_channel();
+        *self.kill.lock().unwrap() = Some(sender);
+        let trap = self.args.iter().any(|a| a == "trap");
+        let killed = async {
+            loop {
+                match signals.recv().await {
+                    Some(15) if trap => self.stdout.write(b"TERM\n"),
+                    Some(signal) => return signal,
+                    None => std::future::pending().await,
+                }
+            }
+        };
+        let end = tokio::select! {
+            end = self.work(owner) => end,
+            signal = killed => End { code: 128 + signal as i32, signal, oom: false },
+        };
+        self.stdout.end();
+        self.stderr.end();
+        end
+    }
+
+    async fn work(&self, owner: &Process) -> End {
+        let mut end = End {
+            code: 0,
+            signal: 0,
+            oom: false,
+        };
+        for arg in &self.args {
+            let (word, value) = arg.split_once(':').unwrap_or((arg, ""));
+            let number = || value.parse::<u64>().unwrap_or(0);
+            match word {
+                "out" => self.stdout.write(value.replace("\\n", "\n").as_bytes()),
+                "err" => self.stderr.write(value.replace("\\n", "\n").as_bytes()),
+                "lines" => {
+                    for n in 0..number() {
+                        self.stdout.write(format!("line {n}\n").as_bytes());
+                        sleep(Duration::from_millis(1)).await;
+                    }
+                }
+                "flood" => self.stdout.write(&vec![b'x'; number() as usize]),
+                "sleep" => sleep(Duration::from_millis(number())).await,
+                "wait" => std::future::pending::<()>().await,
+                "signals" => {
+                    let signals = owner.signals.lock().unwrap().clone();
+                    self.stdout.write(format!("{signals:?}").as_bytes());
+                }
+                "oom" => {
+                    end = End {
+                        code: 137,
+                        signal: 9,
+                        oom: true,
+                    };
+                }
+                "exit" => end.code = number() as i32,
+                _ => {}
+            }
+        }
+        end
+    }
+}

@@ -1,0 +1,75 @@
+//! Output streams, as `hull_proto_agent::stream` describes them.
+
+use std::{io, sync::Arc};
+
+use hull_proto_agent::stream::{
+    StreamHeader, StreamKind, StreamReply, body_length, decode, encode,
+};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::UnixStream,
+};
+
+use crate::{agent::Guest, process::Process};
+
+pub async fn serve(mut stream: UnixStream, guest: Arc<Guest>) -> io::Result<()> {
+    let mut prefix = [0; 4];
+    stream.read_exact(&mut prefix).await?;
+    let mut body = vec![0; body_length(prefix)?];
+    stream.read_exact(&mut body).await?;
+    let header: StreamHeader = decode(&body)?;
+    let Some(process) = guest.process(&header.container, &header.exec) else {
+        let reply = StreamReply::Error {
+            message: "no such process".into(),
+        };
+        return stream.write_all(&encode(&reply)?).await;
+    };
+    output(stream, &process, &header).await
+}
+
+async fn output(stream: UnixStream, process: &Process, header: &StreamHeader) -> io::Result<()> {
+    let buffer = match header.kind {
+        StreamKind::Stderr => &process.stderr,
+        _ => &process.stdout,
+    };
+    let mut state = buffer.subscribe();
+    let mut at = header.offset.max(state.borrow().first);
+    let (mut reader, mut writer) = stream.into_split();
+    writer
+        .write_all(&encode(&StreamReply::Ok { offset: at })?)
+        .await?;
+    let send = async {
+        loop {
+            let (chunk, ended) = {
+                let state = state.borrow_and_update();
+                let from = at.saturating_sub(state.first) as usize;
+                (
+                    state.kept[from.min(state.kept.len())..].to_vec(),
+                    state.ended,
+                )
+            };
+            // In pieces, so that connections can end in between.
+            for piece in chunk.chunks(10_000) {
+                writer.write_all(piece).await?;
+                at += piece.len() as u64;
+            }
+            if ended && chunk.is_empty() {
+                writer.shutdown().await?;
+                std::future::pending::<()>().await;
+            }
+            if chunk.is_empty() && state.changed().await.is_err() {
+                return io::Result::Ok(());
+            }
+        }
+    };
+    let acknowledge = async {
+        loop {
+            let total = reader.read_u64_le().await?;
+            buffer.acknowledge(total);
+        }
+    };
+    tokio::select! {
+        result = send => result,
+        result = acknowledge => result,
+    }
+}

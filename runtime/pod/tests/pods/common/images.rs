@@ -1,0 +1,90 @@
+//! One image, whose disk is a file of zeros.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::{Path, PathBuf},
+    sync::Mutex,
+};
+
+use futures::future::{BoxFuture, FutureExt};
+use hull_image::{DiskExtent, Image, ImageConfig, ImageId, StoreError};
+use hull_pod::PodImages;
+
+use super::IMAGE;
+
+#[derive(Debug)]
+pub struct FakeImages {
+    pub disk: PathBuf,
+    id: ImageId,
+    leases: Mutex<BTreeSet<String>>,
+}
+
+impl FakeImages {
+    pub fn new(dir: &Path) -> Self {
+        fs::create_dir_all(dir).unwrap();
+        let disk = dir.join("disk");
+        fs::write(&disk, vec![0; 8192]).unwrap();
+        Self {
+            disk,
+            id: ImageId::try_from(format!("sha256:{}", "1f".repeat(32))).unwrap(),
+            leases: Mutex::default(),
+        }
+    }
+
+    pub fn leases(&self) -> BTreeSet<String> {
+        self.leases.lock().unwrap().clone()
+    }
+
+    pub fn add_lease(&self, owner: &str) {
+        self.leases.lock().unwrap().insert(owner.into());
+    }
+}
+
+impl PodImages for FakeImages {
+    fn get<'a>(&'a self, name_or_id: &'a str) -> BoxFuture<'a, Result<Option<Image>, StoreError>> {
+        async move {
+            Ok((name_or_id == IMAGE).then(|| Image {
+                id: self.id.clone(),
+                repo_tags: vec![IMAGE.into()],
+                repo_digests: vec![format!("registry.test/app@{}", self.id)],
+                size: 1,
+                config: ImageConfig {
+                    stop_signal: "SIGTERM".into(),
+                    ..ImageConfig::default()
+                },
+                pinned: false,
+            }))
+        }
+        .boxed()
+    }
+
+    fn disk<'a>(&'a self, _: &'a ImageId) -> BoxFuture<'a, Result<Vec<DiskExtent>, StoreError>> {
+        async move {
+            Ok(vec![DiskExtent {
+                path: self.disk.clone(),
+                offset: 0,
+                length: 8192,
+            }])
+        }
+        .boxed()
+    }
+
+    fn lease<'a>(
+        &'a self,
+        _: &'a ImageId,
+        owner: &'a str,
+    ) -> BoxFuture<'a, Result<(), StoreError>> {
+        self.add_lease(owner);
+        async { Ok(()) }.boxed()
+    }
+
+    fn release<'a>(&'a self, owner: &'a str) -> BoxFuture<'a, Result<(), StoreError>> {
+        self.leases.lock().unwrap().remove(owner);
+        async { Ok(()) }.boxed()
+    }
+
+    fn lease_owners(&self) -> BoxFuture<'_, Result<Vec<String>, StoreError>> {
+        async { Ok(self.leases().into_iter().collect()) }.boxed()
+    }
+}

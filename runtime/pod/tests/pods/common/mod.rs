@@ -1,0 +1,210 @@
+//! A node in a temporary directory: real records, disks and processes; fake images, networks and
+//! VMs.
+
+pub mod images;
+pub mod network;
+
+use std::{
+    fs,
+    os::unix::process::ExitStatusExt,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use hull_pod::{
+    ContainerMetadata, ContainerSpec, ImageRequest, PodError, Pods, PodsConfig, SandboxMetadata,
+    SandboxSpec,
+};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use tempfile::TempDir;
+
+pub use images::FakeImages;
+pub use network::FakeNetwork;
+
+/// The name of the one image.
+pub const IMAGE: &str = "registry.test/app:1";
+
+/// A node.
+pub struct TestNode {
+    pub dir: TempDir,
+    pub config: PodsConfig,
+    pub images: Arc<FakeImages>,
+    pub network: Arc<FakeNetwork>,
+}
+
+impl TestNode {
+    pub fn new() -> Self {
+        // Short, because sockets are below it.
+        let dir = tempfile::Builder::new()
+            .prefix("hp")
+            .tempdir_in("/tmp")
+            .unwrap();
+        let path = dir.path();
+        let assets = path.join("a");
+        fs::create_dir(&assets).unwrap();
+        fs::write(assets.join("vmlinux"), "").unwrap();
+        fs::write(assets.join("root.erofs"), vec![0; 4096]).unwrap();
+        let config = PodsConfig {
+            vmm: fake_vmm(),
+            scratch_bytes: 64 << 20,
+            memory_mib: 32,
+            boot_timeout: Duration::from_secs(20),
+            ..PodsConfig::new(path.join("r"), path.join("s"), &assets)
+        };
+        Self {
+            images: Arc::new(FakeImages::new(&path.join("i"))),
+            network: Arc::new(FakeNetwork::new(&path.join("n"))),
+            config,
+            dir,
+        }
+    }
+
+    /// Says what goes wrong in the VMs started from now on; JSON.
+    pub fn script(&self, script: &str) {
+        fs::write(&self.config.kernel, script).unwrap();
+    }
+
+    pub async fn open(&self) -> Pods {
+        self.try_open().await.unwrap()
+    }
+
+    pub async fn try_open(&self) -> Result<Pods, PodError> {
+        let (images, network) = (self.images.clone(), self.network.clone());
+        Pods::open(self.config.clone(), images, network).await
+    }
+
+    pub fn log_directory(&self) -> PathBuf {
+        self.dir.path().join("logs")
+    }
+
+    pub fn sandbox(&self, name: &str) -> SandboxSpec {
+        SandboxSpec {
+            metadata: SandboxMetadata {
+                name: name.into(),
+                uid: "uid".into(),
+                namespace: "default".into(),
+                attempt: 0,
+            },
+            log_directory: self.log_directory(),
+            ..SandboxSpec::default()
+        }
+    }
+
+    /// The content of a container's log, without times.
+    pub fn log(&self, name: &str) -> Vec<String> {
+        let text = fs::read_to_string(self.log_directory().join(name)).unwrap_or_default();
+        let lines = text.lines();
+        lines
+            .map(|line| line.split_once(' ').unwrap().1.to_owned())
+            .collect()
+    }
+
+    /// What is on the node of pods that are not there: nothing, or a list.
+    pub fn leftovers(&self) -> Vec<String> {
+        let mut left = Vec::new();
+        for parent in [
+            self.config.state.join("pods"),
+            self.config.root.join("pods"),
+        ] {
+            for entry in fs::read_dir(&parent).into_iter().flatten().flatten() {
+                left.push(entry.path().display().to_string());
+            }
+        }
+        for entry in fs::read_dir(&self.config.root)
+            .into_iter()
+            .flatten()
+            .flatten()
+        {
+            let name = entry.file_name().into_string().unwrap();
+            if name.ends_with(".tmp") {
+                left.push(name);
+            }
+        }
+        left.extend(
+            self.network
+                .up()
+                .into_iter()
+                .map(|id| format!("network {id}")),
+        );
+        left.extend(
+            self.images
+                .leases()
+                .into_iter()
+                .map(|l| format!("lease {l}")),
+        );
+        left.extend(self.vmms().into_iter().map(|pid| format!("VMM {pid}")));
+        left
+    }
+
+    /// Processes of VMMs of this node.
+    pub fn vmms(&self) -> Vec<i32> {
+        let state = self.config.state.display().to_string();
+        let entries = fs::read_dir("/proc").unwrap().flatten();
+        entries
+            .filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok())
+            .filter(|pid| {
+                let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+                String::from_utf8_lossy(&line).contains(&state)
+            })
+            .collect()
+    }
+}
+
+impl Drop for TestNode {
+    fn drop(&mut self) {
+        for pid in self.vmms() {
+            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+        }
+    }
+}
+
+/// A container that does what `args` say; see the fake VMM.
+pub fn container(name: &str, args: &[&str]) -> ContainerSpec {
+    ContainerSpec {
+        metadata: ContainerMetadata {
+            name: name.into(),
+            attempt: 0,
+        },
+        image: ImageRequest {
+            image: IMAGE.into(),
+            ..ImageRequest::default()
+        },
+        command: args.iter().map(|a| (*a).to_owned()).collect(),
+        log_path: format!("{name}.log").into(),
+        ..ContainerSpec::default()
+    }
+}
+
+pub fn kill_pid(pid: u32) {
+    kill(Pid::from_raw(pid as i32), Signal::SIGKILL).unwrap();
+}
+
+/// Waits for something that is about to happen.
+pub async fn eventually(what: &str, test: impl AsyncFn() -> bool) {
+    for _ in 0..1000 {
+        if test().await {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("{what} did not happen");
+}
+
+fn fake_vmm() -> PathBuf {
+    // <target>/debug/deps/<this test>, <target>/debug/examples/fake-vmm
+    let test = std::env::current_exe().unwrap();
+    let deps = test.parent().and_then(Path::parent).unwrap();
+    let path = deps.join("examples/fake-vmm");
+    let status = std::process::Command::new(&path).status();
+    let ok = status.is_ok_and(|s| s.success() && s.signal().is_none());
+    assert!(
+        ok,
+        "{} is not built: cargo build --examples",
+        path.display()
+    );
+    path
+}

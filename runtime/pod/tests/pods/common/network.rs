@@ -1,0 +1,112 @@
+//! Networks that are only counted.
+
+use std::{
+    collections::BTreeSet,
+    fs::{self, File},
+    os::unix::fs::PermissionsExt,
+    path::Path,
+    sync::Mutex,
+};
+
+use futures::future::{BoxFuture, FutureExt};
+use hull_network::{
+    Dns, GuestNetwork, Network, NetworkConfig, NetworkError, NetworkRecord, PodNetwork,
+    PodNetworkRequest,
+};
+use hull_pod::PodNetworking;
+
+/// What goes wrong.
+#[derive(Debug, Default)]
+pub struct Faults {
+    pub setup: bool,
+    pub teardown: bool,
+}
+
+#[derive(Debug)]
+pub struct FakeNetwork {
+    real: Network,
+    up: Mutex<BTreeSet<String>>,
+    pub faults: Mutex<Faults>,
+}
+
+impl FakeNetwork {
+    /// A network whose plugin exists, but is never run.
+    pub fn new(dir: &Path) -> Self {
+        fs::create_dir_all(dir).unwrap();
+        let conf = r#"{"cniVersion":"1.0.0","name":"fake","plugins":[{"type":"fake"}]}"#;
+        fs::write(dir.join("10-fake.conflist"), conf).unwrap();
+        fs::write(dir.join("fake"), "").unwrap();
+        fs::set_permissions(dir.join("fake"), fs::Permissions::from_mode(0o755)).unwrap();
+        let real = Network::new(NetworkConfig {
+            conf_dir: dir.into(),
+            bin_dirs: vec![dir.into()],
+            netns_dir: dir.join("netns"),
+            ..NetworkConfig::default()
+        });
+        Self {
+            real,
+            up: Mutex::default(),
+            faults: Mutex::default(),
+        }
+    }
+
+    pub fn up(&self) -> BTreeSet<String> {
+        self.up.lock().unwrap().clone()
+    }
+
+    pub fn add_orphan(&self, pod: &str) {
+        self.up.lock().unwrap().insert(pod.into());
+    }
+}
+
+fn fault() -> NetworkError {
+    NetworkError::List(std::io::Error::other("as the test says"))
+}
+
+impl PodNetworking for FakeNetwork {
+    fn plan(&self, request: &PodNetworkRequest) -> Result<NetworkRecord, NetworkError> {
+        self.real.plan(request)
+    }
+
+    fn setup(&self, mut record: NetworkRecord) -> BoxFuture<'_, Result<PodNetwork, NetworkError>> {
+        async move {
+            if self.faults.lock().unwrap().setup {
+                return Err(fault());
+            }
+            self.up.lock().unwrap().insert(record.pod_id.clone());
+            record.ips = vec!["10.88.0.5".parse().unwrap()];
+            Ok(PodNetwork {
+                record,
+                guest: GuestNetwork::default(),
+                tap: File::open("/dev/null").unwrap().into(),
+                mac: [2, 0, 0, 0, 0, 1],
+                mtu: 1500,
+                dns: Dns::default(),
+            })
+        }
+        .boxed()
+    }
+
+    fn teardown<'a>(
+        &'a self,
+        record: &'a NetworkRecord,
+    ) -> BoxFuture<'a, Result<(), NetworkError>> {
+        async move {
+            if self.faults.lock().unwrap().teardown {
+                return Err(fault());
+            }
+            self.up.lock().unwrap().remove(&record.pod_id);
+            Ok(())
+        }
+        .boxed()
+    }
+
+    fn pods(&self) -> Result<Vec<String>, NetworkError> {
+        Ok(self.up().into_iter().collect())
+    }
+
+    fn remove_orphan(&self, pod_id: &str) -> Result<(), NetworkError> {
+        self.up.lock().unwrap().remove(pod_id);
+        Ok(())
+    }
+}

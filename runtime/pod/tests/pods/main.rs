@@ -1,0 +1,7 @@
+//! Pods from the outside: real records, disks, logs and processes; a VMM and a guest that are
+//! neither (`examples/fake-vmm`), so that everything can go wrong on purpose and without KVM.
+
+mod common;
+mod faults;
+mod life;
+mod recovery;

@@ -1,0 +1,207 @@
+//! A daemon that ends, in whatever way, and the next one.
+
+use std::{fs, time::Duration};
+
+use hull_pod::{ContainerState, PodId, Pods, SandboxState};
+use tokio::runtime::{Builder, Runtime};
+
+use crate::common::{TestNode, container, eventually, kill_pid};
+
+/// A daemon's worth of tasks; dropping it ends them where they are, as SIGKILL does.
+fn daemon() -> Runtime {
+    Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .unwrap()
+}
+
+async fn run(pods: &Pods, pod: &PodId, name: &str, args: &[&str]) -> String {
+    let id = pods
+        .create_container(pod.as_str(), container(name, args))
+        .await
+        .unwrap();
+    pods.start_container(id.as_str()).await.unwrap();
+    id.to_string()
+}
+
+#[test]
+fn running_pods_are_adopted_and_no_log_line_is_lost_or_doubled() {
+    const LINES: usize = 600;
+    let node = TestNode::new();
+    let first = daemon();
+    let (pod, long, stopped, created) = first.block_on(async {
+        let pods = node.open().await;
+        let pod = pods.run_sandbox(node.sandbox("web")).await.unwrap();
+        let long = run(&pods, &pod, "long", &["lines:600", "exit:5"]).await;
+        let stopped = run(&pods, &pod, "stopped", &["exit:4"]).await;
+        pods.wait_container(&stopped).await.unwrap();
+        let created = pods
+            .create_container(pod.as_str(), container("created", &["out:late\\n"]))
+            .await
+            .unwrap();
+        eventually("lines", async || node.log("long.log").len() > 20).await;
+        (pod, long, stopped, created)
+    });
+    first.shutdown_background();
+    std::thread::sleep(Duration::from_millis(100));
+
+    // Some daemons that do not live long, to hit different moments of writing.
+    for round in 0..4_u64 {
+        let between = daemon();
+        between.block_on(async {
+            node.open().await;
+            tokio::time::sleep(Duration::from_millis(7 * round)).await;
+        });
+        between.shutdown_background();
+        std::thread::sleep(Duration::from_millis(50));
+    }
+
+    let last = daemon();
+    last.block_on(async {
+        let pods = node.open().await;
+        let info = pods.sandbox(pod.as_str()).await.unwrap();
+        assert_eq!(info.state, SandboxState::Ready);
+        assert_eq!(info.vm.unwrap().pid as i32, node.vmms()[0]);
+        let before = pods.container(&stopped).await.unwrap();
+        assert_eq!(
+            (before.state, before.exit_code),
+            (ContainerState::Exited, 4)
+        );
+
+        let ended = pods.wait_container(&long).await.unwrap();
+        assert_eq!(ended.exit_code, 5);
+        let expected: Vec<String> = (0..LINES).map(|n| format!("stdout F line {n}")).collect();
+        assert_eq!(node.log("long.log"), expected);
+
+        pods.start_container(created.as_str()).await.unwrap();
+        pods.wait_container(created.as_str()).await.unwrap();
+        assert_eq!(node.log("created.log"), ["stdout F late"]);
+        // A new image attachment does not collide with the old one.
+        pods.remove_container(&long).await.unwrap();
+        run(&pods, &pod, "new", &["wait"]).await;
+        pods.remove_sandbox(pod.as_str()).await.unwrap();
+        assert_eq!(node.leftovers(), [""; 0]);
+    });
+}
+
+#[test]
+fn an_exit_that_nobody_saw_is_told() {
+    let node = TestNode::new();
+    let first = daemon();
+    let id = first.block_on(async {
+        let pods = node.open().await;
+        let pod = pods.run_sandbox(node.sandbox("web")).await.unwrap();
+        run(&pods, &pod, "app", &["sleep:200", "out:end\\n", "exit:9"]).await
+    });
+    first.shutdown_background();
+    std::thread::sleep(Duration::from_millis(500));
+    daemon().block_on(async {
+        let pods = node.open().await;
+        let info = pods.wait_container(&id).await.unwrap();
+        assert_eq!((info.exit_code, info.reason.as_str()), (9, "Error"));
+        assert_eq!(node.log("app.log"), ["stdout F end"]);
+    });
+}
+
+#[test]
+fn a_pod_whose_vm_died_meanwhile_is_not_ready() {
+    let node = TestNode::new();
+    let first = daemon();
+    let (pod, id, pid) = first.block_on(async {
+        let pods = node.open().await;
+        let pod = pods.run_sandbox(node.sandbox("web")).await.unwrap();
+        let id = run(&pods, &pod, "app", &["wait"]).await;
+        let vm = pods.sandbox(pod.as_str()).await.unwrap().vm.unwrap();
+        (pod, id, vm.pid)
+    });
+    first.shutdown_background();
+    kill_pid(pid);
+    std::thread::sleep(Duration::from_millis(100));
+    daemon().block_on(async {
+        let pods = node.open().await;
+        let info = pods.sandbox(pod.as_str()).await.unwrap();
+        assert_eq!(info.state, SandboxState::NotReady);
+        assert!(info.message.contains("the VM is gone"), "{}", info.message);
+        let container = pods.container(&id).await.unwrap();
+        assert_eq!(
+            (container.state, container.exit_code),
+            (ContainerState::Exited, 255)
+        );
+        pods.stop_sandbox(pod.as_str()).await.unwrap();
+        pods.remove_sandbox(pod.as_str()).await.unwrap();
+        assert_eq!(node.leftovers(), [""; 0]);
+    });
+}
+
+#[test]
+fn a_start_that_was_cut_off_leaves_nothing_and_can_be_repeated() {
+    // Cut off at several moments: before and after the VMM is there.
+    for wait_ms in [5, 30, 80, 150, 400] {
+        let node = TestNode::new();
+        node.script(r#"{"attempts":1000}"#);
+        let first = daemon();
+        first.block_on(async {
+            let pods = node.open().await;
+            let start = pods.run_sandbox(node.sandbox("web"));
+            let cut = tokio::time::timeout(Duration::from_millis(wait_ms), start).await;
+            assert!(cut.is_err());
+        });
+        first.shutdown_background();
+        std::thread::sleep(Duration::from_millis(50));
+        node.script("");
+        daemon().block_on(async {
+            let pods = node.open().await;
+            assert!(pods.sandboxes().await.is_empty());
+            assert_eq!(node.leftovers(), [""; 0], "after {wait_ms} ms");
+            pods.run_sandbox(node.sandbox("web")).await.unwrap();
+        });
+    }
+}
+
+#[test]
+fn a_retry_after_a_restart_gets_the_same_sandbox() {
+    let node = TestNode::new();
+    let first = daemon();
+    let pod = first.block_on(async {
+        let pods = node.open().await;
+        pods.run_sandbox(node.sandbox("web")).await.unwrap()
+    });
+    first.shutdown_background();
+    std::thread::sleep(Duration::from_millis(50));
+    daemon().block_on(async {
+        let pods = node.open().await;
+        let again = pods.run_sandbox(node.sandbox("web")).await.unwrap();
+        assert_eq!(again, pod);
+    });
+}
+
+#[tokio::test]
+async fn what_nobody_owns_is_removed() {
+    let node = TestNode::new();
+    let orphan = "e".repeat(64);
+    let run = node.config.state.join("pods").join(&orphan);
+    let data = node.config.root.join("pods").join(&orphan);
+    for dir in [&run, &data] {
+        fs::create_dir_all(dir).unwrap();
+        fs::write(dir.join("file"), "x").unwrap();
+    }
+    fs::write(node.config.root.join("scratch-1.ab.tmp"), "").unwrap();
+    node.network.add_orphan(&orphan);
+    node.images.add_lease(&orphan);
+    node.images.add_lease("somebody else");
+    let mut vmm = std::process::Command::new(&node.config.vmm)
+        .args(["run", "--id", &orphan, "--socket"])
+        .arg(run.join("vmm.sock"))
+        .arg("--exit-report")
+        .arg(run.join("exit.json"))
+        .spawn()
+        .unwrap();
+    eventually("listening", async || run.join("vmm.sock").exists()).await;
+    // It is our child, so somebody has to bury it.
+    let burial = std::thread::spawn(move || vmm.wait().unwrap());
+
+    let _pods = node.open().await;
+    assert!(!burial.join().unwrap().success());
+    assert_eq!(node.leftovers(), ["lease somebody else"]);
+}
