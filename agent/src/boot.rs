@@ -128,7 +128,7 @@ pub(crate) fn limits() {
 pub(crate) fn cgroups(layout: &Layout) -> Result<(), BootError> {
     let root = Path::new(CGROUP_ROOT);
     let pod = layout.pod_cgroup();
-    let agent = pod.with_extension("agent");
+    let agent = layout.agent_cgroup();
     for dir in [&pod, &agent] {
         match fs::create_dir(dir) {
             Err(e) if e.kind() != io::ErrorKind::AlreadyExists => {

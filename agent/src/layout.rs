@@ -64,6 +64,11 @@ impl Layout {
         Path::new(CGROUP_ROOT).join(&self.pod_cgroup)
     }
 
+    /// The agent's own cgroup.
+    pub(crate) fn agent_cgroup(&self) -> PathBuf {
+        Path::new(CGROUP_ROOT).join(format!("{}-agent", self.pod_cgroup))
+    }
+
     /// The cgroup of container `id`.
     pub(crate) fn cgroup(&self, id: &Id) -> PathBuf {
         self.pod_cgroup().join(id)

@@ -43,6 +43,9 @@ use crate::sys;
 /// directory of its own, and a short name keeps socket paths short.
 pub(crate) const INNER_ID: &str = "c";
 
+/// Most characters of a detail: some hold a whole specification.
+const DETAIL_LENGTH: usize = 400;
+
 /// What the child shall do.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Request {
@@ -90,6 +93,8 @@ pub(crate) enum Report {
     Started { pid: i32 },
     /// It could not be made.
     Failed { message: String },
+    /// What libcontainer logged as an error; its answers often lack the cause.
+    Detail { message: String },
     /// It was made but could not execute its command.
     ExecFailed { message: String, errno: i32 },
 }
@@ -121,6 +126,7 @@ fn serve(agent: UnixStream) -> io::Result<()> {
     reader.read_line(&mut line)?;
     let request = serde_json::from_str(&line)?;
     let agent = Arc::new(agent);
+    report_errors(&agent);
     let report = match run(request, fds, &agent) {
         Ok(pid) => Report::Started { pid },
         Err(e) => Report::Failed {
@@ -131,6 +137,37 @@ fn serve(agent: UnixStream) -> io::Result<()> {
     // Until the agent knows the process it must not lose its parent.
     reader.read_to_end(&mut Vec::new())?;
     Ok(())
+}
+
+/// Sends what is logged as an error to the agent, from the container's process
+/// too: it has no other place to say it.
+fn report_errors(agent: &Arc<UnixStream>) {
+    let agent = Arc::clone(agent);
+    let builder = tracing_subscriber::fmt()
+        .with_max_level(tracing::Level::ERROR)
+        .with_writer(move || Details(Arc::clone(&agent)))
+        .with_ansi(false)
+        .with_level(false)
+        .with_target(false)
+        .without_time();
+    // There is no other subscriber in this process.
+    let _ = builder.try_init();
+}
+
+/// Sends each text that is written to it.
+struct Details(Arc<UnixStream>);
+
+impl Write for Details {
+    fn write(&mut self, text: &[u8]) -> io::Result<usize> {
+        let message = String::from_utf8_lossy(text);
+        let message = message.trim().chars().take(DETAIL_LENGTH).collect();
+        Report::Detail { message }.send(&self.0)?;
+        Ok(text.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 /// Receives the standard streams: none, or stdin, stdout and stderr.

@@ -24,6 +24,7 @@ use tokio::{
     net::{UnixListener, UnixStream},
     time::timeout,
 };
+use tracing::debug;
 
 use super::child::{Action, Report, Request};
 use crate::{
@@ -132,8 +133,8 @@ pub(crate) async fn launch(reaper: &Reaper, launch: Launch<'_>) -> Result<Launch
         negotiate(reaper, ours, &request, launch.ends, launch.uid),
     )
     .await;
-    let (pid, exit, outcome) = match answer {
-        Ok(Ok(started)) => started,
+    let launched = match answer {
+        Ok(Ok(launched)) => launched,
         Ok(Err(e)) => {
             // It ends by itself; its process, if any, is collected as an orphan.
             let _ = timeout(LAUNCH_TIMEOUT, helper_exit).await;
@@ -145,32 +146,33 @@ pub(crate) async fn launch(reaper: &Reaper, launch: Launch<'_>) -> Result<Launch
         }
     };
     let _ = helper_exit.await;
-    let fd = rustix::process::Pid::from_raw(pid.as_raw())
-        .ok_or(rustix::io::Errno::SRCH)
-        .and_then(|pid| pidfd_open(pid, PidfdFlags::empty()))
-        .map_err(|e| LaunchError::OpenProcess {
-            pid: pid.as_raw(),
-            source: e.into(),
-        })?;
-    let process = Process { pid, fd };
     if let Some(console) = console {
         let attached = async {
             let master = timeout(LAUNCH_TIMEOUT, console.receive()).await??;
             // The slave belongs to who opened it: root.
-            let slave = format!("/proc/{pid}/fd/0");
+            let slave = format!("/proc/{}/fd/0", launched.process.pid);
             let _ = std::os::unix::fs::chown(slave, Some(launch.uid), None);
             launch.stdio.set_terminal(master)
         };
         if let Err(e) = attached.await {
-            let _ = process.signal(libc::SIGKILL);
+            let _ = launched.process.signal(libc::SIGKILL);
             return Err(LaunchError::Terminal(e));
         }
     }
-    Ok(Launched {
-        process,
-        exit,
-        outcome,
-    })
+    Ok(launched)
+}
+
+/// Opens a process that is there, be it as a zombie.
+fn open(pid: i32) -> Result<Process, LaunchError> {
+    let fd = rustix::process::Pid::from_raw(pid)
+        .ok_or(rustix::io::Errno::SRCH)
+        .and_then(|pid| pidfd_open(pid, PidfdFlags::empty()))
+        .map_err(|e| LaunchError::OpenProcess {
+            pid,
+            source: e.into(),
+        })?;
+    let pid = Pid::from_raw(pid);
+    Ok(Process { pid, fd })
 }
 
 async fn negotiate(
@@ -179,24 +181,35 @@ async fn negotiate(
     request: &Request,
     ends: Option<ProcessEnds>,
     uid: u32,
-) -> Result<(Pid, Exit, ExecOutcome), LaunchError> {
+) -> Result<Launched, LaunchError> {
     send_fds(&socket, ends, uid).map_err(LaunchError::Talk)?;
     socket.set_nonblocking(true).map_err(LaunchError::Talk)?;
     let mut socket = BufReader::new(UnixStream::from_std(socket).map_err(LaunchError::Talk)?);
     let mut line = serde_json::to_vec(request).map_err(|e| LaunchError::Talk(e.into()))?;
     line.push(b'\n');
     socket.write_all(&line).await.map_err(LaunchError::Talk)?;
-    let mut exec_failed = None;
+    let (mut exec_failed, mut detail) = (None, None);
     loop {
         match next_report(&mut socket).await? {
             Some(Report::Started { pid }) => {
-                let pid = Pid::from_raw(pid);
-                let exit = reaper.adopt(pid);
+                // The helper is still its parent, so it cannot be collected yet.
+                let process = open(pid)?;
+                let exit = reaper.adopt(process.pid);
                 // "Go on": the helper waits for the end of its input.
                 socket.shutdown().await.map_err(LaunchError::Talk)?;
-                return Ok((pid, exit, ExecOutcome { socket }));
+                return Ok(Launched {
+                    process,
+                    exit,
+                    outcome: ExecOutcome { socket },
+                });
             }
+            // The first is the innermost.
+            Some(Report::Detail { message }) => detail = detail.or(Some(message)),
             Some(Report::Failed { message }) => {
+                let message = match detail {
+                    Some(detail) => format!("{message}: {detail}"),
+                    None => message,
+                };
                 return Err(exec_failed.unwrap_or(LaunchError::Failed(message)));
             }
             Some(Report::ExecFailed { message, errno }) => {
@@ -225,19 +238,20 @@ pub(crate) struct ExecOutcome {
 }
 
 impl ExecOutcome {
-    /// Waits until the command runs or its process is gone.
+    /// Waits, however long, until the command runs or its process is gone.
     ///
     /// # Errors
     /// [`LaunchError::Exec`] when the command could not be executed.
     pub(crate) async fn wait(mut self) -> Result<(), LaunchError> {
-        match timeout(LAUNCH_TIMEOUT, next_report(&mut self.socket)).await {
-            Err(_) => Err(LaunchError::Timeout),
-            Ok(Err(e)) => Err(e),
-            Ok(Ok(Some(Report::ExecFailed { message, errno }))) => {
-                Err(LaunchError::Exec { message, errno })
+        loop {
+            match next_report(&mut self.socket).await? {
+                Some(Report::Detail { message }) => debug!(message, "container process"),
+                Some(Report::ExecFailed { message, errno }) => {
+                    return Err(LaunchError::Exec { message, errno });
+                }
+                Some(Report::Failed { message }) => return Err(LaunchError::Failed(message)),
+                Some(Report::Started { .. }) | None => return Ok(()),
             }
-            Ok(Ok(Some(Report::Failed { message }))) => Err(LaunchError::Failed(message)),
-            Ok(Ok(Some(Report::Started { .. }) | None)) => Ok(()),
         }
     }
 }

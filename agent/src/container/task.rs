@@ -16,7 +16,7 @@ use libcgroups::common::{
     AnyCgroupManager, CgroupConfig, CgroupManager, ControllerOpt, create_cgroup_manager,
 };
 use libcontainer::{
-    container::{Container as Record, ContainerStatus},
+    container::{ContainerStatus, State as Record},
     oci_spec::runtime::LinuxResources,
 };
 use tokio::{io::AsyncWriteExt, net::UnixStream, sync::mpsc, time::timeout};
@@ -211,6 +211,7 @@ impl Task {
 
     async fn let_go(&mut self) -> Result<Result<(), StartFailure>, ContainerError> {
         let state = state_dir(&self.context.layout.container(&self.id));
+        self.record_running(&state).await?;
         if let Err(source) = notify(&state).await {
             let id = self.id.clone();
             return Err(ContainerError::Notify { id, source });
@@ -234,7 +235,6 @@ impl Task {
             let _ = timeout(KILL_TIMEOUT, ended.wait_for(Option::is_some)).await;
             return Ok(outcome);
         }
-        self.record_running(&state).await?;
         info!(container = %self.id, "started");
         Ok(outcome)
     }
@@ -243,14 +243,15 @@ impl Task {
     async fn record_running(&self, state: &Path) -> Result<(), ContainerError> {
         let (id, state) = (self.id.clone(), state.to_owned());
         blocking(move || {
-            let record = || -> Result<(), libcontainer::error::LibcontainerError> {
-                let mut record = Record::load(state)?;
-                record.set_status(ContainerStatus::Running).save()
+            let failed = |message| ContainerError::State { id, message };
+            let mut record = match Record::load(&state) {
+                Ok(record) => record,
+                Err(e) => return Err(failed(super::child::chain(&e))),
             };
-            record().map_err(|e| ContainerError::State {
-                id,
-                message: super::child::chain(&e),
-            })
+            record.status = ContainerStatus::Running;
+            record
+                .save(&state)
+                .map_err(|e| failed(super::child::chain(&e)))
         })
         .await
     }

@@ -1,0 +1,382 @@
+//! An agent as PID 1 of namespaces of its own, and a client for it.
+
+use std::{
+    fs,
+    os::unix::fs::symlink,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
+
+use hull_proto_agent::{
+    agent as proto,
+    rpc::AgentClient,
+    stream::{StreamHeader, StreamKind, StreamReply, body_length, decode, encode},
+};
+use serde_json::{Value, json};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::UnixStream,
+    time::{Instant, sleep, timeout},
+};
+use ttrpc::context::{Context, with_duration};
+
+/// Generous: emulated machines are slow.
+pub const LIMIT: Duration = Duration::from_secs(60);
+
+/// A running agent; dropping it ends it and checks that nothing is left.
+pub struct Agent {
+    pub dir: PathBuf,
+    process: Child,
+    pub client: AgentClient,
+}
+
+/// Says why containers cannot run here, or that they can.
+pub fn unable() -> Option<&'static str> {
+    if !nix::unistd::geteuid().is_root() {
+        return Some("not root");
+    }
+    let controllers = fs::read_to_string("/sys/fs/cgroup/cgroup.controllers").unwrap_or_default();
+    if !controllers.contains("memory") {
+        return Some("no cgroup v2 with a memory controller");
+    }
+    if !Path::new("/bin/busybox").exists() {
+        return Some("no /bin/busybox");
+    }
+    None
+}
+
+pub fn context() -> Context {
+    with_duration(LIMIT)
+}
+
+impl Agent {
+    pub async fn start() -> Self {
+        let base = Path::new("/run/hull-agent-test");
+        fs::create_dir_all(base).unwrap();
+        let dir = tempfile::Builder::new()
+            .prefix("t")
+            .tempdir_in(base)
+            .unwrap()
+            .keep();
+        image(&dir.join("image"));
+        let process = Command::new("unshare")
+            .args(["--pid", "--fork", "--kill-child", "--mount-proc"])
+            .args(["--net", "--ipc", "--uts", "--propagation", "private"])
+            .arg(env!("CARGO_BIN_EXE_hull-agent"))
+            .arg("--listen")
+            .arg(format!("unix:{}", dir.display()))
+            .env("HULL_LOG", std::env::var("HULL_LOG").unwrap_or("info".to_owned()))
+            .stdin(Stdio::null())
+            .spawn()
+            .unwrap();
+        let client = connect(&dir).await;
+        let agent = Self {
+            dir,
+            process,
+            client,
+        };
+        agent.bind("image", &agent.dir.join("image")).await;
+        agent
+    }
+
+    /// A second connection, as after a restart of the host's daemon.
+    pub async fn connect_again(&self) -> AgentClient {
+        connect(&self.dir).await
+    }
+
+    pub async fn bind(&self, id: &str, source: &Path) {
+        let request = proto::AttachStorageRequest {
+            id: id.to_owned(),
+            fstype: "bind".to_owned(),
+            readonly: true,
+            options: vec![source.display().to_string()],
+            ..Default::default()
+        };
+        self.client.attach_storage(context(), &request).await.unwrap();
+    }
+
+    pub async fn create(&self, request: &proto::CreateRequest) -> proto::CreateResponse {
+        self.client.create(context(), request).await.unwrap()
+    }
+
+    pub async fn start_container(&self, id: &str) -> ttrpc::Result<proto::Empty> {
+        let request = proto::StartRequest {
+            container_id: id.to_owned(),
+            ..Default::default()
+        };
+        self.client.start(context(), &request).await
+    }
+
+    pub async fn run(&self, id: &str, script: &str) {
+        self.create(&container(id, script)).await;
+        self.start_container(id).await.unwrap();
+    }
+
+    pub async fn delete(&self, id: &str) {
+        let request = proto::DeleteRequest {
+            container_id: id.to_owned(),
+            force: true,
+            ..Default::default()
+        };
+        self.client.delete(context(), &request).await.unwrap();
+    }
+
+    pub async fn signal(&self, id: &str, exec: &str, signal: i32, all: bool) {
+        let request = proto::SignalRequest {
+            container_id: id.to_owned(),
+            exec_id: exec.to_owned(),
+            signal: signal as u32,
+            all,
+            ..Default::default()
+        };
+        self.client.signal(context(), &request).await.unwrap();
+    }
+
+    pub async fn exec(&self, id: &str, exec: &str, script: &str) -> u32 {
+        let request = exec_request(id, exec, script);
+        self.client.exec(context(), &request).await.unwrap().pid
+    }
+
+    /// Waits for the end of a process, from the first event on.
+    pub async fn exited(&self, id: &str, exec: &str) -> proto::Exited {
+        let wait = async {
+            let mut events = self
+                .client
+                .events(Context::default(), &proto::EventsRequest::default())
+                .await
+                .unwrap();
+            loop {
+                let event = events.recv().await.unwrap().unwrap();
+                match event.kind {
+                    Some(proto::event::Kind::Exited(e))
+                        if e.container_id == id && e.exec_id == exec =>
+                    {
+                        return e;
+                    }
+                    _ => {}
+                }
+            }
+        };
+        timeout(LIMIT, wait).await.expect("no exit event")
+    }
+
+    /// Opens a stream and returns it with the offset that the agent names.
+    pub async fn stream(
+        &self,
+        kind: StreamKind,
+        id: &str,
+        exec: &str,
+        offset: u64,
+    ) -> Result<(UnixStream, u64), String> {
+        let mut stream = UnixStream::connect(self.dir.join("stream.sock"))
+            .await
+            .unwrap();
+        let header = StreamHeader {
+            kind,
+            container: id.to_owned(),
+            exec: exec.to_owned(),
+            offset,
+        };
+        stream.write_all(&encode(&header).unwrap()).await.unwrap();
+        let mut prefix = [0; 4];
+        stream.read_exact(&mut prefix).await.unwrap();
+        let mut body = vec![0; body_length(prefix).unwrap()];
+        stream.read_exact(&mut body).await.unwrap();
+        match decode(&body).unwrap() {
+            StreamReply::Ok { offset } => Ok((stream, offset)),
+            StreamReply::Error { message } => Err(message),
+        }
+    }
+
+    /// Reads an output stream to its end and acknowledges it.
+    pub async fn output(&self, kind: StreamKind, id: &str, exec: &str) -> String {
+        let (mut stream, offset) = self.stream(kind, id, exec, 0).await.unwrap();
+        let mut bytes = Vec::new();
+        timeout(LIMIT, stream.read_to_end(&mut bytes))
+            .await
+            .expect("the stream does not end")
+            .unwrap();
+        let total = offset + bytes.len() as u64;
+        stream.write_all(&total.to_le_bytes()).await.unwrap();
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    /// Runs a script in a container and returns its output and end.
+    pub async fn exec_sync(&self, id: &str, exec: &str, script: &str) -> (String, proto::Exited) {
+        self.exec(id, exec, script).await;
+        let output = self.output(StreamKind::Stdout, id, exec).await;
+        (output, self.exited(id, exec).await)
+    }
+
+    pub fn cgroup(&self) -> PathBuf {
+        let name = self.dir.file_name().unwrap().to_string_lossy();
+        Path::new("/sys/fs/cgroup").join(format!("hull-{name}"))
+    }
+
+    /// Nothing may be left of any container.
+    pub fn assert_clean(&self) {
+        let containers = self.dir.join("run/containers");
+        let left = |dir: &Path| {
+            fs::read_dir(dir)
+                .into_iter()
+                .flatten()
+                .flatten()
+                .filter(|e| e.file_type().unwrap().is_dir())
+                .map(|e| e.path())
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(left(&containers), Vec::<PathBuf>::new());
+        assert_eq!(
+            left(&self.dir.join("run/scratch/containers")),
+            Vec::<PathBuf>::new()
+        );
+        assert_eq!(left(&self.cgroup()), Vec::<PathBuf>::new());
+        let mounts = fs::read_to_string(format!("/proc/{}/mountinfo", self.init())).unwrap();
+        assert!(!mounts.contains("run/containers"), "{mounts}");
+    }
+
+    /// The agent's pid as this process sees it.
+    pub fn init(&self) -> i32 {
+        let children = format!("/proc/{0}/task/{0}/children", self.process.id());
+        let text = fs::read_to_string(children).unwrap();
+        text.split_whitespace().next().unwrap().parse().unwrap()
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+        let cgroup = self.cgroup();
+        let _ = fs::write(cgroup.join("cgroup.kill"), "1");
+        for _ in 0..100 {
+            let mut dirs = vec![cgroup.clone()];
+            let mut i = 0;
+            while i < dirs.len() {
+                let children: Vec<_> = fs::read_dir(&dirs[i])
+                    .into_iter()
+                    .flatten()
+                    .flatten()
+                    .filter(|e| e.file_type().is_ok_and(|t| t.is_dir()))
+                    .map(|e| e.path())
+                    .collect();
+                dirs.extend(children);
+                i += 1;
+            }
+            for dir in dirs.iter().rev() {
+                let _ = fs::remove_dir(dir);
+            }
+            if !cgroup.exists() {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        let name = cgroup.file_name().unwrap().to_string_lossy().into_owned();
+        let _ = fs::remove_dir(cgroup.with_file_name(format!("{name}-agent")));
+        let _ = fs::remove_dir_all(&self.dir);
+    }
+}
+
+async fn connect(dir: &Path) -> AgentClient {
+    let address = format!("unix://{}", dir.join("rpc.sock").display());
+    let deadline = Instant::now() + LIMIT;
+    loop {
+        match ttrpc::r#async::Client::connect(&address).await {
+            Ok(client) => return AgentClient::new(client),
+            Err(e) if Instant::now() > deadline => panic!("connect to the agent: {e}"),
+            Err(_) => sleep(Duration::from_millis(20)).await,
+        }
+    }
+}
+
+/// A root file system around busybox.
+fn image(dir: &Path) {
+    for sub in ["bin", "etc", "root", "tmp", "proc", "sys", "dev", "home/app", "data"] {
+        fs::create_dir_all(dir.join(sub)).unwrap();
+    }
+    fs::copy("/bin/busybox", dir.join("bin/busybox")).unwrap();
+    for tool in [
+        "sh", "cat", "echo", "sleep", "id", "ls", "env", "pwd", "yes", "head", "ps", "stty", "dd",
+        "grep", "kill", "touch", "nc", "seq", "tail", "hostname", "mount", "wc", "mknod", "setsid",
+        "true", "printf", "chmod",
+    ] {
+        symlink("busybox", dir.join("bin").join(tool)).unwrap();
+    }
+    fs::write(
+        dir.join("etc/passwd"),
+        "root:x:0:0:root:/root:/bin/sh\napp:x:1000:1000::/home/app:/bin/sh\n",
+    )
+    .unwrap();
+    fs::write(
+        dir.join("etc/group"),
+        "root:x:0:\napp:x:1000:\nextra:x:2000:app\n",
+    )
+    .unwrap();
+    fs::write(dir.join("etc/not-executable"), "#!/bin/sh\n").unwrap();
+}
+
+const CAPABILITIES: &[&str] = &[
+    "CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FSETID", "CAP_FOWNER", "CAP_MKNOD", "CAP_NET_RAW",
+    "CAP_SETGID", "CAP_SETUID", "CAP_SETFCAP", "CAP_SETPCAP", "CAP_NET_BIND_SERVICE",
+    "CAP_SYS_CHROOT", "CAP_KILL", "CAP_AUDIT_WRITE",
+];
+
+/// The specification as the host makes it.
+pub fn spec(args: &[&str]) -> Value {
+    json!({
+        "ociVersion": "1.1.0",
+        "root": {"path": "rootfs"},
+        "process": {
+            "user": {"uid": 0, "gid": 0},
+            "cwd": "/",
+            "args": args,
+            "env": ["PATH=/usr/sbin:/usr/bin:/sbin:/bin", "FROM=spec"],
+            "capabilities": {
+                "bounding": CAPABILITIES, "effective": CAPABILITIES, "permitted": CAPABILITIES
+            },
+            "oomScoreAdj": 1000
+        },
+        "mounts": [
+            {"destination": "/proc", "type": "proc", "source": "proc", "options": ["nosuid", "noexec", "nodev"]},
+            {"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "strictatime", "mode=755", "size=65536k"]},
+            {"destination": "/dev/pts", "type": "devpts", "source": "devpts", "options": ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"]},
+            {"destination": "/dev/mqueue", "type": "mqueue", "source": "mqueue", "options": ["nosuid", "noexec", "nodev"]},
+            {"destination": "/sys", "type": "sysfs", "source": "sysfs", "options": ["nosuid", "noexec", "nodev", "ro"]},
+            {"destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup", "options": ["ro", "nosuid", "noexec", "nodev"]}
+        ],
+        "linux": {
+            "namespaces": [{"type": "mount"}, {"type": "pid"}, {"type": "cgroup"}, {"type": "network"}, {"type": "ipc"}, {"type": "uts"}],
+            "resources": {
+                "devices": [{"allow": false, "access": "rwm"}],
+                "memory": {"limit": 67_108_864, "swap": 67_108_864},
+                "pids": {"limit": 200}
+            },
+            "maskedPaths": ["/proc/kcore", "/sys/firmware"],
+            "readonlyPaths": ["/proc/sys"]
+        }
+    })
+}
+
+pub fn container_with(id: &str, spec: &Value) -> proto::CreateRequest {
+    proto::CreateRequest {
+        container_id: id.to_owned(),
+        spec: spec.to_string().into_bytes(),
+        lower: vec!["image".to_owned()],
+        writable: true,
+        ..Default::default()
+    }
+}
+
+pub fn container(id: &str, script: &str) -> proto::CreateRequest {
+    container_with(id, &spec(&["sh", "-c", script]))
+}
+
+pub fn exec_request(id: &str, exec: &str, script: &str) -> proto::ExecRequest {
+    proto::ExecRequest {
+        container_id: id.to_owned(),
+        exec_id: exec.to_owned(),
+        args: ["sh", "-c", script].map(str::to_owned).to_vec(),
+        ..Default::default()
+    }
+}

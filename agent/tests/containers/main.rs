@@ -1,0 +1,510 @@
+//! Containers through the agent's whole contract: the real agent as PID 1 of a
+//! pid and mount namespace, Unix sockets in place of vsock, and a root file
+//! system around busybox. Needs root and cgroup v2.
+
+mod harness;
+
+use std::time::Duration;
+
+use hull_proto_agent::{agent as proto, stream::StreamKind};
+use serde_json::json;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    time::{Instant, sleep, timeout},
+};
+
+use harness::{Agent, LIMIT, container, container_with, context, exec_request, spec, unable};
+
+/// Runs a test with an agent of its own, or says why not.
+macro_rules! agent_tests {
+    ($($(#[$doc:meta])* async fn $name:ident($agent:ident) $body:block)*) => {$(
+        $(#[$doc])*
+        #[test]
+        fn $name() {
+            if let Some(why) = unable() {
+                println!("SKIPPED: {}: {why}", stringify!($name));
+                return;
+            }
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .unwrap();
+            runtime.block_on(async {
+                let $agent = Agent::start().await;
+                $body
+            });
+        }
+    )*};
+}
+
+fn message<T: std::fmt::Debug>(result: ttrpc::Result<T>) -> (ttrpc::Code, String) {
+    match result.unwrap_err() {
+        ttrpc::Error::RpcStatus(status) => (status.code(), status.message),
+        other => panic!("{other}"),
+    }
+}
+
+agent_tests! {
+    async fn the_handshake_tells_versions_and_times(agent) {
+        let hello = agent.client.hello(context(), &proto::HelloRequest::default()).await.unwrap();
+        assert_eq!(hello.version, 1);
+        assert!(hello.ready_ns > hello.kernel_ns && hello.kernel_ns > 0);
+        assert!(!hello.kernel_release.is_empty());
+    }
+
+    async fn a_container_lives_and_leaves_nothing(agent) {
+        let created = agent.create(&container("c1", "echo out; echo err >&2; exit 3")).await;
+        assert!(created.pid > 0);
+        assert_eq!(created.groups, [0]);
+        // Repeating it changes nothing.
+        assert_eq!(agent.create(&container("c1", "echo out; echo err >&2; exit 3")).await, created);
+        let (code, _) = message(agent.client.create(context(), &container("c1", "other")).await);
+        assert_eq!(code, ttrpc::Code::ALREADY_EXISTS);
+        agent.start_container("c1").await.unwrap();
+        agent.start_container("c1").await.unwrap();
+        let exited = agent.exited("c1", "").await;
+        assert_eq!((exited.code, exited.signal, exited.oom_killed), (3, 0, false));
+        assert_eq!((exited.stdout_bytes, exited.stderr_bytes), (4, 4));
+        // The streams stay until the container is deleted.
+        assert_eq!(agent.output(StreamKind::Stdout, "c1", "").await, "out\n");
+        assert_eq!(agent.output(StreamKind::Stderr, "c1", "").await, "err\n");
+        agent.delete("c1").await;
+        agent.delete("c1").await;
+        assert!(agent.stream(StreamKind::Stdout, "c1", "", 0).await.is_err());
+        agent.assert_clean();
+        // The name is free again.
+        agent.run("c1", "exit 0").await;
+        agent.delete("c1").await;
+        agent.assert_clean();
+    }
+
+    async fn a_missing_command_fails_the_start_with_its_cause(agent) {
+        agent.create(&container_with("c1", &spec(&["/nope", "x"]))).await;
+        let (code, text) = message(agent.start_container("c1").await);
+        assert_eq!(code, ttrpc::Code::FAILED_PRECONDITION);
+        assert!(text.contains("exec /nope: No such file or directory"), "{text}");
+        assert_eq!(agent.exited("c1", "").await.code, 127);
+        let (_, again) = message(agent.start_container("c1").await);
+        assert_eq!(again, text);
+        agent.delete("c1").await;
+        agent.create(&container_with("c2", &spec(&["/etc/not-executable"]))).await;
+        let (_, text) = message(agent.start_container("c2").await);
+        assert!(text.contains("Permission denied"), "{text}");
+        assert_eq!(agent.exited("c2", "").await.code, 126);
+        agent.delete("c2").await;
+        agent.assert_clean();
+    }
+
+    async fn a_failed_creation_is_undone(agent) {
+        let mut request = container("c1", "true");
+        request.user = Some(proto::User { user: "nobody-here".to_owned(), ..Default::default() }).into();
+        let (code, text) = message(agent.client.create(context(), &request).await);
+        assert_eq!(code, ttrpc::Code::INVALID_ARGUMENT);
+        assert!(text.contains("nobody-here"), "{text}");
+        agent.assert_clean();
+
+        let mut bad = spec(&["sh"]);
+        bad["mounts"].as_array_mut().unwrap().push(json!({
+            "destination": "/x", "type": "bind", "source": "/does/not/exist", "options": ["bind"]
+        }));
+        let (code, text) = message(agent.client.create(context(), &container_with("c1", &bad)).await);
+        assert_eq!(code, ttrpc::Code::INTERNAL);
+        assert!(text.contains("No such file") || text.contains("ENOENT") || text.contains("does/not/exist"), "{text}");
+        agent.assert_clean();
+
+        let mut request = container("c1", "true");
+        request.lower = vec!["no-such-storage".to_owned()];
+        let (code, _) = message(agent.client.create(context(), &request).await);
+        assert_eq!(code, ttrpc::Code::FAILED_PRECONDITION);
+        request.lower = vec!["image".to_owned()];
+        request.spec = b"{".to_vec();
+        let (code, _) = message(agent.client.create(context(), &request).await);
+        assert_eq!(code, ttrpc::Code::INVALID_ARGUMENT);
+        let (code, _) = message(agent.client.create(context(), &container("../c1", "true")).await);
+        assert_eq!(code, ttrpc::Code::INVALID_ARGUMENT);
+        agent.run("c1", "exit 0").await;
+        agent.delete("c1").await;
+        agent.assert_clean();
+    }
+
+    async fn a_created_container_that_never_starts_can_be_deleted(agent) {
+        agent.create(&container("c1", "true")).await;
+        let request = proto::DeleteRequest { container_id: "c1".to_owned(), ..Default::default() };
+        let (code, _) = message(agent.client.delete(context(), &request).await);
+        assert_eq!(code, ttrpc::Code::FAILED_PRECONDITION);
+        agent.delete("c1").await;
+        assert_eq!(agent.exited("c1", "").await.signal, 9);
+        agent.assert_clean();
+    }
+
+    async fn signals_end_containers(agent) {
+        agent.run("c1", "trap 'exit 7' TERM; echo ready; while :; do sleep 0.1; done").await;
+        let (mut stream, _) = agent.stream(StreamKind::Stdout, "c1", "", 0).await.unwrap();
+        stream.read_exact(&mut [0; 6]).await.unwrap();
+        agent.signal("c1", "", 15, false).await;
+        assert_eq!(agent.exited("c1", "").await.code, 7);
+        agent.signal("c1", "", 15, false).await;
+        agent.run("c2", "sleep 1000 & sleep 1000").await;
+        agent.signal("c2", "", 9, true).await;
+        let exited = agent.exited("c2", "").await;
+        assert_eq!((exited.code, exited.signal, exited.oom_killed), (137, 9, false));
+        agent.delete("c1").await;
+        agent.delete("c2").await;
+        agent.assert_clean();
+    }
+
+    async fn users_groups_and_home_are_the_containers(agent) {
+        let script = "id -u; id -g; id -G; echo $HOME; echo $FROM; grep CapEff /proc/self/status";
+        let mut request = container("c1", script);
+        request.user = Some(proto::User {
+            user: "app".to_owned(), supplemental_groups: vec![3000], ..Default::default()
+        }).into();
+        let created = agent.create(&request).await;
+        assert_eq!((created.uid, created.gid), (1000, 1000));
+        assert_eq!(created.groups, [1000, 2000, 3000]);
+        agent.start_container("c1").await.unwrap();
+        let output = agent.output(StreamKind::Stdout, "c1", "").await;
+        let lines: Vec<_> = output.lines().collect();
+        assert_eq!(lines, ["1000", "1000", "1000 2000 3000", "/home/app", "spec", "CapEff:\t0000000000000000"]);
+        agent.delete("c1").await;
+    }
+
+    async fn the_root_is_writable_only_if_asked(agent) {
+        let script = "echo hi > /data/x && cat /data/x";
+        agent.run("c1", script).await;
+        assert_eq!(agent.output(StreamKind::Stdout, "c1", "").await, "hi\n");
+        let mut request = container("c2", script);
+        request.writable = false;
+        agent.create(&request).await;
+        agent.start_container("c2").await.unwrap();
+        let err = agent.output(StreamKind::Stderr, "c2", "").await;
+        assert!(err.contains("Read-only file system"), "{err}");
+        let mut readonly = spec(&["sh", "-c", script]);
+        readonly["root"]["readonly"] = json!(true);
+        agent.create(&container_with("c3", &readonly)).await;
+        agent.start_container("c3").await.unwrap();
+        let err = agent.output(StreamKind::Stderr, "c3", "").await;
+        assert!(err.contains("Read-only file system"), "{err}");
+        for id in ["c1", "c2", "c3"] { agent.delete(id).await; }
+        agent.assert_clean();
+    }
+
+    async fn an_exec_has_the_containers_user_and_environment(agent) {
+        let mut request = container("c1", "sleep 1000");
+        request.user = Some(proto::User { user: "app".to_owned(), ..Default::default() }).into();
+        agent.create(&request).await;
+        let (code, _) = message(agent.client.exec(context(), &exec_request("c1", "e0", "true")).await);
+        assert_eq!(code, ttrpc::Code::FAILED_PRECONDITION);
+        agent.start_container("c1").await.unwrap();
+        let (output, exited) = agent.exec_sync("c1", "e1", "id -u; id -G; echo $HOME $FROM; pwd; exit 4").await;
+        assert_eq!(output, "1000\n1000 2000\n/home/app spec\n/\n");
+        assert_eq!((exited.code, exited.stdout_bytes), (4, output.len() as u64));
+        // A repeated request does not run it again.
+        let pid = agent.exec("c1", "e2", "echo once; sleep 1000").await;
+        assert_eq!(agent.exec("c1", "e2", "echo once; sleep 1000").await, pid);
+        let (code, _) = message(agent.client.exec(context(), &exec_request("c1", "e2", "other")).await);
+        assert_eq!(code, ttrpc::Code::ALREADY_EXISTS);
+        agent.signal("c1", "e2", 9, false).await;
+        assert_eq!(agent.exited("c1", "e2").await.signal, 9);
+        assert_eq!(agent.output(StreamKind::Stdout, "c1", "e2").await, "once\n");
+        let mut missing = exec_request("c1", "e3", "");
+        missing.args = vec!["nope".to_owned()];
+        let (code, text) = message(agent.client.exec(context(), &missing).await);
+        assert_eq!(code, ttrpc::Code::FAILED_PRECONDITION);
+        assert!(text.contains("exec nope: No such file or directory"), "{text}");
+        agent.delete("c1").await;
+        agent.assert_clean();
+    }
+
+    async fn seccomp_holds_for_the_container_and_its_execs(agent) {
+        for (id, nnp) in [("c1", false), ("c2", true)] {
+            let mut filtered = spec(&["sh", "-c", "chmod 700 /data; echo $?; sleep 1000"]);
+            filtered["process"]["noNewPrivileges"] = json!(nnp);
+            filtered["linux"]["seccomp"] = json!({
+                "defaultAction": "SCMP_ACT_ALLOW",
+                "architectures": ["SCMP_ARCH_X86_64"],
+                "syscalls": [{"names": ["chmod", "fchmodat", "fchmodat2"], "action": "SCMP_ACT_ERRNO", "errnoRet": 1}]
+            });
+            agent.create(&container_with(id, &filtered)).await;
+            agent.start_container(id).await.unwrap();
+            let (mut stream, _) = agent.stream(StreamKind::Stdout, id, "", 0).await.unwrap();
+            let mut answer = [0; 2];
+            timeout(LIMIT, stream.read_exact(&mut answer)).await.unwrap().unwrap();
+            assert_eq!(&answer, b"1\n");
+            let script = "chmod 700 /data; echo $?; grep -E 'Seccomp:|NoNewPrivs|CapEff|CapBnd' /proc/self/status";
+            let (output, _) = agent.exec_sync(id, "e1", script).await;
+            let (inside, _) = agent.exec_sync(id, "e2", "grep -E 'Seccomp:|NoNewPrivs|CapEff|CapBnd' /proc/1/status").await;
+            assert!(output.starts_with("1\n"), "{output}");
+            assert_eq!(output[2..], inside[..]);
+            assert!(inside.contains("Seccomp:\t2"), "{inside}");
+            agent.delete(id).await;
+        }
+    }
+
+    async fn an_exec_past_its_deadline_dies_with_its_children(agent) {
+        agent.run("c1", "sleep 1000").await;
+        let mut request = exec_request("c1", "e1", "setsid sleep 999 & sleep 998");
+        request.timeout_ms = 1500;
+        agent.client.exec(context(), &request).await.unwrap();
+        let exited = agent.exited("c1", "e1").await;
+        assert!(exited.timed_out);
+        assert_eq!(exited.signal, 9);
+        let (output, _) = agent.exec_sync("c1", "e2", "ps").await;
+        assert!(!output.contains("99"), "{output}");
+        let mut request = exec_request("c1", "e3", "sleep 997");
+        request.kill_on_detach = true;
+        agent.client.exec(context(), &request).await.unwrap();
+        drop(agent.stream(StreamKind::Stdout, "c1", "e3", 0).await.unwrap());
+        assert_eq!(agent.exited("c1", "e3").await.signal, 9);
+        agent.delete("c1").await;
+        agent.assert_clean();
+    }
+
+    async fn many_execs_leave_nothing(agent) {
+        agent.run("c1", "sleep 1000").await;
+        let init = agent.init();
+        let fds = || std::fs::read_dir(format!("/proc/{init}/fd")).unwrap().count();
+        let (_, _) = agent.exec_sync("c1", "warm", "true").await;
+        let before = fds();
+        for n in 0..40 {
+            let (output, exited) = agent.exec_sync("c1", &format!("e{n}"), "echo hello; true").await;
+            assert_eq!((output.as_str(), exited.code), ("hello\n", 0));
+        }
+        assert!(fds() <= before + 8, "{before} became {}", fds());
+        let (output, _) = agent.exec_sync("c1", "last", "ls /sys/fs/cgroup | grep -c hull.exec; ps | wc -l").await;
+        assert_eq!(output.lines().next(), Some("1"), "{output}");
+        agent.delete("c1").await;
+        agent.assert_clean();
+    }
+
+    async fn input_reaches_the_process(agent) {
+        let mut request = container("c1", "cat; echo end");
+        request.stdin = true;
+        request.stdin_once = true;
+        agent.create(&request).await;
+        agent.start_container("c1").await.unwrap();
+        let (mut stdin, _) = agent.stream(StreamKind::Stdin, "c1", "", 0).await.unwrap();
+        stdin.write_all(b"hello\n").await.unwrap();
+        stdin.shutdown().await.unwrap();
+        assert_eq!(agent.output(StreamKind::Stdout, "c1", "").await, "hello\nend\n");
+        agent.run("c2", "cat; echo end").await;
+        assert_eq!(agent.output(StreamKind::Stdout, "c2", "").await, "end\n");
+        assert!(agent.stream(StreamKind::Stdin, "c2", "", 0).await.is_err());
+        agent.delete("c1").await;
+        agent.delete("c2").await;
+    }
+
+    async fn terminals_have_a_size_and_an_end(agent) {
+        let mut request = container("c1", "stty size; read x; stty size; echo got $x");
+        let mut with_tty = spec(&["sh", "-c", "stty size; read x; stty size; echo got $x; test -t 0 && echo tty"]);
+        with_tty["process"]["terminal"] = json!(true);
+        request.spec = with_tty.to_string().into_bytes();
+        request.tty = true;
+        request.stdin = true;
+        agent.create(&request).await;
+        let resize = |rows, columns| proto::ResizeTtyRequest {
+            container_id: "c1".to_owned(), rows, columns, ..Default::default()
+        };
+        agent.client.resize_tty(context(), &resize(30, 100)).await.unwrap();
+        agent.start_container("c1").await.unwrap();
+        let (mut stdout, _) = agent.stream(StreamKind::Stdout, "c1", "", 0).await.unwrap();
+        let mut first = [0; 8];
+        timeout(LIMIT, stdout.read_exact(&mut first)).await.unwrap().unwrap();
+        assert_eq!(&first, b"30 100\r\n");
+        agent.client.resize_tty(context(), &resize(40, 120)).await.unwrap();
+        let (mut stdin, _) = agent.stream(StreamKind::Stdin, "c1", "", 0).await.unwrap();
+        stdin.write_all(b"word\n").await.unwrap();
+        let mut rest = String::new();
+        timeout(LIMIT, stdout.read_to_string(&mut rest)).await.unwrap().unwrap();
+        assert!(rest.contains("40 120\r\n") && rest.contains("got word\r\n") && rest.contains("tty\r\n"), "{rest}");
+        agent.exited("c1", "").await;
+        agent.run("c2", "sleep 1000").await;
+        let mut exec = exec_request("c2", "e1", "test -t 1 && echo $TERM; id -u > /dev/tty");
+        exec.tty = true;
+        agent.client.exec(context(), &exec).await.unwrap();
+        assert_eq!(agent.output(StreamKind::Stdout, "c2", "e1").await, "xterm\r\n0\r\n");
+        agent.delete("c1").await;
+        agent.delete("c2").await;
+    }
+
+    async fn output_survives_reconnects_without_loss(agent) {
+        // More than the buffer holds, so that the process has to wait too.
+        agent.run("c1", "seq 1 400000").await;
+        let expected: String = (1..=400_000).map(|n| format!("{n}\n")).collect();
+        let mut got = Vec::new();
+        let mut turns = 0;
+        while got.len() < expected.len() {
+            let (mut stream, offset) = agent.stream(StreamKind::Stdout, "c1", "", got.len() as u64).await.unwrap();
+            assert_eq!(offset, got.len() as u64);
+            // Leave in mid-stream, with or without an acknowledgement.
+            let part = 150_000 + turns * 37_777;
+            let mut taken = 0;
+            let mut chunk = vec![0; 30_000];
+            while taken < part {
+                let n = timeout(LIMIT, stream.read(&mut chunk)).await.unwrap().unwrap();
+                if n == 0 { break; }
+                got.extend(&chunk[..n]);
+                taken += n;
+                if turns % 2 == 0 {
+                    stream.write_all(&(got.len() as u64).to_le_bytes()).await.unwrap();
+                }
+            }
+            turns += 1;
+            // The daemon's other connection is a new one, too.
+            agent.connect_again().await;
+        }
+        assert_eq!(String::from_utf8(got).unwrap(), expected);
+        assert!(turns > 5);
+        assert_eq!(agent.exited("c1", "").await.stdout_bytes, expected.len() as u64);
+        agent.delete("c1").await;
+    }
+
+    async fn sigpipe_kills_as_usual(agent) {
+        agent.run("c1", "(yes; echo $? >&2) | head -n 1; sleep 0.2").await;
+        assert_eq!(agent.output(StreamKind::Stderr, "c1", "").await, "141\n");
+        agent.delete("c1").await;
+    }
+
+    async fn lack_of_memory_is_told_apart_from_a_kill(agent) {
+        let mut small = spec(&["sh", "-c", "dd if=/dev/zero of=/dev/null bs=60M count=1"]);
+        small["linux"]["resources"]["memory"] = json!({"limit": 15_728_640, "swap": 15_728_640});
+        agent.create(&container_with("c1", &small)).await;
+        agent.start_container("c1").await.unwrap();
+        let exited = agent.exited("c1", "").await;
+        assert_eq!((exited.code, exited.oom_killed), (137, true));
+        agent.delete("c1").await;
+    }
+
+    async fn limits_can_change_while_it_runs(agent) {
+        agent.run("c1", "sleep 1000").await;
+        let update = |json: serde_json::Value| proto::UpdateRequest {
+            container_id: "c1".to_owned(), resources: json.to_string().into_bytes(), ..Default::default()
+        };
+        agent.client.update(context(), &update(json!({"memory": {"limit": 33_554_432}, "pids": {"limit": 50}}))).await.unwrap();
+        let (output, _) = agent.exec_sync("c1", "e1", "cat /sys/fs/cgroup/memory.max /sys/fs/cgroup/pids.max").await;
+        assert_eq!(output, "33554432\n50\n");
+        let stats = agent.client.stats(context(), &proto::StatsRequest::default()).await.unwrap();
+        assert_eq!(stats.containers.len(), 1);
+        let cgroup = stats.containers[0].cgroup.get_or_default();
+        assert_eq!(cgroup.memory_limit_bytes, 33_554_432);
+        assert!(cgroup.pids >= 1 && cgroup.memory_usage_bytes > 0 && cgroup.cpu_usage_ns > 0);
+        assert!(stats.sandbox.cpu_usage_ns >= cgroup.cpu_usage_ns);
+        agent.delete("c1").await;
+    }
+
+    async fn pid_namespaces_are_own_shared_or_the_guests(agent) {
+        use proto::PidNamespace::{CONTAINER, NODE, POD, TARGET};
+        let with = |id: &str, pid: proto::PidNamespace, target: &str| {
+            let mut request = container(id, "echo $$; sleep 1000");
+            request.pid = pid.into();
+            request.pid_target = target.to_owned();
+            request
+        };
+        let mut namespaces = std::collections::HashMap::new();
+        for (id, pid, target) in [("own", CONTAINER, ""), ("pod1", POD, ""), ("pod2", POD, ""), ("node", NODE, ""), ("join", TARGET, "own")] {
+            agent.create(&with(id, pid, target)).await;
+            agent.start_container(id).await.unwrap();
+            let (output, _) = agent.exec_sync(id, "e1", "ls -l /proc/self/ns/pid").await;
+            namespaces.insert(id, output.split("-> ").nth(1).unwrap().to_owned());
+        }
+        assert_eq!(namespaces["pod1"], namespaces["pod2"]);
+        assert_eq!(namespaces["own"], namespaces["join"]);
+        assert_ne!(namespaces["own"], namespaces["pod1"]);
+        assert_ne!(namespaces["own"], namespaces["node"]);
+        let (output, _) = agent.exec_sync("pod1", "e2", "ps").await;
+        assert_eq!(output.matches("sleep 1000").count() >= 2, true, "{output}");
+        // In a shared namespace, too, nothing outlives its container.
+        agent.exec("pod1", "e3", "setsid sleep 555 & sleep 556").await;
+        agent.signal("pod1", "", 9, false).await;
+        agent.exited("pod1", "").await;
+        let (output, _) = agent.exec_sync("pod2", "e4", "ps").await;
+        assert!(!output.contains("sleep 55"), "{output}");
+        let (code, _) = message(agent.client.create(context(), &with("x", TARGET, "nobody")).await);
+        assert_eq!(code, ttrpc::Code::NOT_FOUND);
+        for id in ["own", "pod1", "pod2", "node", "join"] { agent.delete(id).await; }
+        agent.assert_clean();
+    }
+
+    async fn pushed_files_and_identity_reach_containers(agent) {
+        let configure = proto::ConfigureRequest {
+            sandbox_id: "s1".to_owned(),
+            hostname: "pod-one".to_owned(),
+            hosts: "127.0.0.1 localhost\n".to_owned(),
+            resolv_conf: "nameserver 10.0.0.10\n".to_owned(),
+            sysctls: [("net.core.somaxconn".to_owned(), "512".to_owned())].into(),
+            entropy: vec![7; 64],
+            shm_size: 1 << 20,
+            ..Default::default()
+        };
+        agent.client.configure(context(), &configure).await.unwrap();
+        agent.client.configure(context(), &configure).await.unwrap();
+        let other = proto::ConfigureRequest { sandbox_id: "s2".to_owned(), ..Default::default() };
+        let (code, _) = message(agent.client.configure(context(), &other).await);
+        assert_eq!(code, ttrpc::Code::FAILED_PRECONDITION);
+        let put = |content: &str| proto::PutFilesRequest {
+            set: "cfg".to_owned(),
+            files: vec![proto::File { path: "key".to_owned(), content: content.as_bytes().to_vec(), mode: 0o444, ..Default::default() }],
+            ..Default::default()
+        };
+        agent.client.put_files(context(), &put("one")).await.unwrap();
+        let mut with_mounts = spec(&["sleep", "1000"]);
+        let run = agent.dir.join("run");
+        let bind = |from: &str, to: &str| json!({
+            "destination": to, "type": "bind", "source": run.join(from), "options": ["rbind", "rprivate", "rw"]
+        });
+        with_mounts["mounts"].as_array_mut().unwrap().extend([
+            bind("files/cfg", "/cfg"), bind("files/sandbox/hosts", "/etc/hosts"),
+            bind("files/sandbox/resolv.conf", "/etc/resolv.conf"), bind("shm", "/dev/shm"),
+        ]);
+        agent.create(&container_with("c1", &with_mounts)).await;
+        agent.start_container("c1").await.unwrap();
+        let script = "hostname; cat /etc/hosts /etc/resolv.conf /cfg/key; cat /proc/sys/net/core/somaxconn";
+        let (output, _) = agent.exec_sync("c1", "e1", script).await;
+        assert_eq!(output, "pod-one\n127.0.0.1 localhost\nnameserver 10.0.0.10\none512\n");
+        agent.client.put_files(context(), &put("two")).await.unwrap();
+        let changed = proto::ConfigureRequest { hosts: "127.0.0.2 x\n".to_owned(), ..configure.clone() };
+        agent.client.configure(context(), &changed).await.unwrap();
+        let (output, _) = agent.exec_sync("c1", "e2", "cat /cfg/key /etc/hosts; echo x > /dev/shm/x; ls /dev/shm").await;
+        assert_eq!(output, "two127.0.0.2 x\nx\n");
+        agent.delete("c1").await;
+    }
+
+    async fn localhost_of_the_pod_can_be_dialled(agent) {
+        agent.client.configure(context(), &proto::ConfigureRequest::default()).await.unwrap();
+        agent.run("c1", "nc -l -p 8080 -e sh -c 'read x; echo got $x'").await;
+        let begin = Instant::now();
+        let mut stream = loop {
+            match agent.stream(StreamKind::Dial { port: 8080 }, "", "", 0).await {
+                Ok((stream, _)) => break stream,
+                Err(e) => {
+                    assert!(e.contains("localhost:8080"), "{e}");
+                    assert!(begin.elapsed() < LIMIT, "{e}");
+                    sleep(Duration::from_millis(50)).await;
+                }
+            }
+        };
+        stream.write_all(b"ping\n").await.unwrap();
+        let mut answer = String::new();
+        timeout(LIMIT, stream.read_to_string(&mut answer)).await.unwrap().unwrap();
+        assert_eq!(answer, "got ping\n");
+        agent.delete("c1").await;
+    }
+
+    async fn an_exit_at_once_is_never_lost(agent) {
+        for n in 0..15 {
+            let id = format!("c{n}");
+            agent.run(&id, "echo done").await;
+            let exited = agent.exited(&id, "").await;
+            assert_eq!((exited.code, exited.stdout_bytes), (0, 5));
+            assert_eq!(agent.output(StreamKind::Stdout, &id, "").await, "done\n");
+            agent.delete(&id).await;
+        }
+        agent.assert_clean();
+    }
+
+    async fn shutdown_ends_everything(agent) {
+        agent.run("c1", "trap '' TERM; sleep 1000").await;
+        agent.client.shutdown(context(), &proto::Empty::default()).await.unwrap();
+        agent.assert_clean();
+    }
+}
