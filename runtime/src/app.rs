@@ -17,7 +17,7 @@ use crate::{
     config::Settings,
     cri::{Backend, Cri},
     host::Probe,
-    socket::{RootLock, SocketError, listen, private_directory},
+    socket::{DirectoryLock, SocketError, listen},
 };
 
 /// Requests that are under way when serving stops may take this long to end.
@@ -48,15 +48,18 @@ pub(crate) struct App {
     cri: Cri,
     listener: UnixListener,
     socket: PathBuf,
-    _lock: RootLock,
+    _locks: [DirectoryLock; 2],
 }
 
 impl App {
-    /// Takes the root directory, opens stores, adopts running pods and listens
+    /// Takes the directories, opens stores, adopts running pods and listens
     /// on the socket. Nobody can connect before all that is done.
     pub(crate) async fn start(settings: Settings) -> Result<Self, AppError> {
-        let lock = RootLock::take(&settings.root)?;
-        private_directory(&settings.state)?;
+        // Both: what has no record in this root is removed from this state directory.
+        let locks = [
+            DirectoryLock::take(&settings.root)?,
+            DirectoryLock::take(&settings.state)?,
+        ];
         let images = ImageStore::open(settings.images.clone())
             .await
             .map_err(AppError::Images)?;
@@ -96,7 +99,7 @@ impl App {
             cri: Cri(backend),
             listener,
             socket: settings.listen,
-            _lock: lock,
+            _locks: locks,
         })
     }
 

@@ -13,7 +13,7 @@
 //! [cni]
 //! conf_dir = "/etc/cni/net.d"
 //! bin_dirs = ["/opt/cni/bin", "/usr/lib/cni"]
-//! netns_dir = "/run/netns"
+//! netns_dir = "/run/netns"          # or netns in `state`, when that is another one
 //! [registries]
 //! config_dir = "/etc/hull/certs.d"  # <registry>/hosts.toml, as containerd has it
 //! [vm]
@@ -39,6 +39,8 @@ use hull_network::NetworkConfig;
 use hull_pod::PodsConfig;
 use serde::Deserialize;
 
+/// Sockets of the node's daemon.
+const DEFAULT_STATE: &str = "/run/hull";
 /// Read when it exists and no other file was named.
 const DEFAULT_FILE: &str = "/etc/hull/config.toml";
 
@@ -219,7 +221,7 @@ impl Settings {
             absolute(key, flag.clone().or(file).unwrap_or(default))
         };
         let root = path("root", &flags.root, file.root, "/var/lib/hull".into())?;
-        let state = path("state", &flags.state, file.state, "/run/hull".into())?;
+        let state = path("state", &flags.state, file.state, DEFAULT_STATE.into())?;
         // A flag for the state directory takes the socket along.
         let listen = file.listen.filter(|_| flags.state.is_none());
         let listen = path("listen", &flags.listen, listen, state.join("hull.sock"))?;
@@ -237,7 +239,7 @@ impl Settings {
         size(&mut pods, &file.vm)?;
         Ok(Self {
             handlers: handlers(file.handlers)?,
-            network: network(file.cni)?,
+            network: network(file.cni, &state)?,
             images: StoreConfig::new(root.join("images"), registries(file.registries)?),
             pods,
             root,
@@ -284,8 +286,13 @@ fn size(pods: &mut PodsConfig, vm: &Vm) -> Result<(), ConfigError> {
     Ok(())
 }
 
-fn network(cni: Cni) -> Result<NetworkConfig, ConfigError> {
+fn network(cni: Cni, state: &Path) -> Result<NetworkConfig, ConfigError> {
     let mut network = NetworkConfig::default();
+    // A daemon removes namespaces that it has no record of: a second daemon needs a place of
+    // its own for them.
+    if state != Path::new(DEFAULT_STATE) {
+        network.netns_dir = state.join("netns");
+    }
     if let Some(conf_dir) = cni.conf_dir {
         network.conf_dir = absolute("cni.conf_dir", conf_dir)?;
     }
@@ -385,6 +392,7 @@ mod tests {
         assert_eq!(settings.listen, Path::new("/run/hull/hull.sock"));
         assert_eq!(settings.images.root, Path::new("/var/lib/hull/images"));
         assert_eq!(settings.pods.vmm, Path::new("/usr/lib/hull/hull-vmm"));
+        assert_eq!(settings.network.netns_dir, Path::new("/run/netns"));
         assert_eq!(settings.handlers.names().collect::<Vec<_>>(), [""]);
     }
 
@@ -443,6 +451,7 @@ mod tests {
         assert_eq!(settings.listen, Path::new("/x/hull.sock"));
         assert_eq!(settings.log.as_deref(), Some("warn"));
         assert_eq!(settings.pods.state, Path::new("/x"));
+        assert_eq!(settings.network.netns_dir, Path::new("/x/netns"));
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! The CRI socket's file and the lock on the root directory.
+//! The CRI socket's file and the locks on the directories.
 
 use std::{
     fs::{self, DirBuilder, File, OpenOptions, Permissions},
@@ -16,8 +16,8 @@ use tokio::net::UnixListener;
 /// Why a daemon can't take its place.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum SocketError {
-    /// Another daemon works on the same root.
-    #[error("lock {}: another hull (process {pid}) uses this root directory", path.display())]
+    /// Another daemon works in the same directory.
+    #[error("lock {}: another hull (process {pid}) uses this directory", path.display())]
     Locked {
         /// The lock file.
         path: PathBuf,
@@ -59,18 +59,18 @@ pub(crate) fn private_directory(path: &Path) -> Result<(), SocketError> {
         .map_err(failed("create directory", path))
 }
 
-/// The right to work on a root directory; given up with the value, or by the
+/// The right to work in a directory alone; given up with the value, or by the
 /// kernel when the process ends.
 #[derive(Debug)]
-pub(crate) struct RootLock {
+pub(crate) struct DirectoryLock {
     _file: Flock<File>,
 }
 
-impl RootLock {
-    /// Takes the lock, or tells who has it.
-    pub(crate) fn take(root: &Path) -> Result<Self, SocketError> {
-        private_directory(root)?;
-        let path = root.join("hull.lock");
+impl DirectoryLock {
+    /// Makes the directory if need be and takes its lock, or tells who has it.
+    pub(crate) fn take(directory: &Path) -> Result<Self, SocketError> {
+        private_directory(directory)?;
+        let path = directory.join("hull.lock");
         let file = OpenOptions::new()
             .read(true)
             .write(true)
@@ -137,16 +137,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_root_has_one_owner() {
-        let root = tempfile::tempdir().unwrap();
-        let lock = RootLock::take(root.path()).unwrap();
-        let error = RootLock::take(root.path()).unwrap_err().to_string();
+    fn a_directory_has_one_owner() {
+        let directory = tempfile::tempdir().unwrap();
+        let lock = DirectoryLock::take(directory.path()).unwrap();
+        let error = DirectoryLock::take(directory.path())
+            .unwrap_err()
+            .to_string();
         assert!(
             error.contains(&format!("process {}", std::process::id())),
             "{error}"
         );
         drop(lock);
-        RootLock::take(root.path()).unwrap();
+        DirectoryLock::take(directory.path()).unwrap();
     }
 
     #[tokio::test]

@@ -452,10 +452,16 @@ async fn calls_that_are_not_served_say_so() {
 }
 
 #[tokio::test]
-async fn one_daemon_per_root_and_the_next_one_may_follow() {
+async fn one_daemon_per_directory_and_the_next_one_may_follow() {
     let daemon = Daemon::start().await;
     let error = App::start(settings(&daemon.directory)).await.unwrap_err();
     assert!(error.to_string().contains("another hull"), "{error}");
+    let other_root = Settings {
+        root: daemon.directory.path().join("other"),
+        ..settings(&daemon.directory)
+    };
+    let error = App::start(other_root).await.unwrap_err();
+    assert!(error.to_string().contains("state/hull.lock"), "{error}");
     let directory = daemon.end().await;
     let socket: PathBuf = directory.path().join("state/hull.sock");
     assert!(!socket.exists());
