@@ -31,7 +31,11 @@ impl<'a> Entry<'a> {
     /// When it has not the form of a CRI log.
     pub fn parse(line: &'a [u8]) -> Result<Self> {
         let mut parts = line.splitn(4, |&byte| byte == b' ');
-        let mut next = |what| parts.next().with_context(|| format!("log line has no {what}"));
+        let mut next = |what| {
+            parts
+                .next()
+                .with_context(|| format!("log line has no {what}"))
+        };
         let time = std::str::from_utf8(next("time")?).context("time of a log line")?;
         let stream = match next("stream")? {
             b"stdout" => Stream::Stdout,
