@@ -1,4 +1,20 @@
 //! Hull's VMM: one process, one KVM virtual machine, one pod.
+//!
+//! Read in this order: [`machine`] (how a VM is put together), [`event_loop`] (the thread that does
+//! all I/O and answers the daemon), [`kvm::vcpu`] (the threads that run the guest), [`slots`] and
+//! [`virtio`] (devices), then what a guest finds when it starts: [`layout`], [`boot`], [`legacy`].
+//!
+//! ```text
+//!   daemon ── control socket ──▶ event loop ──▶ machine ──▶ slots ──▶ device   (block, net, …)
+//!                                    ▲                        ▲         │
+//!   taps, sockets, doorbells ────────┘        vCPU threads ───┘         ▼
+//!                                                  ▲                  IOAPIC
+//!                                                  └───── KVM ◀─────────┘ messages
+//! ```
+//!
+//! Deliberately not here: PCI, ACPI, PIT, PIC, a keyboard; vhost-user and any other memory that is
+//! shared with a second process; async runtimes; opening of files by name (the daemon sends
+//! descriptors, so a VMM can be locked in).
 
 pub mod boot;
 pub mod control;

@@ -1,5 +1,7 @@
 //! Tiny hand-written guests on the real /dev/kvm, through the real process and its control socket.
 
+#![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
+
 mod support;
 
 use std::fs::{self, File};

@@ -1,5 +1,8 @@
 //! What CPUID tells the guest: what KVM supports on this host, with our topology and clocks.
 
+use std::arch::x86_64::__cpuid;
+use std::ops::RangeInclusive;
+
 use kvm_bindings::{
     CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2,
 };
@@ -15,6 +18,9 @@ const TOPOLOGY: u32 = 0xb;
 const TOPOLOGY_V2: u32 = 0x1f;
 const HYPERVISOR: u32 = 0x4000_0000;
 const TIMING: u32 = 0x4000_0010;
+const AMD_HIGHEST: u32 = 0x8000_0000;
+/// The processor's name.
+const BRAND: RangeInclusive<u32> = 0x8000_0002..=0x8000_0004;
 const AMD_FEATURES: u32 = 0x8000_0001;
 const AMD_SIZES: u32 = 0x8000_0008;
 const AMD_CACHES: u32 = 0x8000_001d;
@@ -48,7 +54,29 @@ impl Template {
             .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
             .map_err(KvmError::call("KVM_GET_SUPPORTED_CPUID"))?;
         let deadline = kvm.check_extension(Cap::TscDeadlineTimer);
-        Ok(Self::from_supported(supported.as_slice(), vcpus, deadline))
+        let mut template = Self::from_supported(supported.as_slice(), vcpus, deadline);
+        template.name_processor();
+        Ok(template)
+    }
+
+    /// Passes the processor's name on, which KVM leaves out. It is only for people.
+    fn name_processor(&mut self) {
+        if __cpuid(AMD_HIGHEST).eax < *BRAND.end() {
+            return;
+        }
+        for function in BRAND {
+            let host = __cpuid(function);
+            self.entries.retain(|entry| entry.function != function);
+            self.entries.push(kvm_cpuid_entry2 {
+                function,
+                eax: host.eax,
+                ebx: host.ebx,
+                ecx: host.ecx,
+                edx: host.edx,
+                ..Default::default()
+            });
+        }
+        self.change(AMD_HIGHEST, |entry| entry.eax = entry.eax.max(*BRAND.end()));
     }
 
     fn from_supported(supported: &[kvm_cpuid_entry2], vcpus: u8, tsc_deadline: bool) -> Self {

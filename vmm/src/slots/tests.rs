@@ -1,6 +1,7 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use hull_proto_vmm::SLOTS;
+use proptest::prelude::*;
 use vmm_sys_util::epoll::EpollEvent;
 
 use super::*;
@@ -202,4 +203,95 @@ fn metrics_list_what_is_attached() {
             .collect::<Vec<_>>(),
         [(1, "rng"), (30, "rng")]
     );
+}
+
+/// vCPUs reset and set up a device while the event loop serves it and it is taken out and put back:
+/// nothing waits for ever, nothing is used after it is gone.
+#[test]
+fn nobody_waits_for_ever() {
+    use std::sync::atomic::AtomicBool;
+    use std::time::{Duration, Instant};
+
+    let machine = machine(99);
+    machine.unmask(slot_pin(4));
+    machine.attach(4).unwrap();
+    let done = AtomicBool::new(false);
+    let rounds = AtomicUsize::new(0);
+    let base = slot_address(4);
+    let write = |offset: u64, value: u32| machine.slots.write(base + offset, &value.to_le_bytes());
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                while !done.load(Ordering::SeqCst) {
+                    for (offset, value) in [
+                        (0x70, 0),
+                        (0x70, 1),
+                        (0x70, 3),
+                        (0x24, 1),
+                        (0x20, 1),
+                        (0x70, 11),
+                        (0x30, 0),
+                        (0x38, 16),
+                        (0x80, 0x1000),
+                        (0x90, 0x2000),
+                        (0xa0, 0x3000),
+                        (0x44, 1),
+                        (0x70, 15),
+                        (0x50, 0),
+                        (0x64, 3),
+                        (0x60, 0),
+                    ] {
+                        write(offset, value);
+                        machine.register(4, offset);
+                        machine.register(4, 0x100);
+                    }
+                    rounds.fetch_add(1, Ordering::SeqCst);
+                }
+            });
+        }
+        let start = Instant::now();
+        let mut serviced = 0;
+        while start.elapsed() < Duration::from_millis(500) {
+            if let Some((slot, generation, Source::Kick(queue))) = machine.event()
+                && let Some(attached) = machine.slots.find(slot, generation)
+            {
+                machine.slots.hush(slot, queue);
+                let mut device = lock(&attached.device);
+                if device.on_kick(queue).is_err() {
+                    device.reset();
+                    drop(device);
+                    attached.interrupt.needs_reset();
+                }
+                serviced += 1;
+            }
+            assert!(machine.slots.metrics().len() <= 1);
+            if serviced % 16 == 15 {
+                serviced += 1;
+                machine.slots.detach(4, &machine.bells).unwrap();
+                machine.attach(4).unwrap();
+            }
+        }
+        done.store(true, Ordering::SeqCst);
+        assert!(serviced > 0);
+    });
+    assert!(rounds.load(Ordering::SeqCst) > 10);
+}
+
+proptest! {
+    /// Whatever a guest writes where, at any width: no panic, and an empty slot stays empty.
+    #[test]
+    fn no_access_breaks_a_slot(
+        accesses in prop::collection::vec((0u64..0x200, prop::sample::select(vec![1usize, 2, 4, 8]), any::<u64>()), 0..200),
+    ) {
+        let machine = machine(99);
+        machine.attach(1).unwrap();
+        for (offset, width, value) in accesses {
+            for slot in [1, 2] {
+                let mut data = value.to_le_bytes();
+                machine.slots.write(slot_address(slot) + offset, &data[..width]);
+                machine.slots.read(slot_address(slot) + offset, &mut data[..width]);
+            }
+        }
+        prop_assert_eq!((machine.register(1, 8), machine.register(2, 8)), (4, 0));
+    }
 }

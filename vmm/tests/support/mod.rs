@@ -1,4 +1,12 @@
-//! A `hull-vmm` process, its control socket, and tiny kernels to run in it.
+//! A `hull-vmm` process, its control socket, and kernels to run in it.
+
+#![allow(
+    dead_code,
+    clippy::allow_attributes,
+    reason = "each test program uses a part of it"
+)]
+
+pub mod linux;
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};

@@ -1,0 +1,241 @@
+//! The real guest kernel in the real VMM.
+
+#![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
+
+mod support;
+
+use std::fs::File;
+use std::io::Write;
+use std::os::unix::fs::FileExt;
+
+use hull_proto_vmm::{ExitReason, Metrics, Request, VmConfig};
+
+use support::config;
+use support::linux::{boot, disk};
+
+const MIB: usize = 1 << 20;
+
+fn machine(memory_mib: u64) -> VmConfig {
+    VmConfig {
+        memory_mib,
+        ..config()
+    }
+}
+
+fn exits(metrics: &Metrics, reason: &str) -> u64 {
+    metrics
+        .exits
+        .iter()
+        .find(|(name, _)| name == reason)
+        .unwrap()
+        .1
+}
+
+/// A file of bytes that differ from block to block.
+fn patterned(bytes: usize) -> File {
+    let mut file = tempfile::tempfile().unwrap();
+    let data: Vec<u8> = (0..bytes as u32 / 4)
+        .flat_map(|n| n.wrapping_mul(2_654_435_761).to_le_bytes())
+        .collect();
+    file.write_all(&data).unwrap();
+    file
+}
+
+#[test]
+fn linux_starts_and_ends_without_pit_pic_keyboard_acpi_and_pci() {
+    let script = "echo up $(cut -d' ' -f1 /proc/uptime); grep . /sys/devices/system/clocksource/clocksource0/current_clocksource\n\
+        cat /proc/interrupts; sleep 1; echo done";
+    let Some(mut guest) = boot(script, &machine(128), &[]) else {
+        return;
+    };
+    guest.wait_for("up ");
+    let metrics = guest.control.metrics();
+    println!("{metrics:?}");
+    // A register of a missing device that is polled costs thousands.
+    let total: u64 = metrics.exits.iter().map(|(_, count)| count).sum();
+    assert!(total < 2500, "{total} exits to user space until init");
+    assert_eq!(
+        exits(&metrics, "ioapic_eoi"),
+        0,
+        "edge-triggered lines need no end of interrupt"
+    );
+    guest.wait_for("done");
+    let output = guest.output();
+    assert!(
+        output.contains("kvm-clock") || output.contains("tsc"),
+        "{output}"
+    );
+    let (_, report) = guest.vmm.wait();
+    assert_eq!(report.reason, ExitReason::GuestShutdown, "reboot=t");
+}
+
+#[test]
+fn a_kernel_without_root_panics_and_says_why() {
+    let config = VmConfig {
+        cmdline: "root=/dev/vdz".into(),
+        ..machine(128)
+    };
+    let Some(guest) = boot("", &config, &[]) else {
+        return;
+    };
+    let (_, report) = guest.vmm.wait();
+    assert_eq!(report.reason, ExitReason::GuestPanic);
+    assert!(report.message.contains("VFS"), "{}", report.message);
+}
+
+#[test]
+fn processors_come_online_when_asked() {
+    let script = "echo before $(nproc); echo 1 > /sys/devices/system/cpu/cpu2/online\n\
+        echo 1 > /sys/devices/system/cpu/cpu1/online; echo after $(nproc) $(cat /sys/devices/system/cpu/online)";
+    let config = VmConfig {
+        vcpus: 4,
+        ..machine(128)
+    };
+    let Some(guest) = boot(script, &config, &[]) else {
+        return;
+    };
+    guest.wait_for("after 3 0-2");
+    assert!(guest.output().contains("before 1\n"));
+    assert_eq!(guest.vmm.wait().1.reason, ExitReason::GuestShutdown);
+}
+
+#[test]
+fn memory_goes_on_above_the_gap() {
+    let script = "echo kib $(grep MemTotal /proc/meminfo)\n\
+        dd if=/dev/zero of=/tmp/x bs=1M count=64 && echo written";
+    let Some(guest) = boot(script, &machine(3584), &[]) else {
+        return;
+    };
+    guest.wait_for("written");
+    let output = guest.output();
+    let total: u64 = output
+        .lines()
+        .find_map(|l| {
+            l.strip_prefix("kib MemTotal: ")?
+                .strip_suffix(" kB")?
+                .parse()
+                .ok()
+        })
+        .unwrap();
+    assert!(total > 3400 << 10, "{total} KiB");
+    assert_eq!(guest.vmm.wait().1.reason, ExitReason::GuestShutdown);
+}
+
+#[test]
+fn disks_on_one_line_work_at_the_same_time_through_pauses() {
+    // Slots 4 and 23 have the same line.
+    let (one, other, target) = (patterned(16 * MIB), patterned(8 * MIB), patterned(MIB));
+    let script = "cd /tmp; echo go\n\
+        md5sum < /dev/vdb > b & md5sum < /dev/vdc > c & dd if=/dev/vdc of=/dev/vdd bs=64k count=16 oflag=direct & wait\n\
+        dd if=/dev/vdd of=/dev/null bs=1M iflag=direct; echo sums $(cut -c1-32 b) $(cut -c1-32 c) $(grep -c . /proc/interrupts)\n\
+        sync; echo finished; sleep 600";
+    let Some(mut guest) = boot(
+        script,
+        &machine(256),
+        &[(4, &one, true), (23, &other, true), (24, &target, false)],
+    ) else {
+        return;
+    };
+    guest.wait_for("go");
+    let mut pauses = 0;
+    while !guest.output().contains("finished") {
+        guest.control.order(&Request::Pause, &[]);
+        guest.control.order(&Request::Resume, &[]);
+        pauses += 1;
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    println!("{pauses} pauses");
+    let sum = |file: &File| {
+        let output = std::process::Command::new("md5sum")
+            .stdin(rewound(file))
+            .output()
+            .unwrap();
+        String::from_utf8(output.stdout).unwrap()[..32].to_owned()
+    };
+    let expected = format!("sums {} {} ", sum(&one), sum(&other));
+    assert!(
+        guest.output().contains(&expected),
+        "{} {expected}",
+        guest.output()
+    );
+    let mut written = vec![0; MIB];
+    target.read_exact_at(&mut written, 0).unwrap();
+    let mut source = vec![0; MIB];
+    other.read_exact_at(&mut source, 0).unwrap();
+    assert!(
+        written == source,
+        "what the guest wrote is on the host's disk"
+    );
+    assert!(
+        guest
+            .control
+            .metrics()
+            .devices
+            .iter()
+            .all(|device| device.errors == 0)
+    );
+    guest.control.order(&Request::Stop, &[]);
+    guest.vmm.wait();
+}
+
+fn rewound(file: &File) -> File {
+    use std::io::Seek;
+    let mut copy = file.try_clone().unwrap();
+    copy.rewind().unwrap();
+    copy
+}
+
+#[test]
+fn disks_come_and_go_by_themselves() {
+    let script = "cd /sys/bus/platform; echo ready; n=0\n\
+        while [ $n -lt 10 ]; do\n\
+          s=$((4 + n % 28)); until [ -e /sys/block/vdb ]; do echo virtio-mmio.$s > drivers_probe; done\n\
+          echo cycle $n $(md5sum < /dev/vdb | cut -c1-32) $(cat /sys/block/vdb/ro)\n\
+          echo virtio-mmio.$s > drivers/virtio-mmio/unbind; [ -e /sys/block/vdb ] || echo gone $n; n=$((n+1))\n\
+        done";
+    let Some(mut guest) = boot(script, &machine(128), &[]) else {
+        return;
+    };
+    guest.wait_for("ready");
+    let file = patterned(MIB);
+    for round in 0..10u8 {
+        let slot = 4 + round % 28;
+        guest.control.order(
+            &Request::Attach {
+                slot,
+                device: disk(&file, 0, round % 2 == 0),
+            },
+            &[&file],
+        );
+        guest.wait_for(&format!("gone {round}\n"));
+        guest.control.order(&Request::Detach { slot }, &[]);
+    }
+    assert_eq!(guest.vmm.wait().1.reason, ExitReason::GuestShutdown);
+}
+
+#[test]
+fn the_vmm_itself_is_small() {
+    let Some(guest) = boot("echo up; sleep 600", &machine(128), &[]) else {
+        return;
+    };
+    guest.wait_for("up");
+    let smaps = std::fs::read_to_string(format!("/proc/{}/smaps", guest.vmm.pid())).unwrap();
+    let (mut guest_memory, mut kib) = (false, 0);
+    for line in smaps.lines() {
+        let value = |name| {
+            line.strip_prefix(name)?
+                .trim()
+                .strip_suffix(" kB")?
+                .parse::<u64>()
+                .ok()
+        };
+        if let Some(size) = value("Size:") {
+            guest_memory = size >= 64 << 10;
+        } else if let Some(dirty) = value("Private_Dirty:").filter(|_| !guest_memory) {
+            kib += dirty;
+        }
+    }
+    println!("private memory without the guest's: {kib} KiB");
+    assert!(kib < 5 << 10, "{kib} KiB");
+    drop(guest);
+}

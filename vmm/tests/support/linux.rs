@@ -1,0 +1,149 @@
+//! The real guest kernel with busybox: needs `$HULL_ASSETS/vmlinux`, busybox, mkfs.erofs and a
+//! /dev/kvm that can run it, as the KVM host of the tests has.
+
+use std::fs::{self, File};
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use hull_proto_vmm::{DeviceConfig, Extent, FdIndex, Request, VmConfig};
+use tempfile::TempDir;
+
+use super::{Control, Vmm, content, wait_until};
+
+const APPLETS: [&str; 22] = [
+    "sh", "mount", "umount", "echo", "cat", "grep", "cut", "ls", "seq", "sleep", "dd", "md5sum",
+    "reboot", "sync", "wc", "rm", "cp", "mkdir", "test", "[", "tail", "nproc",
+];
+const PROLOGUE: &str = "#!/bin/sh\n\
+    export PATH=/bin\n\
+    mount -t proc p /proc; mount -t sysfs s /sys; mount -t devtmpfs d /dev; mount -t tmpfs t /tmp\n\
+    exec >/dev/ttyS0 2>&1\n";
+
+/// A guest under test.
+pub struct Linux {
+    /// Its VMM.
+    pub vmm: Vmm,
+    /// A connection to it.
+    pub control: Control,
+    serial: File,
+    _root: TempDir,
+}
+
+/// Boots the kernel with a script as /init. None, with a note, where that is not possible.
+pub fn boot(script: &str, config: &VmConfig, disks: &[(u8, &File, bool)]) -> Option<Linux> {
+    let needs = prerequisites();
+    let (kernel, busybox) = match &needs {
+        Ok(found) => found,
+        Err(why) => {
+            println!("SKIPPED: Linux guest: {why}");
+            return None;
+        }
+    };
+    let root = TempDir::new().unwrap();
+    let image = make_root(root.path(), busybox, script);
+    let serial = tempfile::tempfile().unwrap();
+
+    let vmm = Vmm::start();
+    let mut control = vmm.connect();
+    let kernel = File::open(kernel).unwrap();
+    let image = File::open(image).unwrap();
+    let mut fds = vec![&kernel, &serial, &image];
+    let mut devices = vec![(1, DeviceConfig::Rng), (2, disk(&image, 2, true))];
+    for (slot, file, readonly) in disks {
+        devices.push((*slot, disk(file, fds.len() as u32, *readonly)));
+        fds.push(file);
+    }
+    let cmdline = format!(
+        "root=/dev/vda rootfstype=erofs ro init=/init quiet loglevel=1 {}",
+        config.cmdline
+    );
+    let config = VmConfig {
+        kernel: FdIndex(0),
+        serial: Some(FdIndex(1)),
+        cmdline,
+        devices,
+        ..config.clone()
+    };
+    control.order(&Request::Configure(Box::new(config)), &fds);
+    control.order(&Request::Start, &[]);
+    Some(Linux {
+        vmm,
+        control,
+        serial,
+        _root: root,
+    })
+}
+
+impl Linux {
+    /// Returns what the guest printed.
+    pub fn output(&self) -> String {
+        String::from_utf8_lossy(&content(&self.serial)).replace('\r', "")
+    }
+
+    /// Waits until the guest has printed `text`.
+    pub fn wait_for(&self, text: &str) {
+        wait_until(|| self.output().contains(text));
+    }
+}
+
+/// Makes a disk of a whole file.
+pub fn disk(file: &File, index: u32, readonly: bool) -> DeviceConfig {
+    let length = file.metadata().unwrap().len();
+    let extents = vec![Extent {
+        file: FdIndex(index),
+        offset: 0,
+        length,
+    }];
+    DeviceConfig::Block {
+        serial: format!("disk{index}"),
+        readonly,
+        extents,
+    }
+}
+
+fn prerequisites() -> Result<(PathBuf, PathBuf), String> {
+    let assets = std::env::var_os("HULL_ASSETS").ok_or("$HULL_ASSETS is not set")?;
+    let kernel = Path::new(&assets).join("vmlinux");
+    if !kernel.exists() {
+        return Err(format!("there is no {}", kernel.display()));
+    }
+    let busybox = ["/bin/busybox", "/usr/bin/busybox"]
+        .map(PathBuf::from)
+        .into_iter()
+        .find(|path| path.exists());
+    let busybox = busybox.ok_or("there is no busybox")?;
+    if Command::new("mkfs.erofs").arg("-V").output().is_err() {
+        return Err("there is no mkfs.erofs".to_owned());
+    }
+    let probe = Command::new(env!("CARGO_BIN_EXE_hull-vmm"))
+        .arg("probe")
+        .output()
+        .unwrap();
+    if !probe.status.success() {
+        return Err(String::from_utf8_lossy(&probe.stdout).trim().to_owned());
+    }
+    Ok((kernel, busybox))
+}
+
+fn make_root(directory: &Path, busybox: &Path, script: &str) -> PathBuf {
+    let tree = directory.join("root");
+    for name in ["bin", "proc", "sys", "dev", "tmp"] {
+        fs::create_dir_all(tree.join(name)).unwrap();
+    }
+    fs::copy(busybox, tree.join("bin/busybox")).unwrap();
+    for applet in APPLETS {
+        symlink("busybox", tree.join("bin").join(applet)).unwrap();
+    }
+    let init = tree.join("init");
+    fs::write(&init, format!("{PROLOGUE}{script}\nreboot -f\n")).unwrap();
+    fs::set_permissions(&init, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let image = directory.join("root.erofs");
+    let made = Command::new("mkfs.erofs")
+        .arg("--quiet")
+        .args([&image, &tree])
+        .output()
+        .unwrap();
+    assert!(made.status.success(), "{made:?}");
+    image
+}
