@@ -8,6 +8,7 @@
 set -euo pipefail
 . "$(dirname "$0")/host/lib.sh"
 cd "$REPO"
+export REPO
 LOGS=$TARGET/test-logs
 THREADS=${HULL_TEST_THREADS:-1}
 PASSED=0 FAILED=0 SKIPPED=0 BROKEN=()
@@ -57,24 +58,24 @@ units() {
 integration() {
     local images name dir program
     images=$(tests/images/build.sh)
-    cargo test --locked --workspace --test '*' --no-run --message-format=json-render-diagnostics >"$LOGS/executables.json" \
-        || return 1
+    # The examples too: some tests run one as the other side.
+    cargo test --locked --workspace --test '*' --examples --no-run --message-format=json-render-diagnostics \
+        >"$LOGS/executables.json" || return 1
     # Built outside of the checkout, they must be visible too.
     case $TARGET/ in "$REPO"/*) ;; *) export SHARE=$TARGET ;; esac
     while read -r name dir program; do
         case $name in *"${TESTS:-}"*) ;; *) continue ;; esac
-        # A copy in memory: running from a shared directory takes three times as long.
         HULL_TEST_IMAGES=$images suite "$name" tests/host/run.sh "
-            set -e; mkdir -p /tmp/hull-tests; cp $(printf %q "$program") /tmp/hull-tests/$name; cd $(printf %q "$dir")
-            export CARGO_MANIFEST_DIR=\$PWD
-            /tmp/hull-tests/$name --test-threads=$THREADS --show-output; rc=\$?; exit \$rc"
-    done < <(jq -r 'select(.executable and .profile.test) | [.target.name, (.manifest_path | rtrimstr("/Cargo.toml")), .executable] | @tsv' "$LOGS/executables.json")
+            cd $(printf %q "$dir") && CARGO_MANIFEST_DIR=\$PWD $(printf %q "$program") --test-threads=$THREADS --show-output"
+    done < <(jq -r 'select(.executable and .target.kind == ["test"]) |
+        (.manifest_path | rtrimstr("/Cargo.toml")) as $dir |
+        ["\($dir | ltrimstr(env.REPO + "/"))/\(.target.name)", $dir, .executable] | @tsv' "$LOGS/executables.json")
 }
 
 # suite NAME CMD...: runs CMD, shows the lines that matter, and adds up what libtest reports.
 suite() {
     local name=$1 log rc=0 passed failed ignored skipped; shift
-    log=$LOGS/$name.log
+    log=$LOGS/${name//\//-}.log
     echo "--- $name"
     "$@" </dev/null 2>&1 | tee "$log" | grep --line-buffered -E '^(test [^ ]|SKIPPED: |[a-z-]+\.sh: |error)' || rc=${PIPESTATUS[0]}
     read -r passed failed ignored < <(awk '/^test result: / { p += $4; f += $6; i += $8 } END { print p+0, f+0, i+0 }' "$log")
@@ -82,7 +83,7 @@ suite() {
     skipped=$(grep -c '^SKIPPED: ' "$log" || true)
     PASSED=$((PASSED + passed - skipped)) FAILED=$((FAILED + failed)) SKIPPED=$((SKIPPED + ignored + skipped))
     if [ "$failed" -gt 0 ]; then
-        mapfile -t -O ${#BROKEN[@]} BROKEN < <(sed -n 's/^test \(.*\) \.\.\. FAILED$/'"$name"': \1/p' "$log")
+        mapfile -t -O ${#BROKEN[@]} BROKEN < <(sed -n 's/^test \(.*\) \.\.\. FAILED$/\1/p' "$log" | sed "s|^|$name: |")
     elif [ "$rc" != 0 ]; then
         # Did not compile, crashed, or the KVM host did not start.
         fail "$name (exit code $rc)"
