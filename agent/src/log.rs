@@ -3,7 +3,7 @@
 
 use std::{fs::OpenOptions, io, sync::Mutex};
 
-use tracing_subscriber::filter::EnvFilter;
+use tracing_subscriber::filter::LevelFilter;
 
 /// Words on the kernel command line that set the level ("hull.log=debug").
 const PARAMETER: &str = "hull.log=";
@@ -14,11 +14,10 @@ pub(crate) fn start(guest: bool) {
     let wanted = std::env::var("HULL_LOG").ok();
     let level = match (guest, wanted) {
         (false, Some(level)) => level,
-        _ => level(&command_line).unwrap_or("warn").to_owned(),
+        _ => level(&command_line).unwrap_or_default().to_owned(),
     };
-    let filter = EnvFilter::try_new(level).unwrap_or_else(|_| EnvFilter::new("warn"));
     let builder = tracing_subscriber::fmt()
-        .with_env_filter(filter)
+        .with_max_level(level.parse().unwrap_or(LevelFilter::WARN))
         .with_ansi(false)
         .without_time();
     let kmsg = OpenOptions::new().write(true).open("/dev/kmsg");

@@ -3,7 +3,7 @@
 use std::{
     fs::File,
     io,
-    os::fd::{AsFd, AsRawFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd},
 };
 
 use tokio::io::{Interest, unix::AsyncFd};
@@ -87,4 +87,173 @@ pub(crate) fn register(fd: OwnedFd, interest: Interest) -> io::Result<AsyncFd<Ow
     // SAFETY: an `OwnedFd` is open, stays so until it is dropped, and always
     // gives the same number; the `AsyncFd` owns it.
     Ok(unsafe { AsyncFd::register_with_interest(fd, interest) }?)
+}
+
+/// One instruction of a BPF program (`struct bpf_insn`), of the few kinds that
+/// device rules need. Comparisons and arithmetic are on 32 bits.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Instruction {
+    pub(crate) code: u8,
+    /// Destination in the low, source in the high four bits.
+    registers: u8,
+    pub(crate) offset: i16,
+    pub(crate) immediate: i32,
+}
+
+impl Instruction {
+    const fn new(code: u8, dst: u8, src: u8, offset: i16, immediate: i32) -> Self {
+        Self {
+            code,
+            registers: dst | (src << 4),
+            offset,
+            immediate,
+        }
+    }
+
+    /// dst = the word at `offset` of the context (r1).
+    pub(crate) const fn load(dst: u8, offset: i16) -> Self {
+        Self::new(0x61, dst, 1, offset, 0)
+    }
+
+    /// dst = src.
+    pub(crate) const fn copy(dst: u8, src: u8) -> Self {
+        Self::new(0xbc, dst, src, 0, 0)
+    }
+
+    /// dst >>= by.
+    pub(crate) const fn shift_right(dst: u8, by: i32) -> Self {
+        Self::new(0x74, dst, 0, 0, by)
+    }
+
+    /// dst &= mask.
+    pub(crate) const fn and(dst: u8, mask: i32) -> Self {
+        Self::new(0x54, dst, 0, 0, mask)
+    }
+
+    /// dst = value.
+    pub(crate) const fn set(dst: u8, value: i32) -> Self {
+        Self::new(0xb7, dst, 0, 0, value)
+    }
+
+    /// Jumps, to where [`Self::aim`] says, if dst != value.
+    pub(crate) const fn jump_if_not(dst: u8, value: i32) -> Self {
+        Self::new(0x56, dst, 0, 0, value)
+    }
+
+    /// Jumps if dst == value.
+    pub(crate) const fn jump_if(dst: u8, value: i32) -> Self {
+        Self::new(0x16, dst, 0, 0, value)
+    }
+
+    /// Returns r0.
+    pub(crate) const fn exit() -> Self {
+        Self::new(0x95, 0, 0, 0, 0)
+    }
+
+    /// Returns whether it jumps.
+    pub(crate) const fn is_jump(self) -> bool {
+        matches!(self.code, 0x56 | 0x16)
+    }
+
+    /// Makes a jump skip `count` instructions, which are few.
+    pub(crate) fn aim(&mut self, count: usize) {
+        self.offset = i16::try_from(count).unwrap_or(i16::MAX);
+    }
+
+    #[cfg(test)]
+    pub(crate) const fn dst(self) -> u8 {
+        self.registers & 15
+    }
+
+    #[cfg(test)]
+    pub(crate) const fn src(self) -> u8 {
+        self.registers >> 4
+    }
+}
+
+/// The part of `union bpf_attr` that BPF_PROG_LOAD needs.
+#[repr(C)]
+struct LoadProgram {
+    kind: u32,
+    length: u32,
+    instructions: u64,
+    license: u64,
+    log_level: u32,
+    log_size: u32,
+    log_buffer: u64,
+    kernel_version: u32,
+    flags: u32,
+}
+
+/// The part of `union bpf_attr` that BPF_PROG_ATTACH needs.
+#[repr(C)]
+struct AttachProgram {
+    target: i32,
+    program: i32,
+    kind: u32,
+    flags: u32,
+}
+
+/// Loads a program that decides on device accesses (bpf(2), BPF_PROG_LOAD).
+pub(crate) fn load_device_program(program: &[Instruction]) -> io::Result<OwnedFd> {
+    const COMMAND: libc::c_int = 5;
+    const CGROUP_DEVICE: u32 = 15;
+    let request = LoadProgram {
+        kind: CGROUP_DEVICE,
+        length: u32::try_from(program.len()).map_err(io::Error::other)?,
+        instructions: program.as_ptr() as u64,
+        license: c"Apache-2.0".as_ptr() as u64,
+        log_level: 0,
+        log_size: 0,
+        log_buffer: 0,
+        kernel_version: 0,
+        flags: 0,
+    };
+    // SAFETY: `request` has the layout of bpf_attr and lives through the call,
+    // as do the instructions and the string that it points to; the kernel reads
+    // `length` instructions, checks them and keeps no pointer.
+    let fd = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            COMMAND,
+            &raw const request,
+            size_of::<LoadProgram>(),
+        )
+    };
+    let fd = i32::try_from(fd).map_err(io::Error::other)?;
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel made this descriptor for us; nobody else has it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Makes `program` decide for the cgroup whose directory is open as `cgroup`
+/// (BPF_PROG_ATTACH). It ends with the cgroup.
+pub(crate) fn attach_device_program(cgroup: &File, program: &OwnedFd) -> io::Result<()> {
+    const COMMAND: libc::c_int = 8;
+    const CGROUP_DEVICE: u32 = 6;
+    const ALLOW_MULTI: u32 = 2;
+    let request = AttachProgram {
+        target: cgroup.as_raw_fd(),
+        program: program.as_raw_fd(),
+        kind: CGROUP_DEVICE,
+        flags: ALLOW_MULTI,
+    };
+    // SAFETY: `request` has the layout of bpf_attr and lives through the call;
+    // both descriptors are open; no other memory is touched.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            COMMAND,
+            &raw const request,
+            size_of::<AttachProgram>(),
+        )
+    };
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
 }

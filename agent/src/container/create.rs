@@ -8,7 +8,7 @@ use std::{
 };
 
 use hull_proto_agent::agent::{CreateRequest, PidNamespace};
-use libcontainer::oci_spec::runtime::Spec;
+use libcontainer::oci_spec::runtime::{LinuxDeviceCgroup, Spec};
 use pathrs::Root;
 use tracing::{debug, warn};
 
@@ -16,6 +16,7 @@ use super::{
     ContainerError, Context, Made,
     cgroup::Cgroup,
     child::{Action, INNER_ID},
+    devices,
     launch::{Launch, Process, launch},
     oom,
     process::{Ended, Executed, Subject, follow, watch_outcome},
@@ -175,6 +176,12 @@ async fn stages(
         source,
     })?;
     remains.cgroup = Some(cgroup.clone());
+    let rules = device_rules(&asked);
+    devices::apply(cgroup.path(), &rules).map_err(|source| ContainerError::File {
+        action: "limit the devices of",
+        path: cgroup.path().to_owned(),
+        source,
+    })?;
 
     let wanted_user = request.user.clone().unwrap_or_default();
     let (oci_cgroup, dir, tty) = (context.layout.oci_cgroup(id), remains.dir.clone(), request.tty);
@@ -306,6 +313,13 @@ async fn pid_namespace(
             Ok(PidNamespaceOf::Process(pid.as_raw()))
         }
     }
+}
+
+fn device_rules(spec: &Spec) -> Vec<LinuxDeviceCgroup> {
+    let resources = spec.linux().as_ref().and_then(|l| l.resources().as_ref());
+    resources
+        .and_then(|r| r.devices().clone())
+        .unwrap_or_default()
 }
 
 /// A working directory that the image lacks is made, as other runtimes do; in

@@ -4,11 +4,12 @@
 //! [`create`] (how one comes to be, and how that is undone), [`exec`],
 //! [`process`] (from start to `Exited`), [`launch`] and [`child`] (the process
 //! boundary to libcontainer), then the leaves [`spec`], [`user`], [`rootfs`],
-//! [`cgroup`], [`pause`].
+//! [`cgroup`], [`devices`], [`pause`].
 
 pub(crate) mod cgroup;
 pub(crate) mod child;
 mod create;
+mod devices;
 mod error;
 mod exec;
 mod launch;

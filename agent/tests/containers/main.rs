@@ -375,6 +375,17 @@ agent_tests! {
         agent.delete("c1").await;
     }
 
+    async fn devices_of_the_pod_are_out_of_reach(agent) {
+        agent.run("c1", "sleep 1000").await;
+        // The whole memory of the guest (c 1 1) may be made but not opened.
+        let script = "mknod /dev/m c 1 1 && cat /dev/m | head -c 1; head -c 4 /dev/urandom | wc -c; echo > /dev/null && echo ok";
+        agent.exec("c1", "e1", script).await;
+        assert_eq!(agent.output(StreamKind::Stdout, "c1", "e1").await, "4\nok\n");
+        let err = agent.output(StreamKind::Stderr, "c1", "e1").await;
+        assert!(err.contains("Operation not permitted"), "{err}");
+        agent.delete("c1").await;
+    }
+
     async fn limits_can_change_while_it_runs(agent) {
         agent.run("c1", "sleep 1000").await;
         let update = |json: serde_json::Value| proto::UpdateRequest {
