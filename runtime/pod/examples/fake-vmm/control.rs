@@ -49,9 +49,13 @@ async fn connection(mut stream: UnixStream, vm: Arc<Mutex<Vm>>, report: std::pat
         if stop {
             end(&report, ExitReason::Stopped, "asked to");
         }
-        let start = vm.lock().unwrap().listener.take();
-        if let (Some(listener), Some(VmState::Running)) = (start, vm.lock().unwrap().state) {
-            let script = vm.lock().unwrap().script.clone();
+        let (listener, script) = {
+            let mut vm = vm.lock().unwrap();
+            let running = vm.state == Some(VmState::Running);
+            let listener = if running { vm.listener.take() } else { None };
+            (listener, vm.script.clone())
+        };
+        if let Some(listener) = listener {
             if script.die_at_start {
                 end(&report, ExitReason::GuestPanic, "no init found");
             }

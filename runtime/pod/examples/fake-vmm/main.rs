@@ -5,6 +5,11 @@
 //! is to go wrong stands in the "kernel" file ([`script::Script`]); what a "container" does
 //! stands in its arguments ([`process`]).
 
+#![expect(
+    clippy::unwrap_used,
+    reason = "it is a part of tests: what surprises it ends it"
+)]
+
 mod agent;
 mod control;
 mod outputs;

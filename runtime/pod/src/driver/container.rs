@@ -46,10 +46,10 @@ impl Driver {
             let Some(container) = self.containers.get_mut(id) else {
                 return;
             };
-            let started = matches!(event, Event::StartDone)
-                || (container.state == State::Starting && matches!(event, Event::Exited(_)));
-            if started && container.state == State::Starting {
-                container.record.started_at_ns = clock::now_ns();
+            match (&container.state, &event) {
+                (State::Created, Event::Start) => container.record.started_at_ns = clock::now_ns(),
+                (State::Starting, Event::StartFailed(..)) => container.record.started_at_ns = 0,
+                _ => {}
             }
             let before = std::mem::discriminant(&container.state);
             let (next, effects) = step(container.state.clone(), event);
@@ -316,7 +316,10 @@ impl Container {
             image_ref: record.image_ref.clone(),
             state,
             created_at_ns: record.created_at_ns,
-            started_at_ns: record.started_at_ns,
+            started_at_ns: match state {
+                ContainerState::Created => 0,
+                _ => record.started_at_ns,
+            },
             finished_at_ns: exit.map_or(0, |exit| exit.at_ns),
             exit_code: exit.map_or(0, |exit| exit.code),
             reason: exit.map_or_else(String::new, |exit| exit.reason.as_str().to_owned()),

@@ -14,7 +14,7 @@ use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::UnixStream,
     sync::watch,
-    time::{Instant, sleep, timeout},
+    time::{Instant, sleep, timeout, timeout_at},
 };
 
 use super::{GuestError, client::Agent, connect, printable};
@@ -23,6 +23,8 @@ use super::{GuestError, client::Agent, connect, printable};
 const OPEN: Duration = Duration::from_secs(10);
 /// Pause before a lost connection is opened again.
 const PAUSE: Duration = Duration::from_millis(50);
+/// How long the last bytes of a process that ended may take.
+const STALLED: Duration = Duration::from_secs(10);
 /// Longest refusal that is shown.
 const MESSAGE_MAX: usize = 1024;
 
@@ -90,27 +92,39 @@ impl Output {
     }
 
     /// Reads the next bytes; 0 is the end of the output.
+    ///
+    /// Once the process has ended, a guest that sends nothing more for [`STALLED`] is not waited
+    /// for, whatever total it told.
     pub(crate) async fn read(&mut self, buffer: &mut [u8]) -> usize {
+        let mut deadline = None;
         loop {
             let end = *self.end.borrow_and_update();
-            if matches!(end, OutputEnd::At(total) if self.received >= total) {
-                return 0;
+            match end {
+                OutputEnd::Open => {}
+                OutputEnd::At(total) if self.received >= total => return 0,
+                OutputEnd::Gone if self.connection.is_none() => return 0,
+                OutputEnd::At(_) | OutputEnd::Gone => {
+                    let deadline = *deadline.get_or_insert_with(|| Instant::now() + STALLED);
+                    if Instant::now() >= deadline {
+                        return 0;
+                    }
+                }
             }
             let Some(connection) = &mut self.connection else {
-                if end == OutputEnd::Gone {
-                    return 0;
-                }
                 self.reopen().await;
                 continue;
             };
-            let read = tokio::select! {
-                biased;
-                read = connection.read(buffer) => read,
-                // Without a sender nobody will tell the end: take it for gone.
-                changed = self.end.changed() => match changed {
-                    Ok(()) => continue,
-                    Err(_) => match timeout(PAUSE, connection.read(buffer)).await {
-                        Ok(read) => read,
+            let read = match deadline {
+                Some(deadline) => match timeout_at(deadline, connection.read(buffer)).await {
+                    Ok(read) => read,
+                    Err(_) => return 0,
+                },
+                None => tokio::select! {
+                    biased;
+                    read = connection.read(buffer) => read,
+                    changed = self.end.changed() => match changed {
+                        Ok(()) => continue,
+                        // Nobody will tell the end: nobody waits for the output any more.
                         Err(_) => return 0,
                     },
                 },
@@ -142,16 +156,9 @@ impl Output {
     }
 
     async fn reopen(&mut self) {
-        match self.open().await {
-            Ok(()) => {}
-            Err(error) => {
-                tracing::debug!(%error, "open output stream again");
-                // The end may come while the agent does not answer.
-                tokio::select! {
-                    () = sleep(PAUSE) => {}
-                    _ = self.end.changed() => sleep(Duration::from_millis(1)).await,
-                }
-            }
+        if let Err(error) = self.open().await {
+            tracing::debug!(%error, "open output stream again");
+            sleep(PAUSE).await;
         }
     }
 

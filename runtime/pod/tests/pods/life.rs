@@ -106,6 +106,11 @@ async fn exec_returns_output_and_code_and_knows_its_limits() {
     let output = pods.exec_sync(&id, args, None).await.unwrap();
     assert_eq!(output.stdout.len(), 16 << 20);
 
+    // A guest that is slow, and goes on after the end of its process was told.
+    let args = words(&["flood:1000000", "sleep:300", "out:end"]);
+    let output = pods.exec_sync(&id, args, None).await.unwrap();
+    assert!(output.stdout.ends_with(b"xend") && output.stdout.len() == 1_000_003);
+
     let limit = Some(Duration::from_millis(200));
     let late = pods.exec_sync(&id, words(&["wait"]), limit).await;
     assert_eq!(late.unwrap_err().kind(), ErrorKind::DeadlineExceeded);
