@@ -1,4 +1,4 @@
-//! The one thread that does everything but run the guest: device I/O and the control socket.
+//! The main thread: the control socket and all device I/O but that of disks.
 //!
 //! Devices have an epoll set of their own inside of the loop's. Pausing takes it out, so that a paused
 //! VM does no I/O, and the control socket goes on.
@@ -7,7 +7,6 @@ use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixListener;
-use std::sync::Arc;
 use std::time::Instant;
 
 use hull_proto_vmm::{
@@ -20,14 +19,11 @@ use crate::control::connection::{Connection, ConnectionError, Incoming};
 use crate::fds::Fds;
 use crate::kvm::vcpu::Vcpus;
 use crate::machine::{Machine, MachineError};
-use crate::virtio::watch::{Source, decode};
-use crate::virtio::{DeviceError, Progress};
-use crate::{exit, lock, log};
+use crate::service::{self, Epolls};
+use crate::{exit, log};
 
 /// Connections at a time; the daemon needs one, a person debugging another.
 const MAX_CONNECTIONS: usize = 8;
-/// Events taken from the devices' set before the control socket has its turn.
-const BATCH: usize = 32;
 
 const LISTENER: u64 = 0;
 const SIGNAL: u64 = 1;
@@ -50,7 +46,7 @@ pub enum LoopError {
 #[derive(Debug)]
 pub struct EventLoop {
     epoll: Epoll,
-    devices: Arc<Epoll>,
+    devices: Epolls,
     listener: Option<UnixListener>,
     signal: Option<RawFd>,
     connections: HashMap<u64, Connection>,
@@ -68,7 +64,7 @@ impl EventLoop {
     pub fn new(start: Instant) -> Result<Self, LoopError> {
         let new = Self {
             epoll: Epoll::new().map_err(LoopError::Epoll)?,
-            devices: Arc::new(Epoll::new().map_err(LoopError::Epoll)?),
+            devices: Epolls::new().map_err(LoopError::Epoll)?,
             listener: None,
             signal: None,
             connections: HashMap::new(),
@@ -77,7 +73,7 @@ impl EventLoop {
             state: VmState::Empty,
             start,
         };
-        new.watch(new.devices.as_raw_fd(), DEVICES, EventSet::IN)?;
+        new.watch(new.devices.others.as_raw_fd(), DEVICES, EventSet::IN)?;
         Ok(new)
     }
 
@@ -148,7 +144,7 @@ impl EventLoop {
     fn run_until_end(&mut self) -> Result<ExitReport, LoopError> {
         let mut events = [EpollEvent::default(); 16];
         loop {
-            let count = wait(&self.epoll, -1, &mut events)?;
+            let count = service::wait(&self.epoll, -1, &mut events).map_err(LoopError::Epoll)?;
             for event in events.iter().take(count) {
                 let report = match event.data() {
                     LISTENER => {
@@ -158,7 +154,10 @@ impl EventLoop {
                     SIGNAL => Some(stopped("by a signal")),
                     ENDED => self.ended(),
                     DEVICES => {
-                        self.serve_devices()?;
+                        if let Some(machine) = &self.machine {
+                            service::serve_ready(machine.slots(), &self.devices.others)
+                                .map_err(LoopError::Epoll)?;
+                        }
                         None
                     }
                     id => self.serve_connection(id),
@@ -173,44 +172,6 @@ impl EventLoop {
     fn ended(&self) -> Option<ExitReport> {
         let (end, panic) = self.machine.as_ref()?.end()?;
         Some(exit::report(end, panic))
-    }
-
-    fn serve_devices(&mut self) -> Result<(), LoopError> {
-        let mut events = [EpollEvent::default(); BATCH];
-        let count = wait(&self.devices, 0, &mut events)?;
-        let Some(machine) = &self.machine else {
-            return Ok(());
-        };
-        let slots = machine.slots();
-        for event in events.iter().take(count) {
-            let (slot, generation, source) = decode(event.data());
-            let Some(attached) = slots.find(slot, generation) else {
-                continue;
-            };
-            // Before the device looks at the queue, or a notification in between would be lost.
-            if let Source::Kick(queue) = source {
-                slots.hush(slot, queue);
-            }
-            let mut device = lock(&attached.device);
-            let result = match source {
-                Source::Kick(queue) => device.on_kick(queue),
-                Source::Device(token) => device.on_event(token, event.event_set()),
-            };
-            match result {
-                Ok(Progress::Done) => {}
-                Ok(Progress::More(queue)) => {
-                    drop(device);
-                    slots.kick(slot, queue);
-                }
-                Err(error) => {
-                    give_up(slot, &error);
-                    device.reset();
-                    drop(device);
-                    attached.interrupt.needs_reset();
-                }
-            }
-        }
-        Ok(())
     }
 
     fn accept(&mut self) {
@@ -392,7 +353,7 @@ impl EventLoop {
         self.epoll
             .ctl(
                 ControlOperation::Delete,
-                self.devices.as_raw_fd(),
+                self.devices.others.as_raw_fd(),
                 EpollEvent::default(),
             )
             .map_err(LoopError::Epoll)?;
@@ -401,7 +362,7 @@ impl EventLoop {
     }
 
     fn resume(&mut self) -> Result<(), LoopError> {
-        self.watch(self.devices.as_raw_fd(), DEVICES, EventSet::IN)?;
+        self.watch(self.devices.others.as_raw_fd(), DEVICES, EventSet::IN)?;
         if let Some(machine) = &self.machine {
             machine.resume();
         }
@@ -423,23 +384,9 @@ impl EventLoop {
     }
 }
 
-fn give_up(slot: u8, error: &DeviceError) {
-    log::note(&format!(
-        "device in slot {slot} needs a reset: {}",
-        log::chain(error)
-    ));
-}
-
 fn stopped(how: &str) -> ExitReport {
     ExitReport {
         reason: ExitReason::Stopped,
         message: format!("stopped {how}"),
-    }
-}
-
-fn wait(epoll: &Epoll, timeout: i32, events: &mut [EpollEvent]) -> Result<usize, LoopError> {
-    match epoll.wait(timeout, events) {
-        Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(0),
-        result => result.map_err(LoopError::Epoll),
     }
 }

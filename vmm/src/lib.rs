@@ -1,8 +1,8 @@
 //! Hull's VMM: one process, one KVM virtual machine, one pod.
 //!
-//! Read in this order: [`machine`] (how a VM is put together), [`event_loop`] (the thread that does
-//! all I/O and answers the daemon), [`kvm::vcpu`] (the threads that run the guest), [`slots`] and
-//! [`virtio`] (devices), then what a guest finds when it starts: [`layout`], [`boot`], [`legacy`].
+//! Read in this order: [`machine`] (how a VM is put together), [`event_loop`] (the main thread: I/O and
+//! answers to the daemon), [`kvm::vcpu`] (the threads that run the guest), [`slots`], [`service`]
+//! and [`virtio`] (devices), then what a guest finds when it starts: [`layout`], [`boot`], [`legacy`].
 //!
 //! ```text
 //!   daemon ── control socket ──▶ event loop ──▶ machine ──▶ slots ──▶ device   (block, net, …)
@@ -29,6 +29,7 @@ pub mod log;
 pub mod machine;
 pub mod memory;
 pub mod probe;
+pub mod service;
 pub mod slots;
 pub mod virtio;
 

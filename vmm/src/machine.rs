@@ -25,6 +25,7 @@ use crate::legacy::ioapic::Ioapic;
 use crate::legacy::ports::{self, Effect};
 use crate::legacy::serial::Com1;
 use crate::memory::{self, MemoryError};
+use crate::service::{Epolls, Worker};
 use crate::slots::{SlotError, Slots};
 use crate::virtio::Memory;
 
@@ -75,8 +76,8 @@ pub enum MachineError {
     /// A slot is not free, or not taken.
     #[error("use slot")]
     Slot(#[from] SlotError),
-    /// No threads for the vCPUs.
-    #[error("start vCPUs")]
+    /// No threads.
+    #[error("start threads")]
     Start(#[source] io::Error),
     /// A vCPU does not stop.
     #[error("vCPUs do not leave the guest")]
@@ -101,7 +102,7 @@ impl Trigger for Com1Line {
 struct Hardware {
     ioapic: Arc<Ioapic<Arc<Vm>>>,
     com1: Com1<Com1Line>,
-    slots: Slots,
+    slots: Arc<Slots>,
 }
 
 impl Bus for Hardware {
@@ -161,15 +162,18 @@ pub struct Machine {
     memory: Memory,
     hardware: Arc<Hardware>,
     processors: Processors,
+    /// Serves disks; there from the start on.
+    worker: Option<Worker>,
+    disks: Arc<Epoll>,
     phases: Phases,
 }
 
 impl Machine {
-    /// Builds a machine that is ready to start. Its devices are watched through `epoll`.
+    /// Builds a machine that is ready to start. Its devices are watched through `epolls`.
     ///
     /// # Errors
     /// [`MachineError`]; nothing is left.
-    pub fn build(config: &VmConfig, fds: &Fds, epoll: &Arc<Epoll>) -> Result<Self, MachineError> {
+    pub fn build(config: &VmConfig, fds: &Fds, epolls: &Epolls) -> Result<Self, MachineError> {
         let (boot, total) = (config.boot_vcpus, config.vcpus);
         if boot == 0 || boot > total || total == u8::MAX {
             return Err(MachineError::Vcpus { boot, total });
@@ -184,13 +188,15 @@ impl Machine {
             load(config, fds, &memory, &vcpus, &cmdline)
         })?;
         let hardware = phases.time("devices", || {
-            populate(config, fds, &memory, &vm, epoll, serial)
+            populate(config, fds, &memory, &vm, epolls, serial)
         })?;
         Ok(Self {
             vm,
             memory,
             hardware,
             processors: Processors::Ready(vcpus),
+            worker: None,
+            disks: Arc::clone(&epolls.disks),
             phases,
         })
     }
@@ -202,6 +208,10 @@ impl Machine {
     pub fn start(&mut self) -> Result<(), MachineError> {
         if let Processors::Ready(fds) = &mut self.processors {
             let fds = std::mem::take(fds);
+            let slots = Arc::clone(&self.hardware.slots);
+            let worker =
+                Worker::start(slots, Arc::clone(&self.disks)).map_err(MachineError::Start)?;
+            self.worker = Some(worker);
             let vcpus =
                 Vcpus::start(fds, &self.hardware, &self.memory).map_err(MachineError::Start)?;
             self.processors = Processors::Started(vcpus);
@@ -248,12 +258,18 @@ impl Machine {
         if !self.vcpus().is_none_or(Vcpus::pause) {
             return Err(MachineError::Stuck);
         }
+        if let Some(worker) = &self.worker {
+            worker.pause();
+        }
         self.hardware.slots.drain();
         Ok(())
     }
 
     /// Lets the vCPUs run again.
     pub fn resume(&self) {
+        if let Some(worker) = &self.worker {
+            worker.resume();
+        }
         if let Some(vcpus) = self.vcpus() {
             vcpus.resume();
         }
@@ -338,11 +354,11 @@ fn populate(
     fds: &Fds,
     memory: &Memory,
     vm: &Arc<Vm>,
-    epoll: &Arc<Epoll>,
+    epolls: &Epolls,
     serial: Option<File>,
 ) -> Result<Arc<Hardware>, MachineError> {
     let ioapic = Arc::new(Ioapic::new(Arc::clone(vm)));
-    let slots = Slots::new(&ioapic, memory.clone(), Arc::clone(epoll));
+    let slots = Arc::new(Slots::new(&ioapic, memory.clone(), epolls.clone()));
     for (slot, device) in &config.devices {
         attach(&slots, vm, *slot, device, fds)?;
     }

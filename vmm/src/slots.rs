@@ -9,15 +9,15 @@ use std::sync::atomic::AtomicU32;
 use std::sync::{Arc, Mutex};
 
 use hull_proto_vmm::{DeviceMetrics, SLOTS};
-use vmm_sys_util::epoll::Epoll;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::layout::{SLOT_BASE, SLOT_END, SLOT_SIZE, slot_address, slot_pin};
 use crate::legacy::ioapic::{Ioapic, MessageSink};
 use crate::lock;
+use crate::service::Epolls;
 use crate::virtio::mmio::{self, Line, MmioInterrupt, QUEUE_NOTIFY, SharedDevice, Transport};
 use crate::virtio::watch::Watcher;
-use crate::virtio::{Memory, VirtioDevice};
+use crate::virtio::{Counters, Kind, Memory, VirtioDevice};
 
 /// Makes guest notifications reach descriptors without an exit to user space.
 pub trait Doorbells {
@@ -80,6 +80,8 @@ struct Slot {
     /// Counts the devices that were here, so that events of an old one are not taken for a new one's.
     generation: u16,
     transport: Option<Transport>,
+    /// What the device had counted when it was last asked.
+    counters: Counters,
 }
 
 /// A device as the event loop uses it.
@@ -96,15 +98,15 @@ pub struct Attached {
 pub struct Slots {
     slots: Vec<Mutex<Slot>>,
     memory: Memory,
-    epoll: Arc<Epoll>,
+    epolls: Epolls,
 }
 
 impl Slots {
-    /// Creates empty slots whose devices are watched through `epoll`.
+    /// Creates empty slots whose devices are watched through `epolls`.
     pub fn new<S: MessageSink + 'static>(
         ioapic: &Arc<Ioapic<S>>,
         memory: Memory,
-        epoll: Arc<Epoll>,
+        epolls: Epolls,
     ) -> Self {
         let slots = (0..SLOTS)
             .map(|slot| {
@@ -116,13 +118,14 @@ impl Slots {
                     line,
                     generation: 0,
                     transport: None,
+                    counters: Counters::default(),
                 })
             })
             .collect();
         Self {
             slots,
             memory,
-            epoll,
+            epolls,
         }
     }
 
@@ -141,7 +144,11 @@ impl Slots {
             return Err(SlotError::Taken(slot));
         }
         place.generation = place.generation.wrapping_add(1);
-        let watcher = Watcher::new(Arc::clone(&self.epoll), slot, place.generation);
+        let epoll = match device.kind() {
+            Kind::Block => &self.epolls.disks,
+            Kind::Net | Kind::Rng | Kind::Vsock => &self.epolls.others,
+        };
+        let watcher = Watcher::new(Arc::clone(epoll), slot, place.generation);
         let address = slot_address(slot) + QUEUE_NOTIFY;
         let failed = |source| SlotError::Connect { slot, source };
 
@@ -165,6 +172,7 @@ impl Slots {
             }
         }
         let line = Arc::clone(&place.line);
+        place.counters = Counters::default();
         place.transport = Some(Transport::new(
             device,
             self.memory.clone(),
@@ -239,19 +247,21 @@ impl Slots {
         (0..SLOTS)
             .zip(&self.slots)
             .filter_map(|(slot, place)| {
-                let place = lock(place);
+                let place = &mut *lock(place);
                 let transport = place.transport.as_ref()?;
-                let interrupts = transport.interrupt().raised();
-                let device = lock(transport.device());
-                let counters = device.counters();
+                // A disk may be busy for a while; its last counters do.
+                if let Ok(device) = transport.device().try_lock() {
+                    place.counters = device.counters();
+                }
+                let counters = place.counters;
                 Some(DeviceMetrics {
                     slot,
-                    kind: device.kind().name().to_owned(),
+                    kind: transport.kind().name().to_owned(),
                     notifications: counters.notifications,
                     requests: counters.requests,
                     bytes_out: counters.bytes_out,
                     bytes_in: counters.bytes_in,
-                    interrupts,
+                    interrupts: transport.interrupt().raised(),
                     errors: counters.errors,
                 })
             })

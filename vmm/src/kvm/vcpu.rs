@@ -28,8 +28,10 @@ use crate::virtio::Memory;
 
 /// The stack of a vCPU thread. Only what is touched costs memory.
 const STACK: usize = 256 << 10;
-/// How long a vCPU may take to leave the guest; it takes microseconds.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// How long a vCPU may take to leave the guest. It takes microseconds, or, when it resets a disk that
+/// is in the middle of a request, as long as that.
+const PAUSE_PATIENCE: Duration = Duration::from_secs(5);
+const STOP_PATIENCE: Duration = Duration::from_secs(1);
 
 /// What a guest's accesses reach.
 pub trait Bus: Send + Sync + 'static {
@@ -217,7 +219,9 @@ impl Vcpus {
 
     /// Has all vCPUs stand still. False: one of them does not come back.
     pub fn pause(&self) -> bool {
-        self.command(PAUSE, |threads| threads.parked == threads.live)
+        self.command(PAUSE, PAUSE_PATIENCE, |threads| {
+            threads.parked == threads.live
+        })
     }
 
     /// Has them run again.
@@ -229,10 +233,10 @@ impl Vcpus {
 
     /// Ends all threads. False: one of them does not come back.
     pub fn stop(&self) -> bool {
-        self.command(STOP, |threads| threads.live == 0)
+        self.command(STOP, STOP_PATIENCE, |threads| threads.live == 0)
     }
 
-    fn command(&self, mode: u8, done: impl Fn(&Threads) -> bool) -> bool {
+    fn command(&self, mode: u8, patience: Duration, done: impl Fn(&Threads) -> bool) -> bool {
         let mut threads = lock(&self.shared.threads);
         self.shared.mode.store(mode, Ordering::SeqCst);
         self.shared.changed.notify_all();
@@ -240,7 +244,7 @@ impl Vcpus {
             // A thread that ended already needs no signal.
             let _ = thread.kill(SIGRTMIN());
         }
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + patience;
         while !done(&threads) {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {

@@ -2,7 +2,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use hull_proto_vmm::SLOTS;
 use proptest::prelude::*;
-use vmm_sys_util::epoll::EpollEvent;
+use vmm_sys_util::epoll::{Epoll, EpollEvent};
 
 use super::*;
 use crate::legacy::ioapic::Message;
@@ -52,8 +52,9 @@ struct Machine {
 fn machine(most: usize) -> Machine {
     let sink = Arc::new(Sink::default());
     let ioapic = Arc::new(Ioapic::new(Arc::clone(&sink)));
-    let epoll = Arc::new(Epoll::new().unwrap());
-    let slots = Slots::new(&ioapic, memory(0x10000), Arc::clone(&epoll));
+    let epolls = Epolls::new().unwrap();
+    let epoll = Arc::clone(&epolls.others);
+    let slots = Slots::new(&ioapic, memory(0x10000), epolls);
     Machine {
         slots,
         ioapic,

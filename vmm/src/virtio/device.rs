@@ -4,7 +4,8 @@
 //!
 //! - The event loop calls [`VirtioDevice::on_kick`] when the guest notified a queue,
 //!   [`VirtioDevice::on_event`] when a file descriptor that the device watches is ready, and
-//!   [`VirtioDevice::drain`]. All I/O is done there and none of it blocks for long.
+//!   [`VirtioDevice::drain`]. All I/O is done there and none of it blocks. (Disks, which block, are
+//!   called by a thread of their own: [`crate::service`].)
 //! - A vCPU that writes a transport register calls [`VirtioDevice::activate`] (`DRIVER_OK`),
 //!   [`VirtioDevice::reset`] (status 0) and the config accessors. These do no I/O.
 //!

@@ -19,7 +19,7 @@ use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::device::{Activation, DeviceState, VirtioDevice};
+use super::device::{Activation, DeviceState, Kind, VirtioDevice};
 use super::interrupt::Interrupt;
 use super::queue::{QueueRecord, VirtQueue};
 use super::watch::Watcher;
@@ -194,7 +194,7 @@ pub enum RestoreError {
 #[derive(Debug)]
 pub struct Transport {
     device: SharedDevice,
-    device_id: u32,
+    kind: Kind,
     features: u64,
     interrupt: Arc<MmioInterrupt>,
     kicks: Vec<EventFd>,
@@ -219,7 +219,7 @@ impl Transport {
     ) -> Self {
         let queues = fresh_queues(device.queue_sizes());
         Self {
-            device_id: device.kind().id(),
+            kind: device.kind(),
             features: device.features() | TRANSPORT_FEATURES,
             device: Arc::new(Mutex::new(device)),
             interrupt: Arc::new(MmioInterrupt::new(line)),
@@ -312,6 +312,12 @@ impl Transport {
         &self.device
     }
 
+    /// Returns what kind of device this is.
+    #[must_use]
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+
     /// Returns the device's interrupt.
     #[must_use]
     pub fn interrupt(&self) -> &Arc<MmioInterrupt> {
@@ -357,7 +363,7 @@ impl Transport {
         match offset {
             REGISTER_MAGIC => MAGIC,
             REGISTER_VERSION => VERSION,
-            DEVICE_ID => self.device_id,
+            DEVICE_ID => self.kind.id(),
             VENDOR_ID => VENDOR,
             DEVICE_FEATURES => match self.device_features_select {
                 0 => self.features as u32,
@@ -491,8 +497,8 @@ impl Transport {
                     self.status |= DRIVER_OK;
                     if let Err(error) = self.activate() {
                         log::note(&format!(
-                            "device {}: {}",
-                            self.device_id,
+                            "{} device: {}",
+                            self.kind.name(),
                             log::chain(&error)
                         ));
                         self.interrupt.needs_reset();

@@ -54,7 +54,8 @@ impl Vmm {
             .spawn()
             .unwrap();
         let vmm = Self { directory, child };
-        wait_until(|| vmm.path("vmm.sock").exists());
+        // The file is there a moment before anybody listens.
+        wait_until(|| UnixStream::connect(vmm.path("vmm.sock")).is_ok());
         vmm
     }
 

@@ -1,0 +1,273 @@
+//! Serving devices: taking events of an epoll set to the devices that they are for.
+//!
+//! Disks have a thread of their own ([`Worker`]), because a host's file system may take its time, and
+//! the network and the agent's connection must not wait for it. All else is served by the event loop.
+
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread;
+
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::slots::Slots;
+use crate::virtio::Progress;
+use crate::virtio::watch::{Source, decode};
+use crate::{lock, log};
+
+/// Events taken at a time.
+const BATCH: usize = 32;
+/// The stack of the worker. Only what is touched costs memory.
+const STACK: usize = 256 << 10;
+/// Marks the event that wakes the worker; no slot has this number.
+const WAKE: u64 = u64::MAX;
+
+/// The sets that devices are watched through.
+#[derive(Debug, Clone)]
+pub struct Epolls {
+    /// Of disks.
+    pub disks: Arc<Epoll>,
+    /// Of all other devices.
+    pub others: Arc<Epoll>,
+}
+
+impl Epolls {
+    /// Creates empty sets.
+    ///
+    /// # Errors
+    /// When the host has no more descriptors.
+    pub fn new() -> io::Result<Self> {
+        Ok(Self {
+            disks: Arc::new(Epoll::new()?),
+            others: Arc::new(Epoll::new()?),
+        })
+    }
+}
+
+/// Waits for events, as long as `timeout` milliseconds say (-1: for ever).
+///
+/// # Errors
+/// What epoll says, but for interruptions by signals.
+pub fn wait(epoll: &Epoll, timeout: i32, events: &mut [EpollEvent]) -> io::Result<usize> {
+    match epoll.wait(timeout, events) {
+        Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(0),
+        result => result,
+    }
+}
+
+/// Serves the devices that are ready now.
+///
+/// # Errors
+/// What epoll says.
+pub fn serve_ready(slots: &Slots, epoll: &Epoll) -> io::Result<()> {
+    let mut events = [EpollEvent::default(); BATCH];
+    let count = wait(epoll, 0, &mut events)?;
+    for event in events.iter().take(count) {
+        serve(slots, *event);
+    }
+    Ok(())
+}
+
+fn serve(slots: &Slots, event: EpollEvent) {
+    let (slot, generation, source) = decode(event.data());
+    let Some(attached) = slots.find(slot, generation) else {
+        return;
+    };
+    // Before the device looks at the queue, or a notification in between would be lost.
+    if let Source::Kick(queue) = source {
+        slots.hush(slot, queue);
+    }
+    let mut device = lock(&attached.device);
+    let result = match source {
+        Source::Kick(queue) => device.on_kick(queue),
+        Source::Device(token) => device.on_event(token, event.event_set()),
+    };
+    match result {
+        Ok(Progress::Done) => {}
+        Ok(Progress::More(queue)) => {
+            drop(device);
+            slots.kick(slot, queue);
+        }
+        Err(error) => {
+            log::note(&format!(
+                "device in slot {slot} needs a reset: {}",
+                log::chain(&error)
+            ));
+            device.reset();
+            drop(device);
+            attached.interrupt.needs_reset();
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Control {
+    /// Held while devices are served. True: none are.
+    paused: Mutex<bool>,
+    resumed: Condvar,
+    stopped: AtomicBool,
+    wake: EventFd,
+}
+
+/// The thread that serves disks. It ends when this is dropped.
+#[derive(Debug)]
+pub struct Worker {
+    control: Arc<Control>,
+}
+
+impl Worker {
+    /// Starts serving the devices of `slots` that are watched through `epoll`.
+    ///
+    /// # Errors
+    /// When the host has no more threads or descriptors.
+    pub fn start(slots: Arc<Slots>, epoll: Arc<Epoll>) -> io::Result<Self> {
+        let wake = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?;
+        epoll.ctl(
+            ControlOperation::Add,
+            std::os::fd::AsRawFd::as_raw_fd(&wake),
+            EpollEvent::new(EventSet::IN, WAKE),
+        )?;
+        let control = Arc::new(Control {
+            paused: Mutex::new(false),
+            resumed: Condvar::new(),
+            stopped: AtomicBool::new(false),
+            wake,
+        });
+        let theirs = Arc::clone(&control);
+        thread::Builder::new()
+            .name("disks".to_owned())
+            .stack_size(STACK)
+            .spawn(move || {
+                if let Err(error) = theirs.run(&slots, &epoll) {
+                    log::note(&format!("disks are not served any more: {error}"));
+                }
+            })?;
+        Ok(Self { control })
+    }
+
+    /// Finishes what is being served and begins nothing more.
+    pub fn pause(&self) {
+        *lock(&self.control.paused) = true;
+    }
+
+    /// Goes on.
+    pub fn resume(&self) {
+        *lock(&self.control.paused) = false;
+        self.control.resumed.notify_all();
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        // The thread is not waited for: it may be in the middle of I/O that never ends.
+        self.control.stopped.store(true, Ordering::SeqCst);
+        let _ = self.control.wake.write(1);
+        self.control.resumed.notify_all();
+    }
+}
+
+impl Control {
+    fn run(&self, slots: &Slots, epoll: &Epoll) -> io::Result<()> {
+        let mut events = [EpollEvent::default(); BATCH];
+        loop {
+            let count = wait(epoll, -1, &mut events)?;
+            let mut paused = lock(&self.paused);
+            while *paused && !self.stopped.load(Ordering::SeqCst) {
+                paused = self
+                    .resumed
+                    .wait(paused)
+                    .unwrap_or_else(PoisonError::into_inner);
+            }
+            for event in events.iter().take(count) {
+                if self.stopped.load(Ordering::SeqCst) {
+                    return Ok(());
+                }
+                if event.data() != WAKE {
+                    serve(slots, *event);
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use super::*;
+    use crate::legacy::ioapic::{Ioapic, Message, MessageSink};
+    use crate::slots::Doorbells;
+    use crate::virtio::block::Block;
+    use crate::virtio::block::disk::{Disk, Piece};
+    use crate::virtio::test_driver::memory;
+
+    #[derive(Debug)]
+    struct Nothing;
+
+    impl MessageSink for Nothing {
+        fn send(&self, _: Message) {}
+        fn announce_level(&self, _: &[(u8, Message)]) {}
+    }
+
+    impl Doorbells for Nothing {
+        fn connect(&self, _: &EventFd, _: u64, _: u32) -> io::Result<()> {
+            Ok(())
+        }
+        fn disconnect(&self, _: &EventFd, _: u64, _: u32) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn disk() -> Box<Block> {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(512).unwrap();
+        let piece = Piece {
+            file: Arc::new(file),
+            offset: 0,
+            length: 512,
+        };
+        Box::new(Block::new(Disk::new(vec![piece], true).unwrap(), String::new()).unwrap())
+    }
+
+    /// Tells whether the notification of slot 1 is taken within a while.
+    fn is_taken(epoll: &Epoll) -> bool {
+        let start = Instant::now();
+        while start.elapsed() < Duration::from_millis(300) {
+            if epoll.wait(0, &mut [EpollEvent::default()]).unwrap() == 0 {
+                return true;
+            }
+        }
+        false
+    }
+
+    #[test]
+    fn the_worker_serves_disks_unless_paused_and_ends_when_dropped() {
+        let epolls = Epolls::new().unwrap();
+        let ioapic = Arc::new(Ioapic::new(Nothing));
+        let slots = Arc::new(Slots::new(&ioapic, memory(0x10000), epolls.clone()));
+        slots.attach(1, disk(), &Nothing).unwrap();
+        let worker = Worker::start(Arc::clone(&slots), Arc::clone(&epolls.disks)).unwrap();
+        slots.kick(1, 0);
+        assert!(is_taken(&epolls.disks));
+        worker.pause();
+        slots.kick(1, 0);
+        assert!(!is_taken(&epolls.disks));
+        // A device can be taken out meanwhile; its events are forgotten.
+        slots.detach(1, &Nothing).unwrap();
+        slots.attach(1, disk(), &Nothing).unwrap();
+        slots.kick(1, 0);
+        worker.resume();
+        assert!(is_taken(&epolls.disks));
+        assert_eq!(Arc::strong_count(&slots), 2);
+        worker.pause();
+        drop(worker);
+        let start = Instant::now();
+        while Arc::strong_count(&slots) > 1 {
+            assert!(
+                start.elapsed() < Duration::from_secs(10),
+                "the thread is still there"
+            );
+        }
+    }
+}
