@@ -7,6 +7,7 @@
 mod auth;
 mod client;
 pub(crate) mod hosts;
+mod tls;
 
 use std::time::Duration;
 

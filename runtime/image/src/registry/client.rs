@@ -5,9 +5,10 @@ use std::error::Error;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use reqwest::{Certificate, Client, Identity};
+use reqwest::{Client, Identity};
 
 use super::hosts::{Host, Tls};
+use super::tls::client_config;
 
 /// Clients that were made so far.
 #[derive(Debug, Default)]
@@ -57,16 +58,15 @@ impl Kind {
     }
 
     fn builder(&self) -> Result<reqwest::ClientBuilder, String> {
-        let mut authorities = Vec::new();
-        for pem in &self.tls.authorities {
-            authorities.extend(Certificate::from_pem_bundle(pem).map_err(|e| describe(&e))?);
-        }
         let mut builder = Client::builder()
             .user_agent(concat!("hull/", env!("CARGO_PKG_VERSION")))
-            .connect_timeout(Duration::from_secs(30))
-            .tls_certs_merge(authorities)
-            .tls_danger_accept_invalid_certs(self.tls.skip_verify);
-        if let Some(pem) = &self.tls.client {
+            .connect_timeout(Duration::from_secs(30));
+        if self.tls.skip_verify {
+            builder = builder.tls_danger_accept_invalid_certs(true);
+        }
+        if !self.tls.authorities.is_empty() && !self.tls.skip_verify {
+            builder = builder.tls_backend_preconfigured(client_config(&self.tls)?);
+        } else if let Some(pem) = &self.tls.client {
             builder = builder.identity(Identity::from_pem(pem).map_err(|e| describe(&e))?);
         }
         // Go programs never send loopback traffic through a proxy, and users rely on it.

@@ -335,6 +335,25 @@ mod tests {
     }
 
     #[test]
+    fn certificates_are_read_from_beside_the_file() {
+        let root = tempfile::tempdir().unwrap();
+        for name in ["one", "two", "key"] {
+            fs::write(root.path().join(name), name).unwrap();
+        }
+        let text = r#"
+            server = "https://own"
+            ca = "one"
+            [host."https://mirror"]
+              ca = ["one", "two"]
+              client = [["one", "key"]]
+        "#;
+        let hosts = parse("a.b", text, root.path()).unwrap();
+        assert_eq!(hosts[0].tls.authorities, [b"one", b"two"]);
+        assert_eq!(hosts[0].tls.client.as_deref(), Some(&b"one\nkey\n"[..]));
+        assert_eq!(hosts[1].tls.authorities, [b"one"]);
+    }
+
+    #[test]
     fn broken_files_say_what_is_wrong() {
         for (text, expected) in [
             ("server = 1", "string"),

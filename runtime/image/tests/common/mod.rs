@@ -69,14 +69,14 @@ impl TestImage {
         Self::with_config(
             flavor,
             layers,
-            serde_json::json!({"Cmd": ["/bin/sh"], "Env": ["A=b"]}),
+            &serde_json::json!({"Cmd": ["/bin/sh"], "Env": ["A=b"]}),
         )
     }
 
     pub fn with_config(
         flavor: Flavor,
         layers: &[(Vec<u8>, Packing)],
-        config: serde_json::Value,
+        config: &serde_json::Value,
     ) -> Self {
         let diff_ids: Vec<String> = layers.iter().map(|(tar, _)| digest(tar)).collect();
         let config = serde_json::json!({
