@@ -55,17 +55,17 @@ inside() {
 
     step "Execute a command in it"
     # shellcheck disable=SC2016 # expands in the container
-    show cri exec "$container" -- sh -c 'echo "pid $$ of $(ls -d /proc/[0-9]* | wc -l) processes, in $(pwd)"; ip -4 -o addr show eth0; cat /etc/replaced'
+    show cri exec "$container" -- sh -c 'set -- /proc/[0-9]*; echo "pid $$ of $# processes, in $(pwd)"; ip -4 -o addr show eth0; cat /etc/replaced'
     local code=0
     show cri exec "$container" -- sh -c 'exit 42' || code=$?
     echo "exit code $code"
     [ "$code" = 42 ] || fail "exit code $code, not 42"
 
-    step "The log file that kubelet would read"
+    step "Stop it; the log file that kubelet would read"
+    show cri stop --timeout 5 "$container"
     show cat "$DIR/logs/hello.log"
 
-    step "Stop and remove"
-    show cri stop --timeout 5 "$container"
+    step "Remove it and the pod"
     show cri rm "$container"
     show cri stopp "$pod"
     show cri rmp "$pod"
@@ -114,7 +114,7 @@ T
 J
     cat >"$DIR/hull.toml" <<T
 root = "$DIR/root"
-state = "$DIR/state"
+state = "$DIR/run"
 listen = "$DIR/hull.sock"
 assets = "$HULL_ASSETS"
 [cni]
@@ -137,16 +137,19 @@ J
 # Everything on this machine that a pod may make.
 leftovers() {
     pgrep -l hull-vmm || true
-    find /run/netns -mindepth 1 2>/dev/null | sort
+    { find /run/netns -mindepth 1 2>/dev/null || true; } | sort
     # The bridge belongs to the network, not to a pod.
     find /sys/class/net -mindepth 1 ! -name hull-demo0 | sort
     awk '{print "mount", $2}' /proc/mounts | grep -v tracing | sort
     find /sys/fs/cgroup -mindepth 1 -type d | sort
-    find "$DIR/state/pods" "$DIR/root/pods" "$DIR/leases" -name 'lock' -o -name 'last_reserved*' -o -print 2>/dev/null | sort
+    # The address pool remembers the last address it gave.
+    { find "$DIR/run/pods" "$DIR/root/pods" 2>/dev/null || true; } | sort
+    { find "$DIR/leases" -type f ! -name lock ! -name 'last_reserved*' 2>/dev/null || true; } | sort
 }
 
 clean_up() {
     local code=$?
+    [ $code = 0 ] || echo "demo: failed with exit code $code"
     if [ -n "${DAEMON:-}" ]; then
         [ $code = 0 ] || { echo "--- the daemon's log"; tail -n 40 "$DIR/hull.log"; }
         kill "$DAEMON" 2>/dev/null || true
