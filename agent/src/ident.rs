@@ -63,7 +63,19 @@ mod tests {
         for good in ["a", "0123abc", "sha256-1.x_y", &"f".repeat(64)] {
             assert!(Id::parse("id", good).is_ok(), "{good}");
         }
-        for bad in ["", ".", "..", "a/b", "-x", ".x", "a:b", "a,b", "a b", "ä", &"x".repeat(129)] {
+        for bad in [
+            "",
+            ".",
+            "..",
+            "a/b",
+            "-x",
+            ".x",
+            "a:b",
+            "a,b",
+            "a b",
+            "ä",
+            &"x".repeat(129),
+        ] {
             assert!(Id::parse("id", bad).is_err(), "{bad}");
         }
     }

@@ -42,7 +42,13 @@ mod sys;
 mod time;
 mod transport;
 
-use std::{env, error::Error, path::PathBuf, process::ExitCode, sync::Arc};
+use std::{
+    env,
+    error::Error,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    sync::Arc,
+};
 
 use hull_proto_agent::{RPC_PORT, STREAM_PORT, rpc as contract};
 use tokio::sync::Notify;
@@ -112,7 +118,7 @@ pub fn main() -> ExitCode {
             ExitCode::FAILURE
         }
         Call::Guest => finish(guest(kernel_ns)),
-        Call::Test { dir } => finish(outside(kernel_ns, dir)),
+        Call::Test { dir } => finish(outside(kernel_ns, &dir)),
     }
 }
 
@@ -145,7 +151,7 @@ fn guest(kernel_ns: u64) -> Result<(), AnyError> {
 }
 
 /// The same on a machine that has other things to do.
-fn outside(kernel_ns: u64, dir: PathBuf) -> Result<(), AnyError> {
+fn outside(kernel_ns: u64, dir: &Path) -> Result<(), AnyError> {
     log::start(false);
     boot::limits();
     // Agents of several tests share one machine.

@@ -312,7 +312,9 @@ fn format_mac(mac: &[u8; 6]) -> String {
 fn parse_name(text: &str) -> Result<String> {
     let fits = (1..=15).contains(&text.len())
         && !matches!(text, "." | "..")
-        && text.bytes().all(|b| b.is_ascii_graphic() && !b"/:".contains(&b));
+        && text
+            .bytes()
+            .all(|b| b.is_ascii_graphic() && !b"/:".contains(&b));
     if fits {
         Ok(text.to_owned())
     } else {
@@ -342,8 +344,17 @@ mod tests {
 
     #[test]
     fn macs_are_six_bytes_of_two_digits() {
-        assert_eq!(parse_mac("02:00:00:aB:cd:0f").unwrap()[3..], [0xab, 0xcd, 0x0f]);
-        for bad in ["", "02:00:00:00:00", "02:00:00:00:00:00:00", "2:0:0:0:0:0", "02:00:00:00:00:zz"] {
+        assert_eq!(
+            parse_mac("02:00:00:aB:cd:0f").unwrap()[3..],
+            [0xab, 0xcd, 0x0f]
+        );
+        for bad in [
+            "",
+            "02:00:00:00:00",
+            "02:00:00:00:00:00:00",
+            "2:0:0:0:0:0",
+            "02:00:00:00:00:zz",
+        ] {
             assert!(parse_mac(bad).is_err(), "{bad}");
         }
         assert_eq!(format_mac(&[2, 0, 0, 1, 0, 255]), "02:00:00:01:00:ff");
@@ -351,9 +362,18 @@ mod tests {
 
     #[test]
     fn prefixes_fit_their_family() {
-        assert_eq!(parse_cidr("10.0.0.5/16").unwrap(), ("10.0.0.5".parse().unwrap(), 16));
+        assert_eq!(
+            parse_cidr("10.0.0.5/16").unwrap(),
+            ("10.0.0.5".parse().unwrap(), 16)
+        );
         assert_eq!(parse_cidr("::/0").unwrap().1, 0);
-        for bad in ["10.0.0.5", "10.0.0.5/33", "fd00::/129", "x/8", "10.0.0.5/-1"] {
+        for bad in [
+            "10.0.0.5",
+            "10.0.0.5/33",
+            "fd00::/129",
+            "x/8",
+            "10.0.0.5/-1",
+        ] {
             assert!(parse_cidr(bad).is_err(), "{bad}");
         }
     }
@@ -374,7 +394,10 @@ mod tests {
             interface: "eth0".to_owned(),
             ..Route::default()
         };
-        assert!(matches!(Path::parse(&route), Err(NetworkError::MixedFamilies(_))));
+        assert!(matches!(
+            Path::parse(&route),
+            Err(NetworkError::MixedFamilies(_))
+        ));
     }
 
     #[test]

@@ -130,7 +130,10 @@ mod tests {
         for (file, text) in [
             ("cpu.stat", "usage_usec 1500\nuser_usec 1000\n"),
             ("memory.current", "5000\n"),
-            ("memory.stat", "anon 3000\ninactive_file 1200\npgfault 7\npgmajfault 2\n"),
+            (
+                "memory.stat",
+                "anon 3000\ninactive_file 1200\npgfault 7\npgmajfault 2\n",
+            ),
             ("memory.max", "max\n"),
             ("pids.current", "3\n"),
         ] {

@@ -23,7 +23,7 @@ impl Listener {
     /// Listens on a Unix socket; an old one there is replaced.
     pub(crate) fn unix(path: &Path) -> io::Result<Self> {
         match std::fs::remove_file(path) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
             _ => UnixListener::bind(path).map(Self::Unix),
         }
     }
@@ -44,4 +44,3 @@ impl Listener {
         }
     }
 }
-

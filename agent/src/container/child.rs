@@ -188,7 +188,11 @@ fn receive_fds(agent: &UnixStream) -> io::Result<Vec<OwnedFd>> {
     Ok(fds.flatten().collect())
 }
 
-fn run(request: Request, fds: Vec<OwnedFd>, agent: &Arc<UnixStream>) -> Result<i32, Box<dyn Error>> {
+fn run(
+    request: Request,
+    fds: Vec<OwnedFd>,
+    agent: &Arc<UnixStream>,
+) -> Result<i32, Box<dyn Error>> {
     // The agent's own protection; the specification's value follows, if any.
     fs::write("/proc/self/oom_score_adj", "0")?;
     let mut workload = Workload {

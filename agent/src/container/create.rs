@@ -184,7 +184,11 @@ async fn stages(
     })?;
 
     let wanted_user = request.user.clone().unwrap_or_default();
-    let (oci_cgroup, dir, tty) = (context.layout.oci_cgroup(id), remains.dir.clone(), request.tty);
+    let (oci_cgroup, dir, tty) = (
+        context.layout.oci_cgroup(id),
+        remains.dir.clone(),
+        request.tty,
+    );
     let (spec, user) = blocking(move || {
         let user = user::resolve(&root, &wanted_user)?;
         let add = Additions {
@@ -368,4 +372,3 @@ pub(crate) async fn blocking<T: Send + 'static>(
         Err(e) => Err(ContainerError::Stdio(io::Error::other(e))),
     }
 }
-

@@ -43,14 +43,14 @@ fn always() -> Vec<Rule> {
     vec![
         rule(CHAR, None, None, MKNOD),
         rule(BLOCK, None, None, MKNOD),
-        device(1, Some(3)),  // null
-        device(1, Some(5)),  // zero
-        device(1, Some(7)),  // full
-        device(1, Some(8)),  // random
-        device(1, Some(9)),  // urandom
-        device(5, Some(0)),  // tty
-        device(5, Some(2)),  // ptmx
-        device(136, None),   // pts/*
+        device(1, Some(3)), // null
+        device(1, Some(5)), // zero
+        device(1, Some(7)), // full
+        device(1, Some(8)), // random
+        device(1, Some(9)), // urandom
+        device(5, Some(0)), // tty
+        device(5, Some(2)), // ptmx
+        device(136, None),  // pts/*
     ]
 }
 
@@ -99,7 +99,10 @@ pub(crate) fn apply(path: &Path, rules: &[LinuxDeviceCgroup]) -> io::Result<()> 
 
 /// Compiles the rules; the last one that matches decides, and none means no.
 fn program(mut rules: Vec<Rule>) -> Option<Vec<Instruction>> {
-    if rules.last().is_none_or(|last| last.allow && last.matches_all()) {
+    if rules
+        .last()
+        .is_none_or(|last| last.allow && last.matches_all())
+    {
         return None;
     }
     rules.extend(always());
@@ -146,6 +149,10 @@ fn program(mut rules: Vec<Rule>) -> Option<Vec<Instruction>> {
             }
         }
         code.extend(block);
+        if rule.matches_all() {
+            // The kernel refuses instructions that can never be reached.
+            return Some(code);
+        }
     }
     code.push(Instruction::set(0, 0));
     code.push(Instruction::exit());
@@ -187,7 +194,10 @@ mod tests {
 
     #[test]
     fn all_but_the_usual_devices_is_denied() {
-        let code = program(rules(serde_json::json!([{"allow": false, "access": "rwm"}]))).unwrap();
+        let code = program(rules(
+            serde_json::json!([{"allow": false, "access": "rwm"}]),
+        ))
+        .unwrap();
         assert!(allowed(&code, CHAR, READ | WRITE, 1, 3));
         assert!(allowed(&code, CHAR, READ | WRITE, 136, 17));
         assert!(allowed(&code, BLOCK, MKNOD, 254, 0));
@@ -212,6 +222,14 @@ mod tests {
         assert!(allowed(&code, CHAR, READ | WRITE, 10, 229));
         assert!(allowed(&code, CHAR, READ, 10, 200));
         assert!(!allowed(&code, CHAR, READ | WRITE, 10, 200));
+    }
+
+    #[test]
+    fn nothing_follows_what_always_ends_the_program() {
+        let deny_all = serde_json::json!([{"allow": false, "access": "rwm"}]);
+        let code = program(rules(deny_all)).unwrap();
+        let denials = code.iter().filter(|i| **i == Instruction::set(0, 0));
+        assert_eq!(denials.count(), 1);
     }
 
     #[test]

@@ -182,7 +182,9 @@ async fn negotiate(
     ends: Option<ProcessEnds>,
     uid: u32,
 ) -> Result<Launched, LaunchError> {
-    send_fds(&socket, ends, uid).map_err(LaunchError::Talk)?;
+    send_fds(&socket, ends.as_ref(), uid).map_err(LaunchError::Talk)?;
+    // The process alone must hold its ends.
+    drop(ends);
     socket.set_nonblocking(true).map_err(LaunchError::Talk)?;
     let mut socket = BufReader::new(UnixStream::from_std(socket).map_err(LaunchError::Talk)?);
     let mut line = serde_json::to_vec(request).map_err(|e| LaunchError::Talk(e.into()))?;
@@ -259,14 +261,14 @@ impl ExecOutcome {
 /// Sends one byte with the standard streams, if there are any.
 fn send_fds(
     socket: &std::os::unix::net::UnixStream,
-    ends: Option<ProcessEnds>,
+    ends: Option<&ProcessEnds>,
     uid: u32,
 ) -> io::Result<()> {
     let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(3))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
     let null;
     let fds: Vec<BorrowedFd<'_>>;
-    if let Some(ends) = &ends {
+    if let Some(ends) = ends {
         let stdin = match &ends.stdin {
             Some(stdin) => stdin.as_fd(),
             None => {
@@ -274,11 +276,10 @@ fn send_fds(
                 null.as_fd()
             }
         };
-        for pipe in [ends.stdin.as_ref(), Some(&ends.stdout), Some(&ends.stderr)] {
-            if let Some(pipe) = pipe {
-                // So that a program may open /dev/stdout again.
-                std::os::unix::fs::fchown(pipe, Some(uid), None)?;
-            }
+        let pipes = ends.stdin.iter().chain([&ends.stdout, &ends.stderr]);
+        for pipe in pipes {
+            // So that a program may open /dev/stdout again.
+            std::os::unix::fs::fchown(pipe, Some(uid), None)?;
         }
         fds = vec![stdin, ends.stdout.as_fd(), ends.stderr.as_fd()];
         if !ancillary.push(SendAncillaryMessage::ScmRights(&fds)) {

@@ -288,6 +288,10 @@ async fn ask<T>(
 ) -> Result<T, ContainerError> {
     let (reply, answer) = oneshot::channel();
     let gone = || ContainerError::NotFound(id.clone());
-    handle.commands.send(command(reply)).await.map_err(|_| gone())?;
+    handle
+        .commands
+        .send(command(reply))
+        .await
+        .map_err(|_| gone())?;
     answer.await.map_err(|_| gone())?
 }

@@ -1,12 +1,7 @@
 //! Tells the host when the kernel kills processes of a container for lack of
 //! memory.
 
-use std::{
-    fs::File,
-    io,
-    os::unix::fs::FileExt,
-    sync::Arc,
-};
+use std::{fs::File, io, os::unix::fs::FileExt, sync::Arc};
 
 use hull_proto_agent::agent::{Oom, event::Kind};
 use tokio::io::Interest;

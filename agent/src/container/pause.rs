@@ -63,11 +63,10 @@ async fn start(reaper: &Reaper) -> io::Result<Pid> {
     let mut socket = tokio::io::BufReader::new(tokio::net::UnixStream::from_std(ours)?);
     let mut line = String::new();
     socket.read_line(&mut line).await?;
-    let pid = line
-        .trim()
-        .parse()
-        .map(Pid::from_raw)
-        .map_err(|_| io::Error::other(format!("make the pod's pid namespace: {}", line.trim())))?;
+    let pid =
+        line.trim().parse().map(Pid::from_raw).map_err(|_| {
+            io::Error::other(format!("make the pod's pid namespace: {}", line.trim()))
+        })?;
     let exit = reaper.adopt(pid);
     socket.shutdown().await?;
     let _ = opener.await;

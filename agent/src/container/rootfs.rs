@@ -140,7 +140,11 @@ fn overlay(path: &Path, lower: &[PathBuf], writable: Option<&PathBuf>) -> Result
 
 /// overlayfs wants the highest layer first.
 fn lower_option(lower: &[PathBuf]) -> String {
-    let paths: Vec<_> = lower.iter().rev().map(|p| p.display().to_string()).collect();
+    let paths: Vec<_> = lower
+        .iter()
+        .rev()
+        .map(|p| p.display().to_string())
+        .collect();
     format!("lowerdir={}", paths.join(":"))
 }
 

@@ -167,7 +167,10 @@ pub(crate) fn exec_process(
         let capabilities = if process.no_new_privileges() == Some(true) {
             None
         } else {
-            let real = process.capabilities().clone().unwrap_or_else(no_capabilities);
+            let real = process
+                .capabilities()
+                .clone()
+                .unwrap_or_else(no_capabilities);
             process.set_capabilities(Some(able_to_filter(&real)));
             Some(real)
         };
@@ -311,7 +314,12 @@ mod tests {
         let real = late.capabilities.unwrap();
         assert_eq!(real.effective().as_ref().unwrap().len(), 1);
         let able = process.capabilities().as_ref().unwrap();
-        assert!(able.effective().as_ref().unwrap().contains(&Capability::SysAdmin));
+        assert!(
+            able.effective()
+                .as_ref()
+                .unwrap()
+                .contains(&Capability::SysAdmin)
+        );
         assert!(exec_process(&spec, Vec::new(), false).is_err());
     }
 }

@@ -162,7 +162,11 @@ impl Task {
             }
             Command::Delete { force, reply } => {
                 let result = self.delete(force).await;
-                let next = if result.is_ok() { Next::End } else { Next::Serve };
+                let next = if result.is_ok() {
+                    Next::End
+                } else {
+                    Next::Serve
+                };
                 let _ = reply.send(result);
                 return next;
             }

@@ -165,10 +165,7 @@ impl rpc::Agent for Service {
             if set.as_str() == FILE_SET {
                 return Err(status(&FilesError::Reserved));
             }
-            done(files::replace(
-                &layout.files(set.as_str()),
-                &request.files,
-            ))
+            done(files::replace(&layout.files(set.as_str()), &request.files))
         }))
         .await
     }
@@ -333,4 +330,3 @@ fn done<E: status::Classified>(result: Result<(), E>) -> Result<proto::Empty, Re
         Err(e) => Err(status(&e)),
     }
 }
-

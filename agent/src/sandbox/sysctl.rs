@@ -32,7 +32,9 @@ pub(crate) fn set(name: &str, value: &str) -> Result<(), SysctlError> {
 /// Returns the file below `/proc/sys`. As in sysctl(8), the separator that comes
 /// first decides: with slashes, dots belong to names ("net/ipv4/conf/eth0.1/x").
 fn path(name: &str) -> Option<PathBuf> {
-    let slashes = name.find(['.', '/']).is_some_and(|i| name[i..].starts_with('/'));
+    let slashes = name
+        .find(['.', '/'])
+        .is_some_and(|i| name[i..].starts_with('/'));
     let parts: Vec<&str> = if slashes {
         name.split('/').collect()
     } else {
@@ -69,8 +71,19 @@ mod tests {
     #[test]
     fn nothing_outside_of_proc_sys_can_be_named() {
         for bad in [
-            "", "x", ".", "..", "a..b", "a/../../x", "../x/y", "/etc/x", "a/./b", "a.b\0c",
-            "a.b c", "net.core.", "a.b/c",
+            "",
+            "x",
+            ".",
+            "..",
+            "a..b",
+            "a/../../x",
+            "../x/y",
+            "/etc/x",
+            "a/./b",
+            "a.b\0c",
+            "a.b c",
+            "net.core.",
+            "a.b/c",
         ] {
             assert_eq!(path(bad), None, "{bad}");
         }

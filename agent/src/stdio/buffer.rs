@@ -50,7 +50,8 @@ impl Replay {
             return Err(BeyondEnd { offset, total });
         }
         let done = offset.saturating_sub(self.acked);
-        self.bytes.drain(..usize::try_from(done).unwrap_or(usize::MAX));
+        self.bytes
+            .drain(..usize::try_from(done).unwrap_or(usize::MAX));
         self.acked += done;
         if self.bytes.is_empty() {
             // An idle stream keeps no memory.
@@ -141,7 +142,13 @@ mod tests {
     fn what_was_never_written_cannot_be_acknowledged() {
         let mut replay = Replay::default();
         replay.push(b"abc");
-        assert_eq!(replay.ack(4), Err(BeyondEnd { offset: 4, total: 3 }));
+        assert_eq!(
+            replay.ack(4),
+            Err(BeyondEnd {
+                offset: 4,
+                total: 3
+            })
+        );
         assert_eq!(replay.ack(3), Ok(()));
         assert_eq!(replay.ack(1), Ok(()));
         assert_eq!((replay.start(), replay.len(), replay.total()), (3, 0, 3));

@@ -183,11 +183,7 @@ impl Stdio {
     pub(crate) async fn detached(&self, grace: Duration) {
         let mut attached = self.attached.subscribe();
         loop {
-            if attached
-                .wait_for(|a| a.ever && a.now == 0)
-                .await
-                .is_err()
-            {
+            if attached.wait_for(|a| a.ever && a.now == 0).await.is_err() {
                 return;
             }
             let back = attached.wait_for(|a| a.now > 0);

@@ -255,7 +255,10 @@ mod tests {
         File::from(process).write_all(b"hello world").unwrap();
         assert_eq!(output.finish(Duration::from_secs(5)).await, 11);
 
-        assert_eq!(read_all(&output, 0, false).await, (0, b"hello world".to_vec()));
+        assert_eq!(
+            read_all(&output, 0, false).await,
+            (0, b"hello world".to_vec())
+        );
         assert!(!output.finished());
         assert_eq!(read_all(&output, 6, false).await, (6, b"world".to_vec()));
         // The host said that it has the first six bytes.

@@ -2,7 +2,9 @@
 
 use std::{io, sync::Arc, time::Duration};
 
-use hull_proto_agent::stream::{StreamHeader, StreamKind, StreamReply, body_length, decode, encode};
+use hull_proto_agent::stream::{
+    StreamHeader, StreamKind, StreamReply, body_length, decode, encode,
+};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     time::timeout,

@@ -63,10 +63,13 @@ impl Agent {
         let process = Command::new("unshare")
             .args(["--pid", "--fork", "--kill-child", "--mount-proc"])
             .args(["--net", "--ipc", "--uts", "--propagation", "private"])
-            .arg(env!("CARGO_BIN_EXE_hull-agent"))
+            .arg(program(base))
             .arg("--listen")
             .arg(format!("unix:{}", dir.display()))
-            .env("HULL_LOG", std::env::var("HULL_LOG").unwrap_or("info".to_owned()))
+            .env(
+                "HULL_LOG",
+                std::env::var("HULL_LOG").unwrap_or_else(|_| "info".to_owned()),
+            )
             .stdin(Stdio::null())
             .spawn()
             .unwrap();
@@ -93,7 +96,10 @@ impl Agent {
             options: vec![source.display().to_string()],
             ..Default::default()
         };
-        self.client.attach_storage(context(), &request).await.unwrap();
+        self.client
+            .attach_storage(context(), &request)
+            .await
+            .unwrap();
     }
 
     pub async fn create(&self, request: &proto::CreateRequest) -> proto::CreateResponse {
@@ -278,6 +284,20 @@ impl Drop for Agent {
     }
 }
 
+/// Copies the agent into memory: from a shared directory it starts slowly.
+fn program(base: &Path) -> PathBuf {
+    let (built, copy) = (
+        Path::new(env!("CARGO_BIN_EXE_hull-agent")),
+        base.join("hull-agent"),
+    );
+    let age = |path: &Path| fs::metadata(path).and_then(|m| m.modified());
+    if age(&copy).ok() < age(built).ok() {
+        fs::copy(built, base.join("hull-agent.new")).unwrap();
+        fs::rename(base.join("hull-agent.new"), &copy).unwrap();
+    }
+    copy
+}
+
 async fn connect(dir: &Path) -> AgentClient {
     let address = format!("unix://{}", dir.join("rpc.sock").display());
     let deadline = Instant::now() + LIMIT;
@@ -292,14 +312,16 @@ async fn connect(dir: &Path) -> AgentClient {
 
 /// A root file system around busybox.
 fn image(dir: &Path) {
-    for sub in ["bin", "etc", "root", "tmp", "proc", "sys", "dev", "home/app", "data"] {
+    for sub in [
+        "bin", "etc", "root", "tmp", "proc", "sys", "dev", "home/app", "data",
+    ] {
         fs::create_dir_all(dir.join(sub)).unwrap();
     }
     fs::copy("/bin/busybox", dir.join("bin/busybox")).unwrap();
     for tool in [
         "sh", "cat", "echo", "sleep", "id", "ls", "env", "pwd", "yes", "head", "ps", "stty", "dd",
         "grep", "kill", "touch", "nc", "seq", "tail", "hostname", "mount", "wc", "mknod", "setsid",
-        "true", "printf", "chmod",
+        "true", "printf", "chmod", "ip",
     ] {
         symlink("busybox", dir.join("bin").join(tool)).unwrap();
     }
@@ -317,9 +339,20 @@ fn image(dir: &Path) {
 }
 
 const CAPABILITIES: &[&str] = &[
-    "CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FSETID", "CAP_FOWNER", "CAP_MKNOD", "CAP_NET_RAW",
-    "CAP_SETGID", "CAP_SETUID", "CAP_SETFCAP", "CAP_SETPCAP", "CAP_NET_BIND_SERVICE",
-    "CAP_SYS_CHROOT", "CAP_KILL", "CAP_AUDIT_WRITE",
+    "CAP_CHOWN",
+    "CAP_DAC_OVERRIDE",
+    "CAP_FSETID",
+    "CAP_FOWNER",
+    "CAP_MKNOD",
+    "CAP_NET_RAW",
+    "CAP_SETGID",
+    "CAP_SETUID",
+    "CAP_SETFCAP",
+    "CAP_SETPCAP",
+    "CAP_NET_BIND_SERVICE",
+    "CAP_SYS_CHROOT",
+    "CAP_KILL",
+    "CAP_AUDIT_WRITE",
 ];
 
 /// The specification as the host makes it.
