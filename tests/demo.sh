@@ -151,7 +151,11 @@ clean_up() {
     local code=$?
     [ $code = 0 ] || echo "demo: failed with exit code $code"
     if [ -n "${DAEMON:-}" ]; then
-        [ $code = 0 ] || { echo "--- the daemon's log"; tail -n 40 "$DIR/hull.log"; }
+        if [ $code != 0 ]; then
+            echo "--- the daemon's log"
+            tail -n 40 "$DIR/hull.log"
+            cri pods --quiet | while read -r pod; do { cri stopp "$pod" && cri rmp "$pod"; } >/dev/null || true; done || true
+        fi
         kill "$DAEMON" 2>/dev/null || true
         wait "$DAEMON" 2>/dev/null || true
     fi
