@@ -10,8 +10,8 @@ cd "$here/.."
 # Naming the target keeps these flags away from build scripts and procedural macros.
 RUSTFLAGS='-C target-feature=+crt-static -C relocation-model=static' \
     LIBSECCOMP_LINK_TYPE=static LIBSECCOMP_LIB_PATH=/usr/lib/x86_64-linux-gnu \
-    cargo build --release -p hull-agent --target $target >&2
-agent=$(realpath "${CARGO_TARGET_DIR:-target}/$target/release/hull-agent")
+    cargo build --profile guest -p hull-agent --target $target >&2
+agent=$(realpath "${CARGO_TARGET_DIR:-target}/$target/guest/hull-agent")
 
 # Nothing is there to load it: no interpreter, no shared library.
 headers=$(readelf -l -d "$agent")

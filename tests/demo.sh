@@ -137,7 +137,7 @@ J
 # Everything on this machine that a pod may make.
 leftovers() {
     pgrep -l hull-vmm || true
-    { find /run/netns -mindepth 1 2>/dev/null || true; } | sort
+    { find /run/netns "$DIR/run/netns" -mindepth 1 2>/dev/null || true; } | sort
     # The bridge belongs to the network, not to a pod.
     find /sys/class/net -mindepth 1 ! -name hull-demo0 | sort
     awk '{print "mount", $2}' /proc/mounts | grep -v tracing | sort

@@ -1,6 +1,11 @@
 //! What a pod could leave on the host, listed before and after.
 
-use std::{collections::BTreeSet, fs, path::Path, time::Duration};
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 /// Everything on the host that a pod may make, by name.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -8,7 +13,7 @@ pub struct Leftovers(BTreeSet<String>);
 
 impl Leftovers {
     /// Lists what is there now. `roots` are directories whose content counts.
-    pub fn list(roots: &[&Path]) -> Self {
+    pub fn list(roots: &[PathBuf]) -> Self {
         let mut found = BTreeSet::new();
         for pid in names(Path::new("/proc")).filter(|n| n.parse::<u32>().is_ok()) {
             let command = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
@@ -44,7 +49,7 @@ impl Leftovers {
 }
 
 /// Waits until nothing is left since `before`: processes take a moment to go.
-pub fn assert_none(before: &Leftovers, roots: &[&Path]) {
+pub fn assert_none(before: &Leftovers, roots: &[PathBuf]) {
     let mut left = Vec::new();
     for _ in 0..100 {
         left = Leftovers::list(roots).since(before);

@@ -131,7 +131,7 @@ impl Node {
 
         let daemon = Daemon::start(&file, &dir.join("hull.sock"));
         let client = daemon.connect().await;
-        let before = Leftovers::list(&[&dir.join("state/pods"), &dir.join("root/pods")]);
+        let before = Leftovers::list(&pod_dirs(&dir));
         Self {
             daemon,
             client,
@@ -319,8 +319,7 @@ impl Node {
 
     /// Fails unless the host is as it was before the first pod.
     pub fn assert_no_pod_left(&self) {
-        let roots = [self.dir.join("state/pods"), self.dir.join("root/pods")];
-        leftovers::assert_none(&self.before, &[&roots[0], &roots[1]]);
+        leftovers::assert_none(&self.before, &pod_dirs(&self.dir));
         let leases = fs::read_dir(self.dir.join("leases/test"));
         let leases: Vec<_> = leases
             .into_iter()
@@ -330,6 +329,13 @@ impl Node {
             .collect();
         assert!(leases.is_empty(), "addresses still leased: {leases:?}");
     }
+}
+
+/// The directories of a daemon that hold what belongs to pods.
+fn pod_dirs(dir: &Path) -> Vec<PathBuf> {
+    ["state/pods", "state/netns", "root/pods"]
+        .map(|name| dir.join(name))
+        .to_vec()
 }
 
 /// The configuration file of a node in `dir`.
