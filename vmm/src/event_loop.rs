@@ -25,6 +25,11 @@ use crate::{exit, log};
 /// Connections at a time; the daemon needs one, a person debugging another.
 const MAX_CONNECTIONS: usize = 8;
 
+/// Requests of a connection that are answered before devices have their turn.
+const TURN: usize = 16;
+/// How long no connections are taken when the process has no descriptor for one, in milliseconds.
+const RECESS_MS: i32 = 100;
+
 const LISTENER: u64 = 0;
 const SIGNAL: u64 = 1;
 const ENDED: u64 = 2;
@@ -48,6 +53,8 @@ pub struct EventLoop {
     epoll: Epoll,
     devices: Epolls,
     listener: Option<UnixListener>,
+    /// Whether connections are not looked for.
+    recess: bool,
     signal: Option<RawFd>,
     connections: HashMap<u64, Connection>,
     next_connection: u64,
@@ -66,6 +73,7 @@ impl EventLoop {
             epoll: Epoll::new().map_err(LoopError::Epoll)?,
             devices: Epolls::new().map_err(LoopError::Epoll)?,
             listener: None,
+            recess: false,
             signal: None,
             connections: HashMap::new(),
             next_connection: FIRST_CONNECTION,
@@ -144,7 +152,12 @@ impl EventLoop {
     fn run_until_end(&mut self) -> Result<ExitReport, LoopError> {
         let mut events = [EpollEvent::default(); 16];
         loop {
-            let count = service::wait(&self.epoll, -1, &mut events).map_err(LoopError::Epoll)?;
+            let timeout = if self.recess { RECESS_MS } else { -1 };
+            let count =
+                service::wait(&self.epoll, timeout, &mut events).map_err(LoopError::Epoll)?;
+            if self.recess {
+                self.set_recess(false);
+            }
             for event in events.iter().take(count) {
                 let report = match event.data() {
                     LISTENER => {
@@ -175,8 +188,14 @@ impl EventLoop {
     }
 
     fn accept(&mut self) {
-        let Some(Ok((stream, _))) = self.listener.as_ref().map(UnixListener::accept) else {
-            return;
+        let stream = match self.listener.as_ref().map(UnixListener::accept) {
+            Some(Ok((stream, _))) => stream,
+            Some(Err(error)) if error.kind() != io::ErrorKind::WouldBlock => {
+                log::note(&format!("accept control connection: {error}"));
+                self.set_recess(true);
+                return;
+            }
+            _ => return,
         };
         if self.connections.len() == MAX_CONNECTIONS {
             log::note("too many control connections");
@@ -196,6 +215,26 @@ impl EventLoop {
             }
             Err(error) => log::note(&format!("accept control connection: {error}")),
         }
+    }
+
+    /// Stops or goes on looking for connections. They wait meanwhile.
+    fn set_recess(&mut self, recess: bool) {
+        let Some(listener) = &self.listener else {
+            return;
+        };
+        let events = if recess {
+            EventSet::empty()
+        } else {
+            EventSet::IN
+        };
+        let event = EpollEvent::new(events, LISTENER);
+        if let Err(error) = self
+            .epoll
+            .ctl(ControlOperation::Modify, listener.as_raw_fd(), event)
+        {
+            log::note(&format!("watch control socket: {error}"));
+        }
+        self.recess = recess;
     }
 
     fn serve_connection(&mut self, id: u64) -> Option<ExitReport> {
@@ -231,13 +270,16 @@ impl EventLoop {
         }
     }
 
-    /// Answers requests until no more are there, or the VM is to end.
+    /// Answers requests until no more are there, others must have their turn, or the VM is to end.
     fn converse(
         &mut self,
         connection: &mut Connection,
     ) -> Result<Option<ExitReport>, ConnectionError> {
         connection.flush()?;
-        while !connection.is_congested() {
+        for _ in 0..TURN {
+            if connection.is_congested() {
+                break;
+            }
             match connection.receive()? {
                 None => break,
                 Some(Incoming::Garbage(error)) => {

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 /// Lines allowed per [`PERIOD`].
 const BURST: u32 = 20;
 /// How long the allowance of lines lasts.
-const PERIOD: Duration = Duration::from_secs(5);
+const PERIOD: Duration = Duration::from_secs(60);
 
 #[derive(Debug)]
 struct Allowance {

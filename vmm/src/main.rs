@@ -84,6 +84,7 @@ fn serve(start: Instant, id: &str, socket: &Path, exit_report: &Path) -> ExitCod
 fn run(start: Instant, socket: &Path, exit_report: &Path) -> Result<ExitReport, RunError> {
     // Before there are threads, which inherit it.
     let signal = block_termination().map_err(RunError::Signal)?;
+    raise_descriptor_limit();
     let mut event_loop = EventLoop::new(start)?;
     event_loop.stop_on(signal)?;
     let listener = bind(socket).map_err(RunError::Listen)?;
@@ -119,6 +120,27 @@ fn bind(path: &Path) -> io::Result<UnixListener> {
     // SAFETY: as above.
     unsafe { libc::umask(old) };
     listener
+}
+
+/// Takes as many file descriptors as the process may have: each layer of an image is one.
+fn raise_descriptor_limit() {
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: the calls are given a valid `rlimit`.
+    let failed = unsafe {
+        libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) != 0 || {
+            limit.rlim_cur = limit.rlim_max;
+            libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) != 0
+        }
+    };
+    if failed {
+        log::note(&format!(
+            "raise RLIMIT_NOFILE: {}",
+            io::Error::last_os_error()
+        ));
+    }
 }
 
 /// Turns SIGTERM and SIGINT into a readable descriptor.

@@ -14,6 +14,8 @@ use crate::lock;
 const PANIC: &[u8] = b"Kernel panic - not syncing: ";
 /// How much of a line is kept.
 const LINE: usize = 200;
+/// How much a regular file gets: a guest must not fill the host's disk.
+const FILE_LIMIT: u64 = 16 << 20;
 
 /// COM1.
 #[derive(Debug)]
@@ -50,13 +52,21 @@ impl<T: Trigger> Com1<T> {
 #[derive(Debug)]
 struct Console {
     file: Option<File>,
+    /// Bytes that the file still takes.
+    left: u64,
     line: Vec<u8>,
     panic: Option<String>,
 }
 
 impl Console {
     fn new(file: Option<File>) -> Self {
+        let is_regular = |file: &File| file.metadata().is_ok_and(|metadata| metadata.is_file());
         Self {
+            left: if file.as_ref().is_some_and(is_regular) {
+                FILE_LIMIT
+            } else {
+                u64::MAX
+            },
             file,
             line: Vec::with_capacity(LINE),
             panic: None,
@@ -88,10 +98,13 @@ impl Write for Console {
         for byte in bytes {
             self.watch(*byte);
         }
-        match &mut self.file {
-            Some(file) => file.write(bytes),
-            None => Ok(bytes.len()),
+        if let Some(file) = &mut self.file
+            && let Some(left) = self.left.checked_sub(bytes.len() as u64)
+        {
+            file.write_all(bytes)?;
+            self.left = left;
         }
+        Ok(bytes.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -143,6 +156,21 @@ mod tests {
         assert_eq!(
             com1.panic_message().unwrap(),
             "VFS: Unable to mount root fs"
+        );
+    }
+
+    #[test]
+    fn a_file_takes_only_so_much() {
+        let file = tempfile::tempfile().unwrap();
+        let mut console = Console::new(Some(file.try_clone().unwrap()));
+        console.left = 4;
+        for byte in b"abcdef" {
+            console.write_all(&[*byte]).unwrap();
+        }
+        assert_eq!(file.metadata().unwrap().len(), 4);
+        assert_eq!(
+            Console::new(Some(File::open("/dev/null").unwrap())).left,
+            u64::MAX
         );
     }
 
