@@ -284,6 +284,65 @@ impl Drop for Agent {
     }
 }
 
+/// The agent as it is in a guest, with vsock's loopback in place of a host.
+pub struct Guest {
+    process: Child,
+}
+
+impl Guest {
+    /// Where the image lies: not below what the agent mounts over.
+    const IMAGE: &str = "/mnt/hull-agent-image";
+
+    /// Starts it, or says why that cannot be.
+    pub async fn start() -> Result<(Self, AgentClient), &'static str> {
+        let loaded = Command::new("modprobe").arg("vsock_loopback").status();
+        if !loaded.is_ok_and(|s| s.success()) {
+            return Err("no vsock loopback");
+        }
+        let base = Path::new("/run/hull-agent-test");
+        fs::create_dir_all(base).unwrap();
+        let _ = fs::remove_dir_all(Self::IMAGE);
+        image(Path::new(Self::IMAGE));
+        let process = Command::new("unshare")
+            .args(["--pid", "--fork", "--kill-child", "--mount", "--net"])
+            .args(["--ipc", "--uts", "--propagation", "private"])
+            .arg(program(base))
+            .stdin(Stdio::null())
+            .spawn()
+            .unwrap();
+        let guest = Self { process };
+        let client = connect_to("vsock://1:1024").await;
+        let request = proto::AttachStorageRequest {
+            id: "image".to_owned(),
+            fstype: "bind".to_owned(),
+            options: vec![Self::IMAGE.to_owned()],
+            ..Default::default()
+        };
+        client.attach_storage(context(), &request).await.unwrap();
+        Ok((guest, client))
+    }
+
+    /// Waits for the end that a reset is inside of a pid namespace.
+    pub async fn ended(&mut self) {
+        let deadline = Instant::now() + LIMIT;
+        while self.process.try_wait().unwrap().is_none() {
+            assert!(Instant::now() < deadline, "the guest does not end");
+            sleep(Duration::from_millis(20)).await;
+        }
+    }
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+        let _ = fs::remove_dir_all(Self::IMAGE);
+        for cgroup in ["hull", "hull-agent"] {
+            let _ = fs::remove_dir(Path::new("/sys/fs/cgroup").join(cgroup));
+        }
+    }
+}
+
 /// Copies the agent into memory: from a shared directory it starts slowly.
 fn program(base: &Path) -> PathBuf {
     let (built, copy) = (
@@ -299,10 +358,13 @@ fn program(base: &Path) -> PathBuf {
 }
 
 async fn connect(dir: &Path) -> AgentClient {
-    let address = format!("unix://{}", dir.join("rpc.sock").display());
+    connect_to(&format!("unix://{}", dir.join("rpc.sock").display())).await
+}
+
+async fn connect_to(address: &str) -> AgentClient {
     let deadline = Instant::now() + LIMIT;
     loop {
-        match ttrpc::r#async::Client::connect(&address).await {
+        match ttrpc::r#async::Client::connect(address).await {
             Ok(client) => return AgentClient::new(client),
             Err(e) if Instant::now() > deadline => panic!("connect to the agent: {e}"),
             Err(_) => sleep(Duration::from_millis(20)).await,

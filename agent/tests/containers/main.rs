@@ -11,14 +11,19 @@ mod harness;
 
 use std::time::Duration;
 
-use hull_proto_agent::{agent as proto, stream::StreamKind};
+use hull_proto_agent::{
+    agent as proto,
+    stream::{StreamHeader, StreamKind, encode},
+};
 use serde_json::json;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     time::{Instant, sleep, timeout},
 };
 
-use harness::{Agent, LIMIT, container, container_with, context, exec_request, spec, unable};
+use harness::{
+    Agent, Guest, LIMIT, container, container_with, context, exec_request, spec, unable,
+};
 
 /// Runs a test with an agent of its own, or says why not.
 macro_rules! agent_tests {
@@ -377,6 +382,15 @@ agent_tests! {
         agent.start_container("c1").await.unwrap();
         let exited = agent.exited("c1", "").await;
         assert_eq!((exited.code, exited.oom_killed), (137, true));
+        let mut events = agent.client.events(context(), &proto::EventsRequest::default()).await.unwrap();
+        let told = timeout(LIMIT, async {
+            loop {
+                if let Some(proto::event::Kind::Oom(oom)) = events.recv().await.unwrap().unwrap().kind {
+                    return oom.container_id;
+                }
+            }
+        });
+        assert_eq!(told.await.unwrap(), "c1");
         agent.delete("c1").await;
     }
 
@@ -564,4 +578,61 @@ agent_tests! {
         agent.client.shutdown(context(), &proto::Empty::default()).await.unwrap();
         agent.assert_clean();
     }
+}
+
+/// The way from `main` through the boot to a container and the reset, over vsock.
+#[test]
+fn as_pid_1_it_boots_serves_vsock_and_resets() {
+    const NAME: &str = "as_pid_1_it_boots_serves_vsock_and_resets";
+    if let Some(why) = unable() {
+        println!("SKIPPED: {NAME}: {why}");
+        return;
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    runtime.block_on(async {
+        let (mut guest, client) = match Guest::start().await {
+            Ok(started) => started,
+            Err(why) => {
+                println!("SKIPPED: {NAME}: {why}");
+                return;
+            }
+        };
+        let hello = client
+            .hello(context(), &proto::HelloRequest::default())
+            .await
+            .unwrap();
+        assert_eq!(hello.version, 1);
+        client
+            .create(context(), &container("c1", "echo hello from a guest"))
+            .await
+            .unwrap();
+        let start = proto::StartRequest {
+            container_id: "c1".to_owned(),
+            ..Default::default()
+        };
+        client.start(context(), &start).await.unwrap();
+        let address = tokio_vsock::VsockAddr::new(1, hull_proto_agent::STREAM_PORT);
+        let mut stream = tokio_vsock::VsockStream::connect(address).await.unwrap();
+        let header = StreamHeader {
+            kind: StreamKind::Stdout,
+            container: "c1".to_owned(),
+            exec: String::new(),
+            offset: 0,
+        };
+        stream.write_all(&encode(&header).unwrap()).await.unwrap();
+        let mut bytes = Vec::new();
+        timeout(LIMIT, stream.read_to_end(&mut bytes))
+            .await
+            .unwrap()
+            .unwrap();
+        assert!(bytes.ends_with(b"hello from a guest\n"), "{bytes:?}");
+        client
+            .shutdown(context(), &proto::Empty::default())
+            .await
+            .unwrap();
+        guest.ended().await;
+    });
 }
