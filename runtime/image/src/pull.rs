@@ -33,7 +33,7 @@ const MAX_CONFIGURATION: u64 = 8 << 20;
 /// Most indexes that lead to each other.
 const MAX_INDEXES: usize = 3;
 /// Chunks of a layer that may wait for the unpacker; a chunk is what the network gave at once.
-const CHUNKS_AHEAD: usize = 64;
+const CHUNKS_AHEAD: usize = 16;
 
 /// Who pulls; the fields are those of CRI's `AuthConfig`, empty when not given.
 #[derive(Clone, Default, PartialEq, Eq)]

@@ -26,7 +26,7 @@ use crate::store::{Limits, Registries};
 
 use auth::{Authorization, Challenge, TokenReply};
 pub(crate) use client::HttpClients;
-use client::describe;
+use client::{CONNECT_TIMEOUT, describe};
 use hosts::Host;
 
 /// Largest manifest or index, bytes: what other runtimes and registries agree on.
@@ -485,6 +485,11 @@ impl Registry {
         let (what, registry) = (what.to_owned(), endpoint.host.shown());
         match tokio::time::timeout(self.no_progress, work).await {
             Ok(Ok(value)) => Ok(value),
+            Ok(Err(e)) if e.is_timeout() => Err(PullError::Timeout {
+                what,
+                registry,
+                seconds: CONNECT_TIMEOUT.as_secs(),
+            }),
             Ok(Err(e)) => Err(PullError::RegistryUnavailable {
                 what,
                 registry,

@@ -11,8 +11,6 @@ pub(crate) mod disk;
 pub(crate) mod files;
 mod locks;
 pub(crate) mod records;
-#[cfg(test)]
-mod tests;
 
 use std::io;
 use std::path::PathBuf;
@@ -212,8 +210,8 @@ impl ImageStore {
         pull::pull(&self.shared, reference, auth, progress).await
     }
 
-    /// Finds an image by name, name@digest, id, or the start of an id that no other image shares;
-    /// `None` when there is none.
+    /// Finds an image by name, name@digest, id, or the start of an id that no other image shares (at
+    /// least 8 digits, or after `sha256:`); `None` when there is none.
     ///
     /// # Errors
     /// When the records cannot be read.

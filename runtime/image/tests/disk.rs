@@ -315,6 +315,20 @@ async fn layers_mount_as_if_unpacked_over_each_other() {
     check(work, &layers, &work.join("reference")).await;
 }
 
+/// Makes `debian.tar`: of the directory in `HULL_TEST_ROOTFS` (e.g. what debootstrap made), else
+/// of the files of this machine's essential packages, as they are installed (with merged /usr).
+const MAKE_DEBIAN: &str = r#"
+    if [ -n "${HULL_TEST_ROOTFS:-}" ]; then
+        exec tar -c -C "$HULL_TEST_ROOTFS" --numeric-owner --xattrs --xattrs-include=* --format=pax -f debian.tar .
+    fi
+    dpkg-query -Wf '${Essential} ${Package}\n' | sed -n 's/^yes //p' | xargs dpkg -L |
+        sed -E 's|^/||; s#^(bin|sbin|lib|lib64)/#usr/&#' | sort -u | grep -vxE 'sys|proc|dev|run|tmp|' |
+        while IFS= read -r f; do
+            if [ -e "/$f" ] || [ -L "/$f" ]; then echo "$f"; fi
+        done > list
+    tar -c -C / --no-recursion -T list --numeric-owner --xattrs --format=pax -f debian.tar
+"#;
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_debian_tree_mounts_as_tar_unpacks_it() {
     if let Some(obstacle) = obstacle() {
@@ -323,9 +337,8 @@ async fn a_debian_tree_mounts_as_tar_unpacks_it() {
     }
     let work = tempfile::tempdir_in("/var/tmp").unwrap();
     let work = work.path();
-    // The files of this machine's essential packages, as they are installed (with merged /usr).
     let made = Command::new("bash")
-        .args(["-euc", "dpkg-query -Wf '${Essential} ${Package}\n' | sed -n 's/^yes //p' | xargs dpkg -L | sort -u | sed -E 's|^/||; s#^(bin|sbin|lib|lib64)/#usr/&#' | sort -u | grep -vxE 'sys|proc|dev|run|tmp|' | while IFS= read -r f; do if [ -e \"/$f\" ] || [ -L \"/$f\" ]; then echo \"$f\"; fi; done > list; tar -c -C / --no-recursion -T list --numeric-owner --xattrs --format=pax -f debian.tar"])
+        .args(["-euc", MAKE_DEBIAN])
         .current_dir(work)
         .output();
     if !made.as_ref().is_ok_and(|made| made.status.success()) {

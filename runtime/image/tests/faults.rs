@@ -645,3 +645,106 @@ async fn a_full_disk_is_told_and_leaves_nothing() {
     );
     assert_eq!(left, 0);
 }
+
+const CRASH_ROOT: &str = "HULL_TEST_CRASH_ROOT";
+const CRASH_IMAGE: &str = "HULL_TEST_CRASH_IMAGE";
+
+/// Not a test of its own: the process that the next test kills.
+#[tokio::test(flavor = "multi_thread")]
+async fn crash_victim() {
+    let (Ok(root), Ok(image)) = (std::env::var(CRASH_ROOT), std::env::var(CRASH_IMAGE)) else {
+        return;
+    };
+    let config = hull_image::StoreConfig::new(root, hull_image::Registries::default());
+    let store = hull_image::ImageStore::open(config).await.unwrap();
+    store.pull(&image, None).await.unwrap();
+    store.remove(&image).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_pull_costs_nothing_but_the_pull() {
+    let (faulty, image) = (Faulty::start().await, image(1));
+    faulty.put("a/b", "t", &image);
+    for blob in &image.layers {
+        let slow = Answer::Slow(blob.bytes.clone(), 10_000, Duration::from_millis(5));
+        faulty.set(&blob_path(blob), vec![slow]);
+    }
+    let name = format!("{}/a/b:t", faulty.address());
+    let mut cut_short = 0;
+    for delay in (0..500).step_by(50) {
+        let test = TestStore::open().await;
+        let directory = test.directory;
+        drop(test.store);
+        let root = directory.path().join("images");
+        let mut victim = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "crash_victim"])
+            .env(CRASH_ROOT, &root)
+            .env(CRASH_IMAGE, &name)
+            .stdout(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
+        tokio::time::sleep(Duration::from_millis(delay)).await;
+        victim.kill().unwrap();
+        cut_short += usize::from(!victim.wait().unwrap().success());
+        let config = hull_image::StoreConfig::new(&root, hull_image::Registries::default());
+        let store = hull_image::ImageStore::open(config).await.unwrap();
+        let test = TestStore { directory, store };
+        let known = test.store.list().await.unwrap();
+        // Killed between the record and the removal, the image is whole; otherwise nothing is there.
+        assert_eq!(test.leftovers().len(), if known.is_empty() { 0 } else { 4 });
+        for image in known {
+            test.store.disk(&image.id).await.unwrap();
+        }
+        test.store.pull(&name, None).await.unwrap();
+        assert_eq!(test.leftovers().len(), 4);
+    }
+    assert!(cut_short > 3, "only {cut_short} of 10 were killed in time");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pulls_and_removals_at_the_same_time_never_lose_a_layer() {
+    let faulty = Faulty::start().await;
+    // Images that share their base, so that removing one threatens the others' pulls.
+    let images: Vec<TestImage> = (0..4u8)
+        .map(|own| {
+            TestImage::new(
+                Flavor::Oci,
+                &[
+                    (layer(&[("base", &noise(50_000, 1))]), Packing::Gzip),
+                    (layer(&[("own", &[own; 10])]), Packing::Gzip),
+                ],
+            )
+        })
+        .collect();
+    for (number, image) in images.iter().enumerate() {
+        faulty.put("a/b", &number.to_string(), image);
+    }
+    let test = TestStore::open().await;
+    let workers: Vec<_> = (0..images.len())
+        .map(|number| {
+            let (store, name) = (
+                test.store.clone(),
+                format!("{}/a/b:{number}", faulty.address()),
+            );
+            tokio::spawn(async move {
+                for round in 0..15 {
+                    let id = store.pull(&name, None).await.unwrap();
+                    store.lease(&id, &name).await.unwrap();
+                    assert_eq!(store.disk(&id).await.unwrap().len(), 3);
+                    if round % 2 == 0 {
+                        store.remove(&name).await.unwrap();
+                        assert_eq!(store.disk(&id).await.unwrap().len(), 3);
+                        store.release(&name).await.unwrap();
+                    } else {
+                        store.release(&name).await.unwrap();
+                        store.remove(id.as_str()).await.unwrap();
+                    }
+                }
+            })
+        })
+        .collect();
+    for worker in workers {
+        worker.await.unwrap();
+    }
+    assert_eq!(test.leftovers(), [""; 0]);
+}

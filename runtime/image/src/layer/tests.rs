@@ -1,6 +1,8 @@
 use std::io::{Cursor, Write};
 use std::path::Path;
 
+use proptest::prelude::*;
+
 use super::*;
 
 /// Builds archives byte by byte, also such as no program would write.
@@ -620,4 +622,104 @@ fn bombs_meet_their_limits() {
         matches!(error, PullError::TooLarge { unit: "bytes", .. }),
         "{error:?}"
     );
+}
+
+/// An archive with something of everything, for damage.
+fn rich_archive() -> Vec<u8> {
+    Tar::default()
+        .file("dir/file", &[1; 700])
+        .pax(&[
+            ("path", b"long/name"),
+            ("mtime", b"12.5"),
+            ("SCHILY.xattr.user.a", b"v"),
+        ])
+        .file("x", b"y")
+        .link("dir/hard", b'1', "dir/file")
+        .link("soft", b'2', "../../out")
+        .header(b"././@LongLink", b'L', 20, |_| {})
+        .data(b"another/long/name/x\0")
+        .file("cut", b"")
+        .pax(&[
+            ("GNU.sparse.size", b"9000"),
+            ("GNU.sparse.map", b"10,2,8000,3"),
+        ])
+        .file("sparse", b"abcde")
+        .file("dir/.wh.gone", b"")
+        .file("dir/.wh..wh..opq", b"")
+        .end()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// Damaged archives are unpacked or refused, and what is unpacked is a tree that can be merged
+    /// and written or is refused there: never a panic, never a path outside, never a huge result.
+    #[test]
+    fn damage_never_gets_through(
+        damage in prop::collection::vec((0usize..12_000, any::<u8>()), 1..6),
+        cut in 0usize..12_000,
+        fix_sums in any::<bool>(),
+    ) {
+        let mut archive = rich_archive();
+        for (position, byte) in damage {
+            let position = position % archive.len();
+            archive[position] = byte;
+        }
+        if fix_sums {
+            for block in archive.chunks_exact_mut(512).filter(|block| &block[257..262] == b"ustar") {
+                block[148..156].fill(b' ');
+                let sum: u32 = block.iter().map(|b| u32::from(*b)).sum();
+                block[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+            }
+        }
+        if cut > 6000 {
+            archive.truncate(cut % archive.len());
+        }
+        let limits = Limits { max_unpacked_bytes: 1 << 30, ..Limits::default() };
+        match try_unpack_to_entries(&archive, &limits) {
+            Err(PullError::CorruptLayer { .. } | PullError::TooLarge { .. }) => {}
+            Err(other) => prop_assert!(false, "{other:?}"),
+            Ok((entries, data_length)) => {
+                for entry in &entries {
+                    let bad = |name: &[u8]| matches!(name, b"" | b"." | b"..") || name.contains(&0);
+                    let root = entry.path.is_empty();
+                    prop_assert!(root || !entry.path.split(|b| *b == b'/').any(bad));
+                    if let EntryKind::File { size, offset } = entry.kind {
+                        prop_assert!(offset + size <= data_length);
+                    }
+                }
+                let mut merger = crate::merge::Merger::new(1000);
+                if merger.apply(entries).is_ok() {
+                    let tree = merger.finish();
+                    crate::erofs::write(io::sink(), &tree, &[data_length], [0; 16]).unwrap();
+                }
+            }
+        }
+    }
+
+    /// Noise after each kind of compression mark is refused.
+    #[test]
+    fn noise_is_refused(mark in 0usize..4, mut noise in prop::collection::vec(any::<u8>(), 16..3000)) {
+        let marks: [&[u8]; 4] = [&[0x1f, 0x8b, 8, 0], &[0x28, 0xb5, 0x2f, 0xfd], &[0x50, 0x2a, 0x4d, 0x18], &[]];
+        noise[..marks[mark].len()].copy_from_slice(marks[mark]);
+        let error = try_unpack_to_entries(&noise, &Limits::default());
+        prop_assert!(matches!(error, Err(PullError::CorruptLayer { .. } | PullError::DigestMismatch { .. } | PullError::TooLarge { .. })), "{:?}", error.is_ok());
+    }
+}
+
+fn try_unpack_to_entries(archive: &[u8], limits: &Limits) -> Result<(Vec<Entry>, u64), PullError> {
+    let directory = tempfile::tempdir().unwrap();
+    unpack(
+        archive,
+        &expected(archive, archive),
+        directory.path(),
+        limits,
+    )?;
+    let length = std::fs::metadata(directory.path().join("data"))
+        .unwrap()
+        .len();
+    Ok((
+        tree::read(File::open(directory.path().join("tree")).unwrap()).unwrap(),
+        length,
+    ))
 }

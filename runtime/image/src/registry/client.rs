@@ -10,6 +10,9 @@ use reqwest::{Client, Identity};
 use super::hosts::{Host, Tls};
 use super::tls::client_config;
 
+/// A server that does not accept a connection for this long is not there.
+pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
+
 /// Clients that were made so far.
 #[derive(Debug, Default)]
 pub(crate) struct HttpClients {
@@ -60,7 +63,7 @@ impl Kind {
     fn builder(&self) -> Result<reqwest::ClientBuilder, String> {
         let mut builder = Client::builder()
             .user_agent(concat!("hull/", env!("CARGO_PKG_VERSION")))
-            .connect_timeout(Duration::from_secs(30));
+            .connect_timeout(CONNECT_TIMEOUT);
         if self.tls.skip_verify {
             builder = builder.tls_danger_accept_invalid_certs(true);
         }

@@ -124,12 +124,9 @@ impl Records {
                         .map(|id| id.value().to_owned());
                 }
             }
-            let start = wanted.strip_prefix("sha256:").unwrap_or(wanted);
             if found.is_none()
-                && !start.is_empty()
-                && start.bytes().all(crate::digest::is_lower_hex)
+                && let Some(start) = start_of_id(wanted)
             {
-                let start = format!("sha256:{start}");
                 let mut matching = Vec::new();
                 for entry in tables.images.range(start.as_str()..)? {
                     let (id, bytes) = entry?;
@@ -335,6 +332,18 @@ impl Records {
         };
         run().map_err(|e: redb::Error| failed(action, e))
     }
+}
+
+/// The text as the start of an id, if it can be meant as one. Short ones without their algorithm
+/// are not: `cafe` is somebody's repository.
+fn start_of_id(text: &str) -> Option<String> {
+    const SHORTEST: usize = 8;
+    let (digits, shortest) = match text.strip_prefix("sha256:") {
+        Some(digits) => (digits, 1),
+        None => (text, SHORTEST),
+    };
+    let fits = digits.len() >= shortest && digits.bytes().all(crate::digest::is_lower_hex);
+    fits.then(|| format!("sha256:{digits}"))
 }
 
 struct ReadTables {
