@@ -301,6 +301,8 @@ impl EventLoop {
                         continue;
                     }
                     let response = self.answer(&request, &fds);
+                    // What the VM does not need is closed when the daemon reads the answer.
+                    drop(fds);
                     connection.send(&response)?;
                     if matches!(*request, Request::Stop) {
                         return Ok(Some(stopped("as asked")));
