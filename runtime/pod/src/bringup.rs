@@ -23,12 +23,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use hull_network::{NetworkError, PodNetwork, PodNetworkRequest};
-use hull_proto_agent::GUEST_CID;
-use hull_proto_vmm::{DeviceConfig, Extent, FdIndex, VmConfig};
-use tokio::task::spawn_blocking;
-
 use crate::{
+    blocking::blocking,
     error::PodError,
     guest::{
         client::{Agent, Storage},
@@ -48,6 +44,9 @@ use crate::{
         spec::{VmSize, available_mib},
     },
 };
+use hull_network::{NetworkError, PodNetwork, PodNetworkRequest};
+use hull_proto_agent::GUEST_CID;
+use hull_proto_vmm::{DeviceConfig, Extent, FdIndex, VmConfig};
 
 /// The guest's kernel command line, added to the VMM's own.
 const CMDLINE: &str = "root=/dev/vda rootfstype=erofs ro init=/init";
@@ -267,13 +266,8 @@ impl<'a> Housed<'a> {
 
     async fn scratch(&self) -> Result<File, PodError> {
         let (config, path) = (self.before.node.config.clone(), self.data.scratch());
-        let made = spawn_blocking(move || {
-            scratch::create(&config, &path).and_then(|()| scratch::open(&path))
-        });
-        match made.await {
-            Ok(result) => result.map_err(PodError::from),
-            Err(panic) => std::panic::resume_unwind(panic.into_panic()),
-        }
+        let make = move || scratch::create(&config, &path).and_then(|()| scratch::open(&path));
+        Ok(blocking(make).await?)
     }
 
     async fn undo(self) -> Result<(), Left> {
@@ -453,8 +447,8 @@ impl<'a> Assembled<'a> {
     async fn undo(self) -> Result<(), Left> {
         let network = &self.before.before.node.network;
         let (vm, down) = tokio::join!(kill(self.vmm), network.teardown(&self.network.record));
-        let later = vm.and(down.map_err(network_error));
-        self.before.undo_after(later).await
+        let down = down.map_err(network_error);
+        self.before.undo_after(vm.and(down)).await
     }
 }
 
@@ -517,7 +511,9 @@ pub(crate) fn remove_dirs(run: &RunDir, data: &DataDir) -> Result<(), PodError> 
         rundir::remove(path)
             .map_err(|e| PodError::internal(format!("remove {}", path.display()), e))
     };
-    remove(run.path()).and(remove(data.path()))
+    // Both are tried, whatever becomes of the first.
+    let (run, data) = (remove(run.path()), remove(data.path()));
+    run.and(data)
 }
 
 /// Tells a network failure in the terms of callers.

@@ -162,6 +162,26 @@ impl PodError {
         }
     }
 
+    /// The error with all its causes, for a person.
+    #[must_use]
+    pub fn report(&self) -> String {
+        if let Self::Undo { failure, undo } = self {
+            return format!(
+                "{}; and undoing it failed: {}",
+                failure.report(),
+                undo.report()
+            );
+        }
+        let mut text = self.to_string();
+        let mut cause = self.source();
+        while let Some(error) = cause {
+            text.push_str(": ");
+            text.push_str(&error.to_string());
+            cause = error.source();
+        }
+        text
+    }
+
     pub(crate) fn invalid(field: impl Into<String>, reason: impl Into<String>) -> Self {
         Self::InvalidArgument {
             field: field.into(),
@@ -213,5 +233,23 @@ impl PodError {
                 undo: Box::new(undo),
             },
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_report_has_every_cause() {
+        let io = std::io::Error::other("disk on fire");
+        let failure = PodError::internal("write it", io);
+        let undo = Err(PodError::precondition("undo it", "too late"));
+        let error = failure.after_undo(undo);
+        assert_eq!(error.kind(), ErrorKind::Internal);
+        assert_eq!(
+            error.report(),
+            "write it: disk on fire; and undoing it failed: undo it: too late"
+        );
     }
 }

@@ -10,6 +10,7 @@
 
 #![forbid(unsafe_code)]
 
+mod blocking;
 mod bringup;
 mod clock;
 mod config;

@@ -70,27 +70,19 @@ impl Pods {
                 new
             }
         };
-        let PodEntry {
-            id,
-            mut view,
-            delivered,
-            ..
-        } = entry;
-        let outcome = view
-            .wait_for(|view| !matches!(view.phase, Phase::Starting))
-            .await
-            .map(|view| view.phase.clone());
-        match outcome {
-            Ok(Phase::Up) => {
-                delivered.set();
-                Ok(id)
-            }
-            Ok(Phase::Failed(error)) => Err(error),
-            _ => Err(PodError::precondition(
+        let mut started = entry.started;
+        let result = match started.wait_for(Option::is_some).await {
+            Ok(result) => result.clone(),
+            Err(_) => None,
+        };
+        result.unwrap_or_else(|| {
+            Err(PodError::precondition(
                 "start the sandbox",
                 "it was removed meanwhile",
-            )),
-        }
+            ))
+        })?;
+        entry.delivered.set();
+        Ok(entry.id)
     }
 
     /// Ends a sandbox's containers, VM and network. A sandbox that is stopped or unknown is

@@ -9,9 +9,9 @@ use std::{net::IpAddr, path::Path, path::PathBuf, sync::Arc};
 use hull_network::NetworkRecord;
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
-use tokio::task::spawn_blocking;
 
 use crate::{
+    blocking::blocking,
     error::PodError,
     id::{ContainerId, PodId},
     info::{ContainerUser, GuestInfo},
@@ -254,10 +254,7 @@ impl Records {
         work: impl FnOnce(&Self) -> Result<T, RecordError> + Send + 'static,
     ) -> Result<T, RecordError> {
         let this = self.clone();
-        match spawn_blocking(move || work(&this)).await {
-            Ok(result) => result,
-            Err(panic) => std::panic::resume_unwind(panic.into_panic()),
-        }
+        blocking(move || work(&this)).await
     }
 }
 

@@ -22,9 +22,10 @@ use std::{
 
 use futures::future::join_all;
 use hull_image::ImageId;
-use tokio::{task::spawn_blocking, time::Instant};
+use tokio::time::{Instant, timeout};
 
 use crate::{
+    blocking::blocking,
     config::PodsConfig,
     driver::{Container, Driver},
     error::PodError,
@@ -47,8 +48,8 @@ use crate::{
     },
 };
 
-/// How long a VM that was left running may take to answer.
-const ADOPT: Duration = Duration::from_secs(15);
+/// How long the daemon's start waits for pods; those that take longer go on by themselves.
+const WAIT: Duration = Duration::from_secs(15);
 /// Exit code of a container whose end nobody saw.
 const UNKNOWN_EXIT: i32 = 255;
 
@@ -72,15 +73,12 @@ pub(crate) async fn open(
             .map_err(|e| PodError::internal(format!("make {}", path.display()), e))?;
     }
     let path = config.root.join("hull.redb");
-    let opened = spawn_blocking(move || {
+    let opened = blocking(move || -> Result<_, PodError> {
         let records = Records::open(&path)?;
         let loaded = records.load()?;
-        Ok::<_, PodError>((records, loaded))
+        Ok((records, loaded))
     });
-    let (records, (sandboxes, containers)) = match opened.await {
-        Ok(result) => result?,
-        Err(panic) => std::panic::resume_unwind(panic.into_panic()),
-    };
+    let (records, (sandboxes, containers)) = opened.await?;
     let node = Arc::new(Node::new(config, images, network, records));
 
     remove_orphans(&node, &sandboxes, &containers).await;
@@ -92,116 +90,163 @@ pub(crate) async fn open(
             .or_default()
             .push(container);
     }
-    let pods = sandboxes.into_iter().map(|sandbox| {
-        let containers = by_pod.remove(&sandbox.id).unwrap_or_default();
-        recover(Arc::clone(&node), sandbox, containers)
+    let pods: Vec<_> = sandboxes
+        .into_iter()
+        .map(|sandbox| {
+            let containers = by_pod.remove(&sandbox.id).unwrap_or_default();
+            // From here on it is listed as it was; calls wait until it is recovered.
+            tokio::spawn(Recovery::new(&node, sandbox, containers).run())
+        })
+        .collect();
+    let recovered = pods.into_iter().map(|pod| async move {
+        // The task hands over to the pod's own.
+        let _ = pod.await;
     });
-    join_all(pods).await;
+    if timeout(WAIT, join_all(recovered)).await.is_err() {
+        tracing::warn!("some pods of an earlier daemon do not answer yet");
+    }
     Ok(node)
 }
 
-async fn recover(node: Arc<Node>, mut record: SandboxRecord, containers: Vec<ContainerRecord>) {
-    let was = record.state;
-    record.state = after_restart(was);
-    let live = match record.state {
-        State::Ready => match adopt(&node, &record).await {
-            Ok(live) => Some(live),
-            Err(error) => {
-                tracing::warn!(
-                    pod = %record.id,
-                    error = &error as &dyn std::error::Error,
-                    "VM of an earlier daemon is gone"
-                );
-                record.message = format!("the VM is gone: {error}");
-                None
-            }
-        },
-        _ => None,
-    };
-    let (mut driver, entry) = Driver::new(Arc::clone(&node), record, Phase::Up);
-    if let Err(error) = node.registry.reserve(entry) {
-        tracing::error!(pod = %driver.id(), %error, "two records have one name");
-    }
-    let mut disks = ImageDisks::default();
-    let agent = live.as_ref().map(|(_, agent)| agent);
-    for container in containers {
-        let image = ImageId::try_from(container.image_id.clone());
-        if let (Some(_), Some(slot), Ok(image)) = (agent, container.image_slot, &image) {
-            disks.adopt(image, slot, &container.id);
-        }
-        if let Some(container) = resume(&node, agent, container).await {
-            driver.insert(container);
-        }
-    }
-    match live {
-        Some((vm, agent)) => driver.go_live(vm, agent, disks, None),
-        // In the state Ready this makes it Broken; in any other it ends what still runs.
-        None => driver.end_lost_vm(UNKNOWN_EXIT).await,
-    }
-    let todo = match was {
-        State::Starting | State::Removing | State::Stopping(After::Remove) => Some(Event::Remove),
-        State::Stopping(After::Keep) => Some(Event::Stop),
-        _ => None,
-    };
-    if let Some(event) = todo
-        && let Err(error) = driver.sandbox_event(event).await
-    {
-        let cause = &error as &dyn std::error::Error;
-        tracing::error!(pod = %driver.id(), error = cause, "finish what an earlier daemon began");
-    }
-    driver.publish();
-    tokio::spawn(driver.run());
+/// A sandbox on its way from its record to its task.
+struct Recovery {
+    node: Arc<Node>,
+    driver: Driver,
+    record: SandboxRecord,
+    /// Its state as the earlier daemon wrote it.
+    was: State,
+    containers: Vec<ContainerRecord>,
+    /// Containers of whose creation nobody was told.
+    unanswered: Vec<ContainerId>,
 }
 
-async fn adopt(node: &Node, record: &SandboxRecord) -> Result<(VmClient, Agent), PodError> {
-    let run = RunDir::of(&node.config, &record.id);
-    let process = record.vm.map(|vm| vm.process);
-    let alive = || process.is_some_and(|p| p.is_alive());
-    let deadline = Instant::now() + ADOPT;
-    let (socket, report) = (run.control_socket(), run.exit_report());
-    let (vm, _) = VmClient::connect(&socket, &report, deadline, alive).await?;
-    let vsock = run.vsock_socket();
-    let (agent, _) = Agent::connect(&vsock, node.config.agent_timeout, deadline).await?;
-    Ok((vm, agent))
+impl Recovery {
+    fn new(node: &Arc<Node>, mut record: SandboxRecord, containers: Vec<ContainerRecord>) -> Self {
+        let was = record.state;
+        record.state = after_restart(was);
+        let (mut driver, entry) = Driver::new(Arc::clone(node), record.clone(), Phase::Up);
+        let mut unanswered = Vec::new();
+        for container in &containers {
+            match resume(container) {
+                Some(container) => driver.insert(container),
+                None => unanswered.push(container.id.clone()),
+            }
+        }
+        driver.publish();
+        if let Err(error) = node.registry.reserve(entry) {
+            tracing::error!(pod = %record.id, %error, "two records have one name");
+        }
+        Self {
+            node: Arc::clone(node),
+            driver,
+            record,
+            was,
+            containers,
+            unanswered,
+        }
+    }
+
+    async fn run(mut self) {
+        let adopted = match self.record.state {
+            State::Ready => self.adopt().await,
+            _ => Err("it was being started or ended".into()),
+        };
+        let agent = adopted.as_ref().ok().map(|(_, agent)| agent.clone());
+        for id in std::mem::take(&mut self.unanswered) {
+            discard(&self.node, agent.as_ref(), &id).await;
+        }
+        match adopted {
+            Ok((vm, agent)) => self.go_on(vm, agent).await,
+            Err(why) => {
+                if self.record.state == State::Ready {
+                    tracing::warn!(pod = %self.record.id, %why, "VM of an earlier daemon is gone");
+                    self.driver.note(format!("the VM is gone: {why}"));
+                }
+                // In the state Ready this makes it Broken; in any other it ends what still runs.
+                self.driver.end_lost_vm(UNKNOWN_EXIT).await;
+            }
+        }
+        let todo = match self.was {
+            State::Starting | State::Removing | State::Stopping(After::Remove) => {
+                Some(Event::Remove)
+            }
+            State::Stopping(After::Keep) => Some(Event::Stop),
+            _ => None,
+        };
+        if let Some(event) = todo
+            && let Err(error) = self.driver.sandbox_event(event).await
+        {
+            let error = &error as &dyn std::error::Error;
+            tracing::error!(pod = %self.record.id, error, "finish what an earlier daemon began");
+        }
+        self.driver.publish();
+        self.driver.adopted();
+        tokio::spawn(self.driver.run());
+    }
+
+    /// Lets the containers go on where they are.
+    async fn go_on(&mut self, vm: VmClient, agent: Agent) {
+        let mut disks = ImageDisks::default();
+        for container in &self.containers {
+            let image = ImageId::try_from(container.image_id.clone());
+            if let (Some(slot), Ok(image)) = (container.image_slot, &image) {
+                disks.adopt(image, slot, &container.id);
+            }
+            if matches!(
+                container.state,
+                RecordedState::Created | RecordedState::Running
+            ) {
+                let run = RunDir::of(&self.node.config, &container.pod);
+                let target = LogTarget {
+                    container: container.id.to_string(),
+                    path: container.log_path.clone(),
+                    position: run.log_position(container.id.as_str()),
+                    tty: container.spec.tty,
+                };
+                match ContainerLog::start(&agent, target).await {
+                    Ok(log) => self.driver.insert_log(&container.id, log),
+                    Err(error) => {
+                        let error = &error as &dyn std::error::Error;
+                        tracing::error!(container = %container.id, error, "go on with the log");
+                    }
+                }
+            }
+        }
+        self.driver.go_live(vm, agent, disks, None);
+    }
+
+    /// Connects to VMM and agent. As long as the VMM lives, its pod is given time: an agent that
+    /// is slow today must not cost a running pod.
+    async fn adopt(&self) -> Result<(VmClient, Agent), String> {
+        let run = RunDir::of(&self.node.config, &self.record.id);
+        let process = self.record.vm.map(|vm| vm.process);
+        let alive = || process.is_some_and(|p| p.is_alive());
+        let deadline = Instant::now() + self.node.config.boot_timeout;
+        let (socket, report) = (run.control_socket(), run.exit_report());
+        let connected = VmClient::connect(&socket, &report, deadline, alive).await;
+        let (vm, _) = connected.map_err(|error| PodError::from(error).report())?;
+        let vsock = run.vsock_socket();
+        let greeted = tokio::select! {
+            greeted = Agent::connect(&vsock, self.node.config.agent_timeout, deadline) => greeted,
+            () = vm.gone() => return Err(vm.report()),
+        };
+        let (agent, _) = greeted.map_err(|error| PodError::from(error).report())?;
+        Ok((vm, agent))
+    }
 }
 
 /// A container as it goes on; none when nobody was told of it.
-async fn resume(
-    node: &Node,
-    agent: Option<&Agent>,
-    mut record: ContainerRecord,
-) -> Option<Container> {
+fn resume(record: &ContainerRecord) -> Option<Container> {
     let state = match &record.state {
         RecordedState::Created => ContainerState::Created,
         RecordedState::Running => ContainerState::Running,
         RecordedState::Exited(exit) => ContainerState::Exited(exit.clone()),
-        RecordedState::Creating => {
-            discard(node, agent, &record.id).await;
-            return None;
-        }
+        RecordedState::Creating => return None,
     };
-    let mut log = None;
-    if let (Some(agent), ContainerState::Created | ContainerState::Running) = (agent, &state) {
-        let run = RunDir::of(&node.config, &record.pod);
-        let target = LogTarget {
-            container: record.id.to_string(),
-            path: record.log_path.clone(),
-            position: run.log_position(record.id.as_str()),
-            tty: record.spec.tty,
-        };
-        match ContainerLog::start(agent, target).await {
-            Ok(resumed) => log = Some(resumed),
-            Err(error) => {
-                let cause = &error as &dyn std::error::Error;
-                tracing::error!(container = %record.id, error = cause, "go on with the log");
-                record.log_path = None;
-            }
-        }
-    }
     Some(Container {
-        record,
+        record: record.clone(),
         state,
-        log,
+        log: None,
         waiters: Vec::new(),
         creators: Vec::new(),
         delivered: Delivered::default(),

@@ -31,15 +31,13 @@ pub(crate) struct PodView {
 }
 
 /// Whether a pod is there for callers.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Phase {
-    /// Its start was not answered yet.
+    /// It is being started.
     Starting,
     /// It is.
     Up,
-    /// It could not be started, and nothing is left.
-    Failed(PodError),
-    /// It was removed.
+    /// Nothing is left of it.
     Gone,
 }
 
@@ -50,6 +48,8 @@ pub(crate) struct PodEntry {
     pub spec: Arc<SandboxSpec>,
     pub commands: mpsc::Sender<Command>,
     pub view: watch::Receiver<Arc<PodView>>,
+    /// What its start came to; none while it goes on.
+    pub started: watch::Receiver<Option<Result<(), PodError>>>,
     pub delivered: Delivered,
 }
 

@@ -126,9 +126,15 @@ pub fn serve(listener: StdListener, script: Script, report: PathBuf) {
                 }
                 line.push(byte);
             }
+            // A daemon may be killed at any point.
             let line = String::from_utf8(line).unwrap();
-            let port: u32 = line.strip_prefix("CONNECT ").unwrap().parse().unwrap();
-            stream.write_all(b"OK 5000\n").await.unwrap();
+            let Some(port) = line.strip_prefix("CONNECT ") else {
+                continue;
+            };
+            let port: u32 = port.parse().unwrap();
+            if stream.write_all(b"OK 5000\n").await.is_err() {
+                continue;
+            }
             if port == RPC_PORT {
                 connections.send(Ok(stream)).await.unwrap();
             } else {
@@ -231,7 +237,16 @@ impl Agent for Rpc {
             Arc::clone(&container.init)
         };
         if process.args.iter().any(|a| a == "cannot-start") {
-            return Err(refusal(Code::INVALID_ARGUMENT, "exec /nope: not found"));
+            // As the real agent: the end is told before the start is answered.
+            let end = End {
+                code: 127,
+                signal: 0,
+                oom: false,
+            };
+            self.0.exited(&id, "", &process, end, false);
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            let message = "exec /nope: not found";
+            return Err(refusal(Code::FAILED_PRECONDITION, message));
         }
         let guest = Arc::clone(&self.0);
         tokio::spawn(async move {

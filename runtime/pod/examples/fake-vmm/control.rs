@@ -45,7 +45,9 @@ async fn connection(mut stream: UnixStream, vm: Arc<Mutex<Vm>>, report: std::pat
         let stop = request == Request::Stop;
         let response = handle(&vm, request, fds);
         let frame = hull_proto_vmm::encode(&response).unwrap();
-        stream.write_all(&frame).await.unwrap();
+        if stream.write_all(&frame).await.is_err() {
+            return;
+        }
         if stop {
             end(&report, ExitReason::Stopped, "asked to");
         }
@@ -87,7 +89,7 @@ fn handle(vm: &Mutex<Vm>, request: Request, fds: Vec<OwnedFd>) -> Response {
             state: vm.state.unwrap_or(VmState::Empty),
         },
         Request::Configure(config) => {
-            configure(&mut vm, *config, fds);
+            configure(&mut vm, &config, fds);
             match vm.script.refuse_configure {
                 Some(kind) => refuse(kind),
                 None => Response::Ok,
@@ -126,7 +128,7 @@ fn handle(vm: &Mutex<Vm>, request: Request, fds: Vec<OwnedFd>) -> Response {
     }
 }
 
-fn configure(vm: &mut Vm, config: VmConfig, mut fds: Vec<OwnedFd>) {
+fn configure(vm: &mut Vm, config: &VmConfig, mut fds: Vec<OwnedFd>) {
     let mut text = String::new();
     let kernel = fds[config.kernel.0 as usize].try_clone().unwrap();
     std::fs::File::from(kernel)

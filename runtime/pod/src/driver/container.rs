@@ -48,7 +48,9 @@ impl Driver {
             };
             match (&container.state, &event) {
                 (State::Created, Event::Start) => container.record.started_at_ns = clock::now_ns(),
-                (State::Starting, Event::StartFailed(..)) => container.record.started_at_ns = 0,
+                (State::Starting | State::EndedEarly(_), Event::StartFailed(..)) => {
+                    container.record.started_at_ns = 0;
+                }
                 _ => {}
             }
             let before = std::mem::discriminant(&container.state);
@@ -65,7 +67,8 @@ impl Driver {
                 match effect {
                     Effect::Save => saved = self.save_container(id).await,
                     Effect::Answer(wait, result) => {
-                        self.answer(id, wait, result.and(saved.clone()))
+                        let saved = saved.clone();
+                        self.answer(id, wait, &result.and(saved));
                     }
                     Effect::Announce(news) => self.announce_container(id, news),
                     Effect::Forget => self.forget(id).await,
@@ -213,12 +216,12 @@ impl Driver {
         let _ = std::fs::remove_file(run.log_position(id.as_str()));
     }
 
-    fn answer(&mut self, id: &ContainerId, wait: Wait, result: Result<(), PodError>) {
+    fn answer(&mut self, id: &ContainerId, wait: Wait, result: &Result<(), PodError>) {
         let Some(container) = self.containers.get_mut(id) else {
             return;
         };
         if wait == Wait::Created {
-            container.answer_creators(&result);
+            container.answer_creators(result);
         }
         for (waits_for, reply) in std::mem::take(&mut container.waiters) {
             if waits_for == wait {
@@ -268,6 +271,7 @@ impl Container {
         matches!(
             self.state,
             State::Starting
+                | State::EndedEarly(_)
                 | State::Running
                 | State::Terminating(_)
                 | State::Killing(_)
@@ -281,6 +285,7 @@ impl Container {
             State::Creating => RecordedState::Creating,
             State::Created | State::Removing(None) => RecordedState::Created,
             State::Starting
+            | State::EndedEarly(_)
             | State::Running
             | State::Terminating(_)
             | State::Killing(_)
@@ -295,9 +300,11 @@ impl Container {
     pub(super) fn info(&self) -> ContainerInfo {
         let record = &self.record;
         let (state, exit) = match &self.state {
-            State::Creating | State::Created | State::Starting | State::Removing(None) => {
-                (ContainerState::Created, None)
-            }
+            State::Creating
+            | State::Created
+            | State::Starting
+            | State::EndedEarly(_)
+            | State::Removing(None) => (ContainerState::Created, None),
             // Until its log is complete, nobody is told that it ended.
             State::Running | State::Terminating(_) | State::Killing(_) | State::Draining(..) => {
                 (ContainerState::Running, None)
@@ -335,7 +342,7 @@ fn start_failed(error: PodError) -> Event {
     let exit = Exit {
         code: START_ERROR,
         reason: Reason::StartError,
-        message: error.to_string(),
+        message: error.report(),
         at_ns: clock::now_ns(),
     };
     Event::StartFailed(error, exit)

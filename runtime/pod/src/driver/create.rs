@@ -7,10 +7,11 @@ use hull_image::{Image, ImageId};
 use hull_proto_agent::agent::{CreateRequest, PidNamespace, User};
 use oci_spec::runtime::{LinuxSeccomp, Spec};
 use protobuf::EnumOrUnknown;
-use tokio::{sync::Mutex, task::spawn_blocking};
+use tokio::sync::Mutex;
 
 use super::{Container, CreatedContainer, Done, Driver, Reply};
 use crate::{
+    blocking::blocking,
     clock,
     error::{ObjectKind, PodError},
     guest::client::Agent,
@@ -275,17 +276,16 @@ async fn find_image(node: &Node, name: &str) -> Result<Image, PodError> {
 async fn read_profile(path: PathBuf) -> Result<LinuxSeccomp, PodError> {
     const FIELD: &str = "config.linux.security_context.seccomp.localhost_ref";
     let shown = path.display().to_string();
-    let read = spawn_blocking(move || {
+    let read = blocking(move || -> std::io::Result<Vec<u8>> {
         let length = std::fs::metadata(&path)?.len();
         if length > PROFILE_MAX {
             return Err(std::io::ErrorKind::FileTooLarge.into());
         }
         std::fs::read(&path)
     });
-    let bytes = match read.await {
-        Ok(result) => result.map_err(|e| PodError::invalid(FIELD, format!("read {shown}: {e}")))?,
-        Err(panic) => std::panic::resume_unwind(panic.into_panic()),
-    };
+    let bytes = read
+        .await
+        .map_err(|e| PodError::invalid(FIELD, format!("read {shown}: {e}")))?;
     serde_json::from_slice(&bytes)
         .map_err(|e| PodError::invalid(FIELD, format!("parse {shown}: {e}")))
 }

@@ -134,6 +134,7 @@ pub(crate) struct Driver {
     dones: mpsc::UnboundedReceiver<Done>,
     operations: JoinSet<()>,
     view: watch::Sender<Arc<PodView>>,
+    started: watch::Sender<Option<Result<(), PodError>>>,
 }
 
 #[derive(Debug)]
@@ -149,16 +150,18 @@ impl Driver {
         let (sender, commands) = mpsc::channel(COMMANDS);
         let (done, dones) = mpsc::unbounded_channel();
         let empty = PodView {
-            phase: phase.clone(),
+            phase,
             sandbox: sandbox_info(&record, None),
             containers: BTreeMap::new(),
         };
         let (view, view_receiver) = watch::channel(Arc::new(empty));
+        let (started, started_receiver) = watch::channel(None);
         let entry = PodEntry {
             id: record.id.clone(),
             spec: Arc::clone(&record.spec),
             commands: sender,
             view: view_receiver,
+            started: started_receiver,
             delivered: Delivered::default(),
         };
         let driver = Self {
@@ -174,8 +177,14 @@ impl Driver {
             dones,
             operations: JoinSet::new(),
             view,
+            started,
         };
         (driver, entry)
+    }
+
+    /// Tells those who ask for the same sandbox again that it was started before.
+    pub(crate) fn adopted(&self) {
+        self.started.send_replace(Some(Ok(())));
     }
 
     /// The pod's id.
@@ -332,7 +341,7 @@ impl Driver {
             .map(|(id, container)| (id.clone(), container.info()))
             .collect();
         self.view.send_replace(Arc::new(PodView {
-            phase: self.phase.clone(),
+            phase: self.phase,
             sandbox: sandbox_info(&self.record, self.boot),
             containers,
         }));

@@ -13,11 +13,13 @@ use crate::{
     clock,
     error::PodError,
     guest::{client::Agent, events, stdio::OutputEnd},
+    id::ContainerId,
     info::{BootTimes, PodEvent},
     lifecycle::{
         container::{Event as ContainerEvent, Exit, Reason, State as ContainerState},
         sandbox::{Effect, Event, News, State, step},
     },
+    logs::pump::ContainerLog,
     registry::Phase,
     storage::images::ImageDisks,
     vm::{
@@ -43,51 +45,44 @@ pub(super) enum VmEnd {
 }
 
 impl Driver {
-    /// Brings the sandbox up and then runs it. The view tells the result.
+    /// Brings the sandbox up, tells the result to those who wait, and then runs it.
     pub(crate) async fn start(mut self) {
-        let record = self.record.clone();
-        match bringup::bring_up(&self.node, record).await {
+        let result = self.bring_up().await;
+        if self.record.state != State::Gone {
+            self.phase = Phase::Up;
+        }
+        self.publish();
+        if let Err(error) = &result {
+            let error = error as &dyn std::error::Error;
+            tracing::warn!(pod = %self.id(), error, "sandbox could not be started");
+        }
+        self.started.send_replace(Some(result));
+        self.run().await;
+    }
+
+    async fn bring_up(&mut self) -> Result<(), PodError> {
+        match bringup::bring_up(&self.node, self.record.clone()).await {
             Ok(up) => {
+                tracing::info!(pod = %self.id(), times = ?up.times, "sandbox is up");
                 self.record = up.record;
                 self.go_live(up.vm, up.agent, ImageDisks::default(), Some(up.times));
-                let result = self.sandbox_event(Event::BringUpDone).await;
-                match result {
-                    Ok(()) => {
-                        self.phase = Phase::Up;
-                        let times = self.boot;
-                        tracing::info!(pod = %self.id(), ?times, "sandbox is ready");
-                    }
-                    // Without its record it would not outlive the daemon: it is not there.
-                    Err(error) => {
-                        let undo = self.sandbox_event(Event::Remove).await;
-                        self.phase = Phase::Failed(error.after_undo(undo));
-                    }
+                match self.sandbox_event(Event::BringUpDone).await {
+                    Ok(()) => Ok(()),
+                    // Without its record it would not outlive the daemon: it must not be there.
+                    Err(error) => Err(error.after_undo(self.sandbox_event(Event::Remove).await)),
                 }
             }
             Err(failed) => {
-                tracing::warn!(
-                    pod = %self.id(),
-                    error = &failed.error as &dyn std::error::Error,
-                    "sandbox could not be started"
-                );
                 let left = failed.left.is_some();
                 if let Some(record) = failed.left {
                     self.record = record;
                 }
-                self.record.message = failed.error.to_string();
-                self.phase = Phase::Failed(failed.error);
-                // The record of what is left was written before; this only adds the message.
+                self.record.message = failed.error.report();
+                // What is left was recorded before; this only adds the message.
                 let _ = self.sandbox_event(Event::BringUpFailed { left }).await;
+                Err(failed.error)
             }
         }
-        self.publish();
-        if matches!(self.phase, Phase::Failed(_)) && self.record.state != State::Gone {
-            // Whoever waits has seen the failure in the view before; now it can be listed.
-            tokio::task::yield_now().await;
-            self.phase = Phase::Up;
-            self.publish();
-        }
-        self.run().await;
     }
 
     /// Takes over a sandbox whose VM still runs.
@@ -112,6 +107,18 @@ impl Driver {
     pub(crate) fn insert(&mut self, container: Container) {
         self.containers
             .insert(container.record.id.clone(), container);
+    }
+
+    /// Adds the log of a container that an earlier daemon made.
+    pub(crate) fn insert_log(&mut self, id: &ContainerId, log: ContainerLog) {
+        if let Some(container) = self.containers.get_mut(id) {
+            container.log = Some(log);
+        }
+    }
+
+    /// Notes why the sandbox is not ready.
+    pub(crate) fn note(&mut self, message: String) {
+        self.record.message = message;
     }
 
     /// Ends what is left of a VM that can't be adopted.
@@ -166,9 +173,7 @@ impl Driver {
                         Ok(())
                     }
                     Effect::Forget => {
-                        if !matches!(self.phase, Phase::Failed(_)) {
-                            self.phase = Phase::Gone;
-                        }
+                        self.phase = Phase::Gone;
                         self.publish();
                         self.node.registry.release(&self.record.id);
                         Ok(())
@@ -265,11 +270,13 @@ impl Driver {
                 Err(error) => result = result.and(Err(network_error(error))),
             }
         }
+        // Nobody can use the disk any more, and it may be large.
         let data = DataDir::of(&self.node.config, &self.record.id);
-        result.and(remove(data.path()).map_err(|source| {
+        let removed = remove(data.path()).map_err(|source| {
             let action = format!("remove {}", data.path().display());
             PodError::internal(action, source)
-        }))
+        });
+        result.and(removed)
     }
 
     async fn kill_containers(&mut self) {

@@ -53,6 +53,8 @@ pub(crate) struct Output {
     header: StreamHeader,
     /// Bytes received so far.
     received: u64,
+    /// Bytes that are safe, which the next connection may tell the agent.
+    safe: u64,
     end: watch::Receiver<OutputEnd>,
     connection: Option<UnixStream>,
 }
@@ -80,6 +82,7 @@ impl Output {
                 offset,
             },
             received: offset,
+            safe: offset,
             end,
             connection: None,
         }
@@ -148,6 +151,7 @@ impl Output {
     /// Tells the agent that the first `total` bytes are safe. Failing has no effect: the agent
     /// keeps them, and the next connection says again where to begin.
     pub(crate) async fn acknowledge(&mut self, total: u64) {
+        self.safe = total;
         if let Some(connection) = &mut self.connection
             && connection.write_all(&total.to_le_bytes()).await.is_err()
         {
@@ -163,7 +167,8 @@ impl Output {
     }
 
     async fn connect(&mut self) -> Result<(), GuestError> {
-        self.header.offset = self.received;
+        // Not what was received: the agent forgets what is before the offset.
+        self.header.offset = self.safe;
         let deadline = Instant::now() + OPEN;
         let mut stream = connect::dial_until(&self.vsock, STREAM_PORT, deadline).await?;
         let reply = exchange(&mut stream, &self.header).await;
@@ -172,6 +177,7 @@ impl Output {
                 let (missing, container) = (offset - self.received, &self.header.container);
                 tracing::warn!(%container, missing, "output was acknowledged but is not here");
                 self.received = offset;
+                self.safe = offset;
             }
             StreamReply::Ok { offset } => {
                 let known = self.received - offset;

@@ -4,15 +4,18 @@
 //!           CreateDone            Start              StartDone
 //! Creating ────────────▶ Created ───────▶ Starting ────────────▶ Running
 //!    │                                        │                     │ Stop
-//!    │ CreateFailed                StartFailed│                     ▼       GraceOver
-//!    ▼                                        │                Terminating ──────────▶ Killing
-//!  Gone                                       ▼      Drained        └───────┬────────────┘
-//!    ▲                                     Exited ◀────────── Draining ◀────┘ Exited
-//!    │ RemoveDone                             │ Remove      (its log is being completed)
-//!    └─────────────────── Removing ◀──────────┘
+//!    │ CreateFailed                StartFailed│ Exited              ▼       GraceOver
+//!    ▼                            ┌───────────┤                Terminating ──────────▶ Killing
+//!  Gone                           │       EndedEarly                └───────┬────────────┘
+//!    ▲                            │           │ StartDone                   │ Exited
+//!    │                            ▼           └──────────────▶ Draining ◀───┘
+//!    │ RemoveDone               Exited ◀────────────────────── (its log is being completed)
+//!    │                            │ Remove        Drained
+//!    └──────────────── Removing ◀─┘
 //! ```
 //!
-//! * The end of the process may be told before the answer to its start.
+//! * The end of the process may be told before the answer to its start, which alone says whether
+//!   the command was executed at all.
 //! * `Remove` of a container that runs kills it and then removes it.
 //! * `Exited` is reached only when the log is complete, so whoever sees it can read all of it.
 //! * Exactly one `Terminate` is sent, however often `Stop` is asked for; a later `Stop` may only
@@ -32,6 +35,8 @@ pub(crate) enum State {
     Created,
     /// It is being started.
     Starting,
+    /// It ended, but its start was not answered yet.
+    EndedEarly(Exit),
     /// Its process runs.
     Running,
     /// It was asked to end.
@@ -175,8 +180,25 @@ pub(crate) fn step(state: State, event: Event) -> (State, Vec<Effect>) {
             S::Exited(exit),
             vec![Save, Answer(Wait::Started, Err(error))],
         ),
-        // A second request joins the first; one that comes after it was successful before.
-        (state @ S::Starting, E::Start) => (state, vec![]),
+        (S::EndedEarly(exit), E::StartDone) => (
+            S::Draining(After::Keep, exit),
+            vec![
+                Announce(News::Started),
+                Answer(Wait::Started, Ok(())),
+                Drain,
+            ],
+        ),
+        (S::EndedEarly(ended), E::StartFailed(error, exit)) => {
+            // The code of the end says more: 126 and 127 as in a shell.
+            let exit = Exit {
+                code: ended.code,
+                ..exit
+            };
+            let answer = Answer(Wait::Started, Err(error));
+            (S::Exited(exit), vec![Save, answer])
+        }
+        // A second request joins the first.
+        (state @ (S::Starting | S::EndedEarly(_)), E::Start) => (state, vec![]),
         (state @ (S::Running | S::Terminating(_) | S::Killing(_)), E::Start) => {
             let refusal = refused("start the container", "it runs already");
             (state, vec![Answer(Wait::Started, Err(refusal))])
@@ -193,7 +215,7 @@ pub(crate) fn step(state: State, event: Event) -> (State, Vec<Effect>) {
         (state @ S::Terminating(_), E::Stop { grace }) => (state, vec![ArmGrace(grace)]),
         // The kill may have been lost with an agent that did not answer.
         (S::Killing(after), E::Stop { .. }) => (S::Killing(after), vec![Kill]),
-        (state @ S::Starting, E::Stop { .. }) => {
+        (state @ (S::Starting | S::EndedEarly(_)), E::Stop { .. }) => {
             let refusal = refused("stop the container", "it is being started");
             (state, vec![Answer(Wait::Stopped, Err(refusal))])
         }
@@ -215,14 +237,7 @@ pub(crate) fn step(state: State, event: Event) -> (State, Vec<Effect>) {
         }
 
         (S::Created, E::Exited(exit)) => (S::Draining(After::Keep, exit), vec![Drain]),
-        (S::Starting, E::Exited(exit)) => (
-            S::Draining(After::Keep, exit),
-            vec![
-                Announce(News::Started),
-                Answer(Wait::Started, Ok(())),
-                Drain,
-            ],
-        ),
+        (S::Starting, E::Exited(exit)) => (S::EndedEarly(exit), vec![]),
         (S::Running, E::Exited(exit)) => (S::Draining(After::Keep, exit), vec![Drain]),
         (S::Terminating(after) | S::Killing(after), E::Exited(exit)) => {
             (S::Draining(after, exit), vec![Drain])
@@ -248,7 +263,7 @@ pub(crate) fn step(state: State, event: Event) -> (State, Vec<Effect>) {
         (S::Draining(_, exit), E::Remove) => (S::Draining(After::Remove, exit), vec![]),
         (S::Created, E::Remove) => (S::Removing(None), vec![Delete]),
         (S::Exited(exit), E::Remove) => (S::Removing(Some(exit)), vec![Delete]),
-        (state @ S::Starting, E::Remove) => {
+        (state @ (S::Starting | S::EndedEarly(_)), E::Remove) => {
             let refusal = refused("remove the container", "it is being started");
             (state, vec![Answer(Wait::Removed, Err(refusal))])
         }

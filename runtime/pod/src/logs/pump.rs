@@ -6,14 +6,11 @@ use std::{
     time::Duration,
 };
 
-use tokio::{
-    sync::watch,
-    task::{JoinHandle, spawn_blocking},
-    time::sleep,
-};
+use tokio::{sync::watch, task::JoinHandle, time::sleep};
 
 use super::{LogError, file::LogFile, line::LineSplitter};
 use crate::{
+    blocking::blocking,
     clock,
     guest::{
         client::Agent,
@@ -51,12 +48,8 @@ impl ContainerLog {
     /// When its files can't be opened.
     pub(crate) async fn start(agent: &Agent, target: LogTarget) -> Result<Self, LogError> {
         let (container, tty) = (target.container.clone(), target.tty);
-        let opened =
-            spawn_blocking(move || LogFile::open(target.path.as_deref(), &target.position)).await;
-        let file = match opened {
-            Ok(file) => Arc::new(Mutex::new(file?)),
-            Err(panic) => std::panic::resume_unwind(panic.into_panic()),
-        };
+        let open = move || LogFile::open(target.path.as_deref(), &target.position);
+        let file = Arc::new(Mutex::new(blocking(open).await?));
         let (stdout_end, stdout) = watch::channel(OutputEnd::Open);
         let (stderr_end, stderr) = watch::channel(OutputEnd::Open);
         let mut outputs = vec![(OutputKind::Stdout, stdout)];
@@ -130,16 +123,15 @@ async fn pump(mut output: Output, kind: OutputKind, mut written: u64, file: Arc<
 async fn append(file: &Arc<Mutex<LogFile>>, lines: Arc<Vec<u8>>, kind: OutputKind, bytes: u64) {
     loop {
         let (file, lines) = (Arc::clone(file), Arc::clone(&lines));
-        let result = spawn_blocking(move || {
+        let result = blocking(move || {
             file.lock()
                 .unwrap_or_else(PoisonError::into_inner)
                 .append(&lines, kind, bytes)
         })
         .await;
         match result {
-            Ok(Ok(())) => return,
-            Ok(Err(error)) => tracing::warn!(error = &error as &dyn std::error::Error, "write log"),
-            Err(error) => tracing::error!(%error, "write log"),
+            Ok(()) => return,
+            Err(error) => tracing::warn!(error = &error as &dyn std::error::Error, "write log"),
         }
         sleep(RETRY).await;
     }

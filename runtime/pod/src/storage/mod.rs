@@ -18,6 +18,8 @@ pub(crate) enum StorageError {
     },
     #[error("format {} with mkfs.ext4: {message}", path.display())]
     Mkfs { path: PathBuf, message: String },
+    #[error("find mkfs.ext4: it is not installed (package e2fsprogs)")]
+    NoMkfs,
     #[error("use the disk of image {image}: {reason}")]
     Disk { image: String, reason: &'static str },
 }
@@ -38,6 +40,9 @@ impl From<StorageError> for PodError {
                     action: format!("{action} {}", path.display()),
                     reason: "no space left".into(),
                 }
+            }
+            StorageError::NoMkfs => {
+                Self::precondition("find mkfs.ext4", "package e2fsprogs is not installed")
             }
             _ => Self::internal("prepare the pod's disks", error),
         }

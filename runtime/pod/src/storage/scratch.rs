@@ -71,7 +71,10 @@ fn format(path: &Path, bytes: u64) -> Result<(), StorageError> {
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
         .spawn()
-        .map_err(failed("run mkfs.ext4 (package e2fsprogs) for", path))?;
+        .map_err(|source| match source.kind() {
+            io::ErrorKind::NotFound => StorageError::NoMkfs,
+            _ => failed("run mkfs.ext4 for", path)(source),
+        })?;
     let mut message = String::new();
     if let Some(stderr) = &mut child.stderr {
         // What it said is only for the message.

@@ -1,6 +1,8 @@
 //! Pods from the outside: real records, disks, logs and processes; a VMM and a guest that are
 //! neither (`examples/fake-vmm`), so that everything can go wrong on purpose and without KVM.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests")]
+
 mod common;
 mod faults;
 mod life;

@@ -68,8 +68,17 @@ impl TestNode {
         fs::write(&self.config.kernel, script).unwrap();
     }
 
+    /// Opens the pods; a test's former daemon may take a moment to let go of the records.
     pub async fn open(&self) -> Pods {
-        self.try_open().await.unwrap()
+        for _ in 0..500 {
+            match self.try_open().await {
+                Err(error) if error.to_string().contains("another daemon") => {
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                }
+                result => return result.unwrap(),
+            }
+        }
+        panic!("the records are not free");
     }
 
     pub async fn try_open(&self) -> Result<Pods, PodError> {
