@@ -20,7 +20,7 @@ options() { grep -hE '^(CONFIG_|# CONFIG_[A-Za-z0-9_]+ is not set)' "$here"/kern
 
 # Hash of everything that the result depends on, for package version $1.
 key() {
-    { echo "$1"; gcc --version; ld --version; options; cat "$here/build-kernel.sh"; } | sha256sum | cut -c1-16
+    { echo "$1"; gcc --version; ld --version; options; declare -f fetch kmake build; } | sha256sum | cut -c1-16
 }
 
 # Prints the result and ends, if the cache has one for package version $1.
@@ -77,8 +77,9 @@ kmake() {
         || { tail -n 30 "$cache/build.log" >&2; die "make $* failed, see $cache/build.log"; }
 }
 
+# Builds $work/src into $1.
 build() {
-    log "building Linux $version (5 to 20 minutes on 2 cores), log: $cache/build.log"
+    log "building Linux $version (10 to 20 minutes on 2 cores), log: $cache/build.log"
     options >"$work/options"
     : >"$cache/build.log"
     kmake allnoconfig
@@ -100,7 +101,7 @@ linker          $(ld --version | head -n 1)
 vmlinux sha256  $(sha256sum "$new/vmlinux" | cut -d' ' -f1)
 INFO
     "$here/check-kernel.sh" "$new" >&2
-    mv "$new" "$cache/$(key "$package $version")"
+    mv "$new" "$1"
 }
 
 [ $# = 0 ] || [ "$*" = --update ] || die "usage: $0 [--update]"
@@ -112,10 +113,13 @@ exec 9>"$cache/lock"
 flock -n 9 || { log "waiting for another build"; flock 9; }
 if [ $# = 0 ] && remembered; then finish_if_built "$(cat "$cache/package")"; fi
 need_packages "${tools[@]}"
+rm -rf "$cache"/work.* # of a build that was killed; nobody else holds the lock
 work=$(mktemp -d "$cache/work.XXXXXX")
 trap 'rm -rf "$work"' EXIT
 resolve
 finish_if_built "$package $version"
+# Decided before the build: who edits a fragment meanwhile gets another key, and another build.
+out=$cache/$(key "$package $version")
 fetch
-build
+build "$out"
 finish_if_built "$package $version"
