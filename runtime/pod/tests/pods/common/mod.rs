@@ -6,7 +6,6 @@ pub mod network;
 
 use std::{
     fs,
-    os::unix::process::ExitStatusExt,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -203,17 +202,28 @@ pub async fn eventually(what: &str, test: impl AsyncFn() -> bool) {
     panic!("{what} did not happen");
 }
 
+/// The newest build: `examples/fake-vmm` of `cargo build`, `examples/fake_vmm-…` of `cargo test`.
 fn fake_vmm() -> PathBuf {
-    // <target>/debug/deps/<this test>, <target>/debug/examples/fake-vmm
+    // <target>/debug/deps/<this test>
     let test = std::env::current_exe().unwrap();
-    let deps = test.parent().and_then(Path::parent).unwrap();
-    let path = deps.join("examples/fake-vmm");
-    let status = std::process::Command::new(&path).status();
-    let ok = status.is_ok_and(|s| s.success() && s.signal().is_none());
-    assert!(
-        ok,
-        "{} is not built: cargo build --examples",
-        path.display()
-    );
+    let examples = test
+        .parent()
+        .and_then(Path::parent)
+        .unwrap()
+        .join("examples");
+    let entries = fs::read_dir(&examples).into_iter().flatten().flatten();
+    let built = entries.filter_map(|entry| {
+        let path = entry.path();
+        let name = path.file_name()?.to_str()?;
+        let is_program =
+            path.extension().is_none() && (name == "fake-vmm" || name.starts_with("fake_vmm-"));
+        is_program.then_some((entry.metadata().ok()?.modified().ok()?, path))
+    });
+    let (_, path) = built.max().unwrap_or_else(|| {
+        panic!(
+            "no fake-vmm in {}: cargo build --examples",
+            examples.display()
+        )
+    });
     path
 }
