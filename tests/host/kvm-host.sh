@@ -116,8 +116,8 @@ serve() {
 
 qemu() {
     local init=$1 tree=$2
-    # thread=single hangs nested guests. Of the kernel arguments, those about mitigations, tsc and the
-    # timer only save time.
+    # thread=single hangs nested guests. Of the kernel arguments, those about mitigations and the timer
+    # only save time.
     spawn "$RUN/qemu.log" "$QEMU" -name "hull-kvm-host,process=hull-kvm-host" \
         -accel tcg,thread=multi,tb-size=512 -M q35,memory-backend=mem,hpet=off \
         -cpu EPYC,+svm -smp "$CPUS" -m "$MEMORY" \
@@ -128,8 +128,18 @@ qemu() {
         -netdev user,id=n0,hostfwd=tcp:127.0.0.1:"$PORT"-:22 -device virtio-net-pci,netdev=n0,romfile= \
         -fw_cfg name=opt/hull/fstab,file="$RUN/fstab" -fw_cfg name=opt/hull/idle,string="$IDLE" \
         -kernel "$tree/vmlinuz" \
-        -append "root=root rootfstype=virtiofs ro init=$init console=ttyS0 quiet panic=-1 net.ifnames=0 mitigations=off tsc=reliable no_timer_check ${KVM_HOST_APPEND:-}"
+        -append "root=root rootfstype=virtiofs ro init=$init console=ttyS0 quiet panic=-1 net.ifnames=0 mitigations=off tsc=reliable $(tsc_frequency) no_timer_check ${KVM_HOST_APPEND:-}"
     tail -n 1 "$RUN/pids" >"$RUN/qemu.pid"
+}
+
+# Prints the kernel argument that names the rate of the time-stamp counter, which is this machine's.
+# A kernel that measures it on a busy machine gets a wrong one, and its clock then runs several times
+# too fast.
+tsc_frequency() {
+    local mhz
+    mhz=$(dmesg 2>/dev/null | sed -n 's/.*tsc: Detected \([0-9.]*\) MHz processor.*/\1/p' | tail -n 1)
+    [ -n "$mhz" ] || mhz=$(awk -F ': ' '/^cpu MHz/ { print $2; exit }' /proc/cpuinfo)
+    [ -z "$mhz" ] || awk -v mhz="$mhz" 'BEGIN { printf "tsc_early_khz=%d", mhz * 1000 }'
 }
 
 # --- start and stop (the caller holds the lock) ------------------------------------------------
