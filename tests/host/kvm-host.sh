@@ -279,7 +279,7 @@ enter() {
 sync_assets() {
     [ -d "$ASSETS" ] || return 0
     local wanted
-    wanted=$(cd "$ASSETS" && find -L . -maxdepth 1 -type f -printf '%f %f-%s-%T@-%i\n' | sort)
+    wanted=$(cd "$ASSETS" && find -L . -maxdepth 1 -type f ! -name '.*' ! -name '*.new' -printf '%f %f-%s-%T@-%i\n' | sort)
     if [ "$wanted" = "$(cat "$RUN/assets" 2>/dev/null)" ]; then return 0; fi
     (
         flock 7
