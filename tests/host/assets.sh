@@ -32,6 +32,9 @@ put() {
 
 "$REPO/tests/host/install.sh" build
 mkdir -p "$OUT"
+# One at a time: a second `make` in the same checkout waits. Not held by what cargo may start.
+exec 9>"$OUT/.lock"
+flock 9
 case ${1:-all} in
     image) image ;;
     all) programs; image ;;
