@@ -32,7 +32,7 @@ put() {
 
 "$REPO/tests/host/install.sh" build
 mkdir -p "$OUT"
-# One at a time: a second `make` in the same checkout waits. Not held by what cargo may start.
+# One at a time: a second `make` in the same checkout waits.
 exec 9>"$OUT/.lock"
 flock 9
 case ${1:-all} in
