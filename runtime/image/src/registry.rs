@@ -275,7 +275,8 @@ impl Registry {
             .await
     }
 
-    /// Asks the servers in turn; the last one's answer is the answer.
+    /// Asks the servers in turn. The last failure counts, but for one: a server that gave an answer
+    /// knows more than one that could not be reached, as the origin never can without an uplink.
     async fn first<'a, T, F>(
         &'a self,
         what: &str,
@@ -285,38 +286,23 @@ impl Registry {
     where
         F: Future<Output = Result<T, PullError>>,
     {
-        let mut before: Vec<String> = Vec::new();
-        let mut last = None;
+        let mut failure: Option<PullError> = None;
         for endpoint in self.endpoints.iter().filter(|endpoint| may(&endpoint.host)) {
-            if let Some(error) = last.take() {
-                debug!(%what, %error, "asking the next server");
-                before.push(PullError::to_string(&error));
-            }
-            match self.ask_again(endpoint, &ask).await {
+            let error = match self.ask_again(endpoint, &ask).await {
                 Ok(answer) => return Ok(answer),
-                Err(error) => last = Some(error),
-            }
+                Err(error) => error,
+            };
+            debug!(%what, %error, "asking the next server");
+            failure = Some(match failure {
+                Some(before) => worse(before, error),
+                None => error,
+            });
         }
-        Err(match last {
-            Some(PullError::RegistryUnavailable {
-                what,
-                registry,
-                message,
-            }) if !before.is_empty() => {
-                let message = format!("{message} (before that: {})", before.join("; "));
-                PullError::RegistryUnavailable {
-                    what,
-                    registry,
-                    message,
-                }
-            }
-            Some(error) => error,
-            None => PullError::RegistryUnavailable {
-                what: what.to_owned(),
-                registry: self.name.registry().to_owned(),
-                message: "no configured host has the capability".into(),
-            },
-        })
+        Err(failure.unwrap_or_else(|| PullError::RegistryUnavailable {
+            what: what.to_owned(),
+            registry: self.name.registry().to_owned(),
+            message: "no configured host has the capability".into(),
+        }))
     }
 
     /// Asks one server, and again when it is only out of sorts.
@@ -509,6 +495,29 @@ struct Transfer<'a, F> {
     what: &'a str,
     sent: &'a mut u64,
     received: &'a mut F,
+}
+
+/// Which of two servers' failures is told; both are, when neither gave an answer.
+fn worse(before: PullError, after: PullError) -> PullError {
+    let silent = |e: &PullError| {
+        matches!(
+            e,
+            PullError::RegistryUnavailable { .. } | PullError::Timeout { .. }
+        )
+    };
+    match after {
+        _ if silent(&after) && !silent(&before) => before,
+        PullError::RegistryUnavailable {
+            what,
+            registry,
+            message,
+        } => PullError::RegistryUnavailable {
+            what,
+            registry,
+            message: format!("{message} (before that: {before})"),
+        },
+        after => after,
+    }
 }
 
 fn backoff(failures: u32) -> Duration {

@@ -4,7 +4,7 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use hull_proto_cri::v1::{
@@ -27,11 +27,12 @@ pub struct Node {
     /// A client connected to it.
     pub client: Client,
     /// The registry behind `registry.test`.
-    pub registry: Registry,
+    _registry: Registry,
     /// Everything of this node.
     pub dir: PathBuf,
     before: Leftovers,
-    keep: tempfile::TempDir,
+    /// Removes the directory at the end.
+    _keep: tempfile::TempDir,
 }
 
 /// A `hull serve` process; killed when dropped.
@@ -51,6 +52,8 @@ impl Daemon {
             .unwrap();
         let child = Command::new("hull")
             .args(["--config", config.to_str().unwrap(), "serve"])
+            // The file says where they are.
+            .env_remove("HULL_ASSETS")
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())
             .stderr(log)
@@ -80,12 +83,19 @@ impl Daemon {
         let _ = self.child.wait();
     }
 
-    async fn connect(&self) -> Client {
-        match Client::connect_within(&self.socket, PATIENCE).await {
-            Ok(client) => client,
-            Err(error) => {
-                let log = fs::read_to_string(self.config.with_extension("log"));
-                panic!("{error:#}; its log: {}", log.unwrap_or_default());
+    async fn connect(&mut self) -> Client {
+        let endpoint = self.socket.to_str().unwrap();
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            match Client::connect(endpoint).await {
+                Ok(client) => return client,
+                Err(_) if Instant::now() < deadline && self.child.try_wait().unwrap().is_none() => {
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+                Err(error) => {
+                    let log = fs::read_to_string(self.config.with_extension("log"));
+                    panic!("{error:#}; its log: {}", log.unwrap_or_default());
+                }
             }
         }
     }
@@ -129,16 +139,16 @@ impl Node {
         let file = dir.join("hull.toml");
         fs::write(&file, change(config(&dir))).unwrap();
 
-        let daemon = Daemon::start(&file, &dir.join("hull.sock"));
+        let mut daemon = Daemon::start(&file, &dir.join("hull.sock"));
         let client = daemon.connect().await;
         let before = Leftovers::list(&pod_dirs(&dir));
         Self {
             daemon,
             client,
-            registry,
+            _registry: registry,
             dir,
             before,
-            keep,
+            _keep: keep,
         }
     }
 
@@ -297,15 +307,11 @@ impl Node {
         lines.map(|l| format!("{l}\n")).collect()
     }
 
-    /// The process ids of the VMMs that run now.
+    /// The process ids of this node's VMMs that run now.
     pub fn vmms(&self) -> Vec<u32> {
-        let processes = fs::read_dir("/proc").unwrap().flatten();
-        processes
-            .filter_map(|p| p.file_name().to_str()?.parse().ok())
-            .filter(|pid: &u32| {
-                fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|c| c == "hull-vmm\n")
-            })
-            .collect()
+        let mut vmms = vmms(&self.dir);
+        vmms.sort_unstable();
+        vmms
     }
 
     /// Ends the test: nothing of any pod may be left while the daemon still runs, and
@@ -313,8 +319,7 @@ impl Node {
     pub async fn finish(mut self) {
         self.assert_no_pod_left();
         self.daemon.kill();
-        drop(self.registry);
-        self.keep.close().unwrap();
+        assert_eq!(self.vmms(), Vec::<u32>::new());
     }
 
     /// Fails unless the host is as it was before the first pod.
@@ -331,6 +336,35 @@ impl Node {
     }
 }
 
+/// Also after a failure: what one test leaves must not disturb the next.
+impl Drop for Node {
+    fn drop(&mut self) {
+        self.daemon.kill();
+        for pid in vmms(&self.dir) {
+            let _ = Command::new("kill").args(["-9", &pid.to_string()]).status();
+        }
+        for name in fs::read_dir(self.dir.join("state/netns"))
+            .into_iter()
+            .flatten()
+            .flatten()
+        {
+            let _ = Command::new("umount").arg("-l").arg(name.path()).status();
+        }
+    }
+}
+
+/// The process ids of the VMMs of the node in `dir`.
+fn vmms(dir: &Path) -> Vec<u32> {
+    let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
+    processes
+        .filter_map(|process| {
+            let command = fs::read_to_string(process.path().join("cmdline")).ok()?;
+            let ours = command.contains("\0run\0--id\0") && command.contains(dir.to_str()?);
+            ours.then(|| process.file_name().to_str()?.parse().ok())?
+        })
+        .collect()
+}
+
 /// The directories of a daemon that hold what belongs to pods.
 fn pod_dirs(dir: &Path) -> Vec<PathBuf> {
     ["state/pods", "state/netns", "root/pods"]
@@ -344,7 +378,7 @@ fn config(dir: &Path) -> String {
     let dir = dir.display();
     format!(
         "root = '{dir}/root'\nstate = '{dir}/state'\nlisten = '{dir}/hull.sock'\n\
-         assets = '{assets}'\nlog_level = 'debug'\n\
+         assets = '{assets}'\nlog = 'debug'\n\
          [cni]\nconf_dir = '{dir}/net.d'\nbin_dirs = ['/usr/lib/cni']\n\
          [registries]\nconfig_dir = '{dir}/certs.d'\n"
     )

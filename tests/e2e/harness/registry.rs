@@ -175,6 +175,8 @@ fn serve(content: &Content, mut stream: TcpStream) -> bool {
         header.clear();
     }
     let path = request.split(' ').nth(1).unwrap_or_default();
+    // A mirror is told the registry's name in the query.
+    let path = path.split('?').next().unwrap_or_default();
     let (status, kind, body) = if path == "/v2/" {
         ("200 OK", "application/json", b"{}".as_slice())
     } else if path.contains("/manifests/") {
