@@ -141,7 +141,11 @@ struct Recorded<'a> {
 impl<'a> Recorded<'a> {
     async fn new(node: &'a Node, mut record: SandboxRecord) -> Result<Self, Failed> {
         let request = network_request(&record);
-        let plan = node.network.plan(&request).map_err(network_error);
+        // Nothing is made yet: what fails here is the node's configuration.
+        let plan = node.network.plan(&request).map_err(|error| {
+            let why = network_error(error).report();
+            PodError::precondition("run the sandbox", why)
+        });
         record.network = Some(plan.map_err(untouched)?);
         match node.records.put_sandbox(&record).await {
             Ok(()) => Ok(Self { node, record }),
