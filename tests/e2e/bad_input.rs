@@ -166,10 +166,10 @@ async fn a_registry_that_lies_or_dies_leaves_nothing() {
     let images = node.dir.join("root/images");
     let before = files(&images);
     for (fault, word) in [
-        (Fault::WrongBytes, "digest"),
-        (Fault::CorruptLayer, "layer"),
-        (Fault::WrongDiffId, "diff"),
-        (Fault::Dies, ""),
+        (Fault::WrongBytes, "expected sha256:"),
+        (Fault::CorruptLayer, "sha256:"),
+        (Fault::WrongDiffId, "expected sha256:"),
+        (Fault::Dies, "127.0.0.1"),
     ] {
         let registry = FaultyRegistry::start(fault);
         node.mirror("faulty.test", &registry.address.to_string());

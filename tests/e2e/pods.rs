@@ -1,7 +1,7 @@
 //! Sandboxes: a VM of their own, a network, and nothing left afterwards.
 
 use std::{
-    io::{Read, Write},
+    io::{BufRead, BufReader, Read, Write},
     net::TcpStream,
     time::{Duration, Instant},
 };
@@ -135,12 +135,13 @@ async fn the_host_and_a_pod_talk_over_the_network() {
     let mut answer = String::new();
     while answer != "pong\n" {
         assert!(Instant::now() < deadline, "no answer from {ip}:8080");
-        if let Ok(mut stream) = TcpStream::connect((ip.as_str(), 8080)) {
+        if let Ok(stream) = TcpStream::connect((ip.as_str(), 8080)) {
             stream
                 .set_read_timeout(Some(Duration::from_secs(5)))
                 .unwrap();
             answer.clear();
-            let _ = stream.read_to_string(&mut answer);
+            // The server keeps the connection until we close it.
+            let _ = BufReader::new(stream).read_line(&mut answer);
         }
         std::thread::sleep(Duration::from_millis(50));
     }

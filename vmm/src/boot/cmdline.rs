@@ -18,7 +18,7 @@ pub const MAX: usize = 2047;
 /// - `cryptomgr.notests`, `swiotlb=noforce`, `nomodule`, `rcupdate.rcu_expedited=1`: start faster.
 const BASE: &str = "console=ttyS0 reboot=t panic=-1 nomodule 8250.nr_uarts=1 tsc=reliable \
     no_timer_check random.trust_cpu=on cryptomgr.notests swiotlb=noforce \
-    rcupdate.rcu_expedited=1";
+    rcupdate.rcu_expedited=1 noreplace-smp";
 /// For a console that nobody sees: only a panic is printed.
 const QUIET: &str = "quiet loglevel=1";
 
