@@ -83,14 +83,19 @@ suite() {
     skipped=$(grep -c '^SKIPPED: ' "$log" || true)
     PASSED=$((PASSED + passed - skipped)) FAILED=$((FAILED + failed)) SKIPPED=$((SKIPPED + ignored + skipped))
     if [ "$failed" -gt 0 ]; then
-        mapfile -t -O ${#BROKEN[@]} BROKEN < <(sed -n 's/^test \(.*\) \.\.\. FAILED$/\1/p' "$log" | sed "s|^|$name: |")
+        # From the list at the end: what a child of the test prints may stand between name and result.
+        mapfile -t -O ${#BROKEN[@]} BROKEN < <(awk -v suite="$name" '
+            /^failures:$/ { names = "" }
+            /^    [^ ]+$/ { names = names suite ": " $1 "\n" }
+            /^test result: FAILED/ { printf "%s", names; names = "" }' "$log")
     elif [ "$rc" != 0 ]; then
         # Did not compile, crashed, or the KVM host did not start.
         fail "$name (exit code $rc)"
     fi
     if [ "$rc" != 0 ] || [ "$failed" -gt 0 ]; then
         echo "--- $name failed; from $log:"
-        sed -n '/^failures:/,$p' "$log" | grep . || tail -n 60 "$log"
+        # Without backtraces: the log has them.
+        sed -n '/^failures:/,$p' "$log" | grep -vE '^( +[0-9]+: | +at |stack backtrace:|$)' || tail -n 60 "$log"
     fi
 }
 
