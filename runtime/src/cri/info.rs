@@ -4,14 +4,18 @@
 use std::collections::BTreeMap;
 
 use hull_pod::{ContainerInfo, SandboxInfo};
+use serde::Serialize;
 use serde_json::{Value, json};
 
 fn info(value: &Value) -> BTreeMap<String, String> {
     BTreeMap::from([("info".to_owned(), value.to_string())])
 }
 
-/// About a sandbox.
-pub(crate) fn sandbox(pod: &SandboxInfo) -> BTreeMap<String, String> {
+/// About a sandbox, with the counters of its VM when they could be had.
+pub(crate) fn sandbox(
+    pod: &SandboxInfo,
+    metrics: Option<&impl Serialize>,
+) -> BTreeMap<String, String> {
     info(&json!({
         "pid": pod.vm.as_ref().map(|vm| vm.pid),
         "message": pod.message,
@@ -26,6 +30,7 @@ pub(crate) fn sandbox(pod: &SandboxInfo) -> BTreeMap<String, String> {
             "configure": boot.configure_us,
             "total": boot.total_us,
         })),
+        "metrics": metrics,
         "config": *pod.spec,
     }))
 }

@@ -14,7 +14,9 @@ pub(crate) async fn status(
     Ok(PodSandboxStatusResponse {
         status: Some(sandbox::status(&pod)),
         info: if request.verbose {
-            info::sandbox(&pod)
+            // A VM that is gone has none.
+            let metrics = backend.pods.vm_metrics(id).await.ok();
+            info::sandbox(&pod, metrics.as_ref())
         } else {
             Default::default()
         },
