@@ -17,6 +17,7 @@ main() {
     rm -rf "$LOGS"; mkdir -p "$LOGS"
     [ -n "${TESTS:-}" ] || phase checks checks
     phase build build
+    [ -n "${TESTS:-}" ] || phase "guest root" guest_root
     [ -n "${TESTS:-}" ] || phase "unit tests" units
     phase "integration tests" integration
     echo
@@ -49,6 +50,9 @@ checks() {
 }
 
 build() { make --no-print-directory build; }
+
+# Counts as one.
+guest_root() { guest-image/test-root.sh && PASSED=$((PASSED + 1)); }
 
 units() {
     suite unit cargo test --locked --workspace --lib --bins --no-fail-fast -- --show-output
