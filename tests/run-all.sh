@@ -81,7 +81,13 @@ suite() {
     local name=$1 log rc=0 passed failed ignored skipped; shift
     log=$LOGS/${name//\//-}.log
     echo "--- $name"
-    "$@" </dev/null 2>&1 | tee "$log" | grep --line-buffered -E '^(test [^ ]|SKIPPED: |[a-z-]+\.sh: |error)' || rc=${PIPESTATUS[0]}
+    watched "$log" "$@" || rc=$?
+    # Not the tests' failure: the emulated machine itself crashes once in a few hours.
+    if [ "$rc" = 125 ]; then
+        echo "--- $name: the KVM host died (console: $log.died); once more in a new one"
+        mv "$log" "$log.died"
+        rc=0; watched "$log" "$@" || rc=$?
+    fi
     read -r passed failed ignored < <(awk '/^test result: / { p += $4; f += $6; i += $8 } END { print p+0, f+0, i+0 }' "$log")
     # A test that says so and returns has passed, for libtest.
     skipped=$(grep -c '^SKIPPED: ' "$log" || true)
@@ -101,6 +107,13 @@ suite() {
         # Without backtraces: the log has them.
         sed -n '/^failures:/,$p' "$log" | grep -vE '^( +[0-9]+: | +at |stack backtrace:|$)' || tail -n 60 "$log"
     fi
+}
+
+# watched LOG CMD...: runs CMD, all of its output goes to LOG, what matters to us; its exit code is ours.
+watched() {
+    local log=$1; shift
+    "$@" </dev/null 2>&1 | tee "$log" | { grep --line-buffered -E '^(test [^ ]|SKIPPED: |[a-z-]+\.sh: |error)' || true; }
+    return "${PIPESTATUS[0]}"
 }
 
 main

@@ -15,7 +15,7 @@ build() {
 }
 
 host() {
-    install_packages containernetworking-plugins e2fsprogs erofs-utils openssl iproute2 iptables nftables \
+    install_packages attr containernetworking-plugins e2fsprogs erofs-utils openssl iproute2 iptables nftables \
         procps util-linux kmod curl jq ca-certificates
     registry
 }
