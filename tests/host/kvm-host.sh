@@ -47,7 +47,7 @@ tree() {
     local suite; suite=$(debian_suite)
     echo "$HULL_CACHE/kvm-host/$(cat "$HERE/build-root.sh" - <<<"$suite $PACKAGES" | sha256sum | cut -c 1-16)"
 }
-recipe() { cat "$HERE/build-root.sh" "$HERE/init" | sha256sum | cut -c 1-16; }
+recipe() { cat "$HERE/build-root.sh" "$HERE/init" - <<<"$PACKAGES" | sha256sum | cut -c 1-16; }
 
 build() {
     local tree; tree=$(tree)
@@ -205,9 +205,12 @@ free_port() {
 }
 
 died() {
-    { say "the emulated KVM host $1; its console and QEMU's messages:"; tail -n 40 "$RUN/console.log"; cat "$RUN"/*.log | tail -n 20; } >&2 || true
+    { say "the emulated KVM host $1; its console and QEMU's messages:"; oops || tail -n 40 "$RUN/console.log"; cat "$RUN"/qemu.log; } >&2 || true
     exit 125
 }
+
+# Its kernel's first complaint, if there is one.
+oops() { grep -m 1 -A 60 -E 'Oops|BUG:|kernel panic|Kernel panic|Out of memory' "$RUN/console.log"; }
 
 halt() {
     local pids pid i
