@@ -3,7 +3,7 @@
 # make turns every failure into exit code 2; tests/host/run.sh CMD passes the code on as it is.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check host shell host-stop image build clean
+.PHONY: help demo test critest check host shell host-stop image build clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s  %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -14,6 +14,9 @@ demo: build ## a real image from a real registry as a container in a microVM, st
 
 test: ## all checks and tests; TESTS=WORD: only the integration tests of that name
 	@tests/run-all.sh
+
+critest: build ## CRITEST=/path/to/critest [FOCUS=REGEX]: that critest against hull serve in the KVM host
+	@tests/critest.sh
 
 check: ## format, lints, licences of dependencies, layering
 	@tests/checks/run.sh
@@ -36,4 +39,4 @@ build: ## everything into target/hull; PROFILE=dev: quicker to build
 clean: host-stop ## remove target/ and stop the emulated KVM host; the cache stays
 	cargo clean
 
-export SHARE TESTS PROFILE
+export SHARE TESTS PROFILE CRITEST FOCUS SKIP FLAGS

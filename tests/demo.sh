@@ -3,6 +3,7 @@
 # and run by `hull serve` through its CRI socket, in a microVM; and nothing is left of it at the end.
 set -euo pipefail
 . "$(dirname "$(realpath "$0")")/host/lib.sh"
+. "$REPO/tests/node.sh"
 
 IMAGE=demo.registry/demo/busybox:latest
 BEGIN=${EPOCHREALTIME/./}
@@ -27,9 +28,7 @@ inside() {
     show hull --config "$DIR/hull.toml" check
 
     step "Start the runtime: one daemon, one socket"
-    hull --config "$DIR/hull.toml" serve >"$DIR/hull.log" 2>&1 &
-    DAEMON=$!
-    wait_for "hull serve" cri version
+    start_daemon "$DIR" || fail "hull serve does not answer"
     show cri version
     leftovers >"$DIR/before"
 
@@ -85,44 +84,9 @@ inside() {
 
 cri() { hull-cri -r "$DIR/hull.sock" "$@"; }
 
-# wait_for WHAT CMD...: until CMD succeeds.
-wait_for() {
-    local what=$1; shift
-    for _ in {1..300}; do
-        if "$@" >/dev/null 2>&1; then return 0; fi
-        kill -0 "$DAEMON" 2>/dev/null || break
-        sleep 0.1
-    done
-    cat "$DIR/hull.log"
-    fail "$what does not answer"
-}
-
-# Registry, network and configuration of this one node.
+# The node, and what runs on it.
 set_up() {
-    mkdir -p "$DIR"/{logs,net.d,certs.d/demo.registry}
-    "$REPO/tests/images/registry.sh" start "$HULL_TEST_IMAGES" 0 "$DIR/registry"
-    REGISTRY=127.0.0.1:$(cat "$DIR/registry/port")
-    cat >"$DIR/certs.d/demo.registry/hosts.toml" <<T
-[host."http://$REGISTRY"]
-  capabilities = ["pull", "resolve"]
-T
-    cat >"$DIR/net.d/10-demo.conflist" <<J
-{"cniVersion": "1.0.0", "name": "demo", "plugins": [
-  {"type": "bridge", "bridge": "hull-demo0", "isGateway": true, "ipMasq": true,
-   "ipam": {"type": "host-local", "dataDir": "$DIR/leases",
-            "ranges": [[{"subnet": "10.87.0.0/24"}]], "routes": [{"dst": "0.0.0.0/0"}]}}]}
-J
-    cat >"$DIR/hull.toml" <<T
-root = "$DIR/root"
-state = "$DIR/run"
-listen = "$DIR/hull.sock"
-assets = "$HULL_ASSETS"
-[cni]
-conf_dir = "$DIR/net.d"
-bin_dirs = ["/opt/cni/bin", "/usr/lib/cni"]
-[registries]
-config_dir = "$DIR/certs.d"
-T
+    set_up_node "$DIR" "$HULL_TEST_IMAGES" demo.registry
     cat >"$DIR/pod.json" <<J
 {"metadata": {"name": "demo", "uid": "demo-uid", "namespace": "default", "attempt": 0},
  "hostname": "demo", "log_directory": "$DIR/logs",
@@ -139,7 +103,7 @@ leftovers() {
     pgrep -l hull-vmm || true
     { find /run/netns "$DIR/run/netns" -mindepth 1 2>/dev/null || true; } | sort
     # The bridge belongs to the network, not to a pod.
-    find /sys/class/net -mindepth 1 ! -name hull-demo0 | sort
+    find /sys/class/net -mindepth 1 ! -name "$BRIDGE" | sort
     awk '{print "mount", $2}' /proc/mounts | grep -v tracing | sort
     find /sys/fs/cgroup -mindepth 1 -type d | sort
     # The address pool remembers the last address it gave.
@@ -150,18 +114,11 @@ leftovers() {
 clean_up() {
     local code=$?
     [ $code = 0 ] || echo "demo: failed with exit code $code"
-    if [ -n "${DAEMON:-}" ]; then
-        if [ $code != 0 ]; then
-            echo "--- the daemon's log"
-            tail -n 40 "$DIR/hull.log"
-            cri pods --quiet | while read -r pod; do { cri stopp "$pod" && cri rmp "$pod"; } >/dev/null || true; done || true
-        fi
-        kill "$DAEMON" 2>/dev/null || true
-        wait "$DAEMON" 2>/dev/null || true
+    if [ $code != 0 ]; then
+        echo "--- the daemon's log"
+        tail -n 40 "$DIR/hull.log"
     fi
-    "$REPO/tests/images/registry.sh" stop "$DIR/registry"
-    ip link del hull-demo0 2>/dev/null || true
-    rm -rf "$DIR"
+    take_down_node "$DIR"
 }
 
 case ${1:-} in

@@ -1,14 +1,17 @@
 #!/bin/bash
-# build.sh: makes the test images (images.py) from Debian packages, once, and prints the directory
-# that holds them: a docker-registry storage, to be served with registry.sh. In it is also a file
-# `images` that lists names and digests.
+# build.sh [critest]: makes the test images (images.py; critest: those that critest names,
+# critest.py) from Debian packages, once, and prints the directory that holds them: a docker-registry
+# storage, to be served with registry.sh. In it is also a file `images` that lists names and digests.
 set -euo pipefail
 HERE=$(dirname "$(realpath "$0")")
 . "$HERE/../host/lib.sh"
 
+SET=${1:-images}
+case $SET in images|critest) ;; *) die "unknown set of images: $SET" ;; esac
+
 main() {
     local out
-    out=$HULL_CACHE/images/$(cat "$HERE/build.sh" "$HERE/images.py" - <<<"$(debian_suite)" | sha256sum | cut -c 1-16)
+    out=$HULL_CACHE/images/$(cat "$HERE"/{build.sh,oci.py,"$SET".*} - <<<"$(debian_suite)" | sha256sum | cut -c 1-16)
     # In the emulated KVM host the cache is read-only, and this has run outside before.
     if [ ! -f "$out/images" ]; then
         mkdir -p "${out%/*}"
@@ -37,12 +40,25 @@ build() {
         echo "$(dpkg-deb -f "$deb" Package) $(dpkg-deb -f "$deb" Version)"
     done >"$work/versions"
     REGISTRY_WRITE=1 "$HERE/registry.sh" start "$new" 0 "$work/state"
-    python3 -B "$HERE/images.py" "http://127.0.0.1:$(cat "$work/state/port")" "$work/tree" "$work/versions" >"$work/pushed"
+    "push_$SET" "http://127.0.0.1:$(cat "$work/state/port")" "$work"
     "$HERE/registry.sh" stop "$work/state"
-    flip_bit "$new" "$(awk '$1 == "flip" {print $2}' "$work/pushed")"
-    grep -v '^flip ' "$work/pushed" >"$new/images"
+    "finish_$SET" "$new" "$work"
     rm -rf "$1"; mv "$new" "$1"
 }
+
+push_images() { python3 -B "$HERE/images.py" "$1" "$2/tree" "$2/versions" >"$2/pushed"; }
+finish_images() {
+    flip_bit "$1" "$(awk '$1 == "flip" {print $2}' "$2/pushed")"
+    grep -v '^flip ' "$2/pushed" >"$1/images"
+}
+
+push_critest() {
+    install_packages gcc libc6-dev
+    gcc -Os -static -s -DPAUSE -o "$2/pause" "$HERE/critest.c"
+    gcc -Os -static -s -o "$2/euid" "$HERE/critest.c"
+    python3 -B "$HERE/critest.py" "$1" "$2/tree" "$2" >"$2/pushed"
+}
+finish_critest() { cp "$2/pushed" "$1/images"; }
 
 # A registry whose disk went bad: the size stays, the content does not.
 flip_bit() {

@@ -1,0 +1,66 @@
+# shellcheck shell=bash
+# One Hull node in a directory of its own, for demo.sh and critest.sh: a registry, a network, a
+# configuration and the daemon. Source it after host/lib.sh; runs in the KVM host.
+
+# set_up_node DIR STORAGE HOST...: a registry that serves STORAGE and is the mirror of each HOST,
+# and the daemon's configuration.
+set_up_node() {
+    local dir=$1 storage=$2 host; shift 2
+    BRIDGE=hull-$(basename "$dir" | sha256sum | cut -c 1-8)
+    mkdir -p "$dir"/{logs,net.d,certs.d}
+    "$REPO/tests/images/registry.sh" start "$storage" 0 "$dir/registry"
+    REGISTRY=127.0.0.1:$(cat "$dir/registry/port")
+    for host; do
+        mkdir "$dir/certs.d/$host"
+        cat >"$dir/certs.d/$host/hosts.toml" <<T
+[host."http://$REGISTRY"]
+  capabilities = ["pull", "resolve"]
+T
+    done
+    cat >"$dir/net.d/10-node.conflist" <<J
+{"cniVersion": "1.0.0", "name": "node", "plugins": [
+  {"type": "bridge", "bridge": "$BRIDGE", "isGateway": true, "ipMasq": true, "hairpinMode": true,
+   "ipam": {"type": "host-local", "dataDir": "$dir/leases",
+            "ranges": [[{"subnet": "10.87.0.0/24"}]], "routes": [{"dst": "0.0.0.0/0"}]}},
+  {"type": "portmap", "capabilities": {"portMappings": true}}]}
+J
+    cat >"$dir/hull.toml" <<T
+root = "$dir/root"
+state = "$dir/run"
+listen = "$dir/hull.sock"
+assets = "$HULL_ASSETS"
+[cni]
+conf_dir = "$dir/net.d"
+bin_dirs = ["/opt/cni/bin", "/usr/lib/cni"]
+[registries]
+config_dir = "$dir/certs.d"
+T
+}
+
+# start_daemon DIR: returns when it answers.
+start_daemon() {
+    hull --config "$1/hull.toml" serve >"$1/hull.log" 2>&1 &
+    DAEMON=$!
+    for _ in {1..300}; do
+        if hull-cri -r "$1/hull.sock" version >/dev/null 2>&1; then return 0; fi
+        kill -0 "$DAEMON" 2>/dev/null || break
+        sleep 0.1
+    done
+    cat "$1/hull.log"
+    return 1
+}
+
+# take_down_node DIR: removes pods that are left, then everything that set_up_node made.
+take_down_node() {
+    local cri=(hull-cri -r "$1/hull.sock") pod
+    if [ -n "${DAEMON:-}" ]; then
+        while read -r pod; do
+            { "${cri[@]}" stopp "$pod" && "${cri[@]}" rmp "$pod"; } >/dev/null || true
+        done < <("${cri[@]}" pods --quiet || true)
+        kill "$DAEMON" 2>/dev/null || true
+        wait "$DAEMON" 2>/dev/null || true
+    fi
+    "$REPO/tests/images/registry.sh" stop "$1/registry"
+    ip link del "$BRIDGE" 2>/dev/null || true
+    rm -rf "$1"
+}
