@@ -68,13 +68,17 @@ pub(crate) fn request(
     }
 }
 
-/// The guest's host name.
+/// Longest host name that is made of a pod's name, as kubelet cuts it.
+const LABEL_MAX: usize = 63;
+
+/// The guest's host name: the one asked for, else the beginning of the pod's name.
 pub(crate) fn hostname(spec: &SandboxSpec) -> &str {
-    if spec.hostname.is_empty() {
-        &spec.metadata.name
-    } else {
-        &spec.hostname
+    if !spec.hostname.is_empty() {
+        return &spec.hostname;
     }
+    let name = &spec.metadata.name;
+    let label = &name[..name.floor_char_boundary(LABEL_MAX)];
+    label.trim_end_matches(['-', '.'])
 }
 
 /// The text of /etc/resolv.conf: what the pod asks for, else what CNI returned, else the host's.
@@ -141,6 +145,15 @@ mod tests {
             resolv_conf(None, &hull_network::Dns::default(), host),
             "host"
         );
+    }
+
+    #[test]
+    fn a_long_pod_name_is_cut_to_a_host_name() {
+        let mut spec = SandboxSpec::default();
+        spec.metadata.name = format!("{}-{}", "a".repeat(62), "b".repeat(62));
+        assert_eq!(hostname(&spec), "a".repeat(62));
+        spec.hostname = "web".into();
+        assert_eq!(hostname(&spec), "web");
     }
 
     #[test]
