@@ -46,6 +46,7 @@ struct Exec {
     request: ExecRequest,
     process: Process,
     stdio: Arc<Stdio>,
+    cgroup: Cgroup,
     ended: Ended,
 }
 
@@ -59,6 +60,11 @@ impl Execs {
     /// Returns the process of a known exec.
     pub(crate) fn process(&self, id: &Id) -> Option<&Process> {
         self.all.get(id).map(|exec| &exec.process)
+    }
+
+    /// Returns the cgroup of a known exec: all that it started.
+    pub(crate) fn cgroup(&self, id: &Id) -> Option<&Cgroup> {
+        self.all.get(id).map(|exec| &exec.cgroup)
     }
 
     /// Returns whether `id` ran and is gone.
@@ -152,7 +158,7 @@ impl Execs {
                 exit: launched.exit,
                 executed: None,
                 stdio: Arc::clone(&stdio),
-                cgroup,
+                cgroup: cgroup.clone(),
                 container_cgroup: created.made.cgroup.clone(),
                 deadline,
                 kill_on_detach: request.kill_on_detach,
@@ -169,6 +175,7 @@ impl Execs {
                 request,
                 process: launched.process,
                 stdio,
+                cgroup,
                 ended,
             },
         );

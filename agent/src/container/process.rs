@@ -25,6 +25,8 @@ use crate::{
 const DRAIN: Duration = Duration::from_secs(2);
 /// How long an exec may be without any connection before it counts as left.
 const DETACH_GRACE: Duration = Duration::from_secs(2);
+/// How long the host may take to open the first one.
+const ATTACH_LIMIT: Duration = Duration::from_secs(30);
 
 /// The end of a process; `None` while it runs.
 pub(crate) type Ended = watch::Receiver<Option<Exited>>;
@@ -146,7 +148,7 @@ impl Subject {
         };
         let detached = async {
             if self.kill_on_detach {
-                self.stdio.detached(DETACH_GRACE).await;
+                self.stdio.detached(DETACH_GRACE, ATTACH_LIMIT).await;
             } else {
                 std::future::pending().await
             }

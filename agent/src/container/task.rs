@@ -24,6 +24,7 @@ use tracing::{info, warn};
 
 use super::{
     ContainerError, Context, Made, Public, Reply,
+    cgroup::Cgroup,
     create::{Created, blocking, create, state_dir},
     exec::Execs,
     process::StartFailure,
@@ -265,15 +266,19 @@ impl Task {
             id: self.id.clone(),
             source,
         };
-        if all {
-            return self.signal_all(signal).map_err(failed);
-        }
         let process = match exec {
+            None if all => {
+                let cgroup = &self.created.made.cgroup;
+                return signal_all(cgroup, signal).map_err(failed);
+            }
             None => &self.created.init,
-            Some(exec) => match self.execs.process(exec) {
-                Some(process) => process,
-                None if self.execs.is_past(exec) => return Ok(()),
-                None => {
+            Some(exec) => match (self.execs.process(exec), self.execs.cgroup(exec)) {
+                (Some(_), Some(cgroup)) if all => {
+                    return signal_all(cgroup, signal).map_err(failed);
+                }
+                (Some(process), _) => process,
+                _ if self.execs.is_past(exec) => return Ok(()),
+                _ => {
                     return Err(ContainerError::NoProcess {
                         container: self.id.to_string(),
                         exec: exec.to_string(),
@@ -282,19 +287,6 @@ impl Task {
             },
         };
         process.signal(signal).map_err(failed)
-    }
-
-    fn signal_all(&self, signal: i32) -> io::Result<()> {
-        let cgroup = &self.created.made.cgroup;
-        if signal == libc::SIGKILL {
-            return cgroup.kill();
-        }
-        let signal = nix::sys::signal::Signal::try_from(signal)?;
-        for pid in cgroup.processes()? {
-            // Who is gone meanwhile needs no signal.
-            let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), signal);
-        }
-        Ok(())
     }
 
     async fn exec(&mut self, request: ExecRequest) -> Result<i32, ContainerError> {
@@ -381,6 +373,18 @@ impl Task {
             Ok(Err(_)) | Err(_) => Err(ContainerError::Unkillable(self.id.clone())),
         }
     }
+}
+
+fn signal_all(cgroup: &Cgroup, signal: i32) -> io::Result<()> {
+    if signal == libc::SIGKILL {
+        return cgroup.kill();
+    }
+    let signal = nix::sys::signal::Signal::try_from(signal)?;
+    for pid in cgroup.processes()? {
+        // Who is gone meanwhile needs no signal.
+        let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), signal);
+    }
+    Ok(())
 }
 
 /// Tells the first process of a container to go on, as libcontainer's

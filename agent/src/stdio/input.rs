@@ -1,4 +1,4 @@
-//! The input of a process, written by one connection after the other.
+//! The input of a process, written by whichever connections there are.
 
 use std::{
     io,
@@ -17,8 +17,8 @@ const END_OF_FILE: &[u8] = &[4];
 pub(crate) struct Input {
     sink: Mutex<Sink>,
     end: InputEnd,
-    /// Number of the connection that writes; older ones end.
-    connection: watch::Sender<u64>,
+    /// Whether the process's input was closed; all connections end then.
+    closed: watch::Sender<bool>,
 }
 
 #[derive(Debug, Clone)]
@@ -36,7 +36,7 @@ impl Input {
         Self {
             sink: Mutex::new(pipe.map_or(Sink::NotYet, Sink::Pipe)),
             end,
-            connection: watch::Sender::new(0),
+            closed: watch::Sender::new(false),
         }
     }
 
@@ -59,29 +59,24 @@ impl Input {
     /// Closes the process's input for good.
     pub(crate) fn close(&self) {
         self.set(Sink::Closed);
-        self.connection.send_modify(|n| *n += 1);
-    }
-
-    /// Takes the input over for a new connection and returns its number.
-    pub(crate) fn attach(&self) -> u64 {
-        self.connection.send_modify(|n| *n += 1);
-        *self.connection.borrow()
+        self.closed.send_replace(true);
     }
 
     /// Writes the bytes of `connection` to the process until their end.
-    pub(crate) async fn serve(&self, number: u64, mut connection: Connection) -> io::Result<()> {
-        let mut replaced = self.connection.subscribe();
+    pub(crate) async fn serve(&self, mut connection: Connection) -> io::Result<()> {
+        let mut closed = self.closed.subscribe();
         let copy = async {
             let mut chunk = vec![0; 16 << 10];
             loop {
-                let n = connection.read(&mut chunk).await?;
+                // A connection that breaks brings no more bytes either.
+                let n = connection.read(&mut chunk).await.unwrap_or(0);
                 match (self.sink(), n) {
                     (Sink::Closed, _) => return Ok(()),
                     (Sink::NotYet, 0) => return Ok(()),
                     (Sink::NotYet, _) => return Err(io::ErrorKind::NotConnected.into()),
                     (Sink::Pipe(_), 0) => {
                         if self.end == InputEnd::Closes {
-                            self.set(Sink::Closed);
+                            self.close();
                         }
                         return Ok(());
                     }
@@ -97,7 +92,7 @@ impl Input {
         };
         tokio::select! {
             result = copy => result,
-            _ = replaced.wait_for(|newest| *newest != number) => Ok(()),
+            _ = closed.wait_for(|closed| *closed) => Ok(()),
         }
     }
 }
@@ -118,8 +113,7 @@ mod tests {
 
     async fn send(input: &Input, bytes: &[u8]) {
         let (mut ours, theirs) = tokio::io::duplex(100);
-        let number = input.attach();
-        let (served, ()) = tokio::join!(input.serve(number, Box::new(theirs)), async {
+        let (served, ()) = tokio::join!(input.serve(Box::new(theirs)), async {
             ours.write_all(bytes).await.unwrap();
             ours.shutdown().await.unwrap();
         });
@@ -144,5 +138,22 @@ mod tests {
         let mut seen = String::new();
         process.read_to_string(&mut seen).unwrap();
         assert_eq!(seen, "one two");
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn several_connections_write_and_end_with_the_input() {
+        let (input, mut process) = pipe_input(InputEnd::Closes);
+        let (mut waiting, theirs) = tokio::io::duplex(100);
+        waiting.write_all(b"one ").await.unwrap();
+        let second = async {
+            tokio::task::yield_now().await;
+            send(&input, b"two").await;
+        };
+        let (served, ()) = tokio::join!(input.serve(Box::new(theirs)), second);
+        served.unwrap();
+        let mut seen = String::new();
+        process.read_to_string(&mut seen).unwrap();
+        assert_eq!(seen, "one two");
+        assert!(waiting.write_all(b"x").await.is_err());
     }
 }

@@ -13,7 +13,7 @@ pub(crate) mod server;
 
 use std::{
     io,
-    os::fd::OwnedFd,
+    os::fd::{AsFd, OwnedFd},
     sync::{Arc, Mutex, OnceLock, PoisonError},
     time::Duration,
 };
@@ -21,8 +21,11 @@ use std::{
 use rustix::termios::{Winsize, tcsetwinsize};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
+    net::UnixStream,
     sync::watch,
+    time::timeout,
 };
+use tokio_vsock::VsockStream;
 
 use self::{fd::Fd, input::Input, output::Output};
 
@@ -30,8 +33,30 @@ use self::{fd::Fd, input::Input, output::Output};
 pub(crate) type Connection = Box<dyn Duplex>;
 
 /// Bytes both ways.
-pub(crate) trait Duplex: AsyncRead + AsyncWrite + Unpin + Send {}
-impl<T: AsyncRead + AsyncWrite + Unpin + Send> Duplex for T {}
+pub(crate) trait Duplex: AsyncRead + AsyncWrite + Unpin + Send {
+    /// Returns one more descriptor of the socket, to look whether the other
+    /// side has gone; `None`: it can't be told.
+    fn watch(&self) -> io::Result<Option<OwnedFd>>;
+}
+
+impl Duplex for VsockStream {
+    fn watch(&self) -> io::Result<Option<OwnedFd>> {
+        self.as_fd().try_clone_to_owned().map(Some)
+    }
+}
+
+impl Duplex for UnixStream {
+    fn watch(&self) -> io::Result<Option<OwnedFd>> {
+        self.as_fd().try_clone_to_owned().map(Some)
+    }
+}
+
+#[cfg(test)]
+impl Duplex for tokio::io::DuplexStream {
+    fn watch(&self) -> io::Result<Option<OwnedFd>> {
+        Ok(None)
+    }
+}
 
 /// What a process has as standard streams.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -179,15 +204,22 @@ impl Stdio {
         self.stdout.finished() && self.stderr.finished()
     }
 
-    /// Waits until connections were there and are all gone for `grace`.
-    pub(crate) async fn detached(&self, grace: Duration) {
+    /// Waits until connections were there and are all gone for `grace`, or none
+    /// came within `patience`.
+    pub(crate) async fn detached(&self, grace: Duration, patience: Duration) {
         let mut attached = self.attached.subscribe();
+        if timeout(patience, attached.wait_for(|a| a.ever))
+            .await
+            .is_err()
+        {
+            return;
+        }
         loop {
             if attached.wait_for(|a| a.ever && a.now == 0).await.is_err() {
                 return;
             }
             let back = attached.wait_for(|a| a.now > 0);
-            if tokio::time::timeout(grace, back).await.is_err() {
+            if timeout(grace, back).await.is_err() {
                 return;
             }
         }

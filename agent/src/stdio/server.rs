@@ -68,9 +68,8 @@ async fn handle(mut connection: Connection, directory: &dyn Directory) -> io::Re
                 return refuse(connection, "the process has no input".to_owned()).await;
             };
             let _counted = stdio.count();
-            let number = input.attach();
             accept(&mut connection, 0).await?;
-            return input.serve(number, connection).await;
+            return input.serve(connection).await;
         }
     };
     match output.attach(header.offset) {

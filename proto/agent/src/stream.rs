@@ -9,7 +9,8 @@
 //!   totals of the bytes that it has stored safely; what is not acknowledged is
 //!   kept and sent again on the next connection, so nothing is lost or doubled
 //!   when the host restarts. A newer connection replaces an older one.
-//! * `Stdin`: the host sends bytes and half-closes for end of file.
+//! * `Stdin`: the host sends bytes and half-closes for end of file. There may be several
+//!   connections at a time; what they send is mixed.
 //! * `Dial`: both directions are relayed to a TCP port inside the guest.
 //!
 //! A frame is a `u32` length (little endian, at most [`MAX_FRAME`]) and JSON.

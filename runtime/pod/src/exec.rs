@@ -62,6 +62,8 @@ async fn run(
         id: exec_id,
         args,
         timeout: limit,
+        tty: false,
+        stdin: false,
     };
     handle.agent.exec(exec).await?;
     let collect = |kind, end| collect(&handle.agent, kind, container, exec_id, end);

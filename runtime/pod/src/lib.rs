@@ -3,7 +3,7 @@
 //! Read in this order: [`Pods`] (what callers use), [`spec`] and [`info`] (what goes in and comes
 //! out), `lifecycle` (what may happen when, as pure functions), `driver` (the task that owns a
 //! pod), `bringup` (the stages of a start), `vm` (the VMM process and its control
-//! socket), `guest` (the agent, its events and byte streams), `storage`, `logs`, `oci_spec`,
+//! socket), `guest` (the agent, its events and byte streams), `session`, `storage`, `logs`, `oci_spec`,
 //! `record` and `recover` (what outlives the daemon).
 //!
 //! Not here: CRI types, gRPC codes, registries, CNI.
@@ -29,6 +29,7 @@ mod ports;
 mod record;
 mod recover;
 mod registry;
+pub mod session;
 pub mod spec;
 mod storage;
 mod validate;
@@ -43,6 +44,10 @@ pub use info::{
 };
 pub use pods::Pods;
 pub use ports::{PodImages, PodNetworking};
+pub use session::{
+    AttachControl, AttachSession, ExecControl, ExecSession, PodConnection, SessionInput,
+    SessionOutput, SessionStreams,
+};
 pub use spec::{
     AppArmor, Capabilities, ContainerMetadata, ContainerSecurity, ContainerSpec, DeviceSpec, Dns,
     GroupsPolicy, HugepageLimit, ImageRequest, MountPropagation, MountSource, MountSpec,

@@ -18,6 +18,7 @@ use crate::{
     record::SandboxRecord,
     recover,
     registry::{Phase, PodEntry},
+    session::{self, AttachSession, ExecSession, PodConnection, SessionStreams},
     spec::{ContainerSpec, SandboxSpec},
     validate,
 };
@@ -241,6 +242,62 @@ impl Pods {
         let command = |reply| Command::Exec(id.clone(), exec_id.clone(), reply);
         let handle = ask(&entry, command).await?;
         exec::sync(handle, &id, &exec_id, args, timeout).await
+    }
+
+    /// Starts a command in a running container, with streams and perhaps a terminal.
+    ///
+    /// # Errors
+    /// [`PodError::FailedPrecondition`] when the container does not run or the command can't be
+    /// executed, [`PodError::ResourceExhausted`] when the pod has too many sessions; see
+    /// [`PodError`] for others.
+    pub async fn exec(
+        &self,
+        id: &str,
+        args: Vec<String>,
+        streams: SessionStreams,
+    ) -> Result<ExecSession, PodError> {
+        if args.is_empty() {
+            return Err(PodError::invalid("cmd", "it is empty"));
+        }
+        let (id, entry) = self.node.registry.container(id)?;
+        let permit = entry.permits.session("run a command in the container")?;
+        let exec_id = ContainerId::random().short().to_owned();
+        let command = |reply| Command::Exec(id.clone(), exec_id.clone(), reply);
+        let handle = ask(&entry, command).await?;
+        session::exec::start(handle, permit, id, exec_id, args, streams).await
+    }
+
+    /// Connects a client to a running container's first process. It sees what the process writes
+    /// from now on, and is cut off when it reads much too slowly; the container never waits for
+    /// it.
+    ///
+    /// # Errors
+    /// [`PodError::FailedPrecondition`] when the container does not run,
+    /// [`PodError::InvalidArgument`] when `tty` is not what the container has,
+    /// [`PodError::ResourceExhausted`] when the pod has too many sessions; see [`PodError`] for
+    /// others.
+    pub async fn attach(
+        &self,
+        id: &str,
+        streams: SessionStreams,
+    ) -> Result<AttachSession, PodError> {
+        let (id, entry) = self.node.registry.container(id)?;
+        let permit = entry.permits.session("attach to the container")?;
+        let handle = ask(&entry, |reply| Command::Attach(id.clone(), reply)).await?;
+        session::attach::start(handle, permit, entry.view, id, streams).await
+    }
+
+    /// Connects to a TCP port of a sandbox from inside: 127.0.0.1, then ::1.
+    ///
+    /// # Errors
+    /// [`PodError::FailedPrecondition`] when nobody listens there or the sandbox is not ready,
+    /// [`PodError::ResourceExhausted`] when it has too many connections; see [`PodError`] for
+    /// others.
+    pub async fn dial(&self, pod: &str, port: u16) -> Result<PodConnection, PodError> {
+        let entry = self.node.registry.sandbox(pod)?;
+        let permit = entry.permits.dial("connect to the sandbox")?;
+        let agent = ask(&entry, Command::Agent).await?;
+        session::dial::dial(&agent, permit, port).await
     }
 
     /// Counters of a sandbox's VM.

@@ -19,6 +19,7 @@ use crate::{
     error::{ObjectKind, PodError},
     id::{ContainerId, PodId},
     info::{ContainerInfo, SandboxInfo},
+    session::Permits,
     spec::{SandboxMetadata, SandboxSpec},
 };
 
@@ -51,6 +52,7 @@ pub(crate) struct PodEntry {
     /// What its start came to; none while it goes on.
     pub started: watch::Receiver<Option<Result<(), PodError>>>,
     pub delivered: Delivered,
+    pub permits: Permits,
 }
 
 /// Whether somebody got the result of an operation that creates.

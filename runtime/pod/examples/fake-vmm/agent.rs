@@ -204,7 +204,11 @@ impl Agent for Rpc {
         let args = spec["process"]["args"].as_array().unwrap();
         let args = args.iter().map(|a| a.as_str().unwrap().to_owned());
         let container = Container {
-            init: Process::new(args.collect()),
+            init: if request.stdin {
+                Process::with_input(args.collect(), request.stdin_once)
+            } else {
+                Process::new(args.collect())
+            },
             started: false,
             execs: HashMap::new(),
         };
@@ -285,7 +289,15 @@ impl Agent for Rpc {
         _: &TtrpcContext,
         request: message::ExecRequest,
     ) -> ttrpc::Result<message::ExecResponse> {
-        let process = Process::new(request.args);
+        if request.args.iter().any(|a| a == "cannot-start") {
+            let message = "exec /nope: not found";
+            return Err(refusal(Code::FAILED_PRECONDITION, message));
+        }
+        let process = if request.stdin {
+            Process::with_input(request.args, true)
+        } else {
+            Process::new(request.args)
+        };
         let owner = {
             let mut containers = self.0.containers.lock().unwrap();
             let container = containers
@@ -315,6 +327,19 @@ impl Agent for Rpc {
             guest.exited(&request.container_id, &request.exec_id, &process, end, late);
         });
         Ok(message::ExecResponse::new())
+    }
+
+    async fn resize_tty(
+        &self,
+        _: &TtrpcContext,
+        request: message::ResizeTtyRequest,
+    ) -> ttrpc::Result<Empty> {
+        let (id, exec) = (&request.container_id, &request.exec_id);
+        let process = self.0.process(id, exec);
+        let process = process.ok_or_else(|| refusal(Code::NOT_FOUND, "no such process"))?;
+        let size = format!("{}x{}\n", request.columns, request.rows);
+        process.stdout.write(size.as_bytes());
+        Ok(Empty::new())
     }
 
     async fn events(

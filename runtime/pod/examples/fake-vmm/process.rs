@@ -2,8 +2,8 @@
 //!
 //! `out:TEXT`, `err:TEXT` (`\n` is a line end), `lines:N` (numbers, a line each, slowly),
 //! `flood:N` (bytes), `sleep:MS`, `wait` (until it is killed), `trap` (SIGTERM is written to
-//! stdout instead of ending it), `signals` (writes the signals that the container got),
-//! `oom`, `exit:CODE`.
+//! stdout instead of ending it), `signals` (writes the signals that the container got), `cat`
+//! (copies its input to its output), `oom`, `exit:CODE`.
 
 use std::{
     sync::{Arc, Mutex},
@@ -22,6 +22,11 @@ pub struct Process {
     pub stderr: OutputBuffer,
     pub signals: Mutex<Vec<u32>>,
     pub kill: Mutex<Option<mpsc::UnboundedSender<u32>>>,
+    /// None: it is at its end, or there is none.
+    pub input: Mutex<Option<mpsc::UnboundedSender<Vec<u8>>>>,
+    /// The end of a connection is the end of the input.
+    pub input_closes: bool,
+    pub received: tokio::sync::Mutex<Option<mpsc::UnboundedReceiver<Vec<u8>>>>,
 }
 
 /// How it ended.
@@ -36,6 +41,18 @@ impl Process {
     pub fn new(args: Vec<String>) -> Arc<Self> {
         Arc::new(Self {
             args,
+            ..Self::default()
+        })
+    }
+
+    /// One with an input.
+    pub fn with_input(args: Vec<String>, input_closes: bool) -> Arc<Self> {
+        let (input, received) = mpsc::unbounded_channel();
+        Arc::new(Self {
+            args,
+            input: Mutex::new(Some(input)),
+            input_closes,
+            received: tokio::sync::Mutex::new(Some(received)),
             ..Self::default()
         })
     }
@@ -90,6 +107,13 @@ impl Process {
                 }
                 "flood" => self.stdout.write(&vec![b'x'; number() as usize]),
                 "sleep" => sleep(Duration::from_millis(number())).await,
+                "cat" => {
+                    if let Some(input) = self.received.lock().await.as_mut() {
+                        while let Some(bytes) = input.recv().await {
+                            self.stdout.write(&bytes);
+                        }
+                    }
+                }
                 "wait" => std::future::pending::<()>().await,
                 "signals" => {
                     let signals = owner.signals.lock().unwrap().clone();

@@ -1,4 +1,4 @@
-//! Output streams, as `hull_proto_agent::stream` describes them.
+//! Byte streams, as `hull_proto_agent::stream` describes them.
 
 use std::{io, sync::Arc};
 
@@ -18,13 +18,56 @@ pub async fn serve(mut stream: UnixStream, guest: Arc<Guest>) -> io::Result<()> 
     let mut body = vec![0; body_length(prefix)?];
     stream.read_exact(&mut body).await?;
     let header: StreamHeader = decode(&body)?;
+    if let StreamKind::Dial { port } = header.kind {
+        return dial(stream, port).await;
+    }
     let Some(process) = guest.process(&header.container, &header.exec) else {
         let reply = StreamReply::Error {
             message: "no such process".into(),
         };
         return stream.write_all(&encode(&reply)?).await;
     };
+    if header.kind == StreamKind::Stdin {
+        return input(stream, &process).await;
+    }
     output(stream, &process, &header).await
+}
+
+/// An echo server is at port 7.
+async fn dial(mut stream: UnixStream, port: u16) -> io::Result<()> {
+    if port != 7 {
+        let reply = StreamReply::Error {
+            message: "connection refused".into(),
+        };
+        return stream.write_all(&encode(&reply)?).await;
+    }
+    accepted(&mut stream).await?;
+    let (mut reader, mut writer) = stream.split();
+    tokio::io::copy(&mut reader, &mut writer).await?;
+    writer.shutdown().await
+}
+
+async fn accepted(stream: &mut UnixStream) -> io::Result<()> {
+    let reply = StreamReply::Ok { offset: 0 };
+    stream.write_all(&encode(&reply)?).await
+}
+
+async fn input(mut stream: UnixStream, process: &Process) -> io::Result<()> {
+    accepted(&mut stream).await?;
+    let mut buffer = vec![0; 4096];
+    loop {
+        let length = stream.read(&mut buffer).await.unwrap_or(0);
+        let mut input = process.input.lock().unwrap();
+        if length == 0 {
+            if process.input_closes {
+                *input = None;
+            }
+            return Ok(());
+        }
+        if let Some(input) = &*input {
+            let _ = input.send(buffer[..length].to_vec());
+        }
+    }
 }
 
 async fn output(stream: UnixStream, process: &Process, header: &StreamHeader) -> io::Result<()> {

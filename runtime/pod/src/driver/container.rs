@@ -139,7 +139,7 @@ impl Driver {
         };
         let signal = match target {
             SignalTarget::Init => container.record.stop_signal,
-            SignalTarget::All => SIGKILL,
+            SignalTarget::All | SignalTarget::Exec(_) => SIGKILL,
         };
         let (agent, id) = (live.agent.clone(), id.clone());
         // The result is the event of the process's end, not the answer to the signal.

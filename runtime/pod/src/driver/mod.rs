@@ -32,15 +32,16 @@ use crate::{
     guest::{
         client::Agent,
         events::{GuestEvent, ProcessExit},
-        stdio::OutputEnd,
+        stdio::{OutputEnd, OutputKind},
     },
     id::{ContainerId, PodId},
     info::{BootTimes, SandboxInfo, SandboxState, VmInfo},
     lifecycle::{container as container_life, sandbox as sandbox_life},
-    logs::pump::ContainerLog,
+    logs::{fanout::LiveOutput, pump::ContainerLog},
     node::Node,
     record::{ContainerRecord, SandboxRecord},
     registry::{Delivered, Phase, PodEntry, PodView},
+    session::Permits,
     spec::ContainerSpec,
     storage::images::ImageDisks,
     vm::client::VmClient,
@@ -63,8 +64,12 @@ pub(crate) enum Command {
     RemoveContainer(ContainerId, Reply),
     /// Announces an exec, so that its end can be waited for.
     Exec(ContainerId, String, Reply<ExecHandle>),
+    /// Follows the output of a container's first process.
+    Attach(ContainerId, Reply<AttachHandle>),
     /// The connection to the VM.
     Vm(Reply<VmClient>),
+    /// The connection to the agent.
+    Agent(Reply<Agent>),
 }
 
 /// A container that was created; whoever gets this says so.
@@ -82,6 +87,18 @@ pub(crate) struct ExecHandle {
     pub stderr_end: watch::Receiver<OutputEnd>,
     /// Closed without a value when the VM is gone.
     pub exited: oneshot::Receiver<ProcessExit>,
+}
+
+/// What a caller needs to attach to a container.
+#[derive(Debug)]
+pub(crate) struct AttachHandle {
+    pub agent: Agent,
+    pub tty: bool,
+    /// Whether it has an input.
+    pub stdin: bool,
+    pub stdout: LiveOutput,
+    /// None: it has a terminal.
+    pub stderr: Option<LiveOutput>,
 }
 
 /// The parts of a pod that exist while its VM runs.
@@ -163,6 +180,7 @@ impl Driver {
             view: view_receiver,
             started: started_receiver,
             delivered: Delivered::default(),
+            permits: Permits::default(),
         };
         let driver = Self {
             node,
@@ -240,6 +258,13 @@ impl Driver {
                 let vm = self.live.as_ref().map(|live| live.vm.clone());
                 let _ = reply.send(vm.ok_or_else(|| self.not_ready("reach the VM")));
             }
+            Command::Agent(reply) => {
+                let agent = self.live.as_ref().map(|live| live.agent.clone());
+                let _ = reply.send(agent.ok_or_else(|| self.not_ready("reach the guest")));
+            }
+            Command::Attach(id, reply) => {
+                let _ = reply.send(self.attach(&id));
+            }
         }
     }
 
@@ -307,6 +332,34 @@ impl Driver {
         };
         self.execs.insert((id, exec), end);
         Ok(handle)
+    }
+
+    fn attach(&self, id: &ContainerId) -> Result<AttachHandle, PodError> {
+        use container_life::State;
+        const ACTION: &str = "attach to the container";
+        let Some(container) = self.containers.get(id) else {
+            return Err(container_not_found(id));
+        };
+        if !matches!(
+            container.state,
+            State::Created | State::Starting | State::Running | State::Terminating(_)
+        ) {
+            return Err(PodError::precondition(ACTION, "it is not running"));
+        }
+        let Some(live) = &self.live else {
+            return Err(self.not_ready(ACTION));
+        };
+        let Some(log) = &container.log else {
+            return Err(PodError::precondition(ACTION, "its log can't be written"));
+        };
+        let spec = &container.record.spec;
+        Ok(AttachHandle {
+            agent: live.agent.clone(),
+            tty: spec.tty,
+            stdin: spec.stdin,
+            stdout: log.follow(OutputKind::Stdout),
+            stderr: (!spec.tty).then(|| log.follow(OutputKind::Stderr)),
+        })
     }
 
     async fn process_exited(&mut self, exit: ProcessExit) {

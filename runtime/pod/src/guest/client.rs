@@ -10,7 +10,8 @@ use hull_proto_agent::{
     RPC_PORT, VERSION,
     agent::{
         AttachStorageRequest, ConfigureRequest, CreateRequest, DeleteRequest, DetachStorageRequest,
-        Empty, EventsRequest, ExecRequest, HelloRequest, SignalRequest, StartRequest,
+        Empty, EventsRequest, ExecRequest, HelloRequest, ResizeTtyRequest, SignalRequest,
+        StartRequest,
     },
     rpc::AgentClient,
 };
@@ -156,10 +157,16 @@ impl Agent {
         signal: i32,
         target: SignalTarget,
     ) -> Result<(), GuestError> {
+        let (exec_id, all) = match target {
+            SignalTarget::Init => (String::new(), false),
+            SignalTarget::All => (String::new(), true),
+            SignalTarget::Exec(id) => (id, true),
+        };
         let request = SignalRequest {
             container_id: container.into(),
+            exec_id,
             signal: signal.unsigned_abs(),
-            all: target == SignalTarget::All,
+            all,
             ..SignalRequest::default()
         };
         let client = self.client();
@@ -194,6 +201,8 @@ impl Agent {
             container_id: exec.container.into(),
             exec_id: exec.id.into(),
             args: exec.args,
+            tty: exec.tty,
+            stdin: exec.stdin,
             timeout_ms,
             kill_on_detach: true,
             ..ExecRequest::default()
@@ -202,6 +211,30 @@ impl Agent {
         self.ask(
             "run a command in the container",
             client.exec(Context::default(), &request),
+        )
+        .await
+        .map(drop)
+    }
+
+    /// Sets the size of the terminal of an exec, or of the container (`exec` is empty).
+    pub(crate) async fn resize(
+        &self,
+        container: &str,
+        exec: &str,
+        columns: u16,
+        rows: u16,
+    ) -> Result<(), GuestError> {
+        let request = ResizeTtyRequest {
+            container_id: container.into(),
+            exec_id: exec.into(),
+            rows: rows.into(),
+            columns: columns.into(),
+            ..ResizeTtyRequest::default()
+        };
+        let client = self.client();
+        self.ask(
+            "resize the terminal",
+            client.resize_tty(Context::default(), &request),
         )
         .await
         .map(drop)
@@ -254,12 +287,14 @@ pub(crate) struct Storage<'a> {
 }
 
 /// Which processes of a container get a signal.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum SignalTarget {
     /// The first one.
     Init,
     /// All of its cgroup.
     All,
+    /// An exec and all that it started.
+    Exec(String),
 }
 
 /// A command to run in a container.
@@ -269,6 +304,8 @@ pub(crate) struct Exec<'a> {
     pub id: &'a str,
     pub args: Vec<String>,
     pub timeout: Option<Duration>,
+    pub tty: bool,
+    pub stdin: bool,
 }
 
 async fn greet(

@@ -40,13 +40,10 @@ pub(crate) enum GuestError {
         call: &'static str,
         reason: &'static str,
     },
-    #[error("open a stream of {container}: the agent refuses: {message}")]
-    StreamRefused { container: String, message: String },
-    #[error("open a stream of {container}")]
-    Stream {
-        container: String,
-        source: io::Error,
-    },
+    #[error("open a stream of {what}: the agent refuses: {message}")]
+    StreamRefused { what: String, message: String },
+    #[error("open a stream of {what}")]
+    Stream { what: String, source: io::Error },
 }
 
 impl GuestError {

@@ -4,7 +4,11 @@
 //! the last one ended. Where the output ends is known from the event of the process's end; the
 //! end of a connection alone proves nothing.
 
-use std::{io, path::PathBuf, time::Duration};
+use std::{
+    io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use hull_proto_agent::{
     STREAM_PORT,
@@ -21,8 +25,10 @@ use super::{GuestError, client::Agent, connect, printable};
 
 /// How long the agent may take to accept a stream.
 const OPEN: Duration = Duration::from_secs(10);
-/// Pause before a lost connection is opened again.
+/// Pause before a lost connection is opened again; doubled until bytes come.
 const PAUSE: Duration = Duration::from_millis(50);
+/// Longest such pause. An exec without any connection for 2 s is killed by the agent.
+const PAUSE_MAX: Duration = Duration::from_millis(500);
 /// How long the last bytes of a process that ended may take.
 const STALLED: Duration = Duration::from_secs(10);
 /// Longest refusal that is shown.
@@ -57,6 +63,7 @@ pub(crate) struct Output {
     safe: u64,
     end: watch::Receiver<OutputEnd>,
     connection: Option<UnixStream>,
+    pause: Duration,
 }
 
 impl Output {
@@ -85,6 +92,7 @@ impl Output {
             safe: offset,
             end,
             connection: None,
+            pause: PAUSE,
         }
     }
 
@@ -135,13 +143,16 @@ impl Output {
             match read {
                 Ok(length) if length > 0 => {
                     self.received += length as u64;
+                    self.pause = PAUSE;
                     return length;
                 }
                 _ => {
                     self.connection = None;
-                    // The event that tells the end may be on its way.
+                    // The process closed its output and runs on, or the event that tells its
+                    // end is on its way.
                     if end == OutputEnd::Open {
-                        let _ = timeout(PAUSE, self.end.changed()).await;
+                        let _ = timeout(self.pause, self.end.changed()).await;
+                        self.pause = (self.pause * 2).min(PAUSE_MAX);
                     }
                 }
             }
@@ -162,34 +173,26 @@ impl Output {
     async fn reopen(&mut self) {
         if let Err(error) = self.open().await {
             tracing::debug!(%error, "open output stream again");
-            sleep(PAUSE).await;
+            sleep(self.pause).await;
         }
     }
 
     async fn connect(&mut self) -> Result<(), GuestError> {
         // Not what was received: the agent forgets what is before the offset.
         self.header.offset = self.safe;
-        let deadline = Instant::now() + OPEN;
-        let mut stream = connect::dial_until(&self.vsock, STREAM_PORT, deadline).await?;
-        let reply = exchange(&mut stream, &self.header).await;
-        match reply.map_err(|source| self.failed(source))? {
-            StreamReply::Ok { offset } if offset > self.received => {
+        let (mut stream, offset) = connect_stream(&self.vsock, &self.header).await?;
+        match offset {
+            offset if offset > self.received => {
                 let (missing, container) = (offset - self.received, &self.header.container);
                 tracing::warn!(%container, missing, "output was acknowledged but is not here");
                 self.received = offset;
                 self.safe = offset;
             }
-            StreamReply::Ok { offset } => {
+            offset => {
                 let known = self.received - offset;
                 skip(&mut stream, known)
                     .await
                     .map_err(|source| self.failed(source))?;
-            }
-            StreamReply::Error { message } => {
-                return Err(GuestError::StreamRefused {
-                    container: self.header.container.clone(),
-                    message: printable(&message, MESSAGE_MAX),
-                });
             }
         }
         self.connection = Some(stream);
@@ -197,10 +200,72 @@ impl Output {
     }
 
     fn failed(&self, source: io::Error) -> GuestError {
-        GuestError::Stream {
-            container: self.header.container.clone(),
-            source,
-        }
+        failed(&self.header, source)
+    }
+}
+
+/// Opens the input of an exec, or of the container's first process (`exec` is empty).
+pub(crate) async fn open_input(
+    agent: &Agent,
+    container: &str,
+    exec: &str,
+) -> Result<UnixStream, GuestError> {
+    let header = StreamHeader {
+        kind: StreamKind::Stdin,
+        container: container.into(),
+        exec: exec.into(),
+        offset: 0,
+    };
+    open(agent, &header).await
+}
+
+/// Connects to a TCP port of the guest's loopback.
+pub(crate) async fn open_dial(agent: &Agent, port: u16) -> Result<UnixStream, GuestError> {
+    let header = StreamHeader {
+        kind: StreamKind::Dial { port },
+        container: String::new(),
+        exec: String::new(),
+        offset: 0,
+    };
+    open(agent, &header).await
+}
+
+async fn open(agent: &Agent, header: &StreamHeader) -> Result<UnixStream, GuestError> {
+    let opened = timeout(OPEN, connect_stream(agent.vsock(), header)).await;
+    let (stream, _) =
+        opened.unwrap_or_else(|_| Err(failed(header, io::ErrorKind::TimedOut.into())))?;
+    Ok(stream)
+}
+
+/// Connects and says what for; returns the offset of the first byte.
+async fn connect_stream(
+    vsock: &Path,
+    header: &StreamHeader,
+) -> Result<(UnixStream, u64), GuestError> {
+    let deadline = Instant::now() + OPEN;
+    let mut stream = connect::dial_until(vsock, STREAM_PORT, deadline).await?;
+    let reply = exchange(&mut stream, header).await;
+    match reply.map_err(|source| failed(header, source))? {
+        StreamReply::Ok { offset } => Ok((stream, offset)),
+        StreamReply::Error { message } => Err(GuestError::StreamRefused {
+            what: what(header),
+            message: printable(&message, MESSAGE_MAX),
+        }),
+    }
+}
+
+fn failed(header: &StreamHeader, source: io::Error) -> GuestError {
+    GuestError::Stream {
+        what: what(header),
+        source,
+    }
+}
+
+/// What a stream is of, for messages.
+fn what(header: &StreamHeader) -> String {
+    match header.kind {
+        StreamKind::Dial { port } => format!("port {port}"),
+        _ => header.container.clone(),
     }
 }
 

@@ -4,6 +4,8 @@
 //! agent ──bytes──▶ Output ──▶ LineSplitter ──▶ LogFile ──▶ acknowledge ──▶ agent forgets them
 //! ```
 //!
+//! A copy of the bytes goes to attached clients before they are written ([`fanout`]).
+//!
 //! Nothing is lost or doubled, also when the daemon is killed at any point. A batch of whole
 //! lines is (1) appended to the log file, (2) noted in the position file: length of the log and
 //! bytes of each output in it, (3) acknowledged to the agent. After a restart the log is cut back
@@ -14,6 +16,7 @@
 //! One gap is left: when the log file was renamed (rotated) while the daemon was down, a batch
 //! that was written but not noted is not cut out of the renamed file and so appears twice.
 
+pub(crate) mod fanout;
 pub(crate) mod file;
 pub(crate) mod line;
 pub(crate) mod pump;

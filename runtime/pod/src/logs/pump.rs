@@ -8,7 +8,12 @@ use std::{
 
 use tokio::{sync::watch, task::JoinHandle, time::sleep};
 
-use super::{LogError, file::LogFile, line::LineSplitter};
+use super::{
+    LogError,
+    fanout::{Fanout, LiveOutput},
+    file::LogFile,
+    line::LineSplitter,
+};
 use crate::{
     blocking::blocking,
     clock,
@@ -28,6 +33,8 @@ const RETRY: Duration = Duration::from_secs(1);
 pub(crate) struct ContainerLog {
     stdout_end: watch::Sender<OutputEnd>,
     stderr_end: watch::Sender<OutputEnd>,
+    stdout: Fanout,
+    stderr: Fanout,
     pumps: Vec<JoinHandle<()>>,
 }
 
@@ -52,24 +59,27 @@ impl ContainerLog {
         let file = Arc::new(Mutex::new(blocking(open).await?));
         let (stdout_end, stdout) = watch::channel(OutputEnd::Open);
         let (stderr_end, stderr) = watch::channel(OutputEnd::Open);
-        let mut outputs = vec![(OutputKind::Stdout, stdout)];
+        let (stdout_live, stderr_live) = (Fanout::default(), Fanout::default());
+        let mut outputs = vec![(OutputKind::Stdout, stdout, stdout_live.clone())];
         if !tty {
-            outputs.push((OutputKind::Stderr, stderr));
+            outputs.push((OutputKind::Stderr, stderr, stderr_live.clone()));
         }
         let pumps = outputs
             .into_iter()
-            .map(|(kind, end)| {
+            .map(|(kind, end, live)| {
                 let offset = file
                     .lock()
                     .unwrap_or_else(PoisonError::into_inner)
                     .written(kind);
                 let output = Output::new(agent, kind, &container, "", offset, end);
-                tokio::spawn(pump(output, kind, offset, Arc::clone(&file)))
+                tokio::spawn(pump(output, kind, offset, Arc::clone(&file), live))
             })
             .collect();
         Ok(Self {
             stdout_end,
             stderr_end,
+            stdout: stdout_live,
+            stderr: stderr_live,
             pumps,
         })
     }
@@ -78,6 +88,14 @@ impl ContainerLog {
     pub(crate) fn end(&self, stdout: OutputEnd, stderr: OutputEnd) {
         self.stdout_end.send_replace(stdout);
         self.stderr_end.send_replace(stderr);
+    }
+
+    /// Follows an output from now on.
+    pub(crate) fn follow(&self, kind: OutputKind) -> LiveOutput {
+        match kind {
+            OutputKind::Stdout => self.stdout.follow(),
+            OutputKind::Stderr => self.stderr.follow(),
+        }
     }
 
     /// The tasks that write the log, to be waited for; they end after [`ContainerLog::end`].
@@ -91,10 +109,18 @@ impl Drop for ContainerLog {
         for pump in &self.pumps {
             pump.abort();
         }
+        self.stdout.end();
+        self.stderr.end();
     }
 }
 
-async fn pump(mut output: Output, kind: OutputKind, mut written: u64, file: Arc<Mutex<LogFile>>) {
+async fn pump(
+    mut output: Output,
+    kind: OutputKind,
+    mut written: u64,
+    file: Arc<Mutex<LogFile>>,
+    live: Fanout,
+) {
     let mut splitter = LineSplitter::new(match kind {
         OutputKind::Stdout => "stdout",
         OutputKind::Stderr => "stderr",
@@ -102,6 +128,11 @@ async fn pump(mut output: Output, kind: OutputKind, mut written: u64, file: Arc<
     let mut buffer = vec![0; BUFFER];
     loop {
         let length = output.read(&mut buffer).await;
+        if length == 0 {
+            live.end();
+        } else {
+            live.publish(&buffer[..length]);
+        }
         let mut lines = Vec::with_capacity(length + 256);
         let now = clock::now_ns();
         let bytes = match length {

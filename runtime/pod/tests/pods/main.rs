@@ -7,3 +7,4 @@ mod common;
 mod faults;
 mod life;
 mod recovery;
+mod sessions;
