@@ -222,6 +222,19 @@ impl Pods {
         info.ok_or_else(|| gone(&id))
     }
 
+    /// Goes on with a running container's log in a new file at its path, after the old one was
+    /// renamed. No byte is lost or doubled.
+    ///
+    /// # Errors
+    /// [`PodError::FailedPrecondition`] when the container does not run: its log is complete.
+    /// When the file can't be opened; then the old one is gone on with.
+    pub async fn reopen_log(&self, id: &str) -> Result<(), PodError> {
+        let (id, entry) = self.node.registry.container(id)?;
+        let log = ask(&entry, |reply| Command::Log(id, reply)).await?;
+        let reopened = log.reopen().await;
+        reopened.map_err(|e| PodError::internal("reopen the container's log", e))
+    }
+
     /// Runs a command in a running container; its process tree is killed after `timeout`
     /// (none: no limit), and also when this future is dropped.
     ///

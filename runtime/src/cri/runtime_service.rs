@@ -173,6 +173,15 @@ impl RuntimeService for Cri {
         answer(span, container::exec_sync::exec_sync(&self.0, request)).await
     }
 
+    async fn reopen_container_log(
+        &self,
+        request: Request<ReopenContainerLogRequest>,
+    ) -> Result<Response<ReopenContainerLogResponse>, Status> {
+        let request = request.into_inner();
+        let span = info_span!("ReopenContainerLog", container = request.container_id);
+        answer(span, container::reopen_log::reopen_log(&self.0, request)).await
+    }
+
     // Not served yet.
 
     async fn update_container_resources(
@@ -180,13 +189,6 @@ impl RuntimeService for Cri {
         _: Request<UpdateContainerResourcesRequest>,
     ) -> Result<Response<UpdateContainerResourcesResponse>, Status> {
         refuse("UpdateContainerResources", "not served by this version").await
-    }
-
-    async fn reopen_container_log(
-        &self,
-        _: Request<ReopenContainerLogRequest>,
-    ) -> Result<Response<ReopenContainerLogResponse>, Status> {
-        refuse("ReopenContainerLog", "not served by this version").await
     }
 
     async fn exec(&self, _: Request<ExecRequest>) -> Result<Response<ExecResponse>, Status> {

@@ -418,7 +418,6 @@ async fn calls_that_are_not_served_say_so() {
     }
     let answers = refusals![
         r.update_container_resources(UpdateContainerResourcesRequest),
-        r.reopen_container_log(ReopenContainerLogRequest),
         r.exec(ExecRequest),
         r.attach(AttachRequest),
         r.port_forward(PortForwardRequest),

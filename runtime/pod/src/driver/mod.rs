@@ -35,9 +35,12 @@ use crate::{
         stdio::{OutputEnd, OutputKind},
     },
     id::{ContainerId, PodId},
-    info::{BootTimes, SandboxInfo, SandboxState, VmInfo},
+    info::{BootTimes, ContainerState, SandboxInfo, SandboxState, VmInfo},
     lifecycle::{container as container_life, sandbox as sandbox_life},
-    logs::{fanout::LiveOutput, pump::ContainerLog},
+    logs::{
+        fanout::LiveOutput,
+        pump::{ContainerLog, LogHandle},
+    },
     node::Node,
     record::{ContainerRecord, SandboxRecord},
     registry::{Delivered, Phase, PodEntry, PodView},
@@ -66,6 +69,8 @@ pub(crate) enum Command {
     Exec(ContainerId, String, Reply<ExecHandle>),
     /// Follows the output of a container's first process.
     Attach(ContainerId, Reply<AttachHandle>),
+    /// The log of a running container.
+    Log(ContainerId, Reply<LogHandle>),
     /// The connection to the VM.
     Vm(Reply<VmClient>),
     /// The connection to the agent.
@@ -262,6 +267,9 @@ impl Driver {
                 let agent = self.live.as_ref().map(|live| live.agent.clone());
                 let _ = reply.send(agent.ok_or_else(|| self.not_ready("reach the guest")));
             }
+            Command::Log(id, reply) => {
+                let _ = reply.send(self.log(&id));
+            }
             Command::Attach(id, reply) => {
                 let _ = reply.send(self.attach(&id));
             }
@@ -360,6 +368,17 @@ impl Driver {
             stdout: log.follow(OutputKind::Stdout),
             stderr: (!spec.tty).then(|| log.follow(OutputKind::Stderr)),
         })
+    }
+
+    fn log(&self, id: &ContainerId) -> Result<LogHandle, PodError> {
+        const ACTION: &str = "reopen the container's log";
+        let container = self.containers.get(id);
+        let container = container.ok_or_else(|| container_not_found(id))?;
+        if container.info().state != ContainerState::Running {
+            return Err(PodError::precondition(ACTION, "it is not running"));
+        }
+        let log = container.log.as_ref().map(ContainerLog::file);
+        log.ok_or_else(|| PodError::precondition(ACTION, "it can't be written"))
     }
 
     async fn process_exited(&mut self, exit: ProcessExit) {

@@ -3,7 +3,10 @@
 use std::{
     fs::{self, File, OpenOptions},
     io::{self, Write},
-    os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt},
+    os::unix::{
+        ffi::OsStrExt,
+        fs::{FileExt, MetadataExt, OpenOptionsExt},
+    },
     path::{Path, PathBuf},
 };
 
@@ -82,21 +85,47 @@ impl LogFile {
             position: noted.unwrap_or_default(),
         };
         if let Some(path) = log {
-            let opened = open_log(path)?;
-            let metadata = opened.metadata().map_err(failed("look at", path))?;
-            let same = noted.is_some_and(|noted| noted.inode == metadata.ino());
-            if same && metadata.len() > file.position.length {
-                opened
-                    .set_len(file.position.length)
-                    .map_err(failed("cut back", path))?;
-            } else {
-                file.position.length = metadata.len();
+            let (opened, inode, length) = open_log(path)?;
+            match noted {
+                Some(noted) if noted.inode == inode => {
+                    if length > noted.length {
+                        opened
+                            .set_len(noted.length)
+                            .map_err(failed("cut back", path))?;
+                    } else {
+                        file.position.length = length;
+                    }
+                }
+                other => {
+                    if let Some(noted) = other {
+                        cut_back_renamed(path, noted)?;
+                    }
+                    (file.position.inode, file.position.length) = (inode, length);
+                }
             }
-            file.position.inode = metadata.ino();
             file.log = Some((path.to_owned(), opened));
         }
         file.note()?;
         Ok(file)
+    }
+
+    /// Goes on in a new file at the log's path, after the old one was renamed.
+    ///
+    /// # Errors
+    /// When that can't be opened or noted; then the old file is gone on with.
+    pub(crate) fn reopen(&mut self) -> Result<(), LogError> {
+        let Some((path, file)) = &mut self.log else {
+            return Ok(());
+        };
+        let (opened, inode, length) = open_log(path)?;
+        let old = (std::mem::replace(file, opened), self.position);
+        (self.position.inode, self.position.length) = (inode, length);
+        self.note().inspect_err(|_| {
+            self.position = old.1;
+            if let Some((_, file)) = &mut self.log {
+                *file = old.0;
+            }
+        })
     }
 
     /// How many bytes of an output are in the log.
@@ -146,16 +175,41 @@ impl LogFile {
     }
 }
 
-fn open_log(path: &Path) -> Result<File, LogError> {
+/// Cuts a batch that was not noted out of a log that was renamed while nobody wrote it: a file
+/// beside it, whose name begins with the log's own.
+fn cut_back_renamed(path: &Path, noted: Position) -> Result<(), LogError> {
+    let (Some(directory), Some(name)) = (path.parent(), path.file_name()) else {
+        return Ok(());
+    };
+    let entries = fs::read_dir(directory).map_err(failed("read", directory))?;
+    for entry in entries.flatten() {
+        let is_ours = entry.file_name().as_bytes().starts_with(name.as_bytes());
+        let (true, Ok(metadata)) = (is_ours, entry.metadata()) else {
+            continue;
+        };
+        if metadata.is_file() && metadata.ino() == noted.inode && metadata.len() > noted.length {
+            let path = entry.path();
+            let file = OpenOptions::new().write(true).open(&path);
+            let cut = file.and_then(|file| file.set_len(noted.length));
+            cut.map_err(failed("cut back", &path))?;
+        }
+    }
+    Ok(())
+}
+
+/// Opens or begins a log; returns its inode and length too.
+fn open_log(path: &Path) -> Result<(File, u64, u64), LogError> {
     if let Some(directory) = path.parent() {
         fs::create_dir_all(directory).map_err(failed("make", directory))?;
     }
-    OpenOptions::new()
+    let file = OpenOptions::new()
         .append(true)
         .create(true)
         .mode(0o640)
         .open(path)
-        .map_err(failed("open", path))
+        .map_err(failed("open", path))?;
+    let metadata = file.metadata().map_err(failed("look at", path))?;
+    Ok((file, metadata.ino(), metadata.len()))
 }
 
 fn failed<'a>(action: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> LogError + 'a {
@@ -187,6 +241,59 @@ mod tests {
         assert_eq!(file.written(OutputKind::Stderr), 4);
         file.append(b"three\n", OutputKind::Stdout, 6).unwrap();
         assert_eq!(fs::read(&log).unwrap(), b"one\ntwo\nthree\n");
+    }
+
+    #[test]
+    fn a_batch_that_was_not_noted_is_cut_out_of_a_renamed_log_too() {
+        let dir = tempfile::tempdir().unwrap();
+        let (log, position) = (dir.path().join("0.log"), dir.path().join("p"));
+        let renamed = dir.path().join("0.log.20300101-000000");
+        let mut file = LogFile::open(Some(&log), &position).unwrap();
+        file.append(b"one\n", OutputKind::Stdout, 4).unwrap();
+        drop(file);
+        let mut raw = OpenOptions::new().append(true).open(&log).unwrap();
+        raw.write_all(b"two\n").unwrap();
+        fs::rename(&log, &renamed).unwrap();
+
+        let mut file = LogFile::open(Some(&log), &position).unwrap();
+        assert_eq!(file.written(OutputKind::Stdout), 4);
+        file.append(b"two\n", OutputKind::Stdout, 4).unwrap();
+        assert_eq!(fs::read(&renamed).unwrap(), b"one\n");
+        assert_eq!(fs::read(&log).unwrap(), b"two\n");
+    }
+
+    #[test]
+    fn a_reopened_log_goes_on_in_a_new_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let (log, position) = (dir.path().join("d/0.log"), dir.path().join("p"));
+        let renamed = dir.path().join("d/0.log.1");
+        let mut file = LogFile::open(Some(&log), &position).unwrap();
+        file.append(b"one\n", OutputKind::Stdout, 4).unwrap();
+        fs::rename(&log, &renamed).unwrap();
+        file.append(b"two\n", OutputKind::Stdout, 4).unwrap();
+        file.reopen().unwrap();
+        file.append(b"three\n", OutputKind::Stdout, 6).unwrap();
+        // Nothing was renamed: nothing is lost.
+        file.reopen().unwrap();
+        file.append(b"four\n", OutputKind::Stdout, 5).unwrap();
+        drop(file);
+        assert_eq!(fs::read(&renamed).unwrap(), b"one\ntwo\n");
+        let again = LogFile::open(Some(&log), &position).unwrap();
+        assert_eq!(again.written(OutputKind::Stdout), 19);
+        assert_eq!(fs::read(&log).unwrap(), b"three\nfour\n");
+    }
+
+    #[test]
+    fn a_log_that_can_not_be_reopened_goes_on_where_it_was() {
+        let dir = tempfile::tempdir().unwrap();
+        let (log, position) = (dir.path().join("0.log"), dir.path().join("p"));
+        let renamed = dir.path().join("0.log.1");
+        let mut file = LogFile::open(Some(&log), &position).unwrap();
+        fs::rename(&log, &renamed).unwrap();
+        fs::create_dir(&log).unwrap();
+        assert!(file.reopen().is_err());
+        file.append(b"one\n", OutputKind::Stdout, 4).unwrap();
+        assert_eq!(fs::read(&renamed).unwrap(), b"one\n");
     }
 
     #[test]

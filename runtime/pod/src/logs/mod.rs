@@ -13,8 +13,8 @@
 //! each output is asked for from its noted byte on. The position file lives as long as the VM: in
 //! the pod's run directory.
 //!
-//! One gap is left: when the log file was renamed (rotated) while the daemon was down, a batch
-//! that was written but not noted is not cut out of the renamed file and so appears twice.
+//! A rotator renames the file and asks for a new one. Until then lines go on into the renamed
+//! file; when it was renamed while the daemon was down, the cut is made in the renamed file.
 
 pub(crate) mod fanout;
 pub(crate) mod file;

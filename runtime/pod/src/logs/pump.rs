@@ -35,7 +35,23 @@ pub(crate) struct ContainerLog {
     stderr_end: watch::Sender<OutputEnd>,
     stdout: Fanout,
     stderr: Fanout,
+    file: LogHandle,
     pumps: Vec<JoinHandle<()>>,
+}
+
+/// The file of a log, while others write it.
+#[derive(Debug, Clone)]
+pub(crate) struct LogHandle(Arc<Mutex<LogFile>>);
+
+impl LogHandle {
+    /// Goes on in a new file, after the old one was renamed.
+    ///
+    /// # Errors
+    /// When it can't be opened; then the old file is gone on with.
+    pub(crate) async fn reopen(&self) -> Result<(), LogError> {
+        let file = Arc::clone(&self.0);
+        blocking(move || file.lock().unwrap_or_else(PoisonError::into_inner).reopen()).await
+    }
 }
 
 /// What a log is made of.
@@ -80,6 +96,7 @@ impl ContainerLog {
             stderr_end,
             stdout: stdout_live,
             stderr: stderr_live,
+            file: LogHandle(file),
             pumps,
         })
     }
@@ -88,6 +105,11 @@ impl ContainerLog {
     pub(crate) fn end(&self, stdout: OutputEnd, stderr: OutputEnd) {
         self.stdout_end.send_replace(stdout);
         self.stderr_end.send_replace(stderr);
+    }
+
+    /// Its file.
+    pub(crate) fn file(&self) -> LogHandle {
+        self.file.clone()
     }
 
     /// Follows an output from now on.

@@ -284,3 +284,44 @@ async fn a_port_is_reached_and_half_closes_go_through() {
     let stopped = pods.dial(pod.as_str(), 7).await.unwrap_err();
     assert_eq!(stopped.kind(), ErrorKind::FailedPrecondition);
 }
+
+#[tokio::test]
+async fn a_rotated_log_goes_on_in_a_new_file() {
+    let node = TestNode::new();
+    let spec = ContainerSpec {
+        stdin: true,
+        stdin_once: true,
+        ..container("app", &["cat", "out:end"])
+    };
+    let (pods, _, id) = pod_with(&node, spec).await;
+    let path = pods.container(&id).await.unwrap().log_path;
+    let mut session = pods.attach(&id, ALL).await.unwrap();
+    let mut stdin = session.stdin.take().unwrap();
+    let mut parts = Vec::new();
+    for n in 0..500 {
+        let line = format!("line {n}\n");
+        stdin.write_all(line.as_bytes()).await.unwrap();
+        // Some lines are on their way.
+        if n % 50 == 49 {
+            let renamed = format!("app.log.{n}");
+            std::fs::rename(&path, path.with_file_name(&renamed)).unwrap();
+            pods.reopen_log(&id).await.unwrap();
+            assert!(path.exists());
+            parts.push(renamed);
+        }
+    }
+    drop(stdin);
+    pods.wait_container(&id).await.unwrap();
+    parts.push("app.log".to_owned());
+    let lines: Vec<_> = parts.iter().flat_map(|part| node.log(part)).collect();
+    let mut expected: Vec<_> = (0..500).map(|n| format!("stdout F line {n}")).collect();
+    expected.push("stdout P end".to_owned());
+    assert_eq!(lines, expected);
+
+    std::fs::remove_file(&path).unwrap();
+    let over = pods.reopen_log(&id).await.unwrap_err();
+    assert_eq!(over.kind(), ErrorKind::FailedPrecondition);
+    assert!(!path.exists());
+    let unknown = pods.reopen_log("feed").await.unwrap_err();
+    assert_eq!(unknown.kind(), ErrorKind::NotFound);
+}
