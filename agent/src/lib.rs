@@ -192,6 +192,7 @@ fn run(
             context,
             containers,
             sandbox: Arc::new(Sandbox::new(layout)),
+            stats: Arc::default(),
             kernel_ns,
             ready_ns: time::boot_ns(),
             stop: Arc::clone(&stop),

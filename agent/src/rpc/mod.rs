@@ -17,7 +17,8 @@ use crate::{
     ident::Id,
     mmio::Slot,
     sandbox::{FILE_SET, Sandbox, files, files::FilesError},
-    shutdown, stats,
+    shutdown,
+    stats::Stats,
 };
 
 /// What this agent can do beyond the first contract version.
@@ -29,6 +30,7 @@ pub(crate) struct Service {
     pub(crate) context: Arc<Context>,
     pub(crate) containers: Arc<Containers>,
     pub(crate) sandbox: Arc<Sandbox>,
+    pub(crate) stats: Arc<Stats>,
     /// When `main` was entered.
     pub(crate) kernel_ns: u64,
     /// When the socket was listening.
@@ -287,11 +289,13 @@ impl rpc::Agent for Service {
         _: &TtrpcContext,
         request: proto::StatsRequest,
     ) -> ttrpc::Result<proto::StatsResponse> {
-        let containers = self.containers.made(&request.container_ids);
+        let stats = Arc::clone(&self.stats);
+        let wanted = self.containers.made(&request.container_ids);
+        let all = self.containers.made(&[]);
         let pod = self.context.layout.pod_cgroup();
         let scratch = self.context.storages.scratch();
         complete(blocking(move || {
-            Ok(stats::collect(&containers, &pod, scratch.as_deref()))
+            Ok(stats.collect(&wanted, &all, &pod, scratch.as_deref()))
         }))
         .await
     }
