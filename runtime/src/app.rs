@@ -17,11 +17,12 @@ use crate::{
     config::Settings,
     cri::{Backend, Cri},
     host::Probe,
+    shutdown::{self, Stop},
     socket::{DirectoryLock, SocketError, listen},
 };
 
 /// Requests that are under way when serving stops may take this long to end.
-const DRAIN: Duration = Duration::from_secs(10);
+pub(crate) const DRAIN: Duration = Duration::from_secs(10);
 /// The largest request accepted, bytes (kubelet's own limit).
 const MAX_REQUEST: usize = 16 << 20;
 
@@ -48,6 +49,7 @@ pub(crate) struct App {
     cri: Cri,
     listener: UnixListener,
     socket: PathBuf,
+    stop: Stop,
     _locks: [DirectoryLock; 2],
 }
 
@@ -78,6 +80,7 @@ impl App {
         )
         .await
         .map_err(AppError::Pods)?;
+        let (stop, stopping) = shutdown::channel();
         let backend = Arc::new(Backend {
             pods,
             images,
@@ -86,6 +89,7 @@ impl App {
             probe,
             images_dir: settings.images.root,
             pods_dir: settings.root.join("pods"),
+            stopping,
         });
         let first = Arc::clone(&backend);
         tokio::spawn(async move {
@@ -99,6 +103,7 @@ impl App {
             cri: Cri(backend),
             listener,
             socket: settings.listen,
+            stop,
             _locks: locks,
         })
     }
@@ -109,8 +114,10 @@ impl App {
         stop: impl Future<Output = ()> + Send + 'static,
     ) -> Result<(), AppError> {
         let (stopped, mut late) = tokio::sync::watch::channel(());
+        let streams = self.stop;
         let stop = async move {
             stop.await;
+            streams.request();
             let _ = stopped.send(());
         };
         let runtime = RuntimeServiceServer::new(self.cri.clone());

@@ -157,22 +157,3 @@ pub struct ExecOutput {
     /// Exit code, or 128 + signal.
     pub exit_code: i32,
 }
-
-/// News of a pod, in order for each pod.
-#[derive(Debug, Clone, PartialEq)]
-pub enum PodEvent {
-    /// A sandbox is ready.
-    SandboxCreated(PodId),
-    /// A sandbox is no longer ready.
-    SandboxStopped(PodId),
-    /// A sandbox is gone.
-    SandboxRemoved(PodId),
-    /// A container was created.
-    ContainerCreated(PodId, ContainerId),
-    /// A container's process runs.
-    ContainerStarted(PodId, ContainerId),
-    /// A container's process ended.
-    ContainerStopped(PodId, ContainerId),
-    /// A container is gone.
-    ContainerRemoved(PodId, ContainerId),
-}

@@ -16,6 +16,7 @@ mod clock;
 mod config;
 mod driver;
 mod error;
+mod events;
 mod exec;
 mod guest;
 mod id;
@@ -37,10 +38,11 @@ mod vm;
 
 pub use config::PodsConfig;
 pub use error::{ErrorKind, ObjectKind, PodError};
+pub use events::{EventKind, Events, EventsLost, PodEvent};
 pub use id::{ContainerId, PodId};
 pub use info::{
-    BootTimes, ContainerInfo, ContainerState, ContainerUser, ExecOutput, GuestInfo, PodEvent,
-    SandboxInfo, SandboxState, VmInfo,
+    BootTimes, ContainerInfo, ContainerState, ContainerUser, ExecOutput, GuestInfo, SandboxInfo,
+    SandboxState, VmInfo,
 };
 pub use pods::Pods;
 pub use ports::{PodImages, PodNetworking};

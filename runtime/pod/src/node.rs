@@ -2,18 +2,13 @@
 
 use std::sync::Arc;
 
-use tokio::sync::broadcast;
-
 use crate::{
     config::PodsConfig,
-    info::PodEvent,
+    events::Hub,
     ports::{PodImages, PodNetworking},
     record::Records,
     registry::Registry,
 };
-
-/// How many events a slow follower may be behind.
-const EVENTS: usize = 4096;
 
 /// What all pods of the node share.
 #[derive(Debug)]
@@ -23,7 +18,7 @@ pub(crate) struct Node {
     pub network: Arc<dyn PodNetworking>,
     pub records: Records,
     pub registry: Registry,
-    pub events: broadcast::Sender<PodEvent>,
+    pub events: Hub,
 }
 
 impl Node {
@@ -39,13 +34,7 @@ impl Node {
             network,
             records,
             registry: Registry::default(),
-            events: broadcast::channel(EVENTS).0,
+            events: Hub::default(),
         }
-    }
-
-    /// Tells those who follow events.
-    pub(crate) fn announce(&self, event: PodEvent) {
-        // An error means that nobody follows.
-        let _ = self.events.send(event);
     }
 }

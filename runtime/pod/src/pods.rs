@@ -2,16 +2,17 @@
 
 use std::{cmp::Reverse, sync::Arc, time::Duration};
 
-use tokio::sync::{broadcast, oneshot};
+use tokio::sync::oneshot;
 
 use crate::{
     clock,
     config::PodsConfig,
     driver::{Command, Driver, Reply},
     error::{ErrorKind, ObjectKind, PodError},
+    events::Events,
     exec,
     id::{ContainerId, PodId},
-    info::{ContainerInfo, ContainerState, ExecOutput, PodEvent, SandboxInfo},
+    info::{ContainerInfo, ContainerState, ExecOutput, SandboxInfo},
     lifecycle::sandbox::State,
     node::Node,
     ports::{PodImages, PodNetworking},
@@ -324,9 +325,11 @@ impl Pods {
     }
 
     /// News of all pods from now on.
-    #[must_use]
-    pub fn events(&self) -> broadcast::Receiver<PodEvent> {
-        self.node.events.subscribe()
+    ///
+    /// # Errors
+    /// [`PodError::ResourceExhausted`] when too many follow them.
+    pub fn events(&self) -> Result<Events, PodError> {
+        self.node.events.follow()
     }
 }
 

@@ -17,6 +17,7 @@ use tokio::sync::{mpsc, watch};
 use crate::{
     driver::Command,
     error::{ObjectKind, PodError},
+    guest::client::Agent,
     id::{ContainerId, PodId},
     info::{ContainerInfo, SandboxInfo},
     session::Permits,
@@ -29,6 +30,9 @@ pub(crate) struct PodView {
     pub phase: Phase,
     pub sandbox: SandboxInfo,
     pub containers: BTreeMap<ContainerId, ContainerInfo>,
+    /// The agent, while the VM runs.
+    #[expect(dead_code, reason = "for those who ask without the pod's task")]
+    pub agent: Option<Agent>,
 }
 
 /// Whether a pod is there for callers.

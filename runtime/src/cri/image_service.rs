@@ -1,11 +1,10 @@
 //! The image service: every RPC with its span.
 
-use futures::stream::BoxStream;
 use hull_proto_cri::v1::{image_service_server::ImageService, *};
 use tonic::{Request, Response, Status, async_trait};
 use tracing::info_span;
 
-use super::{Cri, answer, error::CriError, image};
+use super::{Cri, answer, image, stream::Answer};
 
 fn name(spec: Option<&ImageSpec>) -> &str {
     spec.map_or("", |spec| &spec.image)
@@ -59,13 +58,14 @@ impl ImageService for Cri {
         answer(info_span!("ImageFsInfo"), image::fs_info::fs_info(&self.0)).await
     }
 
-    type StreamImagesStream = BoxStream<'static, Result<StreamImagesResponse, Status>>;
+    type StreamImagesStream = Answer<StreamImagesResponse>;
 
     async fn stream_images(
         &self,
-        _: Request<StreamImagesRequest>,
+        request: Request<StreamImagesRequest>,
     ) -> Result<Response<Self::StreamImagesStream>, Status> {
-        let error = CriError::unsupported("StreamImages", "use ListImages");
-        answer(info_span!("StreamImages"), async { Err(error) }).await
+        let request = request.into_inner();
+        let span = info_span!("StreamImages");
+        answer(span, image::list::stream(&self.0, request)).await
     }
 }

@@ -16,10 +16,16 @@ mod node;
 mod pod;
 mod runtime_service;
 mod status_code;
+mod stream;
 #[cfg(test)]
 mod tests;
 
-use std::{future::Future, path::PathBuf, sync::Arc, time::Instant};
+use std::{
+    future::Future,
+    path::PathBuf,
+    sync::Arc,
+    time::{Instant, SystemTime, UNIX_EPOCH},
+};
 
 use hull_image::ImageStore;
 use hull_network::Network;
@@ -29,7 +35,7 @@ use tracing::{Instrument, Span, debug, warn};
 
 use self::error::CriError;
 pub(crate) use self::status_code::text;
-use crate::{config::Handlers, host::Probe};
+use crate::{config::Handlers, host::Probe, shutdown::Stopping};
 
 /// What the services work on.
 #[derive(Debug)]
@@ -48,6 +54,8 @@ pub(crate) struct Backend {
     pub(crate) images_dir: PathBuf,
     /// Where pods have their scratch disks.
     pub(crate) pods_dir: PathBuf,
+    /// Ends what goes on as long as the daemon does.
+    pub(crate) stopping: Stopping,
 }
 
 /// Both CRI services. Clones share the backend.
@@ -82,6 +90,14 @@ async fn answer<T>(
     }
     .instrument(span)
     .await
+}
+
+/// Unix time in nanoseconds.
+fn now_ns() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.map_or(0, |since| {
+        i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
+    })
 }
 
 /// An id as the client gave it: whole or shortened, but not empty.

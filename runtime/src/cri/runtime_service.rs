@@ -3,12 +3,11 @@
 
 use std::future::ready;
 
-use futures::stream::BoxStream;
 use hull_proto_cri::v1::{runtime_service_server::RuntimeService, *};
 use tonic::{Request, Response, Status, async_trait};
 use tracing::{Span, field, info_span};
 
-use super::{Cri, answer, container, error::CriError, node, pod};
+use super::{Cri, answer, container, error::CriError, node, pod, stream::Answer};
 
 /// The answer of an RPC that is not served.
 async fn refuse<T>(rpc: &'static str, reason: &'static str) -> Result<Response<T>, Status> {
@@ -295,26 +294,29 @@ impl RuntimeService for Cri {
         .await
     }
 
-    type StreamPodSandboxesStream = BoxStream<'static, Result<StreamPodSandboxesResponse, Status>>;
+    type StreamPodSandboxesStream = Answer<StreamPodSandboxesResponse>;
 
     async fn stream_pod_sandboxes(
         &self,
-        _: Request<StreamPodSandboxesRequest>,
+        request: Request<StreamPodSandboxesRequest>,
     ) -> Result<Response<Self::StreamPodSandboxesStream>, Status> {
-        refuse("StreamPodSandboxes", "use ListPodSandbox").await
+        let request = request.into_inner();
+        let span = info_span!("StreamPodSandboxes");
+        answer(span, pod::list::stream(&self.0, request)).await
     }
 
-    type StreamContainersStream = BoxStream<'static, Result<StreamContainersResponse, Status>>;
+    type StreamContainersStream = Answer<StreamContainersResponse>;
 
     async fn stream_containers(
         &self,
-        _: Request<StreamContainersRequest>,
+        request: Request<StreamContainersRequest>,
     ) -> Result<Response<Self::StreamContainersStream>, Status> {
-        refuse("StreamContainers", "use ListContainers").await
+        let request = request.into_inner();
+        let span = info_span!("StreamContainers");
+        answer(span, container::list::stream(&self.0, request)).await
     }
 
-    type StreamContainerStatsStream =
-        BoxStream<'static, Result<StreamContainerStatsResponse, Status>>;
+    type StreamContainerStatsStream = Answer<StreamContainerStatsResponse>;
 
     async fn stream_container_stats(
         &self,
@@ -323,8 +325,7 @@ impl RuntimeService for Cri {
         refuse("StreamContainerStats", "not served by this version").await
     }
 
-    type StreamPodSandboxStatsStream =
-        BoxStream<'static, Result<StreamPodSandboxStatsResponse, Status>>;
+    type StreamPodSandboxStatsStream = Answer<StreamPodSandboxStatsResponse>;
 
     async fn stream_pod_sandbox_stats(
         &self,
@@ -333,8 +334,7 @@ impl RuntimeService for Cri {
         refuse("StreamPodSandboxStats", "not served by this version").await
     }
 
-    type StreamPodSandboxMetricsStream =
-        BoxStream<'static, Result<StreamPodSandboxMetricsResponse, Status>>;
+    type StreamPodSandboxMetricsStream = Answer<StreamPodSandboxMetricsResponse>;
 
     async fn stream_pod_sandbox_metrics(
         &self,
@@ -343,12 +343,13 @@ impl RuntimeService for Cri {
         refuse("StreamPodSandboxMetrics", "not served by this version").await
     }
 
-    type GetContainerEventsStream = BoxStream<'static, Result<ContainerEventResponse, Status>>;
+    type GetContainerEventsStream = Answer<ContainerEventResponse>;
 
     async fn get_container_events(
         &self,
         _: Request<GetEventsRequest>,
     ) -> Result<Response<Self::GetContainerEventsStream>, Status> {
-        refuse("GetContainerEvents", "not served by this version").await
+        let span = info_span!("GetContainerEvents");
+        answer(span, ready(container::events::events(&self.0))).await
     }
 }

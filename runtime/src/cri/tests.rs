@@ -410,7 +410,7 @@ async fn bad_pulls_have_clear_statuses() {
 #[tokio::test]
 async fn calls_that_are_not_served_say_so() {
     let mut daemon = Daemon::start().await;
-    let (r, i) = (&mut daemon.runtime, &mut daemon.images);
+    let r = &mut daemon.runtime;
     macro_rules! refusals {
         ($($client:ident.$method:ident($request:ident)),* $(,)?) => {
             [$((stringify!($method), refused($client.$method($request::default())).await)),*]
@@ -431,14 +431,10 @@ async fn calls_that_are_not_served_say_so() {
         r.checkpoint_container(CheckpointContainerRequest),
         r.checkpoint_pod(CheckpointPodRequest),
         r.restore_pod(RestorePodRequest),
-        r.get_container_events(GetEventsRequest),
         r.list_metric_descriptors(ListMetricDescriptorsRequest),
         r.list_pod_sandbox_metrics(ListPodSandboxMetricsRequest),
         r.stream_pod_sandbox_metrics(StreamPodSandboxMetricsRequest),
-        r.stream_pod_sandboxes(StreamPodSandboxesRequest),
-        r.stream_containers(StreamContainersRequest),
         r.update_pod_sandbox_resources(UpdatePodSandboxResourcesRequest),
-        i.stream_images(StreamImagesRequest),
     ];
     for (method, (code, message)) in answers {
         assert_eq!(code, Code::Unimplemented, "{method}");
@@ -448,6 +444,44 @@ async fn calls_that_are_not_served_say_so() {
         assert!(message.len() > name.len() + 2, "{message}");
     }
     daemon.end().await;
+}
+
+#[tokio::test]
+async fn an_empty_list_is_an_empty_stream() {
+    let mut daemon = Daemon::start().await;
+    let (r, i) = (&mut daemon.runtime, &mut daemon.images);
+    macro_rules! assert_empty {
+        ($call:expr) => {
+            let mut stream = $call.await.unwrap().into_inner();
+            assert_eq!(stream.message().await.unwrap(), None);
+        };
+    }
+    assert_empty!(r.stream_pod_sandboxes(StreamPodSandboxesRequest::default()));
+    assert_empty!(r.stream_containers(StreamContainersRequest::default()));
+    assert_empty!(i.stream_images(StreamImagesRequest::default()));
+    daemon.end().await;
+}
+
+#[tokio::test]
+async fn clients_of_events_do_not_hold_up_the_end_of_the_daemon() {
+    let mut daemon = Daemon::start().await;
+    let mut follower = daemon.runtime.clone();
+    let events = daemon
+        .runtime
+        .get_container_events(GetEventsRequest {})
+        .await;
+    let second = follower.get_container_events(GetEventsRequest {}).await;
+    let (mut events, mut second) = (events.unwrap().into_inner(), second.unwrap().into_inner());
+    drop(follower);
+    // The daemon ends while both are connected, and without the time that it gives to requests.
+    let follow = tokio::spawn(async move {
+        let ends = (events.message().await, second.message().await);
+        (ends.0.unwrap(), ends.1.unwrap())
+    });
+    let begin = std::time::Instant::now();
+    daemon.end().await;
+    assert!(begin.elapsed() < crate::app::DRAIN);
+    assert_eq!(follow.await.unwrap(), (None, None));
 }
 
 #[tokio::test]

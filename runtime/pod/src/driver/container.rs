@@ -8,9 +8,10 @@ use super::{Container, Done, Driver, Queue, Reply, container_not_found};
 use crate::{
     clock,
     error::PodError,
+    events::EventKind,
     guest::{client::SignalTarget, events::ProcessExit, stdio::OutputEnd},
     id::ContainerId,
-    info::{ContainerInfo, ContainerState, PodEvent},
+    info::{ContainerInfo, ContainerState},
     lifecycle::container::{Effect, Event, Exit, KILL_LIMIT, News, Reason, State, Wait, step},
     record::RecordedState,
     vm::rundir::RunDir,
@@ -250,13 +251,13 @@ impl Driver {
     }
 
     fn announce_container(&self, id: &ContainerId, news: News) {
-        let (pod, id) = (self.record.id.clone(), id.clone());
-        self.node.announce(match news {
-            News::Created => PodEvent::ContainerCreated(pod, id),
-            News::Started => PodEvent::ContainerStarted(pod, id),
-            News::Stopped => PodEvent::ContainerStopped(pod, id),
-            News::Removed => PodEvent::ContainerRemoved(pod, id),
-        });
+        let kind = match news {
+            News::Created => EventKind::Created,
+            News::Started => EventKind::Started,
+            News::Stopped => EventKind::Stopped,
+            News::Removed => EventKind::Removed,
+        };
+        self.tell(kind, Some(id.clone()));
     }
 }
 

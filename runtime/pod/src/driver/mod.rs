@@ -28,7 +28,9 @@ use tokio::{
 };
 
 use crate::{
+    clock,
     error::{ObjectKind, PodError},
+    events::{EventKind, PodEvent},
     guest::{
         client::Agent,
         events::{GuestEvent, ProcessExit},
@@ -175,6 +177,7 @@ impl Driver {
             phase,
             sandbox: sandbox_info(&record, None),
             containers: BTreeMap::new(),
+            agent: None,
         };
         let (view, view_receiver) = watch::channel(Arc::new(empty));
         let (started, started_receiver) = watch::channel(None);
@@ -416,7 +419,15 @@ impl Driver {
             phase: self.phase,
             sandbox: sandbox_info(&self.record, self.boot),
             containers,
+            agent: self.live.as_ref().map(|live| live.agent.clone()),
         }));
+    }
+
+    /// Tells those who follow events, with what is visible now.
+    fn tell(&self, kind: EventKind, container: Option<ContainerId>) {
+        let view = Arc::clone(&self.view.borrow());
+        let event = PodEvent::new(kind, container, clock::now_ns(), view);
+        self.node.events.announce(event);
     }
 
     async fn save(&self) -> Result<(), PodError> {

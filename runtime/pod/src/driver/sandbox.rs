@@ -12,9 +12,10 @@ use crate::{
     bringup::{self, network_error},
     clock,
     error::PodError,
-    guest::{client::Agent, events, stdio::OutputEnd},
+    events::EventKind,
+    guest::{self, client::Agent, stdio::OutputEnd},
     id::ContainerId,
-    info::{BootTimes, PodEvent},
+    info::BootTimes,
     lifecycle::{
         container::{Event as ContainerEvent, Exit, Reason, State as ContainerState},
         sandbox::{Effect, Event, News, State, step},
@@ -93,7 +94,7 @@ impl Driver {
         disks: ImageDisks,
         boot: Option<BootTimes>,
     ) {
-        let events = events::follow(agent.clone());
+        let events = guest::events::follow(agent.clone());
         self.boot = boot;
         self.live = Some(Live {
             vm,
@@ -322,21 +323,24 @@ impl Driver {
             .delete_sandbox(&self.record.id, ids)
             .await?;
         // Dropping them tells those who wait that they are gone.
-        for (id, container) in std::mem::take(&mut self.containers) {
+        while let Some((id, container)) = self.containers.pop_first() {
             if container.is_visible() {
-                let event = PodEvent::ContainerRemoved(self.record.id.clone(), id);
-                self.node.announce(event);
+                self.publish();
+                self.tell(EventKind::Removed, Some(id));
             }
         }
         Ok(())
     }
 
     fn announce(&self, news: News) {
-        let id = self.record.id.clone();
-        self.node.announce(match news {
-            News::Created => PodEvent::SandboxCreated(id),
-            News::Stopped => PodEvent::SandboxStopped(id),
-            News::Removed => PodEvent::SandboxRemoved(id),
-        });
+        match news {
+            // Its parts start together: there is nothing between the two.
+            News::Created => {
+                self.tell(EventKind::Created, None);
+                self.tell(EventKind::Started, None);
+            }
+            News::Stopped => self.tell(EventKind::Stopped, None),
+            News::Removed => self.tell(EventKind::Removed, None),
+        }
     }
 }

@@ -178,7 +178,11 @@ pub(crate) fn step(state: State, event: Event) -> (State, Vec<Effect>) {
         ),
         (S::Starting, E::StartFailed(error, exit)) => (
             S::Exited(exit),
-            vec![Save, Answer(Wait::Started, Err(error))],
+            vec![
+                Save,
+                Announce(News::Stopped),
+                Answer(Wait::Started, Err(error)),
+            ],
         ),
         (S::EndedEarly(exit), E::StartDone) => (
             S::Draining(After::Keep, exit),
@@ -195,7 +199,7 @@ pub(crate) fn step(state: State, event: Event) -> (State, Vec<Effect>) {
                 ..exit
             };
             let answer = Answer(Wait::Started, Err(error));
-            (S::Exited(exit), vec![Save, answer])
+            (S::Exited(exit), vec![Save, Announce(News::Stopped), answer])
         }
         // A second request joins the first.
         (state @ (S::Starting | S::EndedEarly(_)), E::Start) => (state, vec![]),

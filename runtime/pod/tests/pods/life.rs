@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use crate::common::{IMAGE, TestNode, container, eventually};
-use hull_pod::{ContainerState, ErrorKind, PodEvent, PodId, Pods, SandboxState};
+use hull_pod::{ContainerId, ContainerState, ErrorKind, EventKind, PodId, Pods, SandboxState};
 
 async fn started(pods: &Pods, pod: &PodId, name: &str, args: &[&str]) -> String {
     let id = pods
@@ -18,7 +18,7 @@ async fn started(pods: &Pods, pod: &PodId, name: &str, args: &[&str]) -> String 
 async fn a_pod_runs_a_container_and_leaves_nothing() {
     let node = TestNode::new();
     let pods = node.open().await;
-    let mut events = pods.events();
+    let mut events = pods.events().unwrap();
 
     let pod = pods.run_sandbox(node.sandbox("web")).await.unwrap();
     let info = pods.sandbox(pod.as_str()).await.unwrap();
@@ -69,21 +69,41 @@ async fn a_pod_runs_a_container_and_leaves_nothing() {
     assert_eq!(node.leftovers(), [""; 0]);
 
     let mut news = Vec::new();
-    while let Ok(event) = events.try_recv() {
-        news.push(event);
+    loop {
+        let event = events.next().await.unwrap().unwrap();
+        assert_eq!(event.pod(), &pod);
+        // What is told with an event is of its time.
+        let seen = event
+            .containers()
+            .find(|c| Some(&c.id) == event.container());
+        news.push((
+            event.kind(),
+            event.container().cloned(),
+            seen.map(|c| c.state),
+        ));
+        if event.kind() == Removed && event.container().is_none() {
+            break;
+        }
     }
-    let (p, c) = (pod.clone(), id.clone());
+    use ContainerState as State;
+    use EventKind::{Created, Removed, Started, Stopped};
+    let of = |id: &ContainerId, kind, state| (kind, Some(id.clone()), state);
     assert_eq!(
-        news[..5],
+        news,
         [
-            PodEvent::SandboxCreated(p.clone()),
-            PodEvent::ContainerCreated(p.clone(), c.clone()),
-            PodEvent::ContainerStarted(p.clone(), c.clone()),
-            PodEvent::ContainerStopped(p.clone(), c.clone()),
-            PodEvent::ContainerRemoved(p.clone(), c),
+            (Created, None, None),
+            (Started, None, None),
+            of(&id, Created, Some(State::Created)),
+            of(&id, Started, Some(State::Running)),
+            of(&id, Stopped, Some(State::Exited)),
+            of(&id, Removed, None),
+            of(&second, Created, Some(State::Created)),
+            of(&second, Stopped, Some(State::Exited)),
+            (Stopped, None, None),
+            of(&second, Removed, None),
+            (Removed, None, None),
         ]
     );
-    assert_eq!(news.last(), Some(&PodEvent::SandboxRemoved(p)));
 }
 
 #[tokio::test]

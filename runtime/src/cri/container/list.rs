@@ -1,21 +1,44 @@
-//! `ListContainers`.
+//! `ListContainers` and `StreamContainers`.
 
-use hull_proto_cri::v1::{ListContainersRequest, ListContainersResponse};
+use hull_proto_cri::v1::{
+    Container, ContainerFilter, ListContainersRequest, ListContainersResponse,
+    StreamContainersRequest, StreamContainersResponse,
+};
 
-use crate::cri::{Backend, convert::container, error::CriError, filter};
+use crate::cri::{
+    Backend,
+    convert::container,
+    error::CriError,
+    filter,
+    stream::{Answer, batches},
+};
 
 /// Lists the containers that the filter selects.
 pub(crate) async fn list(
     backend: &Backend,
     request: ListContainersRequest,
 ) -> Result<ListContainersResponse, CriError> {
-    let filter = filter::Containers::new(request.filter)?;
+    let containers = selected(backend, request.filter).await?;
+    Ok(ListContainersResponse { containers })
+}
+
+/// The same in parts.
+pub(crate) async fn stream(
+    backend: &Backend,
+    request: StreamContainersRequest,
+) -> Result<Answer<StreamContainersResponse>, CriError> {
+    let all = selected(backend, request.filter).await?;
+    Ok(batches(all, |containers| StreamContainersResponse {
+        containers,
+    }))
+}
+
+async fn selected(
+    backend: &Backend,
+    filter: Option<ContainerFilter>,
+) -> Result<Vec<Container>, CriError> {
+    let filter = filter::Containers::new(filter)?;
     let containers = backend.pods.containers().await;
-    Ok(ListContainersResponse {
-        containers: containers
-            .iter()
-            .filter(|container| filter.selects(container))
-            .map(container::item)
-            .collect(),
-    })
+    let selected = containers.iter().filter(|c| filter.selects(c));
+    Ok(selected.map(container::item).collect())
 }

@@ -1,6 +1,7 @@
 //! Containers: one file per verb.
 
 pub(crate) mod create;
+pub(crate) mod events;
 pub(crate) mod exec_sync;
 pub(crate) mod list;
 pub(crate) mod remove;

@@ -2,7 +2,12 @@
 
 use hull_proto_cri::v1::{PodSandboxStatusRequest, PodSandboxStatusResponse};
 
-use crate::cri::{Backend, convert::sandbox, error::CriError, id, info};
+use crate::cri::{
+    Backend,
+    convert::{container, sandbox},
+    error::CriError,
+    id, info, now_ns,
+};
 
 /// Tells about one sandbox.
 pub(crate) async fn status(
@@ -11,6 +16,10 @@ pub(crate) async fn status(
 ) -> Result<PodSandboxStatusResponse, CriError> {
     let id = id("pod_sandbox_id", &request.pod_sandbox_id)?;
     let pod = backend.pods.sandbox(id).await?;
+    // Before they are looked at: kubelet takes what happened since from the events.
+    let timestamp = now_ns();
+    let mut containers = backend.pods.containers().await;
+    containers.retain(|container| container.pod == pod.id);
     Ok(PodSandboxStatusResponse {
         status: Some(sandbox::status(&pod)),
         info: if request.verbose {
@@ -20,8 +29,7 @@ pub(crate) async fn status(
         } else {
             Default::default()
         },
-        // Read only by clients of container events, which are not served yet.
-        containers_statuses: Vec::new(),
-        timestamp: 0,
+        containers_statuses: containers.iter().map(container::status).collect(),
+        timestamp,
     })
 }
