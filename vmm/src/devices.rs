@@ -9,6 +9,7 @@ use crate::fds::{FdError, Fds};
 use crate::virtio::VirtioDevice;
 use crate::virtio::block::disk::{Disk, DiskError, Piece};
 use crate::virtio::block::{Block, BlockError};
+use crate::virtio::fs::{Fs, FsError};
 use crate::virtio::net::tap::TapError;
 use crate::virtio::net::{Net, NetError, Tap};
 use crate::virtio::rng::Rng;
@@ -35,6 +36,9 @@ pub enum DeviceConfigError {
     /// The socket device is not right.
     #[error("create vsock device")]
     Vsock(#[from] VsockError),
+    /// The file system device is not right.
+    #[error("create file system device")]
+    Fs(#[from] FsError),
 }
 
 /// Makes an idle device.
@@ -59,6 +63,7 @@ pub fn create(
         }
         DeviceConfig::Rng => Box::new(Rng::new()),
         DeviceConfig::Vsock { cid, listener } => Box::new(Vsock::new(*cid, fds.get(*listener)?)?),
+        DeviceConfig::Fs { tag, socket } => Box::new(Fs::new(tag, fds.get(*socket)?)?),
     })
 }
 

@@ -12,6 +12,8 @@
 
 #![forbid(unsafe_code)]
 
+pub mod fs;
+
 use serde::{Deserialize, Serialize};
 
 /// The contract version that this build speaks.
@@ -173,6 +175,13 @@ pub enum DeviceConfig {
         /// A listening Unix stream socket.
         listener: FdIndex,
     },
+    /// virtio-fs whose files are served by another process ([`fs`]).
+    Fs {
+        /// The name by which the guest mounts it, up to 36 bytes.
+        tag: String,
+        /// A connected Unix seqpacket socket: a FUSE request or reply is a packet.
+        socket: FdIndex,
+    },
 }
 
 /// A piece of a file that is a piece of a disk.
@@ -203,7 +212,7 @@ pub struct Metrics {
 pub struct DeviceMetrics {
     /// The slot.
     pub slot: u8,
-    /// `block`, `net`, `rng`, `vsock`.
+    /// `block`, `net`, `rng`, `vsock`, `fs`.
     pub kind: String,
     /// Guest notifications handled.
     pub notifications: u64,

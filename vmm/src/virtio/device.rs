@@ -28,7 +28,7 @@ use vmm_sys_util::epoll::EventSet;
 use super::interrupt::Interrupt;
 use super::queue::{QueueError, VirtQueue};
 use super::watch::Watcher;
-use super::{Memory, block, net, rng, vsock};
+use super::{Memory, block, fs, net, rng, vsock};
 
 /// Kinds of virtio device (virtio 1.2, section 5).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,6 +41,8 @@ pub enum Kind {
     Rng,
     /// Socket device.
     Vsock,
+    /// File system.
+    Fs,
 }
 
 impl Kind {
@@ -52,6 +54,7 @@ impl Kind {
             Self::Block => 2,
             Self::Rng => 4,
             Self::Vsock => 19,
+            Self::Fs => 26,
         }
     }
 
@@ -63,6 +66,7 @@ impl Kind {
             Self::Block => "block",
             Self::Rng => "rng",
             Self::Vsock => "vsock",
+            Self::Fs => "fs",
         }
     }
 }
@@ -155,6 +159,8 @@ pub enum DeviceState {
     Rng(rng::State),
     /// virtio-vsock.
     Vsock(vsock::State),
+    /// virtio-fs.
+    Fs(fs::State),
 }
 
 /// A virtio device.

@@ -10,6 +10,7 @@
 pub mod block;
 pub mod buffers;
 pub mod device;
+pub mod fs;
 pub mod interrupt;
 pub mod mmio;
 pub mod net;
