@@ -1,4 +1,4 @@
-//! Disks that the host attaches: image layers, scratch space, volumes.
+//! Disks that the host attaches: image layers, scratch space, volumes; and files of the host.
 
 use std::{
     collections::HashMap,
@@ -22,6 +22,9 @@ use crate::{
 /// How often a busy mount is tried again: a container's namespace may need a
 /// moment to go.
 const UNMOUNT_TRIES: u32 = 20;
+
+/// The file system whose files are the host's.
+const VIRTIOFS: &str = "virtiofs";
 
 /// Why a storage could not be attached or detached.
 #[derive(Debug, thiserror::Error)]
@@ -60,7 +63,7 @@ pub(crate) enum StorageError {
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Storage {
     request: AttachStorageRequest,
-    /// "/dev/vdb"; empty for what needs no device.
+    /// "/dev/vdb", or the tag of a shared file system; empty for what needs no device.
     pub(crate) device: String,
     pub(crate) mount_point: Option<PathBuf>,
 }
@@ -116,12 +119,18 @@ impl Storages {
             };
         }
         // Memory and directories have no device; all else is behind a slot.
-        let device = if matches!(request.fstype.as_str(), "tmpfs" | "bind") {
-            String::new()
-        } else {
-            let slot = Slot::new(request.slot)?;
-            slot.probe()?;
-            format!("/dev/{}", slot.disk().await?)
+        let device = match request.fstype.as_str() {
+            "tmpfs" | "bind" => String::new(),
+            // Known by its tag, which is the storage's id.
+            VIRTIOFS => {
+                Slot::new(request.slot)?.probe()?;
+                request.id.clone()
+            }
+            _ => {
+                let slot = Slot::new(request.slot)?;
+                slot.probe()?;
+                format!("/dev/{}", slot.disk().await?)
+            }
         };
         let mount_point = if request.fstype.is_empty() {
             None

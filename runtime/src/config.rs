@@ -7,7 +7,7 @@
 //! root = "/var/lib/hull"            # images, records, scratch disks
 //! state = "/run/hull"               # sockets; emptied by a reboot
 //! listen = "/run/hull/hull.sock"    # the CRI socket; hull.sock in `state`
-//! assets = "/usr/lib/hull"          # hull-vmm, vmlinux, root.erofs
+//! assets = "/usr/lib/hull"          # hull-vmm, hull-fs, vmlinux, root.erofs
 //! log = "info"                      # tracing's EnvFilter
 //! debug_console = false             # the guest's console in state/pods/<id>/console.log
 //! [cni]
@@ -135,7 +135,7 @@ pub(crate) struct Flags {
     /// CRI socket [default: hull.sock in the state directory]
     #[arg(long, global = true, value_name = "SOCKET")]
     pub(crate) listen: Option<PathBuf>,
-    /// Directory of hull-vmm, vmlinux and root.erofs [default: $HULL_ASSETS or /usr/lib/hull]
+    /// Directory of hull-vmm, hull-fs, vmlinux and root.erofs [default: $HULL_ASSETS or /usr/lib/hull]
     #[arg(long, global = true, value_name = "DIR")]
     pub(crate) assets: Option<PathBuf>,
     /// What to log: error, warn, info, debug, trace, or directives as of tracing's EnvFilter

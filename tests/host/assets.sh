@@ -1,7 +1,7 @@
 #!/bin/bash
 # assets.sh [image]: builds what Hull needs at run time and puts it into one directory, target/hull:
-# hull, hull-vmm, vmlinux, root.erofs, and hull-cri, the client of the demo. With `image`, only the
-# guest's kernel and root. PROFILE=dev builds the host's programs faster, and slower ones.
+# hull, hull-vmm, hull-fs, vmlinux, root.erofs, and hull-cri, the client of the demo. With `image`,
+# only the guest's kernel and root. PROFILE=dev builds the host's programs faster, and slower ones.
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 
@@ -21,8 +21,8 @@ image() {
 programs() {
     local dir=$TARGET/$PROFILE program
     [ "$PROFILE" != dev ] || dir=$TARGET/debug
-    (cd "$REPO" && cargo build --locked --profile "$PROFILE" -p hull -p hull-vmm -p hull-tests --bins)
-    for program in hull hull-vmm hull-cri; do put "$dir/$program" "$OUT/$program"; done
+    (cd "$REPO" && cargo build --locked --profile "$PROFILE" -p hull -p hull-vmm -p hull-fs -p hull-tests --bins)
+    for program in hull hull-vmm hull-fs hull-cri; do put "$dir/$program" "$OUT/$program"; done
 }
 
 # Replaces $2 by $1 only if they differ: what did not change need not go to the KVM host again.

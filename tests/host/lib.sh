@@ -8,7 +8,7 @@ case $HULL_CACHE in /*) ;; *) HULL_CACHE=$PWD/$HULL_CACHE ;; esac
 export HULL_CACHE
 TARGET=${CARGO_TARGET_DIR:-$REPO/target}
 case $TARGET in /*) ;; *) TARGET=$REPO/$TARGET ;; esac
-# Where `make build` puts what Hull needs at run time: hull, hull-vmm, vmlinux, root.erofs.
+# Where `make build` puts what Hull needs at run time: hull, hull-vmm, hull-fs, vmlinux, root.erofs.
 # (Like every name here, used by the scripts that source this file.)
 # shellcheck disable=SC2034
 ASSETS=${HULL_ASSETS:-$TARGET/hull}

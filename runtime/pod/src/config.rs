@@ -11,6 +11,8 @@ pub struct PodsConfig {
     pub state: PathBuf,
     /// The `hull-vmm` program.
     pub vmm: PathBuf,
+    /// The `hull-fs` program, which serves paths of the host to pods that mount some.
+    pub file_server: PathBuf,
     /// The guest's kernel, an uncompressed ELF.
     pub kernel: PathBuf,
     /// The guest's root with the agent, an EROFS image.
@@ -45,6 +47,7 @@ impl PodsConfig {
             root: root.into(),
             state: state.into(),
             vmm: assets.join("hull-vmm"),
+            file_server: assets.join("hull-fs"),
             kernel: assets.join("vmlinux"),
             guest_root: assets.join("root.erofs"),
             memory_mib: 256,

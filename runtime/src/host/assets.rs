@@ -14,8 +14,8 @@ const ELF: &[u8] = b"\x7fELF";
 const EROFS: &[u8] = &[0xe2, 0xe1, 0xf5, 0xe0];
 const ADVICE: &str = "install Hull's files there, or name their directory with --assets";
 
-/// The VMM.
-pub(super) fn vmm(path: &Path) -> Finding {
+/// The VMM, or the file server.
+pub(super) fn program(path: &Path) -> Finding {
     match std::fs::metadata(path) {
         Ok(meta) if meta.is_file() && meta.permissions().mode() & 0o111 != 0 => {
             Finding::Good(path.display().to_string())
@@ -68,11 +68,11 @@ mod tests {
         std::fs::write(&path, b"\x7fELF....").unwrap();
         assert!(kernel(&path).is_good());
         assert!(!guest_root(&path).is_good());
-        assert!(!vmm(&path).is_good());
+        assert!(!program(&path).is_good());
         let mut image = vec![0; 1024];
         image.extend_from_slice(EROFS);
         std::fs::write(&path, image).unwrap();
         assert!(guest_root(&path).is_good());
-        assert!(vmm(Path::new("/bin/sh")).is_good());
+        assert!(program(Path::new("/bin/sh")).is_good());
     }
 }

@@ -47,7 +47,8 @@ pub(crate) async fn check(settings: &Settings) -> Vec<(&'static str, Finding)> {
     vec![
         ("user", tools::user()),
         ("kvm device", devices::kvm(Path::new("/dev/kvm"))),
-        ("hull-vmm", assets::vmm(&settings.pods.vmm)),
+        ("hull-vmm", assets::program(&settings.pods.vmm)),
+        ("hull-fs", assets::program(&settings.pods.file_server)),
         ("guest kernel", assets::kernel(&settings.pods.kernel)),
         ("guest root", assets::guest_root(&settings.pods.guest_root)),
         ("microVM", probe::run(&settings.pods.vmm).await),

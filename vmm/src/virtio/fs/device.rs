@@ -221,7 +221,7 @@ impl Fs {
             let reply = self.buffer.get_mut(..length).unwrap_or_default();
             let used = match pending.room.answer(memory, reply) {
                 Ok(used) => used,
-                Err(()) => {
+                Err(_) => {
                     self.counters.errors += 1;
                     pending.room.refuse(memory, libc::EIO)
                 }

@@ -30,6 +30,11 @@ pub enum RequestError {
     NoRoom,
 }
 
+/// What came is no reply, does not fit, or its room is outside of guest memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("reply can't be given to the guest")]
+pub struct ReplyError;
+
 /// What is to be done with a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Handling {
@@ -152,17 +157,17 @@ impl Room {
     /// Writes a reply of the server; returns its length.
     ///
     /// # Errors
-    /// When it is no reply, does not fit, or the room is outside of guest memory.
-    pub fn answer(&self, memory: &Memory, reply: &mut [u8]) -> Result<u32, ()> {
+    /// [`ReplyError`]
+    pub fn answer(&self, memory: &Memory, reply: &mut [u8]) -> Result<u32, ReplyError> {
         let length = word(reply, 0).map(|length| length as usize);
         if reply.len() < OUT_HEADER || length != Some(reply.len()) || reply.len() > self.length {
-            return Err(());
+            return Err(ReplyError);
         }
         put_unique(reply, self.unique);
         let mut rest: &[u8] = reply;
         for (address, length) in &self.pieces {
             let (here, after) = rest.split_at(rest.len().min(*length));
-            memory.write_slice(here, *address).map_err(drop)?;
+            memory.write_slice(here, *address).map_err(|_| ReplyError)?;
             rest = after;
         }
         Ok(reply.len() as u32)

@@ -1,0 +1,255 @@
+//! What of FUSE the file system hears at all. The rest of a request is checked by those who
+//! decode it; here is what a passthrough to a host must refuse whoever decodes it.
+
+use fuse_backend_rs::abi::fuse_abi::Opcode;
+use hull_proto_vmm::fs::MAX_DATA;
+
+/// Bytes of `fuse_in_header`.
+pub const IN_HEADER: usize = 40;
+/// The largest value of an extended attribute (XATTR_SIZE_MAX).
+const MAX_XATTR: u32 = 64 << 10;
+/// Flags of open(2) that a guest may have: no O_DIRECT, whose alignment the server can't keep, no
+/// O_PATH, no O_TMPFILE, no signals.
+const OPEN_FLAGS: u32 = (libc::O_ACCMODE
+    | libc::O_APPEND
+    | libc::O_CREAT
+    | libc::O_DIRECTORY
+    | libc::O_DSYNC
+    | libc::O_EXCL
+    | libc::O_NOATIME
+    | libc::O_NOFOLLOW
+    | libc::O_NONBLOCK
+    | libc::O_SYNC
+    | libc::O_TRUNC) as u32;
+
+/// What there is an ear for. Not ioctl and poll on the host's files; not locks, which the guest's
+/// kernel then has itself.
+const HEARD: [Opcode; 37] = [
+    Opcode::Lookup,
+    Opcode::Forget,
+    Opcode::Getattr,
+    Opcode::Setattr,
+    Opcode::Readlink,
+    Opcode::Symlink,
+    Opcode::Mknod,
+    Opcode::Mkdir,
+    Opcode::Unlink,
+    Opcode::Rmdir,
+    Opcode::Rename,
+    Opcode::Link,
+    Opcode::Open,
+    Opcode::Read,
+    Opcode::Write,
+    Opcode::Statfs,
+    Opcode::Release,
+    Opcode::Fsync,
+    Opcode::Setxattr,
+    Opcode::Getxattr,
+    Opcode::Listxattr,
+    Opcode::Removexattr,
+    Opcode::Flush,
+    Opcode::Init,
+    Opcode::Opendir,
+    Opcode::Readdir,
+    Opcode::Releasedir,
+    Opcode::Fsyncdir,
+    Opcode::Access,
+    Opcode::Create,
+    Opcode::Interrupt,
+    Opcode::Destroy,
+    Opcode::BatchForget,
+    Opcode::Fallocate,
+    Opcode::Readdirplus,
+    Opcode::Rename2,
+    Opcode::Lseek,
+];
+
+/// What is done with a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// The file system handles it.
+    Pass,
+    /// As [`Verdict::Pass`]; a session begins.
+    Begin,
+    /// It is answered with this error number.
+    Refuse(i32),
+    /// Nobody handles or answers it.
+    Drop,
+}
+
+/// Judges a packet, and takes flags out of it that a guest may not have.
+pub fn judge(packet: &mut [u8]) -> Verdict {
+    let (Some(length), Some(opcode)) = (word(packet, 0), word(packet, 4)) else {
+        return Verdict::Drop;
+    };
+    if packet.len() < IN_HEADER || length as usize != packet.len() {
+        return Verdict::Drop;
+    }
+    let Some(opcode) = HEARD.into_iter().find(|heard| *heard as u32 == opcode) else {
+        return Verdict::Refuse(libc::ENOSYS);
+    };
+    match opcode {
+        Opcode::Init => Verdict::Begin,
+        Opcode::Lookup => name(&packet[IN_HEADER..]),
+        Opcode::Mknod => node(packet),
+        // The flags are the first word.
+        Opcode::Open | Opcode::Opendir | Opcode::Create => restrict_flags(packet, IN_HEADER),
+        Opcode::Read | Opcode::Readdir | Opcode::Readdirplus | Opcode::Write => {
+            match word(packet, IN_HEADER + 16) {
+                Some(size) if size as usize <= MAX_DATA => restrict_flags(packet, IN_HEADER + 32),
+                _ => Verdict::Refuse(libc::EINVAL),
+            }
+        }
+        Opcode::Getxattr | Opcode::Listxattr => match word(packet, IN_HEADER) {
+            Some(size) if size <= MAX_XATTR => Verdict::Pass,
+            _ => Verdict::Refuse(libc::E2BIG),
+        },
+        // What has begun is finished.
+        Opcode::Interrupt => Verdict::Drop,
+        _ => Verdict::Pass,
+    }
+}
+
+/// Whether a request is answered.
+#[must_use]
+pub fn is_answered(packet: &[u8]) -> bool {
+    let silent = [Opcode::Forget, Opcode::BatchForget, Opcode::Interrupt];
+    word(packet, 4).is_some_and(|opcode| silent.into_iter().all(|s| s as u32 != opcode))
+}
+
+/// The answer with an error number to a packet.
+#[must_use]
+pub fn refusal(packet: &[u8], error: i32) -> [u8; 16] {
+    let mut reply = [0; 16];
+    reply[..4].copy_from_slice(&16_u32.to_le_bytes());
+    reply[4..8].copy_from_slice(&(-error).to_le_bytes());
+    if let Some(unique) = packet.get(8..16) {
+        reply[8..].copy_from_slice(unique);
+    }
+    reply
+}
+
+/// `..` would lead out of a directory that the host moved elsewhere; a client that walks paths
+/// itself has no use for it.
+fn name(bytes: &[u8]) -> Verdict {
+    let name = bytes.split(|byte| *byte == 0).next().unwrap_or_default();
+    if matches!(name, b"" | b"." | b"..") || name.contains(&b'/') {
+        Verdict::Refuse(libc::EINVAL)
+    } else {
+        Verdict::Pass
+    }
+}
+
+fn node(packet: &[u8]) -> Verdict {
+    let kind = word(packet, IN_HEADER).map(|mode| mode & libc::S_IFMT);
+    match kind {
+        Some(0 | libc::S_IFREG | libc::S_IFIFO | libc::S_IFSOCK) => Verdict::Pass,
+        _ => Verdict::Refuse(libc::EPERM),
+    }
+}
+
+fn restrict_flags(packet: &mut [u8], offset: usize) -> Verdict {
+    let Some(flags) = word(packet, offset) else {
+        return Verdict::Refuse(libc::EINVAL);
+    };
+    packet[offset..offset + 4].copy_from_slice(&(flags & OPEN_FLAGS).to_le_bytes());
+    Verdict::Pass
+}
+
+fn word(packet: &[u8], offset: usize) -> Option<u32> {
+    let bytes = packet.get(offset..offset + 4)?;
+    bytes.try_into().ok().map(u32::from_le_bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn packet(opcode: Opcode, body: &[u8]) -> Vec<u8> {
+        let mut packet = vec![0; IN_HEADER];
+        packet[..4].copy_from_slice(&((IN_HEADER + body.len()) as u32).to_le_bytes());
+        packet[4..8].copy_from_slice(&(opcode as u32).to_le_bytes());
+        packet[8] = 7;
+        packet.extend_from_slice(body);
+        packet
+    }
+
+    fn verdict(opcode: Opcode, body: &[u8]) -> Verdict {
+        judge(&mut packet(opcode, body))
+    }
+
+    #[test]
+    fn names_that_lead_elsewhere_are_refused() {
+        for name in [&b"..\0"[..], b".\0", b"a/b\0", b"/\0", b"\0", b"", b".."] {
+            assert_eq!(
+                verdict(Opcode::Lookup, name),
+                Verdict::Refuse(libc::EINVAL),
+                "{name:?}"
+            );
+        }
+        for name in [&b"...\0"[..], b"..data\0", b"a\0"] {
+            assert_eq!(verdict(Opcode::Lookup, name), Verdict::Pass);
+        }
+    }
+
+    #[test]
+    fn device_nodes_are_refused() {
+        for (kind, expected) in [
+            (libc::S_IFCHR, Verdict::Refuse(libc::EPERM)),
+            (libc::S_IFBLK, Verdict::Refuse(libc::EPERM)),
+            (libc::S_IFREG, Verdict::Pass),
+            (libc::S_IFIFO, Verdict::Pass),
+        ] {
+            let mut body = (kind | 0o644).to_le_bytes().to_vec();
+            body.extend_from_slice(&[0; 12]);
+            assert_eq!(verdict(Opcode::Mknod, &body), expected);
+        }
+    }
+
+    #[test]
+    fn flags_that_a_guest_may_not_have_are_taken_away() {
+        let flags = (libc::O_RDWR | libc::O_DIRECT | libc::O_PATH | libc::O_TMPFILE) as u32;
+        let mut open = packet(Opcode::Open, &[flags.to_le_bytes(), [0; 4]].concat());
+        assert_eq!(judge(&mut open), Verdict::Pass);
+        let left = (libc::O_RDWR | libc::O_DIRECTORY) as u32;
+        assert_eq!(word(&open, IN_HEADER), Some(left));
+        let mut read = [0; 40];
+        read[32..36].copy_from_slice(&(libc::O_ASYNC as u32).to_le_bytes());
+        let mut read = packet(Opcode::Read, &read);
+        assert_eq!(judge(&mut read), Verdict::Pass);
+        assert_eq!(word(&read, IN_HEADER + 32), Some(0));
+    }
+
+    #[test]
+    fn sizes_are_bounded() {
+        let mut read = [0; 40];
+        read[16..20].copy_from_slice(&(MAX_DATA as u32 + 1).to_le_bytes());
+        for opcode in [Opcode::Read, Opcode::Readdirplus, Opcode::Write] {
+            assert_eq!(verdict(opcode, &read), Verdict::Refuse(libc::EINVAL));
+        }
+        let xattr = [0xff; 8];
+        assert_eq!(
+            verdict(Opcode::Getxattr, &xattr),
+            Verdict::Refuse(libc::E2BIG)
+        );
+    }
+
+    #[test]
+    fn what_is_no_request_is_dropped_and_what_is_unknown_refused() {
+        assert_eq!(judge(&mut []), Verdict::Drop);
+        let mut short = packet(Opcode::Getattr, &[]);
+        short.pop();
+        assert_eq!(judge(&mut short), Verdict::Drop);
+        for opcode in [Opcode::Ioctl, Opcode::Setlkw, Opcode::Poll] {
+            assert_eq!(verdict(opcode, &[0; 64]), Verdict::Refuse(libc::ENOSYS));
+        }
+        let mut unknown = packet(Opcode::Getattr, &[]);
+        for opcode in [0_u32, 7, 19, 50, u32::MAX] {
+            unknown[4..8].copy_from_slice(&opcode.to_le_bytes());
+            assert_eq!(judge(&mut unknown), Verdict::Refuse(libc::ENOSYS));
+        }
+        assert!(is_answered(&unknown));
+        assert!(!is_answered(&packet(Opcode::BatchForget, &[])));
+        assert_eq!(refusal(&unknown, 38)[4..9], [218, 255, 255, 255, 7]);
+    }
+}

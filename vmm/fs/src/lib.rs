@@ -1,0 +1,38 @@
+//! Hull's file server: one for each pod that mounts paths of the host.
+//!
+//! ```text
+//!   daemon ── fs.sock ──▶ manager ── clones of mounts ──▶ ┌ namespaces of its own ┐
+//!                            │       one-line commands    │  server: no root of   │
+//!                            └───────────────────────────▶│  the host, few powers │
+//!   hull-vmm ◀────────── FUSE, a packet each ────────────▶└───────────────────────┘
+//! ```
+//!
+//! Read in this order: [`manager`] (privileged; reads nothing that a guest wrote), [`share`] (what
+//! a share is to the kernel), [`jail`] (what the server may do), [`server`] (its threads),
+//! [`filter`] (what of FUSE it hears at all).
+//!
+//! A share is a detached clone of the host's mounts that is moved into the server's mount
+//! namespace: nothing is ever mounted on the host, and all of it dies with the server. What is
+//! read-only is so by the host's kernel.
+//!
+//! Not here: file locks (the guest's kernel has them among its containers), DAX, device nodes,
+//! sockets and FIFOs of the host (the other end would be in another kernel).
+
+pub mod filter;
+pub mod jail;
+pub mod manager;
+pub mod server;
+pub mod share;
+
+/// Describes an error and its causes in one line.
+#[must_use]
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}

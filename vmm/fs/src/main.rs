@@ -1,0 +1,50 @@
+//! `hull-fs`: serves files of the host to one virtual machine.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use hull_fs::{chain, manager, server};
+
+/// Hull's file server: one process for each pod that mounts paths of the host
+#[derive(Debug, Parser)]
+#[command(name = "hull-fs", version, about)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serves the VM whose socket is standard input; the daemon says what
+    Run {
+        /// The pod's id, so that the process can be told from others
+        #[arg(long)]
+        id: String,
+        /// Where to listen for the daemon
+        #[arg(long)]
+        socket: PathBuf,
+    },
+    /// The part that faces the guest; started by `run`
+    #[command(hide = true)]
+    Serve {
+        /// An existing directory that becomes the root, in a namespace of its own
+        #[arg(long)]
+        root: PathBuf,
+    },
+}
+
+fn main() -> ExitCode {
+    let (who, error) = match Arguments::parse().command {
+        Command::Run { id, socket } => match manager::run(&socket) {
+            Ok(()) => return ExitCode::SUCCESS,
+            Err(error) => (id, chain(&error)),
+        },
+        Command::Serve { root } => match server::run(&root) {
+            Ok(()) => return ExitCode::SUCCESS,
+            Err(error) => ("server".to_owned(), chain(&error)),
+        },
+    };
+    eprintln!("hull-fs: {who}: {error}");
+    ExitCode::FAILURE
+}

@@ -1,0 +1,388 @@
+//! The privileged part: makes shares and hands them to the server. It has one thread, because a
+//! thread among others can't change its mount namespace, and reads nothing that a guest wrote.
+
+use std::collections::BTreeMap;
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+use std::{fs, thread};
+
+use hull_proto_vmm::fs::{ErrorKind, MAX_SHARES, Request, Response, Share, VERSION};
+use hull_proto_vmm::{CodecError, body_length, decode, encode};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::fs::Mode;
+use rustix::io::Errno;
+use rustix::mount::{UnmountFlags, unmount};
+use rustix::process::umask;
+use rustix::thread::{UnshareFlags, unshare_unsafe};
+
+use crate::server::{OK, READY};
+use crate::share::{Detached, MountNamespace, ShareError};
+
+/// How long the daemon may take to send a request, or to take the answer.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// How long the server may take to start, or for a command.
+const SERVER: Duration = Duration::from_secs(30);
+/// How long no connections are taken when the process has no descriptor for one.
+const RECESS: Duration = Duration::from_millis(100);
+/// Longest name of an owner, in bytes.
+const OWNER_MAX: usize = 128;
+
+/// Why the manager ended, or could not do what was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum ManagerError {
+    /// Something of the host's kernel.
+    #[error("{action}")]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// A path can't be shared.
+    #[error("share {index}")]
+    Share {
+        /// Its position in the request.
+        index: usize,
+        /// Why.
+        #[source]
+        source: ShareError,
+    },
+    /// A share could not be mounted for the server.
+    #[error("mount share {} for the server", path.display())]
+    Mount {
+        /// Its path on the host.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The request is wrong.
+    #[error("{0}")]
+    Invalid(String),
+    /// The server said no.
+    #[error("the server answered: {0}")]
+    Server(String),
+    /// The message is none.
+    #[error("read request")]
+    Codec(#[from] CodecError),
+}
+
+fn io_error(action: &'static str) -> impl FnOnce(io::Error) -> ManagerError {
+    move |source| ManagerError::Io { action, source }
+}
+
+/// Listens on `socket` until the server ends, which it does with the VM.
+///
+/// # Errors
+/// [`ManagerError`]
+pub fn run(socket: &Path) -> Result<(), ManagerError> {
+    let mut server = ServerProcess::start(socket)?;
+    let old = umask(Mode::RWXG | Mode::RWXO | Mode::XUSR);
+    let listener = UnixListener::bind(socket).map_err(io_error("listen on the socket"));
+    umask(old);
+    let listener = listener?;
+    let done = serve(&listener, &mut server);
+    // The directory may be gone with the pod.
+    let _ = fs::remove_file(socket);
+    done
+}
+
+fn serve(listener: &UnixListener, server: &mut ServerProcess) -> Result<(), ManagerError> {
+    let mut owners: BTreeMap<String, usize> = BTreeMap::new();
+    loop {
+        let mut waiting = [
+            PollFd::new(listener, PollFlags::IN),
+            PollFd::new(server.commands.get_ref(), PollFlags::RDHUP),
+        ];
+        match poll(&mut waiting, None) {
+            Ok(_) => {}
+            Err(Errno::INTR) => continue,
+            Err(error) => return Err(io_error("wait")(error.into())),
+        }
+        let [connection, end] = waiting.map(|fd| fd.revents());
+        if !end.is_empty() {
+            return Ok(());
+        }
+        if connection.is_empty() {
+            continue;
+        }
+        match listener.accept() {
+            Ok((stream, _)) => {
+                if let Err(error) = converse(&stream, server, &mut owners) {
+                    eprintln!("hull-fs: {}", crate::chain(&error));
+                }
+            }
+            Err(_) => thread::sleep(RECESS),
+        }
+    }
+}
+
+/// Answers the one request of a connection.
+fn converse(
+    mut stream: &UnixStream,
+    server: &mut ServerProcess,
+    owners: &mut BTreeMap<String, usize>,
+) -> Result<(), ManagerError> {
+    stream
+        .set_read_timeout(Some(PATIENCE))
+        .and_then(|()| stream.set_write_timeout(Some(PATIENCE)))
+        .map_err(io_error("prepare connection"))?;
+    let mut prefix = [0; 4];
+    stream
+        .read_exact(&mut prefix)
+        .map_err(io_error("read request"))?;
+    let mut body = vec![0; body_length(prefix)?];
+    stream
+        .read_exact(&mut body)
+        .map_err(io_error("read request"))?;
+    let response = match decode(&body) {
+        Ok(request) => answer(request, server, owners),
+        Err(error) => Err(error.into()),
+    };
+    let response = response.unwrap_or_else(|error| refusal(&error));
+    stream
+        .write_all(&encode(&response)?)
+        .map_err(io_error("send answer"))
+}
+
+fn answer(
+    request: Request,
+    server: &mut ServerProcess,
+    owners: &mut BTreeMap<String, usize>,
+) -> Result<Response, ManagerError> {
+    match request {
+        Request::Hello { .. } => Ok(Response::Hello {
+            version: VERSION,
+            owners: owners.keys().cloned().collect(),
+        }),
+        Request::Add { owner, shares } => {
+            check_owner(&owner)?;
+            if shares.len() > MAX_SHARES {
+                let message = format!("{} shares are more than {MAX_SHARES}", shares.len());
+                return Err(ManagerError::Invalid(message));
+            }
+            if let Some(count) = owners.remove(&owner) {
+                // Asked again by a daemon that did not get the answer.
+                server.remove(&owner, count)?;
+            }
+            let clones = shares
+                .iter()
+                .enumerate()
+                .map(|(index, share)| {
+                    Detached::clone_of(share)
+                        .map_err(|source| ManagerError::Share { index, source })
+                })
+                .collect::<Result<Vec<_>, _>>()?;
+            server.add(&owner, &shares, &clones)?;
+            owners.insert(owner, clones.len());
+            let directories = clones.iter().map(|clone| clone.directory).collect();
+            Ok(Response::Added { directories })
+        }
+        Request::Remove { owner } => {
+            check_owner(&owner)?;
+            if let Some(count) = owners.get(&owner) {
+                server.remove(&owner, *count)?;
+                owners.remove(&owner);
+            }
+            Ok(Response::Ok)
+        }
+    }
+}
+
+fn check_owner(owner: &str) -> Result<(), ManagerError> {
+    let good = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
+    // The server's own mount is not a name to have.
+    if owner.is_empty() || owner.len() > OWNER_MAX || owner == "proc" || !owner.bytes().all(good) {
+        return Err(ManagerError::Invalid(format!("{owner:?} is no owner")));
+    }
+    Ok(())
+}
+
+fn refusal(error: &ManagerError) -> Response {
+    let (kind, share, message) = match error {
+        ManagerError::Share { index, source } => {
+            (source.kind(), Some(*index), crate::chain(source))
+        }
+        ManagerError::Invalid(_) | ManagerError::Codec(_) => {
+            (ErrorKind::Invalid, None, crate::chain(error))
+        }
+        _ => (ErrorKind::Internal, None, crate::chain(error)),
+    };
+    Response::Error {
+        kind,
+        share,
+        message,
+    }
+}
+
+/// The process that faces the guest, and its mount namespace.
+#[derive(Debug)]
+struct ServerProcess {
+    process: Child,
+    commands: BufReader<UnixStream>,
+    theirs: MountNamespace,
+    ours: MountNamespace,
+}
+
+impl ServerProcess {
+    /// Starts it with our standard input, of which nothing is kept here: when the VM closes its
+    /// end, the server is to notice.
+    fn start(socket: &Path) -> Result<Self, ManagerError> {
+        let root = socket.parent().filter(|root| root.is_absolute());
+        let root =
+            root.ok_or_else(|| ManagerError::Invalid("the socket has no directory".into()))?;
+        let ours = MountNamespace::of("self").map_err(io_error("name our mount namespace"))?;
+        let fuse = take_stdin().map_err(io_error("take standard input"))?;
+        let (command, answer) = UnixStream::pair().map_err(io_error("make a socket"))?;
+        // SAFETY: the table of file descriptors is not unshared. What is, is the pid namespace of
+        // children to come: of the server, which is then alone in it.
+        unsafe { unshare_unsafe(UnshareFlags::NEWPID) }
+            .map_err(|error| io_error("make a pid namespace")(error.into()))?;
+        let process = Command::new("/proc/self/exe")
+            .arg("serve")
+            .arg("--root")
+            .arg(root)
+            .env_clear()
+            .stdin(Stdio::from(fuse))
+            .stdout(Stdio::from(OwnedFd::from(answer)))
+            .spawn()
+            .map_err(io_error("start the server"))?;
+        command
+            .set_read_timeout(Some(SERVER))
+            .map_err(io_error("prepare the server's socket"))?;
+        let mut server = Self {
+            // Until it says that it has its own.
+            theirs: MountNamespace::of("self").map_err(io_error("name our mount namespace"))?,
+            process,
+            commands: BufReader::new(command),
+            ours,
+        };
+        server.expect(READY)?;
+        server.theirs = MountNamespace::of(&server.process.id().to_string())
+            .map_err(io_error("name the server's mount namespace"))?;
+        Ok(server)
+    }
+
+    /// Mounts shares for the server, and has it serve them; all or none.
+    fn add(
+        &mut self,
+        owner: &str,
+        shares: &[Share],
+        clones: &[Detached],
+    ) -> Result<(), ManagerError> {
+        let mounted = self.inside(|| mount(owner, shares, clones));
+        let added = mounted.and_then(|()| self.command("add", owner));
+        if added.is_err() {
+            // What failed is told; what is left of it is not reachable, and goes with the server.
+            let _ = self.inside(|| clear(owner, clones.len()));
+        }
+        added
+    }
+
+    /// Ends the use of an owner's shares, then unmounts them.
+    fn remove(&mut self, owner: &str, count: usize) -> Result<(), ManagerError> {
+        self.command("remove", owner)?;
+        self.inside(|| clear(owner, count))
+    }
+
+    /// Does something in the server's mount namespace.
+    fn inside<T>(&self, work: impl FnOnce() -> Result<T, ManagerError>) -> Result<T, ManagerError> {
+        self.theirs
+            .enter()
+            .map_err(io_error("enter the server's mount namespace"))?;
+        let result = work();
+        if let Err(error) = self.ours.enter() {
+            // Elsewhere it is of no use, and might do harm: paths mean something else.
+            eprintln!("hull-fs: return to the host's mount namespace: {error}");
+            std::process::abort();
+        }
+        result
+    }
+
+    fn command(&mut self, verb: &str, owner: &str) -> Result<(), ManagerError> {
+        let mut stream: &UnixStream = self.commands.get_ref();
+        writeln!(stream, "{verb} {owner}").map_err(io_error("command the server"))?;
+        self.expect(OK)
+    }
+
+    fn expect(&mut self, wanted: &str) -> Result<(), ManagerError> {
+        let mut line = String::new();
+        // What the server says is bounded by what it is: ours, if it is not lost to its guest.
+        let mut limited = self.commands.by_ref().take(4096);
+        limited
+            .read_line(&mut line)
+            .map_err(io_error("listen to the server"))?;
+        match line.trim_end() {
+            line if line == wanted => Ok(()),
+            "" => Err(ManagerError::Server("nothing, it is gone".into())),
+            other => Err(ManagerError::Server(other.to_owned())),
+        }
+    }
+}
+
+impl Drop for ServerProcess {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// Takes standard input, and leaves /dev/null in its place.
+fn take_stdin() -> io::Result<OwnedFd> {
+    let taken = io::stdin().as_fd().try_clone_to_owned()?;
+    let null = fs::File::open("/dev/null")?;
+    rustix::stdio::dup2_stdin(&null)?;
+    Ok(taken)
+}
+
+/// Mounts `/<owner>/<index>` for each clone, in the server's namespace.
+fn mount(owner: &str, shares: &[Share], clones: &[Detached]) -> Result<(), ManagerError> {
+    let directory = Path::new("/").join(owner);
+    fs::DirBuilder::new()
+        .mode(0o755)
+        .create(&directory)
+        .map_err(io_error("make the owner's directory"))?;
+    for (index, (clone, share)) in clones.iter().zip(shares).enumerate() {
+        let target = directory.join(index.to_string());
+        let made = if clone.directory {
+            fs::create_dir(&target)
+        } else {
+            fs::File::create_new(&target).map(drop)
+        };
+        made.and_then(|()| clone.mount(&target))
+            .map_err(|source| ManagerError::Mount {
+                path: share.path.clone(),
+                source,
+            })?;
+    }
+    Ok(())
+}
+
+/// Unmounts an owner's shares and removes their mount points; those that are not there are fine.
+fn clear(owner: &str, count: usize) -> Result<(), ManagerError> {
+    let directory = Path::new("/").join(owner);
+    for index in 0..count {
+        let target = directory.join(index.to_string());
+        match unmount(&target, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
+            Ok(()) | Err(Errno::NOENT | Errno::INVAL) => {}
+            Err(error) => return Err(io_error("unmount a share")(error.into())),
+        }
+        let removed = fs::remove_dir(&target).or_else(|_| fs::remove_file(&target));
+        absent_is_fine(removed).map_err(io_error("remove a mount point"))?;
+    }
+    absent_is_fine(fs::remove_dir(&directory)).map_err(io_error("remove the owner's directory"))
+}
+
+fn absent_is_fine(result: io::Result<()>) -> io::Result<()> {
+    match result {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,206 @@
+//! What a share is to the kernel: a detached clone of the host's mounts.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use hull_proto_vmm::fs::{Access, ErrorKind, Propagation, Share};
+use rustix::fs::{CWD, FileType, Mode, OFlags, fstat, open};
+use rustix::io::Errno;
+use rustix::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
+
+/// Why a path can't be shared.
+#[derive(Debug, thiserror::Error)]
+pub enum ShareError {
+    /// The path is not there.
+    #[error("{} does not exist on the host", .0.display())]
+    NotFound(PathBuf),
+    /// A guest has a kernel of its own, and the other end would be in the host's.
+    #[error("{} is a {kind}, which can't be shared with a VM", path.display())]
+    Special {
+        /// The path.
+        path: PathBuf,
+        /// What it is.
+        kind: &'static str,
+    },
+    /// Not absolute, for one.
+    #[error("{} is not an absolute path", .0.display())]
+    Relative(PathBuf),
+    /// The kernel refused.
+    #[error("{action} {}", path.display())]
+    Kernel {
+        /// What was tried.
+        action: &'static str,
+        /// The path.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl ShareError {
+    /// The kind by which the daemon knows it.
+    #[must_use]
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::NotFound(_) => ErrorKind::NotFound,
+            Self::Special { .. } => ErrorKind::Special,
+            Self::Relative(_) => ErrorKind::Invalid,
+            Self::Kernel { .. } => ErrorKind::Internal,
+        }
+    }
+}
+
+/// A share that is mounted nowhere yet. It is gone when this is dropped.
+#[derive(Debug)]
+pub struct Detached {
+    tree: OwnedFd,
+    /// Whether it is a directory; else it is a regular file.
+    pub directory: bool,
+}
+
+impl Detached {
+    /// Clones what is at the share's path, with all that is mounted below it, in the mount
+    /// namespace of the caller.
+    ///
+    /// # Errors
+    /// [`ShareError`]
+    pub fn clone_of(share: &Share) -> Result<Self, ShareError> {
+        let path = &share.path;
+        if !path.is_absolute() {
+            return Err(ShareError::Relative(path.clone()));
+        }
+        let failed = |action| {
+            let path = path.clone();
+            move |error: Errno| ShareError::Kernel {
+                action,
+                path,
+                source: error.into(),
+            }
+        };
+        // What is looked at is what is cloned, whatever happens to the path meanwhile.
+        let place =
+            open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).map_err(
+                |error| match error {
+                    Errno::NOENT | Errno::NOTDIR => ShareError::NotFound(path.clone()),
+                    error => failed("open")(error),
+                },
+            )?;
+        let stat = fstat(&place).map_err(failed("look at"))?;
+        let kind = match FileType::from_raw_mode(stat.st_mode) {
+            FileType::Directory => Ok(true),
+            FileType::RegularFile => Ok(false),
+            FileType::BlockDevice | FileType::CharacterDevice => Err("device"),
+            FileType::Socket => Err("socket"),
+            FileType::Fifo => Err("FIFO"),
+            _ => Err("special file"),
+        };
+        let directory = kind.map_err(|kind| ShareError::Special {
+            path: path.clone(),
+            kind,
+        })?;
+        let flags = OpenTreeFlags::OPEN_TREE_CLONE
+            | OpenTreeFlags::OPEN_TREE_CLOEXEC
+            | OpenTreeFlags::AT_EMPTY_PATH
+            | OpenTreeFlags::AT_RECURSIVE;
+        let tree = open_tree(&place, "", flags).map_err(failed("clone mounts of"))?;
+        let detached = Self { tree, directory };
+        detached
+            .restrict(share)
+            .map_err(|source| ShareError::Kernel {
+                action: "restrict the clone of",
+                path: path.clone(),
+                source,
+            })?;
+        Ok(detached)
+    }
+
+    fn restrict(&self, share: &Share) -> io::Result<()> {
+        let readonly = libc::MOUNT_ATTR_RDONLY;
+        // The server neither runs programs nor opens devices; the guest's kernel has rules of
+        // its own, which these do not touch.
+        let mut all = libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOEXEC;
+        if share.access == Access::RecursiveReadOnly {
+            all |= readonly;
+        }
+        let propagation = match share.propagation {
+            Propagation::Private => libc::MS_PRIVATE,
+            Propagation::Slave => libc::MS_SLAVE,
+        };
+        set_attributes(&self.tree, libc::AT_RECURSIVE, all, propagation)?;
+        if share.access == Access::ReadOnly {
+            set_attributes(&self.tree, 0, readonly, 0)?;
+        }
+        Ok(())
+    }
+
+    /// Mounts it at `target` in the mount namespace of the caller.
+    ///
+    /// # Errors
+    /// What move_mount(2) says.
+    pub fn mount(&self, target: &Path) -> io::Result<()> {
+        let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+        Ok(move_mount(&self.tree, "", CWD, target, flags)?)
+    }
+}
+
+/// mount_setattr(2), which rustix lacks.
+fn set_attributes(
+    tree: &OwnedFd,
+    flags: libc::c_int,
+    set: u64,
+    propagation: libc::c_ulong,
+) -> io::Result<()> {
+    let attributes = libc::mount_attr {
+        attr_set: set,
+        attr_clr: 0,
+        propagation,
+        userns_fd: 0,
+    };
+    // SAFETY: the path is an empty C string, and `attributes` is readable memory of the size given;
+    // the call changes nothing but mounts.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            tree.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH | flags,
+            &raw const attributes,
+            size_of_val(&attributes),
+        )
+    };
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
+/// The mount namespace of a process.
+#[derive(Debug)]
+pub struct MountNamespace(File);
+
+impl MountNamespace {
+    /// Names that of the process with this pid, or `self`.
+    ///
+    /// # Errors
+    /// When the process is gone.
+    pub fn of(process: &str) -> io::Result<Self> {
+        File::open(format!("/proc/{process}/ns/mnt")).map(Self)
+    }
+
+    /// Moves the one thread of this process there; its root and working directory are then the
+    /// root of that namespace.
+    ///
+    /// # Errors
+    /// What setns(2) says: with several threads, that it is impossible.
+    pub fn enter(&self) -> io::Result<()> {
+        use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+        Ok(move_into_link_name_space(
+            self.0.as_fd(),
+            Some(LinkNameSpaceType::Mount),
+        )?)
+    }
+}

@@ -1,0 +1,283 @@
+//! A FUSE client for tests: what a guest's kernel says, and what only a hostile one would.
+
+use std::io::{Read, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use hull_proto_vmm::fs::{Access, MAX_PACKET, Propagation, Request, Response, SEND_BUFFER, Share};
+use hull_proto_vmm::{body_length, decode, encode};
+use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, sockopt};
+
+pub const LOOKUP: u32 = 1;
+pub const GETATTR: u32 = 3;
+pub const READLINK: u32 = 5;
+pub const SYMLINK: u32 = 6;
+pub const MKNOD: u32 = 8;
+pub const UNLINK: u32 = 10;
+pub const RENAME: u32 = 12;
+pub const OPEN: u32 = 14;
+pub const READ: u32 = 15;
+pub const WRITE: u32 = 16;
+pub const SETXATTR: u32 = 21;
+pub const INIT: u32 = 26;
+pub const OPENDIR: u32 = 27;
+pub const READDIR: u32 = 28;
+pub const CREATE: u32 = 35;
+pub const DESTROY: u32 = 38;
+pub const IOCTL: u32 = 39;
+/// The root of what is served.
+pub const ROOT: u64 = 1;
+
+/// What a request came to: the reply's body, or an error number.
+pub type Answer = Result<Vec<u8>, i32>;
+
+/// A running server and the other ends of its sockets.
+pub struct Server {
+    pub process: Child,
+    pub run: tempfile::TempDir,
+    pub vm: Option<OwnedFd>,
+    unique: u64,
+    pub uid: u32,
+    pub gid: u32,
+}
+
+impl Server {
+    pub fn start() -> Self {
+        let run = tempfile::tempdir().unwrap();
+        let (vm, theirs) = rustix::net::socketpair(
+            AddressFamily::UNIX,
+            SocketType::SEQPACKET,
+            SocketFlags::CLOEXEC,
+            None,
+        )
+        .unwrap();
+        for end in [&vm, &theirs] {
+            sockopt::set_socket_send_buffer_size_force(end, SEND_BUFFER).unwrap();
+        }
+        let process = Command::new(env!("CARGO_BIN_EXE_hull-fs"))
+            .args(["run", "--id", "test", "--socket"])
+            .arg(run.path().join("fs.sock"))
+            .stdin(Stdio::from(theirs))
+            .spawn()
+            .unwrap();
+        let mut server = Self {
+            process,
+            run,
+            vm: Some(vm),
+            unique: 0,
+            uid: 0,
+            gid: 0,
+        };
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while !server.socket().exists() {
+            assert!(Instant::now() < deadline, "the server does not listen");
+            assert!(server.process.try_wait().unwrap().is_none(), "it ended");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        assert!(server.init().is_ok());
+        server
+    }
+
+    pub fn socket(&self) -> PathBuf {
+        self.run.path().join("fs.sock")
+    }
+
+    /// Asks what the daemon asks.
+    pub fn ask(&self, request: &Request) -> Response {
+        let mut stream = UnixStream::connect(self.socket()).unwrap();
+        stream.write_all(&encode(request).unwrap()).unwrap();
+        let mut prefix = [0; 4];
+        stream.read_exact(&mut prefix).unwrap();
+        let mut body = vec![0; body_length(prefix).unwrap()];
+        stream.read_exact(&mut body).unwrap();
+        decode(&body).unwrap()
+    }
+
+    pub fn add(&self, owner: &str, shares: &[(&Path, Access, Propagation)]) -> Response {
+        self.ask(&Request::Add {
+            owner: owner.into(),
+            shares: shares
+                .iter()
+                .map(|(path, access, propagation)| Share {
+                    path: path.to_path_buf(),
+                    access: *access,
+                    propagation: *propagation,
+                })
+                .collect(),
+        })
+    }
+
+    /// Shares one path read-write; returns its inode.
+    pub fn share(&mut self, path: &Path) -> u64 {
+        self.share_as(path, Access::ReadWrite, Propagation::Private)
+    }
+
+    pub fn share_as(&mut self, path: &Path, access: Access, propagation: Propagation) -> u64 {
+        let added = self.add("o", &[(path, access, propagation)]);
+        assert!(matches!(added, Response::Added { .. }), "{added:?}");
+        let owner = self.lookup(ROOT, "o").unwrap();
+        self.lookup(owner, "0").unwrap()
+    }
+
+    pub fn send(&mut self, opcode: u32, node: u64, body: &[u8]) {
+        self.unique += 2;
+        let mut packet = ((40 + body.len()) as u32).to_le_bytes().to_vec();
+        packet.extend_from_slice(&opcode.to_le_bytes());
+        packet.extend_from_slice(&self.unique.to_le_bytes());
+        packet.extend_from_slice(&node.to_le_bytes());
+        packet.extend_from_slice(&self.uid.to_le_bytes());
+        packet.extend_from_slice(&self.gid.to_le_bytes());
+        packet.extend_from_slice(&[0; 8]);
+        packet.extend_from_slice(body);
+        let vm = self.vm.as_ref().unwrap();
+        rustix::net::send(vm, &packet, SendFlags::NOSIGNAL).unwrap();
+    }
+
+    pub fn call(&mut self, opcode: u32, node: u64, body: &[u8]) -> Answer {
+        self.send(opcode, node, body);
+        let reply = loop {
+            let mut reply = vec![0; MAX_PACKET];
+            let vm = self.vm.as_ref().unwrap();
+            let (_, length) =
+                rustix::net::recv(vm, reply.as_mut_slice(), RecvFlags::empty()).unwrap();
+            reply.truncate(length);
+            assert_eq!(u32_at(&reply, 0) as usize, length);
+            // What is no request may be answered twice; the VMM ignores the second, too.
+            if u64_at(&reply, 8) == self.unique {
+                break reply;
+            }
+        };
+        match u32_at(&reply, 4) as i32 {
+            0 => Ok(reply[16..].to_vec()),
+            error => Err(-error),
+        }
+    }
+
+    pub fn init(&mut self) -> Answer {
+        // 7.38, all that a kernel of today has.
+        let mut body = Vec::new();
+        for word in [7_u32, 38, 1 << 17, u32::MAX, 0] {
+            body.extend_from_slice(&word.to_le_bytes());
+        }
+        body.extend_from_slice(&[0; 44]);
+        self.call(INIT, 0, &body)
+    }
+
+    pub fn lookup(&mut self, parent: u64, name: &str) -> Result<u64, i32> {
+        let entry = self.call(LOOKUP, parent, &text(name))?;
+        Ok(u64_at(&entry, 0))
+    }
+
+    /// Mode, user and group of what a lookup finds.
+    pub fn attributes(&mut self, parent: u64, name: &str) -> Result<(u32, u32, u32), i32> {
+        let entry = self.call(LOOKUP, parent, &text(name))?;
+        // 40 bytes of the entry, then 60 of attributes before the mode.
+        let at = 40 + 60;
+        Ok((
+            u32_at(&entry, at),
+            u32_at(&entry, at + 8),
+            u32_at(&entry, at + 12),
+        ))
+    }
+
+    /// Opens a file or directory; returns its handle.
+    pub fn open(&mut self, opcode: u32, node: u64, flags: i32) -> Result<u64, i32> {
+        let body = [(flags as u32).to_le_bytes(), [0; 4]].concat();
+        Ok(u64_at(&self.call(opcode, node, &body)?, 0))
+    }
+
+    pub fn read(&mut self, node: u64, handle: u64, offset: u64, size: u32) -> Answer {
+        self.call(READ, node, &transfer(handle, offset, size))
+    }
+
+    pub fn write(&mut self, node: u64, handle: u64, offset: u64, data: &[u8]) -> Answer {
+        let mut body = transfer(handle, offset, data.len() as u32);
+        // The flags of the open file: checked against those that the server has.
+        body[32..36].copy_from_slice(&(libc::O_RDWR as u32).to_le_bytes());
+        body.extend_from_slice(data);
+        self.call(WRITE, node, &body)
+    }
+
+    /// Creates and opens a file; returns node and handle.
+    pub fn create(&mut self, parent: u64, name: &str, mode: u32) -> Result<(u64, u64), i32> {
+        let mut body = Vec::new();
+        for word in [(libc::O_RDWR | libc::O_CREAT) as u32, mode, 0, 0] {
+            body.extend_from_slice(&word.to_le_bytes());
+        }
+        body.extend_from_slice(&text(name));
+        let reply = self.call(CREATE, parent, &body)?;
+        Ok((u64_at(&reply, 0), u64_at(&reply, 128)))
+    }
+
+    /// The whole of a small file.
+    pub fn cat(&mut self, parent: u64, name: &str) -> Result<String, i32> {
+        let node = self.lookup(parent, name)?;
+        self.cat_node(node)
+    }
+
+    pub fn cat_node(&mut self, node: u64) -> Result<String, i32> {
+        let handle = self.open(OPEN, node, libc::O_RDONLY)?;
+        let data = self.read(node, handle, 0, 4096)?;
+        Ok(String::from_utf8(data).unwrap())
+    }
+
+    pub fn names(&mut self, node: u64) -> Vec<String> {
+        let handle = self.open(OPENDIR, node, libc::O_RDONLY).unwrap();
+        let data = self
+            .call(READDIR, node, &transfer(handle, 0, 8192))
+            .unwrap();
+        let mut names = Vec::new();
+        let mut at = 0;
+        while at < data.len() {
+            let length = u32_at(&data, at + 16) as usize;
+            let name = &data[at + 24..at + 24 + length];
+            names.push(String::from_utf8(name.to_vec()).unwrap());
+            at += (24 + length).next_multiple_of(8);
+        }
+        names
+    }
+
+    /// Waits for the process to end by itself.
+    pub fn ended(&mut self) -> bool {
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while Instant::now() < deadline {
+            if self.process.try_wait().unwrap().is_some() {
+                return true;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        false
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+pub fn transfer(handle: u64, offset: u64, size: u32) -> Vec<u8> {
+    let mut body = handle.to_le_bytes().to_vec();
+    body.extend_from_slice(&offset.to_le_bytes());
+    body.extend_from_slice(&size.to_le_bytes());
+    body.extend_from_slice(&[0; 20]);
+    body
+}
+
+pub fn text(name: &str) -> Vec<u8> {
+    let mut bytes = name.as_bytes().to_vec();
+    bytes.push(0);
+    bytes
+}
+
+fn u32_at(bytes: &[u8], at: usize) -> u32 {
+    u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap())
+}
+
+fn u64_at(bytes: &[u8], at: usize) -> u64 {
+    u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap())
+}

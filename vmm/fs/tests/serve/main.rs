@@ -1,0 +1,433 @@
+//! The real server, with a client that says FUSE to it. Needs root; each test has a mount
+//! namespace of its own.
+#![expect(clippy::unwrap_used, reason = "a test")]
+
+mod client;
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+
+use client::*;
+use hull_proto_vmm::fs::{Access, ErrorKind, MAX_DATA, Propagation, Request, Response};
+use rustix::mount::{
+    MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_bind, mount_change, unmount,
+};
+use rustix::thread::{UnshareFlags, unshare_unsafe};
+
+/// A directory that is a mount of its own, of which others hear when `shared`.
+fn host(shared: bool) -> tempfile::TempDir {
+    // SAFETY: the table of file descriptors is not unshared.
+    unsafe { unshare_unsafe(UnshareFlags::NEWNS) }.expect("these tests need root");
+    let all = MountPropagationFlags::REC;
+    mount_change("/", MountPropagationFlags::PRIVATE | all).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    mount_bind(dir.path(), dir.path()).unwrap();
+    if shared {
+        mount_change(dir.path(), MountPropagationFlags::SHARED | all).unwrap();
+    }
+    dir
+}
+
+fn tmpfs(path: &Path) {
+    mount("tmpfs", path, "tmpfs", MountFlags::empty(), c"").unwrap();
+}
+
+#[test]
+fn files_are_read_and_written_as_the_guests_users() {
+    let host = host(false);
+    fs::write(host.path().join("in"), "from the host").unwrap();
+    fs::set_permissions(host.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let mut server = Server::start();
+    let root = server.share(host.path());
+    assert_eq!(server.cat(root, "in").unwrap(), "from the host");
+    assert_eq!(server.names(root), ["in"]);
+
+    (server.uid, server.gid) = (1234, 5678);
+    // The guest's kernel has checked that its groups let it write here.
+    let (node, handle) = server.create(root, "out", 0o100_666).unwrap();
+    server.write(node, handle, 0, b"from the guest").unwrap();
+    let path = host.path().join("out");
+    assert_eq!(fs::read_to_string(&path).unwrap(), "from the guest");
+    let meta = fs::metadata(&path).unwrap();
+    assert_eq!((meta.uid(), meta.gid()), (1234, 5678));
+    assert_eq!(meta.mode() & 0o7777, 0o666, "the server has no umask");
+    assert_eq!(
+        server.attributes(root, "out").unwrap(),
+        (0o100_666, 1234, 5678)
+    );
+    server.call(UNLINK, root, &text("in")).unwrap();
+    assert!(!host.path().join("in").exists());
+    // Files of others, of any mode.
+    fs::write(host.path().join("secret"), "s").unwrap();
+    fs::set_permissions(
+        host.path().join("secret"),
+        fs::Permissions::from_mode(0o000),
+    )
+    .unwrap();
+    assert_eq!(server.cat(root, "secret").unwrap(), "s");
+}
+
+#[test]
+fn large_transfers_keep_their_bytes_and_larger_ones_are_refused() {
+    let host = host(false);
+    let mut server = Server::start();
+    let root = server.share(host.path());
+    let (node, handle) = server.create(root, "big", 0o100_600).unwrap();
+    let data: Vec<u8> = (0..MAX_DATA).map(|at| (at % 251) as u8).collect();
+    server.write(node, handle, 5, &data).unwrap();
+    let back = server.read(node, handle, 5, MAX_DATA as u32).unwrap();
+    assert!(back == data);
+    let too_much = server.read(node, handle, 0, MAX_DATA as u32 + 1);
+    assert_eq!(too_much, Err(libc::EINVAL));
+}
+
+#[test]
+fn a_file_and_a_symlink_to_a_directory_are_shared() {
+    let host = host(false);
+    fs::create_dir(host.path().join("dir")).unwrap();
+    fs::write(host.path().join("dir/file"), "content").unwrap();
+    symlink("dir", host.path().join("link")).unwrap();
+    let mut server = Server::start();
+    let (file, link) = (host.path().join("dir/file"), host.path().join("link"));
+    let share = |path| -> (&Path, _, _) { (path, Access::ReadWrite, Propagation::Private) };
+    let added = server.add("o", &[share(&file), share(&link)]);
+    let directories = vec![false, true];
+    assert_eq!(added, Response::Added { directories });
+    let owner = server.lookup(ROOT, "o").unwrap();
+    assert_eq!(server.cat(owner, "0").unwrap(), "content");
+    let linked = server.lookup(owner, "1").unwrap();
+    assert_eq!(server.cat(linked, "file").unwrap(), "content");
+}
+
+#[test]
+fn nothing_leads_out_of_a_share() {
+    let host = host(false);
+    fs::create_dir_all(host.path().join("share/sub")).unwrap();
+    fs::create_dir(host.path().join("elsewhere")).unwrap();
+    fs::write(host.path().join("outside"), "no").unwrap();
+    symlink("../outside", host.path().join("share/up")).unwrap();
+    symlink("/etc/passwd", host.path().join("share/absolute")).unwrap();
+    let mut server = Server::start();
+    let root = server.share(&host.path().join("share"));
+    let sub = server.lookup(root, "sub").unwrap();
+    for node in [ROOT, root, sub] {
+        for name in ["..", ".", "../outside", "../../o", "/etc", ""] {
+            assert_eq!(server.lookup(node, name), Err(libc::EINVAL), "{name}");
+        }
+    }
+    // Links are the guest's to follow, in its own tree.
+    for name in ["up", "absolute"] {
+        let node = server.lookup(root, name).unwrap();
+        assert!(server.open(OPEN, node, libc::O_RDONLY).is_err(), "{name}");
+        let target = server.call(READLINK, node, &[]).unwrap();
+        assert!(target == b"../outside" || target == b"/etc/passwd");
+    }
+    // A directory that the host moves away stays what it is, and no way out.
+    fs::rename(
+        host.path().join("share/sub"),
+        host.path().join("elsewhere/sub"),
+    )
+    .unwrap();
+    assert_eq!(server.lookup(sub, ".."), Err(libc::EINVAL));
+    let mut target = root.to_le_bytes().to_vec();
+    target.extend_from_slice(b"sub\0../escaped\0");
+    assert!(server.call(RENAME, root, &target).is_err());
+    // The server's own root has mount points of owners, and the guest does not see it.
+    assert_eq!(server.names(ROOT), ["o"]);
+    assert_eq!(server.lookup(ROOT, "proc"), Err(libc::ENOENT));
+    let mut link = text("x");
+    link.extend_from_slice(&text("/target"));
+    assert!(server.call(SYMLINK, ROOT, &link).is_err());
+}
+
+#[test]
+fn devices_are_neither_made_nor_opened_nor_shared() {
+    let host = host(false);
+    let mut server = Server::start();
+    let root = server.share(host.path());
+    for kind in [libc::S_IFCHR, libc::S_IFBLK] {
+        let mut body = Vec::new();
+        for word in [kind | 0o666, libc::makedev(1, 3) as u32, 0, 0] {
+            body.extend_from_slice(&word.to_le_bytes());
+        }
+        body.extend_from_slice(&text("node"));
+        assert_eq!(server.call(MKNOD, root, &body), Err(libc::EPERM));
+    }
+    assert!(!host.path().join("node").exists());
+    let status = std::process::Command::new("mknod")
+        .arg(host.path().join("null"))
+        .args(["c", "1", "3"])
+        .status();
+    assert!(status.unwrap().success());
+    let node = server.lookup(root, "null").unwrap();
+    assert!(server.open(OPEN, node, libc::O_RDONLY).is_err());
+
+    let _listener = UnixListener::bind(host.path().join("socket")).unwrap();
+    for (name, kind) in [
+        ("/dev/null", ErrorKind::Special),
+        (
+            host.path().join("socket").to_str().unwrap(),
+            ErrorKind::Special,
+        ),
+        (
+            host.path().join("absent").to_str().unwrap(),
+            ErrorKind::NotFound,
+        ),
+        ("relative", ErrorKind::Invalid),
+    ] {
+        let good = (host.path(), Access::ReadWrite, Propagation::Private);
+        let bad = (Path::new(name), Access::ReadWrite, Propagation::Private);
+        let refused = server.add("p", &[good, bad]);
+        let Response::Error {
+            kind: found,
+            share,
+            message,
+        } = refused
+        else {
+            panic!("{refused:?}")
+        };
+        assert_eq!((found, share), (kind, Some(1)), "{message}");
+        assert!(message.contains(name), "{message}");
+        assert_eq!(server.lookup(ROOT, "p"), Err(libc::ENOENT));
+    }
+}
+
+#[test]
+fn special_powers_are_not_there() {
+    let host = host(false);
+    fs::write(host.path().join("f"), "").unwrap();
+    let mut server = Server::start();
+    let root = server.share(host.path());
+    let node = server.lookup(root, "f").unwrap();
+    for name in ["security.capability", "trusted.x"] {
+        let mut body = [4_u32.to_le_bytes(), [0; 4]].concat();
+        body.extend_from_slice(&text(name));
+        body.extend_from_slice(&[1, 0, 0, 2]);
+        assert!(server.call(SETXATTR, node, &body).is_err(), "{name}");
+    }
+    assert_eq!(server.call(IOCTL, node, &[0; 32]), Err(libc::ENOSYS));
+    // What the process itself is: alone in its namespaces, without powers beyond files.
+    let pid = server.process.id();
+    let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
+    let child = children.trim();
+    let status = fs::read_to_string(format!("/proc/{child}/status")).unwrap();
+    let field = |name: &str| {
+        let line = status.lines().find(|line| line.starts_with(name)).unwrap();
+        line.split_ascii_whitespace().last().unwrap().to_owned()
+    };
+    let kept = format!("{:016x}", 0b1101_1011);
+    for set in ["CapPrm", "CapEff", "CapBnd"] {
+        assert_eq!(field(set), kept, "{set}");
+    }
+    assert_eq!(field("CapInh"), "0000000000000000");
+    assert_eq!(field("NoNewPrivs"), "1");
+    assert_eq!(field("NSpid"), "1");
+    for namespace in ["mnt", "net", "ipc", "pid"] {
+        let of = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/{namespace}")).unwrap();
+        assert_ne!(of(child), of("self"), "{namespace}");
+    }
+    let mounts = fs::read_to_string(format!("/proc/{child}/mounts")).unwrap();
+    assert_eq!(mounts.lines().count(), 3, "{mounts}");
+}
+
+#[test]
+fn read_only_is_so_by_the_host_and_below_mounts_when_asked() {
+    let host = host(false);
+    fs::write(host.path().join("f"), "x").unwrap();
+    fs::create_dir(host.path().join("below")).unwrap();
+    tmpfs(&host.path().join("below"));
+    let mut server = Server::start();
+    for (access, top, below) in [
+        (Access::ReadWrite, true, true),
+        (Access::ReadOnly, false, true),
+        (Access::RecursiveReadOnly, false, false),
+    ] {
+        let root = server.share_as(host.path(), access, Propagation::Private);
+        let sub = server.lookup(root, "below").unwrap();
+        let results = [root, sub].map(|node| server.create(node, "new", 0o100_600));
+        for (result, allowed) in results.into_iter().zip([top, below]) {
+            match result {
+                Ok(_) => assert!(allowed, "{access:?}"),
+                Err(error) => assert!(!allowed && error == libc::EROFS, "{access:?} {error}"),
+            }
+        }
+        let node = server.lookup(root, "f").unwrap();
+        let opened = server.open(OPEN, node, libc::O_RDWR);
+        assert_eq!(opened.is_ok(), top, "{access:?}");
+        assert_eq!(server.cat(root, "f").unwrap(), "x");
+        for path in ["new", "below/new"] {
+            let _ = fs::remove_file(host.path().join(path));
+        }
+    }
+}
+
+#[test]
+fn mounts_made_later_appear_in_a_slave_alone() {
+    for (propagation, appears) in [(Propagation::Private, false), (Propagation::Slave, true)] {
+        let host = host(true);
+        fs::create_dir(host.path().join("point")).unwrap();
+        fs::create_dir(host.path().join("early")).unwrap();
+        tmpfs(&host.path().join("early"));
+        fs::write(host.path().join("early/f"), "early").unwrap();
+        let mut server = Server::start();
+        let root = server.share_as(host.path(), Access::ReadWrite, propagation);
+        let point = server.lookup(root, "point").unwrap();
+        assert_eq!(server.names(point), [""; 0]);
+        tmpfs(&host.path().join("point"));
+        fs::write(host.path().join("point/f"), "late").unwrap();
+        let point = server.lookup(root, "point").unwrap();
+        assert_eq!(server.cat(point, "f").is_ok(), appears, "{propagation:?}");
+        let early = server.lookup(root, "early").unwrap();
+        assert_eq!(server.cat(early, "f").unwrap(), "early");
+        // Nothing of the server is mounted on the host.
+        let mounts = fs::read_to_string("/proc/thread-self/mountinfo").unwrap();
+        assert!(!mounts.contains("hull-fs"), "{mounts}");
+        unmount(host.path().join("point"), UnmountFlags::DETACH).unwrap();
+        unmount(host.path().join("early"), UnmountFlags::DETACH).unwrap();
+    }
+}
+
+#[test]
+fn changes_of_the_host_are_seen_at_once() {
+    let host = host(false);
+    for (dir, text) in [("v1", "one"), ("v2", "two")] {
+        fs::create_dir(host.path().join(dir)).unwrap();
+        fs::write(host.path().join(dir).join("key"), text).unwrap();
+    }
+    symlink("v1", host.path().join("..data")).unwrap();
+    let mut server = Server::start();
+    let root = server.share(host.path());
+    let data = server.lookup(root, "..data").unwrap();
+    assert_eq!(server.call(READLINK, data, &[]).unwrap(), b"v1");
+    symlink("v2", host.path().join("..tmp")).unwrap();
+    fs::rename(host.path().join("..tmp"), host.path().join("..data")).unwrap();
+    let data = server.lookup(root, "..data").unwrap();
+    assert_eq!(server.call(READLINK, data, &[]).unwrap(), b"v2");
+    // Neither entries nor attributes may be kept.
+    let entry = server.call(LOOKUP, root, &text("v1")).unwrap();
+    assert_eq!(entry[16..40], [0; 24]);
+    let attributes = server.call(GETATTR, root, &[0; 16]).unwrap();
+    assert_eq!(attributes[..12], [0; 12]);
+}
+
+#[test]
+fn an_owners_shares_end_with_all_that_the_guest_holds_of_them() {
+    let host = host(false);
+    let disk = host.path().join("disk");
+    fs::create_dir(&disk).unwrap();
+    tmpfs(&disk);
+    fs::write(disk.join("f"), "x").unwrap();
+    let mut server = Server::start();
+    let root = server.share(&disk);
+    let node = server.lookup(root, "f").unwrap();
+    let handle = server.open(OPEN, node, libc::O_RDWR).unwrap();
+    let owner = |name: &str| Request::Remove { owner: name.into() };
+    let other = server.add(
+        "p",
+        &[(host.path(), Access::ReadOnly, Propagation::Private)],
+    );
+    assert!(matches!(other, Response::Added { .. }));
+    let hello = server.ask(&Request::Hello { version: 1 });
+    let owners = vec!["o".to_owned(), "p".to_owned()];
+    assert_eq!(hello, Response::Hello { version: 1, owners });
+    for _ in 0..2 {
+        assert_eq!(server.ask(&owner("o")), Response::Ok);
+    }
+    assert_eq!(server.ask(&owner("unknown")), Response::Ok);
+    assert!(server.read(node, handle, 0, 1).is_err());
+    assert!(server.cat(root, "f").is_err());
+    assert_eq!(server.lookup(ROOT, "o"), Err(libc::ENOENT));
+    assert!(server.lookup(ROOT, "p").is_ok());
+    // No descriptor holds the mount.
+    let pid = server.process.id();
+    let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
+    for pid in [pid.to_string().as_str(), children.trim()] {
+        for fd in fs::read_dir(format!("/proc/{pid}/fd")).unwrap().flatten() {
+            let target = fs::read_link(fd.path()).unwrap_or_default();
+            assert!(!target.ends_with("f"), "{}", target.display());
+        }
+    }
+    // The name may be used again.
+    assert_eq!(server.ask(&owner("p")), Response::Ok);
+    let root = server.share(&disk);
+    assert_eq!(server.cat(root, "f").unwrap(), "x");
+}
+
+#[test]
+fn many_owners_come_and_go() {
+    let host = host(false);
+    fs::write(host.path().join("f"), "x").unwrap();
+    let mut server = Server::start();
+    for _ in 0..300 {
+        let root = server.share(host.path());
+        assert_eq!(server.cat(root, "f").unwrap(), "x");
+        let remove = Request::Remove { owner: "o".into() };
+        assert_eq!(server.ask(&remove), Response::Ok);
+    }
+}
+
+#[test]
+fn malformed_messages_harm_nobody() {
+    let host = host(false);
+    fs::write(host.path().join("f"), "x").unwrap();
+    let mut server = Server::start();
+    let root = server.share(host.path());
+    for owner in ["", "..", "a/b", "proc", "a b"] {
+        let refused = server.add(owner, &[]);
+        assert!(matches!(
+            refused,
+            Response::Error {
+                kind: ErrorKind::Invalid,
+                ..
+            }
+        ));
+    }
+    // Bodies of any length for every opcode: an answer or none, never an end.
+    for opcode in (0..60).filter(|code| ![2, 36, 42, DESTROY].contains(code)) {
+        for length in [0, 1, 8, 40, 200] {
+            let _ = server.call(opcode, root, &vec![0xff; length]);
+        }
+    }
+    // A session begins anew, whether the one before was ended or not.
+    for end in [false, true] {
+        if end {
+            server.call(DESTROY, 0, &[]).unwrap();
+        }
+        server.init().unwrap();
+        let owner = server.lookup(ROOT, "o").unwrap();
+        let root = server.lookup(owner, "0").unwrap();
+        assert_eq!(server.cat(root, "f").unwrap(), "x");
+    }
+}
+
+#[test]
+fn it_ends_with_its_vm() {
+    let host = host(false);
+    let mut server = Server::start();
+    server.share(host.path());
+    let pid = server.process.id();
+    let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
+    server.vm = None;
+    assert!(server.ended());
+    assert!(!server.socket().exists());
+    assert!(!Path::new("/proc").join(children.trim()).exists());
+}
+
+#[test]
+fn the_server_ends_with_its_manager() {
+    let _host = host(false);
+    let mut server = Server::start();
+    let pid = server.process.id();
+    let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
+    let child = Path::new("/proc").join(children.trim());
+    assert!(child.exists());
+    server.process.kill().unwrap();
+    server.process.wait().unwrap();
+    let gone = (0..1000).any(|_| {
+        std::thread::sleep(std::time::Duration::from_millis(10));
+        !child.join("exe").exists()
+    });
+    assert!(gone);
+}
