@@ -12,9 +12,11 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::StreamExt;
 use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
 use tracing::{debug, info};
 
 use crate::digest::Digest;
@@ -34,6 +36,8 @@ const MAX_CONFIGURATION: u64 = 8 << 20;
 const MAX_INDEXES: usize = 3;
 /// Chunks of a layer that may wait for the unpacker; a chunk is what the network gave at once.
 const CHUNKS_AHEAD: usize = 16;
+/// How often the log tells about a pull that takes long.
+const TELL_EVERY: Duration = Duration::from_secs(10);
 
 /// Who pulls; the fields are those of CRI's `AuthConfig`, empty when not given.
 #[derive(Clone, Default, PartialEq, Eq)]
@@ -179,19 +183,37 @@ pub(crate) async fn pull(
     progress: &watch::Sender<PullProgress>,
 ) -> Result<ImageId, PullError> {
     let pins = Pins::new(shared);
-    let result = Pull {
+    let pull = Pull {
         shared,
         pins: &pins,
         progress,
-    }
-    .run(reference, auth)
-    .await;
+    };
+    let result = told(pull.run(reference, auth), reference, progress).await;
     // Waits for the clean-up, so that a caller who sees an error also sees that nothing is left.
     let cleaned = pins.release().await;
     let id = result?;
     cleaned?;
     info!(%reference, %id, "pulled");
     Ok(id)
+}
+
+/// Logs now and then how far a long pull is.
+async fn told<T>(
+    work: impl Future<Output = T>,
+    reference: &str,
+    progress: &watch::Sender<PullProgress>,
+) -> T {
+    let mut tick = tokio::time::interval_at(Instant::now() + TELL_EVERY, TELL_EVERY);
+    tokio::pin!(work);
+    loop {
+        tokio::select! {
+            result = &mut work => return result,
+            _ = tick.tick() => {
+                let PullProgress { layers, layers_done, bytes, bytes_done } = *progress.borrow();
+                info!(%reference, layers, layers_done, bytes, bytes_done, "pulling");
+            }
+        }
+    }
 }
 
 struct Pull<'a> {
@@ -204,6 +226,8 @@ struct Pull<'a> {
 struct LayerToFetch {
     descriptor: Descriptor,
     diff_id: Digest,
+    /// Whether it was not on this node when the pull began.
+    missing: bool,
 }
 
 impl Pull<'_> {
@@ -268,8 +292,6 @@ impl Pull<'_> {
         layers: Vec<LayerToFetch>,
     ) -> Result<(), PullError> {
         let count = layers.len();
-        self.progress
-            .send_modify(|progress| progress.layers = count);
         let (stop, stopped) = watch::channel(false);
         let mut unique: Vec<LayerToFetch> = Vec::new();
         for layer in layers {
@@ -280,6 +302,17 @@ impl Pull<'_> {
                 unique.push(layer);
             }
         }
+        for layer in &mut unique {
+            layer.missing = !self.shared.files.has_layer(&layer.diff_id);
+        }
+        let missing = unique.iter().filter(|layer| layer.missing);
+        let bytes = missing.fold(0, |sum: u64, layer| {
+            sum.saturating_add(layer.descriptor.size)
+        });
+        self.progress.send_modify(|progress| {
+            progress.layers = count;
+            progress.bytes = bytes;
+        });
         let mut results = futures::stream::iter(unique)
             .map(|layer| self.layer(registry, layer, stopped.clone()))
             .buffer_unordered(self.shared.config.limits.parallel_layers.max(1));
@@ -302,6 +335,7 @@ impl Pull<'_> {
         let LayerToFetch {
             descriptor,
             diff_id,
+            missing,
         } = layer;
         let stop = async move {
             // The sender outlives this; an error would mean that nobody waits any more.
@@ -314,8 +348,13 @@ impl Pull<'_> {
         };
         if self.shared.files.has_layer(&diff_id) {
             debug!(%diff_id, "layer is there");
-            self.progress
-                .send_modify(|progress| progress.layers_done += 1);
+            self.progress.send_modify(|progress| {
+                progress.layers_done += 1;
+                if missing {
+                    // Another pull brought it.
+                    progress.bytes_done += descriptor.size;
+                }
+            });
             return Ok(());
         }
         let max = self.shared.config.limits.max_layer_bytes;
@@ -326,9 +365,6 @@ impl Pull<'_> {
                 unit: "bytes",
             });
         }
-        self.progress.send_modify(|progress| {
-            progress.bytes = progress.bytes.saturating_add(descriptor.size);
-        });
         let (chunks, receiver) = mpsc::channel(CHUNKS_AHEAD);
         let unpacked = self.unpack(&descriptor, diff_id, receiver);
         let transfer = async {
@@ -458,6 +494,7 @@ fn pair_layers(
         .map(|(descriptor, diff_id)| LayerToFetch {
             descriptor,
             diff_id,
+            missing: false,
         })
         .collect())
 }

@@ -7,15 +7,17 @@
 mod auth;
 mod client;
 pub(crate) mod hosts;
+mod retry;
 mod tls;
 mod token;
 
 use std::time::Duration;
 
 use bytes::Bytes;
-use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, RANGE};
+use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_RANGE, CONTENT_TYPE, RANGE};
 use reqwest::{Client, Response, StatusCode, Url};
 use tokio::sync::{Mutex, mpsc};
+use tokio::time::Instant;
 use tracing::{debug, warn};
 
 use crate::digest::Digest;
@@ -29,11 +31,14 @@ use auth::Authorization;
 pub(crate) use client::HttpClients;
 use client::{CONNECT_TIMEOUT, describe};
 use hosts::Host;
+use retry::{backoff, retry_after};
 
 /// Largest manifest or index, bytes: what other runtimes and registries agree on.
 const MAX_MANIFEST: u64 = 4 << 20;
 /// Largest reply of a token server or error message, bytes.
 const MAX_REPLY: u64 = 1 << 20;
+/// A connection that brought this many bytes before it broke off is not counted as a failure.
+const WORTHWHILE: u64 = 1 << 20;
 
 /// The servers that may have one repository, and the caller's right to it.
 #[derive(Debug)]
@@ -51,6 +56,8 @@ struct Endpoint {
     client: Client,
     /// What the server let in last.
     authorization: Mutex<Option<Authorization>>,
+    /// Until when the server wants to be left alone.
+    busy_until: Mutex<Option<Instant>>,
 }
 
 /// A manifest or index as it came.
@@ -83,6 +90,7 @@ impl Registry {
                 host,
                 client,
                 authorization: Mutex::new(None),
+                busy_until: Mutex::new(None),
             });
         }
         Ok(Self {
@@ -164,6 +172,7 @@ impl Registry {
                 let _ = chunks.send(Chunk::End).await;
                 return Ok(());
             }
+            let before = sent;
             let result = self
                 .first(
                     &what,
@@ -191,8 +200,14 @@ impl Registry {
                     let _ = chunks.send(Chunk::End).await;
                     return Ok(());
                 }
-                Err(e @ PullError::RegistryUnavailable { .. }) if failures < self.retries => {
-                    failures += 1;
+                Err(e @ PullError::RegistryUnavailable { .. })
+                    if failures < self.retries || sent - before >= WORTHWHILE =>
+                {
+                    failures = if sent - before >= WORTHWHILE {
+                        1
+                    } else {
+                        failures + 1
+                    };
                     warn!(%what, sent, error = %e, failures, "transfer broke off; going on from there");
                     tokio::time::sleep(backoff(failures)).await;
                 }
@@ -210,6 +225,15 @@ impl Registry {
     ) -> Result<(), PullError> {
         // A server that does not do ranges starts again from the first byte.
         let mut skip = if response.status() == StatusCode::PARTIAL_CONTENT {
+            if let Some(range) = response.headers().get(CONTENT_RANGE)
+                && retry::range_start(range) != Some(*transfer.sent)
+            {
+                return Err(PullError::RegistryUnavailable {
+                    what: transfer.what.to_owned(),
+                    registry: endpoint.host.shown(),
+                    message: format!("answered with the range {range:?}"),
+                });
+            }
             0
         } else {
             *transfer.sent
@@ -373,6 +397,10 @@ impl Registry {
         from: u64,
         authorization: Option<&Authorization>,
     ) -> Result<Response, PullError> {
+        let busy_until = *endpoint.busy_until.lock().await;
+        if let Some(until) = busy_until {
+            tokio::time::sleep_until(until).await;
+        }
         let mut request = endpoint.client.get(url.clone());
         for (name, value) in &endpoint.host.headers {
             request = request.header(name, value);
@@ -413,6 +441,15 @@ impl Registry {
                 what: format!("{what} ({})", self.name.full()),
                 registry,
             });
+        }
+        if matches!(
+            status,
+            StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE
+        ) && let Some(wait) = retry_after(response.headers())
+        {
+            // Waiting is no progress either, so it has the same limit.
+            let until = Instant::now() + wait.min(self.no_progress);
+            *endpoint.busy_until.lock().await = Some(until);
         }
         let said = self
             .body(endpoint, &what, response, MAX_REPLY)
@@ -518,10 +555,6 @@ fn worse(before: PullError, after: PullError) -> PullError {
         },
         after => after,
     }
-}
-
-fn backoff(failures: u32) -> Duration {
-    Duration::from_millis(200) * 2u32.saturating_pow(failures.saturating_sub(1)).min(50)
 }
 
 fn verify(what: &str, bytes: &[u8], expected: &Digest) -> Result<(), PullError> {

@@ -9,7 +9,10 @@ use std::process::Command;
 
 use common::registry::RealRegistry;
 use common::{Flavor, Packing, TestImage, TestStore, layer, noise};
-use hull_image::{Auth, Image, PullError, PullProgress, StoreError};
+use hull_image::{
+    Auth, Image, ImageStore, PinnedImages, PullError, PullProgress, Registries, StoreConfig,
+    StoreError,
+};
 use tokio::sync::watch;
 
 fn base() -> Vec<u8> {
@@ -135,6 +138,31 @@ async fn removing_one_name_removes_all_of_the_image() {
         test.store.remove(name).await.unwrap();
     }
     assert_eq!(test.leftovers(), [""; 0]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pinned_image_is_shown_as_such_and_goes_when_told() {
+    let Some(registry) = RealRegistry::start().await else {
+        return;
+    };
+    let repository = format!("{}/app", registry.address());
+    let directory = tempfile::tempdir().unwrap();
+    let mut config = StoreConfig::new(directory.path(), Registries::default());
+    config.pinned = PinnedImages::parse(&[format!("{repository}:keep")]).unwrap();
+    let store = ImageStore::open(config).await.unwrap();
+    let mut names = Vec::new();
+    for tag in ["keep", "other"] {
+        let image = image(Flavor::Oci, Packing::Gzip, tag);
+        registry.push("app", tag, &image).await;
+        names.push(format!("{repository}:{tag}"));
+        store.pull(&names[names.len() - 1], None).await.unwrap();
+    }
+    for image in store.list().await.unwrap() {
+        assert_eq!(image.pinned, image.repo_tags == [names[0].clone()]);
+    }
+    assert!(store.get(&names[0]).await.unwrap().unwrap().pinned);
+    store.remove(&names[0]).await.unwrap();
+    assert_eq!(store.get(&names[0]).await.unwrap(), None);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -271,7 +299,11 @@ fn make_certificate(directory: &Path, signed: Signed) {
             openssl req $key -subj /CN=registry -keyout key.pem -out request.pem
             echo subjectAltName=IP:127.0.0.1 > extensions
             openssl x509 -req -in request.pem -CA ca.pem -CAkey ca.key -CAcreateserial -days 2 \
-                -extfile extensions -out cert.pem"
+                -extfile extensions -out cert.pem
+            openssl req $key -subj /CN=node -keyout client.key -out request.pem
+            openssl x509 -req -in request.pem -CA ca.pem -CAkey ca.key -CAcreateserial -days 2 \
+                -extfile extensions -out client.cert
+            cat client.cert client.key > client.pem"
         }
         Signed::ByItself => {
             "openssl req -x509 $key -days 2 -subj /CN=registry -keyout key.pem -out cert.pem \
@@ -310,6 +342,50 @@ async fn tls_and_passwords_are_real() {
             return;
         };
         pull_with_tls(&registry, certificate.path()).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_registry_that_wants_a_certificate_gets_it() {
+    if Command::new("openssl").arg("version").output().is_err() {
+        println!("SKIPPED: make a certificate; install it with: apt-get install openssl");
+        return;
+    }
+    let config = tempfile::tempdir().unwrap();
+    let directory = config.path().join("secure.example");
+    fs::create_dir(&directory).unwrap();
+    let more = "  tls: {certificate: DIR/cert.pem, key: DIR/key.pem, clientcas: [DIR/ca.pem]}\n";
+    let started = RealRegistry::start_with(more, |from| {
+        make_certificate(from, Signed::ByAnAuthority);
+        for file in ["ca.pem", "client.cert", "client.key", "client.pem"] {
+            fs::copy(from.join(file), directory.join(file)).unwrap();
+        }
+    });
+    let Some(registry) = started.await else {
+        return;
+    };
+    let image = image(Flavor::Oci, Packing::Gzip, "1");
+    registry.push("app", "t", &image).await;
+    for (client, good) in [
+        ("client = [[\"client.cert\", \"client.key\"]]", true),
+        ("client = \"client.pem\"", true),
+        ("", false),
+    ] {
+        for trust in ["ca = \"ca.pem\"", "skip_verify = true"] {
+            let server = registry.address();
+            let text = format!("server = \"https://{server}\"\n{trust}\n{client}\n");
+            fs::write(directory.join("hosts.toml"), text).unwrap();
+            let test = TestStore::with(Some(config.path().into()), |limits| limits.retries = 0);
+            let test = test.await;
+            let pulled = test.store.pull("secure.example/app:t", None).await;
+            match pulled {
+                Ok(id) if good => assert_eq!(id.as_str(), image.id()),
+                Err(PullError::RegistryUnavailable { message, .. }) if !good => {
+                    assert!(message.to_lowercase().contains("certificate"), "{message}");
+                }
+                other => panic!("{trust} {client}: {other:?}"),
+            }
+        }
     }
 }
 

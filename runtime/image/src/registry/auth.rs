@@ -118,6 +118,7 @@ impl Auth {
         let address = self.server_address.trim();
         let address = address.split_once("://").map_or(address, |(_, rest)| rest);
         let address = address.split('/').next().unwrap_or_default();
+        let address = address.strip_suffix(":443").unwrap_or(address);
         let hub = |host: &str| {
             matches!(
                 host,
@@ -184,6 +185,7 @@ mod tests {
         assert!(auth("").is_for("any:1"));
         assert!(auth("https://index.docker.io/v1/").is_for("registry-1.docker.io"));
         assert!(auth("quay.io").is_for("quay.io"));
+        assert!(auth("https://quay.io:443/v2/").is_for("quay.io"));
         assert!(!auth("quay.io").is_for("mirror.example"));
         assert!(!auth("quay.io:1").is_for("quay.io"));
     }

@@ -17,6 +17,9 @@ use serde::Deserialize;
 use crate::pull::PullError;
 use crate::store::Registries;
 
+/// Where Docker Hub listens.
+const HUB: &str = "registry-1.docker.io";
+
 /// A server that may have the image.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Host {
@@ -106,7 +109,7 @@ fn candidates(registry: &str, registries: &Registries) -> Vec<PathBuf> {
 /// Where a registry itself listens.
 fn origin(registry: &str) -> String {
     match registry {
-        "docker.io" => "https://registry-1.docker.io".to_owned(),
+        "docker.io" => format!("https://{HUB}"),
         _ => {
             let host = registry.split(':').next().unwrap_or_default();
             let secure = !is_loopback(host) || registry.ends_with(":443");
@@ -200,6 +203,10 @@ impl RawHost {
         let mut base = Url::parse(&address).map_err(|e| e.to_string())?;
         if !matches!(base.scheme(), "http" | "https") || !base.has_host() {
             return Err("must be an http or https address".into());
+        }
+        // What people call Docker Hub answers to people alone.
+        if matches!(base.host_str(), Some("docker.io" | "index.docker.io")) {
+            base.set_host(Some(HUB)).map_err(|e| e.to_string())?;
         }
         base.set_query(None);
         base.set_fragment(None);

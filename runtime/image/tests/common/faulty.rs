@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -18,6 +18,8 @@ pub enum Answer {
     Status(u16, String, String),
     /// 200 and the announced length, but only this many bytes; then the connection ends.
     Cut(Vec<u8>, usize),
+    /// 206 for the rest from a byte on, but only this many bytes of it.
+    CutFrom(Vec<u8>, usize, usize),
     /// As [`Answer::Cut`], but then the connection stays open.
     Stall(Vec<u8>, usize),
     /// Whole body, some bytes at a time with a pause.
@@ -40,6 +42,7 @@ pub struct Request {
     pub target: String,
     pub headers: HashMap<String, String>,
     pub body: String,
+    pub at: Instant,
 }
 
 /// The server; it ends with the test's runtime.
@@ -177,26 +180,25 @@ async fn reply(
     };
     match answer {
         Answer::Body(media_type, body) => {
-            let from = request
-                .headers
-                .get("range")
-                .filter(|_| ranges)
-                .and_then(|range| {
+            let from = request.headers.get("range").filter(|_| ranges).and_then(
+                |range| -> Option<usize> {
                     range
                         .strip_prefix("bytes=")?
                         .strip_suffix('-')?
                         .parse()
                         .ok()
-                });
+                },
+            );
+            let mut more = format!("Content-Type: {media_type}\r\n");
             let (status, body) = match from {
-                Some(from) => (206, &body[from..]),
+                Some(from) => {
+                    let (last, all): (usize, usize) = (body.len() - 1, body.len());
+                    more += &format!("Content-Range: bytes {from}-{last}/{all}\r\n");
+                    (206, &body[from..])
+                }
                 None => (200, &body[..]),
             };
-            let head = head(
-                status,
-                body.len(),
-                &format!("Content-Type: {media_type}\r\n"),
-            );
+            let head = head(status, body.len(), &more);
             stream.write_all(head.as_bytes()).await?;
             stream.write_all(body).await?;
         }
@@ -211,6 +213,16 @@ async fn reply(
                 .write_all(head(200, body.len(), "").as_bytes())
                 .await?;
             stream.write_all(&body[..count]).await?;
+        }
+        Answer::CutFrom(body, from, count) => {
+            let range = format!(
+                "Content-Range: bytes {from}-{}/{}\r\n",
+                body.len() - 1,
+                body.len()
+            );
+            let head = head(206, body.len() - from, &range);
+            stream.write_all(head.as_bytes()).await?;
+            stream.write_all(&body[from..from + count]).await?;
         }
         Answer::Stall(body, count) => {
             stream
@@ -268,5 +280,6 @@ async fn read_request(stream: &mut TcpStream) -> std::io::Result<Request> {
         target,
         headers,
         body,
+        at: Instant::now(),
     })
 }

@@ -106,7 +106,11 @@ impl RealRegistry {
 
     fn client(&self) -> reqwest::Client {
         let _ = rustls::crypto::ring::default_provider().install_default();
-        reqwest::Client::builder()
+        let mut builder = reqwest::Client::builder();
+        if let Ok(pem) = fs::read(self.directory.path().join("client.pem")) {
+            builder = builder.identity(reqwest::Identity::from_pem(&pem).unwrap());
+        }
+        builder
             .no_proxy()
             .tls_danger_accept_invalid_certs(true)
             .build()
