@@ -16,6 +16,8 @@
 //! netns_dir = "/run/netns"          # or netns in `state`, when that is another one
 //! [registries]
 //! config_dir = "/etc/hull/certs.d"  # <registry>/hosts.toml, as containerd has it
+//! [images]
+//! pinned = []                       # names, or starts with *, that the kubelet must not collect
 //! [vm]
 //! memory_mib = 256                  # of a VM whose pod names no limit, and the least of any VM
 //! overhead_mib = 64                 # for the guest itself, when the pod names no overhead
@@ -34,7 +36,7 @@ use std::{
     time::Duration,
 };
 
-use hull_image::{Registries, StoreConfig};
+use hull_image::{PinnedImages, Registries, StoreConfig};
 use hull_network::NetworkConfig;
 use hull_pod::PodsConfig;
 use serde::Deserialize;
@@ -85,6 +87,7 @@ struct File {
     debug_console: bool,
     cni: Cni,
     registries: RegistriesTable,
+    images: ImagesTable,
     vm: Vm,
     handlers: BTreeMap<String, HandlerTable>,
 }
@@ -101,6 +104,12 @@ struct Cni {
 #[serde(default, deny_unknown_fields)]
 struct RegistriesTable {
     config_dir: Option<PathBuf>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct ImagesTable {
+    pinned: Vec<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -237,10 +246,13 @@ impl Settings {
         let mut pods = PodsConfig::new(&root, &state, &assets);
         pods.serial_console = file.debug_console || flags.debug_console;
         size(&mut pods, &file.vm)?;
+        let mut images = StoreConfig::new(root.join("images"), registries(file.registries)?);
+        images.pinned = PinnedImages::parse(&file.images.pinned)
+            .map_err(|error| invalid("images.pinned", &error.to_string()))?;
         Ok(Self {
             handlers: handlers(file.handlers)?,
             network: network(file.cni, &state)?,
-            images: StoreConfig::new(root.join("images"), registries(file.registries)?),
+            images,
             pods,
             root,
             state,
@@ -411,6 +423,8 @@ mod tests {
             netns_dir = "/h"
             [registries]
             config_dir = "/i"
+            [images]
+            pinned = ["registry.k8s.io/pause:3.10", "quay.io/infra/*"]
             [vm]
             memory_mib = 512
             overhead_mib = 32
@@ -456,6 +470,7 @@ mod tests {
 
     #[test]
     fn bad_values_are_named() {
+        assert!(refused("[images]\npinned = ['*']").starts_with("images.pinned: "));
         assert!(refused("[vm]\nvcpus = 0").starts_with("vm.vcpus: "));
         assert!(refused("[vm]\nmemory_mib = 1").starts_with("vm.memory_mib: "));
         assert!(refused("[vm]\nscratch_mib = 0").starts_with("vm.scratch_mib: "));

@@ -19,11 +19,13 @@ mod image;
 mod layer;
 mod manifest;
 mod merge;
+mod pinned;
 mod pull;
 mod reference;
 mod registry;
 mod store;
 
 pub use image::{DiskExtent, Image, ImageConfig, ImageId, InvalidImageId};
+pub use pinned::{InvalidPin, PinnedImages};
 pub use pull::{Auth, PullError, PullProgress};
 pub use store::{ImageStore, Limits, Registries, StoreConfig, StoreError, Usage};

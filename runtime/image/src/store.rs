@@ -20,6 +20,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 use crate::image::{DiskExtent, Image, ImageId};
+use crate::pinned::PinnedImages;
 use crate::pull::{self, Auth, PullError, PullProgress};
 use crate::registry::HttpClients;
 
@@ -77,6 +78,8 @@ pub struct StoreConfig {
     pub root: PathBuf,
     /// Where registries are configured.
     pub registries: Registries,
+    /// Images that are shown as pinned.
+    pub pinned: PinnedImages,
     /// Bounds.
     pub limits: Limits,
 }
@@ -88,6 +91,7 @@ impl StoreConfig {
         Self {
             root: root.into(),
             registries,
+            pinned: PinnedImages::default(),
             limits: Limits::default(),
         }
     }
@@ -218,7 +222,10 @@ impl ImageStore {
     pub async fn get(&self, name_or_id: &str) -> Result<Option<Image>, StoreError> {
         let wanted = name_or_id.to_owned();
         self.with(move |shared| match shared.records.find(&wanted)? {
-            Some(id) => shared.records.describe(&id),
+            Some(id) => {
+                let image = shared.records.describe(&id)?;
+                Ok(image.map(|image| shared.with_pin(image)))
+            }
             None => Ok(None),
         })
         .await
@@ -229,7 +236,11 @@ impl ImageStore {
     /// # Errors
     /// When the records cannot be read.
     pub async fn list(&self) -> Result<Vec<Image>, StoreError> {
-        self.with(|shared| shared.records.describe_all()).await
+        self.with(|shared| {
+            let images = shared.records.describe_all()?;
+            Ok(images.into_iter().map(|i| shared.with_pin(i)).collect())
+        })
+        .await
     }
 
     /// Removes an image with all its names; one that is absent is removed already. Files that are
@@ -322,6 +333,13 @@ impl ImageStore {
 }
 
 impl Shared {
+    /// Pins the image if one of its names is configured so.
+    fn with_pin(&self, mut image: Image) -> Image {
+        let mut names = image.repo_tags.iter().chain(&image.repo_digests);
+        image.pinned |= names.any(|name| self.config.pinned.has(name));
+        image
+    }
+
     /// Deletes every layer and image directory that neither a record nor a running pull needs.
     pub(crate) fn collect_garbage(&self) -> Result<(), StoreError> {
         self.files.collect_garbage(|| self.records.needed())
