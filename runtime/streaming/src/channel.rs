@@ -1,0 +1,176 @@
+//! One stream of a session, whatever carries it.
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
+    time::timeout,
+};
+
+use crate::{mux, websocket};
+
+/// How often a peer is probed that can't be heard.
+const PROBE: Duration = Duration::from_secs(3);
+/// What a chunk costs besides its bytes.
+const CHUNK_COST: usize = 128;
+
+/// The other side ended the stream at once, or the connection is gone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the stream was reset or its connection is gone")]
+pub struct Lost;
+
+/// Bytes of all streams of a connection that wait to be taken.
+#[derive(Debug, Clone)]
+pub(crate) struct Budget {
+    free: Arc<Semaphore>,
+    total: usize,
+}
+
+impl Budget {
+    pub(crate) fn new(total: usize) -> Self {
+        Self {
+            free: Arc::new(Semaphore::new(total)),
+            total,
+        }
+    }
+
+    /// Waits until so many more bytes may wait.
+    async fn take(&self, length: usize) -> Result<OwnedSemaphorePermit, Lost> {
+        let cost = (length + CHUNK_COST).min(self.total);
+        let cost = u32::try_from(cost).map_err(|_| Lost)?;
+        let free = Arc::clone(&self.free);
+        free.acquire_many_owned(cost).await.map_err(|_| Lost)
+    }
+}
+
+#[derive(Debug)]
+enum Item {
+    Bytes(Bytes, OwnedSemaphorePermit),
+    End,
+    Lost,
+}
+
+/// Where a connection puts what came for a stream.
+#[derive(Debug, Clone)]
+pub(crate) struct InputSender(mpsc::UnboundedSender<Item>);
+
+impl InputSender {
+    /// Passes bytes on, waiting until there is room for them. Nobody may want them any more.
+    pub(crate) async fn bytes(&self, budget: &Budget, bytes: Bytes) {
+        if bytes.is_empty() || self.0.is_closed() {
+            return;
+        }
+        if let Ok(permit) = budget.take(bytes.len()).await {
+            let _ = self.0.send(Item::Bytes(bytes, permit));
+        }
+    }
+
+    /// The other side sends no more.
+    pub(crate) fn end(&self) {
+        let _ = self.0.send(Item::End);
+    }
+
+    /// See [`Lost`].
+    pub(crate) fn lost(&self) {
+        let _ = self.0.send(Item::Lost);
+    }
+}
+
+/// Does something for which nothing can be read meanwhile. While it takes long, `probe` writes
+/// something: a peer that has hung up behind what waits to be read answers with a reset.
+pub(crate) async fn probing<T>(
+    work: impl Future<Output = ()>,
+    probe: impl Fn() -> Result<(), mpsc::error::TrySendError<T>>,
+) {
+    tokio::pin!(work);
+    while timeout(PROBE, &mut work).await.is_err() {
+        // Who does not read either is probed by what waits in the queue.
+        let _ = probe();
+    }
+}
+
+/// The receiving half of a stream.
+#[derive(Debug)]
+pub struct Input {
+    items: mpsc::UnboundedReceiver<Item>,
+    /// Belongs to the bytes that were taken last: their taker still has them.
+    held: Option<OwnedSemaphorePermit>,
+    end: Option<Result<(), Lost>>,
+}
+
+pub(crate) fn input() -> (InputSender, Input) {
+    let (sender, items) = mpsc::unbounded_channel();
+    let input = Input {
+        items,
+        held: None,
+        end: None,
+    };
+    (InputSender(sender), input)
+}
+
+impl Input {
+    /// The next bytes; none after the last. May be dropped and called again.
+    ///
+    /// # Errors
+    /// [`Lost`].
+    pub async fn recv(&mut self) -> Result<Option<Bytes>, Lost> {
+        self.held = None;
+        if let Some(end) = self.end {
+            return end.map(|()| None);
+        }
+        let end = match self.items.recv().await {
+            Some(Item::Bytes(bytes, permit)) => {
+                self.held = Some(permit);
+                return Ok(Some(bytes));
+            }
+            Some(Item::End) => Ok(()),
+            Some(Item::Lost) | None => Err(Lost),
+        };
+        self.end = Some(end);
+        end.map(|()| None)
+    }
+}
+
+/// The sending half of a stream. Dropped before its end, it resets the stream.
+#[derive(Debug)]
+pub enum Output {
+    /// A stream of SPDY.
+    #[doc(hidden)]
+    Spdy(mux::StreamSender),
+    /// A channel of a WebSocket.
+    #[doc(hidden)]
+    WebSocket(websocket::ChannelSender),
+}
+
+impl Output {
+    /// Sends bytes, waiting until the connection takes them.
+    ///
+    /// # Errors
+    /// [`Lost`].
+    pub async fn send(&mut self, bytes: Bytes) -> Result<(), Lost> {
+        match self {
+            Self::Spdy(stream) => stream.send(bytes).await,
+            Self::WebSocket(channel) => channel.send(&bytes).await,
+        }
+    }
+
+    /// Says that nothing follows, as far as the protocol has words for it.
+    ///
+    /// # Errors
+    /// [`Lost`].
+    pub async fn finish(&mut self) -> Result<(), Lost> {
+        match self {
+            Self::Spdy(stream) => stream.finish().await,
+            Self::WebSocket(channel) => channel.finish().await,
+        }
+    }
+
+    /// Ends the stream in both directions, unless it has ended already.
+    pub async fn reset(&mut self) {
+        match self {
+            Self::Spdy(stream) => stream.reset().await,
+            Self::WebSocket(_) => {}
+        }
+    }
+}

@@ -1,0 +1,283 @@
+//! Many streams over one connection, by SPDY/3.1.
+//!
+//! A reading task hands frames to the streams, a writing task sends theirs; both end with the
+//! [`Mux`]. There is no flow control per stream (nobody who speaks this has it): what waits in all
+//! streams is bounded, and when they take nothing, nothing is read.
+
+mod reader;
+mod stream;
+mod writer;
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+#[cfg(any(test, feature = "client"))]
+use hull_spdy::Headers;
+use hull_spdy::{Frame, status};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    sync::{mpsc, oneshot},
+    task::JoinHandle,
+    time::timeout,
+};
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+pub(crate) use self::stream::Incoming;
+pub use self::stream::StreamSender;
+#[cfg(any(test, feature = "client"))]
+use crate::channel::{Lost, Output};
+use crate::{
+    activity::Activity,
+    channel::{Budget, Input, InputSender, input},
+};
+
+/// Frames that wait to be written.
+const QUEUE: usize = 16;
+
+/// Which side of a connection this is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Side {
+    #[cfg_attr(not(any(test, feature = "client")), expect(dead_code))]
+    Client,
+    Server,
+}
+
+/// A connection. Dropping it ends its tasks and streams.
+#[derive(Debug)]
+pub(crate) struct Mux {
+    shared: Arc<Shared>,
+    reader: JoinHandle<()>,
+    writer: JoinHandle<()>,
+    _stop: DropGuard,
+}
+
+/// What connection, tasks and streams have in common.
+#[derive(Debug)]
+struct Shared {
+    side: Side,
+    streams: Mutex<Streams>,
+    max_streams: usize,
+    frames: mpsc::Sender<Frame>,
+    budget: Budget,
+    activity: Activity,
+    /// The peer is gone.
+    closed: CancellationToken,
+}
+
+#[derive(Debug, Default)]
+struct Streams {
+    open: HashMap<u32, Entry>,
+    /// The last stream of the peer.
+    last_received: u32,
+    /// The last stream of ours.
+    #[cfg(any(test, feature = "client"))]
+    last_opened: u32,
+    /// No stream is accepted any more.
+    closing: bool,
+}
+
+/// A stream that is open in at least one direction.
+#[derive(Debug)]
+struct Entry {
+    input: InputSender,
+    /// Cancelled when the stream is reset.
+    reset: CancellationToken,
+    received_end: bool,
+    sent_end: bool,
+    /// Of a stream of ours that has no reply yet.
+    reply: Option<oneshot::Sender<()>>,
+}
+
+impl Mux {
+    /// Takes over a connection. The receiver gets the streams that the peer opens.
+    pub(crate) fn start(
+        io: impl AsyncRead + AsyncWrite + Send + 'static,
+        side: Side,
+        max_streams: usize,
+        buffered: usize,
+    ) -> (Self, mpsc::Receiver<Incoming>) {
+        let (frames, queue) = mpsc::channel(QUEUE);
+        let (incoming, accepted) = mpsc::channel(QUEUE);
+        let stop = CancellationToken::new();
+        let shared = Arc::new(Shared {
+            side,
+            streams: Mutex::default(),
+            max_streams,
+            frames,
+            budget: Budget::new(buffered),
+            activity: Activity::new(),
+            closed: stop.child_token(),
+        });
+        let (read, write) = tokio::io::split(io);
+        let mux = Self {
+            reader: tokio::spawn(reader::run(
+                read,
+                Arc::clone(&shared),
+                incoming,
+                stop.clone(),
+            )),
+            writer: tokio::spawn(writer::run(
+                write,
+                queue,
+                shared.activity.clone(),
+                shared.closed.clone(),
+                stop.clone(),
+            )),
+            shared,
+            _stop: stop.drop_guard(),
+        };
+        (mux, accepted)
+    }
+
+    /// Ends when the peer is gone.
+    pub(crate) async fn closed(&self) {
+        self.shared.closed.cancelled().await;
+    }
+
+    /// Ends when there was no traffic for so long.
+    pub(crate) async fn idle(&self, timeout: Duration) {
+        self.shared.activity.idle(timeout).await;
+    }
+
+    /// Opens a stream and waits until the peer has accepted it.
+    #[cfg(any(test, feature = "client"))]
+    pub(crate) async fn open(&self, headers: Headers) -> Result<(Output, Input), Lost> {
+        let permit = self.shared.frames.reserve().await.map_err(|_| Lost)?;
+        let (reply, replied) = oneshot::channel();
+        let (sender, input) = {
+            // Ids rise on the wire: the frame is queued before the next one is taken.
+            let mut streams = self.shared.streams();
+            if streams.closing {
+                return Err(Lost);
+            }
+            let stream = match streams.last_opened {
+                0 => 1,
+                last => last + 2,
+            };
+            streams.last_opened = stream;
+            let (sender, input) = self.shared.add(&mut streams, stream, Some(reply));
+            permit.send(Frame::SynStream {
+                stream,
+                associated: 0,
+                priority: 0,
+                headers,
+                fin: false,
+                unidirectional: false,
+            });
+            (sender, input)
+        };
+        // Gone with the entry when the stream is reset.
+        replied.await.map_err(|_| Lost)?;
+        Ok((Output::Spdy(sender), input))
+    }
+
+    /// Ends the connection in order: all streams, then what is queued is written, then the peer
+    /// hangs up. Waits at most for `patience`.
+    pub(crate) async fn close(self, patience: Duration) {
+        let open: Vec<u32> = {
+            let mut streams = self.shared.streams();
+            streams.closing = true;
+            let open = streams.open.drain();
+            open.map(|(stream, entry)| {
+                entry.input.lost();
+                entry.reset.cancel();
+                stream
+            })
+            .collect()
+        };
+        let shared = Arc::clone(&self.shared);
+        let last_stream = shared.streams().last_received;
+        let farewell = async {
+            for stream in open {
+                let status = status::CANCEL;
+                let _ = shared
+                    .frames
+                    .send(Frame::RstStream { stream, status })
+                    .await;
+            }
+            let frame = Frame::GoAway {
+                last_stream,
+                status: 0,
+            };
+            // The last that the writer writes.
+            let _ = shared.frames.send(frame).await;
+            let _ = self.writer.await;
+            // Reads on until the peer hangs up: closing before could take back what was written.
+            let _ = self.reader.await;
+        };
+        let _ = timeout(patience, farewell).await;
+    }
+}
+
+impl Shared {
+    fn streams(&self) -> MutexGuard<'_, Streams> {
+        self.streams.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The id of a ping of ours, which the peer sends back.
+    fn probe_id(&self) -> u32 {
+        match self.side {
+            Side::Client => 1,
+            Side::Server => 2,
+        }
+    }
+
+    /// Adds a stream that is open in both directions.
+    fn add(
+        self: &Arc<Self>,
+        streams: &mut Streams,
+        stream: u32,
+        reply: Option<oneshot::Sender<()>>,
+    ) -> (StreamSender, Input) {
+        let (sender, receiver) = input();
+        let reset = self.closed.child_token();
+        streams.open.insert(
+            stream,
+            Entry {
+                input: sender,
+                reset: reset.clone(),
+                received_end: false,
+                sent_end: false,
+                reply,
+            },
+        );
+        let sender = StreamSender::new(stream, Arc::clone(self), reset);
+        (sender, receiver)
+    }
+
+    /// The peer sends no more on a stream.
+    fn received_end(&self, stream: u32) {
+        let mut streams = self.streams();
+        if let Some(entry) = streams.open.get_mut(&stream) {
+            entry.input.end();
+            entry.received_end = true;
+            if entry.sent_end {
+                streams.open.remove(&stream);
+            }
+        }
+    }
+
+    /// This side sends no more on a stream.
+    fn sent_end(&self, stream: u32) {
+        let mut streams = self.streams();
+        if let Some(entry) = streams.open.get_mut(&stream) {
+            entry.sent_end = true;
+            if entry.received_end {
+                streams.open.remove(&stream);
+            }
+        }
+    }
+
+    /// Forgets a stream; false: it had ended before.
+    fn forget(&self, stream: u32) -> bool {
+        let entry = self.streams().open.remove(&stream);
+        if let Some(entry) = &entry {
+            entry.input.lost();
+            entry.reset.cancel();
+        }
+        entry.is_some()
+    }
+}

@@ -1,0 +1,96 @@
+//! URLs that nobody has opened yet.
+
+use std::{
+    collections::HashMap,
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
+
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+use tokio::time::Instant;
+
+use crate::request::{Request, RequestError};
+
+/// Random bytes of a token: eight characters in a URL.
+const RANDOM: usize = 6;
+
+/// Requests by token; each is given out once, and forgotten after a while.
+#[derive(Debug)]
+pub(crate) struct Tokens {
+    pending: Mutex<HashMap<String, (Instant, Request)>>,
+    max: usize,
+    ttl: Duration,
+}
+
+impl Tokens {
+    pub(crate) fn new(max: usize, ttl: Duration) -> Self {
+        Self {
+            pending: Mutex::default(),
+            max,
+            ttl,
+        }
+    }
+
+    /// Keeps a request and gives its token.
+    pub(crate) fn put(&self, request: Request) -> Result<String, RequestError> {
+        let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        if pending.len() >= self.max {
+            pending.retain(|_, (end, _)| *end > now);
+        }
+        if pending.len() >= self.max {
+            return Err(RequestError::TooMany(self.max));
+        }
+        loop {
+            let token = URL_SAFE_NO_PAD.encode(rand::random::<[u8; RANDOM]>());
+            if !pending.contains_key(&token) {
+                pending.insert(token.clone(), (now + self.ttl, request));
+                return Ok(token);
+            }
+        }
+    }
+
+    /// Gives a token's request, once.
+    pub(crate) fn take(&self, token: &str) -> Option<Request> {
+        let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
+        let (end, request) = pending.remove(token)?;
+        (end > Instant::now()).then_some(request)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+    use crate::backend::PortForwardRequest;
+
+    fn request() -> Request {
+        Request::PortForward(PortForwardRequest {
+            pod_sandbox_id: "pod".into(),
+            ports: Vec::new(),
+        })
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_token_is_good_once_and_for_a_while() {
+        let tokens = Tokens::new(10, Duration::from_secs(60));
+        let token = tokens.put(request()).unwrap();
+        assert_eq!(token.len(), 8);
+        assert_eq!(tokens.take(&token), Some(request()));
+        assert_eq!(tokens.take(&token), None);
+        let late = tokens.put(request()).unwrap();
+        tokio::time::advance(Duration::from_secs(60)).await;
+        assert_eq!(tokens.take(&late), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn no_more_than_so_many_wait_and_old_ones_make_room() {
+        let tokens = Tokens::new(100, Duration::from_secs(60));
+        let given: HashSet<_> = (0..100).map(|_| tokens.put(request()).unwrap()).collect();
+        assert_eq!(given.len(), 100);
+        assert_eq!(tokens.put(request()), Err(RequestError::TooMany(100)));
+        tokio::time::advance(Duration::from_secs(61)).await;
+        tokens.put(request()).unwrap();
+    }
+}
