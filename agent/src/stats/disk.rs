@@ -23,6 +23,8 @@ const FRESH: Duration = Duration::from_secs(1);
 const REST: u32 = 20;
 /// How long a request waits for a walk.
 const PATIENCE: Duration = Duration::from_millis(100);
+/// The same for a layer of which nothing is known yet.
+const FIRST_PATIENCE: Duration = Duration::from_secs(1);
 /// The longest walk, after which what was counted stands for the whole.
 const LONGEST: Duration = Duration::from_secs(30);
 /// How many hard links are told apart in one walk.
@@ -63,25 +65,32 @@ impl Measured {
 }
 
 impl Disks {
-    /// Tells what is below `upper`; none as long as it was not measured. Blocks for a
-    /// moment.
-    pub(super) fn usage(self: &Arc<Self>, upper: &Path) -> Option<FilesystemStats> {
+    /// Has all layers measured that were not for a while, and waits a moment for it.
+    pub(super) fn refresh(self: &Arc<Self>, uppers: &[&Path]) {
         let mut state = self.lock();
-        let layer = state.known.entry(upper.to_owned()).or_default();
-        if !layer.last.is_some_and(|last| last.is_fresh()) {
-            layer.wanted = true;
-            if !state.walking {
-                let this = Arc::clone(self);
-                let started = std::thread::Builder::new().spawn(move || this.walk());
-                // Without a thread the last result stands.
-                state.walking = started.is_ok();
-            }
-            let wanted = |state: &mut State| state.known.get(upper).is_some_and(|l| l.wanted);
-            let waited = self.changed.wait_timeout_while(state, PATIENCE, wanted);
-            state = waited.unwrap_or_else(PoisonError::into_inner).0;
+        for upper in uppers {
+            let layer = state.known.entry((*upper).to_owned()).or_default();
+            layer.wanted |= !layer.last.is_some_and(|last| last.is_fresh());
         }
-        let last = state.known.get(upper)?.last?;
-        drop(state);
+        if !state.walking && state.known.values().any(|layer| layer.wanted) {
+            let this = Arc::clone(self);
+            let started = std::thread::Builder::new().spawn(move || this.walk());
+            // Without a thread the last results stand.
+            state.walking = started.is_ok();
+        }
+        let new = uppers.iter().any(|upper| {
+            let layer = state.known.get(*upper);
+            layer.is_some_and(|layer| layer.last.is_none())
+        });
+        let patience = if new { FIRST_PATIENCE } else { PATIENCE };
+        let busy = |state: &mut State| state.walking;
+        // What is known by then is told; a poisoned lock changes nothing about that.
+        drop(self.changed.wait_timeout_while(state, patience, busy));
+    }
+
+    /// Tells what is below `upper`; none as long as it was not measured.
+    pub(super) fn usage(&self, upper: &Path) -> Option<FilesystemStats> {
+        let last = self.lock().known.get(upper)?.last?;
         Some(FilesystemStats {
             used_bytes: last.bytes,
             used_inodes: last.inodes,
@@ -103,6 +112,7 @@ impl Disks {
                 let next = state.known.iter().find(|(_, layer)| layer.wanted);
                 let Some((path, _)) = next else {
                     state.walking = false;
+                    self.changed.notify_all();
                     return;
                 };
                 path.clone()
@@ -120,8 +130,6 @@ impl Disks {
                     took: begin.elapsed(),
                 });
             }
-            drop(state);
-            self.changed.notify_all();
         }
     }
 
@@ -205,6 +213,7 @@ mod tests {
         let disks = Arc::new(Disks::default());
         // The first answer may come before the walk's end.
         let first = loop {
+            disks.refresh(&[dir.path()]);
             if let Some(usage) = disks.usage(dir.path()) {
                 break usage;
             }
@@ -219,6 +228,7 @@ mod tests {
         layer.last.as_mut().unwrap().took = LONGEST;
         drop(state);
         fs::write(dir.path().join("b"), "x").unwrap();
+        disks.refresh(&[dir.path()]);
         assert_eq!(disks.usage(dir.path()).unwrap().used_inodes, 1);
         assert_eq!(walked(&disks), at);
         disks.keep_only(&[]);

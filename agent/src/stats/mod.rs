@@ -51,6 +51,8 @@ impl Stats {
     ) -> StatsResponse {
         let uppers = all.iter().filter_map(|(_, made)| made.upper.clone());
         self.disks.keep_only(&uppers.collect::<Vec<_>>());
+        let uppers = wanted.iter().filter_map(|(_, made)| made.upper.as_deref());
+        self.disks.refresh(&uppers.collect::<Vec<_>>());
         let containers: Vec<_> = wanted.iter().map(|c| self.container(c)).collect();
         let mut sandbox = cgroup::read(pod_cgroup);
         // What they have open is counted per container; once is enough.

@@ -25,6 +25,7 @@ use std::{
 
 use crate::{
     blocking::blocking,
+    cgroup::PodCgroup,
     error::PodError,
     guest::{
         client::{Agent, Storage},
@@ -147,6 +148,8 @@ impl<'a> Recorded<'a> {
             PodError::precondition("run the sandbox", why)
         });
         record.network = Some(plan.map_err(untouched)?);
+        let (root, parent) = (&node.config.cgroup_root, &record.spec.cgroup_parent);
+        record.cgroup = PodCgroup::plan(root, parent, &record.id).map_err(untouched)?;
         match node.records.put_sandbox(&record).await {
             Ok(()) => Ok(Self { node, record }),
             Err(error) => Err(untouched(error.into())),
@@ -156,7 +159,13 @@ impl<'a> Recorded<'a> {
     async fn house(self) -> Result<Housed<'a>, Failed> {
         let run = RunDir::of(&self.node.config, &self.record.id);
         let data = DataDir::of(&self.node.config, &self.record.id);
-        let made = make_dir(run.path()).and_then(|()| make_dir(data.path()));
+        let made = make_dir(run.path())
+            .and_then(|()| make_dir(data.path()))
+            .map_err(|source| PodError::internal("make the pod's directories", source))
+            .and_then(|()| match &self.record.cgroup {
+                Some(cgroup) => cgroup.make(&self.node.config.cgroup_root),
+                None => Ok(()),
+            });
         let housed = Housed {
             before: self,
             run,
@@ -164,10 +173,7 @@ impl<'a> Recorded<'a> {
         };
         match made {
             Ok(()) => Ok(housed),
-            Err(source) => {
-                let error = PodError::internal("make the pod's directories", source);
-                Err(failed(error, housed.undo().await))
-            }
+            Err(error) => Err(failed(error, housed.undo().await)),
         }
     }
 
@@ -254,6 +260,12 @@ impl<'a> Housed<'a> {
     async fn spawn_vmm(&self) -> Result<(VmmProcess, VmClient), PodError> {
         let config = &self.before.node.config;
         let vmm = VmmProcess::spawn(&config.vmm, &self.before.record.id, &self.run)?;
+        // Before it has threads and memory: what it uses is counted from the start.
+        if let Some(cgroup) = &self.before.record.cgroup
+            && let Err(error) = cgroup.add(vmm.pid)
+        {
+            return Err(error.after_undo(kill(vmm).await));
+        }
         let deadline = tokio::time::Instant::now() + SPAWN;
         let connected = VmClient::connect(
             &self.run.control_socket(),
@@ -281,7 +293,11 @@ impl<'a> Housed<'a> {
     /// Undoes this stage; the record stays when something later could not be undone.
     async fn undo_after(self, later: Result<(), PodError>) -> Result<(), Left> {
         let dirs = remove_dirs(&self.run, &self.data);
-        match later.and(dirs) {
+        let cgroup = match &self.before.record.cgroup {
+            Some(cgroup) => cgroup.remove().await,
+            None => Ok(()),
+        };
+        match later.and(dirs).and(cgroup) {
             Ok(()) => self.before.undo().await,
             Err(error) => Err(Left {
                 record: self.before.record,

@@ -30,6 +30,8 @@ pub struct PodsConfig {
     pub boot_timeout: Duration,
     /// How long the agent may take to answer a call.
     pub agent_timeout: Duration,
+    /// Where cgroup v2 is mounted.
+    pub cgroup_root: PathBuf,
     /// Writes the guest's serial console to `console.log` in the pod's run directory.
     pub serial_console: bool,
 }
@@ -56,6 +58,7 @@ impl PodsConfig {
             scratch_bytes: 10 << 30,
             boot_timeout: Duration::from_secs(60),
             agent_timeout: Duration::from_secs(60),
+            cgroup_root: PathBuf::from("/sys/fs/cgroup"),
             serial_console: false,
         }
     }

@@ -53,6 +53,9 @@ pub struct VmInfo {
     pub memory_mib: u64,
     /// The network namespace that its tap is in.
     pub netns: PathBuf,
+    /// Its cgroup on the host; none on a host without cgroup v2.
+    #[serde(default)]
+    pub cgroup: Option<PathBuf>,
 }
 
 /// What the agent told about the guest; from a hostile source, for display only.

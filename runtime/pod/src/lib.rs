@@ -12,6 +12,7 @@
 
 mod blocking;
 mod bringup;
+mod cgroup;
 mod clock;
 mod config;
 mod driver;
@@ -32,6 +33,7 @@ mod recover;
 mod registry;
 pub mod session;
 pub mod spec;
+pub mod stats;
 mod storage;
 mod validate;
 mod vm;

@@ -8,6 +8,7 @@ use crate::{
     ports::{PodImages, PodNetworking},
     record::Records,
     registry::Registry,
+    stats::Samples,
 };
 
 /// What all pods of the node share.
@@ -19,6 +20,7 @@ pub(crate) struct Node {
     pub records: Records,
     pub registry: Registry,
     pub events: Hub,
+    pub samples: Samples,
 }
 
 impl Node {
@@ -35,6 +37,7 @@ impl Node {
             records,
             registry: Registry::default(),
             events: Hub::default(),
+            samples: Samples::default(),
         }
     }
 }

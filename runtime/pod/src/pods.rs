@@ -5,6 +5,7 @@ use std::{cmp::Reverse, sync::Arc, time::Duration};
 use tokio::sync::oneshot;
 
 use crate::{
+    blocking::blocking,
     clock,
     config::PodsConfig,
     driver::{Command, Driver, Reply},
@@ -21,6 +22,7 @@ use crate::{
     registry::{Phase, PodEntry},
     session::{self, AttachSession, ExecSession, PodConnection, SessionStreams},
     spec::{ContainerSpec, SandboxSpec},
+    stats::{ProcessMemory, host},
     validate,
 };
 
@@ -62,6 +64,7 @@ impl Pods {
             network: None,
             ips: Vec::new(),
             vm: None,
+            cgroup: None,
             guest: None,
         };
         let (driver, new) = Driver::new(Arc::clone(&self.node), record, Phase::Starting);
@@ -322,6 +325,22 @@ impl Pods {
         let entry = self.node.registry.sandbox(id)?;
         let vm = ask(&entry, Command::Vm).await?;
         Ok(vm.metrics().await?)
+    }
+
+    /// The memory of a sandbox's processes on the host, looked at page by page; none when its VM
+    /// is gone.
+    ///
+    /// # Errors
+    /// [`PodError::NotFound`], [`PodError::Ambiguous`].
+    pub async fn process_memory(&self, id: &str) -> Result<Option<ProcessMemory>, PodError> {
+        let Some(vm) = self.sandbox(id).await?.vm else {
+            return Ok(None);
+        };
+        Ok(Some(blocking(move || host::memory(&vm)).await))
+    }
+
+    pub(crate) fn node(&self) -> &Node {
+        &self.node
     }
 
     /// News of all pods from now on.

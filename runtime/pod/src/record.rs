@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::{
     blocking::blocking,
+    cgroup::PodCgroup,
     error::PodError,
     id::{ContainerId, PodId},
     info::{ContainerUser, GuestInfo},
@@ -86,6 +87,9 @@ pub(crate) struct SandboxRecord {
     /// None: the VMM was not started, or is known to be gone.
     #[serde(default)]
     pub vm: Option<VmRecord>,
+    /// None: it has none, or it was removed.
+    #[serde(default)]
+    pub cgroup: Option<PodCgroup>,
     #[serde(default)]
     pub guest: Option<GuestInfo>,
 }
@@ -306,6 +310,7 @@ mod tests {
             network: None,
             ips: vec!["10.88.0.5".parse().unwrap()],
             vm: None,
+            cgroup: None,
             guest: None,
         }
     }

@@ -26,6 +26,7 @@ use tokio::time::{Instant, timeout};
 
 use crate::{
     blocking::blocking,
+    cgroup,
     config::PodsConfig,
     driver::{Container, Driver},
     error::PodError,
@@ -277,9 +278,13 @@ async fn remove_orphans(node: &Node, sandboxes: &[SandboxRecord], containers: &[
     for (run, process) in VmmProcess::find_all(&RunDir::all(&node.config)) {
         if !vmms.contains(&process) {
             tracing::warn!(pid = process.pid, run = %run.display(), "VMM that nobody owns");
+            let cgroup = cgroup::of_process(&node.config.cgroup_root, process.pid);
             process.kill();
             if let Err(error) = process.gone(Duration::ZERO).await {
                 tracing::error!(%error, "end a VMM that nobody owns");
+            }
+            if let (Some(cgroup), Some(pod)) = (cgroup, run.file_name().and_then(|n| n.to_str())) {
+                cgroup::remove_orphan(&node.config.cgroup_root, &cgroup, pod).await;
             }
         }
     }

@@ -31,7 +31,6 @@ pub(crate) struct PodView {
     pub sandbox: SandboxInfo,
     pub containers: BTreeMap<ContainerId, ContainerInfo>,
     /// The agent, while the VM runs.
-    #[expect(dead_code, reason = "for those who ask without the pod's task")]
     pub agent: Option<Agent>,
 }
 

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use hull_pod::{ContainerInfo, SandboxInfo};
+use hull_pod::{ContainerInfo, SandboxInfo, stats::ProcessMemory};
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -11,10 +11,12 @@ fn info(value: &Value) -> BTreeMap<String, String> {
     BTreeMap::from([("info".to_owned(), value.to_string())])
 }
 
-/// About a sandbox, with the counters of its VM when they could be had.
+/// About a sandbox, with the counters of its VM and the memory of its processes on the host when
+/// they could be had.
 pub(crate) fn sandbox(
     pod: &SandboxInfo,
     metrics: Option<&impl Serialize>,
+    memory: Option<ProcessMemory>,
 ) -> BTreeMap<String, String> {
     info(&json!({
         "pid": pod.vm.as_ref().map(|vm| vm.pid),
@@ -31,6 +33,7 @@ pub(crate) fn sandbox(
             "total": boot.total_us,
         })),
         "metrics": metrics,
+        "hostMemory": memory,
         "config": *pod.spec,
     }))
 }

@@ -207,30 +207,38 @@ impl RuntimeService for Cri {
 
     async fn container_stats(
         &self,
-        _: Request<ContainerStatsRequest>,
+        request: Request<ContainerStatsRequest>,
     ) -> Result<Response<ContainerStatsResponse>, Status> {
-        refuse("ContainerStats", "not served by this version").await
+        let request = request.into_inner();
+        let span = info_span!("ContainerStats", container = request.container_id);
+        answer(span, container::stats::stats(&self.0, request)).await
     }
 
     async fn list_container_stats(
         &self,
-        _: Request<ListContainerStatsRequest>,
+        request: Request<ListContainerStatsRequest>,
     ) -> Result<Response<ListContainerStatsResponse>, Status> {
-        refuse("ListContainerStats", "not served by this version").await
+        let request = request.into_inner();
+        let span = info_span!("ListContainerStats");
+        answer(span, container::stats::list(&self.0, request)).await
     }
 
     async fn pod_sandbox_stats(
         &self,
-        _: Request<PodSandboxStatsRequest>,
+        request: Request<PodSandboxStatsRequest>,
     ) -> Result<Response<PodSandboxStatsResponse>, Status> {
-        refuse("PodSandboxStats", "not served by this version").await
+        let request = request.into_inner();
+        let span = info_span!("PodSandboxStats", pod = request.pod_sandbox_id);
+        answer(span, pod::stats::stats(&self.0, request)).await
     }
 
     async fn list_pod_sandbox_stats(
         &self,
-        _: Request<ListPodSandboxStatsRequest>,
+        request: Request<ListPodSandboxStatsRequest>,
     ) -> Result<Response<ListPodSandboxStatsResponse>, Status> {
-        refuse("ListPodSandboxStats", "not served by this version").await
+        let request = request.into_inner();
+        let span = info_span!("ListPodSandboxStats");
+        answer(span, pod::stats::list(&self.0, request)).await
     }
 
     async fn update_runtime_config(
@@ -244,14 +252,16 @@ impl RuntimeService for Cri {
         &self,
         _: Request<ListMetricDescriptorsRequest>,
     ) -> Result<Response<ListMetricDescriptorsResponse>, Status> {
-        refuse("ListMetricDescriptors", "not served by this version").await
+        let span = info_span!("ListMetricDescriptors");
+        answer(span, ready(Ok(pod::metrics::descriptors()))).await
     }
 
     async fn list_pod_sandbox_metrics(
         &self,
         _: Request<ListPodSandboxMetricsRequest>,
     ) -> Result<Response<ListPodSandboxMetricsResponse>, Status> {
-        refuse("ListPodSandboxMetrics", "not served by this version").await
+        let span = info_span!("ListPodSandboxMetrics");
+        answer(span, pod::metrics::list(&self.0)).await
     }
 
     async fn update_pod_sandbox_resources(
@@ -320,18 +330,22 @@ impl RuntimeService for Cri {
 
     async fn stream_container_stats(
         &self,
-        _: Request<StreamContainerStatsRequest>,
+        request: Request<StreamContainerStatsRequest>,
     ) -> Result<Response<Self::StreamContainerStatsStream>, Status> {
-        refuse("StreamContainerStats", "not served by this version").await
+        let request = request.into_inner();
+        let span = info_span!("StreamContainerStats");
+        answer(span, container::stats::stream(&self.0, request)).await
     }
 
     type StreamPodSandboxStatsStream = Answer<StreamPodSandboxStatsResponse>;
 
     async fn stream_pod_sandbox_stats(
         &self,
-        _: Request<StreamPodSandboxStatsRequest>,
+        request: Request<StreamPodSandboxStatsRequest>,
     ) -> Result<Response<Self::StreamPodSandboxStatsStream>, Status> {
-        refuse("StreamPodSandboxStats", "not served by this version").await
+        let request = request.into_inner();
+        let span = info_span!("StreamPodSandboxStats");
+        answer(span, pod::stats::stream(&self.0, request)).await
     }
 
     type StreamPodSandboxMetricsStream = Answer<StreamPodSandboxMetricsResponse>;
@@ -340,7 +354,8 @@ impl RuntimeService for Cri {
         &self,
         _: Request<StreamPodSandboxMetricsRequest>,
     ) -> Result<Response<Self::StreamPodSandboxMetricsStream>, Status> {
-        refuse("StreamPodSandboxMetrics", "not served by this version").await
+        let span = info_span!("StreamPodSandboxMetrics");
+        answer(span, pod::metrics::stream(&self.0)).await
     }
 
     type GetContainerEventsStream = Answer<ContainerEventResponse>;

@@ -487,6 +487,7 @@ fn sandbox_info(record: &SandboxRecord, boot: Option<BootTimes>) -> SandboxInfo 
             vcpus: vm.vcpus,
             memory_mib: vm.memory_mib,
             netns: netns.unwrap_or_default(),
+            cgroup: record.cgroup.as_ref().map(|c| c.path().to_owned()),
         }),
         guest: record.guest.clone(),
         boot,

@@ -271,6 +271,12 @@ impl Driver {
                 Err(error) => result = result.and(Err(network_error(error))),
             }
         }
+        if let Some(cgroup) = &self.record.cgroup {
+            match cgroup.remove().await {
+                Ok(()) => self.record.cgroup = None,
+                Err(error) => result = result.and(Err(error)),
+            }
+        }
         // Nobody can use the disk any more, and it may be large.
         let data = DataDir::of(&self.node.config, &self.record.id);
         let removed = remove(data.path()).map_err(|source| {

@@ -11,7 +11,7 @@ use hull_proto_agent::{
     agent::{
         AttachStorageRequest, ConfigureRequest, CreateRequest, DeleteRequest, DetachStorageRequest,
         Empty, EventsRequest, ExecRequest, HelloRequest, ResizeTtyRequest, SignalRequest,
-        StartRequest,
+        StartRequest, StatsResponse,
     },
     rpc::AgentClient,
 };
@@ -251,6 +251,13 @@ impl Agent {
         let client = self.client();
         let call = client.events(Context::default(), &request);
         self.ask("follow the guest's events", call).await
+    }
+
+    /// All counters, as the guest tells them: see [`super::stats`].
+    pub(crate) async fn stats(&self, limit: Duration) -> Result<StatsResponse, GuestError> {
+        let (client, request) = (self.client(), super::stats::request());
+        let call = client.stats(Context::default(), &request);
+        ask("count what the guest uses", limit, call).await
     }
 
     /// Powers the guest off, which may end the connection before the answer.

@@ -8,3 +8,4 @@ mod faults;
 mod life;
 mod recovery;
 mod sessions;
+mod stats;

@@ -7,5 +7,6 @@ pub(crate) mod list;
 pub(crate) mod remove;
 pub(crate) mod reopen_log;
 pub(crate) mod start;
+pub(crate) mod stats;
 pub(crate) mod status;
 pub(crate) mod stop;

@@ -6,11 +6,15 @@
 
 pub(crate) mod container;
 pub(crate) mod image;
+pub(crate) mod metrics;
 mod mount;
 mod resources;
 pub(crate) mod sandbox;
 mod security;
 mod signal;
+pub(crate) mod stats;
+#[cfg(test)]
+mod testing;
 
 use super::error::CriError;
 

@@ -102,7 +102,8 @@ pub(crate) fn state(state: SandboxState) -> v1::PodSandboxState {
     }
 }
 
-fn metadata(info: &SandboxInfo) -> v1::PodSandboxMetadata {
+/// Its name.
+pub(crate) fn metadata(info: &SandboxInfo) -> v1::PodSandboxMetadata {
     let metadata = &info.spec.metadata;
     v1::PodSandboxMetadata {
         name: metadata.name.clone(),

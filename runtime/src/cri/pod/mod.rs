@@ -2,7 +2,9 @@
 
 pub(crate) mod handler;
 pub(crate) mod list;
+pub(crate) mod metrics;
 pub(crate) mod remove;
 pub(crate) mod run;
+pub(crate) mod stats;
 pub(crate) mod status;
 pub(crate) mod stop;

@@ -25,7 +25,8 @@ pub(crate) async fn status(
         info: if request.verbose {
             // A VM that is gone has none.
             let metrics = backend.pods.vm_metrics(id).await.ok();
-            info::sandbox(&pod, metrics.as_ref())
+            let memory = backend.pods.process_memory(id).await?;
+            info::sandbox(&pod, metrics.as_ref(), memory)
         } else {
             Default::default()
         },

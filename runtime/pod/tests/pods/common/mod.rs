@@ -89,6 +89,23 @@ impl TestNode {
         self.dir.path().join("logs")
     }
 
+    /// Where cgroups of this node's pods are; a name of its own, since tests run side by side.
+    pub fn cgroup(&self) -> PathBuf {
+        let own = self.dir.path().file_name().unwrap();
+        self.config.cgroup_root.join(own)
+    }
+
+    /// The parent that sandboxes name: none on a machine without cgroup v2.
+    pub fn cgroup_parent(&self) -> String {
+        let there = self.config.cgroup_root.join("cgroup.controllers").exists();
+        let parent = Path::new("/").join(self.cgroup().file_name().unwrap());
+        if there {
+            parent.display().to_string()
+        } else {
+            String::new()
+        }
+    }
+
     pub fn sandbox(&self, name: &str) -> SandboxSpec {
         SandboxSpec {
             metadata: SandboxMetadata {
@@ -98,6 +115,7 @@ impl TestNode {
                 attempt: 0,
             },
             log_directory: self.log_directory(),
+            cgroup_parent: self.cgroup_parent(),
             ..SandboxSpec::default()
         }
     }
@@ -144,6 +162,9 @@ impl TestNode {
                 .into_iter()
                 .map(|l| format!("lease {l}")),
         );
+        if self.cgroup().exists() {
+            left.push(self.cgroup().display().to_string());
+        }
         left.extend(self.vmms().into_iter().map(|pid| format!("VMM {pid}")));
         left
     }

@@ -1,0 +1,157 @@
+//! Asks guests and host.
+
+use std::{
+    collections::HashSet,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use futures::future::join_all;
+
+use super::{ContainerStats, Cpu, HostUsage, PodStats, Usage, host};
+use crate::{
+    blocking::blocking,
+    clock,
+    guest::{
+        client::Agent,
+        stats::{Answer, Bounds},
+    },
+    id::PodId,
+    info::{ContainerInfo, ContainerState, SandboxInfo, SandboxState},
+    node::Node,
+    pods::Pods,
+    registry::{Phase, PodView},
+};
+
+/// How long a guest may take to answer.
+const GUEST: Duration = Duration::from_secs(3);
+
+/// Whose numbers are asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scope {
+    /// Those of containers.
+    Containers,
+    /// Those of the pod on the host too.
+    Pods,
+}
+
+impl Pods {
+    /// What pods use. All are asked at once, and none waits for another.
+    pub async fn stats(&self, wanted: &HashSet<PodId>, scope: Scope) -> Vec<PodStats> {
+        let node = self.node();
+        let views: Vec<Arc<PodView>> = node
+            .registry
+            .all()
+            .iter()
+            .map(|entry| Arc::clone(&entry.view.borrow()))
+            .filter(|view| matches!(view.phase, Phase::Up))
+            .collect();
+        let containers = views.iter().flat_map(|view| view.containers.keys());
+        let pods = views.iter().map(|view| view.sandbox.id.to_string());
+        let ids = containers.map(ToString::to_string).chain(pods).collect();
+        node.samples.keep_only(&ids);
+        let asked = views
+            .into_iter()
+            .filter(|view| wanted.contains(&view.sandbox.id))
+            .map(|view| pod(node, view, scope));
+        join_all(asked).await
+    }
+}
+
+async fn pod(node: &Node, view: Arc<PodView>, scope: Scope) -> PodStats {
+    let sandbox = &view.sandbox;
+    let (answer, host) = tokio::join!(guest(node, &view), on_host(node, sandbox, scope));
+    let containers = view
+        .containers
+        .values()
+        .filter_map(|info| container(node, info, answer.as_ref()))
+        .collect();
+    PodStats {
+        host,
+        guest: answer.map(|answer| answer.guest),
+        containers,
+        sandbox: sandbox.clone(),
+    }
+}
+
+async fn guest(node: &Node, view: &PodView) -> Option<Answer> {
+    let (id, agent) = (&view.sandbox.id, view.agent.as_ref()?);
+    if view.sandbox.state != SandboxState::Ready || node.samples.is_silent(id.as_str()) {
+        return None;
+    }
+    match ask(node, view, agent).await {
+        Ok(answer) => Some(answer),
+        Err(error) => {
+            let error = &error as &dyn std::error::Error;
+            tracing::warn!(pod = %id, error, "no numbers of this pod for a while");
+            node.samples.silent(id.as_str());
+            None
+        }
+    }
+}
+
+async fn ask(
+    node: &Node,
+    view: &PodView,
+    agent: &Agent,
+) -> Result<Answer, crate::guest::GuestError> {
+    let response = agent.stats(GUEST).await?;
+    let now_ns = clock::now_ns();
+    let vm = view.sandbox.vm.as_ref();
+    let age_ns = u64::try_from(now_ns - view.sandbox.created_at_ns).unwrap_or(0);
+    let bounds = Bounds {
+        now_ns,
+        cpu_ns: age_ns.saturating_mul(vm.map_or(1, |vm| vm.vcpus.into())),
+        memory_bytes: vm.map_or(0, |vm| vm.memory_mib).saturating_mul(1 << 20),
+        disk_bytes: node.config.scratch_bytes,
+    };
+    let known = view.containers.keys().map(|id| id.as_str());
+    Ok(Answer::checked(response, &known.collect(), &bounds))
+}
+
+async fn on_host(node: &Node, sandbox: &SandboxInfo, scope: Scope) -> Option<HostUsage> {
+    if scope == Scope::Containers {
+        return None;
+    }
+    let vm = sandbox.vm.clone()?;
+    let mut usage = blocking(move || host::usage(&vm)).await?;
+    let id = sandbox.id.as_str();
+    usage.nano_cores = node.samples.cpu(id, Instant::now(), usage.cpu_usage_ns);
+    Some(usage)
+}
+
+/// None: it runs, and nothing is known of it.
+fn container(node: &Node, info: &ContainerInfo, answer: Option<&Answer>) -> Option<ContainerStats> {
+    let (id, samples) = (info.id.as_str(), &node.samples);
+    if info.state != ContainerState::Running {
+        let last = samples.last(id);
+        return Some(ContainerStats {
+            container: info.clone(),
+            at_ns: clock::now_ns(),
+            usage: Usage {
+                cpu: Cpu {
+                    usage_ns: last.cpu_usage_ns,
+                    ..Cpu::default()
+                },
+                ..Usage::default()
+            },
+            nano_cores: Some(0),
+            writable: last.writable,
+            ulimits: Vec::new(),
+        });
+    }
+    let answer = answer?;
+    let told = answer.containers.get(id)?;
+    if let Some(writable) = told.writable {
+        samples.writable(id, writable);
+    }
+    Some(ContainerStats {
+        container: info.clone(),
+        at_ns: answer.guest.at_ns,
+        usage: told.usage.clone(),
+        nano_cores: samples.cpu(id, answer.at, told.usage.cpu.usage_ns),
+        // A walk that is under way again does not make it unknown.
+        writable: samples.last(id).writable,
+        ulimits: told.ulimits.clone(),
+    })
+}

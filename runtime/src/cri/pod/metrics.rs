@@ -1,0 +1,47 @@
+//! `ListMetricDescriptors`, `ListPodSandboxMetrics` and `StreamPodSandboxMetrics`.
+
+use hull_pod::{SandboxState, stats::Scope};
+use hull_proto_cri::v1::{
+    ListMetricDescriptorsResponse, ListPodSandboxMetricsResponse, PodSandboxMetrics,
+    StreamPodSandboxMetricsResponse,
+};
+
+use crate::cri::{
+    Backend,
+    convert::metrics,
+    error::CriError,
+    stream::{Answer, batches},
+};
+
+/// Names all metrics.
+pub(crate) fn descriptors() -> ListMetricDescriptorsResponse {
+    ListMetricDescriptorsResponse {
+        descriptors: metrics::descriptors(),
+    }
+}
+
+/// The metrics of all sandboxes that are ready.
+pub(crate) async fn list(backend: &Backend) -> Result<ListPodSandboxMetricsResponse, CriError> {
+    let pod_metrics = all(backend).await;
+    Ok(ListPodSandboxMetricsResponse { pod_metrics })
+}
+
+/// The same in parts.
+pub(crate) async fn stream(
+    backend: &Backend,
+) -> Result<Answer<StreamPodSandboxMetricsResponse>, CriError> {
+    let all = all(backend).await;
+    Ok(batches(all, |pod_sandbox_metrics| {
+        StreamPodSandboxMetricsResponse {
+            pod_sandbox_metrics,
+        }
+    }))
+}
+
+async fn all(backend: &Backend) -> Vec<PodSandboxMetrics> {
+    let pods = backend.pods.sandboxes().await;
+    let ready = pods.iter().filter(|pod| pod.state == SandboxState::Ready);
+    let wanted = ready.map(|pod| pod.id.clone()).collect();
+    let stats = backend.pods.stats(&wanted, Scope::Pods).await;
+    stats.iter().map(metrics::pod).collect()
+}
