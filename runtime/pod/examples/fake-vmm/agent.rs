@@ -353,10 +353,10 @@ impl Agent for Rpc {
         _: &TtrpcContext,
         _: message::StatsRequest,
     ) -> ttrpc::Result<message::StatsResponse> {
-        // Each answer tells of another 100 ms of CPU time.
+        // Each answer tells of another millisecond of CPU time.
         let asked = self.0.asked.fetch_add(1, Ordering::Relaxed) + 1;
         let usage = message::CgroupStats {
-            cpu_usage_ns: asked * 100_000_000,
+            cpu_usage_ns: asked * 1_000_000,
             memory_usage_bytes: 1 << 20,
             ..message::CgroupStats::default()
         };

@@ -48,20 +48,20 @@ async fn a_pod_is_counted_on_the_host_and_its_containers_in_the_guest() {
         let mut all = stats.containers.iter();
         all.find(|c| c.container.id.as_str() == id).unwrap().clone()
     };
-    assert_eq!(of(first, &id).usage.cpu.usage_ns, 100_000_000);
+    assert_eq!(of(first, &id).usage.cpu.usage_ns, 1_000_000);
     // One that was not started uses nothing.
     assert_eq!(of(first, idle.as_str()).usage.cpu.usage_ns, 0);
     // Nobody asked for the host.
     let second = &stats(&pods, &[&pod], Scope::Containers).await[0];
     assert!(second.host.is_none());
-    assert_eq!(of(second, &id).usage.cpu.usage_ns, 200_000_000);
+    assert_eq!(of(second, &id).usage.cpu.usage_ns, 2_000_000);
 
     // A container that ended keeps what it had used, and uses nothing more.
     pods.stop_container(&id, std::time::Duration::ZERO)
         .await
         .unwrap();
     let ended = of(&stats(&pods, &[&pod], Scope::Containers).await[0], &id);
-    assert_eq!(ended.usage.cpu.usage_ns, 200_000_000);
+    assert_eq!(ended.usage.cpu.usage_ns, 2_000_000);
     assert_eq!(ended.usage.memory.usage_bytes, 0);
     assert_eq!(ended.nano_cores, Some(0));
     let memory = pods.process_memory(pod.as_str()).await.unwrap().unwrap();
