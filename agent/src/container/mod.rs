@@ -19,6 +19,7 @@ mod process;
 mod rootfs;
 mod spec;
 mod task;
+mod update;
 mod user;
 
 use std::{
@@ -29,10 +30,10 @@ use std::{
 };
 
 use hull_proto_agent::agent::{CreateRequest, ExecRequest, PidNamespace};
-use libcontainer::oci_spec::runtime::LinuxResources;
 use tokio::sync::{mpsc, oneshot};
 
 pub(crate) use self::error::ContainerError;
+pub(crate) use self::update::Change;
 use self::{cgroup::Cgroup, pause::PodPid, task::Command, user::User};
 use crate::{
     events::Events,
@@ -230,13 +231,9 @@ impl Containers {
     }
 
     /// Changes a container's limits.
-    pub(crate) async fn update(
-        &self,
-        id: &str,
-        resources: LinuxResources,
-    ) -> Result<(), ContainerError> {
+    pub(crate) async fn update(&self, id: &str, change: Change) -> Result<(), ContainerError> {
         self.ask(id, |reply| Command::Update {
-            resources: Box::new(resources),
+            change: Box::new(change),
             reply,
         })
         .await

@@ -7,7 +7,7 @@ use libcontainer::oci_spec::runtime::{
     UserBuilder,
 };
 
-use super::{child::LateSeccomp, user::User};
+use super::{child::LateSeccomp, update, user::User};
 
 /// What the host's specification lacks or may not hold.
 #[derive(Debug, thiserror::Error)]
@@ -66,6 +66,9 @@ pub(crate) fn complete(mut spec: Spec, add: Additions<'_>) -> Result<Spec, SpecE
     let linux = spec.linux_mut().as_mut();
     let linux = linux.ok_or(SpecError::Missing("linux section"))?;
     linux.set_cgroups_path(Some(add.cgroup));
+    if let Some(resources) = linux.resources_mut() {
+        update::drop_idle_limits(resources, update::has_hugepages);
+    }
     let asked = linux.namespaces().clone().unwrap_or_default();
     linux.set_namespaces(Some(namespaces(asked, &add.pid)));
     Ok(spec)

@@ -12,13 +12,7 @@
 use std::{io, os::unix::fs::OpenOptionsExt, path::Path, sync::Arc, time::Duration};
 
 use hull_proto_agent::agent::{CreateRequest, ExecRequest};
-use libcgroups::common::{
-    AnyCgroupManager, CgroupConfig, CgroupManager, ControllerOpt, create_cgroup_manager,
-};
-use libcontainer::{
-    container::{ContainerStatus, State as Record},
-    oci_spec::runtime::LinuxResources,
-};
+use libcontainer::container::{ContainerStatus, State as Record};
 use tokio::{io::AsyncWriteExt, net::UnixStream, sync::mpsc, time::timeout};
 use tracing::{info, warn};
 
@@ -28,6 +22,7 @@ use super::{
     create::{Created, blocking, create, state_dir},
     exec::Execs,
     process::StartFailure,
+    update::{self, Change},
 };
 use crate::ident::Id;
 
@@ -57,7 +52,7 @@ pub(crate) enum Command {
         reply: Reply<i32>,
     },
     Update {
-        resources: Box<LinuxResources>,
+        change: Box<Change>,
         reply: Reply<()>,
     },
 }
@@ -158,8 +153,8 @@ impl Task {
                 reply,
             } => drop(reply.send(self.signal(exec.as_ref(), signal, all))),
             Command::Exec { request, reply } => drop(reply.send(self.exec(*request).await)),
-            Command::Update { resources, reply } => {
-                drop(reply.send(self.update(*resources).await));
+            Command::Update { change, reply } => {
+                drop(reply.send(self.update(*change).await));
             }
             Command::Delete { force, reply } => {
                 let result = self.delete(force).await;
@@ -302,31 +297,21 @@ impl Task {
             .await
     }
 
-    async fn update(&self, resources: LinuxResources) -> Result<(), ContainerError> {
+    async fn update(&mut self, change: Change) -> Result<(), ContainerError> {
         if self.state() == State::Stopped {
             self.want(State::Running)?;
         }
-        let (id, path) = (self.id.clone(), self.context.layout.oci_cgroup(&self.id));
+        if let (Some(adjustment), Some(process)) =
+            (change.oom_score_adj, self.created.spec.process_mut())
+        {
+            // For processes that are started later.
+            process.set_oom_score_adj(Some(adjustment));
+        }
+        let (id, cgroup) = (self.id.clone(), self.created.made.cgroup.clone());
+        let path = self.context.layout.oci_cgroup(&self.id);
         blocking(move || {
-            let failed = |message: String| ContainerError::Update {
-                id: id.clone(),
-                message,
-            };
-            let manager: AnyCgroupManager = create_cgroup_manager(CgroupConfig {
-                cgroup_path: path,
-                systemd_cgroup: false,
-                container_name: id.to_string(),
-            })
-            .map_err(|e| failed(super::child::chain(&e)))?;
-            let change = ControllerOpt {
-                resources: &resources,
-                disable_oom_killer: false,
-                oom_score_adj: None,
-                freezer_state: None,
-            };
-            manager
-                .apply(&change)
-                .map_err(|e| failed(super::child::chain(&e)))
+            update::apply(&id, path, &cgroup, &change)
+                .map_err(|message| ContainerError::Update { id, message })
         })
         .await
     }

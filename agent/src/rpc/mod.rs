@@ -13,7 +13,7 @@ use ttrpc::r#async::{ServerStreamSender, TtrpcContext};
 
 use self::status::{Refusal, invalid, status};
 use crate::{
-    container::{Containers, Context},
+    container::{Change, Containers, Context},
     ident::Id,
     mmio::Slot,
     sandbox::{FILE_SET, Sandbox, files, files::FilesError},
@@ -279,7 +279,11 @@ impl rpc::Agent for Service {
         complete(async move {
             let resources = serde_json::from_slice(&request.resources)
                 .map_err(|e| invalid(format!("read the OCI resources: {e}")))?;
-            done(containers.update(&request.container_id, resources).await)
+            let change = Change {
+                resources,
+                oom_score_adj: request.oom_score_adj,
+            };
+            done(containers.update(&request.container_id, change).await)
         })
         .await
     }

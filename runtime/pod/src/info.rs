@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     id::{ContainerId, PodId},
-    spec::{ContainerSpec, SandboxSpec},
+    spec::{ContainerSpec, Resources, SandboxSpec},
 };
 
 /// Whether a sandbox can run containers.
@@ -137,6 +137,8 @@ pub struct ContainerInfo {
     pub stop_signal: String,
     /// Who its first process runs as; none before it was created.
     pub user: Option<ContainerUser>,
+    /// The limits in force; none: it has none.
+    pub resources: Option<Resources>,
 }
 
 /// Who a process runs as.

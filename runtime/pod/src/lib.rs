@@ -31,6 +31,7 @@ mod ports;
 mod record;
 mod recover;
 mod registry;
+mod resources;
 pub mod session;
 pub mod spec;
 pub mod stats;

@@ -21,7 +21,7 @@ use crate::{
     recover,
     registry::{Phase, PodEntry},
     session::{self, AttachSession, ExecSession, PodConnection, SessionStreams},
-    spec::{ContainerSpec, SandboxSpec},
+    spec::{ContainerSpec, Resources, SandboxSpec},
     stats::{ProcessMemory, host},
     validate,
 };
@@ -66,6 +66,8 @@ impl Pods {
             vm: None,
             cgroup: None,
             guest: None,
+            resources: None,
+            overhead: None,
         };
         let (driver, new) = Driver::new(Arc::clone(&self.node), record, Phase::Starting);
         let entry = match self.node.registry.reserve(new.clone())? {
@@ -224,6 +226,35 @@ impl Pods {
             .ok()
             .and_then(|view| view.containers.get(&id).cloned());
         info.ok_or_else(|| gone(&id))
+    }
+
+    /// Changes limits of a container: those that are not zero or empty. They are in force and
+    /// recorded when this returns. A container that has exited only records them.
+    ///
+    /// # Errors
+    /// [`PodError::InvalidArgument`] for limits that are wrong in themselves,
+    /// [`PodError::FailedPrecondition`] for those above what the VM has. Nothing is changed then.
+    pub async fn update_container(&self, id: &str, limits: Resources) -> Result<(), PodError> {
+        let (id, entry) = self.node.registry.container(id)?;
+        ask(&entry, |reply| {
+            Command::UpdateContainer(id, Box::new(limits), reply)
+        })
+        .await
+    }
+
+    /// Takes new sizes for a sandbox; none: as it was. They are recorded when its VM has them.
+    ///
+    /// # Errors
+    /// [`PodError::FailedPrecondition`] when its VM is too small, which can't grow, or gone.
+    pub async fn update_sandbox(
+        &self,
+        id: &str,
+        overhead: Option<Resources>,
+        resources: Option<Resources>,
+    ) -> Result<(), PodError> {
+        let entry = self.node.registry.sandbox(id)?;
+        let sizes = Box::new((overhead, resources));
+        ask(&entry, |reply| Command::UpdateSandbox(sizes, reply)).await
     }
 
     /// Goes on with a running container's log in a new file at its path, after the old one was

@@ -17,7 +17,7 @@ use crate::{
     id::{ContainerId, PodId},
     info::{ContainerUser, GuestInfo},
     lifecycle::{container::Exit, sandbox},
-    spec::{ContainerSpec, SandboxSpec},
+    spec::{ContainerSpec, Resources, SandboxSpec},
     vm::process::VmmProcess,
 };
 
@@ -92,6 +92,11 @@ pub(crate) struct SandboxRecord {
     pub cgroup: Option<PodCgroup>,
     #[serde(default)]
     pub guest: Option<GuestInfo>,
+    /// What the specification says, as it was changed later; none: never.
+    #[serde(default)]
+    pub resources: Option<Resources>,
+    #[serde(default)]
+    pub overhead: Option<Resources>,
 }
 
 /// A VM on disk.
@@ -123,6 +128,9 @@ pub(crate) struct ContainerRecord {
     pub stop_signal: i32,
     #[serde(default)]
     pub user: Option<ContainerUser>,
+    /// What the specification says, as it was changed later; none: never.
+    #[serde(default)]
+    pub resources: Option<Resources>,
 }
 
 /// Where a container was when it was last written.
@@ -312,6 +320,8 @@ mod tests {
             vm: None,
             cgroup: None,
             guest: None,
+            resources: None,
+            overhead: None,
         }
     }
 
@@ -334,6 +344,7 @@ mod tests {
             log_path: None,
             stop_signal: 15,
             user: None,
+            resources: None,
         }
     }
 

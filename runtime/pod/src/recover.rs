@@ -13,7 +13,7 @@
 //! ```
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{HashMap, HashSet, VecDeque},
     fs,
     path::Path,
     sync::Arc,
@@ -251,6 +251,7 @@ fn resume(record: &ContainerRecord) -> Option<Container> {
         waiters: Vec::new(),
         creators: Vec::new(),
         delivered: Delivered::default(),
+        updates: VecDeque::new(),
     })
 }
 

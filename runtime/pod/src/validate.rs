@@ -5,6 +5,7 @@ use nix::sys::signal::Signal;
 
 use crate::{
     error::PodError,
+    resources,
     spec::{
         AppArmor, ContainerSpec, MountSource, MountSpec, NamespaceMode, Namespaces, SandboxSpec,
     },
@@ -12,6 +13,8 @@ use crate::{
 
 /// Longest host name (gethostname(2): HOST_NAME_MAX).
 const HOSTNAME_MAX: usize = 64;
+/// Where a container's limits stand in the request that creates it.
+pub(crate) const RESOURCES: &str = "config.linux.resources";
 
 /// Checks a sandbox.
 pub(crate) fn sandbox(spec: &SandboxSpec) -> Result<(), PodError> {
@@ -92,6 +95,9 @@ pub(crate) fn container(spec: &ContainerSpec, sandbox: &SandboxSpec) -> Result<(
             "config.CDI_devices",
             format!("device {device} can't be given to a VM yet"),
         ));
+    }
+    if let Some(limits) = &spec.resources {
+        resources::check(limits, RESOURCES)?;
     }
     let context = "config.linux.security_context";
     let security = &spec.security;

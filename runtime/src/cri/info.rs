@@ -45,6 +45,7 @@ pub(crate) fn container(container: &ContainerInfo) -> BTreeMap<String, String> {
         "imageID": container.image_id,
         "stopSignal": container.stop_signal,
         "user": container.user,
+        "resources": container.resources,
         "config": *container.spec,
     }))
 }

@@ -181,14 +181,34 @@ impl RuntimeService for Cri {
         answer(span, container::reopen_log::reopen_log(&self.0, request)).await
     }
 
-    // Not served yet.
-
     async fn update_container_resources(
         &self,
-        _: Request<UpdateContainerResourcesRequest>,
+        request: Request<UpdateContainerResourcesRequest>,
     ) -> Result<Response<UpdateContainerResourcesResponse>, Status> {
-        refuse("UpdateContainerResources", "not served by this version").await
+        let request = request.into_inner();
+        let span = info_span!("UpdateContainerResources", container = request.container_id);
+        answer(span, container::update::update(&self.0, request)).await
     }
+
+    async fn update_pod_sandbox_resources(
+        &self,
+        request: Request<UpdatePodSandboxResourcesRequest>,
+    ) -> Result<Response<UpdatePodSandboxResourcesResponse>, Status> {
+        let request = request.into_inner();
+        let span = info_span!("UpdatePodSandboxResources", pod = request.pod_sandbox_id);
+        answer(span, pod::update::update(&self.0, request)).await
+    }
+
+    async fn update_runtime_config(
+        &self,
+        request: Request<UpdateRuntimeConfigRequest>,
+    ) -> Result<Response<UpdateRuntimeConfigResponse>, Status> {
+        let request = request.into_inner();
+        let span = info_span!("UpdateRuntimeConfig");
+        answer(span, ready(node::update_config::update(request))).await
+    }
+
+    // Not served yet.
 
     async fn exec(&self, _: Request<ExecRequest>) -> Result<Response<ExecResponse>, Status> {
         refuse("Exec", "not served by this version; use ExecSync").await
@@ -241,13 +261,6 @@ impl RuntimeService for Cri {
         answer(span, pod::stats::list(&self.0, request)).await
     }
 
-    async fn update_runtime_config(
-        &self,
-        _: Request<UpdateRuntimeConfigRequest>,
-    ) -> Result<Response<UpdateRuntimeConfigResponse>, Status> {
-        refuse("UpdateRuntimeConfig", "not served by this version").await
-    }
-
     async fn list_metric_descriptors(
         &self,
         _: Request<ListMetricDescriptorsRequest>,
@@ -262,13 +275,6 @@ impl RuntimeService for Cri {
     ) -> Result<Response<ListPodSandboxMetricsResponse>, Status> {
         let span = info_span!("ListPodSandboxMetrics");
         answer(span, pod::metrics::list(&self.0)).await
-    }
-
-    async fn update_pod_sandbox_resources(
-        &self,
-        _: Request<UpdatePodSandboxResourcesRequest>,
-    ) -> Result<Response<UpdatePodSandboxResourcesResponse>, Status> {
-        refuse("UpdatePodSandboxResources", "not served by this version").await
     }
 
     async fn checkpoint_container(

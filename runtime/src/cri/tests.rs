@@ -417,15 +417,12 @@ async fn calls_that_are_not_served_say_so() {
         };
     }
     let answers = refusals![
-        r.update_container_resources(UpdateContainerResourcesRequest),
         r.exec(ExecRequest),
         r.attach(AttachRequest),
         r.port_forward(PortForwardRequest),
-        r.update_runtime_config(UpdateRuntimeConfigRequest),
         r.checkpoint_container(CheckpointContainerRequest),
         r.checkpoint_pod(CheckpointPodRequest),
         r.restore_pod(RestorePodRequest),
-        r.update_pod_sandbox_resources(UpdatePodSandboxResourcesRequest),
     ];
     for (method, (code, message)) in answers {
         assert_eq!(code, Code::Unimplemented, "{method}");

@@ -335,6 +335,24 @@ impl Agent for Rpc {
         Ok(message::ExecResponse::new())
     }
 
+    /// A weight of 13 is refused, after it was noted.
+    async fn update(
+        &self,
+        _: &TtrpcContext,
+        request: message::UpdateRequest,
+    ) -> ttrpc::Result<Empty> {
+        let process = self.0.process(&request.container_id, "");
+        let process = process.ok_or_else(|| refusal(Code::NOT_FOUND, "no such container"))?;
+        let limits: serde_json::Value = serde_json::from_slice(&request.resources).unwrap();
+        let adjustment = request.oom_score_adj;
+        let note = format!("{} {} {adjustment:?}", limits["cpu"], limits["memory"]);
+        process.limits.lock().unwrap().push(note);
+        if limits["cpu"]["shares"] == 13 {
+            return Err(refusal(Code::INTERNAL, "an unlucky number"));
+        }
+        Ok(Empty::new())
+    }
+
     async fn resize_tty(
         &self,
         _: &TtrpcContext,

@@ -3,7 +3,8 @@
 //! `out:TEXT`, `err:TEXT` (`\n` is a line end), `lines:N` (numbers, a line each, slowly),
 //! `flood:N` (bytes), `sleep:MS`, `wait` (until it is killed), `trap` (SIGTERM is written to
 //! stdout instead of ending it), `signals` (writes the signals that the container got), `cat`
-//! (copies its input to its output), `oom`, `exit:CODE`.
+//! (copies its input to its output), `limits` (writes the changes of limits that the container
+//! got), `oom`, `exit:CODE`.
 
 use std::{
     sync::{Arc, Mutex},
@@ -21,6 +22,7 @@ pub struct Process {
     pub stdout: OutputBuffer,
     pub stderr: OutputBuffer,
     pub signals: Mutex<Vec<u32>>,
+    pub limits: Mutex<Vec<String>>,
     pub kill: Mutex<Option<mpsc::UnboundedSender<u32>>>,
     /// None: it is at its end, or there is none.
     pub input: Mutex<Option<mpsc::UnboundedSender<Vec<u8>>>>,
@@ -118,6 +120,10 @@ impl Process {
                 "signals" => {
                     let signals = owner.signals.lock().unwrap().clone();
                     self.stdout.write(format!("{signals:?}").as_bytes());
+                }
+                "limits" => {
+                    let limits = owner.limits.lock().unwrap().join("\n");
+                    self.stdout.write(limits.as_bytes());
                 }
                 "oom" => {
                     end = End {

@@ -233,6 +233,7 @@ impl Driver {
             }
         }
         if container.state == State::Gone {
+            container.refuse_updates();
             self.containers.remove(id);
             self.publish();
         }
@@ -335,6 +336,10 @@ impl Container {
             log_path: record.log_path.clone().unwrap_or_default(),
             stop_signal: signal.map_or("SIGTERM", |s| s.as_str()).to_owned(),
             user: record.user.clone(),
+            resources: record
+                .resources
+                .clone()
+                .or_else(|| record.spec.resources.clone()),
         }
     }
 }

@@ -1,7 +1,7 @@
 //! The creation of a container: refused at once when it is wrong, else made beside the task in
 //! stages, each of which is undone when a later one fails.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{collections::VecDeque, path::PathBuf, sync::Arc};
 
 use hull_image::{Image, ImageId};
 use hull_proto_agent::agent::{CreateRequest, PidNamespace, User};
@@ -26,6 +26,7 @@ use crate::{
     oci_spec::{Inputs, build},
     record::{ContainerRecord, RecordedState},
     registry::Delivered,
+    resources,
     spec::{ContainerSpec, GroupsPolicy, NamespaceMode, Seccomp},
     storage::images::{ImageDisks, storage_id},
     validate,
@@ -123,6 +124,9 @@ impl Driver {
             _ => return Err(self.not_ready(ACTION)),
         };
         validate::container(&spec, &self.record.spec)?;
+        if let (Some(limits), Some(vm)) = (&spec.resources, self.record.vm) {
+            resources::check_cpuset(limits, vm, validate::RESOURCES)?;
+        }
         let image = find_image(&self.node, &spec.image.image).await?;
         let stop_signal = if spec.stop_signal.is_empty() {
             validate::stop_signal(&image.config.stop_signal, "the image's StopSignal")?
@@ -181,12 +185,14 @@ impl Driver {
                 log_path,
                 stop_signal: stop_signal as i32,
                 user: None,
+                resources: None,
             },
             state: State::Creating,
             log: None,
             waiters: Vec::new(),
             creators: Vec::new(),
             delivered: Delivered::default(),
+            updates: VecDeque::new(),
         };
         Ok((plan, container))
     }

@@ -15,6 +15,7 @@
 mod container;
 mod create;
 mod sandbox;
+mod update;
 
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
@@ -47,7 +48,7 @@ use crate::{
     record::{ContainerRecord, SandboxRecord},
     registry::{Delivered, Phase, PodEntry, PodView},
     session::Permits,
-    spec::ContainerSpec,
+    spec::{ContainerSpec, Resources},
     storage::images::ImageDisks,
     vm::client::VmClient,
 };
@@ -71,6 +72,10 @@ pub(crate) enum Command {
     Exec(ContainerId, String, Reply<ExecHandle>),
     /// Follows the output of a container's first process.
     Attach(ContainerId, Reply<AttachHandle>),
+    /// Changes limits of a container.
+    UpdateContainer(ContainerId, Box<Resources>, Reply),
+    /// Changes overhead and resources of the sandbox.
+    UpdateSandbox(Box<(Option<Resources>, Option<Resources>)>, Reply),
     /// The log of a running container.
     Log(ContainerId, Reply<LogHandle>),
     /// The connection to the VM.
@@ -126,6 +131,8 @@ pub(crate) struct Container {
     pub waiters: Vec<(container_life::Wait, Reply)>,
     pub creators: Vec<Reply<CreatedContainer>>,
     pub delivered: Delivered,
+    /// Changes of its limits; the first one is being carried out.
+    pub updates: VecDeque<(Resources, Reply)>,
 }
 
 /// What an operation in the background came to.
@@ -133,6 +140,7 @@ pub(crate) struct Container {
 enum Done {
     Created(ContainerId, Result<create::Parts, PodError>),
     Event(ContainerId, container_life::Event),
+    Updated(ContainerId, Result<Resources, PodError>),
 }
 
 /// What reaches the task besides commands.
@@ -270,6 +278,13 @@ impl Driver {
                 let agent = self.live.as_ref().map(|live| live.agent.clone());
                 let _ = reply.send(agent.ok_or_else(|| self.not_ready("reach the guest")));
             }
+            Command::UpdateContainer(id, limits, reply) => {
+                self.update_container(&id, *limits, reply);
+            }
+            Command::UpdateSandbox(sizes, reply) => {
+                let (overhead, resources) = *sizes;
+                let _ = reply.send(self.update_sandbox(overhead, resources).await);
+            }
             Command::Log(id, reply) => {
                 let _ = reply.send(self.log(&id));
             }
@@ -295,6 +310,7 @@ impl Driver {
         match input {
             Input::Done(Done::Created(id, result)) => self.created(id, result).await,
             Input::Done(Done::Event(id, event)) => self.container_event(&id, event).await,
+            Input::Done(Done::Updated(id, result)) => self.updated(&id, result).await,
             Input::Guest(GuestEvent::Exited(exit)) => self.process_exited(exit).await,
             Input::Guest(GuestEvent::Lost(why)) => {
                 // An agent that can't be heard is as good as none: its VM ends, and that is

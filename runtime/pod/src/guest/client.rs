@@ -11,10 +11,11 @@ use hull_proto_agent::{
     agent::{
         AttachStorageRequest, ConfigureRequest, CreateRequest, DeleteRequest, DetachStorageRequest,
         Empty, EventsRequest, ExecRequest, HelloRequest, ResizeTtyRequest, SignalRequest,
-        StartRequest, StatsResponse,
+        StartRequest, StatsResponse, UpdateRequest,
     },
     rpc::AgentClient,
 };
+use oci_spec::runtime::LinuxResources;
 use tokio::time::{Instant, timeout};
 use ttrpc::{
     asynchronous::{Client, ClientStreamReceiver, transport::Socket},
@@ -214,6 +215,30 @@ impl Agent {
         )
         .await
         .map(drop)
+    }
+
+    /// Changes the limits of a container.
+    pub(crate) async fn update(
+        &self,
+        container: &str,
+        limits: &LinuxResources,
+        oom_score_adj: i64,
+    ) -> Result<(), GuestError> {
+        const CALL: &str = "change the container's limits in the guest";
+        let resources = serde_json::to_vec(limits).map_err(|_| GuestError::Invalid {
+            call: CALL,
+            reason: "the limits can't be encoded",
+        })?;
+        let request = UpdateRequest {
+            container_id: container.into(),
+            resources,
+            oom_score_adj: i32::try_from(oom_score_adj).ok().filter(|adj| *adj != 0),
+            ..UpdateRequest::default()
+        };
+        let client = self.client();
+        self.ask(CALL, client.update(Context::default(), &request))
+            .await
+            .map(drop)
     }
 
     /// Sets the size of the terminal of an exec, or of the container (`exec` is empty).

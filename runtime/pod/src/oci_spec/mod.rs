@@ -9,6 +9,7 @@ mod mounts;
 mod resources;
 mod seccomp;
 
+pub(crate) use self::resources::limits;
 use std::{collections::HashMap, path::PathBuf};
 
 use hull_image::ImageConfig;

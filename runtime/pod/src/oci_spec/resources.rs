@@ -20,6 +20,14 @@ pub(super) fn cgroup(asked: Option<&Resources>, privileged: bool) -> LinuxResour
     resources
 }
 
+/// Limits alone, for a container that has its rules.
+pub(crate) fn limits(wanted: &Resources) -> LinuxResources {
+    let mut resources = LinuxResources::default();
+    resources.set_devices(None);
+    set_limits(&mut resources, wanted);
+    resources
+}
+
 fn set_limits(resources: &mut LinuxResources, asked: &Resources) {
     let mut cpu = LinuxCpu::default();
     cpu.set_shares(positive(asked.cpu_shares));
@@ -30,8 +38,10 @@ fn set_limits(resources: &mut LinuxResources, asked: &Resources) {
     resources.set_cpu(Some(cpu));
 
     let mut memory = LinuxMemory::default();
-    memory.set_limit(Some(asked.memory_limit_bytes).filter(|limit| *limit > 0));
-    memory.set_swap(Some(asked.memory_swap_limit_bytes).filter(|limit| *limit != 0));
+    memory.set_limit(Some(asked.memory_limit_bytes).filter(|limit| *limit != 0));
+    // Without a limit of memory there is none of both together.
+    let swap = asked.memory_swap_limit_bytes;
+    memory.set_swap(Some(swap).filter(|swap| *swap != 0 && asked.memory_limit_bytes != 0));
     resources.set_memory(Some(memory));
 
     if asked.pids_limit > 0 {

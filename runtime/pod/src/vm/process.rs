@@ -27,7 +27,7 @@ use crate::id::PodId;
 pub(crate) struct VmmProcess {
     pub pid: u32,
     /// Field 22 of proc_pid_stat(5).
-    start_ticks: u64,
+    pub start_ticks: u64,
 }
 
 impl VmmProcess {

@@ -9,3 +9,4 @@ mod life;
 mod recovery;
 mod sessions;
 mod stats;
+mod updates;

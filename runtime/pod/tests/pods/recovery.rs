@@ -3,18 +3,8 @@
 use std::{fs, time::Duration};
 
 use hull_pod::{ContainerState, PodId, Pods, SandboxState};
-use tokio::runtime::{Builder, Runtime};
 
-use crate::common::{TestNode, container, eventually, kill_pid};
-
-/// A daemon's worth of tasks; dropping it ends them where they are, as SIGKILL does.
-fn daemon() -> Runtime {
-    Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .unwrap()
-}
+use crate::common::{TestNode, container, daemon, eventually, kill_pid};
 
 async fn run(pods: &Pods, pod: &PodId, name: &str, args: &[&str]) -> String {
     let id = pods

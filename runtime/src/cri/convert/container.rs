@@ -148,7 +148,7 @@ pub(crate) fn status(info: &ContainerInfo) -> v1::ContainerStatus {
         annotations: spec.annotations.clone(),
         mounts: spec.mounts.iter().map(mount::to_cri).collect(),
         log_path: info.log_path.to_string_lossy().into_owned(),
-        resources: spec
+        resources: info
             .resources
             .as_ref()
             .map(|limits| v1::ContainerResources {
@@ -276,6 +276,7 @@ mod tests {
                 gid: 2,
                 groups: vec![2, 3],
             }),
+            resources: spec.resources.clone(),
             spec: Arc::new(spec),
         };
         let status = status(&info);

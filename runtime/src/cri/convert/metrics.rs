@@ -183,7 +183,7 @@ fn ulimits(c: &ContainerStats) -> Vec<Value> {
 }
 
 fn resource(c: &ContainerStats, value: fn(&hull_pod::Resources) -> i64) -> Option<u64> {
-    let resources = c.container.spec.resources.as_ref()?;
+    let resources = c.container.resources.as_ref()?;
     u64::try_from(value(resources))
         .ok()
         .filter(|value| *value > 0)

@@ -8,7 +8,7 @@ pub(crate) mod container;
 pub(crate) mod image;
 pub(crate) mod metrics;
 mod mount;
-mod resources;
+pub(crate) mod resources;
 pub(crate) mod sandbox;
 mod security;
 mod signal;

@@ -103,11 +103,11 @@ fn container(pod: &PodId) -> ContainerInfo {
                 name: "app".into(),
                 attempt: 0,
             },
-            resources: Some(Resources {
-                cpu_quota_us: 20_000,
-                ..Resources::default()
-            }),
             ..ContainerSpec::default()
+        }),
+        resources: Some(Resources {
+            cpu_quota_us: 20_000,
+            ..Resources::default()
         }),
         image_id: String::new(),
         image_ref: String::new(),

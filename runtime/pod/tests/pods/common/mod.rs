@@ -20,6 +20,7 @@ use nix::{
     unistd::Pid,
 };
 use tempfile::TempDir;
+use tokio::runtime::{Builder, Runtime};
 
 pub use images::FakeImages;
 pub use network::FakeNetwork;
@@ -206,6 +207,15 @@ pub fn container(name: &str, args: &[&str]) -> ContainerSpec {
         log_path: format!("{name}.log").into(),
         ..ContainerSpec::default()
     }
+}
+
+/// A daemon's worth of tasks; dropping it ends them where they are, as SIGKILL does.
+pub fn daemon() -> Runtime {
+    Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .unwrap()
 }
 
 pub fn kill_pid(pid: u32) {
