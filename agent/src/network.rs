@@ -9,7 +9,7 @@ use rtnetlink::{
     packet_route::{
         address::{AddressAttribute, AddressFlags},
         link::{LinkAttribute, LinkMessage},
-        route::{RouteMessage, RouteMetric, RouteScope},
+        route::{RouteAttribute, RouteFlags, RouteMessage, RouteMetric, RouteScope},
     },
 };
 
@@ -122,13 +122,24 @@ async fn up(handle: &Handle, index: u32, name: &str) -> Result<()> {
     set.map_err(failed("bring up", name))
 }
 
+/// Gives a link another name, for which it must be down.
+async fn rename(handle: &Handle, index: u32, name: &str) -> Result<()> {
+    let change = LinkUnspec::new_with_index(index)
+        .down()
+        .name(name.to_owned())
+        .build();
+    let set = handle.link().set(change).execute().await;
+    set.map_err(failed("rename to", name))
+}
+
 /// A checked [`Interface`].
 #[derive(Debug)]
 struct Link {
     mac: [u8; 6],
     name: String,
     mtu: u32,
-    addresses: Vec<(IpAddr, u8)>,
+    /// Each with whether its network is on the link.
+    addresses: Vec<(IpAddr, u8, bool)>,
 }
 
 impl Link {
@@ -137,11 +148,15 @@ impl Link {
             mac: parse_mac(&interface.mac)?,
             name: parse_name(&interface.name)?,
             mtu: interface.mtu,
-            addresses: interface
-                .addresses
-                .iter()
-                .map(|a| parse_cidr(a))
-                .collect::<Result<_>>()?,
+            addresses: {
+                let connected = interface.addresses.iter().map(|a| (a, true));
+                let lone = interface.lone_addresses.iter().map(|a| (a, false));
+                let all = connected.chain(lone).map(|(text, is_connected)| {
+                    let (address, prefix) = parse_cidr(text)?;
+                    Ok((address, prefix, is_connected))
+                });
+                all.collect::<Result<_>>()?
+            },
         })
     }
 
@@ -151,13 +166,13 @@ impl Link {
         let found = found.ok_or_else(|| NetworkError::NoDevice(format_mac(&self.mac)))?;
         let index = found.header.index;
         if name_of(found) != Some(self.name.as_str()) {
-            // A link must be down to get another name.
-            let change = LinkUnspec::new_with_index(index)
-                .down()
-                .name(self.name.clone())
-                .build();
-            let set = handle.link().set(change).execute().await;
-            set.map_err(failed("rename to", &self.name))?;
+            let named = links.iter().find(|l| name_of(l) == Some(&self.name));
+            if let Some(other) = named {
+                // Another interface, which gets its own name later.
+                let spare = format!("spare{}", other.header.index);
+                rename(handle, other.header.index, &spare).await?;
+            }
+            rename(handle, index, &self.name).await?;
         }
         if self.mtu > 0 {
             let change = LinkUnspec::new_with_index(index).mtu(self.mtu).build();
@@ -165,12 +180,19 @@ impl Link {
             set.map_err(failed("set the MTU of", &self.name))?;
         }
         up(handle, index, &self.name).await?;
-        for (address, prefix) in &self.addresses {
+        for (address, prefix, is_connected) in &self.addresses {
             let mut request = handle.address().add(index, *address, *prefix).replace();
+            let mut flags = AddressFlags::empty();
             if address.is_ipv6() {
                 // The host's IPAM answers for uniqueness; detection would leave
                 // the address unusable for a second.
-                let flags = AddressAttribute::Flags(AddressFlags::Nodad);
+                flags |= AddressFlags::Nodad;
+            }
+            if !is_connected {
+                flags |= AddressFlags::Noprefixroute;
+            }
+            if !flags.is_empty() {
+                let flags = AddressAttribute::Flags(flags);
                 request.message_mut().attributes.push(flags);
             }
             let set = request.execute().await;
@@ -197,6 +219,7 @@ struct Path {
     mtu: u32,
     metric: u32,
     scope: u8,
+    onlink: bool,
 }
 
 impl Path {
@@ -220,6 +243,7 @@ impl Path {
             mtu: route.mtu,
             metric: route.metric,
             scope: u8::try_from(route.scope).unwrap_or(0),
+            onlink: route.onlink,
         })
     }
 
@@ -262,7 +286,9 @@ impl Path {
             (0, None) => RouteScope::Link,
             (scope, _) => RouteScope::from(scope),
         };
-        use rtnetlink::packet_route::route::RouteAttribute;
+        if self.onlink {
+            message.header.flags |= RouteFlags::Onlink;
+        }
         if self.metric > 0 {
             message
                 .attributes

@@ -251,7 +251,7 @@ impl Settings {
             .map_err(|error| invalid("images.pinned", &error.to_string()))?;
         Ok(Self {
             handlers: handlers(file.handlers)?,
-            network: network(file.cni, &state)?,
+            network: network(file.cni, &root, &state)?,
             images,
             pods,
             root,
@@ -298,8 +298,11 @@ fn size(pods: &mut PodsConfig, vm: &Vm) -> Result<(), ConfigError> {
     Ok(())
 }
 
-fn network(cni: Cni, state: &Path) -> Result<NetworkConfig, ConfigError> {
-    let mut network = NetworkConfig::default();
+fn network(cni: Cni, root: &Path, state: &Path) -> Result<NetworkConfig, ConfigError> {
+    let mut network = NetworkConfig {
+        cache_dir: root.join("cni"),
+        ..NetworkConfig::default()
+    };
     // A daemon removes namespaces that it has no record of: a second daemon needs a place of
     // its own for them.
     if state != Path::new(DEFAULT_STATE) {

@@ -25,6 +25,8 @@ pub struct GuestInterface {
     pub mtu: u32,
     /// Addresses with prefix length, `10.88.0.5/16`.
     pub addresses: Vec<String>,
+    /// Addresses whose network is not on the link: no route comes with them.
+    pub lone_addresses: Vec<String>,
 }
 
 /// One route.
@@ -44,6 +46,8 @@ pub struct GuestRoute {
     pub metric: u32,
     /// `rtm_scope` (rtnetlink(7)): 0 universe, 253 link.
     pub scope: u32,
+    /// The gateway counts as on the link, whatever other routes say.
+    pub onlink: bool,
 }
 
 /// One permanent neighbour entry.

@@ -1,24 +1,27 @@
 //! A pod's network on the host: network namespace, CNI, and the tap that takes
 //! it into the VM.
 //!
-//! Read in this order: [`Network`] (set up and tear down), [`cni`] (which
-//! network, how plugins are called), [`netns`] (the namespace), `link` (what CNI
-//! made, read back, and joined to the tap), [`tap`], [`guest`] (what the guest
-//! is told).
+//! Read in this order: [`Network`] (set up and tear down), `request` (what a pod
+//! asks for), [`cni`] (which network, how plugins are called), `cache` (what they
+//! answered, on disk), [`netns`] (the namespace), `view` (what CNI made, read
+//! back), `link` (joins it to taps), [`tap`], [`guest`] (what the guest is told).
 //!
 //! Deliberately not here: anything about VMs or the agent. The result is a tap
 //! and plain values.
 
 #![deny(unsafe_code)]
 
+mod cache;
 pub mod cni;
 pub mod guest;
 mod link;
 pub mod netns;
+mod request;
 mod setup;
 pub mod tap;
+mod view;
 
 pub use guest::{Dns, GuestInterface, GuestNeighbor, GuestNetwork, GuestRoute};
-pub use setup::{
-    Network, NetworkConfig, NetworkError, NetworkRecord, PodNetwork, PodNetworkRequest, PortMapping,
-};
+pub use link::{LinkError, MAX_LINKS, PodLink};
+pub use request::{PodNetworkRequest, PortMapping, RequestError};
+pub use setup::{Network, NetworkConfig, NetworkError, NetworkRecord, PodNetwork};

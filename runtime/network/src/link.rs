@@ -5,31 +5,21 @@
 //! same MAC, same addresses, offloads left on. A bridge would need addresses of
 //! its own; macvtap does not work for every plugin.
 
-use std::{
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
-    os::fd::OwnedFd,
-    path::PathBuf,
-};
+use std::{net::IpAddr, os::fd::OwnedFd, path::PathBuf};
 
 use futures::{TryStreamExt, pin_mut};
-use rtnetlink::{
-    Handle, LinkUnspec, RouteMessageBuilder,
-    packet_route::{
-        address::{AddressAttribute, AddressScope},
-        link::{LinkAttribute, LinkMessage},
-        neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourState},
-        route::{
-            RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteMetric, RouteProtocol,
-            RouteType,
-        },
-    },
-};
+use rtnetlink::{Handle, LinkUnspec};
 
 use crate::{
-    guest::{GuestInterface, GuestNeighbor, GuestNetwork, GuestRoute},
+    guest::GuestNetwork,
     netns::{self, NetnsError},
-    tap,
+    tap, view,
 };
+
+/// Prefix of the names of taps.
+const TAP_PREFIX: &str = "hulltap";
+/// The most interfaces that a pod may have: each takes a device slot of its VM.
+pub const MAX_LINKS: usize = 4;
 
 /// Why the links could not be joined.
 #[derive(Debug, thiserror::Error)]
@@ -55,6 +45,12 @@ pub enum LinkError {
     /// An interface that is no Ethernet.
     #[error("interface {0} has no Ethernet address")]
     NotEthernet(String),
+    /// More interfaces than a VM has slots for.
+    #[error("{0} network interfaces; a pod may have {MAX_LINKS}")]
+    TooMany(usize),
+    /// Two interfaces that the guest could not tell apart.
+    #[error("interfaces {0} and {1} have one hardware address")]
+    SameAddress(String, String),
     /// /dev/net/tun.
     #[error("open tap {name}")]
     Tap {
@@ -65,39 +61,44 @@ pub enum LinkError {
     },
 }
 
-/// An interface joined to a tap.
+/// The interfaces of a namespace, joined to taps.
 #[derive(Debug)]
-pub struct Joined {
+pub(crate) struct Joined {
     /// What to tell the guest.
     pub guest: GuestNetwork,
-    /// The tap.
+    /// The interfaces, the pod's own first.
+    pub links: Vec<PodLink>,
+}
+
+/// An interface joined to a tap.
+#[derive(Debug)]
+pub struct PodLink {
+    /// Its name in the guest.
+    pub name: String,
+    /// The VM's end of it, opened with `IFF_VNET_HDR`.
     pub tap: OwnedFd,
-    /// The interface's hardware address, which becomes the guest's.
+    /// Its hardware address, which becomes the guest's.
     pub mac: [u8; 6],
-    /// Its MTU.
+    /// Its largest packet in bytes.
     pub mtu: u16,
 }
 
 impl Joined {
     /// Returns the addresses of the guest without their prefix lengths.
-    pub fn ips(&self) -> Vec<IpAddr> {
+    pub(crate) fn ips(&self) -> Vec<IpAddr> {
         let interfaces = self.guest.interfaces.iter();
         interfaces
-            .flat_map(|i| &i.addresses)
+            .flat_map(|i| i.addresses.iter().chain(&i.lone_addresses))
             .filter_map(|a| a.split('/').next()?.parse().ok())
             .collect()
     }
 }
 
-/// Joins `interface` of the namespace to a new tap named `tap_name` in it.
+/// Joins `primary` and all other interfaces of the namespace to new taps in it.
 ///
 /// # Errors
-/// The step that failed. The tap goes with its descriptor, the rest with the namespace.
-pub async fn join(
-    netns: PathBuf,
-    interface: &'static str,
-    tap_name: &'static str,
-) -> Result<Joined, LinkError> {
+/// The step that failed. The taps go with their descriptors, the rest with the namespace.
+pub(crate) async fn join(netns: PathBuf, primary: &'static str) -> Result<Joined, LinkError> {
     netns::within(netns, move || {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_io()
@@ -107,72 +108,61 @@ pub async fn join(
             let (connection, handle, _) = rtnetlink::new_connection().map_err(LinkError::Open)?;
             // Dropped with the runtime when this block is done.
             tokio::spawn(connection);
-            join_here(&handle, interface, tap_name).await
+            join_here(&handle, primary).await
         })
     })
     .await
 }
 
-async fn join_here(handle: &Handle, name: &str, tap_name: &str) -> Result<Joined, LinkError> {
-    let lo = find(handle, "lo").await?;
-    set_up(handle, lo.header.index).await?;
-    let link = find(handle, name).await?;
-    let mac = link
-        .attributes
-        .iter()
-        .find_map(|a| match a {
-            LinkAttribute::Address(bytes) => <[u8; 6]>::try_from(bytes.as_slice()).ok(),
-            _ => None,
-        })
-        .ok_or_else(|| LinkError::NotEthernet(name.to_owned()))?;
-    let mtu = link.attributes.iter().find_map(|a| match a {
-        LinkAttribute::Mtu(mtu) => u16::try_from(*mtu).ok(),
-        _ => None,
-    });
-    let mtu = mtu.unwrap_or(1500);
-    let index = link.header.index;
-
-    let guest = GuestNetwork {
-        interfaces: vec![GuestInterface {
-            mac: format_mac(&mac),
-            name: name.to_owned(),
-            mtu: u32::from(mtu),
-            addresses: addresses(handle, index).await?,
-        }],
-        routes: routes(handle, index, name).await?,
-        neighbors: neighbors(handle, index, name).await?,
-    };
-
-    let tap = tap::open(tap_name).map_err(|source| LinkError::Tap {
-        name: tap_name.to_owned(),
-        source,
-    })?;
-    let tap_index = find(handle, tap_name).await?.header.index;
-    let message = LinkUnspec::new_with_index(tap_index)
-        .mtu(u32::from(mtu))
-        .up()
-        .build();
-    let set = handle.link().set(message).execute().await;
-    set.map_err(failed("bring up tap"))?;
-    redirect(handle, index, tap_index).await?;
-    redirect(handle, tap_index, index).await?;
-    Ok(Joined {
-        guest,
-        tap,
-        mac,
-        mtu,
-    })
+async fn join_here(handle: &Handle, primary: &str) -> Result<Joined, LinkError> {
+    set_up(handle, find(handle, "lo").await?).await?;
+    let found = view::interfaces(handle, primary).await?;
+    if found.len() > MAX_LINKS {
+        return Err(LinkError::TooMany(found.len()));
+    }
+    for (at, one) in found.iter().enumerate() {
+        if let Some(other) = found[..at].iter().find(|other| other.mac == one.mac) {
+            let names = (other.name.clone(), one.name.clone());
+            return Err(LinkError::SameAddress(names.0, names.1));
+        }
+    }
+    let guest = view::read(handle, &found).await?;
+    let mut links = Vec::new();
+    for (number, link) in found.into_iter().enumerate() {
+        let tap_name = format!("{TAP_PREFIX}{number}");
+        let tap = tap::open(&tap_name).map_err(|source| LinkError::Tap {
+            name: tap_name.clone(),
+            source,
+        })?;
+        let tap_index = find(handle, &tap_name).await?;
+        let message = LinkUnspec::new_with_index(tap_index)
+            .mtu(u32::from(link.mtu))
+            .up()
+            .build();
+        let set = handle.link().set(message).execute().await;
+        set.map_err(failed("bring up tap"))?;
+        redirect(handle, link.index, tap_index).await?;
+        redirect(handle, tap_index, link.index).await?;
+        links.push(PodLink {
+            name: link.name,
+            tap,
+            mac: link.mac,
+            mtu: link.mtu,
+        });
+    }
+    Ok(Joined { guest, links })
 }
 
-fn failed(action: &'static str) -> impl FnOnce(rtnetlink::Error) -> LinkError {
+/// Names the failed step of a netlink request.
+pub(crate) fn failed(action: &'static str) -> impl FnOnce(rtnetlink::Error) -> LinkError {
     move |source| LinkError::Netlink { action, source }
 }
 
-async fn find(handle: &Handle, name: &str) -> Result<LinkMessage, LinkError> {
+async fn find(handle: &Handle, name: &str) -> Result<u32, LinkError> {
     let links = handle.link().get().match_name(name).execute();
     pin_mut!(links);
     match links.try_next().await {
-        Ok(Some(link)) => Ok(link),
+        Ok(Some(link)) => Ok(link.header.index),
         Ok(None) => Err(LinkError::Missing(name.to_owned())),
         Err(rtnetlink::Error::NetlinkError(message))
             if message.raw_code() == -nix::libc::ENODEV =>
@@ -202,136 +192,4 @@ async fn redirect(handle: &Handle, from: u32, to: u32) -> Result<(), LinkError> 
         .redirect(to)
         .map_err(failed("build redirect"))?;
     filter.execute().await.map_err(failed("redirect frames"))
-}
-
-async fn addresses(handle: &Handle, index: u32) -> Result<Vec<String>, LinkError> {
-    let stream = handle
-        .address()
-        .get()
-        .set_link_index_filter(index)
-        .execute();
-    pin_mut!(stream);
-    let mut found = Vec::new();
-    while let Some(message) = stream.try_next().await.map_err(failed("list addresses"))? {
-        // The guest makes its own link-local addresses.
-        if message.header.scope == AddressScope::Link {
-            continue;
-        }
-        let local = message.attributes.iter().find_map(|a| match a {
-            AddressAttribute::Local(ip) => Some(*ip),
-            _ => None,
-        });
-        let plain = message.attributes.iter().find_map(|a| match a {
-            AddressAttribute::Address(ip) => Some(*ip),
-            _ => None,
-        });
-        if let Some(ip) = local.or(plain) {
-            found.push(format!("{ip}/{}", message.header.prefix_len));
-        }
-    }
-    Ok(found)
-}
-
-async fn routes(handle: &Handle, index: u32, name: &str) -> Result<Vec<GuestRoute>, LinkError> {
-    let mut found = Vec::new();
-    let v4 = RouteMessageBuilder::<Ipv4Addr>::new().build();
-    let v6 = RouteMessageBuilder::<Ipv6Addr>::new().build();
-    for (message, default) in [(v4, "0.0.0.0"), (v6, "::")] {
-        let stream = handle.route().get(message).execute();
-        pin_mut!(stream);
-        while let Some(route) = stream.try_next().await.map_err(failed("list routes"))? {
-            found.extend(guest_route(&route, index, name, default));
-        }
-    }
-    // A gateway is reachable only once its on-link route is there.
-    found.sort_by_key(|route: &GuestRoute| !route.gateway.is_empty());
-    Ok(found)
-}
-
-/// The route as the guest needs it; none for those that its kernel makes itself.
-fn guest_route(route: &RouteMessage, index: u32, name: &str, default: &str) -> Option<GuestRoute> {
-    let header = &route.header;
-    if header.table != RouteHeader::RT_TABLE_MAIN
-        || header.kind != RouteType::Unicast
-        || header.protocol == RouteProtocol::Kernel
-    {
-        return None;
-    }
-    let mut to = GuestRoute {
-        destination: format!("{default}/0"),
-        interface: name.to_owned(),
-        scope: u32::from(u8::from(header.scope)),
-        ..GuestRoute::default()
-    };
-    let mut on_interface = false;
-    for attribute in &route.attributes {
-        match attribute {
-            RouteAttribute::Oif(oif) => on_interface = *oif == index,
-            RouteAttribute::Destination(address) => {
-                to.destination = format!("{}/{}", text(address)?, header.destination_prefix_length);
-            }
-            RouteAttribute::Gateway(address) => to.gateway = text(address)?,
-            RouteAttribute::PrefSource(address) => to.source = text(address)?,
-            RouteAttribute::Priority(metric) => to.metric = *metric,
-            RouteAttribute::Metrics(metrics) => {
-                for metric in metrics {
-                    if let RouteMetric::Mtu(mtu) = metric {
-                        to.mtu = *mtu;
-                    }
-                }
-            }
-            _ => {}
-        }
-    }
-    on_interface.then_some(to)
-}
-
-fn text(address: &RouteAddress) -> Option<String> {
-    match address {
-        RouteAddress::Inet(ip) => Some(ip.to_string()),
-        RouteAddress::Inet6(ip) => Some(ip.to_string()),
-        _ => None,
-    }
-}
-
-async fn neighbors(
-    handle: &Handle,
-    index: u32,
-    name: &str,
-) -> Result<Vec<GuestNeighbor>, LinkError> {
-    let stream = handle.neighbours().get().execute();
-    pin_mut!(stream);
-    let mut found = Vec::new();
-    while let Some(message) = stream.try_next().await.map_err(failed("list neighbours"))? {
-        if message.header.ifindex != index || message.header.state != NeighbourState::Permanent {
-            continue;
-        }
-        let mut address = None;
-        let mut mac = None;
-        for attribute in &message.attributes {
-            match attribute {
-                NeighbourAttribute::Destination(NeighbourAddress::Inet(ip)) => {
-                    address = Some(ip.to_string());
-                }
-                NeighbourAttribute::Destination(NeighbourAddress::Inet6(ip)) => {
-                    address = Some(ip.to_string());
-                }
-                NeighbourAttribute::LinkLayerAddress(bytes) => mac = Some(format_mac(bytes)),
-                _ => {}
-            }
-        }
-        if let (Some(address), Some(mac)) = (address, mac) {
-            found.push(GuestNeighbor {
-                address,
-                mac,
-                interface: name.to_owned(),
-            });
-        }
-    }
-    Ok(found)
-}
-
-fn format_mac(bytes: &[u8]) -> String {
-    let parts: Vec<String> = bytes.iter().map(|b| format!("{b:02x}")).collect();
-    parts.join(":")
 }

@@ -4,30 +4,26 @@
 //! plan ──▶ record (the caller makes it durable) ──▶ setup: netns → CNI ADD → tap ⇄ interface
 //!                                                      └─ on failure: undone, in reverse
 //! teardown(record): CNI DEL → netns removed; may be repeated, also after a crash at any point
+//! gc(pods): what plugins still hold for pods that are gone; alone, no ADD or DEL beside it
 //! ```
 
-use std::{
-    io,
-    net::IpAddr,
-    os::fd::OwnedFd,
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{collections::BTreeSet, io, net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use serde::{Deserialize, Serialize};
+use tokio::sync::RwLock;
 
 use crate::{
-    cni::{self, CniError},
+    cache::{self, Cache},
+    cni::{self, CniError, Plugins},
     guest::{Dns, GuestNetwork},
-    link::{self, LinkError},
+    link::{self, LinkError, PodLink},
     netns::{self, NetnsError},
+    request::{PodNetworkRequest, RequestError},
 };
 
 /// Name of the interface that CNI makes in the pod's namespace, as kubelet and
 /// every other runtime name it.
 const INTERFACE: &str = "eth0";
-/// Name of the tap beside it.
-const TAP: &str = "hulltap0";
 /// Prefix of the namespaces that are ours.
 const NETNS_PREFIX: &str = "hull-";
 
@@ -40,6 +36,10 @@ pub struct NetworkConfig {
     pub bin_dirs: Vec<PathBuf>,
     /// Directory in which namespaces are kept by name.
     pub netns_dir: PathBuf,
+    /// Directory of what plugins answered, for DEL; it outlives a reboot.
+    pub cache_dir: PathBuf,
+    /// Directory of libcni's cache: the attachments of other runtimes, which GC spares.
+    pub foreign_cache_dir: PathBuf,
     /// How long one call of a plugin may take before it is killed.
     pub plugin_timeout: Duration,
 }
@@ -50,39 +50,11 @@ impl Default for NetworkConfig {
             conf_dir: "/etc/cni/net.d".into(),
             bin_dirs: vec!["/opt/cni/bin".into(), "/usr/lib/cni".into()],
             netns_dir: "/run/netns".into(),
+            cache_dir: "/var/lib/hull/cni".into(),
+            foreign_cache_dir: "/var/lib/cni/results".into(),
             plugin_timeout: Duration::from_secs(60),
         }
     }
-}
-
-/// The pod that a network is for.
-#[derive(Debug, Clone, Default)]
-pub struct PodNetworkRequest {
-    /// The sandbox id.
-    pub pod_id: String,
-    /// Kubernetes namespace, name and uid of the pod (CNI_ARGS).
-    pub namespace: String,
-    /// See `namespace`.
-    pub name: String,
-    /// See `namespace`.
-    pub uid: String,
-    /// Host ports (capability `portMappings`).
-    pub port_mappings: Vec<PortMapping>,
-}
-
-/// A host port that leads to the pod (CNI capability `portMappings`).
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct PortMapping {
-    /// `tcp`, `udp` or `sctp`.
-    pub protocol: String,
-    /// Port in the pod.
-    pub container_port: u16,
-    /// Port on the host.
-    pub host_port: u16,
-    /// Host address; empty for all.
-    #[serde(rename = "hostIP", default, skip_serializing_if = "String::is_empty")]
-    pub host_ip: String,
 }
 
 /// What tear-down needs to know; the caller keeps it for the life of the pod.
@@ -94,6 +66,9 @@ pub struct NetworkRecord {
     pub netns: PathBuf,
     /// The pod's addresses, the primary one first; empty before set-up.
     pub ips: Vec<IpAddr>,
+    /// How many interfaces it has; 0 before set-up.
+    #[serde(default)]
+    pub links: u8,
     /// How CNI was called.
     attachment: cni::Attachment,
 }
@@ -105,12 +80,8 @@ pub struct PodNetwork {
     pub record: NetworkRecord,
     /// What to tell the guest.
     pub guest: GuestNetwork,
-    /// The VM's end of the network, opened with `IFF_VNET_HDR`.
-    pub tap: OwnedFd,
-    /// Hardware address of the guest's interface.
-    pub mac: [u8; 6],
-    /// Largest packet in bytes.
-    pub mtu: u16,
+    /// The pod's interfaces, `eth0` first; never empty.
+    pub links: Vec<PodLink>,
     /// DNS settings from CNI; usually empty under Kubernetes.
     pub dns: Dns,
 }
@@ -121,6 +92,9 @@ pub enum NetworkError {
     /// No usable configuration, or a plugin is missing or failed.
     #[error(transparent)]
     Cni(#[from] CniError),
+    /// The pod asks for what can't be passed on.
+    #[error(transparent)]
+    Request(#[from] RequestError),
     /// The namespace.
     #[error(transparent)]
     Netns(#[from] NetnsError),
@@ -144,64 +118,91 @@ pub enum NetworkError {
     /// The namespaces can't be listed.
     #[error("list network namespaces")]
     List(#[source] io::Error),
+    /// The cache of results.
+    #[error("{action} the cached CNI result of pod {pod_id}")]
+    Cache {
+        /// What was tried.
+        action: &'static str,
+        /// The sandbox id.
+        pod_id: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// Pods are being attached or detached.
+    #[error("collect what plugins hold for pods that are gone: pods come and go just now")]
+    Busy,
 }
 
 /// The host's side of pod networks.
 #[derive(Debug, Clone)]
 pub struct Network {
-    config: NetworkConfig,
+    config: Arc<NetworkConfig>,
+    plugins: Plugins,
+    cache: Cache,
+    /// Held to read by ADD, DEL and CHECK, to write by GC (spec section 3, "locking").
+    gate: Arc<RwLock<()>>,
 }
 
 impl Network {
     /// Returns a handle; nothing is touched before a call needs it.
     #[must_use]
     pub fn new(config: NetworkConfig) -> Self {
-        Self { config }
+        Self {
+            plugins: Plugins {
+                dirs: config.bin_dirs.clone(),
+                timeout: config.plugin_timeout,
+                versions: cni::version::Versions::default(),
+            },
+            cache: Cache::new(config.cache_dir.clone()),
+            config: Arc::new(config),
+            gate: Arc::default(),
+        }
     }
 
     /// Tells whether a pod could get a network now.
     ///
     /// # Errors
-    /// What is missing: a configuration, or a plugin that it names.
-    pub fn status(&self) -> Result<(), NetworkError> {
-        self.network().map(drop)
-    }
-
-    /// The network of new pods, all of whose plugins are installed.
-    fn network(&self) -> Result<cni::NetworkList, NetworkError> {
-        let list = cni::conf::load(&self.config.conf_dir).map_err(CniError::from)?;
-        for plugin in &list.plugins {
-            cni::exec::find(&self.config.bin_dirs, &plugin.kind).map_err(CniError::from)?;
-        }
-        Ok(list)
+    /// What is missing: a configuration, a plugin that it names, a version that all speak, or
+    /// what a plugin says that it lacks.
+    pub async fn status(&self) -> Result<(), NetworkError> {
+        Ok(self.plugins.status(self.load()?).await?)
     }
 
     /// Chooses the network and names what [`Network::setup`] will make. Nothing
     /// is made yet: store the record first, so that a crash leaks nothing.
     ///
     /// # Errors
-    /// As [`Network::status`].
-    pub fn plan(&self, request: &PodNetworkRequest) -> Result<NetworkRecord, NetworkError> {
-        let list = self.network()?;
+    /// When there is no usable network, or it can't do what the pod asks for.
+    pub async fn plan(&self, request: &PodNetworkRequest) -> Result<NetworkRecord, NetworkError> {
+        let list = self.plugins.negotiate(self.load()?).await?;
         Ok(NetworkRecord {
             pod_id: request.pod_id.clone(),
-            netns: self
-                .config
-                .netns_dir
-                .join(format!("{NETNS_PREFIX}{}", request.pod_id)),
+            netns: self.netns(&request.pod_id),
             ips: Vec::new(),
-            attachment: cni::Attachment::new(list, INTERFACE, request),
+            links: 0,
+            attachment: cni::Attachment::new(list, INTERFACE, request)?,
         })
+    }
+
+    fn load(&self) -> Result<cni::NetworkList, NetworkError> {
+        let list = cni::conf::load(&self.config.conf_dir);
+        Ok(list.map_err(CniError::from)?)
+    }
+
+    fn netns(&self, pod_id: &str) -> PathBuf {
+        let name = format!("{NETNS_PREFIX}{pod_id}");
+        self.config.netns_dir.join(name)
     }
 
     /// Makes the namespace, runs the CNI plugins and joins their interface to a tap.
     ///
     /// # Errors
     /// What failed; everything was undone but for [`NetworkError::Undo`].
-    pub async fn setup(&self, record: NetworkRecord) -> Result<PodNetwork, NetworkError> {
-        match self.bring_up(record.clone()).await {
+    pub async fn setup(&self, mut record: NetworkRecord) -> Result<PodNetwork, NetworkError> {
+        let _gate = self.gate.read().await;
+        match self.bring_up(&mut record).await {
             Ok(network) => Ok(network),
-            Err(failure) => match self.teardown(&record).await {
+            Err(failure) => match self.take_down(&record).await {
                 Ok(()) => Err(failure),
                 Err(undo) => Err(NetworkError::Undo {
                     failure: Box::new(failure),
@@ -211,29 +212,44 @@ impl Network {
         }
     }
 
-    async fn bring_up(&self, mut record: NetworkRecord) -> Result<PodNetwork, NetworkError> {
+    async fn bring_up(&self, record: &mut NetworkRecord) -> Result<PodNetwork, NetworkError> {
         netns::create(&record.netns)?;
-        let call = self.call(&record.pod_id, &record.netns);
-        let result = call.add(&mut record.attachment).await?;
-        let joined = link::join(record.netns.clone(), INTERFACE, TAP)
+        self.keep(record)?;
+        let planned = record.clone();
+        let mut attachment = planned.attachment.clone();
+        let call = self.call(&planned);
+        let added = call.add(&mut attachment, |so_far| {
+            record.attachment = so_far.clone();
+            if let Err(error) = self.keep(record) {
+                // It matters only if the daemon dies before the caller has stored the record.
+                tracing::warn!(%error, pod = record.pod_id, "cache a CNI result");
+            }
+        });
+        let result = added.await?;
+        let joined = link::join(record.netns.clone(), INTERFACE)
             .await
             .map_err(|source| NetworkError::Link {
                 pod_id: record.pod_id.clone(),
                 source,
             })?;
+        // MAX_LINKS is far below.
+        record.links = u8::try_from(joined.links.len()).unwrap_or(u8::MAX);
         record.ips = if result.ips.is_empty() {
             joined.ips()
         } else {
             result.ips
         };
         Ok(PodNetwork {
-            record,
+            record: record.clone(),
             guest: joined.guest,
-            tap: joined.tap,
-            mac: joined.mac,
-            mtu: joined.mtu,
+            links: joined.links,
             dns: result.dns,
         })
+    }
+
+    fn keep(&self, record: &NetworkRecord) -> Result<(), NetworkError> {
+        let stored = self.cache.store(record);
+        stored.map_err(cache_error("write", &record.pod_id))
     }
 
     /// Gives addresses back and removes the namespace. May be repeated.
@@ -242,53 +258,108 @@ impl Network {
     /// A plugin that fails to delete: keep the record and try again, otherwise
     /// an address may leak.
     pub async fn teardown(&self, record: &NetworkRecord) -> Result<(), NetworkError> {
-        self.call(&record.pod_id, &record.netns)
-            .delete(&record.attachment)
-            .await?;
+        let _gate = self.gate.read().await;
+        self.take_down(record).await
+    }
+
+    async fn take_down(&self, record: &NetworkRecord) -> Result<(), NetworkError> {
+        // The cached one knows how far ADD came.
+        let cached = self.cache.load(&record.pod_id);
+        let record = cached.as_ref().unwrap_or(record);
+        self.call(record).delete(&record.attachment).await?;
         netns::remove(&record.netns)?;
-        Ok(())
+        let removed = self.cache.remove(&record.pod_id);
+        removed.map_err(cache_error("remove", &record.pod_id))
     }
 
-    /// Lists the pod ids that have a namespace of ours.
+    /// Asks the plugins whether a pod's network is as they made it.
     ///
     /// # Errors
-    /// When the directory can't be read.
+    /// What the first plugin misses.
+    pub async fn check(&self, record: &NetworkRecord) -> Result<(), NetworkError> {
+        let _gate = self.gate.read().await;
+        Ok(self.call(record).check(&record.attachment).await?)
+    }
+
+    /// Lets plugins free what belongs to none of these pods, nor to another runtime's (GC). From
+    /// this call on, and until the future ends, no other pod is attached or detached: let it run.
+    ///
+    /// # Errors
+    /// When pods are being attached or detached at the time of the call; the future's: no usable
+    /// configuration, or the first plugin that failed.
+    pub fn gc(
+        &self,
+        pods: Vec<String>,
+    ) -> Result<impl Future<Output = Result<(), NetworkError>> + Send + 'static, NetworkError> {
+        let gate = Arc::clone(&self.gate).try_write_owned();
+        let gate = gate.map_err(|_| NetworkError::Busy)?;
+        let this = self.clone();
+        Ok(async move {
+            let _gate = gate;
+            let list = this.plugins.negotiate(this.load()?).await?;
+            let others = cache::foreign(&this.config.foreign_cache_dir, &list.name);
+            let others = others.map_err(|source| NetworkError::Cache {
+                action: "look among other runtimes' for",
+                pod_id: "any".into(),
+                source,
+            })?;
+            let ours = pods.into_iter().map(|id| (id, INTERFACE.to_owned()));
+            let valid: Vec<_> = ours.chain(others).collect();
+            Ok(this.plugins.gc(&list, &valid).await?)
+        })
+    }
+
+    /// Lists the pod ids that have a namespace or a cached result of ours.
+    ///
+    /// # Errors
+    /// When a directory can't be read.
     pub fn pods(&self) -> Result<Vec<String>, NetworkError> {
-        let entries = match std::fs::read_dir(&self.config.netns_dir) {
-            Ok(entries) => entries,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-            Err(error) => return Err(NetworkError::List(error)),
-        };
-        let mut pods = Vec::new();
-        for entry in entries {
-            let name = entry.map_err(NetworkError::List)?.file_name();
-            if let Some(id) = name.to_str().and_then(|n| n.strip_prefix(NETNS_PREFIX)) {
-                pods.push(id.to_owned());
+        let cached = self.cache.pods().map_err(NetworkError::List)?;
+        let mut pods = BTreeSet::from_iter(cached);
+        match std::fs::read_dir(&self.config.netns_dir) {
+            Ok(entries) => {
+                for entry in entries {
+                    let name = entry.map_err(NetworkError::List)?.file_name();
+                    if let Some(id) = name.to_str().and_then(|n| n.strip_prefix(NETNS_PREFIX)) {
+                        pods.insert(id.to_owned());
+                    }
+                }
             }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(NetworkError::List(error)),
         }
-        Ok(pods)
+        Ok(pods.into_iter().collect())
     }
 
-    /// Removes the namespace of a pod that nobody has a record of.
+    /// Detaches a pod that nobody has a record of, as far as the cached result tells how, and
+    /// removes its namespace.
     ///
     /// # Errors
-    /// When it can't be unmounted or unlinked.
-    pub fn remove_orphan(&self, pod_id: &str) -> Result<(), NetworkError> {
-        netns::remove(
-            &self
-                .config
-                .netns_dir
-                .join(format!("{NETNS_PREFIX}{pod_id}")),
-        )?;
-        Ok(())
+    /// As [`Network::teardown`].
+    pub async fn remove_orphan(&self, pod_id: &str) -> Result<(), NetworkError> {
+        let _gate = self.gate.read().await;
+        if let Some(record) = self.cache.load(pod_id) {
+            return self.take_down(&record).await;
+        }
+        netns::remove(&self.netns(pod_id))?;
+        let removed = self.cache.remove(pod_id);
+        removed.map_err(cache_error("remove", pod_id))
     }
 
-    fn call(&self, pod_id: &str, netns: &Path) -> cni::Call<'_> {
+    fn call<'a>(&'a self, record: &'a NetworkRecord) -> cni::Call<'a> {
         cni::Call {
-            bin_dirs: &self.config.bin_dirs,
-            timeout: self.config.plugin_timeout,
-            container_id: pod_id.to_owned(),
-            netns: netns.to_owned(),
+            plugins: &self.plugins,
+            container_id: &record.pod_id,
+            netns: &record.netns,
         }
+    }
+}
+
+fn cache_error(action: &'static str, pod_id: &str) -> impl FnOnce(io::Error) -> NetworkError {
+    let pod_id = pod_id.to_owned();
+    move |source| NetworkError::Cache {
+        action,
+        pod_id,
+        source,
     }
 }

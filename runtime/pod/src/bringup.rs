@@ -45,7 +45,7 @@ use crate::{
         spec::{VmSize, available_mib},
     },
 };
-use hull_network::{NetworkError, PodNetwork, PodNetworkRequest};
+use hull_network::{NetworkError, PodNetwork, PodNetworkRequest, RequestError};
 use hull_proto_agent::GUEST_CID;
 use hull_proto_vmm::{DeviceConfig, Extent, FdIndex, VmConfig};
 
@@ -143,10 +143,23 @@ impl<'a> Recorded<'a> {
     async fn new(node: &'a Node, mut record: SandboxRecord) -> Result<Self, Failed> {
         let request = network_request(&record);
         // Nothing is made yet: what fails here is the node's configuration.
-        let plan = node.network.plan(&request).map_err(|error| {
-            let why = network_error(error).report();
-            PodError::precondition("run the sandbox", why)
-        });
+        let plan = node
+            .network
+            .plan(&request)
+            .await
+            .map_err(|error| match error {
+                NetworkError::Request(error) => {
+                    let field = match error {
+                        RequestError::Argument { .. } => "config.metadata",
+                        _ => "config.annotations",
+                    };
+                    PodError::invalid(field, error.to_string())
+                }
+                error => {
+                    let why = network_error(error).report();
+                    PodError::precondition("run the sandbox", why)
+                }
+            });
         record.network = Some(plan.map_err(untouched)?);
         let (root, parent) = (&node.config.cgroup_root, &record.spec.cgroup_parent);
         record.cgroup = PodCgroup::plan(root, parent, &record.id).map_err(untouched)?;
@@ -401,8 +414,6 @@ impl<'a> Assembled<'a> {
             .map_err(|e| PodError::internal(format!("listen on {}", vsock.display()), e))?;
         let root = open(&config.guest_root)?;
         let root_bytes = file_bytes(&root, &config.guest_root)?;
-        let tap = self.network.tap.try_clone();
-        let tap = tap.map_err(|e| PodError::internal("duplicate the tap", e))?;
         let serial = if config.serial_console {
             let path = run.console();
             let file = File::create(&path)
@@ -420,7 +431,7 @@ impl<'a> Assembled<'a> {
                 length,
             }],
         };
-        let devices = vec![
+        let mut devices = vec![
             (
                 slots::VSOCK,
                 DeviceConfig::Vsock {
@@ -434,14 +445,6 @@ impl<'a> Assembled<'a> {
                 disk("root", true, send(root.into()), root_bytes),
             ),
             (
-                slots::NET,
-                DeviceConfig::Net {
-                    tap: send(tap),
-                    mac: self.network.mac,
-                    mtu: Some(self.network.mtu).filter(|mtu| *mtu > 0),
-                },
-            ),
-            (
                 slots::SCRATCH,
                 disk(
                     "scratch",
@@ -451,6 +454,16 @@ impl<'a> Assembled<'a> {
                 ),
             ),
         ];
+        for (number, link) in (0..).zip(&self.network.links) {
+            let tap = link.tap.try_clone();
+            let tap = tap.map_err(|e| PodError::internal("duplicate the tap", e))?;
+            let net = DeviceConfig::Net {
+                tap: send(tap),
+                mac: link.mac,
+                mtu: Some(link.mtu).filter(|mtu| *mtu > 0),
+            };
+            devices.push((slots::net(number), net));
+        }
         let vm_config = VmConfig {
             vcpus: size.vcpus,
             boot_vcpus: size.vcpus,
@@ -564,6 +577,16 @@ fn network_request(record: &SandboxRecord) -> PodNetworkRequest {
                 host_ip: mapping.host_ip.clone(),
             })
             .collect(),
+        annotations: spec.annotations.clone(),
+        dns: spec
+            .dns
+            .clone()
+            .map_or_else(Default::default, |dns| hull_network::Dns {
+                nameservers: dns.servers,
+                search: dns.searches,
+                options: dns.options,
+                ..hull_network::Dns::default()
+            }),
     }
 }
 

@@ -12,7 +12,10 @@ pub trait PodNetworking: Debug + Send + Sync + 'static {
     ///
     /// # Errors
     /// When there is none to choose.
-    fn plan(&self, request: &PodNetworkRequest) -> Result<NetworkRecord, NetworkError>;
+    fn plan<'a>(
+        &'a self,
+        request: &'a PodNetworkRequest,
+    ) -> BoxFuture<'a, Result<NetworkRecord, NetworkError>>;
 
     /// Makes what was planned, or nothing.
     fn setup(&self, record: NetworkRecord) -> BoxFuture<'_, Result<PodNetwork, NetworkError>>;
@@ -21,22 +24,35 @@ pub trait PodNetworking: Debug + Send + Sync + 'static {
     fn teardown<'a>(&'a self, record: &'a NetworkRecord)
     -> BoxFuture<'a, Result<(), NetworkError>>;
 
-    /// Ids of the pods that have a network namespace.
+    /// Compares it with what was made.
+    fn check<'a>(&'a self, record: &'a NetworkRecord) -> BoxFuture<'a, Result<(), NetworkError>>;
+
+    /// Frees what plugins hold for other pods than these. Nothing is set up or torn down from
+    /// this call on until the future is done.
+    ///
+    /// # Errors
+    /// When pods come and go at the time of the call.
+    fn gc(
+        &self,
+        pods: Vec<String>,
+    ) -> Result<BoxFuture<'static, Result<(), NetworkError>>, NetworkError>;
+
+    /// Ids of the pods that have something of a network.
     ///
     /// # Errors
     /// When they can't be listed.
     fn pods(&self) -> Result<Vec<String>, NetworkError>;
 
-    /// Removes the namespace of a pod without a record.
-    ///
-    /// # Errors
-    /// When it can't be removed.
-    fn remove_orphan(&self, pod_id: &str) -> Result<(), NetworkError>;
+    /// Removes what a pod without a record has.
+    fn remove_orphan<'a>(&'a self, pod_id: &'a str) -> BoxFuture<'a, Result<(), NetworkError>>;
 }
 
 impl PodNetworking for Network {
-    fn plan(&self, request: &PodNetworkRequest) -> Result<NetworkRecord, NetworkError> {
-        self.plan(request)
+    fn plan<'a>(
+        &'a self,
+        request: &'a PodNetworkRequest,
+    ) -> BoxFuture<'a, Result<NetworkRecord, NetworkError>> {
+        self.plan(request).boxed()
     }
 
     fn setup(&self, record: NetworkRecord) -> BoxFuture<'_, Result<PodNetwork, NetworkError>> {
@@ -50,12 +66,23 @@ impl PodNetworking for Network {
         self.teardown(record).boxed()
     }
 
+    fn check<'a>(&'a self, record: &'a NetworkRecord) -> BoxFuture<'a, Result<(), NetworkError>> {
+        self.check(record).boxed()
+    }
+
+    fn gc(
+        &self,
+        pods: Vec<String>,
+    ) -> Result<BoxFuture<'static, Result<(), NetworkError>>, NetworkError> {
+        Ok(self.gc(pods)?.boxed())
+    }
+
     fn pods(&self) -> Result<Vec<String>, NetworkError> {
         self.pods()
     }
 
-    fn remove_orphan(&self, pod_id: &str) -> Result<(), NetworkError> {
-        self.remove_orphan(pod_id)
+    fn remove_orphan<'a>(&'a self, pod_id: &'a str) -> BoxFuture<'a, Result<(), NetworkError>> {
+        self.remove_orphan(pod_id).boxed()
     }
 }
 

@@ -157,7 +157,10 @@ impl Recovery {
             discard(&self.node, agent.as_ref(), &id).await;
         }
         match adopted {
-            Ok((vm, agent)) => self.go_on(vm, agent).await,
+            Ok((vm, agent)) => {
+                self.go_on(vm, agent).await;
+                check_network(&self.node, &self.record);
+            }
             Err(why) => {
                 if self.record.state == State::Ready {
                     tracing::warn!(pod = %self.record.id, %why, "VM of an earlier daemon is gone");
@@ -309,14 +312,16 @@ async fn remove_orphans(node: &Node, sandboxes: &[SandboxRecord], containers: &[
     match node.network.pods() {
         Ok(owners) => {
             for owner in owners.iter().filter(|o| !pods.contains(o.as_str())) {
-                tracing::warn!(pod = %owner, "network namespace that nobody owns");
-                if let Err(error) = node.network.remove_orphan(owner) {
-                    tracing::error!(%error, pod = %owner, "remove a network namespace");
+                tracing::warn!(pod = %owner, "network of a pod that nobody owns");
+                if let Err(error) = node.network.remove_orphan(owner).await {
+                    let error = &error as &dyn std::error::Error;
+                    tracing::error!(error, pod = %owner, "remove a network");
                 }
             }
         }
-        Err(error) => tracing::error!(%error, "look for network namespaces that nobody owns"),
+        Err(error) => tracing::error!(%error, "look for networks that nobody owns"),
     }
+    collect_networks(node, sandboxes);
     let known: HashSet<&str> = containers.iter().map(|c| c.id.as_str()).collect();
     let owners = node.images.lease_owners().await.unwrap_or_default();
     for owner in owners {
@@ -329,6 +334,39 @@ async fn remove_orphans(node: &Node, sandboxes: &[SandboxRecord], containers: &[
             tracing::error!(%error, %owner, "release an image that nobody uses");
         }
     }
+}
+
+/// Lets plugins free what they hold for pods that are gone. Pods that are started or ended
+/// meanwhile wait for it, the daemon's start does not.
+fn collect_networks(node: &Node, sandboxes: &[SandboxRecord]) {
+    let with_network = sandboxes.iter().filter(|s| s.network.is_some());
+    let pods = with_network.map(|s| s.id.to_string()).collect();
+    match node.network.gc(pods) {
+        Ok(gc) => {
+            tokio::spawn(async move {
+                if let Err(error) = gc.await {
+                    let error = &error as &dyn std::error::Error;
+                    tracing::warn!(error, "let CNI plugins collect what pods left");
+                }
+            });
+        }
+        Err(error) => tracing::warn!(%error, "let CNI plugins collect what pods left"),
+    }
+}
+
+/// Says so when a pod that runs on has lost something of its network. It is not ended for that:
+/// whoever sees to its readiness decides.
+fn check_network(node: &Arc<Node>, record: &SandboxRecord) {
+    let Some(network) = record.network.clone() else {
+        return;
+    };
+    let (node, pod) = (Arc::clone(node), record.id.clone());
+    tokio::spawn(async move {
+        if let Err(error) = node.network.check(&network).await {
+            let error = &error as &dyn std::error::Error;
+            tracing::warn!(error, %pod, "the pod's network is not as it was made");
+        }
+    });
 }
 
 fn names_in(directory: &Path) -> Vec<String> {

@@ -1,21 +1,28 @@
-//! The Container Network Interface, spec 1.1: which network ([`conf`]), how a
-//! plugin is called ([`exec`]), and what it answers ([`result`]).
+//! The Container Network Interface, spec 1.1: which network ([`conf`]) in which version
+//! ([`version`]), what a pod's attachment to it is ([`attachment`]), how a plugin is called
+//! ([`exec`]), and what it answers ([`result`]).
 
+pub mod attachment;
 pub mod conf;
 pub mod exec;
 pub mod result;
+pub mod version;
 
 use std::{
     path::{Path, PathBuf},
     time::Duration,
 };
 
-use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use crate::setup::PodNetworkRequest;
+pub use attachment::Attachment;
 pub use conf::NetworkList;
 pub use result::AddResult;
+use version::{SpecVersion, Versions};
+
+/// How often, and after what times, a failed DEL is tried again: a lock of the packet filter may
+/// be held, or a daemon behind the plugin be restarting.
+const DEL_PAUSES: [Duration; 2] = [Duration::from_millis(100), Duration::from_millis(500)];
 
 /// Why CNI did not do what was asked.
 #[derive(Debug, thiserror::Error)]
@@ -29,101 +36,208 @@ pub enum CniError {
     /// A plugin's answer.
     #[error(transparent)]
     Result(#[from] result::ResultError),
+    /// The plugins have no version in common with the configuration.
+    #[error("network {network} is of CNI version {wanted}, which plugin {plugin} does not speak")]
+    Version {
+        /// The network.
+        network: String,
+        /// Its versions.
+        wanted: String,
+        /// The plugin.
+        plugin: String,
+    },
 }
 
-/// The network that a pod is attached to: what ADD and DEL must be told alike.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Attachment {
-    list: NetworkList,
-    interface: String,
-    args: String,
-    port_mappings: Value,
-    /// The last plugin's result; null before ADD.
-    result: Value,
+/// How plugins are called on this node.
+#[derive(Debug, Clone)]
+pub struct Plugins {
+    /// Where they are.
+    pub dirs: Vec<PathBuf>,
+    /// How long one call may take.
+    pub timeout: Duration,
+    /// What they answered to VERSION.
+    pub versions: Versions,
 }
 
-impl Attachment {
-    /// Describes an attachment that is not made yet.
-    #[must_use]
-    pub fn new(list: NetworkList, interface: &str, request: &PodNetworkRequest) -> Self {
-        // The conventional arguments of Kubernetes runtimes; IgnoreUnknown keeps
-        // plugins that know none of them from refusing.
-        let args = [
-            ("IgnoreUnknown", "1"),
-            ("K8S_POD_NAMESPACE", &request.namespace),
-            ("K8S_POD_NAME", &request.name),
-            ("K8S_POD_INFRA_CONTAINER_ID", &request.pod_id),
-            ("K8S_POD_UID", &request.uid),
-        ]
-        .map(|(key, value)| format!("{key}={value}"))
-        .join(";");
-        Self {
-            list,
-            interface: interface.to_owned(),
-            args,
-            port_mappings: json!(request.port_mappings),
-            result: Value::Null,
+impl Plugins {
+    /// Chooses the newest version that the configuration names and all plugins speak.
+    ///
+    /// # Errors
+    /// A plugin that is missing, can't be run or speaks none of the versions.
+    pub async fn negotiate(&self, mut list: NetworkList) -> Result<NetworkList, CniError> {
+        let mut common = list.versions.clone();
+        for plugin in &list.plugins {
+            let program = exec::find(&self.dirs, &plugin.kind)?;
+            if list.versions.len() < 2 {
+                continue;
+            }
+            self.narrow(&list, &plugin.kind, &program, &mut common)
+                .await?;
         }
+        if let Some(newest) = common.last() {
+            list.cni_version = *newest;
+        }
+        Ok(list)
     }
 
-    /// The configuration of one plugin, as spec section 2 "derived" wants it.
-    fn plugin_conf(&self, plugin: &conf::Plugin) -> Value {
-        let mut conf = plugin.conf.clone();
-        if let Some(map) = conf.as_object_mut() {
-            map.insert("name".into(), json!(self.list.name));
-            map.insert("cniVersion".into(), json!(self.list.cni_version));
-            if plugin.capabilities.iter().any(|c| c == "portMappings")
-                && self.port_mappings.as_array().is_some_and(|m| !m.is_empty())
-            {
-                map.insert(
-                    "runtimeConfig".into(),
-                    json!({ "portMappings": self.port_mappings }),
-                );
-            }
-            if !self.result.is_null() {
-                map.insert("prevResult".into(), self.result.clone());
+    /// Leaves the versions that this plugin speaks too.
+    async fn narrow(
+        &self,
+        list: &NetworkList,
+        kind: &str,
+        program: &Path,
+        common: &mut Vec<SpecVersion>,
+    ) -> Result<(), CniError> {
+        let call = self.invocation(program, "VERSION", None, &Value::Null);
+        if let Some(spoken) = self.versions.of(call).await? {
+            common.retain(|version| spoken.contains(version));
+        }
+        if common.is_empty() {
+            let wanted: Vec<&str> = list.versions.iter().map(|v| v.as_str()).collect();
+            return Err(CniError::Version {
+                network: list.name.clone(),
+                wanted: wanted.join(", "),
+                plugin: kind.to_owned(),
+            });
+        }
+        Ok(())
+    }
+
+    /// Tells whether a pod could be attached now: all plugins are there, speak the network's
+    /// version, and say so when they can be asked (STATUS, since 1.1.0).
+    ///
+    /// # Errors
+    /// What is missing, in the plugin's words where it has some.
+    pub async fn status(&self, list: NetworkList) -> Result<(), CniError> {
+        let list = self.negotiate(list).await?;
+        for plugin in &list.plugins {
+            let program = exec::find(&self.dirs, &plugin.kind)?;
+            let mut common = vec![list.cni_version];
+            self.narrow(&list, &plugin.kind, &program, &mut common)
+                .await?;
+            if list.cni_version >= SpecVersion::V1_1_0 {
+                let conf = attachment::plugin_conf(&list, plugin);
+                let call = self.invocation(&program, "STATUS", None, &conf);
+                call.run().await?;
             }
         }
-        conf
+        Ok(())
+    }
+
+    /// Lets plugins free what belongs to no attachment of this list of container id and
+    /// interface (GC, since 1.1.0). Every plugin is asked, whatever the others say.
+    ///
+    /// # Errors
+    /// The first failure.
+    pub async fn gc(&self, list: &NetworkList, valid: &[(String, String)]) -> Result<(), CniError> {
+        if list.disable_gc || list.cni_version < SpecVersion::V1_1_0 {
+            return Ok(());
+        }
+        let valid: Vec<Value> = valid
+            .iter()
+            .map(|(id, interface)| json!({"containerID": id, "ifname": interface}))
+            .collect();
+        let mut result = Ok(());
+        for plugin in &list.plugins {
+            let mut conf = attachment::plugin_conf(list, plugin);
+            if let Some(map) = conf.as_object_mut() {
+                map.insert("cni.dev/valid-attachments".into(), json!(valid));
+                // The name in an earlier text of the spec, which plugins were built after.
+                map.insert("cni.dev/attachments".into(), json!(valid));
+            }
+            let collect = async {
+                let program = exec::find(&self.dirs, &plugin.kind)?;
+                self.invocation(&program, "GC", None, &conf).run().await
+            };
+            let collected = collect.await.map(drop).map_err(CniError::from);
+            result = result.and(collected);
+        }
+        result
+    }
+
+    fn invocation<'a>(
+        &'a self,
+        program: &'a Path,
+        command: &'static str,
+        target: Option<exec::Target<'a>>,
+        conf: &'a Value,
+    ) -> exec::Invocation<'a> {
+        exec::Invocation {
+            program,
+            command,
+            target,
+            path: &self.dirs,
+            conf,
+            timeout: self.timeout,
+        }
     }
 }
 
 /// What all plugin calls for one pod share.
 #[derive(Debug)]
 pub struct Call<'a> {
-    /// Where plugins are.
-    pub bin_dirs: &'a [PathBuf],
-    /// How long one may take.
-    pub timeout: Duration,
+    /// The node's plugins.
+    pub plugins: &'a Plugins,
     /// CNI_CONTAINERID.
-    pub container_id: String,
+    pub container_id: &'a str,
     /// CNI_NETNS.
-    pub netns: PathBuf,
+    pub netns: &'a Path,
 }
 
 impl Call<'_> {
-    /// Attaches the pod: every plugin in order, each given the result of the one before.
+    /// Attaches the pod: every plugin in order, each given the result of the one before. `keep`
+    /// is told of the attachment after each, so that DEL can be told how far ADD came.
     ///
     /// # Errors
     /// The first plugin that failed; DEL must follow, also after a failure.
-    pub async fn add(&self, attachment: &mut Attachment) -> Result<AddResult, CniError> {
+    pub async fn add(
+        &self,
+        attachment: &mut Attachment,
+        mut keep: impl FnMut(&Attachment),
+    ) -> Result<AddResult, CniError> {
         attachment.result = Value::Null;
+        let mut last = AddResult::default();
         for plugin in attachment.list.plugins.clone() {
-            let conf = attachment.plugin_conf(&plugin);
-            let answer = self.run("ADD", &plugin, &conf, attachment).await?;
-            attachment.result = result::parse(&plugin.kind, &answer)?;
+            let answer = self.run("ADD", &plugin, attachment).await?;
+            let version = attachment.list.cni_version;
+            let (value, result) = result::parse(&plugin.kind, version, &answer)?;
+            attachment.result = value;
+            last = result;
+            keep(attachment);
         }
-        Ok(AddResult::read(&attachment.result)?)
+        Ok(last)
     }
 
     /// Detaches the pod: every plugin in reverse order. Repeating it is no error.
     ///
     /// # Errors
-    /// The first plugin that failed; the ones before it in the chain were not called.
+    /// The first plugin that failed; the ones before it in the chain were not called, because
+    /// what it still has (a host port) may lead to what they would free (the address).
     pub async fn delete(&self, attachment: &Attachment) -> Result<(), CniError> {
         for plugin in attachment.list.plugins.iter().rev() {
-            let conf = attachment.plugin_conf(plugin);
-            self.run("DEL", plugin, &conf, attachment).await?;
+            let mut pauses = DEL_PAUSES.iter();
+            while let Err(error) = self.run("DEL", plugin, attachment).await {
+                let may_pass = matches!(&error, CniError::Exec(exec::ExecError::Failed { .. }));
+                match pauses.next() {
+                    Some(pause) if may_pass => tokio::time::sleep(*pause).await,
+                    _ => return Err(error),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Asks every plugin whether the attachment is as ADD left it (CHECK, since 0.4.0).
+    ///
+    /// # Errors
+    /// What the first plugin misses.
+    pub async fn check(&self, attachment: &Attachment) -> Result<(), CniError> {
+        let list = &attachment.list;
+        if list.disable_check || list.cni_version < SpecVersion::V0_4_0 || !attachment.is_added() {
+            return Ok(());
+        }
+        for plugin in &list.plugins {
+            self.run("CHECK", plugin, attachment).await?;
         }
         Ok(())
     }
@@ -132,28 +246,26 @@ impl Call<'_> {
         &self,
         command: &'static str,
         plugin: &conf::Plugin,
-        conf: &Value,
         attachment: &Attachment,
     ) -> Result<Vec<u8>, CniError> {
-        let program = exec::find(self.bin_dirs, &plugin.kind)?;
+        let program = exec::find(&self.plugins.dirs, &plugin.kind)?;
+        let conf = attachment.plugin_conf(plugin, command);
         // DEL of a namespace that is gone gets no CNI_NETNS (spec section 3, DEL).
-        let netns = if command == "DEL" && !is_namespace(&self.netns) {
+        let netns = if command == "DEL" && !is_namespace(self.netns) {
             Path::new("")
         } else {
-            &self.netns
+            self.netns
         };
-        let invocation = exec::Invocation {
-            program: &program,
-            command,
-            container_id: &self.container_id,
+        let target = exec::Target {
+            container_id: self.container_id,
             netns,
             interface: &attachment.interface,
             args: &attachment.args,
-            path: self.bin_dirs,
-            conf,
-            timeout: self.timeout,
         };
-        Ok(invocation.run().await?)
+        let call = self
+            .plugins
+            .invocation(&program, command, Some(target), &conf);
+        Ok(call.run().await?)
     }
 }
 

@@ -3,27 +3,58 @@
 use std::net::IpAddr;
 
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 
+use super::{exec::excerpt, version::SpecVersion};
 use crate::guest::Dns;
 
 /// Why an answer is not a result.
 #[derive(Debug, thiserror::Error)]
 pub enum ResultError {
     /// No JSON object.
-    #[error("CNI plugin {plugin} returned no JSON object")]
+    #[error("CNI plugin {plugin} returned no JSON object, but {answer:?}")]
     NotJson {
         /// The plugin.
         plugin: String,
+        /// The beginning of its answer.
+        answer: String,
         /// Where it stops being one.
         source: Option<serde_json::Error>,
     },
+    /// It is of a version that was not asked for.
+    #[error("CNI plugin {plugin} returned a result of version {found:?}, not {wanted}")]
+    Version {
+        /// The plugin.
+        plugin: String,
+        /// What it says.
+        found: String,
+        /// What was asked for.
+        wanted: SpecVersion,
+    },
     /// A field is not what the spec says.
-    #[error("CNI result is malformed")]
-    Malformed(#[from] serde_json::Error),
+    #[error("CNI plugin {plugin} returned a malformed result")]
+    Malformed {
+        /// The plugin.
+        plugin: String,
+        /// What is wrong.
+        source: serde_json::Error,
+    },
     /// An address is none.
-    #[error("CNI result has an invalid address {0:?}")]
-    Address(String),
+    #[error("CNI plugin {plugin} returned an invalid address {address:?}")]
+    Address {
+        /// The plugin.
+        plugin: String,
+        /// The address.
+        address: String,
+    },
+    /// An address is on an interface that is not listed.
+    #[error("CNI plugin {plugin} returned an address on interface {index}, which it does not list")]
+    Interface {
+        /// The plugin.
+        plugin: String,
+        /// The interface's place in the list.
+        index: i64,
+    },
 }
 
 /// The parts of a result that are ours to use; the rest is read from the namespace.
@@ -37,18 +68,28 @@ pub struct AddResult {
 
 #[derive(Deserialize)]
 struct Wire {
+    // Since 0.3.0; before 1.0.0 each address says its version too.
     #[serde(default)]
-    ips: Vec<WireIp>,
+    interfaces: Option<Vec<WireInterface>>,
+    #[serde(default)]
+    ips: Option<Vec<WireIp>>,
     // Version 0.2 and below.
     ip4: Option<WireOldIp>,
     ip6: Option<WireOldIp>,
     #[serde(default)]
-    dns: Dns,
+    dns: Option<Dns>,
+}
+
+#[derive(Deserialize)]
+struct WireInterface {
+    #[serde(default)]
+    sandbox: String,
 }
 
 #[derive(Deserialize)]
 struct WireIp {
     address: String,
+    interface: Option<i64>,
 }
 
 #[derive(Deserialize)]
@@ -56,78 +97,158 @@ struct WireOldIp {
     ip: String,
 }
 
-/// Takes a plugin's standard output as JSON, to be passed on as `prevResult`.
+/// Takes a plugin's standard output: as JSON, to be passed on as `prevResult`, and as the parts
+/// that are ours to use.
 ///
 /// # Errors
-/// [`ResultError::NotJson`].
-pub fn parse(plugin: &str, output: &[u8]) -> Result<Value, ResultError> {
-    match serde_json::from_slice::<Value>(output) {
-        Ok(value) if value.is_object() => Ok(value),
-        Ok(_) => Err(ResultError::NotJson {
-            plugin: plugin.to_owned(),
-            source: None,
-        }),
-        Err(source) => Err(ResultError::NotJson {
-            plugin: plugin.to_owned(),
-            source: Some(source),
-        }),
+/// When it is no result of the version asked for.
+pub fn parse(
+    plugin: &str,
+    version: SpecVersion,
+    output: &[u8],
+) -> Result<(Value, AddResult), ResultError> {
+    let not_json = |source| ResultError::NotJson {
+        plugin: plugin.to_owned(),
+        answer: excerpt(output),
+        source,
+    };
+    let mut value: Value = serde_json::from_slice(output).map_err(|e| not_json(Some(e)))?;
+    let Some(map) = value.as_object_mut() else {
+        return Err(not_json(None));
+    };
+    match map.get("cniVersion") {
+        // Old plugins do not say it, and the next one wants to know.
+        None => {
+            map.insert("cniVersion".into(), json!(version));
+        }
+        Some(found) if is_alike(found, version) => {
+            map.insert("cniVersion".into(), json!(version));
+        }
+        Some(found) => {
+            let found = found
+                .as_str()
+                .map_or_else(|| found.to_string(), str::to_owned);
+            return Err(ResultError::Version {
+                plugin: plugin.to_owned(),
+                found: excerpt(found.as_bytes()),
+                wanted: version,
+            });
+        }
     }
+    let result = read(plugin, &value)?;
+    Ok((value, result))
 }
 
-impl AddResult {
-    /// Reads a result.
-    ///
-    /// # Errors
-    /// When a field has the wrong type or an address is none.
-    pub fn read(value: &Value) -> Result<Self, ResultError> {
-        let wire = Wire::deserialize(value)?;
-        let old = [wire.ip4, wire.ip6].into_iter().flatten().map(|o| o.ip);
-        let ips = wire
-            .ips
-            .into_iter()
-            .map(|ip| ip.address)
-            .chain(old)
-            .map(|text| {
-                let address = text.split('/').next().unwrap_or_default();
-                address
-                    .parse()
-                    .map_err(|_| ResultError::Address(text.clone()))
-            })
-            .collect::<Result<_, _>>()?;
-        Ok(Self { ips, dns: wire.dns })
+/// Whether a result that says this version can be read as one of `wanted`: some plugins say one
+/// version whatever they are asked for, and since 0.3.0 fields were only added or dropped.
+fn is_alike(found: &Value, wanted: SpecVersion) -> bool {
+    let found = found.as_str().and_then(|text| text.parse().ok());
+    found.is_some_and(|found: SpecVersion| {
+        (found >= SpecVersion::V0_3_0) == (wanted >= SpecVersion::V0_3_0)
+    })
+}
+
+fn read(plugin: &str, value: &Value) -> Result<AddResult, ResultError> {
+    let wire = Wire::deserialize(value).map_err(|source| ResultError::Malformed {
+        plugin: plugin.to_owned(),
+        source,
+    })?;
+    let interfaces = wire.interfaces.unwrap_or_default();
+    let mut texts = Vec::new();
+    for ip in wire.ips.unwrap_or_default() {
+        let Some(index) = ip.interface else {
+            texts.push(ip.address);
+            continue;
+        };
+        let at = usize::try_from(index).ok().and_then(|i| interfaces.get(i));
+        let Some(interface) = at else {
+            return Err(ResultError::Interface {
+                plugin: plugin.to_owned(),
+                index,
+            });
+        };
+        // One without a sandbox is the host's, like a bridge.
+        if !interface.sandbox.is_empty() {
+            texts.push(ip.address);
+        }
     }
+    texts.extend([wire.ip4, wire.ip6].into_iter().flatten().map(|o| o.ip));
+    let mut ips = Vec::new();
+    for text in texts {
+        let address = text.split('/').next().unwrap_or_default();
+        match address.parse() {
+            Ok(ip) if ips.contains(&ip) => {}
+            Ok(ip) => ips.push(ip),
+            Err(_) => {
+                return Err(ResultError::Address {
+                    plugin: plugin.to_owned(),
+                    address: excerpt(text.as_bytes()),
+                });
+            }
+        }
+    }
+    let dns = wire.dns.unwrap_or_default();
+    Ok(AddResult { ips, dns })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[test]
-    fn results_of_old_and_new_versions_are_read() {
-        let new = br#"{"cniVersion":"1.0.0","ips":[{"address":"10.0.0.2/24","gateway":"10.0.0.1"},
-            {"address":"fd00::2/64"}],"dns":{"nameservers":["10.0.0.53"]}}"#;
-        let result = AddResult::read(&parse("bridge", new).unwrap()).unwrap();
-        assert_eq!(result.ips.len(), 2);
-        assert_eq!(result.dns.nameservers, ["10.0.0.53"]);
-        let old = br#"{"cniVersion":"0.2.0","ip4":{"ip":"10.0.0.2/24"}}"#;
-        let result = AddResult::read(&parse("bridge", old).unwrap()).unwrap();
-        assert_eq!(result.ips, ["10.0.0.2".parse::<IpAddr>().unwrap()]);
+    fn ips(version: SpecVersion, text: &str) -> Result<Vec<String>, ResultError> {
+        let (_, result) = parse("p", version, text.as_bytes())?;
+        Ok(result.ips.iter().map(ToString::to_string).collect())
     }
 
     #[test]
-    fn garbage_is_refused() {
-        assert!(parse("p", b"").is_err());
-        assert!(parse("p", b"[]").is_err());
-        assert!(parse("p", b"hello").is_err());
-        let bad = parse("p", br#"{"ips":[{"address":"300.1.1.1/8"}]}"#).unwrap();
-        assert!(matches!(
-            AddResult::read(&bad),
-            Err(ResultError::Address(_))
-        ));
-        let half = parse("p", br#"{"ips":{}}"#).unwrap();
-        assert!(matches!(
-            AddResult::read(&half),
-            Err(ResultError::Malformed(_))
-        ));
+    fn results_of_all_versions_are_read() {
+        for version in [SpecVersion::V0_1_0, SpecVersion::V0_2_0] {
+            let text = r#"{"cniVersion":"V","ip4":{"ip":"10.0.0.2/24","gateway":"10.0.0.1",
+                "routes":[{"dst":"0.0.0.0/0"}]},"ip6":{"ip":"fd00::2/64"},"dns":{}}"#;
+            let text = text.replace('V', version.as_str());
+            assert_eq!(ips(version, &text).unwrap(), ["10.0.0.2", "fd00::2"]);
+        }
+        for version in &SpecVersion::ALL[2..] {
+            let text = r#"{"cniVersion":"V","interfaces":[{"name":"br0","mac":"02:00:00:00:00:01"},
+                {"name":"eth0","sandbox":"/run/netns/x","mtu":1400,"socketPath":"/x","pciID":"1"}],
+                "ips":[{"version":"4","interface":1,"address":"10.0.0.2/24","gateway":"10.0.0.1"},
+                       {"version":"6","interface":1,"address":"fd00::2/64"},
+                       {"interface":0,"address":"10.0.0.1/24"}],
+                "routes":[{"dst":"0.0.0.0/0","gw":"10.0.0.1","mtu":1400,"table":100}],
+                "dns":{"nameservers":["10.0.0.53"],"domain":"a","search":["b"],"options":["c"]}}"#;
+            let text = text.replace('V', version.as_str());
+            assert_eq!(ips(*version, &text).unwrap(), ["10.0.0.2", "fd00::2"]);
+            let (_, result) = parse("p", *version, text.as_bytes()).unwrap();
+            assert_eq!(result.dns.nameservers, ["10.0.0.53"]);
+        }
+    }
+
+    #[test]
+    fn a_result_without_addresses_or_version_is_one() {
+        let version = SpecVersion::V1_0_0;
+        let (value, result) = parse("p", version, br#"{"ips":null,"dns":null}"#).unwrap();
+        assert_eq!(result, AddResult::default());
+        // The next plugin wants to know.
+        assert_eq!(value["cniVersion"], "1.0.0");
+        let (value, _) = parse("p", version, br#"{"cniVersion":"0.4.0"}"#).unwrap();
+        assert_eq!(value["cniVersion"], "1.0.0");
+    }
+
+    #[test]
+    fn garbage_is_refused_in_plain_words() {
+        let bad = |text: &str| ips(SpecVersion::V1_0_0, text).unwrap_err().to_string();
+        assert!(bad("").contains("no JSON"));
+        assert!(bad("[]").contains("no JSON"));
+        assert!(bad("hello there").contains("hello there"));
+        assert!(bad(r#"{"ips":[{"address":"10.0.0.2/24"}"#).contains("no JSON"));
+        assert!(bad(r#"{"cniVersion":"0.2.0"}"#).contains("0.2.0"));
+        assert!(bad(r#"{"cniVersion":7}"#).contains('7'));
+        assert!(bad(r#"{"ips":[{"address":"300.1.1.1/8"}]}"#).contains("300.1.1.1"));
+        assert!(bad(r#"{"ips":{}}"#).contains("malformed"));
+        assert!(bad(r#"{"ips":[{}]}"#).contains("malformed"));
+        assert!(
+            bad(r#"{"ips":[{"address":"10.0.0.2/24","interface":1}]}"#).contains("interface 1")
+        );
+        assert!(bad(r#"{"ips":[{"address":"10.0.0.2/24","interface":-1}]}"#).contains("-1"));
     }
 }

@@ -26,6 +26,7 @@ use crate::{
     vm::{
         client::VmClient,
         rundir::{DataDir, RunDir, remove},
+        slots,
     },
 };
 
@@ -91,9 +92,11 @@ impl Driver {
         &mut self,
         vm: VmClient,
         agent: Agent,
-        disks: ImageDisks,
+        mut disks: ImageDisks,
         boot: Option<BootTimes>,
     ) {
+        let links = self.record.network.as_ref().map_or(0, |n| n.links);
+        (1..links).for_each(|interface| disks.reserve(slots::net(interface)));
         let events = guest::events::follow(agent.clone());
         self.boot = boot;
         self.live = Some(Live {

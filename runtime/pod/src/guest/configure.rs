@@ -34,6 +34,7 @@ pub(crate) fn request(
                 name: interface.name.clone(),
                 mtu: interface.mtu,
                 addresses: interface.addresses.clone(),
+                lone_addresses: interface.lone_addresses.clone(),
                 ..Interface::default()
             })
             .collect(),
@@ -48,6 +49,7 @@ pub(crate) fn request(
                 mtu: route.mtu,
                 metric: route.metric,
                 scope: route.scope,
+                onlink: route.onlink,
                 ..Route::default()
             })
             .collect(),

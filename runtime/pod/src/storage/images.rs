@@ -41,6 +41,11 @@ pub(crate) fn storage_id(image: &ImageId) -> String {
 }
 
 impl ImageDisks {
+    /// Keeps a slot that something else is in.
+    pub(crate) fn reserve(&mut self, slot: u8) {
+        self.slots.mark(slot);
+    }
+
     /// Notes a disk that was attached before the daemon was restarted.
     pub(crate) fn adopt(&mut self, image: &ImageId, slot: u8, user: &ContainerId) {
         self.slots.mark(slot);

@@ -12,11 +12,20 @@ pub(crate) const VSOCK: u8 = 0;
 pub(crate) const RNG: u8 = 1;
 /// The guest's root disk: the first virtio-blk, so `/dev/vda`.
 pub(crate) const ROOT: u8 = 2;
-/// The network interface.
+/// The first network interface; further ones have the last slots ([`net`]).
 pub(crate) const NET: u8 = 3;
 /// The scratch disk.
 pub(crate) const SCRATCH: u8 = 4;
 const FIRST_FREE: u8 = 5;
+
+/// The slot of a pod's network interface: the first one's is fixed, others count down from the
+/// last slot, where images come last.
+pub(crate) fn net(interface: u8) -> u8 {
+    match interface {
+        0 => NET,
+        other => SLOTS.saturating_sub(other),
+    }
+}
 
 /// The slots that hot-added devices may take.
 #[derive(Debug, Default)]
@@ -57,6 +66,7 @@ mod tests {
         assert_eq!(taken.first(), Some(&5));
         assert!(!taken.contains(&6));
         assert_eq!(taken.len(), usize::from(SLOTS - FIRST_FREE) - 1);
+        assert_eq!((net(0), net(1), net(3)), (NET, SLOTS - 1, SLOTS - 3));
         slots.free(9);
         assert_eq!(slots.take().unwrap(), 9);
     }

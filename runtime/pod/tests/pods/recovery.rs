@@ -166,6 +166,32 @@ fn a_retry_after_a_restart_gets_the_same_sandbox() {
     });
 }
 
+#[test]
+fn plugins_are_told_which_pods_are_still_there() {
+    let node = TestNode::new();
+    let first = daemon();
+    let (pod, stopped) = first.block_on(async {
+        let pods = node.open().await;
+        assert_eq!(node.network.valid.lock().unwrap().take(), Some(Vec::new()));
+        let pod = pods.run_sandbox(node.sandbox("web")).await.unwrap();
+        let stopped = pods.run_sandbox(node.sandbox("stopped")).await.unwrap();
+        pods.stop_sandbox(stopped.as_str()).await.unwrap();
+        (pod, stopped)
+    });
+    first.shutdown_background();
+    std::thread::sleep(Duration::from_millis(50));
+    daemon().block_on(async {
+        let pods = node.open().await;
+        // A stopped one has given its address back.
+        let valid = node.network.valid.lock().unwrap().take();
+        assert_eq!(valid, Some(vec![pod.to_string()]));
+        for id in [pod, stopped] {
+            pods.stop_sandbox(id.as_str()).await.unwrap();
+            pods.remove_sandbox(id.as_str()).await.unwrap();
+        }
+    });
+}
+
 #[tokio::test]
 async fn what_nobody_owns_is_removed() {
     let node = TestNode::new();

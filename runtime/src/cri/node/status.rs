@@ -13,7 +13,8 @@ pub(crate) async fn status(
     request: StatusRequest,
 ) -> Result<StatusResponse, CriError> {
     let runtime = backend.probe.ready().await;
-    let network = backend.network.status().map_err(|error| text(&error));
+    let network = backend.network.status().await;
+    let network = network.map_err(|error| text(&error));
     let handlers: Vec<&str> = backend.handlers.names().collect();
     Ok(StatusResponse {
         status: Some(RuntimeStatus {

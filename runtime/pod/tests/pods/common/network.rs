@@ -10,7 +10,7 @@ use std::{
 
 use futures::future::{BoxFuture, FutureExt};
 use hull_network::{
-    Dns, GuestNetwork, Network, NetworkConfig, NetworkError, NetworkRecord, PodNetwork,
+    Dns, GuestNetwork, Network, NetworkConfig, NetworkError, NetworkRecord, PodLink, PodNetwork,
     PodNetworkRequest,
 };
 use hull_pod::PodNetworking;
@@ -26,6 +26,8 @@ pub struct Faults {
 pub struct FakeNetwork {
     real: Network,
     up: Mutex<BTreeSet<String>>,
+    /// The pods that the last GC was told of.
+    pub valid: Mutex<Option<Vec<String>>>,
     pub faults: Mutex<Faults>,
 }
 
@@ -41,11 +43,13 @@ impl FakeNetwork {
             conf_dir: dir.into(),
             bin_dirs: vec![dir.into()],
             netns_dir: dir.join("netns"),
+            cache_dir: dir.join("cache"),
             ..NetworkConfig::default()
         });
         Self {
             real,
             up: Mutex::default(),
+            valid: Mutex::default(),
             faults: Mutex::default(),
         }
     }
@@ -64,8 +68,11 @@ fn fault() -> NetworkError {
 }
 
 impl PodNetworking for FakeNetwork {
-    fn plan(&self, request: &PodNetworkRequest) -> Result<NetworkRecord, NetworkError> {
-        self.real.plan(request)
+    fn plan<'a>(
+        &'a self,
+        request: &'a PodNetworkRequest,
+    ) -> BoxFuture<'a, Result<NetworkRecord, NetworkError>> {
+        self.real.plan(request).boxed()
     }
 
     fn setup(&self, mut record: NetworkRecord) -> BoxFuture<'_, Result<PodNetwork, NetworkError>> {
@@ -78,9 +85,12 @@ impl PodNetworking for FakeNetwork {
             Ok(PodNetwork {
                 record,
                 guest: GuestNetwork::default(),
-                tap: File::open("/dev/null").unwrap().into(),
-                mac: [2, 0, 0, 0, 0, 1],
-                mtu: 1500,
+                links: vec![PodLink {
+                    name: "eth0".into(),
+                    tap: File::open("/dev/null").unwrap().into(),
+                    mac: [2, 0, 0, 0, 0, 1],
+                    mtu: 1500,
+                }],
                 dns: Dns::default(),
             })
         }
@@ -105,8 +115,20 @@ impl PodNetworking for FakeNetwork {
         Ok(self.up().into_iter().collect())
     }
 
-    fn remove_orphan(&self, pod_id: &str) -> Result<(), NetworkError> {
+    fn check<'a>(&'a self, _: &'a NetworkRecord) -> BoxFuture<'a, Result<(), NetworkError>> {
+        async { Ok(()) }.boxed()
+    }
+
+    fn gc(
+        &self,
+        pods: Vec<String>,
+    ) -> Result<BoxFuture<'static, Result<(), NetworkError>>, NetworkError> {
+        self.valid.lock().unwrap().replace(pods);
+        Ok(async { Ok(()) }.boxed())
+    }
+
+    fn remove_orphan<'a>(&'a self, pod_id: &'a str) -> BoxFuture<'a, Result<(), NetworkError>> {
         self.up.lock().unwrap().remove(pod_id);
-        Ok(())
+        async { Ok(()) }.boxed()
     }
 }

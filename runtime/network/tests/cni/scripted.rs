@@ -1,0 +1,366 @@
+//! Plugins that do what the test says: all that the real ones do only on a bad day.
+
+use std::{fs, time::Duration};
+
+use hull_network::{NetworkError, NetworkRecord, PodNetwork};
+use serde_json::Value;
+
+use crate::node::{Node, request, run, sh};
+
+/// Two plugins behind a real bridge.
+const CHAIN: &str = r#"{"cniVersion":"1.0.0","name":"test","plugins":[
+    {"type":"bridge","bridge":"br-test","isGateway":true,
+     "ipam":{"type":"host-local","dataDir":"LEASES","subnet":"10.222.0.0/16"}},
+    {"type":"first"},{"type":"second"}]}"#;
+
+/// Notes the call and keeps what it was given.
+const NOTE: &str = r#"cat > $DIR/in; echo "$CNI_COMMAND ${0##*/}" >> $DIR/calls
+    cp $DIR/in $DIR/${0##*/}.$CNI_COMMAND"#;
+/// Answers ADD with the result before it.
+const PASS: &str =
+    r#"[ $CNI_COMMAND != ADD ] || sed 's/.*"prevResult"://; s/,"type":.*//' $DIR/in"#;
+
+fn good() -> String {
+    format!("{NOTE}\n{PASS}")
+}
+
+fn chain() -> Option<Node> {
+    let node = Node::new(CHAIN)?;
+    node.plugin("first", &good());
+    node.plugin("second", &good());
+    Some(node)
+}
+
+async fn setup(node: &Node) -> Result<PodNetwork, NetworkError> {
+    let plan = node.network.plan(&request("pod1")).await?;
+    node.network.setup(plan).await
+}
+
+fn calls(node: &Node) -> Vec<String> {
+    let path = node.dir.path().join("calls");
+    let text = fs::read_to_string(&path).unwrap_or_default();
+    let _ = fs::remove_file(path);
+    text.lines().map(str::to_owned).collect()
+}
+
+/// What a plugin was given at its last call of a command.
+fn given(node: &Node, call: &str) -> Value {
+    let text = fs::read(node.dir.path().join(call)).unwrap();
+    serde_json::from_slice(&text).unwrap()
+}
+
+#[test]
+fn plugins_are_called_in_order_and_told_what_was_before() {
+    let Some(node) = chain() else { return };
+    run(async {
+        let pod = setup(&node).await.unwrap();
+        assert_eq!(calls(&node), ["ADD first", "ADD second"]);
+        let before = given(&node, "second.ADD")["prevResult"].clone();
+        assert_eq!(before["cniVersion"], "1.0.0");
+        assert!(before["ips"][0]["address"].is_string());
+        node.network.check(&pod.record).await.unwrap();
+        assert_eq!(calls(&node), ["CHECK first", "CHECK second"]);
+        node.network.teardown(&pod.record).await.unwrap();
+        assert_eq!(calls(&node), ["DEL second", "DEL first"]);
+        assert_eq!(given(&node, "first.DEL")["prevResult"], before);
+    });
+    node.assert_nothing_left();
+}
+
+#[test]
+fn whatever_fails_is_rolled_back() {
+    let Some(node) = chain() else { return };
+    let fail = |what: &str| format!("{NOTE}\n[ $CNI_COMMAND = DEL ] || {what}");
+    for (what, said) in [
+        ("{ echo not today >&2; exit 1; }", "not today"),
+        (
+            r#"{ echo '{"code":11,"msg":"later"}'; exit 1; }"#,
+            "later (code 11)",
+        ),
+        ("kill -SEGV $$", "signal: 11"),
+        ("echo garbage", "garbage"),
+        ("true", "no JSON"),
+        (r#"echo '{"cniVersion":"1.0.0","ips":[{"addr'"#, "no JSON"),
+        (
+            r#"echo '{"ips":[{"address":"10.222.0.2/16","interface":9}]}'"#,
+            "interface 9",
+        ),
+        ("exec yes", "more than"),
+    ] {
+        node.plugin("second", &fail(what));
+        run(async {
+            let error = setup(&node).await.unwrap_err();
+            assert!(!matches!(error, NetworkError::Undo { .. }));
+            let error = error.to_string();
+            assert!(error.contains(said), "{what}: {error}");
+            assert!(error.contains("second"), "{what}: {error}");
+        });
+        let order = ["ADD first", "ADD second", "DEL second", "DEL first"];
+        assert_eq!(calls(&node), order, "{what}");
+        // DEL is told how far ADD came.
+        assert!(given(&node, "first.DEL")["prevResult"]["ips"].is_array());
+        node.assert_nothing_left();
+    }
+}
+
+#[test]
+fn a_network_without_an_interface_is_rolled_back() {
+    let Some(node) = chain() else { return };
+    node.plugin(
+        "second",
+        &format!(
+            "{NOTE}\n[ $CNI_COMMAND = DEL ] || nsenter --net=$CNI_NETNS ip link del eth0; {PASS}"
+        ),
+    );
+    run(async {
+        let error = setup(&node).await.unwrap_err();
+        let error = format!("{error:?}");
+        assert!(error.contains("eth0"), "{error}");
+    });
+    node.assert_nothing_left();
+}
+
+/// All that a plugin sets in the namespace counts, whether its result tells of it or not.
+#[test]
+fn everything_in_the_namespace_reaches_the_guest() {
+    let Some(node) = chain() else { return };
+    let script = r#"[ $CNI_COMMAND != ADD ] || nsenter --net=$CNI_NETNS sh -ec '
+        ip link add net1 type veth peer name down1
+        ip link set net1 up address 02:00:00:00:00:11 mtu 9000
+        ip addr add 10.9.0.5/24 dev net1; ip addr add 10.9.0.6/32 dev net1
+        ip addr add 10.8.0.5/24 dev net1 noprefixroute
+        ip addr add fd09::5/64 dev net1 nodad
+        ip neigh add 10.222.0.99 lladdr 02:00:00:00:00:99 dev eth0
+        ip neigh add fd09::99 lladdr 02:00:00:00:00:98 dev net1
+        ip neigh add 10.222.0.98 lladdr 02:00:00:00:00:97 dev eth0 nud stale
+        ip route add 10.50.0.0/16 via 10.222.0.99 dev eth0 mtu 1300 metric 77
+        ip route add 10.51.0.0/16 via 192.168.9.9 dev net1 onlink
+        ip route add 10.52.0.0/16 dev net1 src 10.9.0.6
+        ip route add default via 10.222.0.1 dev eth0
+        ip route add unreachable 10.53.0.0/16'"#;
+    node.plugin(
+        "second",
+        &format!(
+            "{NOTE}
+{script}
+{PASS}"
+        ),
+    );
+    run(async {
+        let pod = setup(&node).await.unwrap();
+        let names: Vec<&str> = pod.links.iter().map(|l| l.name.as_str()).collect();
+        assert_eq!(names, ["eth0", "net1"]);
+        assert_eq!((pod.record.links, pod.links[1].mtu), (2, 9000));
+        let net1 = &pod.guest.interfaces[1];
+        assert_eq!(net1.mac, "02:00:00:00:00:11");
+        assert_eq!(net1.addresses, ["10.9.0.5/24", "10.9.0.6/32", "fd09::5/64"]);
+        assert_eq!(net1.lone_addresses, ["10.8.0.5/24"]);
+        let mut neighbors = pod.guest.neighbors.clone();
+        neighbors.sort_by(|a, b| a.address.cmp(&b.address));
+        let neighbors: Vec<_> = neighbors
+            .iter()
+            .map(|n| (n.address.as_str(), n.interface.as_str()))
+            .collect();
+        assert_eq!(neighbors, [("10.222.0.99", "eth0"), ("fd09::99", "net1")]);
+        let to = |destination: &str| {
+            let mut routes = pod.guest.routes.iter();
+            routes.find(|r| r.destination == destination).cloned()
+        };
+        let route = to("10.50.0.0/16").unwrap();
+        assert_eq!((route.mtu, route.metric, route.onlink), (1300, 77, false));
+        assert!(to("10.51.0.0/16").unwrap().onlink);
+        let route = to("10.52.0.0/16").unwrap();
+        assert_eq!((route.source.as_str(), route.scope), ("10.9.0.6", 253));
+        assert_eq!(to("0.0.0.0/0").unwrap().gateway, "10.222.0.1");
+        assert_eq!(to("10.53.0.0/16"), None);
+        assert_eq!(to("10.9.0.0/24"), None);
+        node.network.teardown(&pod.record).await.unwrap();
+
+        // More than a VM takes.
+        let more = r#"[ $CNI_COMMAND != ADD ] || for i in 1 2 3 4; do nsenter --net=$CNI_NETNS             sh -ec "ip link add net$i type veth peer name down$i; ip link set net$i up"; done"#;
+        node.plugin(
+            "second",
+            &format!(
+                "{NOTE}
+{more}
+{PASS}"
+            ),
+        );
+        let error = setup(&node).await.unwrap_err();
+        assert!(format!("{error:?}").contains("TooMany(5)"), "{error:?}");
+    });
+    node.assert_nothing_left();
+}
+
+#[test]
+fn del_is_tried_again_and_its_failure_keeps_the_address() {
+    let Some(node) = chain() else { return };
+    run(async {
+        let pod = setup(&node).await.unwrap();
+        // Once is no failure.
+        node.plugin(
+            "second",
+            &format!("{NOTE}\n[ -e $DIR/once ] || {{ touch $DIR/once; exit 1; }}"),
+        );
+        calls(&node);
+        node.network.teardown(&pod.record).await.unwrap();
+        assert_eq!(calls(&node), ["DEL second", "DEL second", "DEL first"]);
+        node.assert_nothing_left();
+
+        node.plugin("second", &good());
+        let pod = setup(&node).await.unwrap();
+        node.plugin("second", "echo '{\"msg\":\"never\"}'; exit 1");
+        for _ in 0..2 {
+            let error = node.network.teardown(&pod.record).await.unwrap_err();
+            assert!(error.to_string().contains("never"), "{error}");
+            assert_eq!(node.leases().len(), 1);
+            assert_eq!(node.network.pods().unwrap(), ["pod1"]);
+        }
+        // A plugin that is no longer there is as bad.
+        fs::remove_file(node.dir.path().join("bin/second")).unwrap();
+        node.network.teardown(&pod.record).await.unwrap_err();
+        node.plugin("second", &good());
+        node.network.teardown(&pod.record).await.unwrap();
+    });
+    node.assert_nothing_left();
+}
+
+#[test]
+fn a_failed_undo_is_told_with_the_failure() {
+    let Some(node) = chain() else { return };
+    node.plugin(
+        "second",
+        "echo \"{\\\"msg\\\":\\\"no $CNI_COMMAND\\\"}\"; exit 1",
+    );
+    run(async {
+        let plan = node.network.plan(&request("pod1")).await.unwrap();
+        let error = node.network.setup(plan.clone()).await.unwrap_err();
+        let NetworkError::Undo { failure, undo } = error else {
+            panic!("{error}");
+        };
+        assert!(failure.to_string().contains("no ADD"), "{failure}");
+        assert!(undo.to_string().contains("no DEL"), "{undo}");
+        // The plan is enough for another try, though it knows no result.
+        node.plugin("second", &good());
+        node.network.teardown(&plan).await.unwrap();
+        assert!(given(&node, "second.DEL")["prevResult"]["ips"].is_array());
+    });
+    node.assert_nothing_left();
+}
+
+/// A daemon that dies during ADD has the plan on disk, and what plugins answered so far.
+#[test]
+fn a_crash_in_the_middle_of_add_leaves_nothing() {
+    let Some(node) = chain() else { return };
+    node.plugin(
+        "second",
+        &format!("{NOTE}\n[ $CNI_COMMAND = DEL ] || exec sleep 1000"),
+    );
+    let plan = run(async {
+        let plan = node.network.plan(&request("pod1")).await.unwrap();
+        let stored = serde_json::to_string(&plan).unwrap();
+        let setup = node.network.setup(plan);
+        let reached = async {
+            while !node.dir.path().join("second.ADD").exists() {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::select! {
+            _ = setup => panic!("it hangs"),
+            () = reached => {}
+        }
+        serde_json::from_str::<NetworkRecord>(&stored).unwrap()
+    });
+    assert_eq!(node.leases().len(), 1);
+    run(async { node.network.teardown(&plan).await.unwrap() });
+    assert!(given(&node, "first.DEL")["prevResult"]["ips"].is_array());
+    node.assert_nothing_left();
+}
+
+#[test]
+fn an_orphan_gives_its_address_back() {
+    let Some(node) = chain() else { return };
+    run(async {
+        setup(&node).await.unwrap();
+        assert_eq!(node.network.pods().unwrap(), ["pod1"]);
+        node.network.remove_orphan("pod1").await.unwrap();
+        node.assert_nothing_left();
+        // A half-written result tells nothing, but goes.
+        fs::write(node.dir.path().join("cache/pod2.json"), "{").unwrap();
+        node.network.remove_orphan("pod2").await.unwrap();
+    });
+    node.assert_nothing_left();
+}
+
+const NEW: &str = r#"{"cniVersion":"1.1.0","name":"test","plugins":[
+    {"type":"first"},{"type":"second"}]}"#;
+const SPEAKS: &str = r#"[ $CNI_COMMAND != VERSION ] || {
+    echo '{"cniVersion":"1.1.0","supportedVersions":["1.0.0","1.1.0","7.0.0"]}'; exit; }"#;
+
+#[test]
+fn plugins_of_1_1_say_whether_they_are_ready_and_collect_garbage() {
+    let Some(node) = Node::new(NEW) else { return };
+    for name in ["first", "second"] {
+        node.plugin(name, &format!("{SPEAKS}\n{NOTE}"));
+    }
+    run(async {
+        node.network.status().await.unwrap();
+        assert_eq!(calls(&node), ["STATUS first", "STATUS second"]);
+        let given_status = given(&node, "first.STATUS");
+        assert_eq!(given_status["name"], "test");
+        assert_eq!(given_status["cniVersion"], "1.1.0");
+
+        // Another runtime's pod of this network is spared.
+        let foreign = node.dir.path().join("foreign");
+        fs::create_dir(&foreign).unwrap();
+        let entry = r#"{"kind":"cniCacheV1","containerId":"theirs","ifName":"net0",
+            "networkName":"test"}"#;
+        fs::write(foreign.join("test-theirs-net0"), entry).unwrap();
+        let gc = node.network.gc(vec!["pod1".into()]).unwrap();
+        // Nobody comes or goes meanwhile.
+        assert!(matches!(
+            node.network.gc(Vec::new()),
+            Err(NetworkError::Busy)
+        ));
+        gc.await.unwrap();
+        assert_eq!(calls(&node), ["GC first", "GC second"]);
+        let valid = &given(&node, "second.GC")["cni.dev/valid-attachments"];
+        let text = r#"[{"containerID":"pod1","ifname":"eth0"},
+            {"containerID":"theirs","ifname":"net0"}]"#;
+        assert_eq!(*valid, serde_json::from_str::<Value>(text).unwrap());
+
+        let full =
+            r#"[ $CNI_COMMAND = GC ] || { echo '{"code":50,"msg":"pool is empty"}'; exit 1; }"#;
+        node.plugin("second", &format!("{SPEAKS}\n{full}"));
+        let error = node.network.status().await.unwrap_err().to_string();
+        assert!(error.contains("pool is empty (code 50)"), "{error}");
+
+        // 1.0.0 knows neither.
+        node.configure(&NEW.replace("1.1.0", "1.0.0"));
+        calls(&node);
+        node.network.status().await.unwrap();
+        node.network.gc(Vec::new()).unwrap().await.unwrap();
+        node.configure(&NEW.replace("\"name\"", "\"disableGC\":true,\"name\""));
+        node.network.gc(Vec::new()).unwrap().await.unwrap();
+        assert_eq!(calls(&node), Vec::<String>::new());
+    });
+}
+
+#[test]
+fn nothing_is_left_of_a_plugin_that_hangs() {
+    let Some(node) = Node::new(NEW) else { return };
+    node.plugin("first", "echo $$ > $DIR/pid; sleep 1000 & wait");
+    node.plugin("second", "true");
+    run(async {
+        let plan = node.network.plan(&request("pod1")).await.unwrap();
+        let setup = tokio::time::timeout(Duration::from_millis(500), node.network.setup(plan));
+        setup.await.unwrap_err();
+    });
+    let pid = fs::read_to_string(node.dir.path().join("pid")).unwrap();
+    let left = sh(&format!("ps -o pid= -g {} || true", pid.trim()));
+    assert_eq!(left.trim(), "");
+    sh(&format!(
+        "umount {0}/netns/*; rm {0}/netns/*",
+        node.dir.path().display()
+    ));
+}
