@@ -19,3 +19,4 @@ mod hot_add;
 mod images;
 mod pods;
 mod recovery;
+mod volumes;

@@ -41,7 +41,7 @@ use crate::{
     ports::{PodImages, PodNetworking},
     record::{ContainerRecord, RecordedState, Records, SandboxRecord},
     registry::{Delivered, Phase},
-    storage::images::ImageDisks,
+    storage::{files::Reach, images::ImageDisks},
     vm::{
         client::VmClient,
         process::VmmProcess,
@@ -82,7 +82,7 @@ pub(crate) async fn open(
     let (records, (sandboxes, containers)) = opened.await?;
     let node = Arc::new(Node::new(config, images, network, records));
 
-    remove_orphans(&node, &sandboxes, &containers).await;
+    let mut servers = remove_orphans(&node, &sandboxes, &containers).await;
 
     let mut by_pod: HashMap<PodId, Vec<ContainerRecord>> = HashMap::new();
     for container in containers {
@@ -95,8 +95,9 @@ pub(crate) async fn open(
         .into_iter()
         .map(|sandbox| {
             let containers = by_pod.remove(&sandbox.id).unwrap_or_default();
+            let server = servers.remove(sandbox.id.as_str());
             // From here on it is listed as it was; calls wait until it is recovered.
-            tokio::spawn(Recovery::new(&node, sandbox, containers).run())
+            tokio::spawn(Recovery::new(&node, sandbox, containers, server).run())
         })
         .collect();
     let recovered = pods.into_iter().map(|pod| async move {
@@ -119,10 +120,17 @@ struct Recovery {
     containers: Vec<ContainerRecord>,
     /// Containers of whose creation nobody was told.
     unanswered: Vec<ContainerId>,
+    /// Serves files of the host to it.
+    server: Option<VmmProcess>,
 }
 
 impl Recovery {
-    fn new(node: &Arc<Node>, mut record: SandboxRecord, containers: Vec<ContainerRecord>) -> Self {
+    fn new(
+        node: &Arc<Node>,
+        mut record: SandboxRecord,
+        containers: Vec<ContainerRecord>,
+        server: Option<VmmProcess>,
+    ) -> Self {
         let was = record.state;
         record.state = after_restart(was);
         let (mut driver, entry) = Driver::new(Arc::clone(node), record.clone(), Phase::Up);
@@ -144,17 +152,21 @@ impl Recovery {
             was,
             containers,
             unanswered,
+            server,
         }
     }
 
     async fn run(mut self) {
+        if let Some(server) = self.server {
+            self.driver.files().lock().await.adopt(server);
+        }
         let adopted = match self.record.state {
             State::Ready => self.adopt().await,
             _ => Err("it was being started or ended".into()),
         };
-        let agent = adopted.as_ref().ok().map(|(_, agent)| agent.clone());
+        let guest = adopted.as_ref().ok();
         for id in std::mem::take(&mut self.unanswered) {
-            discard(&self.node, agent.as_ref(), &id).await;
+            self.discard(guest, &id).await;
         }
         match adopted {
             Ok((vm, agent)) => {
@@ -219,6 +231,31 @@ impl Recovery {
         self.driver.go_live(vm, agent, disks, None);
     }
 
+    /// Removes a container that was not answered.
+    async fn discard(&self, guest: Option<&(VmClient, Agent)>, id: &ContainerId) {
+        if let Some((vm, agent)) = guest {
+            if let Err(error) = agent.delete(id.as_str()).await {
+                tracing::warn!(container = %id, %error, "delete a container that was not answered");
+            }
+            let reach = Reach {
+                node: &self.node,
+                pod: &self.record.id,
+                vm,
+                agent,
+            };
+            let mut files = self.driver.files().lock().await;
+            if let Err(error) = files.remove(&reach, id).await {
+                tracing::warn!(container = %id, %error, "end the shares of a container");
+            }
+        }
+        if let Err(error) = self.node.images.release(id.as_str()).await {
+            tracing::warn!(container = %id, %error, "release the image of a container");
+        }
+        if let Err(error) = self.node.records.delete_container(id).await {
+            tracing::warn!(container = %id, %error, "delete the record of a container");
+        }
+    }
+
     /// Connects to VMM and agent. As long as the VMM lives, its pod is given time: an agent that
     /// is slow today must not cost a running pod.
     async fn adopt(&self) -> Result<(VmClient, Agent), String> {
@@ -258,38 +295,38 @@ fn resume(record: &ContainerRecord) -> Option<Container> {
     })
 }
 
-async fn discard(node: &Node, agent: Option<&Agent>, id: &ContainerId) {
-    if let Some(agent) = agent
-        && let Err(error) = agent.delete(id.as_str()).await
-    {
-        tracing::warn!(container = %id, %error, "delete a container that was not answered");
-    }
-    if let Err(error) = node.images.release(id.as_str()).await {
-        tracing::warn!(container = %id, %error, "release the image of a container");
-    }
-    if let Err(error) = node.records.delete_container(id).await {
-        tracing::warn!(container = %id, %error, "delete the record of a container");
-    }
-}
-
-/// Removes what has no record. A failure is logged: the next start tries again.
-async fn remove_orphans(node: &Node, sandboxes: &[SandboxRecord], containers: &[ContainerRecord]) {
+/// Removes what has no record. A failure is logged: the next start tries again. Returns the file
+/// servers of pods.
+async fn remove_orphans(
+    node: &Node,
+    sandboxes: &[SandboxRecord],
+    containers: &[ContainerRecord],
+) -> HashMap<String, VmmProcess> {
     let pods: HashSet<&str> = sandboxes.iter().map(|s| s.id.as_str()).collect();
     let vmms: HashSet<VmmProcess> = sandboxes
         .iter()
         .filter_map(|s| Some(s.vm?.process))
         .collect();
-    for (run, process) in VmmProcess::find_all(&RunDir::all(&node.config)) {
-        if !vmms.contains(&process) {
-            tracing::warn!(pid = process.pid, run = %run.display(), "VMM that nobody owns");
-            let cgroup = cgroup::of_process(&node.config.cgroup_root, process.pid);
-            process.kill();
-            if let Err(error) = process.gone(Duration::ZERO).await {
-                tracing::error!(%error, "end a VMM that nobody owns");
+    let mut servers = HashMap::new();
+    for found in VmmProcess::find_all(&RunDir::all(&node.config)) {
+        let process = found.process;
+        let pod = found.run.file_name().and_then(|name| name.to_str());
+        match pod.filter(|pod| pods.contains(pod)) {
+            Some(pod) if found.is_file_server => {
+                servers.insert(pod.to_owned(), process);
+                continue;
             }
-            if let (Some(cgroup), Some(pod)) = (cgroup, run.file_name().and_then(|n| n.to_str())) {
-                cgroup::remove_orphan(&node.config.cgroup_root, &cgroup, pod).await;
-            }
+            Some(_) if vmms.contains(&process) => continue,
+            _ => {}
+        }
+        let run = found.run.display();
+        tracing::warn!(pid = process.pid, %run, "process of a pod that nobody owns");
+        let cgroup = cgroup::of_process(&node.config.cgroup_root, process.pid);
+        if let Err(error) = process.gone(Duration::ZERO).await {
+            tracing::error!(%error, "end a process that nobody owns");
+        }
+        if let (Some(cgroup), Some(pod)) = (cgroup, pod) {
+            cgroup::remove_orphan(&node.config.cgroup_root, &cgroup, pod).await;
         }
     }
     for parent in [RunDir::all(&node.config), DataDir::all(&node.config)] {
@@ -334,6 +371,7 @@ async fn remove_orphans(node: &Node, sandboxes: &[SandboxRecord], containers: &[
             tracing::error!(%error, %owner, "release an image that nobody uses");
         }
     }
+    servers
 }
 
 /// Lets plugins free what they hold for pods that are gone. Pods that are started or ended

@@ -1,13 +1,17 @@
 //! Refuses what is wrong in itself, or what a VM or this version can't do, before anything is
 //! made. Every refusal names the field as CRI does.
 
+use std::path::Path;
+
+use hull_proto_vmm::fs::MAX_SHARES;
 use nix::sys::signal::Signal;
 
 use crate::{
     error::PodError,
     resources,
     spec::{
-        AppArmor, ContainerSpec, MountSource, MountSpec, NamespaceMode, Namespaces, SandboxSpec,
+        AppArmor, ContainerSpec, MountPropagation, MountSource, MountSpec, NamespaceMode,
+        Namespaces, SandboxSpec,
     },
 };
 
@@ -77,6 +81,12 @@ pub(crate) fn container(spec: &ContainerSpec, sandbox: &SandboxSpec) -> Result<(
     }
     if spec.stdin_once && !spec.stdin {
         return Err(PodError::invalid("config.stdin_once", "it needs stdin"));
+    }
+    if spec.mounts.len() > MAX_SHARES {
+        return Err(PodError::invalid(
+            "config.mounts",
+            format!("there are more than {MAX_SHARES}"),
+        ));
     }
     for (index, mount) in spec.mounts.iter().enumerate() {
         self::mount(index, mount)?;
@@ -153,14 +163,7 @@ fn mount(index: usize, mount: &MountSpec) -> Result<(), PodError> {
         ));
     }
     match &mount.source {
-        MountSource::Host(path) => Err(PodError::unimplemented(
-            format!("{field}.host_path"),
-            format!(
-                "the mount of host path {} at {at} is refused: \
-                 files and directories of the host can't be shared with a VM yet",
-                path.display()
-            ),
-        )),
+        MountSource::Host(path) => host_mount(&field, path, mount),
         MountSource::Image { image, .. } => Err(PodError::unimplemented(
             format!("{field}.image"),
             format!(
@@ -169,6 +172,30 @@ fn mount(index: usize, mount: &MountSpec) -> Result<(), PodError> {
             ),
         )),
     }
+}
+
+fn host_mount(field: &str, path: &Path, mount: &MountSpec) -> Result<(), PodError> {
+    if !path.is_absolute() {
+        return Err(PodError::invalid(
+            format!("{field}.host_path"),
+            format!("{} is not absolute", path.display()),
+        ));
+    }
+    if mount.propagation == MountPropagation::Bidirectional {
+        return Err(PodError::invalid(
+            format!("{field}.propagation"),
+            "BIDIRECTIONAL is not possible: what is mounted in the container is mounted in the \
+             kernel of its VM, and can't appear on the host",
+        ));
+    }
+    let private = mount.propagation == MountPropagation::Private;
+    if mount.recursive_readonly && !(mount.readonly && private) {
+        return Err(PodError::invalid(
+            format!("{field}.recursive_read_only"),
+            "it needs readonly and private propagation",
+        ));
+    }
+    Ok(())
 }
 
 fn namespaces(asked: &Namespaces, context: &str) -> Result<(), PodError> {
@@ -282,19 +309,53 @@ mod tests {
     }
 
     #[test]
-    fn a_host_path_is_refused_by_name() {
-        let mut spec = good_container();
-        spec.mounts.push(MountSpec {
+    fn mounts_that_a_vm_cannot_have_are_refused_by_field() {
+        let good = MountSpec {
             container_path: "/etc/hosts".into(),
             source: MountSource::Host("/var/lib/kubelet/hosts".into()),
-            readonly: false,
-            recursive_readonly: false,
-            propagation: crate::spec::MountPropagation::Private,
+            readonly: true,
+            recursive_readonly: true,
+            propagation: MountPropagation::Private,
             selinux_relabel: false,
-        });
-        let (kind, text) = refusal(container(&spec, &good_sandbox()));
-        assert_eq!(kind, ErrorKind::Unimplemented);
-        assert!(text.contains("/etc/hosts") && text.contains("/var/lib/kubelet/hosts"));
+        };
+        let check = |mount: MountSpec| {
+            let spec = ContainerSpec {
+                mounts: vec![good.clone(), mount],
+                ..good_container()
+            };
+            container(&spec, &good_sandbox())
+        };
+        check(good.clone()).unwrap();
+        let both_ways = MountSpec {
+            propagation: MountPropagation::Bidirectional,
+            recursive_readonly: false,
+            ..good.clone()
+        };
+        let one_way = MountSpec {
+            propagation: MountPropagation::HostToContainer,
+            ..good.clone()
+        };
+        let writable = MountSpec {
+            readonly: false,
+            ..good.clone()
+        };
+        let relative = MountSpec {
+            source: MountSource::Host("x".into()),
+            ..good.clone()
+        };
+        for (mount, field) in [
+            (both_ways, "propagation"),
+            (one_way, "recursive_read_only"),
+            (writable, "recursive_read_only"),
+            (relative, "host_path"),
+        ] {
+            let (kind, text) = refusal(check(mount));
+            assert_eq!(kind, ErrorKind::InvalidArgument);
+            assert!(
+                text.contains(&format!("config.mounts[1].{field}")),
+                "{text}"
+            );
+        }
     }
 
     #[test]

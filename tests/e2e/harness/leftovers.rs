@@ -17,7 +17,7 @@ impl Leftovers {
         let mut found = BTreeSet::new();
         for pid in names(Path::new("/proc")).filter(|n| n.parse::<u32>().is_ok()) {
             let command = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-            if command.trim() == "hull-vmm" {
+            if matches!(command.trim(), "hull-vmm" | "hull-fs") {
                 found.insert(format!("process {pid} {}", command.trim()));
             }
         }

@@ -359,7 +359,7 @@ fn vmms(dir: &Path) -> Vec<u32> {
     processes
         .filter_map(|process| {
             let command = fs::read_to_string(process.path().join("cmdline")).ok()?;
-            let ours = command.contains("\0run\0--id\0") && command.contains(dir.to_str()?);
+            let ours = command.contains("/vmm.sock\0") && command.contains(dir.to_str()?);
             ours.then(|| process.file_name().to_str()?.parse().ok())?
         })
         .collect()

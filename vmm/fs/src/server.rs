@@ -55,6 +55,8 @@ pub enum ServerError {
 /// # Errors
 /// [`ServerError`]
 pub fn run(root: &Path) -> Result<(), ServerError> {
+    // Its file name is that of a link.
+    let _ = rustix::thread::set_name(c"hull-fs");
     jail::enter(root)?;
     let own = |fd: std::os::fd::BorrowedFd<'_>| fd.try_clone_to_owned().map_err(ServerError::Start);
     let fuse = Arc::new(own(io::stdin().as_fd())?);

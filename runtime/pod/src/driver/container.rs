@@ -14,6 +14,7 @@ use crate::{
     info::{ContainerInfo, ContainerState},
     lifecycle::container::{Effect, Event, Exit, KILL_LIMIT, News, Reason, State, Wait, step},
     record::RecordedState,
+    storage::files::Reach,
     vm::rundir::RunDir,
 };
 
@@ -182,12 +183,25 @@ impl Driver {
         let live = self.live.as_ref();
         let guest = live.map(|l| (l.vm.clone(), l.agent.clone(), Arc::clone(&l.disks)));
         let (node, id) = (Arc::clone(&self.node), id.clone());
+        let (pod, files) = (self.record.id.clone(), Arc::clone(&self.files));
         self.spawn(async move {
             if let Some((vm, agent, disks)) = guest {
                 if let Err(error) = agent.delete(id.as_str()).await
                     && !vm.is_gone()
                 {
                     return Done::Event(id, Event::RemoveFailed(error.into()));
+                }
+                let reach = Reach {
+                    node: &node,
+                    pod: &pod,
+                    vm: &vm,
+                    agent: &agent,
+                };
+                // Before the container is forgotten: nobody else would end its shares.
+                if let Err(error) = files.lock().await.remove(&reach, &id).await
+                    && !vm.is_gone()
+                {
+                    return Done::Event(id, Event::RemoveFailed(error));
                 }
                 let released = disks.lock().await.release(&vm, &agent, &id).await;
                 if let Err(error) = released

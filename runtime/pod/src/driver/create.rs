@@ -5,6 +5,7 @@ use std::{collections::VecDeque, path::PathBuf, sync::Arc};
 
 use hull_image::{Image, ImageId};
 use hull_proto_agent::agent::{CreateRequest, PidNamespace, User};
+use hull_proto_vmm::fs::Share;
 use oci_spec::runtime::{LinuxSeccomp, Spec};
 use protobuf::EnumOrUnknown;
 use tokio::sync::Mutex;
@@ -15,7 +16,7 @@ use crate::{
     clock,
     error::{ObjectKind, PodError},
     guest::client::Agent,
-    id::ContainerId,
+    id::{ContainerId, PodId},
     info::ContainerUser,
     lifecycle::{
         container::{Event, State},
@@ -28,7 +29,10 @@ use crate::{
     registry::Delivered,
     resources,
     spec::{ContainerSpec, GroupsPolicy, NamespaceMode, Seccomp},
-    storage::images::{ImageDisks, storage_id},
+    storage::{
+        files::{self, HostFiles, Reach},
+        images::{ImageDisks, storage_id},
+    },
     validate,
     vm::{client::VmClient, rundir::RunDir},
 };
@@ -50,6 +54,9 @@ struct Plan {
     vm: VmClient,
     agent: Agent,
     disks: Arc<Mutex<ImageDisks>>,
+    files: Arc<Mutex<HostFiles>>,
+    shares: Vec<(usize, Share)>,
+    pod: PodId,
     id: ContainerId,
     image: ImageId,
     request: CreateRequest,
@@ -139,14 +146,15 @@ impl Driver {
             }
             _ => None,
         };
+        let id = ContainerId::random();
         let oci = build(Inputs {
+            id: &id,
             sandbox: &self.record.spec,
             container: &spec,
             image: &image.config,
             localhost_seccomp: profile.as_ref(),
         })?;
 
-        let id = ContainerId::random();
         let log_directory = &self.record.spec.log_directory;
         let log_path = (!spec.log_path.as_os_str().is_empty()
             && !log_directory.as_os_str().is_empty())
@@ -157,6 +165,9 @@ impl Driver {
             vm: live.vm.clone(),
             agent: live.agent.clone(),
             disks: Arc::clone(&live.disks),
+            files: Arc::clone(&self.files),
+            shares: files::shares(&spec),
+            pod: self.record.id.clone(),
             id: id.clone(),
             image: image.id.clone(),
             request: create_request(&id, &oci, &spec, &image)?,
@@ -211,7 +222,7 @@ impl Container {
 }
 
 impl Plan {
-    /// lease ─▶ disk ─▶ container in the guest ─▶ log
+    /// lease ─▶ disk ─▶ files of the host ─▶ container in the guest ─▶ log
     async fn carry_out(self) -> Result<Parts, PodError> {
         let leased = self.node.images.lease(&self.image, self.id.as_str()).await;
         leased.map_err(|e| PodError::internal("lease the container's image", e))?;
@@ -220,6 +231,9 @@ impl Plan {
             Ok(slot) => slot,
             Err(error) => return Err(error.after_undo(self.release().await)),
         };
+        if let Err(error) = self.share().await {
+            return Err(error.after_undo(self.undo_create().await));
+        }
         let user = match self.agent.create(self.request.clone()).await {
             Ok(user) => user,
             Err(error) => {
@@ -250,16 +264,40 @@ impl Plan {
             .await
     }
 
+    async fn share(&self) -> Result<(), PodError> {
+        if self.shares.is_empty() {
+            return Ok(());
+        }
+        let mut files = self.files.lock().await;
+        files.add(&self.reach(), &self.id, &self.shares).await
+    }
+
+    fn reach(&self) -> Reach<'_> {
+        Reach {
+            node: &self.node,
+            pod: &self.pod,
+            vm: &self.vm,
+            agent: &self.agent,
+        }
+    }
+
     async fn undo_create(&self) -> Result<(), PodError> {
         if self.vm.is_gone() {
             return self.release().await;
         }
         let deleted = self.agent.delete(self.id.as_str()).await;
+        let unshared = if self.shares.is_empty() {
+            Ok(())
+        } else {
+            let mut files = self.files.lock().await;
+            files.remove(&self.reach(), &self.id).await
+        };
         let mut disks = self.disks.lock().await;
         let detached = disks.release(&self.vm, &self.agent, &self.id).await;
         drop(disks);
         let released = self.release().await;
-        deleted.map_err(PodError::from).and(detached).and(released)
+        let deleted = deleted.map_err(PodError::from);
+        deleted.and(unshared).and(detached).and(released)
     }
 
     async fn release(&self) -> Result<(), PodError> {

@@ -49,7 +49,7 @@ use crate::{
     registry::{Delivered, Phase, PodEntry, PodView},
     session::Permits,
     spec::{ContainerSpec, Resources},
-    storage::images::ImageDisks,
+    storage::{files::HostFiles, images::ImageDisks},
     vm::client::VmClient,
 };
 
@@ -159,6 +159,8 @@ pub(crate) struct Driver {
     phase: Phase,
     boot: Option<BootTimes>,
     live: Option<Live>,
+    /// Ended after the VM, also when there never was a [`Live`] of this daemon.
+    files: Arc<Mutex<HostFiles>>,
     containers: BTreeMap<ContainerId, Container>,
     execs: HashMap<(ContainerId, String), ExecEnd>,
     commands: mpsc::Receiver<Command>,
@@ -204,6 +206,7 @@ impl Driver {
             phase,
             boot: None,
             live: None,
+            files: Arc::default(),
             containers: BTreeMap::new(),
             execs: HashMap::new(),
             commands,

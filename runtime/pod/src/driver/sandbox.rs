@@ -22,7 +22,7 @@ use crate::{
     },
     logs::pump::ContainerLog,
     registry::Phase,
-    storage::images::ImageDisks,
+    storage::{files::HostFiles, images::ImageDisks},
     vm::{
         client::VmClient,
         rundir::{DataDir, RunDir, remove},
@@ -118,6 +118,11 @@ impl Driver {
         if let Some(container) = self.containers.get_mut(id) {
             container.log = Some(log);
         }
+    }
+
+    /// The files of the host that its containers mount.
+    pub(crate) fn files(&self) -> &Arc<Mutex<HostFiles>> {
+        &self.files
     }
 
     /// Notes why the sandbox is not ready.
@@ -216,6 +221,10 @@ impl Driver {
         {
             tracing::error!(pod = %self.id(), %error, "end the VMM process");
             self.record.vm = Some(vm);
+            return;
+        }
+        if let Err(error) = self.files.lock().await.end().await {
+            tracing::error!(pod = %self.id(), %error, "end the file server");
         }
     }
 

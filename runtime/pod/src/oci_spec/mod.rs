@@ -21,6 +21,7 @@ use oci_spec::runtime::{
 use crate::{
     error::PodError,
     guest::configure::hostname,
+    id::ContainerId,
     spec::{ContainerSpec, SandboxSpec},
 };
 
@@ -31,6 +32,7 @@ const OPEN_FILES: u64 = 1 << 20;
 /// What a container is made from.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Inputs<'a> {
+    pub id: &'a ContainerId,
     pub sandbox: &'a SandboxSpec,
     pub container: &'a ContainerSpec,
     pub image: &'a ImageConfig,
@@ -83,7 +85,7 @@ pub(crate) fn build(inputs: Inputs<'_>) -> Result<Spec, PodError> {
     let mut spec = Spec::default();
     spec.set_root(Some(root));
     spec.set_process(Some(process));
-    spec.set_mounts(Some(mounts::standard(inputs.container)));
+    spec.set_mounts(Some(mounts::all(inputs.id, inputs.container)));
     spec.set_hostname(None);
     spec.set_linux(Some(linux));
     spec.set_annotations(Some(HashMap::new()));

@@ -1,27 +1,70 @@
-//! The mounts that every container has. Sources of bind mounts are paths in the guest.
+//! The mounts that every container has, and those that are asked for. Sources of bind mounts are
+//! paths in the guest.
+
+use std::path::Path;
 
 use oci_spec::runtime::Mount;
 
-use crate::spec::ContainerSpec;
+use crate::{
+    id::ContainerId,
+    spec::{ContainerSpec, MountSource, MountSpec},
+    storage::files::guest_directory,
+};
 
 /// Shared memory of the pod, made by the agent.
 const SHM: &str = "/run/hull/shm";
 /// Files of the pod's identity, written by the agent when it is configured.
 const SANDBOX_FILES: &str = "/run/hull/files/sandbox";
 
-/// Makes the list, in the order in which it is mounted.
-pub(super) fn standard(container: &ContainerSpec) -> Vec<Mount> {
+/// Makes the list, in the order in which it is mounted: what is asked for takes the place of what
+/// a container has anyway, and a mount comes before those below it.
+pub(super) fn all(id: &ContainerId, container: &ContainerSpec) -> Vec<Mount> {
+    let asked = of_the_host(id, container);
+    let replaced = |mount: &Mount| {
+        asked
+            .iter()
+            .any(|asked| same_place(asked.destination(), mount.destination()))
+    };
+    let mut mounts = system(container);
+    let mut others = of_the_pod(container);
+    mounts.retain(|mount| !replaced(mount));
+    others.retain(|mount| !replaced(mount));
+    others.extend(asked);
+    // Stable: of two at one place, the later covers the earlier.
+    others.sort_by_key(|mount| mount.destination().components().count());
+    mounts.extend(others);
+    mounts
+}
+
+/// Paths of the host: each is a directory or file of the shared file system.
+fn of_the_host(id: &ContainerId, container: &ContainerSpec) -> Vec<Mount> {
+    let is_host = |mount: &&MountSpec| matches!(mount.source, MountSource::Host(_));
+    let shared = container.mounts.iter().filter(is_host);
+    shared
+        .enumerate()
+        .map(|(number, asked)| {
+            let source = format!("{}/{number}", guest_directory(id));
+            // The host refuses writes. The guest would also to what is mounted below, which a
+            // mount that is not recursively read-only allows: here, all is one file system.
+            let access = if asked.recursive_readonly { "ro" } else { "rw" };
+            bind(&asked.container_path.to_string_lossy(), &source, &[access])
+        })
+        .collect()
+}
+
+/// Tells whether two paths are one, but for slashes.
+fn same_place(a: &Path, b: &Path) -> bool {
+    a.components().eq(b.components())
+}
+
+/// What the kernel's interfaces are.
+fn system(container: &ContainerSpec) -> Vec<Mount> {
     let access = if container.security.privileged {
         "rw"
     } else {
         "ro"
     };
-    let files = if container.security.readonly_rootfs {
-        "ro"
-    } else {
-        "rw"
-    };
-    let mut mounts = vec![
+    vec![
         mount("/proc", "proc", "proc", &["nosuid", "noexec", "nodev"]),
         mount(
             "/dev",
@@ -60,8 +103,17 @@ pub(super) fn standard(container: &ContainerSpec) -> Vec<Mount> {
             "cgroup",
             &["nosuid", "noexec", "nodev", "relatime", access],
         ),
-        bind("/dev/shm", SHM, &["nosuid", "noexec", "nodev", "rw"]),
-    ];
+    ]
+}
+
+/// What the containers of a pod have in common.
+fn of_the_pod(container: &ContainerSpec) -> Vec<Mount> {
+    let files = if container.security.readonly_rootfs {
+        "ro"
+    } else {
+        "rw"
+    };
+    let mut mounts = vec![bind("/dev/shm", SHM, &["nosuid", "noexec", "nodev", "rw"])];
     for name in ["hosts", "resolv.conf", "hostname"] {
         let source = format!("{SANDBOX_FILES}/{name}");
         mounts.push(bind(&format!("/etc/{name}"), &source, &[files]));

@@ -1,7 +1,10 @@
 use serde_json::{Value, json};
 
 use super::*;
-use crate::spec::{ContainerSecurity, Resources, SandboxMetadata, Seccomp};
+use crate::spec::{
+    ContainerSecurity, MountPropagation, MountSource, MountSpec, Resources, SandboxMetadata,
+    Seccomp,
+};
 
 fn image() -> ImageConfig {
     ImageConfig {
@@ -21,7 +24,9 @@ fn spec_of(container: &ContainerSpec) -> Result<Value, PodError> {
         },
         ..SandboxSpec::default()
     };
+    let id = ContainerId::try_from("c".repeat(64)).unwrap();
     let spec = build(Inputs {
+        id: &id,
         sandbox: &sandbox,
         container,
         image: &image(),
@@ -113,6 +118,7 @@ fn command_and_arguments_replace_those_of_the_image() {
 fn without_any_command_the_container_is_refused() {
     let empty = ImageConfig::default();
     let error = build(Inputs {
+        id: &ContainerId::try_from("c".repeat(64)).unwrap(),
         sandbox: &SandboxSpec::default(),
         container: &ContainerSpec::default(),
         image: &empty,
@@ -186,4 +192,68 @@ fn limits_reach_the_cgroup() {
     assert_eq!(spec["process"]["noNewPrivileges"], true);
     assert_eq!(spec["root"]["readonly"], true);
     assert_eq!(spec["linux"].get("seccomp"), None);
+}
+
+#[test]
+fn asked_mounts_replace_standard_ones_and_come_after_their_parents() {
+    let mount = |container_path: &str, recursive_readonly| MountSpec {
+        container_path: container_path.into(),
+        source: MountSource::Host("/host".into()),
+        readonly: true,
+        recursive_readonly,
+        propagation: MountPropagation::Private,
+        selinux_relabel: false,
+    };
+    let container = ContainerSpec {
+        mounts: vec![
+            mount("/etc/hosts", false),
+            mount("/data/deep/below", true),
+            mount("/data/", false),
+            mount("/dev/termination-log", false),
+            mount("/dev/shm/", false),
+        ],
+        ..ContainerSpec::default()
+    };
+    let spec = spec_of(&container).unwrap();
+    let mounts: Vec<_> = spec["mounts"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|m| {
+            (
+                m["destination"].as_str().unwrap(),
+                &m["source"],
+                &m["options"],
+            )
+        })
+        .collect();
+    let place = |path: &str| {
+        let found: Vec<_> = mounts.iter().filter(|(to, ..)| *to == path).collect();
+        assert_eq!(found.len(), 1, "{path} in {mounts:?}");
+        mounts.iter().position(|(to, ..)| *to == path).unwrap()
+    };
+    let source = |number: u32| {
+        json!(format!(
+            "/run/hull/storage/host/{}/{number}",
+            "c".repeat(64)
+        ))
+    };
+    assert_eq!(*mounts[place("/etc/hosts")].1, source(0));
+    assert_eq!(*mounts[place("/data/deep/below")].1, source(1));
+    assert_eq!(
+        mounts[place("/data/")].2,
+        &json!(["rbind", "rprivate", "rw"])
+    );
+    assert_eq!(
+        mounts[place("/data/deep/below")].2,
+        &json!(["rbind", "rprivate", "ro"])
+    );
+    assert!(place("/data/") < place("/data/deep/below"));
+    assert!(place("/dev") < place("/dev/termination-log"));
+    assert_eq!(*mounts[place("/dev/shm/")].1, source(4));
+    assert!(!mounts.iter().any(|(to, ..)| *to == "/dev/shm"));
+    assert_eq!(
+        mounts[place("/etc/hostname")].1,
+        "/run/hull/files/sandbox/hostname"
+    );
 }

@@ -1,12 +1,13 @@
-//! The VMM process: started here, or found again after a restart of the daemon.
+//! The processes of a pod, its VMM and its file server: started here, or found again after a
+//! restart of the daemon.
 //!
-//! It is never killed with the daemon: it has its own process group, and only
-//! [`VmmProcess::kill`] and [`VmmProcess::gone`] deal with it. A pid is used only together with
+//! They are never killed with the daemon: each has its own process group, and only
+//! [`VmmProcess::kill`] and [`VmmProcess::gone`] deal with them. A pid is used only together with
 //! the start time of its process, so a reused pid is never signalled.
 
 use std::{
     fs::{self, File},
-    os::unix::process::CommandExt,
+    os::{fd::OwnedFd, unix::process::CommandExt},
     path::{Path, PathBuf},
     process::{Command, Stdio},
     time::Duration,
@@ -19,7 +20,10 @@ use nix::{
 use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, sleep};
 
-use super::{VmError, rundir::RunDir};
+use super::{
+    VmError,
+    rundir::{FILES_SOCKET, RunDir},
+};
 use crate::id::PodId;
 
 /// A process that can't be mistaken for a later one with the same pid.
@@ -33,26 +37,50 @@ pub(crate) struct VmmProcess {
 impl VmmProcess {
     /// Starts a VMM that listens on the control socket of `run`.
     pub(crate) fn spawn(program: &Path, pod: &PodId, run: &RunDir) -> Result<Self, VmError> {
-        let log_path = run.vmm_log();
-        let file_error = |source| VmError::File {
-            path: log_path.clone(),
-            source,
-        };
-        let log = File::create(&log_path).map_err(file_error)?;
-        let stdout = log.try_clone().map_err(file_error)?;
-        let spawn_error = |source| VmError::Spawn {
-            program: program.to_owned(),
-            source,
-        };
         let mut command = Command::new(program);
         command
             .args(["run", "--id", pod.as_str(), "--socket"])
             .arg(run.control_socket())
             .arg("--exit-report")
             .arg(run.exit_report())
+            .stdin(Stdio::null());
+        Self::start(program, command, run, &run.vmm_log())
+    }
+
+    /// Starts a file server for the VM that has the other end of `fuse`. It ends with that.
+    pub(crate) fn spawn_file_server(
+        program: &Path,
+        pod: &PodId,
+        run: &RunDir,
+        fuse: OwnedFd,
+    ) -> Result<Self, VmError> {
+        let mut command = Command::new(program);
+        command
+            .args(["run", "--id", pod.as_str(), "--socket"])
+            .arg(run.files_socket())
+            .stdin(fuse);
+        Self::start(program, command, run, &run.files_log())
+    }
+
+    fn start(
+        program: &Path,
+        mut command: Command,
+        run: &RunDir,
+        log_path: &Path,
+    ) -> Result<Self, VmError> {
+        let file_error = |source| VmError::File {
+            path: log_path.to_owned(),
+            source,
+        };
+        let log = File::create(log_path).map_err(file_error)?;
+        let stdout = log.try_clone().map_err(file_error)?;
+        let spawn_error = |source| VmError::Spawn {
+            program: program.to_owned(),
+            source,
+        };
+        command
             .current_dir(run.path())
             .env_clear()
-            .stdin(Stdio::null())
             .stdout(stdout)
             .stderr(log)
             .process_group(0);
@@ -63,7 +91,7 @@ impl VmmProcess {
         let identity = Self::of(pid);
         tokio::spawn(async move {
             let status = child.wait().await;
-            tracing::debug!(pid, ?status, "VMM process ended");
+            tracing::debug!(pid, ?status, "process of a pod ended");
         });
         // The process is a zombie at the earliest, so its stat file can be read.
         identity.ok_or_else(|| spawn_error(std::io::ErrorKind::NotFound.into()))
@@ -86,7 +114,7 @@ impl VmmProcess {
             && let Ok(pid) = i32::try_from(self.pid)
             && let Err(error) = kill(Pid::from_raw(pid), Signal::SIGKILL)
         {
-            tracing::warn!(pid = self.pid, %error, "kill VMM process");
+            tracing::warn!(pid = self.pid, %error, "kill process of a pod");
         }
     }
 
@@ -114,8 +142,8 @@ impl VmmProcess {
         Ok(())
     }
 
-    /// VMM processes whose control socket is below `state`, with the pod that each is for.
-    pub(crate) fn find_all(state: &Path) -> Vec<(PathBuf, Self)> {
+    /// VMMs and file servers whose socket is below `state`.
+    pub(crate) fn find_all(state: &Path) -> Vec<Found> {
         let Ok(entries) = fs::read_dir("/proc") else {
             return Vec::new();
         };
@@ -124,15 +152,29 @@ impl VmmProcess {
             .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
             .filter_map(|pid: u32| {
                 let arguments = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
-                let run = run_dir_of(&arguments, state)?;
-                Some((run, Self::of(pid)?))
+                let socket = socket_of(&arguments, state)?;
+                Some(Found {
+                    run: socket.parent()?.to_owned(),
+                    is_file_server: socket.ends_with(FILES_SOCKET),
+                    process: Self::of(pid)?,
+                })
             })
             .collect()
     }
 }
 
-/// The run directory in a VMM's argument list, when it is below `state`.
-fn run_dir_of(arguments: &[u8], state: &Path) -> Option<PathBuf> {
+/// A process of a pod that runs.
+#[derive(Debug)]
+pub(crate) struct Found {
+    /// The pod's run directory.
+    pub run: PathBuf,
+    /// Else it is a VMM.
+    pub is_file_server: bool,
+    pub process: VmmProcess,
+}
+
+/// The socket in the argument list of a VMM or file server, when it is below `state`.
+fn socket_of(arguments: &[u8], state: &Path) -> Option<PathBuf> {
     let arguments: Vec<&str> = arguments
         .split(|b| *b == 0)
         .map(std::str::from_utf8)
@@ -142,8 +184,8 @@ fn run_dir_of(arguments: &[u8], state: &Path) -> Option<PathBuf> {
         return None;
     }
     let at = arguments.iter().position(|a| *a == "--socket")?;
-    let run = Path::new(arguments.get(at + 1)?).parent()?;
-    run.starts_with(state).then(|| run.to_owned())
+    let socket = Path::new(arguments.get(at + 1)?);
+    socket.starts_with(state).then(|| socket.to_owned())
 }
 
 /// State and start time of a process.
@@ -177,14 +219,14 @@ mod tests {
     fn only_a_vmm_below_our_state_directory_is_found() {
         let line = b"/usr/lib/hull/hull-vmm\0run\0--id\0a\0--socket\0/run/hull/pods/a/vmm.sock\0";
         assert_eq!(
-            run_dir_of(line, Path::new("/run/hull")),
-            Some("/run/hull/pods/a".into())
+            socket_of(line, Path::new("/run/hull")),
+            Some("/run/hull/pods/a/vmm.sock".into())
         );
-        assert_eq!(run_dir_of(line, Path::new("/run/other")), None);
+        assert_eq!(socket_of(line, Path::new("/run/other")), None);
         assert_eq!(
-            run_dir_of(b"cat\0/run/hull/x\0", Path::new("/run/hull")),
+            socket_of(b"cat\0/run/hull/x\0", Path::new("/run/hull")),
             None
         );
-        assert_eq!(run_dir_of(b"x\0run\0--socket\0", Path::new("/")), None);
+        assert_eq!(socket_of(b"x\0run\0--socket\0", Path::new("/")), None);
     }
 }

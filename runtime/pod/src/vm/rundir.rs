@@ -10,6 +10,9 @@ use crate::{config::PodsConfig, id::PodId};
 /// Longest path of a Unix socket (`sun_path` of unix(7), without its NUL).
 const SOCKET_PATH_MAX: usize = 107;
 
+/// Where the file server listens; its command line tells it from a VMM by this.
+pub(crate) const FILES_SOCKET: &str = "fs.sock";
+
 /// `<state>/pods/<id>`: what is gone after a reboot of the host, as the VM is.
 #[derive(Debug, Clone)]
 pub(crate) struct RunDir(PathBuf);
@@ -48,6 +51,14 @@ impl RunDir {
 
     pub(crate) fn vmm_log(&self) -> PathBuf {
         self.0.join("vmm.log")
+    }
+
+    pub(crate) fn files_socket(&self) -> PathBuf {
+        self.0.join(FILES_SOCKET)
+    }
+
+    pub(crate) fn files_log(&self) -> PathBuf {
+        self.0.join("fs.log")
     }
 
     pub(crate) fn console(&self) -> PathBuf {

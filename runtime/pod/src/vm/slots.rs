@@ -16,7 +16,9 @@ pub(crate) const ROOT: u8 = 2;
 pub(crate) const NET: u8 = 3;
 /// The scratch disk.
 pub(crate) const SCRATCH: u8 = 4;
-const FIRST_FREE: u8 = 5;
+/// Files of the host, once a container mounts some.
+pub(crate) const FILES: u8 = 5;
+const FIRST_FREE: u8 = 6;
 
 /// The slot of a pod's network interface: the first one's is fixed, others count down from the
 /// last slot, where images come last.
@@ -61,10 +63,10 @@ mod tests {
     #[test]
     fn slots_run_out_and_come_back() {
         let mut slots = Slots::default();
-        slots.mark(6);
+        slots.mark(7);
         let taken: Vec<u8> = std::iter::from_fn(|| slots.take().ok()).collect();
-        assert_eq!(taken.first(), Some(&5));
-        assert!(!taken.contains(&6));
+        assert_eq!(taken.first(), Some(&6));
+        assert!(!taken.contains(&7));
         assert_eq!(taken.len(), usize::from(SLOTS - FIRST_FREE) - 1);
         assert_eq!((net(0), net(1), net(3)), (NET, SLOTS - 1, SLOTS - 3));
         slots.free(9);

@@ -247,13 +247,17 @@ async fn wrong_requests_are_refused_by_field() {
         source: MountSource::Host("/srv".into()),
         readonly: false,
         recursive_readonly: false,
-        propagation: MountPropagation::Private,
+        propagation: MountPropagation::Bidirectional,
         selinux_relabel: false,
     });
     for (spec, kind, text) in [
         (container("app", &[]), ErrorKind::InvalidArgument, "command"),
         (unknown, ErrorKind::NotFound, "image nope"),
-        (mounted, ErrorKind::Unimplemented, "/data"),
+        (
+            mounted,
+            ErrorKind::InvalidArgument,
+            "config.mounts[0].propagation",
+        ),
     ] {
         let error = pods.create_container(pod.as_str(), spec).await.unwrap_err();
         assert_eq!(error.kind(), kind, "{error}");

@@ -28,7 +28,10 @@ pub(crate) async fn status(
             .map(|name| RuntimeHandler {
                 name: (*name).to_owned(),
                 // Each becomes true with the feature.
-                features: Some(RuntimeHandlerFeatures::default()),
+                features: Some(RuntimeHandlerFeatures {
+                    recursive_read_only_mounts: true,
+                    ..RuntimeHandlerFeatures::default()
+                }),
             })
             .collect(),
         features: Some(RuntimeFeatures::default()),

@@ -1,0 +1,425 @@
+//! Paths of the host in a pod: one file server process and one virtio-fs device for each pod that
+//! mounts any, started with the first.
+//!
+//! ```text
+//! absent ──start──▶ process ──attach, mount──▶ mounted ──add / remove──▶ shares of containers
+//!    ▲                 │ failed                   │ VM gone: it ends by itself
+//!    └─────────────────┴──────────────────────────┘
+//! ```
+//!
+//! Nothing of it is recorded: the process is known by its socket in the pod's run directory, and
+//! attaching and mounting may be repeated.
+
+use std::{io, os::fd::OwnedFd, path::PathBuf, time::Duration};
+
+use hull_proto_vmm::{
+    DeviceConfig, ErrorKind as VmErrorKind, FdIndex,
+    fs::{Access, ErrorKind, Propagation, Request, Response, SEND_BUFFER, Share, VERSION},
+};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, setsockopt, socketpair, sockopt};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::UnixStream,
+    time::{Instant, sleep, timeout},
+};
+
+use crate::{
+    error::PodError,
+    guest::client::{Agent, Storage},
+    id::{ContainerId, PodId},
+    node::Node,
+    spec::{ContainerSpec, MountPropagation, MountSource},
+    vm::{VmError, client::VmClient, process::VmmProcess, rundir::RunDir, slots},
+};
+
+/// The name of the mount in the guest, and the device's tag.
+pub(crate) const FILES_ID: &str = "host";
+/// How long a server may take to listen.
+const START: Duration = Duration::from_secs(30);
+/// How long it may take for a request: a path may be on a network file system.
+const CALL: Duration = Duration::from_secs(60);
+/// How long a server may take to end after its VM.
+const END: Duration = Duration::from_secs(2);
+
+/// Why the file server does not do what it should.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum FilesError {
+    #[error("make the file server's socket")]
+    Socket(#[source] io::Error),
+    #[error("connect to the file server at {}", path.display())]
+    Connect { path: PathBuf, source: io::Error },
+    #[error("speak with the file server")]
+    Io(#[from] io::Error),
+    #[error("speak with the file server")]
+    Codec(#[from] hull_proto_vmm::CodecError),
+    #[error("speak with the file server: it did not answer in {} s", CALL.as_secs())]
+    Timeout,
+    #[error("speak with the file server: it answered with something else")]
+    Unexpected,
+    #[error(
+        "speak with the file server: it has contract version {theirs}, this is {}",
+        VERSION
+    )]
+    Version { theirs: u32 },
+    #[error("share paths of the host: {0}")]
+    Refused(String),
+    #[error("share paths of the host: the pod's file server is gone")]
+    Gone,
+}
+
+impl From<FilesError> for PodError {
+    fn from(error: FilesError) -> Self {
+        match error {
+            FilesError::Gone | FilesError::Timeout | FilesError::Connect { .. } => {
+                Self::unavailable("share paths of the host", error)
+            }
+            other => Self::internal("share paths of the host", other),
+        }
+    }
+}
+
+/// The files of the host that one VM has.
+#[derive(Debug, Default)]
+pub(crate) struct HostFiles {
+    server: Option<Server>,
+}
+
+#[derive(Debug)]
+struct Server {
+    process: VmmProcess,
+    /// The VM's end of the FUSE socket, until it has it.
+    vm_end: Option<OwnedFd>,
+    mounted: bool,
+}
+
+/// What the files of one container are reached by.
+#[derive(Debug)]
+pub(crate) struct Reach<'a> {
+    pub node: &'a Node,
+    pub pod: &'a PodId,
+    pub vm: &'a VmClient,
+    pub agent: &'a Agent,
+}
+
+impl Reach<'_> {
+    fn run(&self) -> RunDir {
+        RunDir::of(&self.node.config, self.pod)
+    }
+}
+
+impl HostFiles {
+    /// Notes the server that an earlier daemon started.
+    pub(crate) fn adopt(&mut self, process: VmmProcess) {
+        self.server = Some(Server {
+            process,
+            vm_end: None,
+            // Perhaps it is; mounting again has no effect then.
+            mounted: false,
+        });
+    }
+
+    /// Shares what a container mounts of the host.
+    ///
+    /// # Errors
+    /// [`PodError::InvalidArgument`] with the field of a path that can't be shared. Nothing is
+    /// shared then.
+    pub(crate) async fn add(
+        &mut self,
+        reach: &Reach<'_>,
+        container: &ContainerId,
+        wanted: &[(usize, Share)],
+    ) -> Result<(), PodError> {
+        self.ensure(reach).await?;
+        let request = Request::Add {
+            owner: container.to_string(),
+            shares: wanted.iter().map(|(_, share)| share.clone()).collect(),
+        };
+        match self.ask(reach, &request).await? {
+            Response::Added { directories } if directories.len() == wanted.len() => Ok(()),
+            Response::Error {
+                kind: ErrorKind::NotFound | ErrorKind::Special,
+                share: Some(at),
+                message,
+            } => {
+                let index = wanted.get(at).map_or(0, |(index, _)| *index);
+                let field = format!("config.mounts[{index}].host_path");
+                Err(PodError::invalid(field, message))
+            }
+            Response::Error { message, .. } => Err(FilesError::Refused(message).into()),
+            _ => Err(FilesError::Unexpected.into()),
+        }
+    }
+
+    /// Ends what a container had; it is no error when that is nothing.
+    ///
+    /// # Errors
+    /// When the server does not answer.
+    pub(crate) async fn remove(
+        &mut self,
+        reach: &Reach<'_>,
+        container: &ContainerId,
+    ) -> Result<(), PodError> {
+        if !self.server.as_ref().is_some_and(|s| s.process.is_alive()) {
+            return Ok(());
+        }
+        let owner = container.to_string();
+        match self.ask(reach, &Request::Remove { owner }).await? {
+            Response::Ok => Ok(()),
+            Response::Error { message, .. } => Err(FilesError::Refused(message).into()),
+            _ => Err(FilesError::Unexpected.into()),
+        }
+    }
+
+    /// Waits for the server to end, which it does when its VM is gone, and kills it otherwise.
+    ///
+    /// # Errors
+    /// [`VmError::Unkillable`]: it is tried again when this is repeated.
+    pub(crate) async fn end(&mut self) -> Result<(), VmError> {
+        if let Some(server) = &self.server {
+            server.process.gone(END).await?;
+            self.server = None;
+        }
+        Ok(())
+    }
+
+    /// Sees to it that the server runs and the guest has mounted it.
+    async fn ensure(&mut self, reach: &Reach<'_>) -> Result<(), PodError> {
+        let server = match &mut self.server {
+            Some(server) if server.mounted => {
+                // What the guest has open went with a server that ended: another one would know
+                // nothing of it.
+                let alive = server.process.is_alive();
+                return if alive {
+                    Ok(())
+                } else {
+                    Err(FilesError::Gone.into())
+                };
+            }
+            Some(server) if server.process.is_alive() => server,
+            // Whether there is a device of an earlier one, the VM tells.
+            other => other.insert(start(reach)?),
+        };
+        let was_attached = server.vm_end.is_none();
+        let Err(error) = server.mount(reach).await else {
+            return Ok(());
+        };
+        if was_attached {
+            // An earlier daemon's, with shares in use.
+            return Err(error);
+        }
+        server.process.kill();
+        let attached = server.vm_end.is_none();
+        let undo = self.undo(reach, attached).await;
+        Err(error.after_undo(undo))
+    }
+
+    async fn undo(&mut self, reach: &Reach<'_>, attached: bool) -> Result<(), PodError> {
+        self.end().await?;
+        if attached {
+            reach.vm.detach(slots::FILES).await?;
+        }
+        Ok(())
+    }
+
+    async fn ask(&self, reach: &Reach<'_>, request: &Request) -> Result<Response, FilesError> {
+        ask(&reach.run(), request).await
+    }
+}
+
+/// Starts a server, with one end of a new socket.
+fn start(reach: &Reach<'_>) -> Result<Server, PodError> {
+    let (vm_end, server_end) = socket_pair().map_err(FilesError::Socket)?;
+    let program = &reach.node.config.file_server;
+    let process = VmmProcess::spawn_file_server(program, reach.pod, &reach.run(), server_end)?;
+    Ok(Server {
+        process,
+        vm_end: Some(vm_end),
+        mounted: false,
+    })
+}
+
+fn socket_pair() -> io::Result<(OwnedFd, OwnedFd)> {
+    let pair = socketpair(
+        AddressFamily::Unix,
+        SockType::SeqPacket,
+        None,
+        SockFlag::SOCK_CLOEXEC,
+    )?;
+    for end in [&pair.0, &pair.1] {
+        setsockopt(end, sockopt::SndBufForce, &SEND_BUFFER)?;
+    }
+    Ok(pair)
+}
+
+impl Server {
+    async fn mount(&mut self, reach: &Reach<'_>) -> Result<(), PodError> {
+        self.greet(&reach.run()).await?;
+        if let Some(vm_end) = &self.vm_end {
+            let fd = vm_end.try_clone().map_err(FilesError::Socket)?;
+            let device = DeviceConfig::Fs {
+                tag: FILES_ID.into(),
+                socket: FdIndex(0),
+            };
+            match reach.vm.attach(slots::FILES, device, vec![fd]).await {
+                Ok(()) => {}
+                Err(VmError::Refused {
+                    kind: VmErrorKind::Busy,
+                    ..
+                }) => return Err(FilesError::Gone.into()),
+                Err(error) => return Err(error.into()),
+            }
+            // When the VM closes its own, the server is to notice.
+            self.vm_end = None;
+        }
+        let storage = Storage {
+            id: FILES_ID,
+            slot: slots::FILES,
+            fstype: "virtiofs",
+            readonly: false,
+            scratch: false,
+        };
+        reach.agent.attach_storage(storage).await?;
+        self.mounted = true;
+        Ok(())
+    }
+
+    /// Waits until the server listens.
+    async fn greet(&self, run: &RunDir) -> Result<(), FilesError> {
+        let deadline = Instant::now() + START;
+        loop {
+            match ask(run, &Request::Hello { version: VERSION }).await {
+                Ok(Response::Hello { version, .. }) if version == VERSION => return Ok(()),
+                Ok(Response::Hello { version, .. }) => {
+                    return Err(FilesError::Version { theirs: version });
+                }
+                Ok(_) => return Err(FilesError::Unexpected),
+                Err(FilesError::Connect { .. })
+                    if self.process.is_alive() && Instant::now() < deadline =>
+                {
+                    sleep(Duration::from_millis(1)).await;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+}
+
+async fn ask(run: &RunDir, request: &Request) -> Result<Response, FilesError> {
+    let path = run.files_socket();
+    let exchange = async {
+        let mut stream =
+            UnixStream::connect(&path)
+                .await
+                .map_err(|source| FilesError::Connect {
+                    path: path.clone(),
+                    source,
+                })?;
+        stream.write_all(&hull_proto_vmm::encode(request)?).await?;
+        let mut prefix = [0_u8; 4];
+        stream.read_exact(&mut prefix).await?;
+        let mut body = vec![0_u8; hull_proto_vmm::body_length(prefix)?];
+        stream.read_exact(&mut body).await?;
+        Ok(hull_proto_vmm::decode(&body)?)
+    };
+    let answer = timeout(CALL, exchange).await;
+    answer.unwrap_or(Err(FilesError::Timeout))
+}
+
+/// What a container mounts of the host, each with its position among all its mounts.
+pub(crate) fn shares(spec: &ContainerSpec) -> Vec<(usize, Share)> {
+    let mounts = spec.mounts.iter().enumerate();
+    mounts
+        .filter_map(|(index, mount)| {
+            let MountSource::Host(path) = &mount.source else {
+                return None;
+            };
+            let share = Share {
+                path: path.clone(),
+                access: match (mount.readonly, mount.recursive_readonly) {
+                    (_, true) => Access::RecursiveReadOnly,
+                    (true, false) => Access::ReadOnly,
+                    (false, false) => Access::ReadWrite,
+                },
+                propagation: match mount.propagation {
+                    MountPropagation::Private => Propagation::Private,
+                    // What goes the other way is refused.
+                    MountPropagation::HostToContainer | MountPropagation::Bidirectional => {
+                        Propagation::Slave
+                    }
+                },
+            };
+            Some((index, share))
+        })
+        .collect()
+}
+
+/// Where the guest finds a container's shares: below it, by their number among [`shares`].
+pub(crate) fn guest_directory(container: &ContainerId) -> String {
+    format!("/run/hull/storage/{FILES_ID}/{container}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{config::PodsConfig, spec::MountSpec};
+
+    fn mount(source: MountSource, readonly: bool, recursive: bool) -> MountSpec {
+        MountSpec {
+            container_path: "/x".into(),
+            source,
+            readonly,
+            recursive_readonly: recursive,
+            propagation: MountPropagation::HostToContainer,
+            selinux_relabel: false,
+        }
+    }
+
+    #[test]
+    fn shares_keep_their_place_among_the_mounts() {
+        let host = |path: &str| MountSource::Host(path.into());
+        let image = MountSource::Image {
+            image: crate::spec::ImageRequest::default(),
+            sub_path: String::new(),
+        };
+        let spec = ContainerSpec {
+            mounts: vec![
+                mount(image, true, false),
+                mount(host("/a"), true, false),
+                mount(host("/b"), true, true),
+            ],
+            ..ContainerSpec::default()
+        };
+        let shares = shares(&spec);
+        let found: Vec<_> = shares.iter().map(|(i, s)| (*i, s.access)).collect();
+        let expected = [(1, Access::ReadOnly), (2, Access::RecursiveReadOnly)];
+        assert_eq!(found, expected);
+        assert_eq!(shares[0].1.propagation, Propagation::Slave);
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_is_none_is_an_error() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = PodsConfig::new(dir.path(), dir.path(), dir.path());
+        let pod = PodId::try_from("a".repeat(64)).unwrap();
+        let run = RunDir::of(&config, &pod);
+        std::fs::create_dir_all(run.path()).unwrap();
+        let hello = Request::Hello { version: VERSION };
+        assert!(matches!(
+            ask(&run, &hello).await,
+            Err(FilesError::Connect { .. })
+        ));
+        let listener = tokio::net::UnixListener::bind(run.files_socket()).unwrap();
+        tokio::spawn(async move {
+            for answer in [&u32::MAX.to_le_bytes()[..], &[2, 0, 0, 0, b'{', b'}'], &[]] {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let mut buffer = [0_u8; 256];
+                let _ = stream.read(&mut buffer).await;
+                let _ = stream.write_all(answer).await;
+            }
+        });
+        for _ in 0..2 {
+            assert!(matches!(ask(&run, &hello).await, Err(FilesError::Codec(_))));
+        }
+        assert!(matches!(ask(&run, &hello).await, Err(FilesError::Io(_))));
+    }
+}

@@ -1,0 +1,489 @@
+//! Paths of the host in containers: what a pod sees and may do, and what the host keeps for
+//! itself.
+
+use std::{
+    fs,
+    os::unix::fs::{MetadataExt, PermissionsExt, symlink},
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use hull_proto_cri::v1::{
+    ContainerConfig, LinuxContainerConfig, LinuxContainerSecurityContext, Mount, MountPropagation,
+    PodSandboxConfig, StatusRequest,
+};
+use tonic::Code;
+
+use crate::harness::{Node, Pod};
+
+fn mount(container: &str, host: &Path) -> Mount {
+    Mount {
+        container_path: container.into(),
+        host_path: host.to_str().unwrap().into(),
+        ..Default::default()
+    }
+}
+
+fn readonly(mount: Mount, recursive: bool) -> Mount {
+    Mount {
+        readonly: true,
+        recursive_read_only: recursive,
+        ..mount
+    }
+}
+
+/// Creates and starts an idle container with these mounts.
+async fn idle(node: &Node, pod: &Pod, name: &str, mounts: Vec<Mount>) -> String {
+    let config = ContainerConfig {
+        mounts,
+        ..node.script(name, "sleep 1000")
+    };
+    let id = node.create(pod, config).await.unwrap();
+    node.start_container(&id).await.unwrap();
+    id
+}
+
+/// Runs a script that must succeed; returns what it says.
+async fn run(node: &Node, id: &str, script: &str) -> String {
+    let done = node.exec(id, script).await;
+    let error = String::from_utf8_lossy(&done.stderr);
+    assert_eq!(done.exit_code, 0, "{script}: {error}");
+    String::from_utf8(done.stdout).unwrap()
+}
+
+async fn fails(node: &Node, id: &str, script: &str) -> String {
+    let done = node.exec(id, script).await;
+    assert_ne!(done.exit_code, 0, "{script} should fail");
+    String::from_utf8(done.stderr).unwrap()
+}
+
+fn host(program: &str, arguments: &[&str]) {
+    let status = Command::new(program).args(arguments).status().unwrap();
+    assert!(status.success(), "{program} {arguments:?}");
+}
+
+/// A directory of the host; what is mounted at or below it is unmounted at the end.
+struct HostDir(PathBuf);
+
+impl HostDir {
+    fn new(node: &Node, name: &str) -> Self {
+        let dir = node.dir.join(name);
+        fs::create_dir(&dir).unwrap();
+        Self(dir)
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+
+    fn write(&self, name: &str, text: &str) {
+        fs::write(self.path(name), text).unwrap();
+    }
+
+    fn read(&self, name: &str) -> String {
+        fs::read_to_string(self.path(name)).unwrap()
+    }
+
+    /// Makes it a mount of its own.
+    fn bind(&self, propagation: &str) {
+        let dir = self.0.to_str().unwrap();
+        host("mount", &["--bind", dir, dir]);
+        host("mount", &[propagation, dir]);
+    }
+
+    fn tmpfs(&self, name: &str) {
+        let dir = self.path(name);
+        fs::create_dir_all(&dir).unwrap();
+        host("mount", &["-t", "tmpfs", "none", dir.to_str().unwrap()]);
+    }
+
+    fn unmount(&self) {
+        let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
+        let below = mounts.lines().filter_map(|line| line.split(' ').nth(1));
+        let below: Vec<_> = below
+            .filter(|at| Path::new(at).starts_with(&self.0))
+            .collect();
+        for at in below.into_iter().rev() {
+            host("umount", &["-l", at]);
+        }
+    }
+}
+
+impl Drop for HostDir {
+    fn drop(&mut self) {
+        self.unmount();
+    }
+}
+
+async fn end(node: Node, pod: Pod) {
+    node.stop_sandbox(&pod.id).await.unwrap();
+    node.remove_sandbox(&pod.id).await.unwrap();
+    node.finish().await;
+}
+
+#[tokio::test]
+async fn a_directory_is_shared_both_ways_with_owners_and_modes() {
+    let node = Node::start().await;
+    let dir = HostDir::new(&node, "data");
+    fs::set_permissions(&dir.0, fs::Permissions::from_mode(0o777)).unwrap();
+    dir.write("from-host", "hello\n");
+    let pod = node.pod("shared").await;
+    let id = idle(&node, &pod, "root", vec![mount("/data", &dir.0)]).await;
+    assert_eq!(run(&node, &id, "cat /data/from-host").await, "hello\n");
+
+    let script = "cd /data && echo hi > f && chmod 640 f && chown 12:34 f && mkdir -p a/b \
+                  && ln -s f link && mv a c && ln f hard && rm from-host && mkfifo pipe";
+    run(&node, &id, script).await;
+    assert_eq!(dir.read("f"), "hi\n");
+    let meta = fs::metadata(dir.path("f")).unwrap();
+    let found = (meta.uid(), meta.gid(), meta.mode() & 0o7777, meta.nlink());
+    assert_eq!(found, (12, 34, 0o640, 2));
+    assert!(dir.path("c/b").is_dir());
+    assert_eq!(fs::read_link(dir.path("link")).unwrap(), Path::new("f"));
+    assert!(!dir.path("from-host").exists());
+    // Of the guest's kernel: both ends are in this pod.
+    let said = run(&node, &id, "(echo through > /data/pipe &) ; cat /data/pipe").await;
+    assert_eq!(said, "through\n");
+    fails(&node, &id, "mknod /data/null c 1 3").await;
+
+    dir.write("late", "seen\n");
+    assert_eq!(run(&node, &id, "cat /data/late").await, "seen\n");
+    dir.write("late", "changed\n");
+    assert_eq!(run(&node, &id, "cat /data/late").await, "changed\n");
+    fs::remove_file(dir.path("late")).unwrap();
+    fails(&node, &id, "cat /data/late").await;
+
+    // As another user, who owns what it makes.
+    let config = ContainerConfig {
+        mounts: vec![mount("/data", &dir.0)],
+        linux: Some(LinuxContainerConfig {
+            security_context: Some(LinuxContainerSecurityContext {
+                run_as_user: Some(hull_proto_cri::v1::Int64Value { value: 1000 }),
+                run_as_group: Some(hull_proto_cri::v1::Int64Value { value: 2000 }),
+                ..Default::default()
+            }),
+            ..Default::default()
+        }),
+        ..node.script("user", "sleep 1000")
+    };
+    let user = node.create(&pod, config).await.unwrap();
+    node.start_container(&user).await.unwrap();
+    run(&node, &user, "touch /data/mine && mkdir /data/dir").await;
+    for name in ["mine", "dir"] {
+        let meta = fs::metadata(dir.path(name)).unwrap();
+        assert_eq!((meta.uid(), meta.gid()), (1000, 2000), "{name}");
+    }
+    fails(&node, &user, "cat /data/f").await;
+    // Both containers have one file, and its locks.
+    run(&node, &id, "echo one > /data/both").await;
+    assert_eq!(run(&node, &user, "cat /data/both").await, "one\n");
+    end(node, pod).await;
+}
+
+#[tokio::test]
+async fn files_and_symlinks_of_the_host_are_mounted() {
+    let node = Node::start().await;
+    let dir = HostDir::new(&node, "data");
+    for name in ["hosts", "resolv.conf", "hostname", "termination"] {
+        dir.write(name, &format!("{name} of kubelet\n"));
+    }
+    fs::create_dir(dir.path("real")).unwrap();
+    fs::write(dir.path("real/file"), "through a link\n").unwrap();
+    symlink("real", dir.path("link")).unwrap();
+    symlink(dir.path("real/file"), dir.path("link-to-file")).unwrap();
+    let pod = node.pod("files").await;
+    let mounts = vec![
+        mount("/deep/in/link", &dir.path("link")),
+        mount("/dev/termination-log", &dir.path("termination")),
+        mount("/etc/hosts", &dir.path("hosts")),
+        readonly(mount("/etc/resolv.conf", &dir.path("resolv.conf")), false),
+        mount("/etc/hostname", &dir.path("hostname")),
+        mount("/new/file", &dir.path("link-to-file")),
+    ];
+    let id = idle(&node, &pod, "main", mounts.clone()).await;
+    for (file, text) in [
+        ("/etc/hosts", "hosts of kubelet\n"),
+        ("/etc/resolv.conf", "resolv.conf of kubelet\n"),
+        ("/etc/hostname", "hostname of kubelet\n"),
+        ("/deep/in/link/file", "through a link\n"),
+        ("/new/file", "through a link\n"),
+    ] {
+        assert_eq!(run(&node, &id, &format!("cat {file}")).await, text);
+    }
+    run(&node, &id, "echo done > /dev/termination-log").await;
+    assert_eq!(dir.read("termination"), "done\n");
+    fails(&node, &id, "echo no > /etc/resolv.conf").await;
+    assert_eq!(dir.read("resolv.conf"), "resolv.conf of kubelet\n");
+
+    let status = node.client.container_status(&id).await.unwrap();
+    assert_eq!(status.mounts, mounts);
+    // The mounts go with the container; the next one has its own.
+    node.stop_container(&id, 0).await.unwrap();
+    node.remove_container(&id).await.unwrap();
+    let again = idle(&node, &pod, "again", vec![mount("/x", &dir.path("hosts"))]).await;
+    assert_eq!(run(&node, &again, "cat /x").await, "hosts of kubelet\n");
+    let shared = run(&node, &again, "grep -c virtiofs /proc/mounts").await;
+    assert_eq!(shared, "1\n");
+    end(node, pod).await;
+}
+
+#[tokio::test]
+async fn read_only_mounts_refuse_writes_and_recursive_ones_below_mounts_too() {
+    let node = Node::start().await;
+    let mut client = node.client.runtime.clone();
+    let answer = client.status(StatusRequest { verbose: false }).await;
+    for handler in answer.unwrap().into_inner().runtime_handlers {
+        assert!(handler.features.unwrap().recursive_read_only_mounts);
+    }
+    let dir = HostDir::new(&node, "data");
+    dir.write("f", "as it was\n");
+    dir.tmpfs("below");
+    let pod = node.pod("readonly").await;
+    let mounts = vec![
+        mount("/rw", &dir.0),
+        readonly(mount("/ro", &dir.0), false),
+        readonly(mount("/rro", &dir.0), true),
+    ];
+    let id = idle(&node, &pod, "main", mounts).await;
+    run(&node, &id, "touch /rw/a /rw/below/a /ro/below/b").await;
+    assert!(dir.path("below/a").exists() && dir.path("below/b").exists());
+    for script in [
+        "touch /ro/c",
+        "echo x > /ro/f",
+        "rm /ro/f",
+        "chmod 777 /ro/f",
+        "mkdir /ro/d",
+        "touch /rro/c",
+        "touch /rro/below/c",
+        "rm /rro/below/a",
+        "mv /rro/f /rro/g",
+    ] {
+        let error = fails(&node, &id, script).await;
+        assert!(error.contains("Read-only file system"), "{script}: {error}");
+    }
+    assert_eq!(run(&node, &id, "cat /rro/f /ro/f").await.lines().count(), 2);
+    assert_eq!(dir.read("f"), "as it was\n");
+    // In the guest, root may do what it likes with its mounts: the host still refuses.
+    let again = "mount -o remount,rw /ro; mount -o remount,rw,bind /rro; touch /rro/x";
+    fails(&node, &id, again).await;
+    end(node, pod).await;
+}
+
+#[tokio::test]
+async fn what_a_vm_cannot_have_is_refused_by_field() {
+    let node = Node::start().await;
+    let dir = HostDir::new(&node, "data");
+    let _socket = std::os::unix::net::UnixListener::bind(dir.path("socket")).unwrap();
+    symlink("nowhere", dir.path("dangling")).unwrap();
+    let with = |mount: Mount, propagation: MountPropagation| Mount {
+        propagation: propagation.into(),
+        ..mount
+    };
+    let both_ways = MountPropagation::PropagationBidirectional;
+    let one_way = MountPropagation::PropagationHostToContainer;
+    let pod = node.pod("refused").await;
+    let good = mount("/good", &dir.0);
+    for (bad, field, word) in [
+        (mount("/x", &dir.path("absent")), "host_path", "absent"),
+        (mount("/x", &dir.path("dangling")), "host_path", "dangling"),
+        (mount("/x", Path::new("/dev/null")), "host_path", "device"),
+        (mount("/x", &dir.path("socket")), "host_path", "socket"),
+        (
+            with(good.clone(), both_ways),
+            "propagation",
+            "BIDIRECTIONAL",
+        ),
+        (
+            with(readonly(good.clone(), true), one_way),
+            "recursive_read_only",
+            "private",
+        ),
+        (with(readonly(good.clone(), true), both_ways), "", ""),
+        (
+            Mount {
+                recursive_read_only: true,
+                ..good.clone()
+            },
+            "recursive_read_only",
+            "readonly",
+        ),
+    ] {
+        let config = ContainerConfig {
+            mounts: vec![good.clone(), bad.clone()],
+            ..node.script("main", "true")
+        };
+        let error = node.create(&pod, config).await.unwrap_err();
+        assert_eq!(error.code(), Code::InvalidArgument, "{bad:?}: {error}");
+        let wanted = format!("config.mounts[1].{field}");
+        assert!(error.message().contains(&wanted), "{error}");
+        assert!(error.message().contains(word), "{error}");
+    }
+    // The refusals left nothing: the name is free, the pod works.
+    let id = idle(&node, &pod, "main", vec![good]).await;
+    run(&node, &id, "touch /good/f").await;
+    end(node, pod).await;
+}
+
+#[tokio::test]
+async fn mounts_made_later_on_the_host_appear_where_they_should() {
+    let node = Node::start().await;
+    let dir = HostDir::new(&node, "data");
+    dir.bind("--make-shared");
+    fs::create_dir(dir.path("point")).unwrap();
+    let pod = node.pod("propagation").await;
+    let slave = Mount {
+        propagation: MountPropagation::PropagationHostToContainer.into(),
+        ..mount("/slave", &dir.0)
+    };
+    let id = idle(&node, &pod, "main", vec![mount("/private", &dir.0), slave]).await;
+    run(&node, &id, "ls /slave/point /private/point").await;
+    dir.tmpfs("point");
+    dir.write("point/late", "late\n");
+    assert_eq!(run(&node, &id, "cat /slave/point/late").await, "late\n");
+    assert_eq!(run(&node, &id, "ls /private/point").await, "");
+    host("umount", &["-l", dir.path("point").to_str().unwrap()]);
+    assert_eq!(run(&node, &id, "ls /slave/point").await, "");
+    dir.unmount();
+    end(node, pod).await;
+}
+
+#[tokio::test]
+async fn a_config_map_that_is_replaced_is_seen_as_a_whole() {
+    let node = Node::start().await;
+    let dir = HostDir::new(&node, "config");
+    let version = |number: u32| {
+        let name = format!("..v{number}");
+        fs::create_dir(dir.path(&name)).unwrap();
+        for key in ["a", "b"] {
+            dir.write(&format!("{name}/{key}"), &format!("{key}{number}\n"));
+        }
+        symlink(&name, dir.path("..tmp")).unwrap();
+        fs::rename(dir.path("..tmp"), dir.path("..data")).unwrap();
+        if number > 1 {
+            fs::remove_dir_all(dir.path(&format!("..v{}", number - 1))).unwrap();
+        }
+    };
+    version(1);
+    for key in ["a", "b"] {
+        symlink(format!("..data/{key}"), dir.path(key)).unwrap();
+    }
+    let pod = node.pod("config").await;
+    let mounts = vec![readonly(mount("/config", &dir.0), false)];
+    let id = idle(&node, &pod, "main", mounts).await;
+    for number in 1..4 {
+        if number > 1 {
+            version(number);
+        }
+        let text = run(&node, &id, "cat /config/a /config/b").await;
+        assert_eq!(text, format!("a{number}\nb{number}\n"));
+    }
+    end(node, pod).await;
+}
+
+#[tokio::test]
+async fn a_large_file_comes_through_unchanged_both_ways() {
+    let node = Node::start().await;
+    let dir = HostDir::new(&node, "data");
+    let mut block = vec![0_u8; 1 << 20];
+    let mut state = 1_u64;
+    for byte in &mut block {
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1);
+        *byte = (state >> 33) as u8;
+    }
+    let text: Vec<u8> = (0..48_u8)
+        .flat_map(|number| block.iter().map(move |byte| byte ^ number))
+        .collect();
+    fs::write(dir.path("in"), &text).unwrap();
+    let sum = |name: &str| {
+        let done = Command::new("sha256sum").arg(dir.path(name)).output();
+        let line = String::from_utf8(done.unwrap().stdout).unwrap();
+        line.split(' ').next().unwrap().to_owned()
+    };
+    let pod = node.pod("large").await;
+    let id = idle(&node, &pod, "main", vec![mount("/data", &dir.0)]).await;
+    let script = "cd /data && cp in out && sha256sum in out | cut -d' ' -f1";
+    let sums = run(&node, &id, script).await;
+    let expected = sum("in");
+    assert_eq!(sums, format!("{expected}\n{expected}\n"));
+    assert_eq!(sum("out"), expected);
+    end(node, pod).await;
+}
+
+#[tokio::test]
+async fn shares_survive_the_daemon_and_go_with_their_containers() {
+    let mut node = Node::start().await;
+    let dir = HostDir::new(&node, "data");
+    dir.write("f", "here\n");
+    let disk = HostDir::new(&node, "disk");
+    disk.tmpfs("fs");
+    let pod = node.pod("survivor").await;
+    let main = idle(&node, &pod, "main", vec![mount("/data", &dir.0)]).await;
+    let writing = "exec 3>/data/open; sleep 1; while :; do echo tick >&3; sleep 0.1; done";
+    let config = ContainerConfig {
+        mounts: vec![mount("/data", &dir.0), mount("/fs", &disk.path("fs"))],
+        ..node.script("writer", writing)
+    };
+    let writer = node.create(&pod, config).await.unwrap();
+    node.start_container(&writer).await.unwrap();
+    let servers = file_servers(&node);
+    assert_eq!(servers.len(), 1, "one for the pod");
+
+    node.client = node.daemon.kill_and_restart().await;
+    assert_eq!(file_servers(&node), servers);
+    assert_eq!(run(&node, &main, "cat /data/f").await, "here\n");
+    let before = fs::metadata(dir.path("open")).unwrap().len();
+    run(&node, &main, "sleep 1").await;
+    let after = fs::metadata(dir.path("open")).unwrap().len();
+    assert!(after > before, "{before} {after}");
+    let late = idle(&node, &pod, "late", vec![mount("/late", &dir.0)]).await;
+    run(&node, &late, "touch /late/made").await;
+    assert!(dir.path("made").exists());
+    assert_eq!(file_servers(&node), servers);
+
+    // What a container had of the host is let go of with it, whatever the guest has cached.
+    run(&node, &writer, "touch /fs/x && cat /fs/x && ls -l /fs").await;
+    node.stop_container(&writer, 0).await.unwrap();
+    node.remove_container(&writer).await.unwrap();
+    for pid in &servers {
+        let children = format!("/proc/{pid}/task/{pid}/children");
+        let child = fs::read_to_string(children).unwrap();
+        let mounts = fs::read_to_string(format!("/proc/{}/mounts", child.trim())).unwrap();
+        assert!(!mounts.contains(&writer), "{mounts}");
+        assert!(mounts.contains(&main), "{mounts}");
+    }
+    // A file server that dies takes its files along, not the pod.
+    host("kill", &["-9", &servers[0].to_string()]);
+    fails(&node, &main, "cat /data/f").await;
+    assert_eq!(run(&node, &main, "echo alive").await, "alive\n");
+    end(node, pod).await;
+}
+
+/// The file servers of a node, but for the processes that they started.
+fn file_servers(node: &Node) -> Vec<u32> {
+    let processes = fs::read_dir("/proc").unwrap().flatten();
+    processes
+        .filter_map(|process| {
+            let command = fs::read_to_string(process.path().join("cmdline")).ok()?;
+            let ours = command.contains("/fs.sock\0") && command.contains(node.dir.to_str()?);
+            ours.then(|| process.file_name().to_str()?.parse().ok())?
+        })
+        .collect()
+}
+
+#[tokio::test]
+async fn a_pod_without_host_paths_has_no_file_server() {
+    let node = Node::start().await;
+    let config: PodSandboxConfig = node.sandbox("plain");
+    node.client.pull(crate::harness::BUSYBOX).await.unwrap();
+    let pod = node.run_sandbox(config).await.unwrap();
+    let id = idle(&node, &pod, "main", Vec::new()).await;
+    assert!(file_servers(&node).is_empty());
+    let dir = HostDir::new(&node, "data");
+    let other = idle(&node, &pod, "other", vec![mount("/data", &dir.0)]).await;
+    run(&node, &other, "touch /data/f").await;
+    assert_eq!(file_servers(&node).len(), 1);
+    run(&node, &id, "true").await;
+    end(node, pod).await;
+}
