@@ -392,7 +392,7 @@ async fn a_large_file_comes_through_unchanged_both_ways() {
             .wrapping_add(1);
         *byte = (state >> 33) as u8;
     }
-    let text: Vec<u8> = (0..48_u8)
+    let text: Vec<u8> = (0..12_u8)
         .flat_map(|number| block.iter().map(move |byte| byte ^ number))
         .collect();
     fs::write(dir.path("in"), &text).unwrap();
@@ -403,7 +403,8 @@ async fn a_large_file_comes_through_unchanged_both_ways() {
     };
     let pod = node.pod("large").await;
     let id = idle(&node, &pod, "main", vec![mount("/data", &dir.0)]).await;
-    let script = "cd /data && cp in out && sha256sum in out | cut -d' ' -f1";
+    let script =
+        "cd /data && dd if=in of=out bs=1M 2>/dev/null && sha256sum in out | cut -d' ' -f1";
     let sums = run(&node, &id, script).await;
     let expected = sum("in");
     assert_eq!(sums, format!("{expected}\n{expected}\n"));

@@ -30,6 +30,8 @@ use crate::jail::{self, JailError};
 const THREADS: usize = 4;
 /// The stack of such a thread. Only what is touched costs memory.
 const STACK: usize = 512 << 10;
+/// How long a guest may believe in attributes.
+const ATTRIBUTES: Duration = Duration::from_secs(1);
 /// What the server says when it is ready for commands.
 pub const READY: &str = "ready";
 /// What the server answers to a command that it carried out.
@@ -124,9 +126,10 @@ fn add(files: &Vfs, owner: &str) -> Result<(), String> {
     let config = Config {
         root_dir: path.clone(),
         do_import: false,
-        // What the host changes is seen at once: configMaps are replaced, mounts come and go.
+        // Every walk of a path asks here, and brings fresh attributes along: what the host changes
+        // is seen at once. An open file's are kept for a moment, or each read would ask for them.
         entry_timeout: Duration::ZERO,
-        attr_timeout: Duration::ZERO,
+        attr_timeout: ATTRIBUTES,
         cache_policy: CachePolicy::Auto,
         xattr: true,
         killpriv_v2: true,

@@ -105,6 +105,17 @@ impl Fs {
         Ok(device)
     }
 
+    /// Takes requests of both queues: what made one wait may have made the other, too.
+    fn submit_all(&mut self) -> Result<Progress, DeviceError> {
+        let hiprio = self.submit(HIPRIO)?;
+        let requests = self.submit(REQUESTS)?;
+        Ok(if hiprio == Progress::Done {
+            requests
+        } else {
+            hiprio
+        })
+    }
+
     /// Takes requests of a queue.
     fn submit(&mut self, queue: u16) -> Result<Progress, DeviceError> {
         let Some(active) = &mut self.active else {
@@ -339,9 +350,9 @@ impl VirtioDevice for Fs {
         self.active.as_ref().map(|active| &active.activation)
     }
 
-    fn on_kick(&mut self, queue: u16) -> Result<Progress, DeviceError> {
+    fn on_kick(&mut self, _queue: u16) -> Result<Progress, DeviceError> {
         self.counters.notifications += 1;
-        self.submit(queue)
+        self.submit_all()
     }
 
     fn on_event(&mut self, token: u32, ready: EventSet) -> Result<Progress, DeviceError> {
@@ -362,10 +373,7 @@ impl VirtioDevice for Fs {
                 .map_err(DeviceError::Watch)?;
         }
         // Replies and a writable socket make way for requests that wait.
-        match self.submit(HIPRIO)? {
-            Progress::Done => self.submit(REQUESTS),
-            more => Ok(more),
-        }
+        self.submit_all()
     }
 
     /// Waits for answers, for a while: a server whose own file system hangs must not hold up the
