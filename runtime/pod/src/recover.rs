@@ -242,6 +242,7 @@ impl Recovery {
                 pod: &self.record.id,
                 vm,
                 agent,
+                cgroup: self.record.cgroup.as_ref(),
             };
             let mut files = self.driver.files().lock().await;
             if let Err(error) = files.remove(&reach, id).await {

@@ -24,6 +24,9 @@ enum Command {
         /// Where to listen for the daemon
         #[arg(long)]
         socket: PathBuf,
+        /// A directory of cgroup v2 to be in
+        #[arg(long)]
+        cgroup: Option<PathBuf>,
     },
     /// The part that faces the guest; started by `run`
     #[command(hide = true)]
@@ -36,7 +39,7 @@ enum Command {
 
 fn main() -> ExitCode {
     let (who, error) = match Arguments::parse().command {
-        Command::Run { id, socket } => match manager::run(&socket) {
+        Command::Run { id, socket, cgroup } => match manager::run(&socket, cgroup.as_deref()) {
             Ok(()) => return ExitCode::SUCCESS,
             Err(error) => (id, chain(&error)),
         },

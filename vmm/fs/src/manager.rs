@@ -77,11 +77,14 @@ fn io_error(action: &'static str) -> impl FnOnce(io::Error) -> ManagerError {
     move |source| ManagerError::Io { action, source }
 }
 
-/// Listens on `socket` until the server ends, which it does with the VM.
+/// Listens on `socket` until the server ends, which it does with the VM. Both run in `cgroup`.
 ///
 /// # Errors
 /// [`ManagerError`]
-pub fn run(socket: &Path) -> Result<(), ManagerError> {
+pub fn run(socket: &Path, cgroup: Option<&Path>) -> Result<(), ManagerError> {
+    if let Some(cgroup) = cgroup {
+        fs::write(cgroup.join("cgroup.procs"), "0").map_err(io_error("enter the cgroup"))?;
+    }
     let mut server = ServerProcess::start(socket)?;
     let old = umask(Mode::RWXG | Mode::RWXO | Mode::XUSR);
     let listener = UnixListener::bind(socket).map_err(io_error("listen on the socket"));

@@ -183,7 +183,8 @@ impl Driver {
         let live = self.live.as_ref();
         let guest = live.map(|l| (l.vm.clone(), l.agent.clone(), Arc::clone(&l.disks)));
         let (node, id) = (Arc::clone(&self.node), id.clone());
-        let (pod, files) = (self.record.id.clone(), Arc::clone(&self.files));
+        let (pod, cgroup) = (self.record.id.clone(), self.record.cgroup.clone());
+        let files = Arc::clone(&self.files);
         self.spawn(async move {
             if let Some((vm, agent, disks)) = guest {
                 if let Err(error) = agent.delete(id.as_str()).await
@@ -196,6 +197,7 @@ impl Driver {
                     pod: &pod,
                     vm: &vm,
                     agent: &agent,
+                    cgroup: cgroup.as_ref(),
                 };
                 // Before the container is forgotten: nobody else would end its shares.
                 if let Err(error) = files.lock().await.remove(&reach, &id).await

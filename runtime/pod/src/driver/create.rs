@@ -13,6 +13,7 @@ use tokio::sync::Mutex;
 use super::{Container, CreatedContainer, Done, Driver, Reply};
 use crate::{
     blocking::blocking,
+    cgroup::PodCgroup,
     clock,
     error::{ObjectKind, PodError},
     guest::client::Agent,
@@ -57,6 +58,7 @@ struct Plan {
     files: Arc<Mutex<HostFiles>>,
     shares: Vec<(usize, Share)>,
     pod: PodId,
+    cgroup: Option<PodCgroup>,
     id: ContainerId,
     image: ImageId,
     request: CreateRequest,
@@ -168,6 +170,7 @@ impl Driver {
             files: Arc::clone(&self.files),
             shares: files::shares(&spec),
             pod: self.record.id.clone(),
+            cgroup: self.record.cgroup.clone(),
             id: id.clone(),
             image: image.id.clone(),
             request: create_request(&id, &oci, &spec, &image)?,
@@ -278,6 +281,7 @@ impl Plan {
             pod: &self.pod,
             vm: &self.vm,
             agent: &self.agent,
+            cgroup: self.cgroup.as_ref(),
         }
     }
 

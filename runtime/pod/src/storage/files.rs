@@ -24,6 +24,7 @@ use tokio::{
 };
 
 use crate::{
+    cgroup::PodCgroup,
     error::PodError,
     guest::client::{Agent, Storage},
     id::{ContainerId, PodId},
@@ -99,6 +100,8 @@ pub(crate) struct Reach<'a> {
     pub pod: &'a PodId,
     pub vm: &'a VmClient,
     pub agent: &'a Agent,
+    /// Where the pod's processes are.
+    pub cgroup: Option<&'a PodCgroup>,
 }
 
 impl Reach<'_> {
@@ -230,7 +233,13 @@ impl HostFiles {
 fn start(reach: &Reach<'_>) -> Result<Server, PodError> {
     let (vm_end, server_end) = socket_pair().map_err(FilesError::Socket)?;
     let program = &reach.node.config.file_server;
-    let process = VmmProcess::spawn_file_server(program, reach.pod, &reach.run(), server_end)?;
+    let process = VmmProcess::spawn_file_server(
+        program,
+        reach.pod,
+        &reach.run(),
+        reach.cgroup.map(PodCgroup::path),
+        server_end,
+    )?;
     Ok(Server {
         process,
         vm_end: Some(vm_end),

@@ -52,6 +52,7 @@ impl VmmProcess {
         program: &Path,
         pod: &PodId,
         run: &RunDir,
+        cgroup: Option<&Path>,
         fuse: OwnedFd,
     ) -> Result<Self, VmError> {
         let mut command = Command::new(program);
@@ -59,6 +60,10 @@ impl VmmProcess {
             .args(["run", "--id", pod.as_str(), "--socket"])
             .arg(run.files_socket())
             .stdin(fuse);
+        if let Some(cgroup) = cgroup {
+            // It enters before it starts others.
+            command.arg("--cgroup").arg(cgroup);
+        }
         Self::start(program, command, run, &run.files_log())
     }
 
