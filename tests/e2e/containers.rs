@@ -79,8 +79,7 @@ async fn configuration_reaches_the_process() {
     // A command that is run in it has the same surroundings.
     let seen = node.exec(&id, "echo $GREETING; pwd").await;
     assert_eq!(String::from_utf8_lossy(&seen.stdout), "hello there\n/tmp\n");
-    node.stop_container(&id, 0).await.unwrap();
-    assert_eq!(node.log("main"), "hello there\n/tmp\n0\nsettings\n");
+    node.wait_log("main", "hello there\n/tmp\n0\nsettings\n").await;
     end(node, &pod).await;
 }
 
@@ -154,11 +153,7 @@ async fn a_stop_asks_once_and_then_kills() {
         )
         .await;
     for name in ["polite", "deaf"] {
-        let deadline = Instant::now() + PATIENCE;
-        while node.log(name) != "ready\n" {
-            assert!(Instant::now() < deadline);
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
+        node.wait_log(name, "ready\n").await;
     }
     node.stop_container(&polite, 60).await.unwrap();
     let status = node.client.container_status(&polite).await.unwrap();
@@ -197,6 +192,10 @@ async fn a_sandbox_outlives_its_containers() {
     let id = node.create(&pod, broken).await.unwrap();
     let error = node.start_container(&id).await.unwrap_err();
     assert!(error.message().contains("/no/such/program"), "{error}");
+    let status = node.client.container_status(&id).await.unwrap();
+    assert_eq!(status.state(), ContainerState::ContainerExited);
+    assert_eq!((status.exit_code, &*status.reason), (128, "StartError"));
+    assert!(status.message.contains("/no/such/program"), "{status:?}");
     node.remove_container(&id).await.unwrap();
     let id = node.run_script(&pod, "main", "sleep 1000").await;
     assert_eq!(node.exec(&id, "echo well").await.stdout, b"well\n");

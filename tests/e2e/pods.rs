@@ -33,8 +33,8 @@ async fn a_container_runs_on_a_kernel_of_its_own() {
     });
     assert!(!seen, "the container's process is visible on the host");
 
+    node.wait_log("main", &guest).await;
     node.stop_sandbox(&pod.id).await.unwrap();
-    assert_eq!(node.log("main"), guest);
     node.remove_sandbox(&pod.id).await.unwrap();
     node.finish().await;
 }

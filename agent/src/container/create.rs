@@ -18,7 +18,7 @@ use super::{
     child::{Action, INNER_ID},
     devices,
     launch::{Launch, Process, launch},
-    oom,
+    oom::OomKills,
     process::{Ended, Executed, Subject, follow, watch_outcome},
     rootfs::{Layers, Rootfs},
     spec::{self, Additions, PidNamespaceOf},
@@ -38,6 +38,7 @@ pub(crate) struct Created {
     pub(crate) init: Process,
     pub(crate) executed: Executed,
     pub(crate) ended: Ended,
+    pub(crate) oom: Arc<OomKills>,
     pub(crate) stdio: Arc<Stdio>,
     /// `None` while they are being removed.
     pub(crate) remains: Option<Remains>,
@@ -127,6 +128,7 @@ struct Launched {
     init: Process,
     executed: Executed,
     ended: Ended,
+    oom: Arc<OomKills>,
     stdio: Arc<Stdio>,
 }
 
@@ -138,6 +140,7 @@ impl Launched {
             init: self.init,
             executed: self.executed,
             ended: self.ended,
+            oom: self.oom,
             stdio: self.stdio,
             remains: Some(remains),
         }
@@ -238,6 +241,7 @@ async fn stages(
         }
     };
     let executed = watch_outcome(launched.outcome);
+    let oom = OomKills::new(id.clone(), cgroup.clone(), Arc::clone(&context.events));
     let ended = follow(
         Subject {
             container: id.clone(),
@@ -246,18 +250,13 @@ async fn stages(
             executed: Some(executed.clone()),
             stdio: Arc::clone(&stdio),
             cgroup: cgroup.clone(),
-            container_cgroup: cgroup.clone(),
+            oom: Arc::clone(&oom),
             deadline: None,
             kill_on_detach: false,
         },
         Arc::clone(&context.events),
     );
-    oom::watch(
-        id.clone(),
-        &cgroup,
-        ended.clone(),
-        Arc::clone(&context.events),
-    );
+    Arc::clone(&oom).watch(ended.clone());
     let made = Made {
         pid: launched.process.pid.as_raw(),
         user,
@@ -270,6 +269,7 @@ async fn stages(
         init: launched.process,
         executed,
         ended,
+        oom,
         stdio,
     })
 }

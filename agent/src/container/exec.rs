@@ -38,6 +38,8 @@ pub(crate) struct Execs {
     order: VecDeque<Id>,
     /// Ids and pids of execs that are no longer in `all`.
     past: VecDeque<(Id, i32)>,
+    /// Cgroups of execs that ended before what they had started.
+    left: Vec<Cgroup>,
     started: u64,
 }
 
@@ -159,7 +161,7 @@ impl Execs {
                 executed: None,
                 stdio: Arc::clone(&stdio),
                 cgroup: cgroup.clone(),
-                container_cgroup: created.made.cgroup.clone(),
+                oom: Arc::clone(&created.oom),
                 deadline,
                 kill_on_detach: request.kill_on_detach,
             },
@@ -199,8 +201,10 @@ impl Execs {
             if let Some(exec) = self.all.remove(&id) {
                 public.stdio().remove(id.as_str());
                 self.past.push_back((id, exec.process.pid.as_raw()));
+                self.left.push(exec.cgroup);
             }
         }
+        self.left.retain(|cgroup| cgroup.remove().is_err());
         self.order.retain(|id| self.all.contains_key(id));
         while self.past.len() > REMEMBERED {
             self.past.pop_front();

@@ -47,6 +47,18 @@ use crate::{
 /// Commands that may wait for a container's task.
 const QUEUE: usize = 64;
 
+/// A signal and who gets it.
+#[derive(Debug, Clone)]
+pub(crate) struct Sending {
+    /// `None`: the container's first process.
+    pub(crate) exec: Option<Id>,
+    pub(crate) signal: i32,
+    /// All that the process started get it too.
+    pub(crate) all: bool,
+    /// When not empty: it is sent once under this name.
+    pub(crate) once: String,
+}
+
 /// What all containers use.
 #[derive(Debug)]
 pub(crate) struct Context {
@@ -180,20 +192,9 @@ impl Containers {
     }
 
     /// Signals a process, or with `all` every process of the container.
-    pub(crate) async fn signal(
-        &self,
-        id: &str,
-        exec: Option<Id>,
-        signal: i32,
-        all: bool,
-    ) -> Result<(), ContainerError> {
-        self.ask(id, |reply| Command::Signal {
-            exec,
-            signal,
-            all,
-            reply,
-        })
-        .await
+    pub(crate) async fn signal(&self, id: &str, sending: Sending) -> Result<(), ContainerError> {
+        self.ask(id, |reply| Command::Signal { sending, reply })
+            .await
     }
 
     /// Removes a container; an unknown one is as good as removed.

@@ -12,6 +12,7 @@ use tracing::{debug, warn};
 use super::{
     cgroup::Cgroup,
     launch::{ExecOutcome, LaunchError},
+    oom::OomKills,
 };
 use crate::{
     events::Events,
@@ -81,8 +82,8 @@ pub(crate) struct Subject {
     pub(crate) stdio: Arc<Stdio>,
     /// What dies with it: the whole container, or nothing but the exec.
     pub(crate) cgroup: Cgroup,
-    /// Where the kernel counts what it killed for lack of memory.
-    pub(crate) container_cgroup: Cgroup,
+    /// What the kernel killed in the container for lack of memory.
+    pub(crate) oom: Arc<OomKills>,
     pub(crate) deadline: Option<Instant>,
     pub(crate) kill_on_detach: bool,
 }
@@ -102,7 +103,7 @@ pub(crate) fn follow(subject: Subject, events: Arc<Events>) -> Ended {
 
 impl Subject {
     async fn wait(mut self) -> Exited {
-        let oom_before = self.container_cgroup.oom_kills();
+        let oom_before = self.oom.count();
         let (status, timed_out) = self.end().await;
         let at_ns = time::real_ns();
         if self.exec.is_none() {
@@ -114,8 +115,12 @@ impl Subject {
             self.cgroup.empty().await;
         }
         let (stdout_bytes, stderr_bytes) = self.stdio.finish(DRAIN).await;
-        let base = if self.exec.is_none() { 0 } else { oom_before };
-        let oom_killed = status.code() == 137 && self.container_cgroup.oom_kills() > base;
+        let unrelated = if self.exec.is_none() {
+            self.oom.before_request()
+        } else {
+            oom_before
+        };
+        let oom_killed = self.oom.tell() > unrelated && status.code() == 137;
         let code = match self.start_failure().await {
             Some(failure) => failure.code,
             None => status.code(),

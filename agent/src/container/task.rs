@@ -9,7 +9,9 @@
 //! The state is not stored: whether the first process ended says one half,
 //! whether it was let go the other.
 
-use std::{io, os::unix::fs::OpenOptionsExt, path::Path, sync::Arc, time::Duration};
+use std::{
+    collections::VecDeque, io, os::unix::fs::OpenOptionsExt, path::Path, sync::Arc, time::Duration,
+};
 
 use hull_proto_agent::agent::{CreateRequest, ExecRequest};
 use libcontainer::container::{ContainerStatus, State as Record};
@@ -17,7 +19,7 @@ use tokio::{io::AsyncWriteExt, net::UnixStream, sync::mpsc, time::timeout};
 use tracing::{info, warn};
 
 use super::{
-    ContainerError, Context, Made, Public, Reply,
+    ContainerError, Context, Made, Public, Reply, Sending,
     cgroup::Cgroup,
     create::{Created, blocking, create, state_dir},
     exec::Execs,
@@ -31,6 +33,9 @@ const KILL_TIMEOUT: Duration = Duration::from_secs(20);
 /// How long the first process may take to execute its command.
 const START_TIMEOUT: Duration = Duration::from_secs(60);
 
+/// Names of signals that are remembered.
+const SENT: usize = 16;
+
 /// What the host can ask of a container.
 #[derive(Debug)]
 pub(crate) enum Command {
@@ -38,9 +43,7 @@ pub(crate) enum Command {
     Created(Reply<Made>),
     Start(Reply<()>),
     Signal {
-        exec: Option<Id>,
-        signal: i32,
-        all: bool,
+        sending: Sending,
         reply: Reply<()>,
     },
     Delete {
@@ -103,6 +106,7 @@ pub(crate) async fn run(
         created,
         started: None,
         execs: Execs::default(),
+        sent: VecDeque::new(),
     };
     while let Some(command) = queue.recv().await {
         if task.serve(command).await == Next::End {
@@ -138,6 +142,8 @@ struct Task {
     /// How the start went, if there was one.
     started: Option<Result<(), StartFailure>>,
     execs: Execs,
+    /// Names of the last signals that were to be sent once.
+    sent: VecDeque<String>,
 }
 
 impl Task {
@@ -146,12 +152,7 @@ impl Task {
         match command {
             Command::Created(reply) => drop(reply.send(Ok(self.created.made.clone()))),
             Command::Start(reply) => drop(reply.send(self.start().await)),
-            Command::Signal {
-                exec,
-                signal,
-                all,
-                reply,
-            } => drop(reply.send(self.signal(exec.as_ref(), signal, all))),
+            Command::Signal { sending, reply } => drop(reply.send(self.signal_once(sending))),
             Command::Exec { request, reply } => drop(reply.send(self.exec(*request).await)),
             Command::Update { change, reply } => {
                 drop(reply.send(self.update(*change).await));
@@ -256,11 +257,32 @@ impl Task {
         .await
     }
 
+    fn signal_once(&mut self, sending: Sending) -> Result<(), ContainerError> {
+        let Sending {
+            exec,
+            signal,
+            all,
+            once,
+        } = sending;
+        if self.sent.contains(&once) {
+            return Ok(());
+        }
+        self.signal(exec.as_ref(), signal, all)?;
+        if !once.is_empty() {
+            self.sent.truncate(SENT - 1);
+            self.sent.push_front(once);
+        }
+        Ok(())
+    }
+
     fn signal(&self, exec: Option<&Id>, signal: i32, all: bool) -> Result<(), ContainerError> {
         let failed = |source| ContainerError::Signal {
             id: self.id.clone(),
             source,
         };
+        if exec.is_none() && signal == libc::SIGKILL {
+            self.created.oom.killed_on_request();
+        }
         let process = match exec {
             None if all => {
                 let cgroup = &self.created.made.cgroup;
@@ -350,6 +372,7 @@ impl Task {
             id: self.id.clone(),
             source,
         };
+        self.created.oom.killed_on_request();
         self.created.made.cgroup.kill().map_err(failed)?;
         self.created.init.signal(libc::SIGKILL).map_err(failed)?;
         let mut ended = self.created.ended.clone();

@@ -13,7 +13,7 @@ use ttrpc::r#async::{ServerStreamSender, TtrpcContext};
 
 use self::status::{Refusal, invalid, status};
 use crate::{
-    container::{Change, Containers, Context},
+    container::{Change, Containers, Context, Sending},
     ident::Id,
     mmio::Slot,
     sandbox::{FILE_SET, Sandbox, files, files::FilesError},
@@ -217,7 +217,15 @@ impl rpc::Agent for Service {
             };
             done(
                 containers
-                    .signal(&request.container_id, exec, signal, request.all)
+                    .signal(
+                        &request.container_id,
+                        Sending {
+                            exec,
+                            signal,
+                            all: request.all,
+                            once: request.once,
+                        },
+                    )
                     .await,
             )
         })

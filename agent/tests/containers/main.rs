@@ -382,16 +382,26 @@ agent_tests! {
         agent.start_container("c1").await.unwrap();
         let exited = agent.exited("c1", "").await;
         assert_eq!((exited.code, exited.oom_killed), (137, true));
+        // The event comes before the end of the process, so it is there.
         let mut events = agent.client.events(context(), &proto::EventsRequest::default()).await.unwrap();
-        let told = timeout(LIMIT, async {
-            loop {
-                if let Some(proto::event::Kind::Oom(oom)) = events.recv().await.unwrap().unwrap().kind {
-                    return oom.container_id;
-                }
-            }
-        });
-        assert_eq!(told.await.unwrap(), "c1");
+        let first = timeout(LIMIT, events.recv()).await.unwrap().unwrap().unwrap().kind;
+        let Some(proto::event::Kind::Oom(oom)) = first else {
+            panic!("{first:?}");
+        };
+        assert_eq!(oom.container_id, "c1");
         agent.delete("c1").await;
+
+        // A container that lost a child and is then killed did not end for lack of memory.
+        let mut child = spec(&["sh", "-c", "trap : TERM; dd if=/dev/zero of=/dev/null bs=60M count=1; echo lost; while :; do sleep 0.1; done"]);
+        child["linux"]["resources"]["memory"] = json!({"limit": 15_728_640, "swap": 15_728_640});
+        agent.create(&container_with("c2", &child)).await;
+        agent.start_container("c2").await.unwrap();
+        let (mut stdout, _) = agent.stream(StreamKind::Stdout, "c2", "", 0).await.unwrap();
+        timeout(LIMIT, stdout.read_exact(&mut [0; 5])).await.unwrap().unwrap();
+        agent.signal("c2", "", 9, true).await;
+        let exited = agent.exited("c2", "").await;
+        assert_eq!((exited.code, exited.oom_killed), (137, false));
+        agent.delete("c2").await;
     }
 
     async fn devices_of_the_pod_are_out_of_reach(agent) {
@@ -419,6 +429,41 @@ agent_tests! {
         assert_eq!(cgroup.memory_limit_bytes, 33_554_432);
         assert!(cgroup.pids >= 1 && cgroup.memory_usage_bytes > 0 && cgroup.cpu_usage_ns > 0);
         assert!(stats.sandbox.cpu_usage_ns >= cgroup.cpu_usage_ns);
+
+        // Kubelet forbids huge pages of every size of its node; here may be others.
+        let mut more = update(json!({
+            "cpu": {"shares": 2, "quota": 50_000, "period": 100_000, "cpus": "0", "mems": "0"},
+            "memory": {"limit": 33_554_432, "swap": 41_943_040},
+            "hugepageLimits": [{"pageSize": "64MB", "limit": 0}],
+            "unified": {"memory.high": "30000000"}
+        }));
+        more.oom_score_adj = Some(500);
+        agent.client.update(context(), &more).await.unwrap();
+        let files = "cd /sys/fs/cgroup; cat cpu.weight cpu.max cpuset.cpus memory.swap.max memory.high; cat /proc/1/oom_score_adj /proc/self/oom_score_adj";
+        let (output, _) = agent.exec_sync("c1", "e2", files).await;
+        assert_eq!(output, "1\n50000 100000\n0\n8388608\n29999104\n500\n500\n");
+        let none = update(json!({"memory": {"limit": -1}, "cpu": {"quota": -1, "period": 100_000}}));
+        agent.client.update(context(), &none).await.unwrap();
+        let (output, _) = agent.exec_sync("c1", "e3", "cat /sys/fs/cgroup/memory.max /sys/fs/cgroup/cpu.max").await;
+        assert_eq!(output, "max\nmax 100000\n");
+        let cpus = update(json!({"cpu": {"cpus": "4000"}}));
+        message(agent.client.update(context(), &cpus).await);
+        agent.delete("c1").await;
+    }
+
+    async fn one_signal_ends_an_exec_with_all_that_it_started(agent) {
+        agent.run("c1", "sleep 1000").await;
+        agent.exec("c1", "e1", "setsid sleep 555 & (setsid sleep 556 &); sleep 557").await;
+        let seen = "until [ $(ps | grep -c 'sleep 55[567]') = 3 ]; do sleep 0.1; done";
+        agent.exec_sync("c1", "e2", seen).await;
+        agent.signal("c1", "e1", 9, true).await;
+        assert_eq!(agent.exited("c1", "e1").await.code, 137);
+        let (output, _) = agent.exec_sync("c1", "e3", "ps | grep 'sleep 55[567]'").await;
+        assert_eq!(output, "");
+        let (output, _) = agent.exec_sync("c1", "e4", "ps | grep -c 'sleep 100[0]'").await;
+        assert_eq!(output, "1\n");
+        // It is over: once more has no effect.
+        agent.signal("c1", "e1", 9, true).await;
         agent.delete("c1").await;
     }
 

@@ -33,6 +33,7 @@ mod recover;
 mod registry;
 mod resources;
 pub mod session;
+mod signal;
 pub mod spec;
 pub mod stats;
 mod storage;

@@ -4,7 +4,7 @@
 //! A record is JSON with a version. An additional field needs a default; any other change needs
 //! a new version and a reader for the old one.
 
-use std::{net::IpAddr, path::Path, path::PathBuf, sync::Arc};
+use std::{net::IpAddr, path::Path, path::PathBuf, sync::Arc, time::Duration};
 
 use hull_network::NetworkRecord;
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
@@ -17,6 +17,7 @@ use crate::{
     id::{ContainerId, PodId},
     info::{ContainerUser, GuestInfo},
     lifecycle::{container::Exit, sandbox},
+    signal::Signal,
     spec::{ContainerSpec, Resources, SandboxSpec},
     vm::process::VmmProcess,
 };
@@ -125,12 +126,33 @@ pub(crate) struct ContainerRecord {
     #[serde(default)]
     pub log_path: Option<PathBuf>,
     /// The signal that asks it to end, by number.
-    pub stop_signal: i32,
+    pub stop_signal: Signal,
+    /// That it was asked to end; none: it was not.
+    #[serde(default)]
+    pub stopping: Option<Stopping>,
     #[serde(default)]
     pub user: Option<ContainerUser>,
     /// What the specification says, as it was changed later; none: never.
     #[serde(default)]
     pub resources: Option<Resources>,
+}
+
+/// A stop that was begun: written before the signal is sent.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Stopping {
+    /// When, Unix time in nanoseconds.
+    pub at_ns: i64,
+    /// How long it may take.
+    pub grace_ms: u64,
+}
+
+impl Stopping {
+    /// How much of the grace is left. A clock that was set makes it neither longer nor endless.
+    pub(crate) fn left(&self, now_ns: i64) -> Duration {
+        let grace = Duration::from_millis(self.grace_ms);
+        let gone = u64::try_from(now_ns.saturating_sub(self.at_ns)).unwrap_or(0);
+        grace.saturating_sub(Duration::from_nanos(gone))
+    }
 }
 
 /// Where a container was when it was last written.
@@ -342,7 +364,8 @@ mod tests {
             started_at_ns: 7,
             image_slot: Some(5),
             log_path: None,
-            stop_signal: 15,
+            stop_signal: Signal::TERM,
+            stopping: None,
             user: None,
             resources: None,
         }
@@ -389,6 +412,17 @@ mod tests {
             "spec":{},"state":"ready","created_at_ns":5,"ips":["10.88.0.5"]}"#;
         let record: SandboxRecord = decode(&(String::new(), old.to_vec())).unwrap();
         assert_eq!(record, sandbox());
+    }
+
+    #[test]
+    fn a_grace_goes_on_where_it_was() {
+        let stopping = Stopping {
+            at_ns: 1_000_000_000,
+            grace_ms: 5000,
+        };
+        assert_eq!(stopping.left(3_000_000_000), Duration::from_secs(3));
+        assert_eq!(stopping.left(30_000_000_000), Duration::ZERO);
+        assert_eq!(stopping.left(0), Duration::from_secs(5));
     }
 
     #[test]

@@ -229,6 +229,7 @@ impl Recovery {
             }
         }
         self.driver.go_live(vm, agent, disks, None);
+        self.driver.resume_stops();
     }
 
     /// Removes a container that was not answered.
@@ -281,6 +282,9 @@ impl Recovery {
 fn resume(record: &ContainerRecord) -> Option<Container> {
     let state = match &record.state {
         RecordedState::Created => ContainerState::Created,
+        RecordedState::Running if record.stopping.is_some() => {
+            ContainerState::Terminating(After::Keep)
+        }
         RecordedState::Running => ContainerState::Running,
         RecordedState::Exited(exit) => ContainerState::Exited(exit.clone()),
         RecordedState::Creating => return None,

@@ -4,11 +4,11 @@
 use std::path::Path;
 
 use hull_proto_vmm::fs::MAX_SHARES;
-use nix::sys::signal::Signal;
 
 use crate::{
     error::PodError,
     resources,
+    signal::{self, Signal},
     spec::{
         AppArmor, ContainerSpec, MountPropagation, MountSource, MountSpec, NamespaceMode,
         Namespaces, SandboxSpec,
@@ -137,20 +137,11 @@ pub(crate) fn container(spec: &ContainerSpec, sandbox: &SandboxSpec) -> Result<(
 
 /// The signal that a name or number means; SIGTERM for nothing.
 pub(crate) fn stop_signal(text: &str, field: &str) -> Result<Signal, PodError> {
-    let upper = text.trim().to_ascii_uppercase();
-    let unknown = || PodError::invalid(field, format!("{text:?} is no signal"));
-    if upper.is_empty() {
-        return Ok(Signal::SIGTERM);
+    if text.trim().is_empty() {
+        return Ok(Signal::TERM);
     }
-    if let Ok(number) = upper.parse::<i32>() {
-        return Signal::try_from(number).map_err(|_| unknown());
-    }
-    let name = if upper.starts_with("SIG") {
-        upper
-    } else {
-        format!("SIG{upper}")
-    };
-    name.parse().map_err(|_| unknown())
+    text.parse()
+        .map_err(|signal::Unknown| PodError::invalid(field, format!("{text:?} is no signal")))
 }
 
 fn mount(index: usize, mount: &MountSpec) -> Result<(), PodError> {
@@ -401,7 +392,7 @@ mod tests {
 
     #[test]
     fn signals_have_names_and_numbers() {
-        let of = |text| stop_signal(text, "f").map(|s| s as i32).ok();
+        let of = |text| stop_signal(text, "f").map(Signal::number).ok();
         assert_eq!(of(""), Some(15));
         assert_eq!(of("SIGQUIT"), Some(3));
         assert_eq!(of("quit"), Some(3));

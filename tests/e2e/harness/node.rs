@@ -307,6 +307,15 @@ impl Node {
         lines.map(|l| format!("{l}\n")).collect()
     }
 
+    /// Waits until a container's log holds this text and no other.
+    pub async fn wait_log(&self, name: &str, text: &str) {
+        let deadline = Instant::now() + PATIENCE;
+        while self.log(name) != text {
+            assert!(Instant::now() < deadline, "log {:?}", self.log(name));
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
     /// The process ids of this node's VMMs that run now.
     pub fn vmms(&self) -> Vec<u32> {
         let mut vmms = vmms(&self.dir);

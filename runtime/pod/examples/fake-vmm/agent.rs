@@ -272,7 +272,13 @@ impl Agent for Rpc {
         request: message::SignalRequest,
     ) -> ttrpc::Result<Empty> {
         match self.0.process(&request.container_id, &request.exec_id) {
-            Some(process) => process.signal(request.signal),
+            Some(process) => {
+                let is_new = request.once.is_empty()
+                    || process.once.lock().unwrap().insert(request.once.clone());
+                if is_new {
+                    process.signal(request.signal);
+                }
+            }
             None => return Err(refusal(Code::NOT_FOUND, "no such process")),
         }
         Ok(Empty::new())

@@ -7,6 +7,7 @@
 //! got), `oom`, `exit:CODE`.
 
 use std::{
+    collections::HashSet,
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -22,6 +23,7 @@ pub struct Process {
     pub stdout: OutputBuffer,
     pub stderr: OutputBuffer,
     pub signals: Mutex<Vec<u32>>,
+    pub once: Mutex<HashSet<String>>,
     pub limits: Mutex<Vec<String>>,
     pub kill: Mutex<Option<mpsc::UnboundedSender<u32>>>,
     /// None: it is at its end, or there is none.

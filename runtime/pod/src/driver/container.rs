@@ -13,7 +13,8 @@ use crate::{
     id::ContainerId,
     info::{ContainerInfo, ContainerState},
     lifecycle::container::{Effect, Event, Exit, KILL_LIMIT, News, Reason, State, Wait, step},
-    record::RecordedState,
+    record::{RecordedState, Stopping},
+    signal::Signal,
     storage::files::Reach,
     vm::rundir::RunDir,
 };
@@ -22,7 +23,8 @@ use crate::{
 const DRAIN: Duration = Duration::from_secs(10);
 /// Exit code of a container that could not be started, as others report it.
 const START_ERROR: i32 = 128;
-const SIGKILL: i32 = 9;
+/// Names the stop signal to the agent, which sends it once.
+const STOP: &str = "stop";
 
 impl Driver {
     /// Lets a caller wait for what an event leads to.
@@ -53,6 +55,12 @@ impl Driver {
                 (State::Starting | State::EndedEarly(_), Event::StartFailed(..)) => {
                     container.record.started_at_ns = 0;
                 }
+                (State::Running, Event::Stop { grace }) if !grace.is_zero() => {
+                    container.record.stopping = Some(Stopping {
+                        at_ns: clock::now_ns(),
+                        grace_ms: u64::try_from(grace.as_millis()).unwrap_or(u64::MAX),
+                    });
+                }
                 _ => {}
             }
             let before = std::mem::discriminant(&container.state);
@@ -75,7 +83,7 @@ impl Driver {
                     Effect::Announce(news) => self.announce_container(id, news),
                     Effect::Forget => self.forget(id).await,
                     Effect::Start => queue.extend(self.start_process(id)),
-                    Effect::Terminate => self.signal(id, SignalTarget::Init),
+                    Effect::Terminate => self.signal(id, SignalTarget::Init(STOP)),
                     Effect::Kill => self.kill(id),
                     Effect::ArmGrace(grace) => self.after(id, grace, Event::GraceOver),
                     Effect::Drain => self.drain(id),
@@ -130,6 +138,22 @@ impl Driver {
         None
     }
 
+    /// Goes on with the stops that an earlier daemon began: the agent sends no second signal, and
+    /// the grace is not longer than it was.
+    pub(crate) fn resume_stops(&mut self) {
+        let now = clock::now_ns();
+        let stopping: Vec<_> = self
+            .containers
+            .iter()
+            .filter(|(_, container)| matches!(container.state, State::Terminating(_)))
+            .filter_map(|(id, c)| Some((id.clone(), c.record.stopping.as_ref()?.left(now))))
+            .collect();
+        for (id, left) in stopping {
+            self.signal(&id, SignalTarget::Init(STOP));
+            self.after(&id, left, Event::GraceOver);
+        }
+    }
+
     fn kill(&mut self, id: &ContainerId) {
         self.signal(id, SignalTarget::All);
         self.after(id, KILL_LIMIT, Event::KillOver);
@@ -140,15 +164,15 @@ impl Driver {
             return;
         };
         let signal = match target {
-            SignalTarget::Init => container.record.stop_signal,
-            SignalTarget::All | SignalTarget::Exec(_) => SIGKILL,
+            SignalTarget::Init(_) => container.record.stop_signal,
+            SignalTarget::All | SignalTarget::Exec(_) => Signal::KILL,
         };
         let (agent, id) = (live.agent.clone(), id.clone());
         // The result is the event of the process's end, not the answer to the signal.
         self.operations.spawn(async move {
             match agent.signal(id.as_str(), signal, target).await {
                 Err(error) if !error.is_not_found() => {
-                    tracing::warn!(container = %id, signal, %error, "signal a container");
+                    tracing::warn!(container = %id, %signal, %error, "signal a container");
                 }
                 _ => {}
             }
@@ -332,7 +356,6 @@ impl Container {
             }
             State::Gone => (ContainerState::Unknown, None),
         };
-        let signal = nix::sys::signal::Signal::try_from(record.stop_signal);
         ContainerInfo {
             id: record.id.clone(),
             pod: record.pod.clone(),
@@ -350,7 +373,7 @@ impl Container {
             reason: exit.map_or_else(String::new, |exit| exit.reason.as_str().to_owned()),
             message: exit.map_or_else(String::new, |exit| exit.message.clone()),
             log_path: record.log_path.clone().unwrap_or_default(),
-            stop_signal: signal.map_or("SIGTERM", |s| s.as_str()).to_owned(),
+            stop_signal: record.stop_signal.to_string(),
             user: record.user.clone(),
             resources: record
                 .resources

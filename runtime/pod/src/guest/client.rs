@@ -23,7 +23,10 @@ use ttrpc::{
 };
 
 use super::{GuestError, connect, printable};
-use crate::info::{ContainerUser, GuestInfo};
+use crate::{
+    info::{ContainerUser, GuestInfo},
+    signal::Signal,
+};
 
 /// Longest message of the agent that is shown.
 const MESSAGE_MAX: usize = 2048;
@@ -155,19 +158,20 @@ impl Agent {
     pub(crate) async fn signal(
         &self,
         container: &str,
-        signal: i32,
+        signal: Signal,
         target: SignalTarget,
     ) -> Result<(), GuestError> {
-        let (exec_id, all) = match target {
-            SignalTarget::Init => (String::new(), false),
-            SignalTarget::All => (String::new(), true),
-            SignalTarget::Exec(id) => (id, true),
+        let (exec_id, all, once) = match target {
+            SignalTarget::Init(once) => (String::new(), false, once),
+            SignalTarget::All => (String::new(), true, ""),
+            SignalTarget::Exec(id) => (id, true, ""),
         };
         let request = SignalRequest {
             container_id: container.into(),
             exec_id,
-            signal: signal.unsigned_abs(),
+            signal: signal.number(),
             all,
+            once: once.into(),
             ..SignalRequest::default()
         };
         let client = self.client();
@@ -321,8 +325,8 @@ pub(crate) struct Storage<'a> {
 /// Which processes of a container get a signal.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum SignalTarget {
-    /// The first one.
-    Init,
+    /// The first one, which gets a signal of this name once, however often it is sent.
+    Init(&'static str),
     /// All of its cgroup.
     All,
     /// An exec and all that it started.

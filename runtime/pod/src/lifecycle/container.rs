@@ -192,12 +192,7 @@ pub(crate) fn step(state: State, event: Event) -> (State, Vec<Effect>) {
                 Drain,
             ],
         ),
-        (S::EndedEarly(ended), E::StartFailed(error, exit)) => {
-            // The code of the end says more: 126 and 127 as in a shell.
-            let exit = Exit {
-                code: ended.code,
-                ..exit
-            };
+        (S::EndedEarly(_), E::StartFailed(error, exit)) => {
             let answer = Answer(Wait::Started, Err(error));
             (S::Exited(exit), vec![Save, Announce(News::Stopped), answer])
         }
@@ -299,7 +294,8 @@ fn stop(grace: Duration, after: After) -> (State, Vec<Effect>) {
     } else {
         (
             State::Terminating(after),
-            vec![Effect::Terminate, Effect::ArmGrace(grace)],
+            // Written first: a daemon that starts again must know that it was asked.
+            vec![Effect::Save, Effect::Terminate, Effect::ArmGrace(grace)],
         )
     }
 }

@@ -21,11 +21,11 @@ use crate::{
         stdio::{self, Output, OutputKind},
     },
     id::ContainerId,
+    signal::Signal,
 };
 
 const ACTION: &str = "run a command in the container";
 const BUFFER: usize = 64 * 1024;
-const SIGKILL: i32 = 9;
 
 /// A command that runs in a container. The parts may be given to different tasks.
 pub struct ExecSession {
@@ -87,7 +87,7 @@ impl Drop for ExecControl {
             let (agent, container) = (self.agent.clone(), self.container.clone());
             let target = SignalTarget::Exec(std::mem::take(&mut self.exec));
             runtime.spawn(async move {
-                if let Err(error) = agent.signal(container.as_str(), SIGKILL, target).await {
+                if let Err(error) = agent.signal(container.as_str(), Signal::KILL, target).await {
                     tracing::debug!(%container, %error, "kill a command that was left");
                 }
             });

@@ -280,7 +280,7 @@ async fn a_process_that_cannot_be_started_is_an_exited_container() {
     assert!(error.to_string().contains("/nope"), "{error}");
     let info = pods.container(id.as_str()).await.unwrap();
     assert_eq!(info.state, ContainerState::Exited);
-    assert_eq!((info.exit_code, info.reason.as_str()), (127, "StartError"));
+    assert_eq!((info.exit_code, info.reason.as_str()), (128, "StartError"));
     assert!(info.message.contains("/nope"), "{}", info.message);
     pods.remove_container(id.as_str()).await.unwrap();
 }

@@ -221,3 +221,39 @@ async fn what_nobody_owns_is_removed() {
     assert!(!burial.join().unwrap().success());
     assert_eq!(node.leftovers(), ["lease somebody else"]);
 }
+
+#[test]
+fn a_stop_goes_on_without_a_second_signal() {
+    let node = TestNode::new();
+    let first = daemon();
+    let id = first.block_on(async {
+        let pods = node.open().await;
+        let pod = pods.run_sandbox(node.sandbox("web")).await.unwrap();
+        let id = run(&pods, &pod, "deaf", &["trap", "wait"]).await;
+        let (other, stopped) = (pods.clone(), id.clone());
+        tokio::spawn(async move {
+            let _ = other.stop_container(&stopped, Duration::from_secs(4)).await;
+        });
+        eventually("the signal", async || node.log("deaf.log").len() == 1).await;
+        id
+    });
+    first.shutdown_background();
+    // Each of them takes the stop over, and none asks again.
+    for _ in 0..2 {
+        let between = daemon();
+        between.block_on(async {
+            node.open().await;
+        });
+        between.shutdown_background();
+    }
+    daemon().block_on(async {
+        let pods = node.open().await;
+        // Nobody asks for a stop any more.
+        let info = pods.wait_container(&id).await.unwrap();
+        assert_eq!(info.exit_code, 137);
+        assert_eq!(node.log("deaf.log"), ["stdout F TERM"]);
+        pods.stop_container(&id, Duration::from_secs(30))
+            .await
+            .unwrap();
+    });
+}
