@@ -71,6 +71,7 @@ impl App {
             vec![
                 settings.pods.kernel.clone(),
                 settings.pods.guest_root.clone(),
+                settings.pods.vmm.clone(),
             ],
         );
         let pods = Pods::open(

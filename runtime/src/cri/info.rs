@@ -7,6 +7,8 @@ use hull_pod::{ContainerInfo, SandboxInfo, stats::ProcessMemory};
 use serde::Serialize;
 use serde_json::{Value, json};
 
+use super::{Backend, node::runtime_config::cgroup_driver};
+
 fn info(value: &Value) -> BTreeMap<String, String> {
     BTreeMap::from([("info".to_owned(), value.to_string())])
 }
@@ -56,9 +58,12 @@ pub(crate) fn image(image: &hull_image::Image) -> BTreeMap<String, String> {
 }
 
 /// About the node.
-pub(crate) fn node(handlers: &[&str]) -> BTreeMap<String, String> {
+pub(crate) fn node(backend: &Backend, handlers: &[&str]) -> BTreeMap<String, String> {
     info(&json!({
         "version": env!("CARGO_PKG_VERSION"),
         "handlers": handlers,
+        "cgroupDriver": cgroup_driver().as_str_name(),
+        "imagesDirectory": backend.images_dir,
+        "podsDirectory": backend.pods_dir,
     }))
 }

@@ -1,6 +1,6 @@
 //! The services over a real Unix socket, as far as no VM is needed.
 
-use std::{future::Future, path::PathBuf};
+use std::{fs::Permissions, future::Future, os::unix::fs::PermissionsExt, path::PathBuf};
 
 use hull_proto_cri::v1::{
     image_service_client::ImageServiceClient, runtime_service_client::RuntimeServiceClient, *,
@@ -28,7 +28,7 @@ struct Daemon {
 const CONFIG: &str = "
     [cni]
     conf_dir = 'DIR/cni'
-    bin_dirs = []
+    bin_dirs = ['DIR/bin']
     netns_dir = 'DIR/netns'
     [registries]
     config_dir = 'DIR/certs.d'
@@ -137,7 +137,10 @@ async fn the_node_tells_what_it_is() {
 
     let config = daemon.runtime.runtime_config(RuntimeConfigRequest {}).await;
     let linux = config.unwrap().into_inner().linux.unwrap();
-    assert_eq!(linux.cgroup_driver(), CgroupDriver::Cgroupfs);
+    assert_eq!(
+        linux.cgroup_driver(),
+        super::node::runtime_config::cgroup_driver()
+    );
 
     let status = daemon.runtime.status(StatusRequest { verbose: true }).await;
     let status = status.unwrap().into_inner();
@@ -168,6 +171,18 @@ async fn conditions_follow_what_is_there() {
         conditions[1].message.contains("no-such-plugin"),
         "{conditions:?}"
     );
+
+    // It comes and goes with the plugin.
+    let bin = daemon.directory.path().join("bin");
+    std::fs::create_dir(&bin).unwrap();
+    let plugin = bin.join("no-such-plugin");
+    std::fs::write(&plugin, "").unwrap();
+    std::fs::set_permissions(&plugin, Permissions::from_mode(0o755)).unwrap();
+    let network = daemon.conditions().await.swap_remove(1);
+    assert!(network.status && network.reason.is_empty(), "{network:?}");
+    std::fs::remove_file(&plugin).unwrap();
+    let network = daemon.conditions().await.swap_remove(1);
+    assert!(!network.status && !network.reason.is_empty(), "{network:?}");
     daemon.end().await;
 }
 

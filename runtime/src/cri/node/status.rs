@@ -36,7 +36,7 @@ pub(crate) async fn status(
             .collect(),
         features: Some(RuntimeFeatures::default()),
         info: if request.verbose {
-            info::node(&handlers)
+            info::node(backend, &handlers)
         } else {
             Default::default()
         },
