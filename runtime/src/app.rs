@@ -8,6 +8,7 @@ use hull_pod::{PodError, Pods};
 use hull_proto_cri::v1::{
     image_service_server::ImageServiceServer, runtime_service_server::RuntimeServiceServer,
 };
+use hull_streaming::{StartError, Streaming};
 use tokio::net::UnixListener;
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
@@ -19,6 +20,7 @@ use crate::{
     host::Probe,
     shutdown::{self, Stop},
     socket::{DirectoryLock, SocketError, listen},
+    stream_backend::StreamBackend,
 };
 
 /// Requests that are under way when serving stops may take this long to end.
@@ -38,6 +40,9 @@ pub(crate) enum AppError {
     /// The pods.
     #[error("open the pods' records")]
     Pods(#[source] PodError),
+    /// The streaming server.
+    #[error(transparent)]
+    Streaming(#[from] StartError),
     /// The server broke.
     #[error("serve CRI")]
     Serve(#[source] tonic::transport::Error),
@@ -81,6 +86,8 @@ impl App {
         )
         .await
         .map_err(AppError::Pods)?;
+        let streams = StreamBackend::new(pods.clone());
+        let streaming = Streaming::start(settings.streaming, Arc::new(streams)).await?;
         let (stop, stopping) = shutdown::channel();
         let backend = Arc::new(Backend {
             pods,
@@ -88,6 +95,7 @@ impl App {
             network,
             handlers: settings.handlers,
             probe,
+            streaming,
             images_dir: settings.images.root,
             pods_dir: settings.root.join("pods"),
             stopping,
@@ -122,6 +130,7 @@ impl App {
             let _ = stopped.send(());
         };
         let runtime = RuntimeServiceServer::new(self.cri.clone());
+        let backend = Arc::clone(&self.cri.0);
         let images = ImageServiceServer::new(self.cri);
         let server = Server::builder()
             .add_service(runtime.max_decoding_message_size(MAX_REQUEST))
@@ -139,6 +148,7 @@ impl App {
                 Ok(())
             }
         };
+        backend.streaming.shutdown().await;
         // Absent when somebody removed it; nothing is lost either way.
         let _ = std::fs::remove_file(&self.socket);
         result

@@ -18,6 +18,11 @@
 //! config_dir = "/etc/hull/certs.d"  # <registry>/hosts.toml, as containerd has it
 //! [images]
 //! pinned = []                       # names, or starts with *, that the kubelet must not collect
+//! [streaming]                       # exec, attach and port-forward, for kubelet and crictl
+//! address = "127.0.0.1:0"           # where to listen; port 0 takes a free one
+//! advertise = "127.0.0.1:1234"      # host and port that URLs name; what was listened at
+//! tls_cert = "/etc/hull/tls.crt"    # serve https, with tls_key; none
+//! tls_key = "/etc/hull/tls.key"
 //! [vm]
 //! memory_mib = 256                  # of a VM whose pod names no limit, and the least of any VM
 //! overhead_mib = 64                 # for the guest itself, when the pod names no overhead
@@ -28,6 +33,8 @@
 //! memory_mib = 64                   # for containers of a pod that names no limit
 //! vcpus = 1
 //! ```
+
+mod streaming;
 
 use std::{
     collections::BTreeMap,
@@ -40,6 +47,8 @@ use hull_image::{PinnedImages, Registries, StoreConfig};
 use hull_network::NetworkConfig;
 use hull_pod::PodsConfig;
 use serde::Deserialize;
+
+use self::streaming::StreamingTable;
 
 /// Sockets of the node's daemon.
 const DEFAULT_STATE: &str = "/run/hull";
@@ -88,6 +97,7 @@ struct File {
     cni: Cni,
     registries: RegistriesTable,
     images: ImagesTable,
+    streaming: StreamingTable,
     vm: Vm,
     handlers: BTreeMap<String, HandlerTable>,
 }
@@ -172,6 +182,8 @@ pub(crate) struct Settings {
     pub(crate) network: NetworkConfig,
     /// For `hull-image`.
     pub(crate) images: StoreConfig,
+    /// For `hull-streaming`.
+    pub(crate) streaming: hull_streaming::Config,
     /// For `hull-pod`.
     pub(crate) pods: PodsConfig,
 }
@@ -252,6 +264,7 @@ impl Settings {
         Ok(Self {
             handlers: handlers(file.handlers)?,
             network: network(file.cni, &root, &state)?,
+            streaming: file.streaming.check()?,
             images,
             pods,
             root,

@@ -3,7 +3,8 @@
 //! Read in this order: [`cli`] (what can be asked for), [`config`] (settings),
 //! [`app`] (what `hull serve` is made of), [`cri`] (the services). [`host`] is
 //! behind `hull check` and the node's status; [`run`] is `hull run`, a client of
-//! the same socket. What a pod is, is in the crate `hull-pod`.
+//! the same socket. `stream_backend` is between pods and the streaming server. What a pod is, is
+//! in the crate `hull-pod`.
 
 #![forbid(unsafe_code)]
 
@@ -16,6 +17,7 @@ mod host;
 mod run;
 mod shutdown;
 mod socket;
+mod stream_backend;
 
 use std::{io, process::ExitCode};
 

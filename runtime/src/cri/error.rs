@@ -2,6 +2,7 @@
 
 use hull_image::{PullError, StoreError};
 use hull_pod::PodError;
+use hull_streaming::RequestError;
 
 /// Why a CRI call failed.
 #[derive(Debug, thiserror::Error)]
@@ -31,6 +32,9 @@ pub(crate) enum CriError {
     /// Images that are here.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// Requests for streams.
+    #[error(transparent)]
+    Stream(#[from] RequestError),
     /// A task of ours ended without an answer.
     #[error("{action}")]
     Task {

@@ -30,6 +30,7 @@ use std::{
 use hull_image::ImageStore;
 use hull_network::Network;
 use hull_pod::Pods;
+use hull_streaming::Streaming;
 use tonic::{Code, Response, Status};
 use tracing::{Instrument, Span, debug, warn};
 
@@ -48,6 +49,8 @@ pub(crate) struct Backend {
     pub(crate) network: Network,
     /// The runtime handlers of this node.
     pub(crate) handlers: Handlers,
+    /// Makes URLs for exec, attach and port-forward, and serves them.
+    pub(crate) streaming: Streaming,
     /// Whether this host can run VMs.
     pub(crate) probe: Probe,
     /// Where images are.

@@ -181,6 +181,30 @@ impl RuntimeService for Cri {
         answer(span, container::reopen_log::reopen_log(&self.0, request)).await
     }
 
+    async fn exec(&self, request: Request<ExecRequest>) -> Result<Response<ExecResponse>, Status> {
+        let request = request.into_inner();
+        let span = info_span!("Exec", container = request.container_id);
+        answer(span, container::exec::exec(&self.0, request)).await
+    }
+
+    async fn attach(
+        &self,
+        request: Request<AttachRequest>,
+    ) -> Result<Response<AttachResponse>, Status> {
+        let request = request.into_inner();
+        let span = info_span!("Attach", container = request.container_id);
+        answer(span, container::attach::attach(&self.0, request)).await
+    }
+
+    async fn port_forward(
+        &self,
+        request: Request<PortForwardRequest>,
+    ) -> Result<Response<PortForwardResponse>, Status> {
+        let request = request.into_inner();
+        let span = info_span!("PortForward", pod = request.pod_sandbox_id);
+        answer(span, pod::port_forward::port_forward(&self.0, request)).await
+    }
+
     async fn update_container_resources(
         &self,
         request: Request<UpdateContainerResourcesRequest>,
@@ -206,23 +230,6 @@ impl RuntimeService for Cri {
         let request = request.into_inner();
         let span = info_span!("UpdateRuntimeConfig");
         answer(span, ready(node::update_config::update(request))).await
-    }
-
-    // Not served yet.
-
-    async fn exec(&self, _: Request<ExecRequest>) -> Result<Response<ExecResponse>, Status> {
-        refuse("Exec", "not served by this version; use ExecSync").await
-    }
-
-    async fn attach(&self, _: Request<AttachRequest>) -> Result<Response<AttachResponse>, Status> {
-        refuse("Attach", "not served by this version").await
-    }
-
-    async fn port_forward(
-        &self,
-        _: Request<PortForwardRequest>,
-    ) -> Result<Response<PortForwardResponse>, Status> {
-        refuse("PortForward", "not served by this version").await
     }
 
     async fn container_stats(
@@ -276,6 +283,8 @@ impl RuntimeService for Cri {
         let span = info_span!("ListPodSandboxMetrics");
         answer(span, pod::metrics::list(&self.0)).await
     }
+
+    // Not served yet.
 
     async fn checkpoint_container(
         &self,

@@ -4,6 +4,7 @@ use std::error::Error;
 
 use hull_image::{PullError, StoreError};
 use hull_pod::ErrorKind;
+use hull_streaming::RequestError;
 use tonic::{Code, Status};
 
 use super::error::CriError;
@@ -20,6 +21,10 @@ fn code(error: &CriError) -> Code {
         CriError::Pod(error) => of_kind(error.kind()),
         CriError::Pull(error) => of_pull(error),
         CriError::Store(error) => of_store(error),
+        CriError::Stream(RequestError::TooMany(_)) => Code::ResourceExhausted,
+        CriError::Stream(RequestError::Missing(_) | RequestError::Invalid { .. }) => {
+            Code::InvalidArgument
+        }
         CriError::Task { .. } => Code::Internal,
     }
 }

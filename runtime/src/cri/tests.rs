@@ -423,6 +423,37 @@ async fn bad_pulls_have_clear_statuses() {
 }
 
 #[tokio::test]
+async fn streams_of_what_is_not_there_get_no_url() {
+    let mut daemon = Daemon::start().await;
+    let r = &mut daemon.runtime;
+    for (id, expected) in [
+        (String::new(), Code::InvalidArgument),
+        ("ab".repeat(32), Code::NotFound),
+        ("unknown id".into(), Code::NotFound),
+    ] {
+        let exec = ExecRequest {
+            container_id: id.clone(),
+            cmd: vec!["true".into()],
+            stdout: true,
+            ..Default::default()
+        };
+        let attach = AttachRequest {
+            container_id: id.clone(),
+            stdout: true,
+            ..Default::default()
+        };
+        let port_forward = PortForwardRequest {
+            pod_sandbox_id: id,
+            port: vec![80],
+        };
+        assert_eq!(refused(r.exec(exec)).await.0, expected);
+        assert_eq!(refused(r.attach(attach)).await.0, expected);
+        assert_eq!(refused(r.port_forward(port_forward)).await.0, expected);
+    }
+    daemon.end().await;
+}
+
+#[tokio::test]
 async fn calls_that_are_not_served_say_so() {
     let mut daemon = Daemon::start().await;
     let r = &mut daemon.runtime;
@@ -432,9 +463,6 @@ async fn calls_that_are_not_served_say_so() {
         };
     }
     let answers = refusals![
-        r.exec(ExecRequest),
-        r.attach(AttachRequest),
-        r.port_forward(PortForwardRequest),
         r.checkpoint_container(CheckpointContainerRequest),
         r.checkpoint_pod(CheckpointPodRequest),
         r.restore_pod(RestorePodRequest),

@@ -82,7 +82,7 @@ pub struct Process {
     pub stderr: Option<Box<dyn AsyncRead + Send + Unpin>>,
     /// Takes the sizes of the client's terminal.
     pub resize: Option<mpsc::Sender<TerminalSize>>,
-    /// Its end.
+    /// Its end. Kept until its output has ended too, also when it is ready.
     pub exit: Pin<Box<dyn Future<Output = Result<Exit, BackendError>> + Send>>,
 }
 

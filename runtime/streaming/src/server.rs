@@ -161,7 +161,7 @@ impl Streaming {
     }
 
     /// Ends the listener and all sessions, and waits for them.
-    pub async fn shutdown(self) {
+    pub async fn shutdown(&self) {
         self.shared.stop.cancel();
         self.shared.tasks.close();
         self.shared.tasks.wait().await;

@@ -1,7 +1,9 @@
 //! Containers: one file per verb.
 
+pub(crate) mod attach;
 pub(crate) mod create;
 pub(crate) mod events;
+pub(crate) mod exec;
 pub(crate) mod exec_sync;
 pub(crate) mod list;
 pub(crate) mod remove;
@@ -11,3 +13,23 @@ pub(crate) mod stats;
 pub(crate) mod status;
 pub(crate) mod stop;
 pub(crate) mod update;
+
+use hull_pod::{ContainerInfo, ContainerState, PodError};
+
+use super::{Backend, error::CriError, id};
+
+/// A container that runs.
+async fn running(backend: &Backend, container_id: &str) -> Result<ContainerInfo, CriError> {
+    let container = backend
+        .pods
+        .container(id("container_id", container_id)?)
+        .await?;
+    if container.state == ContainerState::Running {
+        return Ok(container);
+    }
+    let error = PodError::FailedPrecondition {
+        action: format!("open streams of container {}", container.id),
+        reason: format!("it is {:?}", container.state).to_lowercase(),
+    };
+    Err(error.into())
+}

@@ -3,6 +3,7 @@
 pub(crate) mod handler;
 pub(crate) mod list;
 pub(crate) mod metrics;
+pub(crate) mod port_forward;
 pub(crate) mod remove;
 pub(crate) mod run;
 pub(crate) mod stats;

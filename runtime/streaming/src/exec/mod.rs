@@ -8,6 +8,8 @@ mod resize;
 mod spdy;
 mod status;
 
+use std::io;
+
 use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tracing::debug;
@@ -90,10 +92,11 @@ async fn serve(process: Process, client: &mut Client) -> Result<Exit, BackendErr
         mut exit,
     } = process;
     let output = async {
-        tokio::join!(
+        tokio::try_join!(
             copy_out(stdout, client.stdout.as_mut()),
             copy_out(stderr, client.stderr.as_mut()),
-        );
+        )
+        .map_err(|error| BackendError(format!("read output: {error}")))
     };
     // Ends with the session: a process may run on after the end of its input.
     let input = async {
@@ -108,14 +111,17 @@ async fn serve(process: Process, client: &mut Client) -> Result<Exit, BackendErr
     let exit = loop {
         tokio::select! {
             exit = &mut exit => break exit,
-            () = &mut output, if !output_ended => output_ended = true,
+            ended = &mut output, if !output_ended => {
+                ended?;
+                output_ended = true;
+            }
             () = &mut input => {}
         }
     };
     // Detached, the output goes on elsewhere.
     if !output_ended && !matches!(exit, Ok(Exit::Detached)) {
         tokio::select! {
-            () = &mut output => {}
+            ended = &mut output => drop(ended?),
             () = &mut input => {}
         }
     }
@@ -123,26 +129,23 @@ async fn serve(process: Process, client: &mut Client) -> Result<Exit, BackendErr
 }
 
 /// Copies output; what the client does not want any more is dropped, so that the process goes on.
-async fn copy_out(from: Option<impl AsyncRead + Unpin>, to: Option<&mut Output>) {
+async fn copy_out(from: Option<impl AsyncRead + Unpin>, to: Option<&mut Output>) -> io::Result<()> {
     let (Some(mut from), Some(to)) = (from, to) else {
-        return;
+        return Ok(());
     };
     let mut buffer = BytesMut::new();
     let mut wanted = true;
     loop {
         buffer.reserve(CHUNK);
-        match (&mut from).take(CHUNK as u64).read_buf(&mut buffer).await {
-            Ok(0) => break,
-            Ok(_) => {}
-            Err(error) => {
-                debug!(%error, "read output");
-                break;
-            }
+        let mut part = (&mut from).take(CHUNK as u64);
+        if part.read_buf(&mut buffer).await? == 0 {
+            break;
         }
         let chunk = buffer.split().freeze();
         wanted = wanted && to.send(chunk).await.is_ok();
     }
     let _ = to.finish().await;
+    Ok(())
 }
 
 /// Copies input and shuts the process's down at its end; what the process does not want is dropped.

@@ -1,0 +1,84 @@
+//! The table `[streaming]`.
+
+use std::{net::SocketAddr, path::PathBuf};
+
+use hull_streaming::{Config, TlsFiles};
+use serde::Deserialize;
+
+use super::{ConfigError, absolute, invalid};
+
+/// The table as it is written.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct StreamingTable {
+    address: Option<SocketAddr>,
+    advertise: Option<String>,
+    tls_cert: Option<PathBuf>,
+    tls_key: Option<PathBuf>,
+}
+
+impl StreamingTable {
+    pub(super) fn check(self) -> Result<Config, ConfigError> {
+        let mut config = Config::default();
+        if let Some(address) = self.address {
+            config.address = address;
+        }
+        if let Some(host) = self.advertise {
+            if host.is_empty() || host.contains(|c: char| c.is_whitespace() || c == '/') {
+                let reason = "it must be a host name or address, with or without a port";
+                return Err(invalid("streaming.advertise", reason));
+            }
+            config.advertise = Some(host);
+        }
+        config.tls = match (self.tls_cert, self.tls_key) {
+            (Some(cert), Some(key)) => Some(TlsFiles {
+                cert: absolute("streaming.tls_cert", cert)?,
+                key: absolute("streaming.tls_key", key)?,
+            }),
+            (None, None) => None,
+            (Some(_), None) => {
+                return Err(invalid("streaming.tls_key", "it is needed with tls_cert"));
+            }
+            (None, Some(_)) => {
+                return Err(invalid("streaming.tls_cert", "it is needed with tls_key"));
+            }
+        };
+        Ok(config)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(text: &str) -> Result<Config, String> {
+        let table: StreamingTable = toml::from_str(text).map_err(|error| error.to_string())?;
+        table.check().map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn by_default_it_listens_on_loopback_without_tls() {
+        let config = check("").unwrap();
+        assert_eq!(config.address.to_string(), "127.0.0.1:0");
+        assert!(config.tls.is_none() && config.advertise.is_none());
+    }
+
+    #[test]
+    fn all_keys_are_understood() {
+        let text = "address = '[::1]:99'\nadvertise = 'node:5'\ntls_cert = '/c'\ntls_key = '/k'";
+        let config = check(text).unwrap();
+        assert_eq!(config.address.to_string(), "[::1]:99");
+        assert_eq!(config.advertise.as_deref(), Some("node:5"));
+        let tls = config.tls.unwrap();
+        assert_eq!((tls.cert, tls.key), ("/c".into(), "/k".into()));
+    }
+
+    #[test]
+    fn bad_values_are_named() {
+        let refused = |text| check(text).unwrap_err();
+        assert!(refused("address = 'localhost'").contains("address"));
+        assert!(refused("advertise = 'http://x'").starts_with("streaming.advertise: "));
+        assert!(refused("tls_cert = '/c'").starts_with("streaming.tls_key: "));
+        assert!(refused("tls_key = '/k'").starts_with("streaming.tls_cert: "));
+    }
+}
