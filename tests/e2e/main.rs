@@ -23,3 +23,4 @@ mod pods;
 mod recovery;
 mod stats;
 mod volumes;
+mod streaming;

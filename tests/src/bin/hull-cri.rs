@@ -15,6 +15,7 @@ use hull_proto_cri::v1::*;
 use hull_tests::{
     client::{Client, image},
     logs,
+    streams::{self, Ports, Streams, Transport},
 };
 use serde::{Serialize, de::DeserializeOwned};
 
@@ -89,14 +90,51 @@ enum Command {
     },
     /// Run a command in a container; its exit code becomes this one's
     Exec {
-        /// Seconds after which it is killed; 0: none
+        /// Give it our input
+        #[arg(short, long)]
+        interactive: bool,
+        /// Give it a terminal
+        #[arg(short, long)]
+        tty: bool,
+        /// Collect its output instead of streaming it
+        #[arg(short, long)]
+        sync: bool,
+        /// Seconds after which it is killed, with --sync; 0: none
         #[arg(long, default_value_t = 0)]
         timeout: i64,
+        /// What carries the streams
+        #[arg(long, value_enum, default_value_t = Transport::Spdy)]
+        transport: Transport,
         /// The container
         id: String,
         /// The command
         #[arg(required = true, last = true)]
         command: Vec<String>,
+    },
+    /// Show what a container writes from now on
+    Attach {
+        /// Give it our input
+        #[arg(short, long)]
+        interactive: bool,
+        /// It has a terminal
+        #[arg(short, long)]
+        tty: bool,
+        /// What carries the streams
+        #[arg(long, value_enum, default_value_t = Transport::Spdy)]
+        transport: Transport,
+        /// The container
+        id: String,
+    },
+    /// Listen on ports of 127.0.0.1 and forward connections to a pod, until interrupted
+    PortForward {
+        /// What carries the streams
+        #[arg(long, value_enum, default_value_t = Transport::Spdy)]
+        transport: Transport,
+        /// The sandbox
+        id: String,
+        /// LOCAL:POD, or one number for both; local port 0 takes a free one
+        #[arg(required = true)]
+        ports: Vec<Ports>,
     },
     /// List containers
     Ps {
@@ -176,10 +214,37 @@ async fn run(arguments: Arguments) -> Result<ExitCode> {
     let client = Client::connect(&arguments.runtime_endpoint).await?;
     match arguments.command {
         Command::Exec {
+            sync: true,
             timeout,
             id,
             command,
+            ..
         } => return exec(client, id, command, timeout).await,
+        Command::Exec {
+            interactive,
+            tty,
+            transport,
+            id,
+            command,
+            ..
+        } => {
+            let streams = Streams { interactive, tty };
+            return streams::exec(client, id, command, streams, transport).await;
+        }
+        Command::Attach {
+            interactive,
+            tty,
+            transport,
+            id,
+        } => {
+            let streams = Streams { interactive, tty };
+            return streams::attach(client, id, streams, transport).await;
+        }
+        Command::PortForward {
+            transport,
+            id,
+            ports,
+        } => streams::port_forward(client, id, &ports, transport).await?,
         Command::Version | Command::Info | Command::RuntimeConfig => {
             node(client, arguments.command).await?;
         }
