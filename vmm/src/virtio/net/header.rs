@@ -1,5 +1,7 @@
 //! The header before each frame (`struct virtio_net_hdr_v1`, virtio 1.2, 5.1.6).
 
+use std::ops::RangeInclusive;
+
 use virtio_bindings::virtio_net::{
     VIRTIO_NET_F_CSUM, VIRTIO_NET_F_HOST_ECN, VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_HOST_TSO6,
     VIRTIO_NET_HDR_F_NEEDS_CSUM, VIRTIO_NET_HDR_GSO_ECN, VIRTIO_NET_HDR_GSO_NONE,
@@ -10,6 +12,11 @@ use virtio_bindings::virtio_net::{
 pub const HEADER_SIZE: usize = 12;
 /// Where the number of buffers of a received frame is.
 pub const NUM_BUFFERS: usize = 10;
+
+/// The sizes of segments that a driver may ask for. Linux never makes smaller ones
+/// (`TCP_MIN_SND_MSS`), and the host would have to make 65 000 packets of one frame; the value
+/// after the last means something else to the host's kernel (`GSO_BY_FRAGS`).
+const SEGMENTS: RangeInclusive<u16> = 48..=u16::MAX - 1;
 
 /// What a driver asks for with a frame that it sends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,8 +35,8 @@ pub enum HeaderError {
     /// A segmentation that was not negotiated or is none.
     #[error("segmentation type {0:#x} is not available")]
     GsoType(u8),
-    /// Segmentation without a segment size or without a checksum.
-    #[error("segmentation without segment size or checksum")]
+    /// Segmentation without a possible segment size or without a checksum.
+    #[error("segmentation without a possible segment size or checksum")]
     Gso,
     /// The checksum would be outside the frame, or was not negotiated.
     #[error("checksum at {start} + {offset} of a frame of {frame} bytes")]
@@ -100,7 +107,7 @@ impl Header {
         if kind == VIRTIO_NET_HDR_GSO_NONE {
             header.gso_size = 0;
             header.hdr_len = 0;
-        } else if header.gso_size == 0 || header.flags == 0 {
+        } else if !SEGMENTS.contains(&header.gso_size) || header.flags == 0 {
             return Err(HeaderError::Gso);
         }
         if usize::from(header.hdr_len) > frame {
@@ -141,12 +148,49 @@ impl Header {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     const ALL: u64 = 1 << VIRTIO_NET_F_CSUM
         | 1 << VIRTIO_NET_F_HOST_TSO4
         | 1 << VIRTIO_NET_F_HOST_TSO6
         | 1 << VIRTIO_NET_F_HOST_ECN;
+
+    proptest! {
+        /// Whatever a driver claims, what the host is asked for makes sense for this frame.
+        #[test]
+        fn no_lie_passes(
+            bytes in any::<[u8; HEADER_SIZE]>(),
+            gso_type in prop::sample::select(vec![0, 1, 3, 4, 5, 0x81, 0x84]),
+            near in any::<bool>(),
+            frame in 14_usize..65550,
+            features in any::<u64>(),
+        ) {
+            let mut bytes = bytes;
+            bytes[1] = gso_type;
+            if near {
+                // Small offsets, which have a chance to be right.
+                for high in [3, 7, 9] {
+                    bytes[high] = 0;
+                }
+            }
+            if let Ok(header) = Header::check(&bytes, frame, features) {
+                let has = |feature: u32| features & (1 << feature) != 0;
+                let csum = usize::from(header.csum_start) + usize::from(header.csum_offset);
+                prop_assert!(header.flags == 0 || (csum + 2 <= frame && has(VIRTIO_NET_F_CSUM)));
+                prop_assert!(header.flags <= 1 && usize::from(header.hdr_len) <= frame);
+                if header.gso_type == 0 {
+                    prop_assert_eq!((header.gso_size, header.hdr_len), (0, 0));
+                } else {
+                    prop_assert!(SEGMENTS.contains(&header.gso_size) && header.flags == 1);
+                    prop_assert!(has(VIRTIO_NET_F_HOST_TSO4) || has(VIRTIO_NET_F_HOST_TSO6));
+                }
+                let again: [u8; HEADER_SIZE] = header.encode();
+                prop_assert_eq!(Header::check(&again, frame, features), Ok(header));
+            }
+        }
+    }
 
     /// A TCP segmentation of IPv4, as Linux asks for it.
     fn tcp4() -> [u8; HEADER_SIZE] {
@@ -199,9 +243,14 @@ mod tests {
         let mut far = tcp4();
         far[6..10].copy_from_slice(&[0xff; 4]);
         assert!(Header::check(&far, 65550, ALL).is_err());
-        let mut no_size = tcp4();
-        no_size[4..6].copy_from_slice(&[0; 2]);
-        assert_eq!(Header::check(&no_size, 3000, ALL), Err(HeaderError::Gso));
+        for size in [0, 1, 47, u16::MAX] {
+            let mut bad_size = tcp4();
+            bad_size[4..6].copy_from_slice(&size.to_le_bytes());
+            assert_eq!(Header::check(&bad_size, 3000, ALL), Err(HeaderError::Gso));
+        }
+        let mut smallest = tcp4();
+        smallest[4..6].copy_from_slice(&48_u16.to_le_bytes());
+        assert!(Header::check(&smallest, 3000, ALL).is_ok());
         let mut no_checksum = tcp4();
         no_checksum[0] = 0;
         assert_eq!(
