@@ -62,6 +62,64 @@ fn frames_pass_between_the_bridge_and_the_tap() {
     node.assert_nothing_left();
 }
 
+/// Host-side filters of plugins hold for a guest too, because its frames pass the pod's interface.
+#[test]
+fn a_guest_that_lies_about_its_mac_is_filtered_by_the_bridge() {
+    let checked = BRIDGE.replace("\"isGateway\"", "\"macspoofchk\":true,\"isGateway\"");
+    let Some(node) = Node::new(&checked) else {
+        return;
+    };
+    run(async {
+        let mut pod = setup(&node, &request("pod1")).await.unwrap();
+        let mac = pod.links[0].mac;
+        let mut tap = fs::File::from(pod.links.remove(0).tap);
+        let host = UdpSocket::bind("10.222.0.1:4000").unwrap();
+        host.set_read_timeout(Some(Duration::from_secs(10)))
+            .unwrap();
+        let bridge = sh("ip -o link show br-test | grep -o 'ether [0-9a-f:]*'");
+        let bridge: Vec<u8> = bridge["ether ".len()..]
+            .trim()
+            .split(':')
+            .map(|byte| u8::from_str_radix(byte, 16).unwrap())
+            .collect();
+        let liar = [2, 0, 0, 0, 0, 0x66];
+        for (from, text) in [(liar, b"false"), (mac, b"truth")] {
+            let frame = datagram(&bridge, from, octets(pod.record.ips[0]), text);
+            tap.write_all(&frame).unwrap();
+        }
+        let mut text = [0; 16];
+        let (length, asker) = host.recv_from(&mut text).unwrap();
+        assert_eq!(&text[..length], b"truth");
+        assert_eq!(asker.ip(), pod.record.ips[0]);
+        drop(tap);
+        node.network.teardown(&pod.record).await.unwrap();
+    });
+    node.assert_nothing_left();
+}
+
+/// A frame with a datagram to port 4000 of the gateway, as the tap takes it.
+fn datagram(to: &[u8], from: [u8; 6], ip: [u8; 4], text: &[u8]) -> Vec<u8> {
+    let length = 28 + text.len() as u8;
+    let mut header = vec![0x45, 0, 0, length, 0, 0, 0, 0, 64, 17, 0, 0];
+    header.extend_from_slice(&ip);
+    header.extend_from_slice(&[10, 222, 0, 1]);
+    let words = header
+        .chunks(2)
+        .map(|w| u32::from(w[0]) << 8 | u32::from(w[1]));
+    let sum: u32 = words.sum();
+    let sum = !((sum & 0xffff) + (sum >> 16)) as u16;
+    header[10..12].copy_from_slice(&sum.to_be_bytes());
+    let mut frame = vec![0; VNET_HEADER];
+    frame.extend_from_slice(to);
+    frame.extend_from_slice(&from);
+    frame.extend_from_slice(&[8, 0]);
+    frame.extend_from_slice(&header);
+    // Ports 4000, and no checksum.
+    frame.extend_from_slice(&[0x0f, 0xa0, 0x0f, 0xa0, 0, 8 + text.len() as u8, 0, 0]);
+    frame.extend_from_slice(text);
+    frame
+}
+
 #[test]
 fn a_lost_namespace_still_gives_its_address_back() {
     let Some(node) = Node::new(BRIDGE) else {
