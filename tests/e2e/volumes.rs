@@ -174,7 +174,7 @@ async fn a_directory_is_shared_both_ways_with_owners_and_modes() {
         assert_eq!((meta.uid(), meta.gid()), (1000, 2000), "{name}");
     }
     fails(&node, &user, "cat /data/f").await;
-    // Both containers have one file, and its locks.
+    // Both containers have one file.
     run(&node, &id, "echo one > /data/both").await;
     assert_eq!(run(&node, &user, "cat /data/both").await, "one\n");
     end(node, pod).await;
@@ -266,6 +266,7 @@ async fn read_only_mounts_refuse_writes_and_recursive_ones_below_mounts_too() {
     // In the guest, root may do what it likes with its mounts: the host still refuses.
     let again = "mount -o remount,rw /ro; mount -o remount,rw,bind /rro; touch /rro/x";
     fails(&node, &id, again).await;
+    dir.unmount();
     end(node, pod).await;
 }
 
@@ -458,6 +459,7 @@ async fn shares_survive_the_daemon_and_go_with_their_containers() {
     host("kill", &["-9", &servers[0].to_string()]);
     fails(&node, &main, "cat /data/f").await;
     assert_eq!(run(&node, &main, "echo alive").await, "alive\n");
+    disk.unmount();
     end(node, pod).await;
 }
 
