@@ -55,7 +55,10 @@ use tokio::sync::Notify;
 use tracing::{error, info, warn};
 
 use self::{
-    container::{Containers, Context, child, pause},
+    container::{
+        Containers, Context, child,
+        pause::{self, PodNamespaces},
+    },
     layout::Layout,
     reaper::Reaper,
     rpc::Service,
@@ -76,7 +79,7 @@ enum Call {
     },
     /// As the helper for one call of libcontainer.
     Child,
-    PauseOpener,
+    PauseOpener(Vec<String>),
     Pause,
     Version,
     Wrong,
@@ -85,7 +88,7 @@ enum Call {
 fn call(mut args: impl Iterator<Item = String>) -> Call {
     match args.next().as_deref() {
         Some("container-child") => Call::Child,
-        Some("pause-opener") => Call::PauseOpener,
+        Some("pause-opener") => Call::PauseOpener(args.collect()),
         // PID 1 too, of the pod's pid namespace.
         Some("pause") => Call::Pause,
         Some("--version") => Call::Version,
@@ -107,7 +110,7 @@ pub fn main() -> ExitCode {
     let kernel_ns = time::boot_ns();
     match call(env::args().skip(1)) {
         Call::Child => child::main(),
-        Call::PauseOpener => pause::opener(),
+        Call::PauseOpener(args) => pause::opener(&args),
         Call::Pause => pause::init(),
         Call::Version => {
             println!("hull-agent {}", env!("CARGO_PKG_VERSION"));
@@ -177,12 +180,13 @@ fn run(
     runtime.block_on(async {
         let reaper = Arc::new(Reaper::default());
         let reaping = tokio::spawn(Arc::clone(&reaper).run());
+        let pod: Arc<PodNamespaces> = Arc::default();
         let context = Arc::new(Context {
             storages: Storages::new(layout.clone()),
             layout: layout.clone(),
-            reaper,
+            reaper: Arc::clone(&reaper),
             events: Arc::default(),
-            pod_pid: pause::PodPid::default(),
+            pod: Arc::clone(&pod),
         });
         let containers = Arc::new(Containers::new(Arc::clone(&context)));
         let (rpc, streams) = listen()?;
@@ -191,7 +195,7 @@ fn run(
         let service = Service {
             context,
             containers,
-            sandbox: Arc::new(Sandbox::new(layout)),
+            sandbox: Arc::new(Sandbox::new(layout, pod, Arc::clone(&reaper))),
             stats: Arc::default(),
             kernel_ns,
             ready_ns: time::boot_ns(),

@@ -59,6 +59,27 @@ pub(crate) async fn configure(
     result
 }
 
+/// Moves the interfaces to the network namespace of the process `pid`.
+pub(crate) async fn move_links(interfaces: &[Interface], pid: i32) -> Result<()> {
+    let (connection, handle, _) = rtnetlink::new_connection().map_err(NetworkError::Socket)?;
+    let connection = tokio::spawn(connection);
+    let result = async {
+        for interface in interfaces {
+            let link = Link::parse(interface)?;
+            let index = link.find(&handle).await?.header.index;
+            let change = LinkUnspec::new_with_index(index)
+                .setns_by_pid(pid.unsigned_abs())
+                .build();
+            let moved = handle.link().set(change).execute().await;
+            moved.map_err(failed("move link", &interface.mac))?;
+        }
+        Ok(())
+    }
+    .await;
+    connection.abort();
+    result
+}
+
 /// Brings the loopback interface up.
 pub(crate) async fn loopback() -> Result<()> {
     configure(&[], &[], &[]).await
@@ -160,12 +181,17 @@ impl Link {
         })
     }
 
+    async fn find(&self, handle: &Handle) -> Result<LinkMessage> {
+        let mut links = all_links(handle).await?.into_iter();
+        let found = links.find(|l| has_mac(l, &self.mac));
+        found.ok_or_else(|| NetworkError::NoDevice(format_mac(&self.mac)))
+    }
+
     async fn apply(&self, handle: &Handle) -> Result<()> {
-        let links = all_links(handle).await?;
-        let found = links.iter().find(|l| has_mac(l, &self.mac));
-        let found = found.ok_or_else(|| NetworkError::NoDevice(format_mac(&self.mac)))?;
+        let found = self.find(handle).await?;
         let index = found.header.index;
-        if name_of(found) != Some(self.name.as_str()) {
+        if name_of(&found) != Some(self.name.as_str()) {
+            let links = all_links(handle).await?;
             let named = links.iter().find(|l| name_of(l) == Some(&self.name));
             if let Some(other) = named {
                 // Another interface, which gets its own name later.

@@ -96,6 +96,13 @@ impl Storages {
         self.attached().get(id)?.mount_point.clone()
     }
 
+    /// Returns the device node of `id`, which is not mounted.
+    pub(crate) fn device(&self, id: &Id) -> Option<PathBuf> {
+        let attached = self.attached();
+        let storage = attached.get(id).filter(|s| s.mount_point.is_none())?;
+        (!storage.device.is_empty()).then(|| PathBuf::from(&storage.device))
+    }
+
     /// Returns where the pod's scratch disk is mounted.
     pub(crate) fn scratch(&self) -> Option<PathBuf> {
         let attached = self.attached();

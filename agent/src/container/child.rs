@@ -27,12 +27,17 @@ use std::{
 };
 
 use libcontainer::{
-    capabilities::drop_privileges,
+    capabilities::{drop_privileges, reset_effective},
     container::builder::ContainerBuilder,
     oci_spec::runtime::{LinuxCapabilities, LinuxSeccomp, Spec},
     seccomp::initialize_seccomp,
     syscall::syscall::{SyscallType, create_syscall},
     workload::{Executor, ExecutorError, ExecutorValidationError},
+};
+use nix::{
+    sched::{CloneFlags, setns},
+    sys::prctl::set_keepcaps,
+    unistd::{Gid, Uid, setgroups, setresgid, setresuid},
 };
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use serde::{Deserialize, Serialize};
@@ -71,18 +76,34 @@ pub(crate) enum Action {
         process: PathBuf,
         /// Cgroup below the container's.
         cgroup: String,
-        /// The container's filter, which libcontainer leaves out for an exec.
-        seccomp: Option<Box<LateSeccomp>>,
+        /// What libcontainer leaves out for an exec.
+        late: Box<Late>,
     },
 }
 
-/// A filter that is loaded just before `execve`. Without `no_new_privs` that
-/// takes CAP_SYS_ADMIN, so `process` has more than the real capabilities.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub(crate) struct LateSeccomp {
-    pub(crate) filter: LinuxSeccomp,
+/// What is done just before `execve`, in this order. It takes CAP_SYS_ADMIN, so
+/// `process` has more than the real capabilities.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub(crate) struct Late {
+    /// The user namespace to join, and who to be there.
+    pub(crate) user: Option<LateUser>,
+    /// The filter to load.
+    pub(crate) filter: Option<LinuxSeccomp>,
     /// The capabilities to keep; `None`: `process` has just these.
     pub(crate) capabilities: Option<LinuxCapabilities>,
+    /// Loads the filter after the capabilities are dropped: with `no_new_privs`
+    /// it takes none, and what drops them need not be in the filter.
+    pub(crate) filter_last: bool,
+}
+
+/// A user in a user namespace.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct LateUser {
+    /// The namespace, as a file of /proc.
+    pub(crate) namespace: PathBuf,
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
+    pub(crate) groups: Vec<u32>,
 }
 
 /// What the agent hears, one line of JSON each.
@@ -197,10 +218,15 @@ fn run(
     fs::write("/proc/self/oom_score_adj", "0")?;
     let mut workload = Workload {
         agent: Arc::clone(agent),
-        seccomp: None,
+        late: Late::default(),
+        user_namespace: None,
     };
-    if let Action::Exec { seccomp, .. } = &request.action {
-        workload.seccomp = seccomp.as_deref().cloned();
+    if let Action::Exec { late, .. } = &request.action {
+        workload.late = late.as_ref().clone();
+        if let Some(user) = &late.user {
+            // Out of sight once the process is in the container.
+            workload.user_namespace = Some(Arc::new(fs::File::open(&user.namespace)?));
+        }
     }
     let mut builder = ContainerBuilder::new(INNER_ID.to_owned(), SyscallType::default())
         .with_root_path(request.state)?
@@ -255,18 +281,33 @@ pub(crate) fn chain(error: &dyn Error) -> String {
 #[derive(Debug, Clone)]
 struct Workload {
     agent: Arc<UnixStream>,
-    seccomp: Option<LateSeccomp>,
+    late: Late,
+    user_namespace: Option<Arc<fs::File>>,
 }
 
 impl Workload {
-    fn load_seccomp(&self) -> Result<(), String> {
-        let Some(late) = &self.seccomp else {
-            return Ok(());
-        };
-        initialize_seccomp(&late.filter).map_err(|e| format!("load seccomp filter: {e}"))?;
-        if let Some(capabilities) = &late.capabilities {
-            drop_privileges(capabilities, create_syscall().as_ref())
+    fn finish(&self) -> Result<(), String> {
+        if let (Some(user), Some(namespace)) = (&self.late.user, &self.user_namespace) {
+            join(user, namespace).map_err(|e| format!("join the user namespace: {e}"))?;
+        }
+        if !self.late.filter_last {
+            self.load_filter()?;
+        }
+        if let Some(capabilities) = &self.late.capabilities {
+            let syscall = create_syscall();
+            reset_effective(syscall.as_ref())
+                .and_then(|()| drop_privileges(capabilities, syscall.as_ref()))
                 .map_err(|e| format!("drop capabilities: {e}"))?;
+        }
+        if self.late.filter_last {
+            self.load_filter()?;
+        }
+        Ok(())
+    }
+
+    fn load_filter(&self) -> Result<(), String> {
+        if let Some(filter) = &self.late.filter {
+            initialize_seccomp(filter).map_err(|e| format!("load seccomp filter: {e}"))?;
         }
         Ok(())
     }
@@ -282,6 +323,18 @@ impl Workload {
     }
 }
 
+/// Becomes `user` of a user namespace, with all capabilities in it.
+fn join(user: &LateUser, namespace: &fs::File) -> nix::Result<()> {
+    setns(namespace, CloneFlags::CLONE_NEWUSER)?;
+    let groups: Vec<Gid> = user.groups.iter().copied().map(Gid::from_raw).collect();
+    setgroups(&groups)?;
+    let (uid, gid) = (Uid::from_raw(user.uid), Gid::from_raw(user.gid));
+    setresgid(gid, gid, gid)?;
+    set_keepcaps(true)?;
+    setresuid(uid, uid, uid)?;
+    set_keepcaps(false)
+}
+
 impl Executor for Workload {
     fn exec(&self, spec: &Spec) -> Result<(), ExecutorError> {
         let args = spec.process().as_ref().and_then(|p| p.args().as_ref());
@@ -294,7 +347,7 @@ impl Executor for Workload {
         let Some(command) = args.first() else {
             return Err(self.fail("no command".to_owned(), 0));
         };
-        self.load_seccomp().map_err(|e| self.fail(e, 0))?;
+        self.finish().map_err(|e| self.fail(e, 0))?;
         sys::default_sigpipe();
         let Err(errno) = nix::unistd::execvp(command, &args);
         let message = format!("exec {}: {}", command.to_string_lossy(), errno.desc());

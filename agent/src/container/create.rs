@@ -2,7 +2,10 @@
 
 use std::{
     fs, io,
-    os::unix::fs::PermissionsExt,
+    os::{
+        fd::{AsFd, AsRawFd},
+        unix::fs::PermissionsExt,
+    },
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -18,11 +21,14 @@ use super::{
     child::{Action, INNER_ID},
     devices,
     launch::{Launch, Process, launch},
+    limits, nodes,
     oom::OomKills,
+    pause::PodUser,
     process::{Ended, Executed, Subject, follow, watch_outcome},
     rootfs::{Layers, Rootfs},
     spec::{self, Additions, PidNamespaceOf},
     user::{self, User},
+    volumes::{self, Copies},
 };
 use crate::{
     ident::Id,
@@ -154,16 +160,20 @@ async fn stages(
     target: Option<i32>,
     remains: &mut Remains,
 ) -> Result<Launched, ContainerError> {
-    let asked = spec::parse(&request.spec)?;
+    let mut asked = spec::parse(&request.spec)?;
+    volumes::locate(&mut asked, request, &context.storages)?;
+    nodes::add(&mut asked, request, &context.storages)?;
+    let pod_user = context.pod.user().cloned();
     let lower = layers(context, request)?;
     let scratch = request.writable.then(|| writable_dir(context, id));
     let pid = pid_namespace(context, request, target).await?;
-    let (dir, upper) = (remains.dir.clone(), scratch.clone());
+    let (dir, upper, user) = (remains.dir.clone(), scratch.clone(), pod_user.clone());
     let rootfs = blocking(move || {
         make_dir(&dir)?;
         let layers = Layers {
             lower,
             writable: upper,
+            user,
         };
         Ok(Rootfs::assemble(dir.join("rootfs"), layers)?)
     })
@@ -179,6 +189,10 @@ async fn stages(
         source,
     })?;
     remains.cgroup = Some(cgroup.clone());
+    let limits = asked.linux_mut().as_mut();
+    if let Some(limits) = limits.and_then(|linux| linux.resources_mut().as_mut()) {
+        limits::fit(limits, cgroup.path())?;
+    }
     let rules = device_rules(&asked);
     devices::apply(cgroup.path(), &rules).map_err(|source| ContainerError::File {
         action: "limit the devices of",
@@ -192,19 +206,35 @@ async fn stages(
         remains.dir.clone(),
         request.tty,
     );
-    let (spec, user) = blocking(move || {
+    let in_user = pod_user.clone();
+    // The copies must be there until the container has mounted them.
+    let (spec, user, copies) = blocking(move || {
         let user = user::resolve(&root, &wanted_user)?;
+        let copies = match &in_user {
+            Some(pod) => {
+                check_mapped(&user, pod)?;
+                let file = pod.file();
+                let namespace = fs::File::open(&file).map_err(|source| ContainerError::File {
+                    action: "open",
+                    path: file.clone(),
+                    source,
+                })?;
+                Copies::make(&mut asked, &dir, namespace)?
+            }
+            None => Copies::default(),
+        };
         let add = Additions {
             rootfs: &root,
             cgroup: oci_cgroup,
             user: &user,
             tty,
             pid,
+            user_namespace: in_user.as_ref().map(PodUser::file),
         };
         let spec = spec::complete(asked, add)?;
-        make_cwd(&root, &spec);
+        make_cwd(&root, &spec, in_user.as_ref());
         write_json(&dir.join("config.json"), &spec)?;
-        Ok((spec, user))
+        Ok((spec, user, copies))
     })
     .await?;
 
@@ -229,10 +259,11 @@ async fn stages(
             stdio: &stdio,
             ends,
             consoles: context.layout.consoles(),
-            uid: owner(&spec, &user),
+            uid: owner(context, &user),
         },
     )
     .await;
+    drop(copies);
     let launched = match launched {
         Ok(launched) => launched,
         Err(e) => {
@@ -275,13 +306,21 @@ async fn stages(
 }
 
 /// Who owns the streams, as seen outside of a user namespace.
-pub(crate) fn owner(spec: &Spec, user: &User) -> u32 {
-    let mappings = spec.linux().as_ref().and_then(|l| l.uid_mappings().clone());
-    let mapped = mappings.into_iter().flatten().find_map(|m| {
-        let inside = user.uid.checked_sub(m.container_id())?;
-        (inside < m.size()).then(|| m.host_id() + inside)
-    });
+pub(crate) fn owner(context: &Context, user: &User) -> u32 {
+    let mapped = context.pod.user().and_then(|pod| pod.uid(user.uid));
     mapped.unwrap_or(user.uid)
+}
+
+/// Whether all ids of a container's user are there in the pod's user namespace.
+fn check_mapped(user: &User, pod: &PodUser) -> Result<(), ContainerError> {
+    if pod.uid(user.uid).is_none() {
+        return Err(ContainerError::Unmapped(user.uid));
+    }
+    let mut groups = std::iter::once(&user.gid).chain(&user.groups);
+    match groups.find(|gid| pod.gid(**gid).is_none()) {
+        Some(gid) => Err(ContainerError::Unmapped(*gid)),
+        None => Ok(()),
+    }
 }
 
 fn layers(context: &Context, request: &CreateRequest) -> Result<Vec<PathBuf>, ContainerError> {
@@ -312,7 +351,7 @@ async fn pid_namespace(
         (PidNamespace::TARGET, Some(pid)) => Ok(PidNamespaceOf::Process(pid)),
         (PidNamespace::TARGET, None) => Err(ContainerError::NoStorage(request.pid_target.clone())),
         (PidNamespace::POD, _) => {
-            let pid = context.pod_pid.get(&context.reaper).await;
+            let pid = context.pod.init(&context.reaper).await;
             let pid = pid.map_err(ContainerError::PodPid)?;
             Ok(PidNamespaceOf::Process(pid.as_raw()))
         }
@@ -328,13 +367,24 @@ fn device_rules(spec: &Spec) -> Vec<LinuxDeviceCgroup> {
 
 /// A working directory that the image lacks is made, as other runtimes do; in
 /// a read-only root that fails, and so will the start, with a clear error.
-fn make_cwd(root: &Path, spec: &Spec) {
+fn make_cwd(root: &Path, spec: &Spec, user: Option<&PodUser>) {
     let Some(process) = spec.process() else {
         return;
     };
-    let made = Root::open(root)
-        .and_then(|root| root.mkdir_all(process.cwd(), &PermissionsExt::from_mode(0o755)));
-    if let Err(error) = made {
+    let make = || -> Result<(), pathrs::error::Error> {
+        let root = Root::open(root)?;
+        if root.resolve(process.cwd()).is_ok() {
+            return Ok(());
+        }
+        let made = root.mkdir_all(process.cwd(), &PermissionsExt::from_mode(0o755))?;
+        if let Some(user) = user {
+            // It belongs to the container's root, as it would if the container had made it.
+            let at = format!("/proc/self/fd/{}", made.as_fd().as_raw_fd());
+            let _ = std::os::unix::fs::chown(at, user.uid(0), user.gid(0));
+        }
+        Ok(())
+    };
+    if let Err(error) = make() {
         debug!(%error, "make working directory");
     }
 }

@@ -3,8 +3,8 @@
 use std::{io, path::PathBuf};
 
 use super::{
-    launch::LaunchError, process::StartFailure, rootfs::RootfsError, spec::SpecError,
-    user::UserError,
+    launch::LaunchError, limits::LimitError, process::StartFailure, rootfs::RootfsError,
+    spec::SpecError, user::UserError,
 };
 use crate::ident::{Id, IdError};
 
@@ -42,6 +42,22 @@ pub(crate) enum ContainerError {
         #[source]
         source: io::Error,
     },
+    #[error("find {path:?} in the volume")]
+    SubPath {
+        path: String,
+        #[source]
+        source: io::Error,
+    },
+    #[error("use device {path} of the guest")]
+    Device {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error(transparent)]
+    Limit(#[from] LimitError),
+    #[error("id {0} is not in the pod's user namespace")]
+    Unmapped(u32),
     #[error("make the pod's pid namespace")]
     PodPid(#[source] io::Error),
     #[error("make standard streams")]

@@ -98,8 +98,7 @@ impl Execs {
         let timeout = request.timeout_ms;
         let deadline = (timeout > 0).then(|| Instant::now() + Duration::from_millis(timeout));
 
-        let (process, seccomp) =
-            spec::exec_process(&created.spec, request.args.clone(), request.tty)?;
+        let (process, late) = spec::exec_process(&created.spec, request.args.clone(), request.tty)?;
         self.started += 1;
         let name = format!("hull.exec.{}", self.started);
         let dir = context.layout.container(container);
@@ -130,12 +129,12 @@ impl Execs {
                 action: Action::Exec {
                     process: file.clone(),
                     cgroup: name,
-                    seccomp: seccomp.map(Box::new),
+                    late: Box::new(late),
                 },
                 stdio: &stdio,
                 ends,
                 consoles: context.layout.consoles(),
-                uid: owner(&created.spec, &created.made.user),
+                uid: owner(context, &created.made.user),
             },
         )
         .await;

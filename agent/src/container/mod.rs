@@ -4,7 +4,7 @@
 //! [`create`] (how one comes to be, and how that is undone), [`exec`],
 //! [`process`] (from start to `Exited`), [`launch`] and [`child`] (the process
 //! boundary to libcontainer), then the leaves [`spec`], [`user`], [`rootfs`],
-//! [`cgroup`], [`devices`], [`pause`].
+//! [`volumes`], [`nodes`], [`limits`], [`cgroup`], [`devices`], [`pause`].
 
 pub(crate) mod cgroup;
 pub(crate) mod child;
@@ -13,6 +13,8 @@ mod devices;
 mod error;
 mod exec;
 mod launch;
+mod limits;
+mod nodes;
 mod oom;
 pub(crate) mod pause;
 mod process;
@@ -21,6 +23,7 @@ mod spec;
 mod task;
 mod update;
 mod user;
+mod volumes;
 
 use std::{
     collections::HashMap,
@@ -34,7 +37,7 @@ use tokio::sync::{mpsc, oneshot};
 
 pub(crate) use self::error::ContainerError;
 pub(crate) use self::update::Change;
-use self::{cgroup::Cgroup, pause::PodPid, task::Command, user::User};
+use self::{cgroup::Cgroup, pause::PodNamespaces, task::Command, user::User};
 use crate::{
     events::Events,
     ident::Id,
@@ -66,7 +69,7 @@ pub(crate) struct Context {
     pub(crate) reaper: Arc<Reaper>,
     pub(crate) events: Arc<Events>,
     pub(crate) storages: Arc<Storages>,
-    pub(crate) pod_pid: PodPid,
+    pub(crate) pod: Arc<PodNamespaces>,
 }
 
 /// All containers of the pod.

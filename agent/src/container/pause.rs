@@ -1,75 +1,177 @@
-//! The pod's shared pid namespace, held by a process that does nothing else.
+//! The pod's own namespaces, held by a process that does nothing else.
 //!
-//! It is made when the first container asks for it: [`opener`] makes a pid
-//! namespace and in it [`init`], which collects orphans and so lives as long as
-//! the pod.
+//! A pid namespace is made when the first container asks for it: [`opener`] makes it, and in it
+//! [`init`], which collects orphans and so lives as long as the pod.
+//!
+//! A pod with a user namespace has that, and network, IPC and host name that belong to it, from
+//! its configuration on. The agent's thread moves into these three: all that it does from then
+//! on, and every process that it starts, happens there.
+//!
+//! ```text
+//! agent ── pause-opener user ──▶ opener: unshare(user)
+//!       ◀── ready ──────────────
+//!   writes its id maps
+//!       ── go on ──────────────▶ unshare(network, IPC, host name, pid), starts init
+//!       ◀── pid of init ────────
+//! ```
 
 use std::{
+    fs,
     io::{self, BufRead, BufReader, Write},
     os::unix::net::UnixStream,
     os::{fd::AsFd, fd::OwnedFd},
+    path::PathBuf,
     process::{Command, ExitCode, Stdio},
+    sync::OnceLock,
     time::Duration,
 };
 
+use hull_proto_agent::agent::UserNamespace;
 use nix::{
-    sched::{CloneFlags, unshare},
+    sched::{CloneFlags, setns, unshare},
     sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask},
-    unistd::Pid,
+    unistd::{Gid, Pid, Uid, setgroups, setresgid, setresuid},
 };
-use rustix::process::{WaitOptions, wait};
+use rustix::process::{PidfdFlags, WaitOptions, pidfd_open, wait};
 use tokio::{
     io::{AsyncBufReadExt, AsyncWriteExt},
+    net::unix::{OwnedReadHalf, OwnedWriteHalf},
     sync::Mutex,
     time::timeout,
 };
 use tracing::warn;
 
-use crate::reaper::Reaper;
+use crate::{reaper::Reaper, sandbox::sysctl};
 
 /// How long the process may take to be there.
 const START_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// The pod's pid namespace.
+/// The pod's namespaces.
 #[derive(Debug, Default)]
-pub(crate) struct PodPid(Mutex<Option<Pid>>);
+pub(crate) struct PodNamespaces {
+    init: Mutex<Option<Pid>>,
+    user: OnceLock<PodUser>,
+}
 
-impl PodPid {
-    /// Returns the first process of the namespace; makes it when there is none.
-    pub(crate) async fn get(&self, reaper: &Reaper) -> io::Result<Pid> {
-        let mut pid = self.0.lock().await;
-        if let Some(pid) = *pid {
-            return Ok(pid);
-        }
-        let started = timeout(START_TIMEOUT, start(reaper)).await??;
-        *pid = Some(started);
-        Ok(started)
+/// The pod's user namespace.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct PodUser {
+    map: UserNamespace,
+    init: Pid,
+}
+
+/// A user namespace to make.
+#[derive(Debug)]
+pub(crate) struct NewUser<'a> {
+    pub(crate) map: &'a UserNamespace,
+    /// Parameters of its IPC namespace, which the agent itself may not set.
+    pub(crate) sysctls: Vec<(String, String)>,
+}
+
+impl PodUser {
+    /// The namespace as a file of /proc.
+    pub(crate) fn file(&self) -> PathBuf {
+        PathBuf::from(format!("/proc/{}/ns/user", self.init))
+    }
+
+    /// Returns what the user id `uid` of a container is in the guest; `None`: it is not mapped.
+    pub(crate) fn uid(&self, uid: u32) -> Option<u32> {
+        (uid < self.map.uid_count).then(|| self.map.host_uid.saturating_add(uid))
+    }
+
+    /// Returns what the group id `gid` of a container is in the guest; `None`: it is not mapped.
+    pub(crate) fn gid(&self, gid: u32) -> Option<u32> {
+        (gid < self.map.gid_count).then(|| self.map.host_gid.saturating_add(gid))
     }
 }
 
-async fn start(reaper: &Reaper) -> io::Result<Pid> {
+impl PodNamespaces {
+    /// Returns the first process of the pid namespace; makes it when there is none.
+    pub(crate) async fn init(&self, reaper: &Reaper) -> io::Result<Pid> {
+        let mut init = self.init.lock().await;
+        if let Some(pid) = *init {
+            return Ok(pid);
+        }
+        let started = timeout(START_TIMEOUT, start(reaper, None)).await??;
+        *init = Some(started);
+        Ok(started)
+    }
+
+    /// Returns the pod's user namespace, if it has one.
+    pub(crate) fn user(&self) -> Option<&PodUser> {
+        self.user.get()
+    }
+
+    /// Gives the pod a user namespace, unless it has one.
+    ///
+    /// `move_devices` is called with the namespaces' first process, in the guest's network, and
+    /// afterwards this thread is in the pod's.
+    pub(crate) async fn make_user<E: From<io::Error>>(
+        &self,
+        reaper: &Reaper,
+        user: NewUser<'_>,
+        move_devices: impl AsyncFnOnce(Pid) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let mut init = self.init.lock().await;
+        if self.user.get().is_some() {
+            return Ok(());
+        }
+        let started = timeout(START_TIMEOUT, start(reaper, Some(&user))).await;
+        let pid = started.map_err(io::Error::from)??;
+        move_devices(pid).await?;
+        join(pid)?;
+        *init = Some(pid);
+        // The lock is held, so it was not set meanwhile.
+        let _ = self.user.set(PodUser {
+            map: user.map.clone(),
+            init: pid,
+        });
+        Ok(())
+    }
+}
+
+/// Moves this thread, which is the only one that starts processes and opens sockets.
+fn join(pid: Pid) -> io::Result<()> {
+    let pid = rustix::process::Pid::from_raw(pid.as_raw()).ok_or(io::ErrorKind::NotFound)?;
+    let process = pidfd_open(pid, PidfdFlags::empty())?;
+    let namespaces = CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWIPC | CloneFlags::CLONE_NEWUTS;
+    Ok(setns(process, namespaces)?)
+}
+
+async fn start(reaper: &Reaper, user: Option<&NewUser<'_>>) -> io::Result<Pid> {
     let (ours, theirs) = UnixStream::pair()?;
+    let sysctls = user.iter().flat_map(|user| &user.sysctls);
+    let sysctls = sysctls.map(|(name, value)| format!("{name}={value}"));
     let mut command = Command::new("/proc/self/exe");
     command
         .arg("pause-opener")
+        .args(user.map(|_| USER))
+        .args(sysctls)
         .env_clear()
         .current_dir("/")
         .stdin(Stdio::from(OwnedFd::from(theirs)))
         .stdout(Stdio::null())
         .stderr(Stdio::null());
-    let (_, opener) = reaper.spawn(&mut command)?;
+    let (opener, ended) = reaper.spawn(&mut command)?;
     drop(command);
     ours.set_nonblocking(true)?;
-    let mut socket = tokio::io::BufReader::new(tokio::net::UnixStream::from_std(ours)?);
-    let mut line = String::new();
-    socket.read_line(&mut line).await?;
-    let pid =
-        line.trim().parse().map(Pid::from_raw).map_err(|_| {
-            io::Error::other(format!("make the pod's pid namespace: {}", line.trim()))
-        })?;
+    let (reader, mut writer) = tokio::net::UnixStream::from_std(ours)?.into_split();
+    let mut reader = tokio::io::BufReader::new(reader);
+    if let Some(user) = user {
+        map_ids(opener, user.map, &mut reader, &mut writer).await?;
+    }
+    let line = said(&mut reader).await?;
+    let pid = line.parse().map(Pid::from_raw).map_err(|_| {
+        let kind = if line.starts_with("sysctl ") {
+            io::ErrorKind::InvalidInput
+        } else {
+            io::ErrorKind::Other
+        };
+        io::Error::new(kind, line)
+    })?;
     let exit = reaper.adopt(pid);
-    socket.shutdown().await?;
-    let _ = opener.await;
+    writer.shutdown().await?;
+    let _ = ended.await;
     tokio::spawn(async move {
         if let Ok(status) = exit.await {
             warn!(?status, "the pod's pid namespace is gone");
@@ -78,13 +180,54 @@ async fn start(reaper: &Reaper) -> io::Result<Pid> {
     Ok(pid)
 }
 
-/// Makes the namespace and its first process, and tells the pid on the socket
-/// that is standard input; ends when that is closed.
-pub(crate) fn opener() -> ExitCode {
+/// Writes the id maps of the opener's user namespace; it lacks the right to do so itself.
+async fn map_ids(
+    opener: Pid,
+    map: &UserNamespace,
+    reader: &mut tokio::io::BufReader<OwnedReadHalf>,
+    writer: &mut OwnedWriteHalf,
+) -> io::Result<()> {
+    let line = said(reader).await?;
+    if line != READY {
+        return Err(io::Error::other(format!(
+            "make the pod's user namespace: {line}"
+        )));
+    }
+    for (file, host, count) in [
+        ("uid_map", map.host_uid, map.uid_count),
+        ("gid_map", map.host_gid, map.gid_count),
+    ] {
+        fs::write(
+            format!("/proc/{opener}/{file}"),
+            format!("0 {host} {count}"),
+        )?;
+    }
+    writer.write_all(b"\n").await
+}
+
+async fn said(reader: &mut tokio::io::BufReader<OwnedReadHalf>) -> io::Result<String> {
+    let mut line = String::new();
+    reader.read_line(&mut line).await?;
+    Ok(line.trim().to_owned())
+}
+
+/// The argument of an opener that makes a user namespace.
+const USER: &str = "user";
+/// What the opener says once its user namespace is there.
+const READY: &str = "ready";
+
+/// Makes the namespaces and their first process, and tells its pid on the socket that is
+/// standard input; ends when that is closed.
+pub(crate) fn opener(args: &[String]) -> ExitCode {
     let result = || -> io::Result<()> {
         let socket = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
-        let made = unshare(CloneFlags::CLONE_NEWPID)
-            .map_err(io::Error::from)
+        let mut reader = BufReader::new(socket.try_clone()?);
+        let opened = match args.split_first() {
+            Some((user, sysctls)) if user == USER => open_user(&socket, &mut reader, sysctls),
+            _ => Ok(()),
+        };
+        let made = opened
+            .and_then(|()| Ok(unshare(CloneFlags::CLONE_NEWPID)?))
             .and_then(|()| {
                 Command::new("/proc/self/exe")
                     .arg("pause")
@@ -96,10 +239,31 @@ pub(crate) fn opener() -> ExitCode {
             Ok(child) => writeln!(&socket, "{}", child.id())?,
             Err(e) => writeln!(&socket, "{e}")?,
         }
-        BufReader::new(socket).read_line(&mut String::new())?;
+        reader.read_line(&mut String::new())?;
         Ok(())
     };
     result().map_or(ExitCode::FAILURE, |()| ExitCode::SUCCESS)
+}
+
+/// Becomes root of a new user namespace, and makes what else is to belong to it.
+fn open_user(
+    mut socket: &UnixStream,
+    reader: &mut impl BufRead,
+    sysctls: &[String],
+) -> io::Result<()> {
+    unshare(CloneFlags::CLONE_NEWUSER)?;
+    writeln!(socket, "{READY}")?;
+    reader.read_line(&mut String::new())?;
+    let (uid, gid) = (Uid::from_raw(0), Gid::from_raw(0));
+    setgroups(&[])?;
+    setresgid(gid, gid, gid)?;
+    setresuid(uid, uid, uid)?;
+    unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWIPC | CloneFlags::CLONE_NEWUTS)?;
+    for sysctl in sysctls {
+        let (name, value) = sysctl.split_once('=').unwrap_or((sysctl, ""));
+        sysctl::set(name, value).map_err(|e| io::Error::other(super::child::chain(&e)))?;
+    }
+    Ok(())
 }
 
 /// The first process of the namespace: collects what ends, for ever.

@@ -2,11 +2,13 @@
 
 use std::{
     fs, io,
-    os::unix::fs::PermissionsExt,
+    os::unix::fs::{PermissionsExt, chown},
     path::{Path, PathBuf},
 };
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
+
+use super::{pause::PodUser, volumes::Copies};
 
 /// What a root is made of.
 #[derive(Debug)]
@@ -15,6 +17,8 @@ pub(crate) struct Layers {
     pub(crate) lower: Vec<PathBuf>,
     /// Directory for the writable layer; `None`: read-only.
     pub(crate) writable: Option<PathBuf>,
+    /// The user namespace whose ids the files belong to; `None`: the guest's.
+    pub(crate) user: Option<PodUser>,
 }
 
 /// Why a root could not be made.
@@ -24,6 +28,12 @@ pub(crate) enum RootfsError {
     NoLayer,
     #[error("make directory {path}")]
     Directory {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("map the owners of {path}")]
+    Map {
         path: PathBuf,
         #[source]
         source: io::Error,
@@ -49,10 +59,13 @@ impl Rootfs {
     pub(crate) fn assemble(path: PathBuf, layers: Layers) -> Result<Self, RootfsError> {
         let top = layers.lower.last().ok_or(RootfsError::NoLayer)?;
         make_dir(&path)?;
-        let made = match &layers.writable {
-            Some(writable) => overlay(&path, &layers.lower, Some(writable)),
-            None if layers.lower.len() == 1 => bind_read_only(top, &path),
-            None => overlay(&path, &layers.lower, None),
+        let made = match (&layers.writable, &layers.user) {
+            (writable, Some(user)) => {
+                overlay_of_user(&path, &layers.lower, writable.as_ref(), user)
+            }
+            (Some(writable), None) => overlay(&path, &layers.lower, Some(writable)),
+            (None, None) if layers.lower.len() == 1 => bind_read_only(top, &path),
+            (None, None) => overlay(&path, &layers.lower, None),
         };
         let rootfs = Self {
             path,
@@ -104,6 +117,37 @@ fn make_dir(path: &Path) -> Result<(), RootfsError> {
         path: path.to_owned(),
         source,
     })
+}
+
+/// The lower layers are copied mounts that show the ids of the user namespace; overlayfs keeps
+/// copies of its own. The writable layer is the container's alone, so it holds ids as they are.
+fn overlay_of_user(
+    path: &Path,
+    lower: &[PathBuf],
+    writable: Option<&PathBuf>,
+    user: &PodUser,
+) -> Result<(), RootfsError> {
+    let failed = |path: &Path| {
+        let path = path.to_owned();
+        move |source| RootfsError::Map { path, source }
+    };
+    let file = user.file();
+    let namespace = fs::File::open(&file).map_err(failed(&file))?;
+    let mut copies = Copies::default();
+    let mut mapped = Vec::with_capacity(lower.len());
+    for (index, layer) in lower.iter().enumerate() {
+        let at = path.with_file_name(format!("layer-{index}"));
+        copies.add(layer, &at, &namespace).map_err(failed(layer))?;
+        mapped.push(at);
+    }
+    if let Some(writable) = writable {
+        let upper = writable.join("upper");
+        make_dir(&upper)?;
+        chown(&upper, user.uid(0), user.gid(0)).map_err(failed(&upper))?;
+    } else if let [only] = mapped.as_slice() {
+        return bind_read_only(only, path);
+    }
+    overlay(path, &mapped, writable)
 }
 
 fn overlay(path: &Path, lower: &[PathBuf], writable: Option<&PathBuf>) -> Result<(), RootfsError> {
@@ -177,6 +221,7 @@ mod tests {
         let layers = Layers {
             lower: Vec::new(),
             writable: None,
+            user: None,
         };
         let dir = tempfile::tempdir().unwrap();
         assert!(matches!(

@@ -7,7 +7,10 @@ use libcontainer::oci_spec::runtime::{
     UserBuilder,
 };
 
-use super::{child::LateSeccomp, update, user::User};
+use super::{
+    child::{Late, LateUser},
+    user::User,
+};
 
 /// What the host's specification lacks or may not hold.
 #[derive(Debug, thiserror::Error)]
@@ -32,6 +35,8 @@ pub(crate) struct Additions<'a> {
     pub(crate) user: &'a User,
     pub(crate) tty: bool,
     pub(crate) pid: PidNamespaceOf,
+    /// The user namespace of the pod, as a file of /proc.
+    pub(crate) user_namespace: Option<PathBuf>,
 }
 
 /// Which pid namespace the container is in.
@@ -66,11 +71,8 @@ pub(crate) fn complete(mut spec: Spec, add: Additions<'_>) -> Result<Spec, SpecE
     let linux = spec.linux_mut().as_mut();
     let linux = linux.ok_or(SpecError::Missing("linux section"))?;
     linux.set_cgroups_path(Some(add.cgroup));
-    if let Some(resources) = linux.resources_mut() {
-        update::drop_idle_limits(resources, update::has_hugepages);
-    }
     let asked = linux.namespaces().clone().unwrap_or_default();
-    linux.set_namespaces(Some(namespaces(asked, &add.pid)));
+    linux.set_namespaces(Some(namespaces(asked, &add.pid, add.user_namespace)));
     Ok(spec)
 }
 
@@ -112,13 +114,17 @@ fn set_default(env: &mut Vec<String>, key: &str, value: &str) {
 
 /// The pod's network, IPC and host name are the guest's own, so containers
 /// share them by joining nothing.
-fn namespaces(asked: Vec<LinuxNamespace>, pid: &PidNamespaceOf) -> Vec<LinuxNamespace> {
+fn namespaces(
+    asked: Vec<LinuxNamespace>,
+    pid: &PidNamespaceOf,
+    user: Option<PathBuf>,
+) -> Vec<LinuxNamespace> {
     let mut kept: Vec<_> = asked
         .into_iter()
         .filter(|ns| {
             matches!(
                 ns.typ(),
-                LinuxNamespaceType::Mount | LinuxNamespaceType::Cgroup | LinuxNamespaceType::User
+                LinuxNamespaceType::Mount | LinuxNamespaceType::Cgroup
             )
         })
         .map(|mut ns| {
@@ -128,6 +134,9 @@ fn namespaces(asked: Vec<LinuxNamespace>, pid: &PidNamespaceOf) -> Vec<LinuxName
         .collect();
     if !kept.iter().any(|ns| ns.typ() == LinuxNamespaceType::Mount) {
         kept.push(namespace(LinuxNamespaceType::Mount, None));
+    }
+    if user.is_some() {
+        kept.push(namespace(LinuxNamespaceType::User, user));
     }
     match pid {
         PidNamespaceOf::Own => kept.push(namespace(LinuxNamespaceType::Pid, None)),
@@ -147,12 +156,13 @@ fn namespace(typ: LinuxNamespaceType, path: Option<PathBuf>) -> LinuxNamespace {
     namespace
 }
 
-/// Returns the process of an exec: the container's with another command.
+/// Returns the process of an exec: the container's with another command; and what is left to do
+/// once it is in the container.
 pub(crate) fn exec_process(
     container: &Spec,
     args: Vec<String>,
     tty: bool,
-) -> Result<(Process, Option<LateSeccomp>), SpecError> {
+) -> Result<(Process, Late), SpecError> {
     if args.is_empty() {
         return Err(SpecError::NoCommand);
     }
@@ -165,24 +175,45 @@ pub(crate) fn exec_process(
         set_default(&mut env, "TERM", "xterm");
         process.set_env(Some(env));
     }
-    let filter = container.linux().as_ref().and_then(|l| l.seccomp().clone());
-    let seccomp = filter.map(|filter| {
-        let capabilities = if process.no_new_privileges() == Some(true) {
-            None
-        } else {
-            let real = process
-                .capabilities()
-                .clone()
-                .unwrap_or_else(no_capabilities);
-            process.set_capabilities(Some(able_to_filter(&real)));
-            Some(real)
-        };
-        LateSeccomp {
-            filter,
-            capabilities,
+    let mut late = Late {
+        filter: container.linux().as_ref().and_then(|l| l.seccomp().clone()),
+        filter_last: process.no_new_privileges() == Some(true),
+        ..Late::default()
+    };
+    let real = process
+        .capabilities()
+        .clone()
+        .unwrap_or_else(no_capabilities);
+    if let Some(namespace) = user_namespace(container) {
+        // libcontainer does not join it, so until the end the process is the guest's root.
+        let user = process.user();
+        late.user = Some(LateUser {
+            namespace,
+            uid: user.uid(),
+            gid: user.gid(),
+            groups: user.additional_gids().clone().unwrap_or_default(),
+        });
+        let mut root = UserBuilder::default().uid(0_u32).gid(0_u32);
+        if let Some(umask) = user.umask() {
+            root = root.umask(umask);
         }
-    });
-    Ok((process, seccomp))
+        process.set_user(root.build().map_err(SpecError::Build)?);
+        process.set_capabilities(Some(able_to_filter(&no_capabilities())));
+        late.capabilities = Some(real);
+    } else if late.filter.is_some() && !late.filter_last {
+        process.set_capabilities(Some(able_to_filter(&real)));
+        late.capabilities = Some(real);
+    }
+    Ok((process, late))
+}
+
+/// The container's user namespace, if it has one of its own.
+fn user_namespace(container: &Spec) -> Option<PathBuf> {
+    let namespaces = container.linux().as_ref()?.namespaces().as_ref()?;
+    let user = namespaces
+        .iter()
+        .find(|ns| ns.typ() == LinuxNamespaceType::User)?;
+    user.path().clone()
 }
 
 /// The default of oci-spec has some.
@@ -255,6 +286,7 @@ mod tests {
             user: &user,
             tty: false,
             pid,
+            user_namespace: None,
         };
         complete(host_spec(), add).unwrap()
     }
@@ -308,12 +340,12 @@ mod tests {
     #[test]
     fn an_exec_keeps_all_but_the_command() {
         let spec = completed(PidNamespaceOf::Own);
-        let (process, seccomp) = exec_process(&spec, vec!["id".to_owned()], true).unwrap();
+        let (process, late) = exec_process(&spec, vec!["id".to_owned()], true).unwrap();
         assert_eq!(process.args().as_ref().unwrap(), &["id"]);
         assert_eq!(process.user().uid(), 5);
         let env = process.env().as_ref().unwrap();
         assert!(env.contains(&"TERM=xterm".to_owned()));
-        let late = seccomp.unwrap();
+        assert!(late.filter.is_some() && late.user.is_none() && !late.filter_last);
         let real = late.capabilities.unwrap();
         assert_eq!(real.effective().as_ref().unwrap().len(), 1);
         let able = process.capabilities().as_ref().unwrap();

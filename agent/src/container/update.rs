@@ -1,17 +1,13 @@
 //! Changes of a container's limits.
 
-use std::{
-    fs,
-    io::ErrorKind,
-    path::{Path, PathBuf},
-};
+use std::{fs, io::ErrorKind, path::PathBuf};
 
 use libcgroups::common::{
     AnyCgroupManager, CgroupConfig, CgroupManager, ControllerOpt, create_cgroup_manager,
 };
 use libcontainer::oci_spec::runtime::LinuxResources;
 
-use super::{cgroup::Cgroup, child::chain};
+use super::{cgroup::Cgroup, child::chain, limits};
 use crate::ident::Id;
 
 /// What is to change.
@@ -30,7 +26,7 @@ pub(crate) fn apply(
     change: &Change,
 ) -> Result<(), String> {
     let mut resources = change.resources.clone();
-    drop_idle_limits(&mut resources, has_hugepages);
+    limits::fit(&mut resources, cgroup.path()).map_err(|e| e.to_string())?;
     let manager: AnyCgroupManager = create_cgroup_manager(CgroupConfig {
         cgroup_path: path,
         systemd_cgroup: false,
@@ -62,56 +58,4 @@ fn adjust_oom_scores(cgroup: &Cgroup, adjustment: i32) -> Result<(), String> {
         }
     }
     Ok(())
-}
-
-/// Drops limits that forbid huge pages of a size which this kernel does not
-/// have: kubelet names all sizes of the node.
-pub(crate) fn drop_idle_limits(resources: &mut LinuxResources, has: impl Fn(&str) -> bool) {
-    if let Some(limits) = resources.hugepage_limits_mut() {
-        limits.retain(|limit| limit.limit() != 0 || has(limit.page_size()));
-    }
-}
-
-/// Returns whether the kernel has huge pages of a size, such as `2MB`.
-pub(crate) fn has_hugepages(size: &str) -> bool {
-    let kib = |digits: &str, scale: u64| digits.parse::<u64>().ok()?.checked_mul(scale);
-    let size = size.strip_suffix('B').unwrap_or(size);
-    let size = match size.split_at_checked(size.len().saturating_sub(1)) {
-        Some((digits, "K")) => kib(digits, 1),
-        Some((digits, "M")) => kib(digits, 1 << 10),
-        Some((digits, "G")) => kib(digits, 1 << 20),
-        _ => None,
-    };
-    size.is_some_and(|kib| {
-        Path::new(&format!("/sys/kernel/mm/hugepages/hugepages-{kib}kB")).exists()
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use libcontainer::oci_spec::runtime::LinuxHugepageLimitBuilder;
-
-    use super::*;
-
-    #[test]
-    fn a_limit_of_nothing_is_dropped() {
-        let limit = |size: &str, bytes| {
-            LinuxHugepageLimitBuilder::default()
-                .page_size(size)
-                .limit(bytes)
-                .build()
-                .unwrap()
-        };
-        let mut resources = LinuxResources::default();
-        resources.set_hugepage_limits(Some(vec![
-            limit("2MB", 0),
-            limit("1GB", 0),
-            limit("512MB", 5),
-        ]));
-        drop_idle_limits(&mut resources, |size| size == "2MB");
-        let kept: Vec<_> = resources.hugepage_limits().clone().unwrap();
-        let sizes: Vec<_> = kept.iter().map(|l| l.page_size().as_str()).collect();
-        assert_eq!(sizes, ["2MB", "512MB"]);
-        assert!(!has_hugepages("3MB") && !has_hugepages("") && !has_hugepages("xGB"));
-    }
 }

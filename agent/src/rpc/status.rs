@@ -1,6 +1,6 @@
 //! The only place that turns errors into ttrpc codes.
 
-use std::error::Error;
+use std::{error::Error, io};
 
 use ttrpc::{Code, get_status};
 
@@ -66,7 +66,13 @@ impl Classified for IdError {
 impl Classified for ContainerError {
     fn code(&self) -> Code {
         match self {
-            Self::BadId(_) | Self::Spec(_) | Self::User(_) => Code::INVALID_ARGUMENT,
+            Self::BadId(_)
+            | Self::Spec(_)
+            | Self::User(_)
+            | Self::SubPath { .. }
+            | Self::Device { .. }
+            | Self::Limit(_)
+            | Self::Unmapped(_) => Code::INVALID_ARGUMENT,
             Self::NotFound(_) | Self::NoProcess { .. } => Code::NOT_FOUND,
             Self::Exists(_) | Self::ExecExists(_) => Code::ALREADY_EXISTS,
             Self::NoStorage(_)
@@ -123,10 +129,15 @@ impl Classified for SandboxError {
         match self {
             Self::OtherSandbox { .. } => Code::FAILED_PRECONDITION,
             Self::Sysctl(_) | Self::Hostname(_) => Code::INVALID_ARGUMENT,
+            // A sysctl that the namespace itself has to set.
+            Self::UserNamespace(e) if e.kind() == io::ErrorKind::InvalidInput => {
+                Code::INVALID_ARGUMENT
+            }
             Self::Clock(_)
             | Self::Entropy(_)
             | Self::File { .. }
             | Self::Shm(_)
+            | Self::UserNamespace(_)
             | Self::Network(_) => Code::INTERNAL,
         }
     }
@@ -146,7 +157,7 @@ mod tests {
         assert_eq!(refusal.message, "no container c1");
         let refusal = status(&DeviceError::Probe {
             slot: 4,
-            source: std::io::Error::other("no driver"),
+            source: io::Error::other("no driver"),
         });
         assert_eq!(refusal.code, Code::INTERNAL);
         assert_eq!(refusal.message, "probe slot 4: no driver");

@@ -1,13 +1,14 @@
 //! The pod's identity: everything that `Configure` gives the guest.
 
 pub(crate) mod files;
-mod sysctl;
+pub(crate) mod sysctl;
 
 use std::{
     fs::{self, File, OpenOptions, Permissions},
     io::{self, Write},
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use hull_proto_agent::agent::ConfigureRequest;
@@ -15,13 +16,16 @@ use nix::{
     mount::{MsFlags, mount},
     sys::time::TimeSpec,
     time::{ClockId, clock_settime},
+    unistd::Pid,
 };
 use tokio::sync::Mutex;
 
 use self::sysctl::SysctlError;
 use crate::{
+    container::pause::{NewUser, PodNamespaces},
     layout::Layout,
     network::{self, NetworkError},
+    reaper::Reaper,
     sys,
 };
 
@@ -50,6 +54,8 @@ pub(crate) enum SandboxError {
     },
     #[error("mount the pod's shared memory")]
     Shm(#[source] io::Error),
+    #[error("make the pod's user namespace")]
+    UserNamespace(#[from] io::Error),
     #[error(transparent)]
     Sysctl(#[from] SysctlError),
     #[error("set up the network")]
@@ -60,15 +66,19 @@ pub(crate) enum SandboxError {
 #[derive(Debug)]
 pub(crate) struct Sandbox {
     layout: Layout,
+    pod: Arc<PodNamespaces>,
+    reaper: Arc<Reaper>,
     /// Id of the sandbox, once it is known. One configuration at a time.
     id: Mutex<Option<String>>,
 }
 
 impl Sandbox {
     /// A guest without identity.
-    pub(crate) fn new(layout: Layout) -> Self {
+    pub(crate) fn new(layout: Layout, pod: Arc<PodNamespaces>, reaper: Arc<Reaper>) -> Self {
         Self {
             layout,
+            pod,
+            reaper,
             id: Mutex::default(),
         }
     }
@@ -84,6 +94,20 @@ impl Sandbox {
         }
         set_clock(request.realtime_ns)?;
         seed(&request.entropy).map_err(SandboxError::Entropy)?;
+        // First of all that belongs to it.
+        if let Some(map) = request.user_namespace.as_ref() {
+            let interfaces = &request.interfaces;
+            let devices = async |pid: Pid| Ok(network::move_links(interfaces, pid.as_raw()).await?);
+            let sysctls: Vec<_> = request
+                .sysctls
+                .iter()
+                .filter(|(name, _)| sysctl::is_ipc(name))
+                .map(|(name, value)| (name.clone(), value.clone()))
+                .collect();
+            let user = NewUser { map, sysctls };
+            let made = self.pod.make_user(&self.reaper, user, devices).await;
+            made.map_err(|e: SandboxError| e)?;
+        }
         if !request.hostname.is_empty() {
             nix::unistd::sethostname(&request.hostname).map_err(SandboxError::Hostname)?;
         }
@@ -91,7 +115,9 @@ impl Sandbox {
         self.mount_shm(request.shm_size)?;
         // Interfaces first: some sysctls are theirs.
         network::configure(&request.interfaces, &request.routes, &request.neighbors).await?;
-        for (name, value) in &request.sysctls {
+        let in_user = request.user_namespace.is_some();
+        let own = |name: &str| !(in_user && sysctl::is_ipc(name));
+        for (name, value) in request.sysctls.iter().filter(|(name, _)| own(name)) {
             sysctl::set(name, value)?;
         }
         *id = Some(request.sandbox_id.clone());

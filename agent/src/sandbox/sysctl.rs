@@ -29,6 +29,14 @@ pub(crate) fn set(name: &str, value: &str) -> Result<(), SysctlError> {
     })
 }
 
+/// Whether the parameter belongs to an IPC namespace, whose own root alone may set it.
+pub(crate) fn is_ipc(name: &str) -> bool {
+    let name = name.replace('/', ".");
+    ["kernel.shm", "kernel.msg", "kernel.sem", "fs.mqueue."]
+        .iter()
+        .any(|prefix| name.starts_with(prefix))
+}
+
 /// Returns the file below `/proc/sys`. As in sysctl(8), the separator that comes
 /// first decides: with slashes, dots belong to names ("net/ipv4/conf/eth0.1/x").
 fn path(name: &str) -> Option<PathBuf> {

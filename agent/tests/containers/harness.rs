@@ -383,7 +383,7 @@ fn image(dir: &Path) {
     for tool in [
         "sh", "cat", "echo", "sleep", "id", "ls", "env", "pwd", "yes", "head", "ps", "stty", "dd",
         "grep", "kill", "touch", "nc", "seq", "tail", "hostname", "mount", "wc", "mknod", "setsid",
-        "true", "printf", "chmod", "ip",
+        "true", "printf", "chmod", "chown", "ip", "tr", "cut",
     ] {
         symlink("busybox", dir.join("bin").join(tool)).unwrap();
     }

@@ -415,6 +415,177 @@ agent_tests! {
         agent.delete("c1").await;
     }
 
+    async fn asked_devices_come_with_their_permissions(agent) {
+        let mut request = container("c1", "sleep 1000");
+        for (path, access) in [("/dev/also/null", "rw"), ("/dev/kernel", "r")] {
+            request.devices.push(proto::Device {
+                path: path.to_owned(),
+                guest_path: if path == "/dev/kernel" { "/dev/console" } else { "/dev/null" }.to_owned(),
+                access: access.to_owned(),
+                ..Default::default()
+            });
+        }
+        agent.create(&request).await;
+        agent.start_container("c1").await.unwrap();
+        let script = "echo x > /dev/also/null && echo null; (: < /dev/kernel) && echo read; (: > /dev/kernel) || echo refused";
+        let (output, _) = agent.exec_sync("c1", "e1", script).await;
+        assert_eq!(output, "null\nread\nrefused\n");
+        agent.delete("c1").await;
+
+        let mut request = container("c2", "true");
+        request.devices.push(proto::Device {
+            path: "/dev/x".to_owned(), guest_path: "/etc/passwd".to_owned(), access: "r".to_owned(), ..Default::default()
+        });
+        let (code, text) = message(agent.client.create(context(), &request).await);
+        assert_eq!(code, ttrpc::Code::INVALID_ARGUMENT);
+        assert!(text.contains("/etc/passwd"), "{text}");
+
+        // A privileged container has what the guest has.
+        let mut all = spec(&["sleep", "1000"]);
+        all["linux"]["resources"]["devices"] = json!([{"allow": true, "access": "rwm"}]);
+        let mut request = container_with("c3", &all);
+        request.guest_devices = true;
+        agent.create(&request).await;
+        agent.start_container("c3").await.unwrap();
+        let (output, _) = agent.exec_sync("c3", "e1", "echo hull > /dev/kmsg && echo wrote; ls /dev/pts/ptmx").await;
+        assert_eq!(output, "wrote\n/dev/pts/ptmx\n");
+        agent.delete("c3").await;
+        agent.assert_clean();
+    }
+
+    async fn a_volume_of_a_storage_stays_in_it(agent) {
+        let volume = agent.dir.join("volume");
+        std::fs::create_dir_all(volume.join("etc")).unwrap();
+        std::fs::write(volume.join("etc/name"), "volume\n").unwrap();
+        std::os::unix::fs::symlink("/etc", volume.join("link")).unwrap();
+        agent.bind("volume", &volume).await;
+        let with = |id: &str, sub_path: &str| {
+            let mut mounted = spec(&["sleep", "1000"]);
+            let mounts = mounted["mounts"].as_array_mut().unwrap();
+            let index = mounts.len() as u32;
+            mounts.push(json!({
+                "destination": "/volume", "type": "bind", "source": "x", "options": ["rbind", "rprivate", "ro"]
+            }));
+            let mut request = container_with(id, &mounted);
+            request.storage_mounts.push(proto::StorageMount {
+                mount: index, storage: "volume".to_owned(), sub_path: sub_path.to_owned(), ..Default::default()
+            });
+            request
+        };
+        for (id, sub_path, file) in [("c1", "", "/volume/etc/name"), ("c2", "etc", "/volume/name"), ("c3", "link", "/volume/name"), ("c4", "etc/name", "/volume")] {
+            agent.create(&with(id, sub_path)).await;
+            agent.start_container(id).await.unwrap();
+            let (output, _) = agent.exec_sync(id, "e1", &format!("cat {file}; echo x > {file} || echo refused")).await;
+            assert_eq!(output, "volume\nrefused\n", "{sub_path}");
+            agent.delete(id).await;
+        }
+        let (code, text) = message(agent.client.create(context(), &with("c5", "no/such")).await);
+        assert_eq!(code, ttrpc::Code::INVALID_ARGUMENT);
+        assert!(text.contains("no/such"), "{text}");
+        let mut request = with("c5", "");
+        request.storage_mounts[0].mount = 99;
+        let (code, _) = message(agent.client.create(context(), &request).await);
+        assert_eq!(code, ttrpc::Code::INVALID_ARGUMENT);
+        agent.assert_clean();
+    }
+
+    async fn processors_of_the_host_are_no_limit_here(agent) {
+        let mut pinned = spec(&["sleep", "1000"]);
+        pinned["linux"]["resources"]["cpu"] = json!({"cpus": "0,4000-4001", "mems": "77"});
+        pinned["linux"]["resources"]["hugepageLimits"] = json!([{"pageSize": "512GB", "limit": 0}]);
+        agent.create(&container_with("c1", &pinned)).await;
+        agent.start_container("c1").await.unwrap();
+        let (output, _) = agent.exec_sync("c1", "e1", "cat /sys/fs/cgroup/cpuset.cpus; cat /sys/fs/cgroup/cpuset.mems").await;
+        assert_eq!(output, "0\n\n");
+        agent.delete("c1").await;
+        pinned["linux"]["resources"]["hugepageLimits"][0]["limit"] = json!(1);
+        let (code, text) = message(agent.client.create(context(), &container_with("c2", &pinned)).await);
+        assert_eq!(code, ttrpc::Code::INVALID_ARGUMENT);
+        assert!(text.contains("512GB"), "{text}");
+        agent.assert_clean();
+    }
+
+    async fn a_user_namespace_holds_the_pod(agent) {
+        let configure = proto::ConfigureRequest {
+            sandbox_id: "s1".to_owned(),
+            hostname: "inside".to_owned(),
+            sysctls: [("kernel.shm_rmid_forced", "1"), ("net.ipv4.ip_unprivileged_port_start", "99")]
+                .map(|(name, value)| (name.to_owned(), value.to_owned())).into(),
+            user_namespace: Some(proto::UserNamespace {
+                host_uid: 1000, uid_count: 100_000, host_gid: 2000, gid_count: 100_000, ..Default::default()
+            }).into(),
+            ..Default::default()
+        };
+        for _ in 0..2 {
+            agent.client.configure(context(), &configure).await.unwrap();
+        }
+        let map = "tr -s ' ' < /proc/self/uid_map; tr -s ' ' < /proc/self/gid_map; ";
+        let ids = " 0 1000 100000\n 0 2000 100000\n";
+        let mut shared = spec(&["sh", "-c", &format!("{map} id -u; hostname; cat /proc/sys/kernel/shm_rmid_forced; sleep 1000")]);
+        shared["mounts"].as_array_mut().unwrap().push(json!({
+            "destination": "/dev/shm", "type": "bind", "source": agent.dir.join("run/shm"),
+            "options": ["rbind", "rprivate", "nosuid", "noexec", "nodev", "rw"]
+        }));
+        shared["process"]["cwd"] = json!("/made/cwd");
+        let mut request = container_with("c1", &shared);
+        request.pid = proto::PidNamespace::POD.into();
+        agent.create(&request).await;
+        agent.start_container("c1").await.unwrap();
+        let (mut stream, _) = agent.stream(StreamKind::Stdout, "c1", "", 0).await.unwrap();
+        let expected = format!("{ids}0\ninside\n1\n");
+        let mut said = vec![0; expected.len()];
+        timeout(LIMIT, stream.read_exact(&mut said)).await.unwrap().unwrap();
+        assert_eq!(String::from_utf8_lossy(&said), expected);
+
+        // The image, what is written, shared memory and mount points have the owners they should.
+        let script = format!("{map} pwd; cat /proc/sys/net/ipv4/ip_unprivileged_port_start; \
+            ls -ln / | grep -E ' (bin|made|dev|data)$' | tr -s ' ' | cut -d ' ' -f 3,4,9; ls -ln /made | tail -1 | tr -s ' ' | cut -d ' ' -f 3,4,9; \
+            touch /data/x /dev/shm/y /bin/busybox; chown 5:6 /data/x; \
+            ls -ln /data/x /dev/shm/y /bin/busybox | tr -s ' ' | cut -d ' ' -f 3,4,9; cat /sys/fs/cgroup/pids.max");
+        let (output, _) = agent.exec_sync("c1", "e1", &script).await;
+        let expected = format!("{ids}/made/cwd\n99\n0 0 bin\n0 0 data\n0 0 dev\n65534 65534 made\n0 0 cwd\n0 0 /bin/busybox\n5 6 /data/x\n0 0 /dev/shm/y\n200\n");
+        assert_eq!(output, expected);
+        let upper = agent.dir.join("run/scratch/containers/c1/upper");
+        let owner = std::os::unix::fs::MetadataExt::uid(&std::fs::metadata(upper.join("data/x")).unwrap());
+        assert_eq!(owner, 1005);
+        let shm = format!("/proc/{}/root{}", agent.init(), agent.dir.join("run/shm/y").display());
+        assert_eq!(std::os::unix::fs::MetadataExt::uid(&std::fs::metadata(shm).unwrap()), 0);
+
+        // A user of the image, in a pid namespace of its own, and all it may do as root there.
+        let mut request = container("c2", "id -u; id -G; cat /proc/1/status | grep -c PPid; echo x > /root/x || echo refused");
+        request.user = Some(proto::User { user: "app".to_owned(), ..Default::default() }).into();
+        agent.create(&request).await;
+        agent.start_container("c2").await.unwrap();
+        assert_eq!(agent.output(StreamKind::Stdout, "c2", "").await, "1000\n1000 2000\n1\nrefused\n");
+        let mut able = spec(&["sh", "-c", "hostname changed && ip link set lo mtu 1400 && mount -t tmpfs x /tmp && hostname; mknod /data/m c 1 1 || echo refused"]);
+        let mut all = vec!["CAP_SYS_ADMIN".to_owned(), "CAP_NET_ADMIN".to_owned(), "CAP_MKNOD".to_owned()];
+        all.sort();
+        for set in ["bounding", "effective", "permitted"] {
+            able["process"]["capabilities"][set] = json!(all);
+        }
+        able["linux"]["resources"]["devices"] = json!([{"allow": true, "access": "rwm"}]);
+        let mut request = container_with("c3", &able);
+        request.guest_devices = true;
+        agent.create(&request).await;
+        agent.start_container("c3").await.unwrap();
+        assert_eq!(agent.output(StreamKind::Stdout, "c3", "").await, "changed\nrefused\n");
+        let outside = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap();
+        assert_ne!(outside.trim(), "changed");
+
+        let mut request = container("c4", "true");
+        request.user = Some(proto::User { uid: Some(100_000), ..Default::default() }).into();
+        let (code, text) = message(agent.client.create(context(), &request).await);
+        assert_eq!(code, ttrpc::Code::INVALID_ARGUMENT);
+        assert!(text.contains("100000"), "{text}");
+        let mut readonly = container("c5", "cat /etc/passwd | head -c 4");
+        readonly.writable = false;
+        agent.create(&readonly).await;
+        agent.start_container("c5").await.unwrap();
+        assert_eq!(agent.output(StreamKind::Stdout, "c5", "").await, "root");
+        for id in ["c1", "c2", "c3", "c5"] { agent.delete(id).await; }
+        agent.assert_clean();
+    }
+
     async fn limits_can_change_while_it_runs(agent) {
         agent.run("c1", "sleep 1000").await;
         let update = |json: serde_json::Value| proto::UpdateRequest {
