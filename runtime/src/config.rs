@@ -10,6 +10,7 @@
 //! assets = "/usr/lib/hull"          # hull-vmm, hull-fs, vmlinux, root.erofs
 //! log = "info"                      # tracing's EnvFilter
 //! debug_console = false             # the guest's console in state/pods/<id>/console.log
+//! seccomp_default = true            # confine containers that name no seccomp profile at all
 //! [cni]
 //! conf_dir = "/etc/cni/net.d"
 //! bin_dirs = ["/opt/cni/bin", "/usr/lib/cni"]
@@ -94,6 +95,7 @@ struct File {
     assets: Option<PathBuf>,
     log: Option<String>,
     debug_console: bool,
+    seccomp_default: Option<bool>,
     cni: Cni,
     registries: RegistriesTable,
     images: ImagesTable,
@@ -257,6 +259,7 @@ impl Settings {
         }
         let mut pods = PodsConfig::new(&root, &state, &assets);
         pods.serial_console = file.debug_console || flags.debug_console;
+        pods.seccomp_default = file.seccomp_default.unwrap_or(pods.seccomp_default);
         size(&mut pods, &file.vm)?;
         let mut images = StoreConfig::new(root.join("images"), registries(file.registries)?);
         images.pinned = PinnedImages::parse(&file.images.pinned)

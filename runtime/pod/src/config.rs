@@ -34,6 +34,8 @@ pub struct PodsConfig {
     pub cgroup_root: PathBuf,
     /// Writes the guest's serial console to `console.log` in the pod's run directory.
     pub serial_console: bool,
+    /// Containers that name no seccomp profile get the default one.
+    pub seccomp_default: bool,
 }
 
 impl PodsConfig {
@@ -60,6 +62,7 @@ impl PodsConfig {
             agent_timeout: Duration::from_secs(60),
             cgroup_root: PathBuf::from("/sys/fs/cgroup"),
             serial_console: false,
+            seccomp_default: true,
         }
     }
 }

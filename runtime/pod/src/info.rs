@@ -1,6 +1,6 @@
 //! What callers are told.
 
-use std::{net::IpAddr, path::PathBuf, sync::Arc};
+use std::{collections::BTreeMap, net::IpAddr, path::PathBuf, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
@@ -135,6 +135,8 @@ pub struct ContainerInfo {
     pub log_path: PathBuf,
     /// The signal that asks it to end, `SIGTERM`.
     pub stop_signal: String,
+    /// Ids of the images that are mounted, by index in the specification's mounts.
+    pub mount_images: BTreeMap<usize, String>,
     /// Who its first process runs as; none before it was created.
     pub user: Option<ContainerUser>,
     /// The limits in force; none: it has none.

@@ -56,7 +56,7 @@ pub use session::{
 };
 pub use spec::{
     AppArmor, Capabilities, ContainerMetadata, ContainerSecurity, ContainerSpec, DeviceSpec, Dns,
-    GroupsPolicy, HugepageLimit, ImageRequest, MountPropagation, MountSource, MountSpec,
+    GroupsPolicy, HugepageLimit, IdRange, ImageRequest, MountPropagation, MountSource, MountSpec,
     NamespaceMode, Namespaces, PortMapping, Resources, SandboxMetadata, SandboxSecurity,
-    SandboxSpec, Seccomp,
+    SandboxSpec, Seccomp, UserNamespace,
 };

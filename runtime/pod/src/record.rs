@@ -19,6 +19,7 @@ use crate::{
     lifecycle::{container::Exit, sandbox},
     signal::Signal,
     spec::{ContainerSpec, Resources, SandboxSpec},
+    storage::images::DeviceDisk,
     vm::process::VmmProcess,
 };
 
@@ -123,6 +124,12 @@ pub(crate) struct ContainerRecord {
     /// The device slot of its image.
     #[serde(default)]
     pub image_slot: Option<u8>,
+    /// Its image volumes.
+    #[serde(default)]
+    pub volumes: Vec<VolumeRecord>,
+    /// Its block devices of the host.
+    #[serde(default)]
+    pub devices: Vec<DeviceDisk>,
     #[serde(default)]
     pub log_path: Option<PathBuf>,
     /// The signal that asks it to end, by number.
@@ -153,6 +160,17 @@ impl Stopping {
         let gone = u64::try_from(now_ns.saturating_sub(self.at_ns)).unwrap_or(0);
         grace.saturating_sub(Duration::from_nanos(gone))
     }
+}
+
+/// An image volume on disk.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct VolumeRecord {
+    /// Index in the container's mounts.
+    pub mount: usize,
+    pub image_id: String,
+    /// The device slot of its image.
+    #[serde(default)]
+    pub slot: Option<u8>,
 }
 
 /// Where a container was when it was last written.
@@ -363,6 +381,8 @@ mod tests {
             created_at_ns: 6,
             started_at_ns: 7,
             image_slot: Some(5),
+            volumes: Vec::new(),
+            devices: Vec::new(),
             log_path: None,
             stop_signal: Signal::TERM,
             stopping: None,
@@ -377,7 +397,19 @@ mod tests {
         let path = dir.path().join("hull.redb");
         let records = Records::open(&path).unwrap();
         records.put_sandbox(&sandbox()).await.unwrap();
-        records.put_container(&container()).await.unwrap();
+        let container = ContainerRecord {
+            volumes: vec![VolumeRecord {
+                mount: 1,
+                image_id: "sha256:v".into(),
+                slot: Some(6),
+            }],
+            devices: vec![DeviceDisk {
+                storage: "device-0".into(),
+                slot: 7,
+            }],
+            ..container()
+        };
+        records.put_container(&container).await.unwrap();
         assert!(matches!(
             Records::open(&path).map_err(PodError::from),
             Err(PodError::FailedPrecondition { .. })
@@ -385,9 +417,9 @@ mod tests {
         drop(records);
 
         let records = Records::open(&path).unwrap();
-        let expected = (vec![sandbox()], vec![container()]);
+        let expected = (vec![sandbox()], vec![container.clone()]);
         assert_eq!(records.load().unwrap(), expected);
-        let containers = vec![container().id];
+        let containers = vec![container.id];
         records
             .delete_sandbox(&sandbox().id, containers)
             .await

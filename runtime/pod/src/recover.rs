@@ -208,6 +208,15 @@ impl Recovery {
             if let (Some(slot), Ok(image)) = (container.image_slot, &image) {
                 disks.adopt(image, slot, &container.id);
             }
+            for volume in &container.volumes {
+                let image = ImageId::try_from(volume.image_id.clone());
+                if let (Some(slot), Ok(image)) = (volume.slot, &image) {
+                    disks.adopt(image, slot, &container.id);
+                }
+            }
+            for device in &container.devices {
+                disks.adopt_device(device.clone(), &container.id);
+            }
             if matches!(
                 container.state,
                 RecordedState::Created | RecordedState::Running

@@ -101,8 +101,26 @@ pub struct Namespaces {
     pub pid: NamespaceMode,
     /// SysV IPC and POSIX message queues: `Pod` only.
     pub ipc: NamespaceMode,
-    /// A user namespace for the pod was asked for; refused so far.
-    pub user: bool,
+    /// Ids of the pod's own user namespace; none: the guest's.
+    pub user_namespace: Option<UserNamespace>,
+}
+
+/// A user namespace; ids in it start at 0.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UserNamespace {
+    /// User ids.
+    pub uids: IdRange,
+    /// Group ids.
+    pub gids: IdRange,
+}
+
+/// What the ids from 0 on are outside.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IdRange {
+    /// The id that 0 is.
+    pub host: u32,
+    /// How many there are.
+    pub length: u32,
 }
 
 /// Security settings of a sandbox.
@@ -134,8 +152,10 @@ pub enum AppArmor {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Seccomp {
-    /// The runtime's default.
+    /// None was named: what the node is configured for.
     #[default]
+    Unset,
+    /// The runtime's default.
     RuntimeDefault,
     /// None.
     Unconfined,
@@ -161,9 +181,9 @@ pub struct ContainerSpec {
     pub env: Vec<(String, String)>,
     /// Mounts.
     pub mounts: Vec<MountSpec>,
-    /// Devices of the host; refused so far.
+    /// Devices: block devices of the host, and nodes that the guest has of its own.
     pub devices: Vec<DeviceSpec>,
-    /// CDI devices by name; refused so far.
+    /// CDI devices by name; refused, because they are devices of the host.
     pub cdi_devices: Vec<String>,
     /// Returned unchanged.
     pub labels: BTreeMap<String, String>,
@@ -286,9 +306,9 @@ pub struct ContainerSecurity {
     pub readonly_rootfs: bool,
     /// Set `no_new_privs` (prctl(2)).
     pub no_new_privs: bool,
-    /// Paths that are hidden; empty: the defaults.
+    /// Paths that are hidden; empty: the defaults, or none in a user namespace.
     pub masked_paths: Vec<String>,
-    /// Paths that are read-only; empty: the defaults.
+    /// Paths that are read-only; empty: the defaults, or none in a user namespace.
     pub readonly_paths: Vec<String>,
     /// Seccomp profile.
     pub seccomp: Seccomp,

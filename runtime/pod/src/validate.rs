@@ -1,7 +1,7 @@
 //! Refuses what is wrong in itself, or what a VM or this version can't do, before anything is
 //! made. Every refusal names the field as CRI does.
 
-use std::path::Path;
+use std::path::{Component, Path};
 
 use hull_proto_vmm::fs::MAX_SHARES;
 
@@ -10,8 +10,8 @@ use crate::{
     resources,
     signal::{self, Signal},
     spec::{
-        AppArmor, ContainerSpec, MountPropagation, MountSource, MountSpec, NamespaceMode,
-        Namespaces, SandboxSpec,
+        AppArmor, ContainerSpec, DeviceSpec, MountPropagation, MountSource, MountSpec,
+        NamespaceMode, Namespaces, SandboxSpec,
     },
 };
 
@@ -55,7 +55,35 @@ pub(crate) fn sandbox(spec: &SandboxSpec) -> Result<(), PodError> {
             "TARGET is for containers",
         ));
     }
-    apparmor(&spec.security.apparmor, context)
+    if spec.namespaces.user_namespace.is_some() && spec.namespaces.pid == NamespaceMode::Node {
+        return Err(PodError::invalid(
+            format!("{context}.namespace_options.pid"),
+            "NODE is not possible in a user namespace",
+        ));
+    }
+    apparmor(&spec.security.apparmor, context)?;
+    for (name, value) in &spec.sysctls {
+        sysctl(name, value)?;
+    }
+    Ok(())
+}
+
+/// The form of a sysctl; whether the guest has it shows when it is set.
+fn sysctl(name: &str, value: &str) -> Result<(), PodError> {
+    let refused = |reason: &str| {
+        Err(PodError::invalid(
+            "config.linux.sysctls",
+            format!("{name:?}: {reason}"),
+        ))
+    };
+    let parts: Vec<&str> = name.split(['.', '/']).collect();
+    if parts.len() < 2 || parts.iter().any(|part| part.is_empty()) || name.contains("..") {
+        return refused("it is no name of a sysctl");
+    }
+    if value.contains(['\0', '\n']) {
+        return refused("its value has a line break or zero byte");
+    }
+    Ok(())
 }
 
 /// Checks a container.
@@ -91,19 +119,13 @@ pub(crate) fn container(spec: &ContainerSpec, sandbox: &SandboxSpec) -> Result<(
     for (index, mount) in spec.mounts.iter().enumerate() {
         self::mount(index, mount)?;
     }
-    if let Some(device) = spec.devices.first() {
-        return Err(PodError::unimplemented(
-            "config.devices",
-            format!(
-                "host device {} can't be given to a VM yet",
-                device.host_path.display()
-            ),
-        ));
+    for (index, device) in spec.devices.iter().enumerate() {
+        self::device(index, device, sandbox)?;
     }
     if let Some(device) = spec.cdi_devices.first() {
         return Err(PodError::unimplemented(
             "config.CDI_devices",
-            format!("device {device} can't be given to a VM yet"),
+            format!("{device} is a device of the host, which a VM can't be given"),
         ));
     }
     if let Some(limits) = &spec.resources {
@@ -112,6 +134,20 @@ pub(crate) fn container(spec: &ContainerSpec, sandbox: &SandboxSpec) -> Result<(
     let context = "config.linux.security_context";
     let security = &spec.security;
     namespaces(&security.namespaces, context)?;
+    let own = security.namespaces.user_namespace;
+    if own.is_some() && own != sandbox.namespaces.user_namespace {
+        return Err(PodError::invalid(
+            format!("{context}.namespace_options.userns_options"),
+            "it is not that of the sandbox",
+        ));
+    }
+    if sandbox.namespaces.user_namespace.is_some() && security.namespaces.pid == NamespaceMode::Node
+    {
+        return Err(PodError::invalid(
+            format!("{context}.namespace_options.pid"),
+            "NODE is not possible in a user namespace",
+        ));
+    }
     apparmor(&security.apparmor, context)?;
     let has_user = security.run_as_user.is_some() || !security.run_as_username.is_empty();
     if security.run_as_group.is_some() && !has_user {
@@ -155,14 +191,59 @@ fn mount(index: usize, mount: &MountSpec) -> Result<(), PodError> {
     }
     match &mount.source {
         MountSource::Host(path) => host_mount(&field, path, mount),
-        MountSource::Image { image, .. } => Err(PodError::unimplemented(
-            format!("{field}.image"),
-            format!(
-                "the mount of image {} at {at} is refused: image volumes can't be mounted yet",
-                image.image
-            ),
-        )),
+        MountSource::Image { sub_path, .. } => {
+            if !mount.readonly {
+                return Err(PodError::invalid(
+                    format!("{field}.readonly"),
+                    "an image can be mounted read-only only",
+                ));
+            }
+            let inside = Path::new(sub_path)
+                .components()
+                .all(|part| matches!(part, Component::Normal(_) | Component::CurDir));
+            if !inside {
+                return Err(PodError::invalid(
+                    format!("{field}.image_sub_path"),
+                    format!("{sub_path:?} is no path in an image"),
+                ));
+            }
+            Ok(())
+        }
     }
+}
+
+fn device(index: usize, device: &DeviceSpec, sandbox: &SandboxSpec) -> Result<(), PodError> {
+    let refused = |field: &str, reason: String| {
+        let field = format!("config.devices[{index}].{field}");
+        Err(PodError::invalid(field, reason))
+    };
+    let path = &device.container_path;
+    let plain = path
+        .components()
+        .all(|part| matches!(part, Component::RootDir | Component::Normal(_)));
+    if !path.starts_with("/dev") || path == Path::new("/dev") || !plain {
+        return refused(
+            "container_path",
+            format!("{} is not below /dev", path.display()),
+        );
+    }
+    if !device.host_path.is_absolute() {
+        return refused(
+            "host_path",
+            format!("{} is not absolute", device.host_path.display()),
+        );
+    }
+    let access = &device.permissions;
+    if access.is_empty() || access.chars().any(|c| !"rwm".contains(c)) {
+        return refused("permissions", format!("{access:?} is not of r, w and m"));
+    }
+    if sandbox.namespaces.user_namespace.is_some() {
+        return refused(
+            "host_path",
+            "devices can't be used in a user namespace".to_owned(),
+        );
+    }
+    Ok(())
 }
 
 fn host_mount(field: &str, path: &Path, mount: &MountSpec) -> Result<(), PodError> {
@@ -205,12 +286,6 @@ fn namespaces(asked: &Namespaces, context: &str) -> Result<(), PodError> {
                 return Err(PodError::invalid(field, "TARGET is for pid only"));
             }
         }
-    }
-    if asked.user {
-        return Err(PodError::unimplemented(
-            format!("{context}.namespace_options.userns_options"),
-            "user namespaces can't be made yet",
-        ));
     }
     Ok(())
 }

@@ -374,6 +374,11 @@ impl Container {
             message: exit.map_or_else(String::new, |exit| exit.message.clone()),
             log_path: record.log_path.clone().unwrap_or_default(),
             stop_signal: record.stop_signal.to_string(),
+            mount_images: record
+                .volumes
+                .iter()
+                .map(|volume| (volume.mount, volume.image_id.clone()))
+                .collect(),
             user: record.user.clone(),
             resources: record
                 .resources

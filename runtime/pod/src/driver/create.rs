@@ -1,12 +1,17 @@
 //! The creation of a container: refused at once when it is wrong, else made beside the task in
 //! stages, each of which is undone when a later one fails.
 
-use std::{collections::VecDeque, path::PathBuf, sync::Arc};
+use std::{
+    collections::VecDeque, fs::File, io::Read, os::unix::fs::OpenOptionsExt, path::PathBuf,
+    sync::Arc,
+};
 
 use hull_image::{Image, ImageId};
-use hull_proto_agent::agent::{CreateRequest, PidNamespace, User};
+use hull_proto_agent::agent::{
+    CreateRequest, Device as GuestDevice, PidNamespace, StorageMount, User,
+};
 use hull_proto_vmm::fs::Share;
-use oci_spec::runtime::{LinuxSeccomp, Spec};
+use oci_spec::runtime::Spec;
 use protobuf::EnumOrUnknown;
 use tokio::sync::Mutex;
 
@@ -25,14 +30,14 @@ use crate::{
     },
     logs::pump::{ContainerLog, LogTarget},
     node::Node,
-    oci_spec::{Inputs, build},
-    record::{ContainerRecord, RecordedState},
+    oci_spec::{Inputs, LOCALHOST_FIELD, ProfileFile, build, image_volume},
+    record::{ContainerRecord, RecordedState, VolumeRecord},
     registry::Delivered,
-    resources,
-    spec::{ContainerSpec, GroupsPolicy, NamespaceMode, Seccomp},
+    spec::{ContainerSpec, GroupsPolicy, MountSource, NamespaceMode, Seccomp},
     storage::{
+        devices::{self, BlockDevice, Device},
         files::{self, HostFiles, Reach},
-        images::{ImageDisks, storage_id},
+        images::{DeviceDisk, ImageDisks, storage_id},
     },
     validate,
     vm::{client::VmClient, rundir::RunDir},
@@ -46,6 +51,8 @@ const PROFILE_MAX: u64 = 1 << 20;
 pub(super) struct Parts {
     user: ContainerUser,
     image_slot: u8,
+    volumes: Vec<VolumeRecord>,
+    devices: Vec<DeviceDisk>,
     log: ContainerLog,
 }
 
@@ -61,8 +68,19 @@ struct Plan {
     cgroup: Option<PodCgroup>,
     id: ContainerId,
     image: ImageId,
+    /// Image volumes, by index in the container's mounts.
+    volumes: Vec<(usize, ImageId)>,
+    /// Block devices of the host and their names in the guest.
+    devices: Vec<(String, BlockDevice)>,
     request: CreateRequest,
     log: LogTarget,
+}
+
+/// What was attached.
+struct Attached {
+    image_slot: u8,
+    volumes: Vec<VolumeRecord>,
+    devices: Vec<DeviceDisk>,
 }
 
 impl Driver {
@@ -116,6 +134,8 @@ impl Driver {
             (Ok(parts), Some(container)) => {
                 container.record.user = Some(parts.user);
                 container.record.image_slot = Some(parts.image_slot);
+                container.record.volumes = parts.volumes;
+                container.record.devices = parts.devices;
                 container.log = Some(parts.log);
                 Event::CreateDone
             }
@@ -133,9 +153,7 @@ impl Driver {
             _ => return Err(self.not_ready(ACTION)),
         };
         validate::container(&spec, &self.record.spec)?;
-        if let (Some(limits), Some(vm)) = (&spec.resources, self.record.vm) {
-            resources::check_cpuset(limits, vm, validate::RESOURCES)?;
-        }
+        self.check_target(&spec.security.namespaces.pid)?;
         let image = find_image(&self.node, &spec.image.image).await?;
         let stop_signal = if spec.stop_signal.is_empty() {
             validate::stop_signal(&image.config.stop_signal, "the image's StopSignal")?
@@ -155,7 +173,11 @@ impl Driver {
             container: &spec,
             image: &image.config,
             localhost_seccomp: profile.as_ref(),
+            seccomp_default: self.node.config.seccomp_default,
         })?;
+        let volumes = find_volumes(&self.node, &spec).await?;
+        let mut request = create_request(&id, &oci, &spec, &image, &volumes)?;
+        let devices = find_devices(&id, &spec, &mut request).await?;
 
         let log_directory = &self.record.spec.log_directory;
         let log_path = (!spec.log_path.as_os_str().is_empty()
@@ -173,7 +195,9 @@ impl Driver {
             cgroup: self.record.cgroup.clone(),
             id: id.clone(),
             image: image.id.clone(),
-            request: create_request(&id, &oci, &spec, &image)?,
+            volumes: volumes.clone(),
+            devices,
+            request,
             log: LogTarget {
                 container: id.to_string(),
                 path: log_path.clone(),
@@ -196,6 +220,15 @@ impl Driver {
                 created_at_ns: clock::now_ns(),
                 started_at_ns: 0,
                 image_slot: None,
+                volumes: volumes
+                    .iter()
+                    .map(|(mount, image)| VolumeRecord {
+                        mount: *mount,
+                        image_id: image.to_string(),
+                        slot: None,
+                    })
+                    .collect(),
+                devices: Vec::new(),
                 log_path,
                 stop_signal,
                 stopping: None,
@@ -210,6 +243,26 @@ impl Driver {
             updates: VecDeque::new(),
         };
         Ok((plan, container))
+    }
+
+    /// A container whose processes another one wants to see must run.
+    fn check_target(&self, pid: &NamespaceMode) -> Result<(), PodError> {
+        let NamespaceMode::Target(target) = pid else {
+            return Ok(());
+        };
+        let refused = |reason: &str| {
+            let field = "config.linux.security_context.namespace_options.target_id";
+            Err(PodError::invalid(
+                field,
+                format!("container {target} {reason}"),
+            ))
+        };
+        let found = ContainerId::try_from(target.clone());
+        match found.ok().and_then(|id| self.containers.get(&id)) {
+            None => refused("is not in this sandbox"),
+            Some(container) if container.state != State::Running => refused("is not running"),
+            Some(_) => Ok(()),
+        }
     }
 }
 
@@ -226,14 +279,12 @@ impl Container {
 }
 
 impl Plan {
-    /// lease ─▶ disk ─▶ files of the host ─▶ container in the guest ─▶ log
+    /// leases and disks ─▶ files of the host ─▶ container in the guest ─▶ log
     async fn carry_out(self) -> Result<Parts, PodError> {
-        let leased = self.node.images.lease(&self.image, self.id.as_str()).await;
-        leased.map_err(|e| PodError::internal("lease the container's image", e))?;
-
-        let image_slot = match self.attach().await {
-            Ok(slot) => slot,
-            Err(error) => return Err(error.after_undo(self.release().await)),
+        let attached = match self.attach().await {
+            Ok(attached) => attached,
+            // Not all of it may have been attached.
+            Err(error) => return Err(error.after_undo(self.undo_create().await)),
         };
         if let Err(error) = self.share().await {
             return Err(error.after_undo(self.undo_create().await));
@@ -249,7 +300,9 @@ impl Plan {
         match ContainerLog::start(&self.agent, self.log.clone()).await {
             Ok(log) => Ok(Parts {
                 user,
-                image_slot,
+                image_slot: attached.image_slot,
+                volumes: attached.volumes,
+                devices: attached.devices,
                 log,
             }),
             Err(error) => {
@@ -259,12 +312,39 @@ impl Plan {
         }
     }
 
-    async fn attach(&self) -> Result<u8, PodError> {
-        let extents = self.node.images.disk(&self.image).await;
+    /// Leases and attaches all that the container is made of.
+    async fn attach(&self) -> Result<Attached, PodError> {
+        let image_slot = self.attach_image(&self.image).await?;
+        let mut volumes = Vec::with_capacity(self.volumes.len());
+        for (mount, image) in &self.volumes {
+            volumes.push(VolumeRecord {
+                mount: *mount,
+                image_id: image.to_string(),
+                slot: Some(self.attach_image(image).await?),
+            });
+        }
+        let mut disks = self.disks.lock().await;
+        for (storage, device) in &self.devices {
+            disks
+                .attach_device(&self.vm, &self.agent, device, storage, &self.id)
+                .await?;
+        }
+        Ok(Attached {
+            image_slot,
+            volumes,
+            devices: disks.devices(&self.id),
+        })
+    }
+
+    async fn attach_image(&self, image: &ImageId) -> Result<u8, PodError> {
+        let images = &self.node.images;
+        let leased = images.lease(image, self.id.as_str()).await;
+        leased.map_err(|e| PodError::internal("lease the container's image", e))?;
+        let extents = images.disk(image).await;
         let extents = extents.map_err(|e| PodError::internal("find the image's disk", e))?;
         let mut disks = self.disks.lock().await;
         disks
-            .attach(&self.vm, &self.agent, &self.image, &extents, &self.id)
+            .attach(&self.vm, &self.agent, image, &extents, &self.id)
             .await
     }
 
@@ -322,21 +402,68 @@ async fn find_image(node: &Node, name: &str) -> Result<Image, PodError> {
 }
 
 /// Reads a seccomp profile of the node.
-async fn read_profile(path: PathBuf) -> Result<LinuxSeccomp, PodError> {
-    const FIELD: &str = "config.linux.security_context.seccomp.localhost_ref";
+async fn read_profile(path: PathBuf) -> Result<ProfileFile, PodError> {
     let shown = path.display().to_string();
+    let refused = |reason: String| PodError::invalid(LOCALHOST_FIELD, reason);
     let read = blocking(move || -> std::io::Result<Vec<u8>> {
-        let length = std::fs::metadata(&path)?.len();
-        if length > PROFILE_MAX {
-            return Err(std::io::ErrorKind::FileTooLarge.into());
+        // Never block on a FIFO.
+        let file = File::options()
+            .read(true)
+            .custom_flags(nix::libc::O_NONBLOCK)
+            .open(&path)?;
+        if !file.metadata()?.is_file() {
+            return Err(std::io::Error::other("it is no file"));
         }
-        std::fs::read(&path)
+        let mut bytes = Vec::new();
+        file.take(PROFILE_MAX + 1).read_to_end(&mut bytes)?;
+        if bytes.len() as u64 > PROFILE_MAX {
+            let reason = format!("it is larger than {PROFILE_MAX} bytes");
+            return Err(std::io::Error::other(reason));
+        }
+        Ok(bytes)
     });
-    let bytes = read
-        .await
-        .map_err(|e| PodError::invalid(FIELD, format!("read {shown}: {e}")))?;
-    serde_json::from_slice(&bytes)
-        .map_err(|e| PodError::invalid(FIELD, format!("parse {shown}: {e}")))
+    let bytes = read.await;
+    let bytes = bytes.map_err(|e| refused(format!("read {shown}: {e}")))?;
+    ProfileFile::parse(&bytes).map_err(|e| refused(format!("parse {shown}: {e}")))
+}
+
+/// Finds the images of the container's image volumes, by index in its mounts.
+async fn find_volumes(
+    node: &Node,
+    spec: &ContainerSpec,
+) -> Result<Vec<(usize, ImageId)>, PodError> {
+    let mut volumes = Vec::new();
+    for (index, mount) in spec.mounts.iter().enumerate() {
+        if let MountSource::Image { image, .. } = &mount.source {
+            volumes.push((index, find_image(node, &image.image).await?.id));
+        }
+    }
+    Ok(volumes)
+}
+
+/// Finds out what the container's devices are, and adds them to what the guest is asked.
+async fn find_devices(
+    id: &ContainerId,
+    spec: &ContainerSpec,
+    request: &mut CreateRequest,
+) -> Result<Vec<(String, BlockDevice)>, PodError> {
+    let mut disks = Vec::new();
+    for (index, asked) in spec.devices.iter().cloned().enumerate() {
+        let mut device = GuestDevice {
+            path: asked.container_path.to_string_lossy().into_owned(),
+            access: asked.permissions.clone(),
+            ..GuestDevice::default()
+        };
+        match blocking(move || devices::inspect(index, &asked)).await? {
+            Device::Own(path) => device.guest_path = path,
+            Device::Block(disk) => {
+                device.storage = devices::storage_id(id, index);
+                disks.push((device.storage.clone(), disk));
+            }
+        }
+        request.devices.push(device);
+    }
+    Ok(disks)
 }
 
 fn create_request(
@@ -344,6 +471,7 @@ fn create_request(
     oci: &Spec,
     spec: &ContainerSpec,
     image: &Image,
+    volumes: &[(usize, ImageId)],
 ) -> Result<CreateRequest, PodError> {
     let spec_json = serde_json::to_vec(oci)
         .map_err(|e| PodError::internal("encode the container's specification", e))?;
@@ -365,8 +493,34 @@ fn create_request(
         tty: spec.tty,
         pid: EnumOrUnknown::new(pid),
         pid_target,
+        storage_mounts: storage_mounts(oci, spec, volumes),
+        guest_devices: spec.security.privileged,
         ..CreateRequest::default()
     })
+}
+
+/// Where the agent finds the sources of image volumes.
+fn storage_mounts(
+    oci: &Spec,
+    spec: &ContainerSpec,
+    volumes: &[(usize, ImageId)],
+) -> Vec<StorageMount> {
+    let mounts = oci.mounts().iter().flatten().enumerate();
+    let of = |index: usize, volume: usize| {
+        let MountSource::Image { sub_path, .. } = &spec.mounts.get(volume)?.source else {
+            return None;
+        };
+        let (_, image) = volumes.iter().find(|(mount, _)| *mount == volume)?;
+        Some(StorageMount {
+            mount: u32::try_from(index).ok()?,
+            storage: storage_id(image),
+            sub_path: sub_path.clone(),
+            ..StorageMount::default()
+        })
+    };
+    mounts
+        .filter_map(|(index, mount)| of(index, image_volume(mount)?))
+        .collect()
 }
 
 /// A number that was asked for comes before a name, and a name before the image's user. The

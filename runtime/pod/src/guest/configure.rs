@@ -3,7 +3,7 @@
 use std::{fmt::Write, net::IpAddr};
 
 use hull_network::GuestNetwork;
-use hull_proto_agent::agent::{ConfigureRequest, Interface, Neighbor, Route};
+use hull_proto_agent::agent::{ConfigureRequest, Interface, Neighbor, Route, UserNamespace};
 
 use crate::{
     clock,
@@ -21,6 +21,13 @@ pub(crate) fn request(
 ) -> ConfigureRequest {
     let hostname = hostname(spec);
     let entropy: [u8; 64] = std::array::from_fn(|_| rand::random());
+    let user_namespace = spec.namespaces.user_namespace.map(|user| UserNamespace {
+        host_uid: user.uids.host,
+        uid_count: user.uids.length,
+        host_gid: user.gids.host,
+        gid_count: user.gids.length,
+        ..UserNamespace::default()
+    });
     ConfigureRequest {
         sandbox_id: pod.to_string(),
         hosts: hosts(hostname, ips),
@@ -66,6 +73,7 @@ pub(crate) fn request(
         resolv_conf,
         realtime_ns: clock::now_ns().unsigned_abs(),
         entropy: entropy.to_vec(),
+        user_namespace: user_namespace.into(),
         ..ConfigureRequest::default()
     }
 }

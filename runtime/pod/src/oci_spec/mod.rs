@@ -6,6 +6,7 @@
 
 mod capabilities;
 mod mounts;
+mod profile;
 mod resources;
 mod seccomp;
 
@@ -14,10 +15,11 @@ use std::{collections::HashMap, path::PathBuf};
 
 use hull_image::ImageConfig;
 use oci_spec::runtime::{
-    Linux, LinuxNamespace, LinuxNamespaceType, LinuxSeccomp, PosixRlimitBuilder, PosixRlimitType,
-    Process, Root, Spec, User, get_default_maskedpaths, get_default_readonly_paths,
+    Linux, LinuxNamespace, LinuxNamespaceType, PosixRlimitBuilder, PosixRlimitType, Process, Root,
+    Spec, User, get_default_maskedpaths, get_default_readonly_paths,
 };
 
+pub(crate) use self::{mounts::image_volume, profile::ProfileFile, seccomp::LOCALHOST_FIELD};
 use crate::{
     error::PodError,
     guest::configure::hostname,
@@ -37,7 +39,9 @@ pub(crate) struct Inputs<'a> {
     pub container: &'a ContainerSpec,
     pub image: &'a ImageConfig,
     /// The profile that was read from the node, for `Seccomp::Localhost`.
-    pub localhost_seccomp: Option<&'a LinuxSeccomp>,
+    pub localhost_seccomp: Option<&'a ProfileFile>,
+    /// Whether a container that names no profile gets the default one.
+    pub seccomp_default: bool,
 }
 
 /// Makes the specification.
@@ -51,11 +55,7 @@ pub(crate) fn build(inputs: Inputs<'_>) -> Result<Spec, PodError> {
     root.set_readonly(Some(inputs.container.security.readonly_rootfs));
 
     let process = process(inputs)?;
-    let seccomp = seccomp::profile(
-        inputs.container,
-        inputs.localhost_seccomp,
-        process.capabilities().as_ref(),
-    )?;
+    let seccomp = seccomp::profile(inputs, process.capabilities().as_ref())?;
     let mut linux = Linux::default();
     linux.set_namespaces(Some(vec![
         namespace(LinuxNamespaceType::Mount),
@@ -67,19 +67,25 @@ pub(crate) fn build(inputs: Inputs<'_>) -> Result<Spec, PodError> {
         privileged,
     )));
     linux.set_seccomp(seccomp);
-    if privileged {
-        linux.set_masked_paths(None);
-        linux.set_readonly_paths(None);
-    } else {
+    linux.set_masked_paths(None);
+    linux.set_readonly_paths(None);
+    if !privileged {
         let security = &inputs.container.security;
-        linux.set_masked_paths(Some(or_default(
-            &security.masked_paths,
-            get_default_maskedpaths,
-        )));
-        linux.set_readonly_paths(Some(or_default(
-            &security.readonly_paths,
-            get_default_readonly_paths,
-        )));
+        // No paths at all is what Kubernetes' `procMount: Unmasked` sends, which it allows to
+        // pods with a user namespace; others that send none are protected.
+        let unmasked = inputs.sandbox.namespaces.user_namespace.is_some()
+            && security.masked_paths.is_empty()
+            && security.readonly_paths.is_empty();
+        if !unmasked {
+            linux.set_masked_paths(Some(or_default(
+                &security.masked_paths,
+                get_default_maskedpaths,
+            )));
+            linux.set_readonly_paths(Some(or_default(
+                &security.readonly_paths,
+                get_default_readonly_paths,
+            )));
+        }
     }
 
     let mut spec = Spec::default();

@@ -7,7 +7,7 @@ use oci_spec::runtime::Mount;
 
 use crate::{
     id::ContainerId,
-    spec::{ContainerSpec, MountSource, MountSpec},
+    spec::{ContainerSpec, MountSource},
     storage::files::guest_directory,
 };
 
@@ -16,10 +16,13 @@ const SHM: &str = "/run/hull/shm";
 /// Files of the pod's identity, written by the agent when it is configured.
 const SANDBOX_FILES: &str = "/run/hull/files/sandbox";
 
+/// What stands for the source of an image volume until the agent finds it.
+const IMAGE_SOURCE: &str = "image-volume-";
+
 /// Makes the list, in the order in which it is mounted: what is asked for takes the place of what
 /// a container has anyway, and a mount comes before those below it.
 pub(super) fn all(id: &ContainerId, container: &ContainerSpec) -> Vec<Mount> {
-    let asked = of_the_host(id, container);
+    let asked = asked(id, container);
     let replaced = |mount: &Mount| {
         asked
             .iter()
@@ -36,20 +39,32 @@ pub(super) fn all(id: &ContainerId, container: &ContainerSpec) -> Vec<Mount> {
     mounts
 }
 
-/// Paths of the host: each is a directory or file of the shared file system.
-fn of_the_host(id: &ContainerId, container: &ContainerSpec) -> Vec<Mount> {
-    let is_host = |mount: &&MountSpec| matches!(mount.source, MountSource::Host(_));
-    let shared = container.mounts.iter().filter(is_host);
-    shared
-        .enumerate()
-        .map(|(number, asked)| {
-            let source = format!("{}/{number}", guest_directory(id));
-            // The host refuses writes. The guest would also to what is mounted below, which a
-            // mount that is not recursively read-only allows: here, all is one file system.
-            let access = if asked.recursive_readonly { "ro" } else { "rw" };
+/// What is asked for: directories and files of the shared file system, and images.
+fn asked(id: &ContainerId, container: &ContainerSpec) -> Vec<Mount> {
+    let mut shared = 0_usize;
+    let mounts = container.mounts.iter().enumerate();
+    mounts
+        .map(|(index, asked)| {
+            let (source, access) = match asked.source {
+                MountSource::Host(_) => {
+                    let source = format!("{}/{shared}", guest_directory(id));
+                    shared += 1;
+                    // The host refuses writes. The guest would also to what is mounted below,
+                    // which a mount that is not recursively read-only allows: here, all is one
+                    // file system.
+                    (source, if asked.recursive_readonly { "ro" } else { "rw" })
+                }
+                MountSource::Image { .. } => (format!("{IMAGE_SOURCE}{index}"), "ro"),
+            };
             bind(&asked.container_path.to_string_lossy(), &source, &[access])
         })
         .collect()
+}
+
+/// Which of the container's mounts a mount of its specification is; none: not an image volume.
+pub(crate) fn image_volume(mount: &Mount) -> Option<usize> {
+    let source = mount.source().as_ref()?.to_str()?;
+    source.strip_prefix(IMAGE_SOURCE)?.parse().ok()
 }
 
 /// Tells whether two paths are one, but for slashes.

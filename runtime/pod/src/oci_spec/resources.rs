@@ -1,5 +1,7 @@
 //! Limits of a container's cgroup.
 
+use std::collections::HashMap;
+
 use oci_spec::runtime::{
     LinuxCpu, LinuxDeviceCgroup, LinuxHugepageLimit, LinuxMemory, LinuxPids, LinuxResources,
 };
@@ -39,9 +41,6 @@ fn set_limits(resources: &mut LinuxResources, asked: &Resources) {
 
     let mut memory = LinuxMemory::default();
     memory.set_limit(Some(asked.memory_limit_bytes).filter(|limit| *limit != 0));
-    // Without a limit of memory there is none of both together.
-    let swap = asked.memory_swap_limit_bytes;
-    memory.set_swap(Some(swap).filter(|swap| *swap != 0 && asked.memory_limit_bytes != 0));
     resources.set_memory(Some(memory));
 
     if asked.pids_limit > 0 {
@@ -58,9 +57,24 @@ fn set_limits(resources: &mut LinuxResources, asked: &Resources) {
         });
         resources.set_hugepage_limits(Some(limits.collect()));
     }
-    if !asked.unified.is_empty() {
-        resources.set_unified(Some(asked.unified.clone().into_iter().collect()));
+    let unified: HashMap<String, String> = swap(asked)
+        .into_iter()
+        .chain(asked.unified.clone())
+        .collect();
+    if !unified.is_empty() {
+        resources.set_unified(Some(unified));
     }
+}
+
+/// The limit of swap alone. It is asked for together with that of memory, without which it says
+/// nothing. libcgroups would leave out a limit of 0.
+fn swap(asked: &Resources) -> Option<(String, String)> {
+    let limit = match (asked.memory_limit_bytes, asked.memory_swap_limit_bytes) {
+        (..=0, _) | (_, 0) => return None,
+        (_, ..=-1) => "max".to_owned(),
+        (memory, both) => (both - memory).max(0).to_string(),
+    };
+    Some(("memory.swap.max".to_owned(), limit))
 }
 
 fn positive(value: i64) -> Option<u64> {

@@ -10,10 +10,8 @@ use oci_spec::runtime::{
     LinuxSeccompArgBuilder, LinuxSeccompOperator, LinuxSyscall,
 };
 
-use crate::{
-    error::PodError,
-    spec::{ContainerSpec, Seccomp},
-};
+use super::{Inputs, profile::ProfileFile};
+use crate::{error::PodError, spec::Seccomp};
 
 /// Calls that create namespaces: `CLONE_NEW*` of clone(2) but for CLONE_NEWTIME, whose bit
 /// belongs to the exit signal there.
@@ -154,22 +152,29 @@ const WITH_CAPABILITY: &[(Capability, &[&str])] = &[
     ),
 ];
 
+/// The request's field of a profile of the node.
+pub(crate) const LOCALHOST_FIELD: &str = "config.linux.security_context.seccomp.localhost_ref";
+
 /// The profile of a container; none when it is not confined.
 pub(super) fn profile(
-    container: &ContainerSpec,
-    localhost: Option<&LinuxSeccomp>,
+    inputs: Inputs<'_>,
     capabilities: Option<&LinuxCapabilities>,
 ) -> Result<Option<LinuxSeccomp>, PodError> {
-    if container.security.privileged {
+    let security = &inputs.container.security;
+    if security.privileged {
         return Ok(None);
     }
-    Ok(match container.security.seccomp {
+    let bounding = capabilities.and_then(|c| c.bounding().clone());
+    let bounding = bounding.unwrap_or_default();
+    Ok(match security.seccomp {
+        Seccomp::Unset if !inputs.seccomp_default => None,
         Seccomp::Unconfined => None,
-        Seccomp::Localhost(_) => localhost.cloned(),
-        Seccomp::RuntimeDefault => {
-            let bounding = capabilities.and_then(|c| c.bounding().clone());
-            Some(default_profile(&bounding.unwrap_or_default())?)
-        }
+        Seccomp::Localhost(_) => inputs
+            .localhost_seccomp
+            .map(|file: &ProfileFile| file.resolve(&bounding))
+            .transpose()
+            .map_err(|reason| PodError::invalid(LOCALHOST_FIELD, reason))?,
+        Seccomp::RuntimeDefault | Seccomp::Unset => Some(default_profile(&bounding)?),
     })
 }
 

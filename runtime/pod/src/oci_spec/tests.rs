@@ -31,6 +31,7 @@ fn spec_of(container: &ContainerSpec) -> Result<Value, PodError> {
         container,
         image: &image(),
         localhost_seccomp: None,
+        seccomp_default: true,
     })?;
     Ok(serde_json::to_value(spec).unwrap())
 }
@@ -123,6 +124,7 @@ fn without_any_command_the_container_is_refused() {
         container: &ContainerSpec::default(),
         image: &empty,
         localhost_seccomp: None,
+        seccomp_default: true,
     });
     assert!(matches!(error, Err(PodError::InvalidArgument { .. })));
 }
@@ -166,6 +168,7 @@ fn limits_reach_the_cgroup() {
             cpu_shares: 512,
             cpuset_cpus: "0".into(),
             memory_limit_bytes: 15 << 20,
+            memory_swap_limit_bytes: 15 << 20,
             pids_limit: 100,
             oom_score_adj: 985,
             unified: [("memory.high".to_owned(), "1048576".to_owned())].into(),
@@ -187,7 +190,10 @@ fn limits_reach_the_cgroup() {
     );
     assert_eq!(resources["memory"], json!({"limit": 15 << 20}));
     assert_eq!(resources["pids"]["limit"], 100);
-    assert_eq!(resources["unified"], json!({"memory.high": "1048576"}));
+    assert_eq!(
+        resources["unified"],
+        json!({"memory.high": "1048576", "memory.swap.max": "0"})
+    );
     assert_eq!(spec["process"]["oomScoreAdj"], 985);
     assert_eq!(spec["process"]["noNewPrivileges"], true);
     assert_eq!(spec["root"]["readonly"], true);

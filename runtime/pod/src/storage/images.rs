@@ -1,5 +1,5 @@
-//! Disks of images in a pod: each attached once, shared by the containers that use it, and
-//! detached with the last of them.
+//! Hot-added disks of a pod. That of an image is attached once, shared by the containers that
+//! use it, and detached with the last of them; a block device belongs to one container.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -10,8 +10,9 @@ use std::{
 
 use hull_image::{DiskExtent, ImageId};
 use hull_proto_vmm::{DeviceConfig, ErrorKind, Extent, FdIndex, MAX_FDS};
+use serde::{Deserialize, Serialize};
 
-use super::StorageError;
+use super::{StorageError, devices::BlockDevice};
 use crate::{
     error::PodError,
     guest::client::{Agent, Storage},
@@ -22,11 +23,20 @@ use crate::{
 /// Disks are made of sectors of this size.
 const SECTOR: u64 = 512;
 
-/// The image disks of one VM.
+/// The hot-added disks of one VM.
 #[derive(Debug, Default)]
 pub(crate) struct ImageDisks {
     slots: Slots,
     disks: BTreeMap<ImageId, ImageDisk>,
+    devices: BTreeMap<ContainerId, Vec<DeviceDisk>>,
+}
+
+/// A block device of the host in a VM.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct DeviceDisk {
+    /// Its name in the guest.
+    pub storage: String,
+    pub slot: u8,
 }
 
 #[derive(Debug)]
@@ -72,24 +82,82 @@ impl ImageDisks {
             disk.users.insert(user.clone());
             return Ok(disk.slot);
         }
-        let slot = self.plug(vm, image, extents).await?;
+        let slot = self.plug(vm, || Ok(device(image, extents)?)).await?;
+        let id = storage_id(image);
         let storage = Storage {
-            id: &storage_id(image),
+            id: &id,
             slot,
             fstype: "erofs",
             readonly: true,
             scratch: false,
         };
-        if let Err(error) = agent.attach_storage(storage).await {
-            let undo = self.unplug(vm, slot).await;
-            return Err(PodError::from(error).after_undo(undo));
-        }
+        self.bring_up(vm, agent, storage).await?;
         let users = BTreeSet::from([user.clone()]);
         self.disks.insert(image.clone(), ImageDisk { slot, users });
         Ok(slot)
     }
 
-    /// Ends the use of all images by `user`, and detaches those that nobody uses any more.
+    /// Makes a block device of the host a disk of the guest, for `user` alone.
+    ///
+    /// # Errors
+    /// When it can't be attached; nothing of it stays then.
+    pub(crate) async fn attach_device(
+        &mut self,
+        vm: &VmClient,
+        agent: &Agent,
+        device: &BlockDevice,
+        id: &str,
+        user: &ContainerId,
+    ) -> Result<(), PodError> {
+        let disk = || {
+            let disk = device.disk(id);
+            disk.map_err(|e| PodError::internal("share an open device", e))
+        };
+        let slot = self.plug(vm, disk).await?;
+        let storage = Storage {
+            id,
+            slot,
+            fstype: "",
+            readonly: device.readonly(),
+            scratch: false,
+        };
+        self.bring_up(vm, agent, storage).await?;
+        self.adopt_device(
+            DeviceDisk {
+                storage: id.to_owned(),
+                slot,
+            },
+            user,
+        );
+        Ok(())
+    }
+
+    /// Notes a device that was attached before the daemon was restarted.
+    pub(crate) fn adopt_device(&mut self, device: DeviceDisk, user: &ContainerId) {
+        self.slots.mark(device.slot);
+        self.devices.entry(user.clone()).or_default().push(device);
+    }
+
+    /// The block devices of `user`.
+    pub(crate) fn devices(&self, user: &ContainerId) -> Vec<DeviceDisk> {
+        self.devices.get(user).cloned().unwrap_or_default()
+    }
+
+    /// Has the guest take a disk that was just put behind its slot.
+    async fn bring_up(
+        &mut self,
+        vm: &VmClient,
+        agent: &Agent,
+        storage: Storage<'_>,
+    ) -> Result<(), PodError> {
+        let Err(error) = agent.attach_storage(storage).await else {
+            return Ok(());
+        };
+        let undo = self.unplug(vm, storage.slot).await;
+        Err(PodError::from(error).after_undo(undo))
+    }
+
+    /// Ends the use of all disks by `user`, and detaches those that nobody uses any more.
     ///
     /// # Errors
     /// When one can't be detached; its slot stays taken.
@@ -105,10 +173,16 @@ impl ImageDisks {
                 unused.push((image.clone(), disk.slot));
             }
         }
-        let mut result = Ok(());
-        for (image, slot) in unused {
+        let images = unused.into_iter().map(|(image, slot)| {
             self.disks.remove(&image);
-            let detached = match agent.detach_storage(&storage_id(&image)).await {
+            (storage_id(&image), slot)
+        });
+        let devices = self.devices.remove(user).unwrap_or_default();
+        let devices = devices.into_iter().map(|disk| (disk.storage, disk.slot));
+        let gone: Vec<_> = images.chain(devices).collect();
+        let mut result = Ok(());
+        for (storage, slot) in gone {
+            let detached = match agent.detach_storage(&storage).await {
                 Ok(()) => self.unplug(vm, slot).await,
                 Err(error) => Err(error.into()),
             };
@@ -120,12 +194,11 @@ impl ImageDisks {
     async fn plug(
         &mut self,
         vm: &VmClient,
-        image: &ImageId,
-        extents: &[DiskExtent],
+        disk: impl Fn() -> Result<(DeviceConfig, Vec<OwnedFd>), PodError>,
     ) -> Result<u8, PodError> {
         loop {
+            let (device, fds) = disk()?;
             let slot = self.slots.take()?;
-            let (device, fds) = device(image, extents)?;
             match vm.attach(slot, device, fds).await {
                 Ok(()) => return Ok(slot),
                 // Left from an attachment that an earlier daemon did not live to record: the

@@ -1,6 +1,7 @@
-//! Disks of a pod: the scratch disk, and one read-only disk for each image in use; and paths of
-//! the host.
+//! Disks of a pod: the scratch disk, one read-only disk for each image in use, and block devices
+//! of the host; and paths of the host.
 
+pub(crate) mod devices;
 pub(crate) mod files;
 pub(crate) mod images;
 pub(crate) mod scratch;

@@ -122,6 +122,7 @@ async fn a_refused_change_changes_nothing() {
     );
     assert_eq!(in_force(&pods, id).await, limits(100, 0));
 
+    // At the creation, a set of the node's processors is the guest's to fit.
     let spec = ContainerSpec {
         resources: Some(Resources {
             cpuset_cpus: "200".into(),
@@ -129,9 +130,7 @@ async fn a_refused_change_changes_nothing() {
         }),
         ..container("pinned", &["wait"])
     };
-    let pinned = pods.create_container(pod.as_str(), spec).await.unwrap_err();
-    assert_eq!(pinned.kind(), ErrorKind::FailedPrecondition);
-    assert!(pinned.to_string().contains("cpuset_cpus"), "{pinned}");
+    pods.create_container(pod.as_str(), spec).await.unwrap();
 }
 
 #[test]

@@ -146,7 +146,12 @@ pub(crate) fn status(info: &ContainerInfo) -> v1::ContainerStatus {
         message: info.message.clone(),
         labels: spec.labels.clone(),
         annotations: spec.annotations.clone(),
-        mounts: spec.mounts.iter().map(mount::to_cri).collect(),
+        mounts: spec
+            .mounts
+            .iter()
+            .enumerate()
+            .map(|(index, asked)| mount::to_cri(asked, info.mount_images.get(&index)))
+            .collect(),
         log_path: info.log_path.to_string_lossy().into_owned(),
         resources: info
             .resources
@@ -271,6 +276,7 @@ mod tests {
             message: String::new(),
             log_path: "/log/c/0.log".into(),
             stop_signal: spec.stop_signal.clone(),
+            mount_images: Default::default(),
             user: Some(ContainerUser {
                 uid: 1,
                 gid: 2,

@@ -72,12 +72,16 @@ fn source(
     }
 }
 
-/// A mount that a container has.
-pub(crate) fn to_cri(mount: &MountSpec) -> v1::Mount {
+/// A mount that a container has; `image_id` is the image's, when it is one.
+pub(crate) fn to_cri(mount: &MountSpec, image_id: Option<&String>) -> v1::Mount {
     let (host_path, of_image, image_sub_path) = match &mount.source {
         MountSource::Host(path) => (path.to_string_lossy().into_owned(), None, String::new()),
         MountSource::Image { image, sub_path } => {
-            (String::new(), Some(image::spec(image)), sub_path.clone())
+            let image = v1::ImageSpec {
+                image_ref: image_id.cloned().unwrap_or_default(),
+                ..image::spec(image)
+            };
+            (String::new(), Some(image), sub_path.clone())
         }
     };
     let propagation = match mount.propagation {
@@ -128,7 +132,7 @@ mod tests {
             ..Default::default()
         };
         for sent in [host(), read_only, of_image] {
-            assert_eq!(to_cri(&from_cri("m", sent.clone()).unwrap()), sent);
+            assert_eq!(to_cri(&from_cri("m", sent.clone()).unwrap(), None), sent);
         }
     }
 

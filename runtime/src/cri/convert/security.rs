@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 
 use hull_pod::{
-    AppArmor, Capabilities, ContainerSecurity, GroupsPolicy, NamespaceMode, Namespaces,
-    SandboxSecurity, Seccomp,
+    AppArmor, Capabilities, ContainerSecurity, GroupsPolicy, IdRange, NamespaceMode, Namespaces,
+    SandboxSecurity, Seccomp, UserNamespace,
 };
 use hull_proto_cri::v1::{self, security_profile::ProfileType};
 
@@ -105,16 +105,80 @@ pub(crate) fn namespaces(
             v1::NamespaceMode::Target => NamespaceMode::Target(options.target_id.clone()),
         })
     };
-    let user = match &options.userns_options {
-        Some(user) => mode("userns_options.mode", user.mode)? != NamespaceMode::Node,
-        None => false,
+    let user_namespace = match &options.userns_options {
+        Some(asked) => user_namespace(&format!("{field}.namespace_options.userns_options"), asked)?,
+        None => None,
     };
     Ok(Namespaces {
         network: mode("network", options.network)?,
         pid: mode("pid", options.pid)?,
         ipc: mode("ipc", options.ipc)?,
-        user,
+        user_namespace,
     })
+}
+
+/// A user namespace; none for that of the node, which to a pod is its guest's.
+fn user_namespace(
+    field: &str,
+    asked: &v1::UserNamespace,
+) -> Result<Option<UserNamespace>, CriError> {
+    let mode_field = format!("{field}.mode");
+    match enumeration(&mode_field, asked.mode)? {
+        v1::NamespaceMode::Pod => Ok(Some(UserNamespace {
+            uids: id_range(&format!("{field}.uids"), &asked.uids)?,
+            gids: id_range(&format!("{field}.gids"), &asked.gids)?,
+        })),
+        v1::NamespaceMode::Node if asked.uids.is_empty() && asked.gids.is_empty() => Ok(None),
+        v1::NamespaceMode::Node => Err(CriError::invalid(
+            mode_field,
+            "NODE can't be combined with id mappings",
+        )),
+        other => Err(CriError::invalid(
+            mode_field,
+            format!(
+                "{} is not possible: only POD and NODE are",
+                other.as_str_name()
+            ),
+        )),
+    }
+}
+
+/// The only mapping of a kind; it must be of the ids from 0 on.
+fn id_range(field: &str, mappings: &[v1::IdMapping]) -> Result<IdRange, CriError> {
+    let [mapping] = mappings else {
+        return Err(CriError::invalid(
+            field,
+            format!("there must be one mapping, not {}", mappings.len()),
+        ));
+    };
+    if mapping.container_id != 0 {
+        return Err(CriError::invalid(
+            format!("{field}[0].container_id"),
+            format!("it must be 0, not {}", mapping.container_id),
+        ));
+    }
+    // The last id may be no valid one either: it means "unchanged" to chown(2).
+    if mapping.length == 0 || mapping.host_id.checked_add(mapping.length).is_none() {
+        return Err(CriError::invalid(
+            format!("{field}[0].length"),
+            format!(
+                "{} ids from {} on are not possible",
+                mapping.length, mapping.host_id
+            ),
+        ));
+    }
+    Ok(IdRange {
+        host: mapping.host_id,
+        length: mapping.length,
+    })
+}
+
+fn id_mappings(range: IdRange) -> Vec<v1::IdMapping> {
+    vec![v1::IdMapping {
+        host_id: range.host,
+        container_id: 0,
+        length: range.length,
+    }]
 }
 
 /// Namespaces, as a status has them.
@@ -141,7 +205,11 @@ pub(crate) fn namespace_option(namespaces: &Namespaces) -> v1::NamespaceOption {
         pid,
         ipc,
         target_id,
-        userns_options: None,
+        userns_options: namespaces.user_namespace.map(|user| v1::UserNamespace {
+            mode: v1::NamespaceMode::Pod.into(),
+            uids: id_mappings(user.uids),
+            gids: id_mappings(user.gids),
+        }),
     }
 }
 
@@ -153,7 +221,8 @@ fn seccomp(
     let field = format!("{field}.seccomp");
     let Some(profile) = profile else {
         return Ok(match deprecated {
-            "" | "runtime/default" | "docker/default" => Seccomp::RuntimeDefault,
+            "" => Seccomp::Unset,
+            "runtime/default" | "docker/default" => Seccomp::RuntimeDefault,
             "unconfined" => Seccomp::Unconfined,
             other => match other.strip_prefix("localhost/") {
                 Some(path) => Seccomp::Localhost(absolute(&field, path)?),
@@ -241,7 +310,15 @@ mod tests {
     #[test]
     fn profiles_are_read_in_both_forms() {
         let read = |profile: Option<v1::SecurityProfile>, old| seccomp("f", profile.as_ref(), old);
-        assert_eq!(read(None, "").unwrap(), Seccomp::RuntimeDefault);
+        assert_eq!(read(None, "").unwrap(), Seccomp::Unset);
+        assert_eq!(
+            read(None, "runtime/default").unwrap(),
+            Seccomp::RuntimeDefault
+        );
+        assert_eq!(
+            read(Some(v1::SecurityProfile::default()), "unconfined").unwrap(),
+            Seccomp::RuntimeDefault
+        );
         assert_eq!(read(None, "unconfined").unwrap(), Seccomp::Unconfined);
         assert_eq!(
             read(None, "localhost//p.json").unwrap(),
@@ -272,6 +349,51 @@ mod tests {
         let read = namespaces("f", Some(&sent)).unwrap();
         assert_eq!(read.ipc, NamespaceMode::Node);
         assert_eq!(namespace_option(&read), sent);
+    }
+
+    #[test]
+    fn a_user_namespace_has_one_mapping_from_0_on() {
+        let mapping = |container_id, host_id, length| v1::IdMapping {
+            host_id,
+            container_id,
+            length,
+        };
+        let asked = |mode: v1::NamespaceMode, mappings: &[v1::IdMapping]| v1::NamespaceOption {
+            userns_options: Some(v1::UserNamespace {
+                mode: mode.into(),
+                uids: mappings.to_vec(),
+                gids: mappings.to_vec(),
+            }),
+            ..Default::default()
+        };
+        use v1::NamespaceMode::{Container, Node, Pod, Target};
+        let good = asked(Pod, &[mapping(0, 1000, 100_000)]);
+        let read = namespaces("f", Some(&good)).unwrap();
+        assert_eq!(
+            read.user_namespace.unwrap().uids,
+            IdRange {
+                host: 1000,
+                length: 100_000
+            }
+        );
+        assert_eq!(namespace_option(&read), good);
+        let node = namespaces("f", Some(&asked(Node, &[]))).unwrap();
+        assert_eq!(node.user_namespace, None);
+        let one = mapping(0, 1000, 100_000);
+        for (wrong, field) in [
+            (asked(Pod, &[]), "uids"),
+            (asked(Pod, &[one, mapping(0, 2000, 1)]), "uids"),
+            (asked(Pod, &[mapping(1, 1000, 1)]), "uids[0].container_id"),
+            (asked(Pod, &[mapping(0, 1000, 0)]), "uids[0].length"),
+            (asked(Pod, &[mapping(0, 1, u32::MAX)]), "uids[0].length"),
+            (asked(Node, &[one]), "mode"),
+            (asked(Container, &[]), "mode"),
+            (asked(Target, &[]), "mode"),
+        ] {
+            let error = namespaces("f", Some(&wrong)).unwrap_err().to_string();
+            let expected = format!("f.namespace_options.userns_options.{field}");
+            assert!(error.starts_with(&expected), "{error}");
+        }
     }
 
     #[test]

@@ -96,6 +96,7 @@ fn sandbox(id: PodId) -> SandboxInfo {
 
 fn container(pod: &PodId) -> ContainerInfo {
     ContainerInfo {
+        mount_images: Default::default(),
         id: ContainerId::random(),
         pod: pod.clone(),
         spec: Arc::new(ContainerSpec {

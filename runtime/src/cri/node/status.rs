@@ -30,11 +30,14 @@ pub(crate) async fn status(
                 // Each becomes true with the feature.
                 features: Some(RuntimeHandlerFeatures {
                     recursive_read_only_mounts: true,
-                    ..RuntimeHandlerFeatures::default()
+                    user_namespaces: true,
                 }),
             })
             .collect(),
-        features: Some(RuntimeFeatures::default()),
+        features: Some(RuntimeFeatures {
+            supplemental_groups_policy: true,
+            ..Default::default()
+        }),
         info: if request.verbose {
             info::node(backend, &handlers)
         } else {

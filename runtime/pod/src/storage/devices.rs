@@ -1,0 +1,155 @@
+//! Devices that a container asks for: block devices of the host, which become disks of the VM,
+//! and nodes that the guest has of its own.
+
+use std::{
+    fs::File,
+    io::{Seek, SeekFrom},
+    os::{
+        fd::OwnedFd,
+        unix::fs::{FileTypeExt, OpenOptionsExt},
+    },
+    path::Path,
+};
+
+use hull_proto_vmm::{DeviceConfig, Extent, FdIndex};
+
+use crate::{error::PodError, id::ContainerId, spec::DeviceSpec};
+
+/// Disks are made of sectors of this size.
+const SECTOR: u64 = 512;
+
+/// Nodes that stand for no hardware: what the guest has behind them is as good as the host's.
+const OWN: [&str; 8] = [
+    "/dev/full",
+    "/dev/fuse",
+    "/dev/net/tun",
+    "/dev/null",
+    "/dev/random",
+    "/dev/tty",
+    "/dev/urandom",
+    "/dev/zero",
+];
+
+/// A device as it can be given to a VM.
+#[derive(Debug)]
+pub(crate) enum Device {
+    /// The guest's own node of this path.
+    Own(String),
+    /// A block device of the host.
+    Block(BlockDevice),
+}
+
+/// An open block device of the host.
+#[derive(Debug)]
+pub(crate) struct BlockDevice {
+    file: File,
+    length: u64,
+    readonly: bool,
+}
+
+/// Finds out what a device is. Blocks.
+///
+/// # Errors
+/// [`PodError::InvalidArgument`] when it is none, or none that a VM can be given.
+pub(crate) fn inspect(index: usize, asked: &DeviceSpec) -> Result<Device, PodError> {
+    let path = asked.host_path.as_path();
+    if let Some(own) = OWN.iter().find(|own| Path::new(own) == path) {
+        return Ok(Device::Own((*own).to_owned()));
+    }
+    let field = format!("config.devices[{index}].host_path");
+    let shown = path.display();
+    let refused = |reason: String| PodError::invalid(&field, reason);
+    let kind = std::fs::metadata(path)
+        .map_err(|e| refused(format!("look at {shown}: {e}")))?
+        .file_type();
+    if kind.is_char_device() {
+        return Err(PodError::unimplemented(
+            &field,
+            format!("{shown} is a character device of the host, which a VM can't be given"),
+        ));
+    }
+    if !kind.is_block_device() {
+        return Err(refused(format!("{shown} is no device")));
+    }
+    let readonly = !asked.permissions.contains('w');
+    let open = || {
+        let mut file = File::options()
+            .read(true)
+            .write(!readonly)
+            .custom_flags(nix::libc::O_NONBLOCK)
+            .open(path)?;
+        let length = file.seek(SeekFrom::End(0))?;
+        Ok((file, length))
+    };
+    let (file, length) =
+        open().map_err(|e: std::io::Error| refused(format!("open {shown}: {e}")))?;
+    if length < SECTOR {
+        return Err(refused(format!("{shown} is empty")));
+    }
+    Ok(Device::Block(BlockDevice {
+        file,
+        length: length - length % SECTOR,
+        readonly,
+    }))
+}
+
+/// The name of a device in the guest; `index` is its place in the request.
+pub(crate) fn storage_id(container: &ContainerId, index: usize) -> String {
+    format!("device-{}-{index}", &container.as_str()[..16])
+}
+
+impl BlockDevice {
+    /// Whether writes are refused.
+    pub(crate) fn readonly(&self) -> bool {
+        self.readonly
+    }
+
+    /// What the VMM is told, and the open file that belongs to it.
+    pub(crate) fn disk(&self, serial: &str) -> std::io::Result<(DeviceConfig, Vec<OwnedFd>)> {
+        let device = DeviceConfig::Block {
+            serial: serial.chars().take(20).collect(),
+            readonly: self.readonly,
+            extents: vec![Extent {
+                file: FdIndex(0),
+                offset: 0,
+                length: self.length,
+            }],
+        };
+        Ok((device, vec![self.file.try_clone()?.into()]))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::ErrorKind;
+
+    fn of(host_path: &str) -> Result<Device, PodError> {
+        inspect(
+            3,
+            &DeviceSpec {
+                container_path: "/dev/x".into(),
+                host_path: host_path.into(),
+                permissions: "rw".into(),
+            },
+        )
+    }
+
+    #[test]
+    fn devices_of_the_host_are_told_from_the_guests_own() {
+        assert!(matches!(of("/dev/null"), Ok(Device::Own(path)) if path == "/dev/null"));
+        assert!(matches!(of("/dev/fuse"), Ok(Device::Own(_))));
+        let character = of("/dev/ptmx").unwrap_err();
+        assert_eq!(character.kind(), ErrorKind::Unimplemented);
+        assert!(
+            character
+                .to_string()
+                .contains("config.devices[3].host_path")
+        );
+        for (path, reason) in [("/etc/passwd", "no device"), ("/nonexistent", "look at")] {
+            let error = of(path).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::InvalidArgument);
+            assert!(error.to_string().contains(reason), "{error}");
+        }
+    }
+}
