@@ -24,5 +24,5 @@ mod pods;
 mod recovery;
 mod security;
 mod stats;
-mod volumes;
 mod streaming;
+mod volumes;

@@ -360,7 +360,7 @@ async fn a_client_that_hangs_up_ends_its_command_with_all_it_started() {
     let node = Node::start().await;
     let pod = node.pod("hangup").await;
     let id = node.run_script(&pod, "main", "sleep 10000").await;
-    let count = "ps | grep -c '[s]leep 98765'";
+    let count = "ps | grep -c '[s]leep 98765$'";
     for transport in TRANSPORTS {
         let script = "sleep 98765 & sleep 98765 & echo started; wait";
         let mut session = exec(&node, &id, script, ALL, transport).await;
@@ -675,7 +675,7 @@ async fn streams_end_with_the_daemon_and_work_with_the_next_one() {
         drop(attached);
         assert!(open(&unused, OUTPUT, transport).await.is_err());
         // The command went with its client; the container did not notice.
-        wait_for(&node, &id, "ps | grep -c '[s]leep 98765'", "0").await;
+        wait_for(&node, &id, "ps | grep -c '[s]leep 98765$'", "0").await;
         let session = exec(&node, &id, "echo again; exit 3", OUTPUT, transport).await;
         let ended = within(session.end()).await.unwrap();
         assert_eq!(ended.stdout, b"again\n");
