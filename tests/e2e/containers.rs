@@ -79,7 +79,8 @@ async fn configuration_reaches_the_process() {
     // A command that is run in it has the same surroundings.
     let seen = node.exec(&id, "echo $GREETING; pwd").await;
     assert_eq!(String::from_utf8_lossy(&seen.stdout), "hello there\n/tmp\n");
-    node.wait_log("main", "hello there\n/tmp\n0\nsettings\n").await;
+    node.wait_log("main", "hello there\n/tmp\n0\nsettings\n")
+        .await;
     end(node, &pod).await;
 }
 

@@ -14,12 +14,16 @@ mod harness;
 
 mod bad_input;
 mod command_line;
+mod commands;
 mod containers;
 mod devices;
 mod events;
 mod hot_add;
 mod images;
 mod lists;
+mod lifecycle;
+mod limits;
+mod logs;
 mod pods;
 mod recovery;
 mod security;

@@ -55,7 +55,8 @@ def main(url, tree, versions):
     for name in ("proc", "sys", "dev"):
         static.dir(name)
     show("demo/static:latest", registry.image("demo/static", "latest", [static.done()], {
-        "Env": [PATH], "Entrypoint": ["/bin/busybox"], "Cmd": ["echo", "hello from busybox-static"], "User": "65534:65534"}, DOCKER))
+        "Env": [PATH], "Entrypoint": ["/bin/busybox"], "Cmd": ["echo", "hello from busybox-static"], "User": "65534:65534",
+        "StopSignal": "SIGRTMIN+3"}, DOCKER))
 
     config = {"Env": [PATH], "Cmd": ["/bin/true"]}
     # Noise, because a tar of a few names would fit before the cut.
