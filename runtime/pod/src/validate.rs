@@ -118,6 +118,15 @@ pub(crate) fn container(spec: &ContainerSpec, sandbox: &SandboxSpec) -> Result<(
     }
     for (index, mount) in spec.mounts.iter().enumerate() {
         self::mount(index, mount)?;
+        if sandbox.namespaces.user_namespace.is_some()
+            && matches!(mount.source, MountSource::Host(_))
+        {
+            return Err(PodError::unimplemented(
+                format!("config.mounts[{index}].host_path"),
+                "paths of the host can't be mounted in a user namespace yet: the pod's file \
+                 server does not map ids",
+            ));
+        }
     }
     for (index, device) in spec.devices.iter().enumerate() {
         self::device(index, device, sandbox)?;
