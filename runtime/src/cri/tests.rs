@@ -176,7 +176,8 @@ async fn conditions_follow_what_is_there() {
     let bin = daemon.directory.path().join("bin");
     std::fs::create_dir(&bin).unwrap();
     let plugin = bin.join("no-such-plugin");
-    std::fs::write(&plugin, "").unwrap();
+    let speaks = r#"{"cniVersion":"1.0.0","supportedVersions":["1.0.0"]}"#;
+    std::fs::write(&plugin, format!("#!/bin/sh\necho '{speaks}'\n")).unwrap();
     std::fs::set_permissions(&plugin, Permissions::from_mode(0o755)).unwrap();
     let network = daemon.conditions().await.swap_remove(1);
     assert!(network.status && network.reason.is_empty(), "{network:?}");
