@@ -617,8 +617,10 @@ agent_tests! {
         agent.client.update(context(), &none).await.unwrap();
         let (output, _) = agent.exec_sync("c1", "e3", "cat /sys/fs/cgroup/memory.max /sys/fs/cgroup/cpu.max").await;
         assert_eq!(output, "max\nmax 100000\n");
-        let cpus = update(json!({"cpu": {"cpus": "4000"}}));
-        message(agent.client.update(context(), &cpus).await);
+        // Processors of the host are no limit here; pages of a size that is not here can't be given.
+        agent.client.update(context(), &update(json!({"cpu": {"cpus": "4000"}}))).await.unwrap();
+        let pages = update(json!({"hugepageLimits": [{"pageSize": "64MB", "limit": 67_108_864}]}));
+        message(agent.client.update(context(), &pages).await);
         agent.delete("c1").await;
     }
 
