@@ -77,7 +77,7 @@ async fn limits_of_a_container_change_in_every_state() {
     node.start_container(&id).await.unwrap();
     let files = async |node: &Node| {
         let show = "cd /sys/fs/cgroup; cat cpu.max memory.max memory.swap.max pids.max; \
-                    cat cpuset.cpus /proc/1/oom_score_adj";
+                    cat cpuset.cpus /proc/$(pidof sleep)/oom_score_adj";
         String::from_utf8(node.exec(&id, show).await.stdout).unwrap()
     };
     let expected = format!("50000 100000\n{}\n0\n40\n0\n100\n", 48 * MIB);
