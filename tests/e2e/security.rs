@@ -766,7 +766,7 @@ async fn limits_are_in_force_from_the_start() {
         .parse()
         .unwrap();
     assert!((10..100).contains(&weight), "{weight}");
-    let script = "cat /proc/1/oom_score_adj /proc/self/oom_score_adj; ulimit -n";
+    let script = "cat /proc/$(pidof sleep)/oom_score_adj /proc/self/oom_score_adj; ulimit -n";
     assert_eq!(said(&node, &id, script).await, "985\n985\n1048576\n");
     let told = node.client.container_status(&id).await.unwrap();
     assert_eq!(told.resources.unwrap().linux.unwrap(), limits);
