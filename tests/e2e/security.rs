@@ -785,8 +785,8 @@ async fn limits_are_in_force_from_the_start() {
     };
     let pages = LinuxContainerResources {
         hugepage_limits: vec![hull_proto_cri::v1::HugepageLimit {
-            page_size: "1GB".into(),
-            limit: 1 << 30,
+            page_size: "64MB".into(),
+            limit: 64 << 20,
         }],
         ..limits
     };
@@ -794,7 +794,7 @@ async fn limits_are_in_force_from_the_start() {
         (swap, "memory_swap"),
         (score, "oom_score_adj"),
         (unified, "unified"),
-        (pages, "1GB"),
+        (pages, "64MB"),
     ] {
         let mut config = limited(wrong);
         config.metadata.as_mut().unwrap().name = "wrong".into();
