@@ -348,6 +348,9 @@ impl Node {
 /// Also after a failure: what one test leaves must not disturb the next.
 impl Drop for Node {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            print_complaints(&self.dir);
+        }
         self.daemon.kill();
         for pid in vmms(&self.dir) {
             let _ = Command::new("kill").args(["-9", &pid.to_string()]).status();
@@ -358,6 +361,20 @@ impl Drop for Node {
             .flatten()
         {
             let _ = Command::new("umount").arg("-l").arg(name.path()).status();
+        }
+    }
+}
+
+/// Shows, for a test that failed, what the daemon warned of and what it did last.
+fn print_complaints(dir: &Path) {
+    const LAST: usize = 25;
+    let log = fs::read_to_string(dir.join("hull.log")).unwrap_or_default();
+    let lines: Vec<_> = log.lines().collect();
+    let last = lines.len().saturating_sub(LAST);
+    println!("the daemon's warnings and last {LAST} lines:");
+    for (number, line) in lines.iter().enumerate() {
+        if number >= last || line.contains(" WARN ") || line.contains(" ERROR ") {
+            println!("  {line}");
         }
     }
 }

@@ -203,7 +203,7 @@ pub(crate) fn step(state: State, event: Event) -> (State, Vec<Effect>) {
             (state, vec![Answer(Wait::Started, Err(refusal))])
         }
         (state, E::Start) => {
-            let refusal = refused("start the container", "it is not in the created state");
+            let refusal = refused("start the container", &not_created(&state));
             (state, vec![Answer(Wait::Started, Err(refusal))])
         }
 
@@ -297,6 +297,19 @@ fn stop(grace: Duration, after: After) -> (State, Vec<Effect>) {
             // Written first: a daemon that starts again must know that it was asked.
             vec![Effect::Save, Effect::Terminate, Effect::ArmGrace(grace)],
         )
+    }
+}
+
+/// Why a container can't be started: one that ended before it was started says of what.
+fn not_created(state: &State) -> String {
+    match state {
+        State::Draining(_, exit) | State::Exited(exit) => {
+            let (reason, code) = (exit.reason.as_str(), exit.code);
+            let colon = if exit.message.is_empty() { "" } else { ": " };
+            let message = &exit.message;
+            format!("it has ended ({reason}, exit code {code}){colon}{message}")
+        }
+        _ => "it is not in the created state".to_owned(),
     }
 }
 

@@ -47,6 +47,24 @@ fn run(events: impl IntoIterator<Item = Event>) -> (State, Vec<Effect>) {
     (state, all)
 }
 
+#[test]
+fn a_start_that_comes_too_late_is_told_of_the_end() {
+    let exit = Exit {
+        code: 137,
+        reason: Reason::VmGone,
+        message: "the VM ended: guest kernel panic".into(),
+        at_ns: 1,
+    };
+    let (state, _) = run([Event::CreateDone, Event::Exited(exit), Event::Drained]);
+    let (_, effects) = step(state, Event::Start);
+    let [Effect::Answer(Wait::Started, Err(error))] = effects.as_slice() else {
+        panic!("{effects:?}");
+    };
+    let text = error.report();
+    assert!(text.contains("exit code 137"), "{text}");
+    assert!(text.contains("guest kernel panic"), "{text}");
+}
+
 fn count(effects: &[Effect], test: impl Fn(&Effect) -> bool) -> usize {
     effects.iter().filter(|e| test(e)).count()
 }
