@@ -271,6 +271,8 @@ async fn guard<Idle: Future<Output = ()>>(
     FAREWELL
 }
 
+/// `Connection` must be `Upgrade` alone: Go's HTTP client, which kubelet and crictl use, drops the
+/// whole header when `close` is in it, and finds no upgrade then.
 fn switch(protocol: &'static str) -> Answer {
     let mut answer = Response::new(Full::default());
     *answer.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
@@ -315,6 +317,8 @@ impl From<Refusal> for Answer {
         let headers = answer.headers_mut();
         let plain = HeaderValue::from_static("text/plain; charset=utf-8");
         headers.insert(CONTENT_TYPE, plain);
+        // One request per connection.
+        headers.insert(CONNECTION, HeaderValue::from_static("close"));
         if let Some((name, values)) = refusal.header {
             for value in values.iter().filter(|value| !value.is_empty()) {
                 headers.append(&name, HeaderValue::from_static(value));

@@ -233,8 +233,8 @@ async fn serve(
         let response = http::respond(request, Arc::clone(&shared), Arc::clone(&permit));
         async { Ok::<_, std::convert::Infallible>(response) }
     });
+    // Not `keep_alive(false)`: that puts `close` beside `Upgrade` (see `switch`). Refusals have it.
     let connection = http1::Builder::new()
-        .keep_alive(false)
         .max_buf_size(HEADERS)
         .timer(TokioTimer::new())
         .header_read_timeout(limit)

@@ -227,6 +227,45 @@ async fn an_upgrade_that_is_wrong_is_refused() {
 }
 
 #[tokio::test]
+async fn an_upgrade_does_not_close_its_connection() {
+    let server = Server::start().await;
+    for (method, upgrade, headers) in [
+        (
+            "POST",
+            "SPDY/3.1",
+            "X-Stream-Protocol-Version: v4.channel.k8s.io\r\n",
+        ),
+        (
+            "GET",
+            "websocket",
+            "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13\r\n",
+        ),
+    ] {
+        let url = server.exec(&["cat"], ALL);
+        let path = path(&url);
+        let mut stream = TcpStream::connect(server.streaming.address())
+            .await
+            .unwrap();
+        let request = format!(
+            "{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: {upgrade}\r\n{headers}\r\n"
+        );
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            head.push(within(stream.read_u8()).await.unwrap());
+        }
+        let head = String::from_utf8(head).unwrap().to_lowercase();
+        assert!(head.starts_with("http/1.1 101"), "{head}");
+        // A client in Go takes no upgrade from an answer that says `close`, too.
+        let connection: Vec<_> = head
+            .lines()
+            .filter(|line| line.starts_with("connection:"))
+            .collect();
+        assert_eq!(connection, ["connection: upgrade"]);
+    }
+}
+
+#[tokio::test]
 async fn a_client_learns_which_protocols_there_are() {
     let server = Server::start().await;
     let url = server.exec(&["cat"], ALL);
