@@ -98,6 +98,8 @@ impl App {
             streaming,
             images_dir: settings.images.root,
             pods_dir: settings.root.join("pods"),
+            root: settings.root,
+            state: settings.state,
             stopping,
         });
         let first = Arc::clone(&backend);
@@ -107,7 +109,7 @@ impl App {
             }
         });
         let listener = listen(&settings.listen)?;
-        info!(socket = %settings.listen.display(), root = %settings.root.display(), "serving CRI");
+        info!(socket = %settings.listen.display(), root = %backend.root.display(), "serving CRI");
         Ok(Self {
             cri: Cri(backend),
             listener,

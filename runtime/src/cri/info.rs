@@ -57,13 +57,17 @@ pub(crate) fn image(image: &hull_image::Image) -> BTreeMap<String, String> {
     info(&json!({ "imageSpec": { "config": image.config } }))
 }
 
-/// About the node.
+/// About the node. Its directories are under `config` too, in the words of other runtimes: clients
+/// look there for the file systems that pods are on.
 pub(crate) fn node(backend: &Backend, handlers: &[&str]) -> BTreeMap<String, String> {
-    info(&json!({
+    let mut node = info(&json!({
         "version": env!("CARGO_PKG_VERSION"),
         "handlers": handlers,
         "cgroupDriver": cgroup_driver().as_str_name(),
         "imagesDirectory": backend.images_dir,
         "podsDirectory": backend.pods_dir,
-    }))
+    }));
+    let config = json!({ "rootDir": backend.root, "stateDir": backend.state });
+    node.insert("config".to_owned(), config.to_string());
+    node
 }

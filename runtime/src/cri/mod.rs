@@ -53,6 +53,10 @@ pub(crate) struct Backend {
     pub(crate) streaming: Streaming,
     /// Whether this host can run VMs.
     pub(crate) probe: Probe,
+    /// What outlives a reboot.
+    pub(crate) root: PathBuf,
+    /// What does not.
+    pub(crate) state: PathBuf,
     /// Where images are.
     pub(crate) images_dir: PathBuf,
     /// Where pods have their scratch disks.

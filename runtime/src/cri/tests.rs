@@ -148,6 +148,10 @@ async fn the_node_tells_what_it_is() {
     assert_eq!(handlers, ["", "small"]);
     let info: serde_json::Value = serde_json::from_str(&status.info["info"]).unwrap();
     assert_eq!(info["handlers"][1], "small");
+    // critest asks the file system of this directory whether it can map ids.
+    let config: serde_json::Value = serde_json::from_str(&status.info["config"]).unwrap();
+    let state = daemon.directory.path().join("state");
+    assert_eq!(config["stateDir"], state.to_str().unwrap());
     daemon.end().await;
 }
 
