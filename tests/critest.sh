@@ -14,15 +14,20 @@ set -euo pipefail
 LOGS=${CRITEST_LOGS:-$TARGET/critest}
 
 outside() {
-    local program images
+    local program images visible code=0
     [ -n "${CRITEST:-}" ] || die "CRITEST=/path/to/critest is not given"
     program=$(realpath -e "$CRITEST") || die "no file $CRITEST"
     [ -x "$program" ] || die "$program is not executable"
     images=$("$REPO/tests/images/build.sh" critest)
-    mkdir -p "$LOGS"
+    # The KVM host sees the checkout, but not every directory for logs.
+    mkdir -p "$LOGS" "$REPO/target"
+    visible=$(mktemp -d "$REPO/target/critest.XXXXXX")
     SHARE=$(dirname "$program") HULL_TEST_IMAGES=$images HULL_CRITEST=$program HULL_FOCUS=${FOCUS:-} \
-        HULL_SKIP=${SKIP:-} HULL_FLAGS=${FLAGS:-} HULL_CRITEST_LOGS=$LOGS \
-        "$REPO/tests/host/run.sh" "$REPO/tests/critest.sh" inside
+        HULL_SKIP=${SKIP:-} HULL_FLAGS=${FLAGS:-} HULL_CRITEST_LOGS=$visible \
+        "$REPO/tests/host/run.sh" "$REPO/tests/critest.sh" inside || code=$?
+    cp "$visible"/* "$LOGS" || true
+    rm -rf "$visible"
+    return "$code"
 }
 
 # In the KVM host, as root.
