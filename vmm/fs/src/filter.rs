@@ -4,6 +4,8 @@
 use fuse_backend_rs::abi::fuse_abi::Opcode;
 use hull_proto_vmm::fs::MAX_DATA;
 
+use crate::session::NOBODY;
+
 /// Bytes of `fuse_in_header`.
 pub const IN_HEADER: usize = 40;
 /// The largest value of an extended attribute (XATTR_SIZE_MAX).
@@ -90,6 +92,10 @@ pub fn judge(packet: &mut [u8]) -> Verdict {
     };
     match opcode {
         Opcode::Init => Verdict::Begin,
+        // Whose the new file is to be is not among what is left out.
+        Opcode::Create | Opcode::Mkdir | Opcode::Mknod | Opcode::Symlink if is_nobodys(packet) => {
+            Verdict::Refuse(libc::EOVERFLOW)
+        }
         Opcode::Lookup => name(&packet[IN_HEADER..]),
         Opcode::Mknod => node(packet),
         // The flags are the first word.
@@ -148,6 +154,13 @@ fn node(packet: &[u8]) -> Verdict {
     }
 }
 
+/// Whether a request says not whose it is, or only half of it.
+fn is_nobodys(packet: &[u8]) -> bool {
+    [24, 28]
+        .into_iter()
+        .any(|at| word(packet, at) == Some(NOBODY))
+}
+
 fn restrict_flags(packet: &mut [u8], offset: usize) -> Verdict {
     let Some(flags) = word(packet, offset) else {
         return Verdict::Refuse(libc::EINVAL);
@@ -156,7 +169,8 @@ fn restrict_flags(packet: &mut [u8], offset: usize) -> Verdict {
     Verdict::Pass
 }
 
-fn word(packet: &[u8], offset: usize) -> Option<u32> {
+/// The little-endian word at `offset`, if the packet is as long.
+pub(crate) fn word(packet: &[u8], offset: usize) -> Option<u32> {
     let bytes = packet.get(offset..offset + 4)?;
     bytes.try_into().ok().map(u32::from_le_bytes)
 }
@@ -203,6 +217,30 @@ mod tests {
             let mut body = (kind | 0o644).to_le_bytes().to_vec();
             body.extend_from_slice(&[0; 12]);
             assert_eq!(verdict(Opcode::Mknod, &body), expected);
+        }
+    }
+
+    #[test]
+    fn new_files_belong_to_somebody() {
+        for (at, id) in [(24, NOBODY), (28, NOBODY), (24, 7)] {
+            let refused = id == NOBODY;
+            let judged = |opcode| {
+                let mut packet = packet(opcode, &[0; 32]);
+                packet[at..at + 4].copy_from_slice(&id.to_le_bytes());
+                judge(&mut packet)
+            };
+            for opcode in [
+                Opcode::Create,
+                Opcode::Mkdir,
+                Opcode::Mknod,
+                Opcode::Symlink,
+            ] {
+                let overflow = Verdict::Refuse(libc::EOVERFLOW);
+                assert_eq!(judged(opcode) == overflow, refused, "{opcode:?} {at} {id}");
+            }
+            for opcode in [Opcode::Setattr, Opcode::Unlink, Opcode::Link, Opcode::Open] {
+                assert_eq!(judged(opcode), Verdict::Pass, "{opcode:?}");
+            }
         }
     }
 

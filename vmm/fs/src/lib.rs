@@ -9,7 +9,7 @@
 //!
 //! Read in this order: [`manager`] (privileged; reads nothing that a guest wrote), [`share`] (what
 //! a share is to the kernel), [`jail`] (what the server may do), [`server`] (its threads),
-//! [`filter`] (what of FUSE it hears at all).
+//! [`filter`] (what of FUSE it hears at all), [`session`] (how the guest's kernel and it begin).
 //!
 //! A share is a detached clone of the host's mounts that is moved into the server's mount
 //! namespace: nothing is ever mounted on the host, and all of it dies with the server. What is
@@ -22,6 +22,7 @@ pub mod filter;
 pub mod jail;
 pub mod manager;
 pub mod server;
+pub mod session;
 pub mod share;
 
 /// Describes an error and its causes in one line.

@@ -21,10 +21,13 @@ use fuse_backend_rs::passthrough::{CachePolicy, Config, PassthroughFs};
 use fuse_backend_rs::transport::{FuseBuf, FuseDevWriter, Reader};
 use hull_proto_vmm::fs::MAX_PACKET;
 use rustix::io::Errno;
-use rustix::net::{RecvFlags, SendFlags, recv, send};
+use rustix::net::{
+    AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socketpair,
+};
 
 use crate::filter::{self, Verdict};
 use crate::jail::{self, JailError};
+use crate::session;
 
 /// Requests at a time: a slow one, of a network file system, must not hold up all others.
 const THREADS: usize = 4;
@@ -163,7 +166,8 @@ fn serve(fuse: &OwnedFd, files: &Vfs, server: &Server<Arc<Vfs>>) {
             Err(_) => return,
         };
         let packet = &mut buffer[..length];
-        match filter::judge(packet) {
+        let verdict = filter::judge(packet);
+        match verdict {
             Verdict::Drop => continue,
             Verdict::Refuse(error) => {
                 let _ = send(fuse, &filter::refusal(packet, error), SendFlags::NOSIGNAL);
@@ -174,16 +178,52 @@ fn serve(fuse: &OwnedFd, files: &Vfs, server: &Server<Arc<Vfs>>) {
             Verdict::Pass => {}
         }
         let header = packet[..filter::IN_HEADER].to_vec();
-        let handled = Reader::<()>::from_fuse_buffer(FuseBuf::new(packet))
-            .and_then(|reader| {
-                let writer = FuseDevWriter::<()>::new(fuse.as_raw_fd(), &mut reply)?;
-                Ok((reader, writer))
-            })
-            .map(|(reader, writer)| server.handle_message(reader, writer.into(), None, None));
-        if !matches!(handled, Ok(Ok(_))) && filter::is_answered(&header) {
+        let handled = match verdict {
+            Verdict::Begin => begin(fuse, server, packet, &mut reply),
+            _ => handle(fuse, server, packet, &mut reply),
+        };
+        if !handled && filter::is_answered(&header) {
             // Not a request, or its answer could not be sent whole. A second answer is ignored.
             let refusal = filter::refusal(&header, libc::EIO);
             let _ = send(fuse, &refusal, SendFlags::NOSIGNAL);
         }
     }
+}
+
+/// Has the file system handle a request and send its answer, if it has one, on `socket`. False: it
+/// is no request, or the answer could not be sent whole.
+fn handle(
+    socket: &OwnedFd,
+    server: &Server<Arc<Vfs>>,
+    packet: &mut [u8],
+    reply: &mut [u8],
+) -> bool {
+    let reader = Reader::<()>::from_fuse_buffer(FuseBuf::new(packet));
+    let writer = FuseDevWriter::<()>::new(socket.as_raw_fd(), reply);
+    let (Ok(reader), Ok(writer)) = (reader, writer) else {
+        return false;
+    };
+    let handled = server.handle_message(reader, writer.into(), None, None);
+    handled.is_ok()
+}
+
+/// As [`handle`], for the request that begins a session: its answer is seen here first.
+fn begin(fuse: &OwnedFd, server: &Server<Arc<Vfs>>, packet: &mut [u8], reply: &mut [u8]) -> bool {
+    if !session::offers_mapping(packet) {
+        return handle(fuse, server, packet, reply);
+    }
+    let flags = SocketFlags::CLOEXEC;
+    let Ok((ours, theirs)) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)
+    else {
+        return false;
+    };
+    if !handle(&theirs, server, packet, reply) {
+        return false;
+    }
+    let Ok((_, length)) = recv(&ours, &mut *reply, RecvFlags::DONTWAIT) else {
+        return false;
+    };
+    let answer = &mut reply[..length];
+    session::allow_mapping(answer);
+    send(fuse, answer, SendFlags::NOSIGNAL).is_ok()
 }

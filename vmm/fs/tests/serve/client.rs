@@ -13,11 +13,14 @@ use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, 
 
 pub const LOOKUP: u32 = 1;
 pub const GETATTR: u32 = 3;
+pub const SETATTR: u32 = 4;
 pub const READLINK: u32 = 5;
 pub const SYMLINK: u32 = 6;
 pub const MKNOD: u32 = 8;
+pub const MKDIR: u32 = 9;
 pub const UNLINK: u32 = 10;
 pub const RENAME: u32 = 12;
+pub const LINK: u32 = 13;
 pub const OPEN: u32 = 14;
 pub const READ: u32 = 15;
 pub const WRITE: u32 = 16;
@@ -77,7 +80,7 @@ impl Server {
             assert!(server.process.try_wait().unwrap().is_none(), "it ended");
             std::thread::sleep(Duration::from_millis(5));
         }
-        assert!(server.init().is_ok());
+        assert!(server.init(0).is_ok());
         server
     }
 
@@ -156,10 +159,10 @@ impl Server {
         }
     }
 
-    pub fn init(&mut self) -> Answer {
-        // 7.38, all that a kernel of today has.
+    /// Begins a session with all flags of the lower word, and these of the upper.
+    pub fn init(&mut self, upper: u32) -> Answer {
         let mut body = Vec::new();
-        for word in [7_u32, 38, 1 << 17, u32::MAX, 0] {
+        for word in [7_u32, 41, 1 << 17, u32::MAX, upper] {
             body.extend_from_slice(&word.to_le_bytes());
         }
         body.extend_from_slice(&[0; 44]);

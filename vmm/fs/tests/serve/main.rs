@@ -5,7 +5,7 @@
 mod client;
 
 use std::fs;
-use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 
@@ -396,11 +396,71 @@ fn malformed_messages_harm_nobody() {
         if end {
             server.call(DESTROY, 0, &[]).unwrap();
         }
-        server.init().unwrap();
+        server.init(0).unwrap();
         let owner = server.lookup(ROOT, "o").unwrap();
         let root = server.lookup(owner, "0").unwrap();
         assert_eq!(server.cat(root, "f").unwrap(), "x");
     }
+}
+
+#[test]
+fn a_kernel_may_map_owners_and_then_says_whose_only_new_files_are() {
+    let host = host(false);
+    fs::write(host.path().join("f"), "text").unwrap();
+    chown(host.path().join("f"), Some(1000), Some(1000)).unwrap();
+    let mut server = Server::start();
+    let upper = |answer: Vec<u8>| u32::from_le_bytes(answer[32..36].try_into().unwrap());
+    let flags = |answer: &[u8]| u32::from_le_bytes(answer[12..16].try_into().unwrap());
+    // FUSE_INIT_EXT and FUSE_ALLOW_IDMAP, if both are offered.
+    let plain = server.init(!(1 << 8)).unwrap();
+    assert_eq!((flags(&plain) & 1 << 30, upper(plain)), (0, 0));
+    let mapping = server.init(u32::MAX).unwrap();
+    assert_eq!(
+        (flags(&mapping) & 1 << 30, upper(mapping)),
+        (1 << 30, 1 << 8)
+    );
+
+    let root = server.share(host.path());
+    (server.uid, server.gid) = (u32::MAX, u32::MAX);
+    let node = server.lookup(root, "f").unwrap();
+    let handle = server.open(OPEN, node, libc::O_RDWR).unwrap();
+    server.write(node, handle, 0, b"TEXT").unwrap();
+    assert_eq!(server.cat(root, "f").unwrap(), "TEXT");
+    assert_eq!(server.names(root), ["f"]);
+    assert_eq!(
+        server.attributes(root, "f").unwrap(),
+        (0o100_644, 1000, 1000)
+    );
+    // Mode, size, user and group.
+    let mut body = vec![0; 88];
+    body[..4].copy_from_slice(&(1_u32 | 2 | 4 | 8).to_le_bytes());
+    body[16] = 2;
+    body[68..72].copy_from_slice(&0o100_600_u32.to_le_bytes());
+    body[76..80].copy_from_slice(&5_u32.to_le_bytes());
+    body[80..84].copy_from_slice(&6_u32.to_le_bytes());
+    server.call(SETATTR, node, &body).unwrap();
+    let meta = fs::metadata(host.path().join("f")).unwrap();
+    let found = (meta.uid(), meta.gid(), meta.mode(), meta.len());
+    assert_eq!(found, (5, 6, 0o100_600, 2));
+    let body = [&node.to_le_bytes()[..], b"hard\0"].concat();
+    server.call(LINK, root, &body).unwrap();
+    let body = [&root.to_le_bytes()[..], b"hard\0moved\0"].concat();
+    server.call(RENAME, root, &body).unwrap();
+    server.call(UNLINK, root, &text("f")).unwrap();
+    assert_eq!(server.names(root), ["moved"]);
+
+    let overflow = Err(libc::EOVERFLOW);
+    let directory = [&0o755_u64.to_le_bytes()[..], b"d\0"].concat();
+    for half in [false, true] {
+        server.gid = if half { 0 } else { u32::MAX };
+        assert_eq!(server.create(root, "new", 0o100_600).map(drop), overflow);
+        assert_eq!(server.call(MKDIR, root, &directory).map(drop), overflow);
+    }
+    assert_eq!(server.names(root), ["moved"]);
+    (server.uid, server.gid) = (0, 7);
+    server.call(MKDIR, root, &directory).unwrap();
+    let meta = fs::metadata(host.path().join("d")).unwrap();
+    assert_eq!((meta.uid(), meta.gid()), (0, 7));
 }
 
 #[test]
