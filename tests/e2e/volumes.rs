@@ -3,18 +3,20 @@
 
 use std::{
     fs,
-    os::unix::fs::{MetadataExt, PermissionsExt, symlink},
+    os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink},
     path::{Path, PathBuf},
     process::Command,
 };
 
 use hull_proto_cri::v1::{
-    ContainerConfig, LinuxContainerConfig, LinuxContainerSecurityContext, Mount, MountPropagation,
-    PodSandboxConfig, StatusRequest,
+    ContainerConfig, IdMapping, Int64Value, LinuxContainerConfig, LinuxContainerSecurityContext,
+    LinuxPodSandboxConfig, LinuxSandboxSecurityContext, Mount, MountPropagation, NamespaceMode,
+    NamespaceOption, PodSandboxConfig, StatusRequest, UserNamespace,
 };
+use hull_tests::client::image;
 use tonic::Code;
 
-use crate::harness::{Node, Pod};
+use crate::harness::{BUSYBOX, Node, Pod};
 
 fn mount(container: &str, host: &Path) -> Mount {
     Mount {
@@ -158,8 +160,8 @@ async fn a_directory_is_shared_both_ways_with_owners_and_modes() {
         mounts: vec![mount("/data", &dir.0)],
         linux: Some(LinuxContainerConfig {
             security_context: Some(LinuxContainerSecurityContext {
-                run_as_user: Some(hull_proto_cri::v1::Int64Value { value: 1000 }),
-                run_as_group: Some(hull_proto_cri::v1::Int64Value { value: 2000 }),
+                run_as_user: Some(Int64Value { value: 1000 }),
+                run_as_group: Some(Int64Value { value: 2000 }),
                 ..Default::default()
             }),
             ..Default::default()
@@ -177,6 +179,221 @@ async fn a_directory_is_shared_both_ways_with_owners_and_modes() {
     // Both containers have one file.
     run(&node, &id, "echo one > /data/both").await;
     assert_eq!(run(&node, &user, "cat /data/both").await, "one\n");
+    end(node, pod).await;
+}
+
+/// Of kubelet's: 65536 ids of a pod's own.
+const IDS: IdMapping = IdMapping {
+    host_id: 100_000,
+    container_id: 0,
+    length: 65_536,
+};
+
+/// As kubelet mounts all in a pod with a user namespace.
+fn mapped(mount: Mount, ids: IdMapping) -> Mount {
+    Mount {
+        uid_mappings: vec![ids],
+        gid_mappings: vec![ids],
+        ..mount
+    }
+}
+
+async fn pod_with_user_namespace(node: &Node, name: &str) -> Pod {
+    node.client.pull(BUSYBOX).await.unwrap();
+    let options = NamespaceOption {
+        userns_options: Some(UserNamespace {
+            mode: NamespaceMode::Pod.into(),
+            uids: vec![IDS],
+            gids: vec![IDS],
+        }),
+        ..Default::default()
+    };
+    let config = PodSandboxConfig {
+        linux: Some(LinuxPodSandboxConfig {
+            security_context: Some(LinuxSandboxSecurityContext {
+                namespace_options: Some(options),
+                ..Default::default()
+            }),
+            ..Default::default()
+        }),
+        ..node.sandbox(name)
+    };
+    node.run_sandbox(config).await.unwrap()
+}
+
+/// User, group and mode of a file of the host.
+fn owner(path: &Path) -> (u32, u32, u32) {
+    let meta = fs::symlink_metadata(path).unwrap();
+    (meta.uid(), meta.gid(), meta.mode() & 0o7777)
+}
+
+#[tokio::test]
+async fn owners_in_a_user_namespace_are_those_of_the_host() {
+    let node = Node::start().await;
+    let dir = HostDir::new(&node, "data");
+    fs::set_permissions(&dir.0, fs::Permissions::from_mode(0o755)).unwrap();
+    for (name, id) in [("theirs", 1000), ("beyond", 200_000)] {
+        dir.write(name, &format!("{name}\n"));
+        chown(dir.path(name), Some(id), Some(id)).unwrap();
+        fs::set_permissions(dir.path(name), fs::Permissions::from_mode(0o640)).unwrap();
+    }
+    for name in ["hosts", "resolv.conf", "token"] {
+        dir.write(name, &format!("{name} of kubelet\n"));
+        fs::set_permissions(dir.path(name), fs::Permissions::from_mode(0o600)).unwrap();
+    }
+    let pod = pod_with_user_namespace(&node, "owners").await;
+    let mounts = vec![
+        mapped(mount("/data", &dir.0), IDS),
+        mapped(readonly(mount("/ro", &dir.0), false), IDS),
+        mapped(readonly(mount("/rro", &dir.0), true), IDS),
+        mapped(mount("/etc/hosts", &dir.path("hosts")), IDS),
+        mapped(
+            readonly(mount("/etc/resolv.conf", &dir.path("resolv.conf")), false),
+            IDS,
+        ),
+    ];
+    let root = idle(&node, &pod, "root", mounts.clone()).await;
+    let status = node.client.container_status(&root).await.unwrap();
+    assert_eq!(status.mounts, mounts);
+    let map = run(&node, &root, "tr -s ' ' < /proc/self/uid_map").await;
+    assert_eq!(map, " 0 100000 65536\n");
+
+    // What is there: the same owners, and nobody for those that the pod has no id for.
+    let script = "stat -c '%n %u %g' /data /data/theirs /data/beyond /etc/hosts";
+    let expected = "/data 0 0\n/data/theirs 1000 1000\n/data/beyond 65534 65534\n/etc/hosts 0 0\n";
+    assert_eq!(run(&node, &root, script).await, expected);
+    let script = "cat /data/theirs /data/token /etc/hosts /etc/resolv.conf";
+    let expected = "theirs\ntoken of kubelet\nhosts of kubelet\nresolv.conf of kubelet\n";
+    assert_eq!(run(&node, &root, script).await, expected);
+    for script in [
+        "cat /data/beyond",
+        "chmod 666 /data/beyond",
+        "chown 0 /data/beyond",
+        "chown 65536 /data/token",
+    ] {
+        fails(&node, &root, script).await;
+    }
+
+    // What its root makes and changes.
+    let script = "cd /data && umask 027 && echo hi > f && mkdir d && mkfifo pipe && ln -s f link \
+                  && echo long > short && truncate -s 2 short && echo x > g && mv g moved \
+                  && ln moved hard && echo x > gone && rm gone && echo x >> /etc/hosts";
+    run(&node, &root, script).await;
+    for (name, mode) in [("f", 0o640), ("d", 0o750), ("pipe", 0o640), ("link", 0o777)] {
+        assert_eq!(owner(&dir.path(name)), (0, 0, mode), "{name}");
+    }
+    assert_eq!(dir.read("short"), "lo");
+    assert_eq!(fs::metadata(dir.path("moved")).unwrap().nlink(), 2);
+    assert!(!dir.path("gone").exists() && !dir.path("g").exists());
+    assert_eq!(dir.read("hosts"), "hosts of kubelet\nx\n");
+    let script = "cd /data && chown 12:34 f && chown -h 5:6 link && chgrp 3000 d && chmod 2775 d \
+                  && echo x > d/in && mkdir d/sub && chown 0:0 theirs && chmod 4755 theirs \
+                  && stat -c '%u %g %a' f link d d/in theirs";
+    assert_eq!(
+        run(&node, &root, script).await,
+        "12 34 640\n5 6 777\n0 3000 2775\n0 3000 644\n0 0 4755\n"
+    );
+    for (name, owned) in [
+        ("f", (12, 34, 0o640)),
+        ("link", (5, 6, 0o777)),
+        ("d", (0, 3000, 0o2775)),
+        ("d/in", (0, 3000, 0o644)),
+        ("d/sub", (0, 3000, 0o2755)),
+        ("theirs", (0, 0, 0o4755)),
+    ] {
+        assert_eq!(owner(&dir.path(name)), owned, "{name}");
+    }
+    for script in [
+        "touch /ro/x",
+        "chmod 777 /ro/f",
+        "rm /rro/f",
+        "echo x >> /etc/resolv.conf",
+    ] {
+        let error = fails(&node, &root, script).await;
+        assert!(error.contains("Read-only file system"), "{script}: {error}");
+    }
+
+    // Another of its users, with a group that the directory belongs to.
+    let config = ContainerConfig {
+        mounts: mounts.clone(),
+        linux: Some(LinuxContainerConfig {
+            security_context: Some(LinuxContainerSecurityContext {
+                run_as_user: Some(Int64Value { value: 1000 }),
+                run_as_group: Some(Int64Value { value: 2000 }),
+                supplemental_groups: vec![3000],
+                ..Default::default()
+            }),
+            ..Default::default()
+        }),
+        ..node.script("user", "sleep 1000")
+    };
+    let user = node.create(&pod, config).await.unwrap();
+    node.start_container(&user).await.unwrap();
+    run(&node, &user, "touch /data/d/mine && mkdir /data/d/sub2").await;
+    assert_eq!(owner(&dir.path("d/mine")), (1000, 3000, 0o644));
+    assert_eq!(owner(&dir.path("d/sub2")), (1000, 3000, 0o2755));
+    for script in ["touch /data/x", "cat /data/token", "chown 1 /data/d/mine"] {
+        fails(&node, &user, script).await;
+    }
+    assert_eq!(run(&node, &root, "stat -c %u /data/d/mine").await, "1000\n");
+    // The root of the container and the pod's own files are the namespace's, too.
+    let script = "echo x > /root/x && echo x > /dev/shm/x && cat /srv/secret > /dev/null \
+                  && stat -c '%u %g' /root/x /dev/shm/x /srv/secret /etc/hostname";
+    assert_eq!(run(&node, &root, script).await, "0 0\n0 0\n33 33\n0 0\n");
+    end(node, pod).await;
+}
+
+#[tokio::test]
+async fn a_mount_without_mappings_has_owners_from_outside_of_the_user_namespace() {
+    let node = Node::start().await;
+    let dir = HostDir::new(&node, "data");
+    fs::set_permissions(&dir.0, fs::Permissions::from_mode(0o755)).unwrap();
+    fs::create_dir(dir.path("pods")).unwrap();
+    chown(dir.path("pods"), Some(100_000), Some(101_000)).unwrap();
+    let pod = pod_with_user_namespace(&node, "outside").await;
+    let of_image = Mount {
+        container_path: "/image".into(),
+        readonly: true,
+        image: Some(image(BUSYBOX)),
+        image_sub_path: "srv".into(),
+        ..Default::default()
+    };
+    let as_kubelet = Mount {
+        container_path: "/image2".into(),
+        ..mapped(of_image.clone(), IDS)
+    };
+    let mounts = vec![mount("/data", &dir.0), of_image, as_kubelet];
+    let id = idle(&node, &pod, "main", mounts).await;
+    let script = "stat -c '%u %g' /data /data/pods /image/secret /image2/secret";
+    let expected = "65534 65534\n0 1000\n33 33\n33 33\n";
+    assert_eq!(run(&node, &id, script).await, expected);
+    fails(&node, &id, "touch /data/x").await;
+    run(
+        &node,
+        &id,
+        "echo x > /data/pods/f && chown 1:2 /data/pods/f",
+    )
+    .await;
+    assert_eq!(owner(&dir.path("pods/f")), (100_001, 100_002, 0o644));
+
+    // No other mapping than the pod's is possible.
+    let plain = node.pod("plain").await;
+    let other = IdMapping {
+        host_id: 200_000,
+        ..IDS
+    };
+    for (pod, ids) in [(&pod, other), (&plain, IDS)] {
+        let config = ContainerConfig {
+            mounts: vec![mapped(mount("/data", &dir.0), ids)],
+            ..node.script("refused", "true")
+        };
+        let error = node.create(pod, config).await.unwrap_err();
+        assert_eq!(error.code(), Code::InvalidArgument, "{error}");
+        let field = "config.mounts[0].uidMappings";
+        assert!(error.message().contains(field), "{error}");
+    }
+    node.stop_sandbox(&plain.id).await.unwrap();
+    node.remove_sandbox(&plain.id).await.unwrap();
     end(node, pod).await;
 }
 

@@ -210,19 +210,10 @@ async fn stages(
     // The copies must be there until the container has mounted them.
     let (spec, user, copies) = blocking(move || {
         let user = user::resolve(&root, &wanted_user)?;
-        let copies = match &in_user {
-            Some(pod) => {
-                check_mapped(&user, pod)?;
-                let file = pod.file();
-                let namespace = fs::File::open(&file).map_err(|source| ContainerError::File {
-                    action: "open",
-                    path: file.clone(),
-                    source,
-                })?;
-                Copies::make(&mut asked, &dir, namespace)?
-            }
-            None => Copies::default(),
-        };
+        if let Some(pod) = &in_user {
+            check_mapped(&user, pod)?;
+        }
+        let copies = Copies::make(&mut asked, &dir, in_user.as_ref())?;
         let add = Additions {
             rootfs: &root,
             cgroup: oci_cgroup,

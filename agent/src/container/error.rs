@@ -58,6 +58,8 @@ pub(crate) enum ContainerError {
     Limit(#[from] LimitError),
     #[error("id {0} is not in the pod's user namespace")]
     Unmapped(u32),
+    #[error("the owners of the mount on {0} can't be mapped, but by the pod's user namespace")]
+    Mapping(PathBuf),
     #[error("make the pod's pid namespace")]
     PodPid(#[source] io::Error),
     #[error("make standard streams")]

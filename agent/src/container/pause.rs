@@ -27,6 +27,7 @@ use std::{
 };
 
 use hull_proto_agent::agent::UserNamespace;
+use libcontainer::oci_spec::runtime::LinuxIdMapping;
 use nix::{
     sched::{CloneFlags, setns, unshare},
     sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask},
@@ -82,6 +83,16 @@ impl PodUser {
     /// Returns what the group id `gid` of a container is in the guest; `None`: it is not mapped.
     pub(crate) fn gid(&self, gid: u32) -> Option<u32> {
         (gid < self.map.gid_count).then(|| self.map.host_gid.saturating_add(gid))
+    }
+
+    /// Whether these are the mappings that the namespace has.
+    pub(crate) fn is_mapped_by(&self, uids: &[LinuxIdMapping], gids: &[LinuxIdMapping]) -> bool {
+        let is = |mappings: &[LinuxIdMapping], host, count| {
+            matches!(mappings, [only]
+                if (only.container_id(), only.host_id(), only.size()) == (0, host, count))
+        };
+        is(uids, self.map.host_uid, self.map.uid_count)
+            && is(gids, self.map.host_gid, self.map.gid_count)
     }
 }
 

@@ -12,7 +12,7 @@ use libcontainer::oci_spec::runtime::Spec;
 use nix::mount::{MntFlags, umount2};
 use pathrs::Root;
 
-use super::{ContainerError, spec::SpecError};
+use super::{ContainerError, pause::PodUser, spec::SpecError};
 use crate::{ident::Id, storage::Storages, sys};
 
 /// Gives the mounts of `spec` that lie in storages their sources.
@@ -54,30 +54,40 @@ fn find(base: &Path, sub_path: &str) -> io::Result<PathBuf> {
 pub(super) struct Copies(Vec<PathBuf>);
 
 impl Copies {
-    /// Makes every bind mount of `spec` one of a copy below `dir` whose files belong to the ids
-    /// of the user namespace `user`.
+    /// Makes every bind mount of `spec` with id mappings one of a copy below `dir` whose files
+    /// belong to the ids of the pod's user namespace. No other mapping is possible.
     pub(super) fn make(
         spec: &mut Spec,
         dir: &Path,
-        user: impl AsFd,
+        user: Option<&PodUser>,
     ) -> Result<Self, ContainerError> {
         let mut copies = Self::default();
         for (index, mount) in spec.mounts_mut().iter_mut().flatten().enumerate() {
-            if mount.typ().as_deref() != Some("bind") {
+            let (uids, gids) = (mount.uid_mappings(), mount.gid_mappings());
+            if uids.is_none() && gids.is_none() {
                 continue;
             }
-            let Some(source) = mount.source().clone() else {
-                continue;
+            let (uids, gids) = (uids.as_deref(), gids.as_deref());
+            let user = user.filter(|user| {
+                user.is_mapped_by(uids.unwrap_or_default(), gids.unwrap_or_default())
+            });
+            let source = mount.source().clone();
+            let source = source.filter(|_| mount.typ().as_deref() == Some("bind"));
+            let (Some(user), Some(source)) = (user, source) else {
+                return Err(ContainerError::Mapping(mount.destination().clone()));
             };
             let at = dir.join(format!("bind-{index}"));
-            copies
-                .add(&source, &at, &user)
+            fs::File::open(user.file())
+                .and_then(|namespace| copies.add(&source, &at, namespace))
                 .map_err(|error| ContainerError::File {
                     action: "map the owners of",
                     path: source,
                     source: error,
                 })?;
             mount.set_source(Some(at));
+            // Done: libcontainer would do it once more.
+            mount.set_uid_mappings(None);
+            mount.set_gid_mappings(None);
         }
         Ok(copies)
     }

@@ -72,7 +72,8 @@ impl Classified for ContainerError {
             | Self::SubPath { .. }
             | Self::Device { .. }
             | Self::Limit(_)
-            | Self::Unmapped(_) => Code::INVALID_ARGUMENT,
+            | Self::Unmapped(_)
+            | Self::Mapping(_) => Code::INVALID_ARGUMENT,
             Self::NotFound(_) | Self::NoProcess { .. } => Code::NOT_FOUND,
             Self::Exists(_) | Self::ExecExists(_) => Code::ALREADY_EXISTS,
             Self::NoStorage(_)

@@ -521,10 +521,17 @@ agent_tests! {
         }
         let map = "tr -s ' ' < /proc/self/uid_map; tr -s ' ' < /proc/self/gid_map; ";
         let ids = " 0 1000 100000\n 0 2000 100000\n";
+        let mappings = |host: u32| json!([{"containerID": 0, "hostID": host, "size": 100_000}]);
         let mut shared = spec(&["sh", "-c", &format!("{map} id -u; hostname; cat /proc/sys/kernel/shm_rmid_forced; sleep 1000")]);
         shared["mounts"].as_array_mut().unwrap().push(json!({
             "destination": "/dev/shm", "type": "bind", "source": agent.dir.join("run/shm"),
-            "options": ["rbind", "rprivate", "nosuid", "noexec", "nodev", "rw"]
+            "options": ["rbind", "rprivate", "nosuid", "noexec", "nodev", "rw"],
+            "uidMappings": mappings(1000), "gidMappings": mappings(2000)
+        }));
+        let plain = agent.dir.join("plain");
+        std::fs::create_dir(&plain).unwrap();
+        shared["mounts"].as_array_mut().unwrap().push(json!({
+            "destination": "/plain", "type": "bind", "source": plain, "options": ["rbind", "rw"]
         }));
         shared["process"]["cwd"] = json!("/made/cwd");
         let mut request = container_with("c1", &shared);
@@ -541,9 +548,10 @@ agent_tests! {
         let script = format!("{map} pwd; cat /proc/sys/net/ipv4/ip_unprivileged_port_start; \
             ls -ln / | grep -E ' (bin|made|dev|data)$' | tr -s ' ' | cut -d ' ' -f 3,4,9; ls -ln /made | tail -1 | tr -s ' ' | cut -d ' ' -f 3,4,9; \
             touch /data/x /dev/shm/y /bin/busybox; chown 5:6 /data/x; \
-            ls -ln /data/x /dev/shm/y /bin/busybox | tr -s ' ' | cut -d ' ' -f 3,4,9; cat /sys/fs/cgroup/pids.max");
+            ls -ln /data/x /dev/shm/y /bin/busybox | tr -s ' ' | cut -d ' ' -f 3,4,9; cat /sys/fs/cgroup/pids.max; \
+            ls -lnd /plain | tr -s ' ' | cut -d ' ' -f 3,4");
         let (output, _) = agent.exec_sync("c1", "e1", &script).await;
-        let expected = format!("{ids}/made/cwd\n99\n0 0 bin\n0 0 data\n0 0 dev\n65534 65534 made\n0 0 cwd\n0 0 /bin/busybox\n5 6 /data/x\n0 0 /dev/shm/y\n200\n");
+        let expected = format!("{ids}/made/cwd\n99\n0 0 bin\n0 0 data\n0 0 dev\n65534 65534 made\n0 0 cwd\n0 0 /bin/busybox\n5 6 /data/x\n0 0 /dev/shm/y\n200\n65534 65534\n");
         assert_eq!(output, expected);
         let upper = agent.dir.join("run/scratch/containers/c1/upper");
         let owner = std::os::unix::fs::MetadataExt::uid(&std::fs::metadata(upper.join("data/x")).unwrap());
@@ -572,6 +580,14 @@ agent_tests! {
         let outside = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap();
         assert_ne!(outside.trim(), "changed");
 
+        let mut others = spec(&["true"]);
+        others["mounts"].as_array_mut().unwrap().push(json!({
+            "destination": "/others", "type": "bind", "source": plain, "options": ["rbind"],
+            "uidMappings": mappings(1000), "gidMappings": mappings(1000)
+        }));
+        let (code, text) = message(agent.client.create(context(), &container_with("c4", &others)).await);
+        assert_eq!(code, ttrpc::Code::INVALID_ARGUMENT);
+        assert!(text.contains("/others"), "{text}");
         let mut request = container("c4", "true");
         request.user = Some(proto::User { uid: Some(100_000), ..Default::default() }).into();
         let (code, text) = message(agent.client.create(context(), &request).await);

@@ -241,6 +241,10 @@ pub struct MountSpec {
     pub propagation: MountPropagation,
     /// SELinux relabelling was asked for; has no effect.
     pub selinux_relabel: bool,
+    /// The user namespace whose ids the owners of its files are, as they are on the host; must be
+    /// the pod's. None: they are ids outside of it. An image's files are the pod's anyway.
+    #[serde(default)]
+    pub owners: Option<UserNamespace>,
 }
 
 /// What is mounted.

@@ -118,13 +118,10 @@ pub(crate) fn container(spec: &ContainerSpec, sandbox: &SandboxSpec) -> Result<(
     }
     for (index, mount) in spec.mounts.iter().enumerate() {
         self::mount(index, mount)?;
-        if sandbox.namespaces.user_namespace.is_some()
-            && matches!(mount.source, MountSource::Host(_))
-        {
-            return Err(PodError::unimplemented(
-                format!("config.mounts[{index}].host_path"),
-                "paths of the host can't be mounted in a user namespace yet: the pod's file \
-                 server does not map ids",
+        if mount.owners.is_some() && mount.owners != sandbox.namespaces.user_namespace {
+            return Err(PodError::invalid(
+                format!("config.mounts[{index}].uidMappings"),
+                "they and gidMappings are not those of the sandbox's user namespace",
             ));
         }
     }
@@ -314,7 +311,10 @@ mod tests {
     use super::*;
     use crate::{
         error::ErrorKind,
-        spec::{ContainerSecurity, ImageRequest, SandboxMetadata, SandboxSecurity},
+        spec::{
+            ContainerSecurity, IdRange, ImageRequest, SandboxMetadata, SandboxSecurity,
+            UserNamespace,
+        },
     };
 
     fn good_sandbox() -> SandboxSpec {
@@ -392,6 +392,7 @@ mod tests {
             recursive_readonly: true,
             propagation: MountPropagation::Private,
             selinux_relabel: false,
+            owners: None,
         };
         let check = |mount: MountSpec| {
             let spec = ContainerSpec {
@@ -430,6 +431,47 @@ mod tests {
                 text.contains(&format!("config.mounts[1].{field}")),
                 "{text}"
             );
+        }
+    }
+
+    #[test]
+    fn owners_of_a_mount_are_mapped_as_those_of_the_sandbox() {
+        let namespace = |host| {
+            let ids = IdRange {
+                host,
+                length: 65_536,
+            };
+            UserNamespace {
+                uids: ids,
+                gids: ids,
+            }
+        };
+        let check = |pod: Option<UserNamespace>, owners: Option<UserNamespace>| {
+            let mut sandbox = good_sandbox();
+            sandbox.namespaces.user_namespace = pod;
+            let mount = MountSpec {
+                container_path: "/m".into(),
+                source: MountSource::Host("/m".into()),
+                readonly: false,
+                recursive_readonly: false,
+                propagation: MountPropagation::Private,
+                selinux_relabel: false,
+                owners,
+            };
+            let spec = ContainerSpec {
+                mounts: vec![mount],
+                ..good_container()
+            };
+            container(&spec, &sandbox)
+        };
+        let (a, b) = (Some(namespace(100_000)), Some(namespace(200_000)));
+        for (pod, owners) in [(None, None), (a, None), (a, a)] {
+            check(pod, owners).unwrap();
+        }
+        for (pod, owners) in [(None, a), (a, b)] {
+            let (kind, text) = refusal(check(pod, owners));
+            assert_eq!(kind, ErrorKind::InvalidArgument);
+            assert!(text.contains("config.mounts[0].uidMappings"), "{text}");
         }
     }
 

@@ -91,7 +91,10 @@ pub(crate) fn build(inputs: Inputs<'_>) -> Result<Spec, PodError> {
     let mut spec = Spec::default();
     spec.set_root(Some(root));
     spec.set_process(Some(process));
-    spec.set_mounts(Some(mounts::all(inputs.id, inputs.container)));
+    let user = inputs.sandbox.namespaces.user_namespace;
+    let owners = user.map(mounts::Owners::of).transpose()?;
+    let mounts = mounts::all(inputs.id, inputs.container, owners.as_ref());
+    spec.set_mounts(Some(mounts));
     spec.set_hostname(None);
     spec.set_linux(Some(linux));
     spec.set_annotations(Some(HashMap::new()));

@@ -3,11 +3,12 @@
 
 use std::path::Path;
 
-use oci_spec::runtime::Mount;
+use oci_spec::runtime::{LinuxIdMapping, LinuxIdMappingBuilder, Mount};
 
 use crate::{
+    error::PodError,
     id::ContainerId,
-    spec::{ContainerSpec, MountSource},
+    spec::{ContainerSpec, IdRange, MountSource, UserNamespace},
     storage::files::guest_directory,
 };
 
@@ -19,17 +20,38 @@ const SANDBOX_FILES: &str = "/run/hull/files/sandbox";
 /// What stands for the source of an image volume until the agent finds it.
 const IMAGE_SOURCE: &str = "image-volume-";
 
+/// Whose the files of a mount are: ids of the pod's user namespace.
+#[derive(Debug)]
+pub(super) struct Owners {
+    uids: Vec<LinuxIdMapping>,
+    gids: Vec<LinuxIdMapping>,
+}
+
+impl Owners {
+    pub(super) fn of(user: UserNamespace) -> Result<Self, PodError> {
+        Ok(Self {
+            uids: vec![mapping(user.uids)?],
+            gids: vec![mapping(user.gids)?],
+        })
+    }
+}
+
 /// Makes the list, in the order in which it is mounted: what is asked for takes the place of what
-/// a container has anyway, and a mount comes before those below it.
-pub(super) fn all(id: &ContainerId, container: &ContainerSpec) -> Vec<Mount> {
-    let asked = asked(id, container);
+/// a container has anyway, and a mount comes before those below it. What is made for the pod or is
+/// an image's belongs to the ids of its user namespace, if it has one.
+pub(super) fn all(
+    id: &ContainerId,
+    container: &ContainerSpec,
+    owners: Option<&Owners>,
+) -> Vec<Mount> {
+    let asked = asked(id, container, owners);
     let replaced = |mount: &Mount| {
         asked
             .iter()
             .any(|asked| same_place(asked.destination(), mount.destination()))
     };
     let mut mounts = system(container);
-    let mut others = of_the_pod(container);
+    let mut others = of_the_pod(container, owners);
     mounts.retain(|mount| !replaced(mount));
     others.retain(|mount| !replaced(mount));
     others.extend(asked);
@@ -40,23 +62,26 @@ pub(super) fn all(id: &ContainerId, container: &ContainerSpec) -> Vec<Mount> {
 }
 
 /// What is asked for: directories and files of the shared file system, and images.
-fn asked(id: &ContainerId, container: &ContainerSpec) -> Vec<Mount> {
+fn asked(id: &ContainerId, container: &ContainerSpec, owners: Option<&Owners>) -> Vec<Mount> {
     let mut shared = 0_usize;
     let mounts = container.mounts.iter().enumerate();
     mounts
         .map(|(index, asked)| {
-            let (source, access) = match asked.source {
+            let (source, access, owners) = match asked.source {
                 MountSource::Host(_) => {
                     let source = format!("{}/{shared}", guest_directory(id));
                     shared += 1;
                     // The host refuses writes. The guest would also to what is mounted below,
                     // which a mount that is not recursively read-only allows: here, all is one
                     // file system.
-                    (source, if asked.recursive_readonly { "ro" } else { "rw" })
+                    let access = if asked.recursive_readonly { "ro" } else { "rw" };
+                    // Checked: they are the pod's, if any.
+                    (source, access, owners.filter(|_| asked.owners.is_some()))
                 }
-                MountSource::Image { .. } => (format!("{IMAGE_SOURCE}{index}"), "ro"),
+                MountSource::Image { .. } => (format!("{IMAGE_SOURCE}{index}"), "ro", owners),
             };
-            bind(&asked.container_path.to_string_lossy(), &source, &[access])
+            let at = asked.container_path.to_string_lossy();
+            bind(&at, &source, &[access], owners)
         })
         .collect()
 }
@@ -122,27 +147,40 @@ fn system(container: &ContainerSpec) -> Vec<Mount> {
 }
 
 /// What the containers of a pod have in common.
-fn of_the_pod(container: &ContainerSpec) -> Vec<Mount> {
+fn of_the_pod(container: &ContainerSpec, owners: Option<&Owners>) -> Vec<Mount> {
     let files = if container.security.readonly_rootfs {
         "ro"
     } else {
         "rw"
     };
-    let mut mounts = vec![bind("/dev/shm", SHM, &["nosuid", "noexec", "nodev", "rw"])];
+    let shm = ["nosuid", "noexec", "nodev", "rw"];
+    let mut mounts = vec![bind("/dev/shm", SHM, &shm, owners)];
     for name in ["hosts", "resolv.conf", "hostname"] {
         let source = format!("{SANDBOX_FILES}/{name}");
-        mounts.push(bind(&format!("/etc/{name}"), &source, &[files]));
+        mounts.push(bind(&format!("/etc/{name}"), &source, &[files], owners));
     }
     mounts
 }
 
-fn bind(destination: &str, source: &str, options: &[&str]) -> Mount {
+fn bind(destination: &str, source: &str, options: &[&str], owners: Option<&Owners>) -> Mount {
     let options: Vec<&str> = ["rbind", "rprivate"]
         .iter()
         .chain(options)
         .copied()
         .collect();
-    mount(destination, "bind", source, &options)
+    let mut mount = mount(destination, "bind", source, &options);
+    mount.set_uid_mappings(owners.map(|owners| owners.uids.clone()));
+    mount.set_gid_mappings(owners.map(|owners| owners.gids.clone()));
+    mount
+}
+
+fn mapping(ids: IdRange) -> Result<LinuxIdMapping, PodError> {
+    LinuxIdMappingBuilder::default()
+        .host_id(ids.host)
+        .container_id(0_u32)
+        .size(ids.length)
+        .build()
+        .map_err(|e| PodError::internal("map the owners of mounts", e))
 }
 
 fn mount(destination: &str, typ: &str, source: &str, options: &[&str]) -> Mount {

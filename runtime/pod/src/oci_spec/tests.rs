@@ -2,8 +2,8 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::spec::{
-    ContainerSecurity, MountPropagation, MountSource, MountSpec, Resources, SandboxMetadata,
-    Seccomp,
+    ContainerSecurity, IdRange, ImageRequest, MountPropagation, MountSource, MountSpec, Namespaces,
+    Resources, SandboxMetadata, Seccomp, UserNamespace,
 };
 
 fn image() -> ImageConfig {
@@ -17,10 +17,21 @@ fn image() -> ImageConfig {
 }
 
 fn spec_of(container: &ContainerSpec) -> Result<Value, PodError> {
+    spec_in(None, container)
+}
+
+fn spec_in(
+    user_namespace: Option<UserNamespace>,
+    container: &ContainerSpec,
+) -> Result<Value, PodError> {
     let sandbox = SandboxSpec {
         metadata: SandboxMetadata {
             name: "web".into(),
             ..SandboxMetadata::default()
+        },
+        namespaces: Namespaces {
+            user_namespace,
+            ..Namespaces::default()
         },
         ..SandboxSpec::default()
     };
@@ -209,6 +220,7 @@ fn asked_mounts_replace_standard_ones_and_come_after_their_parents() {
         recursive_readonly,
         propagation: MountPropagation::Private,
         selinux_relabel: false,
+        owners: None,
     };
     let container = ContainerSpec {
         mounts: vec![
@@ -261,5 +273,61 @@ fn asked_mounts_replace_standard_ones_and_come_after_their_parents() {
     assert_eq!(
         mounts[place("/etc/hostname")].1,
         "/run/hull/files/sandbox/hostname"
+    );
+}
+
+#[test]
+fn in_a_user_namespace_all_is_the_pods_but_what_is_asked_to_be_the_hosts() {
+    let range = |host| IdRange { host, length: 9 };
+    let user = UserNamespace {
+        uids: range(1000),
+        gids: range(2000),
+    };
+    let mount = |container_path: &str, source, owners| MountSpec {
+        container_path: container_path.into(),
+        source,
+        readonly: true,
+        recursive_readonly: false,
+        propagation: MountPropagation::Private,
+        selinux_relabel: false,
+        owners,
+    };
+    let host = || MountSource::Host("/host".into());
+    let image = MountSource::Image {
+        image: ImageRequest::default(),
+        sub_path: String::new(),
+    };
+    let container = ContainerSpec {
+        mounts: vec![
+            mount("/mapped", host(), Some(user)),
+            mount("/as-it-is", host(), None),
+            mount("/image", image, None),
+        ],
+        ..ContainerSpec::default()
+    };
+    let owners = |spec: &Value| -> Vec<_> {
+        let mounts = spec["mounts"].as_array().unwrap().iter();
+        let mapped = mounts.filter(|mount| mount.get("uidMappings").is_some());
+        mapped
+            .map(|mount| {
+                let ids = |host| json!([{"containerID": 0, "hostID": host, "size": 9}]);
+                assert_eq!(mount["uidMappings"], ids(1000));
+                assert_eq!(mount["gidMappings"], ids(2000));
+                mount["destination"].as_str().unwrap().to_owned()
+            })
+            .collect()
+    };
+    let mut found = owners(&spec_in(Some(user), &container).unwrap());
+    found.sort_unstable();
+    let files = [
+        "/dev/shm",
+        "/etc/hostname",
+        "/etc/hosts",
+        "/etc/resolv.conf",
+    ];
+    assert_eq!(found, [&files[..], &["/image", "/mapped"]].concat());
+    assert_eq!(
+        owners(&spec_of(&ContainerSpec::default()).unwrap()),
+        [""; 0]
     );
 }

@@ -380,6 +380,7 @@ mod tests {
             recursive_readonly: recursive,
             propagation: MountPropagation::HostToContainer,
             selinux_relabel: false,
+            owners: None,
         }
     }
 

@@ -249,6 +249,7 @@ async fn wrong_requests_are_refused_by_field() {
         recursive_readonly: false,
         propagation: MountPropagation::Bidirectional,
         selinux_relabel: false,
+        owners: None,
     });
     for (spec, kind, text) in [
         (container("app", &[]), ErrorKind::InvalidArgument, "command"),

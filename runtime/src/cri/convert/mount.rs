@@ -2,10 +2,10 @@
 
 use std::path::PathBuf;
 
-use hull_pod::{MountPropagation, MountSource, MountSpec};
+use hull_pod::{IdRange, MountPropagation, MountSource, MountSpec, UserNamespace};
 use hull_proto_cri::v1;
 
-use super::{enumeration, image};
+use super::{enumeration, image, security};
 use crate::cri::error::CriError;
 
 /// A mount that is asked for; `field` is its path in the request.
@@ -22,12 +22,6 @@ pub(crate) fn from_cri(field: &str, mount: v1::Mount) -> Result<MountSpec, CriEr
             "mount options are not supported",
         ));
     }
-    if !mount.uid_mappings.is_empty() || !mount.gid_mappings.is_empty() {
-        return Err(CriError::unsupported(
-            format!("{field}.uidMappings"),
-            "mounts with id mappings are not supported",
-        ));
-    }
     let propagation = match enumeration(&format!("{field}.propagation"), mount.propagation)? {
         v1::MountPropagation::PropagationPrivate => MountPropagation::Private,
         v1::MountPropagation::PropagationHostToContainer => MountPropagation::HostToContainer,
@@ -39,6 +33,15 @@ pub(crate) fn from_cri(field: &str, mount: v1::Mount) -> Result<MountSpec, CriEr
             "it needs readonly and private propagation",
         ));
     }
+    let (uids, gids) = (&mount.uid_mappings, &mount.gid_mappings);
+    let owners = if uids.is_empty() && gids.is_empty() {
+        None
+    } else {
+        Some(UserNamespace {
+            uids: security::id_range(&format!("{field}.uidMappings"), uids)?,
+            gids: security::id_range(&format!("{field}.gidMappings"), gids)?,
+        })
+    };
     Ok(MountSpec {
         container_path: mount.container_path.into(),
         source: source(field, mount.host_path, mount.image, mount.image_sub_path)?,
@@ -46,6 +49,7 @@ pub(crate) fn from_cri(field: &str, mount: v1::Mount) -> Result<MountSpec, CriEr
         recursive_readonly: mount.recursive_read_only,
         propagation,
         selinux_relabel: mount.selinux_relabel,
+        owners,
     })
 }
 
@@ -98,8 +102,14 @@ pub(crate) fn to_cri(mount: &MountSpec, image_id: Option<&String>) -> v1::Mount 
         recursive_read_only: mount.recursive_readonly,
         image: of_image,
         image_sub_path,
+        uid_mappings: mappings(mount.owners.map(|owners| owners.uids)),
+        gid_mappings: mappings(mount.owners.map(|owners| owners.gids)),
         ..Default::default()
     }
+}
+
+fn mappings(range: Option<IdRange>) -> Vec<v1::IdMapping> {
+    range.map_or_else(Vec::new, security::id_mappings)
 }
 
 #[cfg(test)]
@@ -111,6 +121,14 @@ mod tests {
             container_path: "/in".into(),
             host_path: "/out".into(),
             ..Default::default()
+        }
+    }
+
+    fn mapping(container_id: u32) -> v1::IdMapping {
+        v1::IdMapping {
+            host_id: 100_000,
+            container_id,
+            length: 65_536,
         }
     }
 
@@ -131,14 +149,19 @@ mod tests {
             propagation: v1::MountPropagation::PropagationHostToContainer.into(),
             ..Default::default()
         };
-        for sent in [host(), read_only, of_image] {
+        let mapped = v1::Mount {
+            uid_mappings: vec![mapping(0)],
+            gid_mappings: vec![mapping(0)],
+            ..host()
+        };
+        for sent in [host(), read_only, of_image, mapped] {
             assert_eq!(to_cri(&from_cri("m", sent.clone()).unwrap(), None), sent);
         }
     }
 
     #[test]
     fn malformed_mounts_are_refused_by_field() {
-        let cases: [(v1::Mount, &str); 6] = [
+        let cases: [(v1::Mount, &str); 8] = [
             (
                 v1::Mount {
                     container_path: "in".into(),
@@ -183,6 +206,21 @@ mod tests {
                     ..host()
                 },
                 "m.image",
+            ),
+            (
+                v1::Mount {
+                    uid_mappings: vec![mapping(0)],
+                    ..host()
+                },
+                "m.gidMappings",
+            ),
+            (
+                v1::Mount {
+                    uid_mappings: vec![mapping(1)],
+                    gid_mappings: vec![mapping(0)],
+                    ..host()
+                },
+                "m.uidMappings[0].container_id",
             ),
         ];
         for (mount, field) in cases {

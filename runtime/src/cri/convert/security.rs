@@ -144,7 +144,7 @@ fn user_namespace(
 }
 
 /// The only mapping of a kind; it must be of the ids from 0 on.
-fn id_range(field: &str, mappings: &[v1::IdMapping]) -> Result<IdRange, CriError> {
+pub(super) fn id_range(field: &str, mappings: &[v1::IdMapping]) -> Result<IdRange, CriError> {
     let [mapping] = mappings else {
         return Err(CriError::invalid(
             field,
@@ -173,7 +173,8 @@ fn id_range(field: &str, mappings: &[v1::IdMapping]) -> Result<IdRange, CriError
     })
 }
 
-fn id_mappings(range: IdRange) -> Vec<v1::IdMapping> {
+/// The mapping that a range was made from.
+pub(super) fn id_mappings(range: IdRange) -> Vec<v1::IdMapping> {
     vec![v1::IdMapping {
         host_id: range.host,
         container_id: 0,
