@@ -3,13 +3,17 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use futures::TryStreamExt;
-use hull_proto_agent::agent::{Interface, Neighbor, Route};
+use hull_proto_agent::agent as proto;
+use nix::errno::Errno;
 use rtnetlink::{
-    Handle, LinkUnspec, RouteMessageBuilder,
+    AddressMessageBuilder, Handle, LinkUnspec, RouteMessageBuilder,
     packet_route::{
+        AddressFamily,
         address::{AddressAttribute, AddressFlags},
         link::{LinkAttribute, LinkMessage},
-        route::{RouteAttribute, RouteFlags, RouteMessage, RouteMetric, RouteScope},
+        neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage},
+        route::{RouteAttribute, RouteFlags, RouteMessage, RouteMetric, RouteScope, RouteType},
+        rule::{RuleAction, RuleAttribute, RuleFlags, RuleMessage},
     },
 };
 
@@ -32,6 +36,8 @@ pub(crate) enum NetworkError {
     NoInterface(String),
     #[error("gateway and destination of route {0} are not of one family")]
     MixedFamilies(String),
+    #[error("{0} is no kind of route or rule")]
+    Kind(u32),
     #[error("{action} {what}")]
     Netlink {
         action: &'static str,
@@ -43,67 +49,144 @@ pub(crate) enum NetworkError {
 
 type Result<T> = std::result::Result<T, NetworkError>;
 
-/// Sets up loopback, then links, addresses, routes and neighbours. What is set
-/// already stays.
-pub(crate) async fn configure(
-    interfaces: &[Interface],
-    routes: &[Route],
-    neighbors: &[Neighbor],
-) -> Result<()> {
-    let links: Vec<Link> = interfaces.iter().map(Link::parse).collect::<Result<_>>()?;
-    let routes: Vec<Path> = routes.iter().map(Path::parse).collect::<Result<_>>()?;
-    let (connection, handle, _) = rtnetlink::new_connection().map_err(NetworkError::Socket)?;
-    let connection = tokio::spawn(connection);
-    let result = apply(&handle, &links, &routes, neighbors).await;
-    connection.abort();
-    result
+/// The network that the host wants this guest to have.
+#[derive(Debug, Default)]
+pub(crate) struct Network {
+    links: Vec<Link>,
+    routes: Vec<Path>,
+    neighbors: Vec<Neighbor>,
+    rules: Vec<Rule>,
 }
 
-/// Moves the interfaces to the network namespace of the process `pid`.
-pub(crate) async fn move_links(interfaces: &[Interface], pid: i32) -> Result<()> {
-    let (connection, handle, _) = rtnetlink::new_connection().map_err(NetworkError::Socket)?;
-    let connection = tokio::spawn(connection);
-    let result = async {
-        for interface in interfaces {
-            let link = Link::parse(interface)?;
-            let index = link.find(&handle).await?.header.index;
-            let change = LinkUnspec::new_with_index(index)
-                .setns_by_pid(pid.unsigned_abs())
-                .build();
-            let moved = handle.link().set(change).execute().await;
-            moved.map_err(failed("move link", &interface.mac))?;
+impl Network {
+    /// Checks what the host describes.
+    pub(crate) fn parse(
+        interfaces: &[proto::Interface],
+        routes: &[proto::Route],
+        neighbors: &[proto::Neighbor],
+        rules: &[proto::Rule],
+    ) -> Result<Self> {
+        Ok(Self {
+            links: interfaces.iter().map(Link::parse).collect::<Result<_>>()?,
+            routes: routes.iter().map(Path::parse).collect::<Result<_>>()?,
+            neighbors: neighbors
+                .iter()
+                .map(Neighbor::parse)
+                .collect::<Result<_>>()?,
+            rules: rules.iter().map(Rule::parse).collect::<Result<_>>()?,
+        })
+    }
+
+    /// Sets up loopback, then links, addresses, routes, neighbours and rules; removes what was set
+    /// for `before` and is not wanted any more. What others set stays.
+    pub(crate) async fn apply(&self, before: &Self) -> Result<()> {
+        let (connection, handle, _) = rtnetlink::new_connection().map_err(NetworkError::Socket)?;
+        let connection = tokio::spawn(connection);
+        let result = self.change(&handle, before).await;
+        connection.abort();
+        result
+    }
+
+    async fn change(&self, handle: &Handle, before: &Self) -> Result<()> {
+        up(handle, index_of(handle, "lo").await?, "lo").await?;
+        self.set(handle, before).await?;
+        // What is new is there before what is old goes, so that no packet finds neither.
+        if self.remove_stale(handle, before).await? {
+            // With the first address of a network, the kernel removes the others of that network
+            // and their routes.
+            self.set(handle, before).await?;
         }
         Ok(())
     }
-    .await;
-    connection.abort();
-    result
+
+    async fn set(&self, handle: &Handle, before: &Self) -> Result<()> {
+        for link in &self.links {
+            link.apply(handle, &before.links).await?;
+        }
+        // On-link routes first: a gateway must be reachable when it is named.
+        let (direct, via): (Vec<_>, Vec<_>) = self.routes.iter().partition(|r| r.gateway.is_none());
+        for route in direct.into_iter().chain(via) {
+            route.apply(handle).await?;
+        }
+        for neighbor in &self.neighbors {
+            neighbor.apply(handle).await?;
+        }
+        for rule in &self.rules {
+            rule.apply(handle).await?;
+        }
+        Ok(())
+    }
+
+    /// Returns whether an address was removed.
+    async fn remove_stale(&self, handle: &Handle, before: &Self) -> Result<bool> {
+        for rule in before.rules.iter().filter(|r| !self.rules.contains(r)) {
+            rule.remove(handle).await?;
+        }
+        for route in &before.routes {
+            // One with the same key was replaced.
+            if !self.routes.iter().any(|new| new.key() == route.key()) {
+                route.remove(handle).await?;
+            }
+        }
+        for old in &before.neighbors {
+            let mut new = self.neighbors.iter();
+            if !new.any(|n| (&n.interface, n.address) == (&old.interface, old.address)) {
+                old.remove(handle).await?;
+            }
+        }
+        let mut is_removed = false;
+        for old in &before.links {
+            let new = self.links.iter().find(|link| link.name == old.name);
+            is_removed |= old.remove_addresses(handle, new).await?;
+        }
+        Ok(is_removed)
+    }
+
+    /// Moves the interfaces to the network namespace of the process `pid`.
+    pub(crate) async fn move_links(&self, pid: i32) -> Result<()> {
+        let (connection, handle, _) = rtnetlink::new_connection().map_err(NetworkError::Socket)?;
+        let connection = tokio::spawn(connection);
+        let result = async {
+            for link in &self.links {
+                let index = link.find(&handle, &[]).await?.header.index;
+                let change = LinkUnspec::new_with_index(index)
+                    .setns_by_pid(pid.unsigned_abs())
+                    .build();
+                let moved = handle.link().set(change).execute().await;
+                moved.map_err(failed("move link", &link.name))?;
+            }
+            Ok(())
+        }
+        .await;
+        connection.abort();
+        result
+    }
 }
 
 /// Brings the loopback interface up.
 pub(crate) async fn loopback() -> Result<()> {
-    configure(&[], &[], &[]).await
+    Network::default().apply(&Network::default()).await
 }
 
-async fn apply(
-    handle: &Handle,
-    links: &[Link],
-    routes: &[Path],
-    neighbors: &[Neighbor],
-) -> Result<()> {
-    up(handle, index_of(handle, "lo").await?, "lo").await?;
-    for link in links {
-        link.apply(handle).await?;
+/// Makes it no failure that what is to be removed is gone already.
+fn gone(
+    result: std::result::Result<(), rtnetlink::Error>,
+) -> std::result::Result<(), rtnetlink::Error> {
+    match result {
+        Err(rtnetlink::Error::NetlinkError(message))
+            if [
+                Errno::ESRCH,
+                Errno::ENOENT,
+                Errno::EADDRNOTAVAIL,
+                Errno::ENODEV,
+            ]
+            .iter()
+            .any(|errno| message.raw_code() == -(*errno as i32)) =>
+        {
+            Ok(())
+        }
+        other => other,
     }
-    // On-link routes first: a gateway must be reachable when it is named.
-    let (direct, via): (Vec<_>, Vec<_>) = routes.iter().partition(|r| r.gateway.is_none());
-    for route in direct.into_iter().chain(via) {
-        route.apply(handle).await?;
-    }
-    for neighbor in neighbors {
-        add_neighbor(handle, neighbor).await?;
-    }
-    Ok(())
 }
 
 /// Names the failed step of a netlink request.
@@ -153,7 +236,7 @@ async fn rename(handle: &Handle, index: u32, name: &str) -> Result<()> {
     set.map_err(failed("rename to", name))
 }
 
-/// A checked [`Interface`].
+/// A checked [`proto::Interface`].
 #[derive(Debug)]
 struct Link {
     mac: [u8; 6],
@@ -164,7 +247,7 @@ struct Link {
 }
 
 impl Link {
-    fn parse(interface: &Interface) -> Result<Self> {
+    fn parse(interface: &proto::Interface) -> Result<Self> {
         Ok(Self {
             mac: parse_mac(&interface.mac)?,
             name: parse_name(&interface.name)?,
@@ -181,15 +264,30 @@ impl Link {
         })
     }
 
-    async fn find(&self, handle: &Handle) -> Result<LinkMessage> {
-        let mut links = all_links(handle).await?.into_iter();
-        let found = links.find(|l| has_mac(l, &self.mac));
+    /// Finds it by its address, or by its name when that is one of `known`, which had their names
+    /// before.
+    async fn find(&self, handle: &Handle, known: &[Self]) -> Result<LinkMessage> {
+        let links = all_links(handle).await?;
+        let is_known = known.iter().any(|link| link.name == self.name);
+        let by_mac = links.iter().find(|l| has_mac(l, &self.mac));
+        let by_name = || {
+            let mut links = links.iter();
+            links.find(|l| is_known && name_of(l) == Some(&self.name))
+        };
+        let found = by_mac.or_else(by_name).cloned();
         found.ok_or_else(|| NetworkError::NoDevice(format_mac(&self.mac)))
     }
 
-    async fn apply(&self, handle: &Handle) -> Result<()> {
-        let found = self.find(handle).await?;
+    async fn apply(&self, handle: &Handle, known: &[Self]) -> Result<()> {
+        let found = self.find(handle, known).await?;
         let index = found.header.index;
+        if !has_mac(&found, &self.mac) {
+            let change = LinkUnspec::new_with_index(index)
+                .address(self.mac.to_vec())
+                .build();
+            let set = handle.link().set(change).execute().await;
+            set.map_err(failed("set the MAC address of", &self.name))?;
+        }
         if name_of(&found) != Some(self.name.as_str()) {
             let links = all_links(handle).await?;
             let named = links.iter().find(|l| name_of(l) == Some(&self.name));
@@ -226,6 +324,43 @@ impl Link {
         }
         Ok(())
     }
+
+    /// Removes addresses that are not those of `new`, and takes the link down when there is none.
+    /// Returns whether one was removed.
+    async fn remove_addresses(&self, handle: &Handle, new: Option<&Self>) -> Result<bool> {
+        let stale = self.addresses.iter().filter(|(address, prefix, _)| {
+            let mut kept = new.iter().flat_map(|link| &link.addresses);
+            !kept.any(|(kept, length, _)| (kept, length) == (address, prefix))
+        });
+        let stale: Vec<_> = stale.collect();
+        if stale.is_empty() && new.is_some() {
+            return Ok(false);
+        }
+        let index = match index_of(handle, &self.name).await {
+            Err(NetworkError::NoInterface(_)) => return Ok(false),
+            index => index?,
+        };
+        for (address, prefix, _) in &stale {
+            let message = match address {
+                IpAddr::V4(v4) => AddressMessageBuilder::<Ipv4Addr>::new()
+                    .index(index)
+                    .address(*v4, *prefix)
+                    .build(),
+                IpAddr::V6(v6) => AddressMessageBuilder::<Ipv6Addr>::new()
+                    .index(index)
+                    .address(*v6, *prefix)
+                    .build(),
+            };
+            let removed = gone(handle.address().del(message).execute().await);
+            removed.map_err(failed("remove an address of", &self.name))?;
+        }
+        if new.is_none() {
+            let change = LinkUnspec::new_with_index(index).down().build();
+            let set = handle.link().set(change).execute().await;
+            set.map_err(failed("take down", &self.name))?;
+        }
+        Ok(!stale.is_empty())
+    }
 }
 
 fn has_mac(link: &LinkMessage, mac: &[u8; 6]) -> bool {
@@ -234,22 +369,26 @@ fn has_mac(link: &LinkMessage, mac: &[u8; 6]) -> bool {
         .any(|a| matches!(a, LinkAttribute::Address(own) if own.as_slice() == mac))
 }
 
-/// A checked [`Route`].
+/// A checked [`proto::Route`].
 #[derive(Debug)]
 struct Path {
     text: String,
     destination: (IpAddr, u8),
     gateway: Option<IpAddr>,
     source: Option<IpAddr>,
-    interface: String,
+    /// None: it leads nowhere.
+    interface: Option<String>,
     mtu: u32,
     metric: u32,
     scope: u8,
     onlink: bool,
+    /// 0: the main one.
+    table: u32,
+    kind: RouteType,
 }
 
 impl Path {
-    fn parse(route: &Route) -> Result<Self> {
+    fn parse(route: &proto::Route) -> Result<Self> {
         let destination = parse_cidr(&route.destination)?;
         let optional = |text: &str| {
             let address = (!text.is_empty()).then(|| parse_address(text));
@@ -260,12 +399,25 @@ impl Path {
         if !gateway.iter().chain(&source).all(same) {
             return Err(NetworkError::MixedFamilies(route.destination.clone()));
         }
+        let kind = match u8::try_from(route.kind).map(RouteType::from) {
+            Ok(RouteType::Unspec | RouteType::Unicast) => RouteType::Unicast,
+            Ok(nowhere @ (RouteType::BlackHole | RouteType::Unreachable | RouteType::Prohibit)) => {
+                nowhere
+            }
+            _ => return Err(NetworkError::Kind(route.kind)),
+        };
+        let interface = match kind {
+            RouteType::Unicast => Some(parse_name(&route.interface)?),
+            _ => None,
+        };
         Ok(Self {
             text: route.destination.clone(),
             destination,
             gateway,
             source,
-            interface: parse_name(&route.interface)?,
+            interface,
+            table: route.table,
+            kind,
             mtu: route.mtu,
             metric: route.metric,
             scope: u8::try_from(route.scope).unwrap_or(0),
@@ -274,18 +426,37 @@ impl Path {
     }
 
     async fn apply(&self, handle: &Handle) -> Result<()> {
-        let index = index_of(handle, &self.interface).await?;
-        let message = self.message(index);
+        let message = self.message(self.index(handle).await?);
         let add = handle.route().add(message).replace().execute().await;
         add.map_err(failed("add route", &self.text))
     }
 
-    fn message(&self, index: u32) -> RouteMessage {
+    async fn remove(&self, handle: &Handle) -> Result<()> {
+        let index = match self.index(handle).await {
+            Err(NetworkError::NoInterface(_)) => return Ok(()),
+            index => index?,
+        };
+        let removed = gone(handle.route().del(self.message(index)).execute().await);
+        removed.map_err(failed("remove route", &self.text))
+    }
+
+    async fn index(&self, handle: &Handle) -> Result<Option<u32>> {
+        match &self.interface {
+            Some(name) => index_of(handle, name).await.map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// What tells it from another in the kernel's tables.
+    fn key(&self) -> ((IpAddr, u8), u32, u32) {
+        (self.destination, self.table, self.metric)
+    }
+
+    fn message(&self, index: Option<u32>) -> RouteMessage {
         let mut message = match self.destination {
             (IpAddr::V4(to), prefix) => {
-                let mut builder = RouteMessageBuilder::<Ipv4Addr>::new()
-                    .destination_prefix(to, prefix)
-                    .output_interface(index);
+                let mut builder =
+                    RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(to, prefix);
                 if let Some(IpAddr::V4(gateway)) = self.gateway {
                     builder = builder.gateway(gateway);
                 }
@@ -295,9 +466,8 @@ impl Path {
                 builder.build()
             }
             (IpAddr::V6(to), prefix) => {
-                let mut builder = RouteMessageBuilder::<Ipv6Addr>::new()
-                    .destination_prefix(to, prefix)
-                    .output_interface(index);
+                let mut builder =
+                    RouteMessageBuilder::<Ipv6Addr>::new().destination_prefix(to, prefix);
                 if let Some(IpAddr::V6(gateway)) = self.gateway {
                     builder = builder.gateway(gateway);
                 }
@@ -309,9 +479,17 @@ impl Path {
         };
         message.header.scope = match (self.scope, self.gateway) {
             // The kernel wants the scope "link" for what has no gateway.
-            (0, None) => RouteScope::Link,
+            (0, None) if index.is_some() => RouteScope::Link,
             (scope, _) => RouteScope::from(scope),
         };
+        message.header.kind = self.kind;
+        if let Some(index) = index {
+            message.attributes.push(RouteAttribute::Oif(index));
+        }
+        if self.table > 0 {
+            message.header.table = u8::try_from(self.table).unwrap_or(0);
+            message.attributes.push(RouteAttribute::Table(self.table));
+        }
         if self.onlink {
             message.header.flags |= RouteFlags::Onlink;
         }
@@ -328,18 +506,139 @@ impl Path {
     }
 }
 
-async fn add_neighbor(handle: &Handle, neighbor: &Neighbor) -> Result<()> {
-    let address = parse_address(&neighbor.address)?;
-    let mac = parse_mac(&neighbor.mac)?;
-    let index = index_of(handle, &neighbor.interface).await?;
-    handle
-        .neighbours()
-        .add(index, address)
-        .link_layer_address(&mac)
-        .replace()
-        .execute()
-        .await
-        .map_err(failed("add neighbour", &neighbor.address))
+/// A checked [`proto::Neighbor`].
+#[derive(Debug)]
+struct Neighbor {
+    address: IpAddr,
+    mac: [u8; 6],
+    interface: String,
+}
+
+impl Neighbor {
+    fn parse(neighbor: &proto::Neighbor) -> Result<Self> {
+        Ok(Self {
+            address: parse_address(&neighbor.address)?,
+            mac: parse_mac(&neighbor.mac)?,
+            interface: parse_name(&neighbor.interface)?,
+        })
+    }
+
+    async fn apply(&self, handle: &Handle) -> Result<()> {
+        let index = index_of(handle, &self.interface).await?;
+        handle
+            .neighbours()
+            .add(index, self.address)
+            .link_layer_address(&self.mac)
+            .replace()
+            .execute()
+            .await
+            .map_err(failed("add neighbour", &self.address.to_string()))
+    }
+
+    async fn remove(&self, handle: &Handle) -> Result<()> {
+        let index = match index_of(handle, &self.interface).await {
+            Err(NetworkError::NoInterface(_)) => return Ok(()),
+            index => index?,
+        };
+        let mut message = NeighbourMessage::default();
+        message.header.ifindex = index;
+        let (family, address) = match self.address {
+            IpAddr::V4(v4) => (AddressFamily::Inet, NeighbourAddress::Inet(v4)),
+            IpAddr::V6(v6) => (AddressFamily::Inet6, NeighbourAddress::Inet6(v6)),
+        };
+        message.header.family = family;
+        let destination = NeighbourAttribute::Destination(address);
+        message.attributes.push(destination);
+        let removed = gone(handle.neighbours().del(message).execute().await);
+        removed.map_err(failed("remove neighbour", &self.address.to_string()))
+    }
+}
+
+/// A checked [`proto::Rule`].
+#[derive(Debug, PartialEq)]
+struct Rule(RuleMessage);
+
+impl Rule {
+    fn parse(rule: &proto::Rule) -> Result<Self> {
+        let mut message = RuleMessage::default();
+        let header = &mut message.header;
+        header.family = if rule.ipv6 {
+            AddressFamily::Inet6
+        } else {
+            AddressFamily::Inet
+        };
+        header.action = match u8::try_from(rule.action).map(RuleAction::from) {
+            Ok(
+                action @ (RuleAction::ToTable
+                | RuleAction::Blackhole
+                | RuleAction::Unreachable
+                | RuleAction::Prohibit),
+            ) => action,
+            _ => return Err(NetworkError::Kind(rule.action)),
+        };
+        header.tos = u8::try_from(rule.tos).map_err(|_| NetworkError::Kind(rule.tos))?;
+        if rule.invert {
+            header.flags |= RuleFlags::Invert;
+        }
+        let prefix = |text: &str| {
+            let some = (!text.is_empty()).then(|| parse_cidr(text)).transpose()?;
+            match some {
+                Some((address, _)) if address.is_ipv6() != rule.ipv6 => {
+                    Err(NetworkError::MixedFamilies(text.to_owned()))
+                }
+                some => Ok(some),
+            }
+        };
+        let attributes = &mut message.attributes;
+        attributes.push(RuleAttribute::Priority(rule.priority));
+        if let Some((address, length)) = prefix(&rule.source)? {
+            header.src_len = length;
+            attributes.push(RuleAttribute::Source(address));
+        }
+        if let Some((address, length)) = prefix(&rule.destination)? {
+            header.dst_len = length;
+            attributes.push(RuleAttribute::Destination(address));
+        }
+        if !rule.input.is_empty() {
+            attributes.push(RuleAttribute::Iifname(parse_name(&rule.input)?));
+        }
+        if !rule.output.is_empty() {
+            attributes.push(RuleAttribute::Oifname(parse_name(&rule.output)?));
+        }
+        if rule.mark > 0 || rule.mask > 0 {
+            attributes.push(RuleAttribute::FwMark(rule.mark));
+            attributes.push(RuleAttribute::FwMask(rule.mask));
+        }
+        if rule.table > 0 {
+            attributes.push(RuleAttribute::Table(rule.table));
+        }
+        if let Some(length) = rule.suppress_prefix {
+            attributes.push(RuleAttribute::SuppressPrefixLen(length));
+        }
+        Ok(Self(message))
+    }
+
+    async fn apply(&self, handle: &Handle) -> Result<()> {
+        let mut request = handle.rule().add();
+        *request.message_mut() = self.0.clone();
+        match request.execute().await {
+            Err(rtnetlink::Error::NetlinkError(message))
+                if message.raw_code() == -(Errno::EEXIST as i32) =>
+            {
+                Ok(())
+            }
+            result => result.map_err(failed("add rule", &self.text())),
+        }
+    }
+
+    async fn remove(&self, handle: &Handle) -> Result<()> {
+        let removed = gone(handle.rule().del(self.0.clone()).execute().await);
+        removed.map_err(failed("remove rule", &self.text()))
+    }
+
+    fn text(&self) -> String {
+        format!("{:?}", self.0.attributes)
+    }
 }
 
 fn parse_mac(text: &str) -> Result<[u8; 6]> {
@@ -440,11 +739,11 @@ mod tests {
 
     #[test]
     fn a_gateway_is_of_the_routes_family() {
-        let route = Route {
+        let route = proto::Route {
             destination: "0.0.0.0/0".to_owned(),
             gateway: "fe80::1".to_owned(),
             interface: "eth0".to_owned(),
-            ..Route::default()
+            ..proto::Route::default()
         };
         assert!(matches!(
             Path::parse(&route),
@@ -454,19 +753,19 @@ mod tests {
 
     #[test]
     fn a_route_without_gateway_has_link_scope() {
-        let route = Route {
+        let route = proto::Route {
             destination: "10.1.0.0/24".to_owned(),
             interface: "eth0".to_owned(),
-            ..Route::default()
+            ..proto::Route::default()
         };
-        let message = Path::parse(&route).unwrap().message(2);
+        let message = Path::parse(&route).unwrap().message(Some(2));
         assert_eq!(message.header.scope, RouteScope::Link);
-        let route = Route {
+        let route = proto::Route {
             gateway: "10.0.0.1".to_owned(),
             metric: 7,
             ..route
         };
-        let message = Path::parse(&route).unwrap().message(2);
+        let message = Path::parse(&route).unwrap().message(Some(2));
         assert_eq!(message.header.scope, RouteScope::Universe);
     }
 }

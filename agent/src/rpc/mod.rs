@@ -95,6 +95,15 @@ impl rpc::Agent for Service {
         complete(async move { done(sandbox.configure(&request).await) }).await
     }
 
+    async fn update_network(
+        &self,
+        _: &TtrpcContext,
+        request: proto::UpdateNetworkRequest,
+    ) -> ttrpc::Result<proto::Empty> {
+        let sandbox = Arc::clone(&self.sandbox);
+        complete(async move { done(sandbox.update_network(&request).await) }).await
+    }
+
     async fn attach_storage(
         &self,
         _: &TtrpcContext,

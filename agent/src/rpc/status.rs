@@ -128,7 +128,7 @@ impl Classified for FilesError {
 impl Classified for SandboxError {
     fn code(&self) -> Code {
         match self {
-            Self::OtherSandbox { .. } => Code::FAILED_PRECONDITION,
+            Self::OtherSandbox { .. } | Self::NotConfigured => Code::FAILED_PRECONDITION,
             Self::Sysctl(_) | Self::Hostname(_) => Code::INVALID_ARGUMENT,
             // A sysctl that the namespace itself has to set.
             Self::UserNamespace(e) if e.kind() == io::ErrorKind::InvalidInput => {

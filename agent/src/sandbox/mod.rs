@@ -11,7 +11,7 @@ use std::{
     sync::Arc,
 };
 
-use hull_proto_agent::agent::ConfigureRequest;
+use hull_proto_agent::agent::{ConfigureRequest, UpdateNetworkRequest};
 use nix::{
     mount::{MsFlags, mount},
     sys::time::TimeSpec,
@@ -24,7 +24,7 @@ use self::sysctl::SysctlError;
 use crate::{
     container::pause::{NewUser, PodNamespaces},
     layout::Layout,
-    network::{self, NetworkError},
+    network::{Network, NetworkError},
     reaper::Reaper,
     sys,
 };
@@ -40,6 +40,8 @@ pub(crate) const FILE_SET: &str = "sandbox";
 pub(crate) enum SandboxError {
     #[error("this guest is sandbox {known}, not {asked}")]
     OtherSandbox { known: String, asked: String },
+    #[error("this guest has no network yet")]
+    NotConfigured,
     #[error("set the clock")]
     Clock(#[source] nix::Error),
     #[error("seed the random number generator")]
@@ -68,8 +70,17 @@ pub(crate) struct Sandbox {
     layout: Layout,
     pod: Arc<PodNamespaces>,
     reaper: Arc<Reaper>,
-    /// Id of the sandbox, once it is known. One configuration at a time.
-    id: Mutex<Option<String>>,
+    /// One configuration at a time.
+    configured: Mutex<Configured>,
+}
+
+/// What the guest has of its identity.
+#[derive(Debug, Default)]
+struct Configured {
+    /// Id of the sandbox, once it is known.
+    id: Option<String>,
+    /// What the host set last.
+    network: Network,
 }
 
 impl Sandbox {
@@ -79,25 +90,31 @@ impl Sandbox {
             layout,
             pod,
             reaper,
-            id: Mutex::default(),
+            configured: Mutex::default(),
         }
     }
 
     /// Makes the guest the sandbox of `request`. Repeating it is harmless.
     pub(crate) async fn configure(&self, request: &ConfigureRequest) -> Result<(), SandboxError> {
-        let mut id = self.id.lock().await;
-        if let Some(known) = id.as_ref().filter(|known| **known != request.sandbox_id) {
+        let mut configured = self.configured.lock().await;
+        let other = configured.id.as_ref();
+        if let Some(known) = other.filter(|known| **known != request.sandbox_id) {
             return Err(SandboxError::OtherSandbox {
                 known: known.clone(),
                 asked: request.sandbox_id.clone(),
             });
         }
+        let network = Network::parse(
+            &request.interfaces,
+            &request.routes,
+            &request.neighbors,
+            &request.rules,
+        )?;
         set_clock(request.realtime_ns)?;
         seed(&request.entropy).map_err(SandboxError::Entropy)?;
         // First of all that belongs to it.
         if let Some(map) = request.user_namespace.as_ref() {
-            let interfaces = &request.interfaces;
-            let devices = async |pid: Pid| Ok(network::move_links(interfaces, pid.as_raw()).await?);
+            let devices = async |pid: Pid| Ok(network.move_links(pid.as_raw()).await?);
             let sysctls: Vec<_> = request
                 .sysctls
                 .iter()
@@ -114,13 +131,34 @@ impl Sandbox {
         self.write_files(request)?;
         self.mount_shm(request.shm_size)?;
         // Interfaces first: some sysctls are theirs.
-        network::configure(&request.interfaces, &request.routes, &request.neighbors).await?;
+        network.apply(&configured.network).await?;
+        configured.network = network;
         let in_user = request.user_namespace.is_some();
         let own = |name: &str| !(in_user && sysctl::is_ipc(name));
         for (name, value) in request.sysctls.iter().filter(|(name, _)| own(name)) {
             sysctl::set(name, value)?;
         }
-        *id = Some(request.sandbox_id.clone());
+        configured.id = Some(request.sandbox_id.clone());
+        Ok(())
+    }
+
+    /// Makes the network what `request` says. What could not be done is tried again by the next.
+    pub(crate) async fn update_network(
+        &self,
+        request: &UpdateNetworkRequest,
+    ) -> Result<(), SandboxError> {
+        let mut configured = self.configured.lock().await;
+        if configured.id.is_none() {
+            return Err(SandboxError::NotConfigured);
+        }
+        let network = Network::parse(
+            &request.interfaces,
+            &request.routes,
+            &request.neighbors,
+            &request.rules,
+        )?;
+        network.apply(&configured.network).await?;
+        configured.network = network;
         Ok(())
     }
 

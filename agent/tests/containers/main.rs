@@ -774,6 +774,87 @@ agent_tests! {
         agent.delete("c1").await;
     }
 
+    async fn a_network_that_changes_is_followed(agent) {
+        let init = agent.init().to_string();
+        let host = |script: &str| {
+            let mut command = std::process::Command::new("nsenter");
+            let output = command.args(["-t", &init, "-n", "sh", "-ec", script]).output().unwrap();
+            assert!(output.status.success(), "{script}: {output:?}");
+            String::from_utf8(output.stdout).unwrap()
+        };
+        let early = agent.client.update_network(context(), &proto::UpdateNetworkRequest::default()).await;
+        assert_eq!(message(early).0, ttrpc::Code::FAILED_PRECONDITION);
+        host("ip link add dummy7 address 02:00:00:00:00:07 type dummy; ip link add dummy8 address 02:00:00:00:00:08 type dummy");
+        let interface = |number: u8, name: &str, mtu: u32, addresses: &[&str]| proto::Interface {
+            mac: format!("02:00:00:00:00:{number:02x}"), name: name.to_owned(), mtu,
+            addresses: addresses.iter().map(|a| (*a).to_owned()).collect(), ..Default::default()
+        };
+        let route = |destination: &str, gateway: &str, table: u32| proto::Route {
+            destination: destination.to_owned(), gateway: gateway.to_owned(), interface: "eth0".to_owned(), table, ..Default::default()
+        };
+        let rule = |priority: u32, source: &str| proto::Rule {
+            priority, source: source.to_owned(), action: 1, table: 100, ..Default::default()
+        };
+        let neighbor = |address: &str| proto::Neighbor {
+            address: address.to_owned(), mac: "02:00:00:00:00:01".to_owned(), interface: "eth0".to_owned(), ..Default::default()
+        };
+        let configure = proto::ConfigureRequest {
+            sandbox_id: "s1".to_owned(),
+            interfaces: vec![
+                interface(7, "eth0", 1500, &["10.88.0.5/16", "10.88.0.6/16", "fd00::5/64"]),
+                interface(8, "net1", 1500, &["10.99.0.5/16"]),
+            ],
+            routes: vec![
+                route("0.0.0.0/0", "10.88.0.1", 0), route("10.50.0.0/16", "10.88.0.1", 0), route("::/0", "fd00::1", 0),
+                route("0.0.0.0/0", "10.88.0.1", 100),
+                proto::Route { destination: "10.53.0.0/16".to_owned(), kind: 7, ..Default::default() },
+            ],
+            neighbors: vec![neighbor("10.88.0.9"), neighbor("fd00::9")],
+            rules: vec![
+                rule(1000, "10.88.0.5/32"),
+                proto::Rule { ipv6: true, priority: 1001, destination: "fd77::/64".to_owned(), mark: 7, mask: 0xff, action: 1, table: 100, ..Default::default() },
+            ],
+            ..Default::default()
+        };
+        agent.client.configure(context(), &configure).await.unwrap();
+        let all = "ip addr; ip route; ip -6 route; ip route show table 100; ip rule; ip -6 rule; ip neigh; ip link";
+        let said = host(all);
+        for part in [
+            "default via 10.88.0.1", "10.50.0.0/16 via", "unreachable 10.53.0.0/16", "1000:\tfrom 10.88.0.5 lookup 100",
+            "1001:\tfrom all to fd77::/64 fwmark 0x7/0xff lookup 100", "10.88.0.9 dev", "fd00::9 dev", "10.99.0.5/16",
+        ] {
+            assert!(said.contains(part), "{part} in {said}");
+        }
+        // What the pod sets is its own.
+        host("ip addr add 10.77.0.1/24 dev eth0; ip route add 10.60.0.0/16 via 10.88.0.1; ip rule add priority 7 table 9");
+        let changed = proto::UpdateNetworkRequest {
+            // The first address of its network goes, another one stays, and one has another place.
+            interfaces: vec![interface(0x17, "eth0", 1400, &["10.88.0.6/16", "fd00::6/64"])],
+            routes: vec![route("0.0.0.0/0", "10.88.0.2", 0), route("::/0", "fd00::2", 0)],
+            neighbors: vec![neighbor("10.88.0.10")],
+            rules: vec![rule(1002, "")],
+            ..Default::default()
+        };
+        for _ in 0..2 {
+            agent.client.update_network(context(), &changed).await.unwrap();
+            let said = host(all);
+            for part in [
+                "mtu 1400", "02:00:00:00:00:17", "10.88.0.6/16", "fd00::6/64", "default via 10.88.0.2", "default via fd00::2",
+                "1002:\tfrom all lookup 100", "10.88.0.10 dev", "10.77.0.1/24", "10.60.0.0/16 via 10.88.0.1", "7:\tfrom all lookup 9",
+            ] {
+                assert!(said.contains(part), "{part} in {said}");
+            }
+            for part in [
+                "10.88.0.5", "fd00::5", "default via 10.88.0.1", "10.50.0.0", "10.53.0.0", "1000:", "1001:", "10.88.0.9 ", "fd00::9 ",
+                "10.99.0.5",
+            ] {
+                assert!(!said.contains(part), "{part} in {said}");
+            }
+        }
+        let bad = proto::UpdateNetworkRequest { rules: vec![proto::Rule { action: 2, ..Default::default() }], ..changed };
+        assert!(message(agent.client.update_network(context(), &bad).await).1.contains("no kind"));
+    }
+
     async fn localhost_of_the_pod_can_be_dialled(agent) {
         agent.client.configure(context(), &proto::ConfigureRequest::default()).await.unwrap();
         agent.run("c1", "nc -l -p 8080 -e sh -c 'read x; echo got $x'").await;

@@ -12,6 +12,9 @@ pub struct GuestNetwork {
     pub routes: Vec<GuestRoute>,
     /// Permanent neighbour entries.
     pub neighbors: Vec<GuestNeighbor>,
+    /// Rules that choose a routing table, beyond those that every kernel has.
+    #[serde(default)]
+    pub rules: Vec<GuestRule>,
 }
 
 /// One network interface.
@@ -38,7 +41,7 @@ pub struct GuestRoute {
     pub gateway: String,
     /// Preferred source address; may be empty.
     pub source: String,
-    /// Interface in the guest.
+    /// Interface in the guest; empty for a route that leads nowhere.
     pub interface: String,
     /// MTU of the route; 0 for none.
     pub mtu: u32,
@@ -48,6 +51,43 @@ pub struct GuestRoute {
     pub scope: u32,
     /// The gateway counts as on the link, whatever other routes say.
     pub onlink: bool,
+    /// Its table; 0 for the main one.
+    #[serde(default)]
+    pub table: u32,
+    /// `rtm_type` of a route that leads nowhere (6 blackhole, 7 unreachable, 8 prohibit), else 0.
+    #[serde(default)]
+    pub kind: u32,
+}
+
+/// One rule of policy routing (`ip rule`).
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GuestRule {
+    /// Of IPv6, else of IPv4.
+    pub ipv6: bool,
+    /// Its place among the rules.
+    pub priority: u32,
+    /// It is for what none of the following fits.
+    pub invert: bool,
+    /// Source in CIDR form; empty for any.
+    pub source: String,
+    /// Destination in CIDR form; empty for any.
+    pub destination: String,
+    /// Incoming interface, `lo` for what the pod sends itself; empty for any.
+    pub input: String,
+    /// Interface that a socket is bound to; empty for any.
+    pub output: String,
+    /// Type of service; 0 for any.
+    pub tos: u32,
+    /// The packet's mark in the bits of `mask`; both 0 for any.
+    pub mark: u32,
+    /// See `mark`.
+    pub mask: u32,
+    /// What is done (`FR_ACT_*`): 1 looks into `table`; 6, 7 and 8 as `kind` of a route.
+    pub action: u32,
+    /// The table.
+    pub table: u32,
+    /// Routes of the table with prefixes of at most this length do not count.
+    pub suppress_prefix: Option<u32>,
 }
 
 /// One permanent neighbour entry.

@@ -4,7 +4,8 @@
 //! Read in this order: [`Network`] (set up and tear down), `request` (what a pod
 //! asks for), [`cni`] (which network, how plugins are called), `cache` (what they
 //! answered, on disk), [`netns`] (the namespace), `view` (what CNI made, read
-//! back), `link` (joins it to taps), [`tap`], [`guest`] (what the guest is told).
+//! back), `link` (joins it to taps), [`tap`], [`guest`] (what the guest is told), `watch`
+//! (what changes later).
 //!
 //! Deliberately not here: anything about VMs or the agent. The result is a tap
 //! and plain values.
@@ -20,8 +21,9 @@ mod request;
 mod setup;
 pub mod tap;
 mod view;
+mod watch;
 
-pub use guest::{Dns, GuestInterface, GuestNeighbor, GuestNetwork, GuestRoute};
+pub use guest::{Dns, GuestInterface, GuestNeighbor, GuestNetwork, GuestRoute, GuestRule};
 pub use link::{LinkError, MAX_LINKS, PodLink};
 pub use request::{PodNetworkRequest, PortMapping, RequestError};
 pub use setup::{Network, NetworkConfig, NetworkError, NetworkRecord, PodNetwork};

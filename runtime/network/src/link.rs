@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// Prefix of the names of taps.
-const TAP_PREFIX: &str = "hulltap";
+pub(crate) const TAP_PREFIX: &str = "hulltap";
 /// The most interfaces that a pod may have: each takes a device slot of its VM.
 pub const MAX_LINKS: usize = 4;
 

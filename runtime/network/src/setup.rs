@@ -10,7 +10,7 @@
 use std::{collections::BTreeSet, io, net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use serde::{Deserialize, Serialize};
-use tokio::sync::RwLock;
+use tokio::sync::{RwLock, watch};
 
 use crate::{
     cache::{self, Cache},
@@ -19,6 +19,7 @@ use crate::{
     link::{self, LinkError, PodLink},
     netns::{self, NetnsError},
     request::{PodNetworkRequest, RequestError},
+    watch as follow,
 };
 
 /// Name of the interface that CNI makes in the pod's namespace, as kubelet and
@@ -99,7 +100,7 @@ pub enum NetworkError {
     #[error(transparent)]
     Netns(#[from] NetnsError),
     /// The links inside the namespace.
-    #[error("join the network of pod {pod_id} to a tap")]
+    #[error("look at the links of pod {pod_id}, or join them to taps")]
     Link {
         /// The sandbox id.
         pod_id: String,
@@ -279,6 +280,22 @@ impl Network {
     pub async fn check(&self, record: &NetworkRecord) -> Result<(), NetworkError> {
         let _gate = self.gate.read().await;
         Ok(self.call(record).check(&record.attachment).await?)
+    }
+
+    /// Follows what the guest is to have, which plugins may change as long as the pod runs. The
+    /// receiver keeps the namespace alive: drop it before tear-down.
+    ///
+    /// # Errors
+    /// When the namespace can't be read.
+    pub async fn watch(
+        &self,
+        record: &NetworkRecord,
+    ) -> Result<watch::Receiver<GuestNetwork>, NetworkError> {
+        let started = follow::start(&record.netns, INTERFACE).await;
+        started.map_err(|source| NetworkError::Link {
+            pod_id: record.pod_id.clone(),
+            source,
+        })
     }
 
     /// Lets plugins free what belongs to none of these pods, nor to another runtime's (GC). From

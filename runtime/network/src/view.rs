@@ -10,7 +10,7 @@ use std::{
 
 use futures::{TryStreamExt, pin_mut};
 use rtnetlink::{
-    Handle, RouteMessageBuilder,
+    Handle, IpVersion, RouteMessageBuilder,
     packet_route::{
         address::{AddressAttribute, AddressScope},
         link::{LinkAttribute, LinkFlags, LinkLayerType, LinkMessage},
@@ -19,13 +19,17 @@ use rtnetlink::{
             RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteMetric,
             RouteProtocol, RouteType,
         },
+        rule::{RuleAction, RuleAttribute, RuleFlags, RuleMessage},
     },
 };
 
 use crate::{
-    guest::{GuestInterface, GuestNeighbor, GuestNetwork, GuestRoute},
-    link::{LinkError, failed},
+    guest::{GuestInterface, GuestNeighbor, GuestNetwork, GuestRoute, GuestRule},
+    link::{LinkError, TAP_PREFIX, failed},
 };
+
+/// What a rule says when it suppresses nothing.
+const NOTHING: u32 = u32::MAX;
 
 /// An interface in the namespace that the guest is to have.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,7 +51,7 @@ pub(crate) async fn interfaces(handle: &Handle, primary: &str) -> Result<Vec<Fou
         if name == primary {
             let this = ethernet(&link, name);
             found.push(this.ok_or_else(|| LinkError::NotEthernet(primary.to_owned()))?);
-        } else if link.header.flags.contains(LinkFlags::Up) {
+        } else if link.header.flags.contains(LinkFlags::Up) && !name.starts_with(TAP_PREFIX) {
             found.extend(ethernet(&link, name));
         }
     }
@@ -114,6 +118,7 @@ pub(crate) async fn read(handle: &Handle, links: &[Found]) -> Result<GuestNetwor
         interfaces,
         routes,
         neighbors: neighbors(handle, &names).await?,
+        rules: rules(handle).await?,
     })
 }
 
@@ -194,20 +199,31 @@ fn guest_route(
     default: &str,
 ) -> Option<GuestRoute> {
     let header = &route.header;
-    if header.table != RouteHeader::RT_TABLE_MAIN
-        || header.kind != RouteType::Unicast
-        || header.protocol == RouteProtocol::Kernel
-    {
+    let leads_nowhere = match header.kind {
+        RouteType::Unicast => false,
+        RouteType::BlackHole | RouteType::Unreachable | RouteType::Prohibit => true,
+        _ => return None,
+    };
+    let table = table_of(route);
+    if table == LOCAL || header.protocol == RouteProtocol::Kernel {
         return None;
     }
     let mut to = GuestRoute {
         destination: format!("{default}/0"),
         scope: u32::from(u8::from(header.scope)),
         onlink: header.flags.contains(RouteFlags::Onlink),
+        table: if table == MAIN { 0 } else { table },
+        kind: if leads_nowhere {
+            u32::from(u8::from(header.kind))
+        } else {
+            0
+        },
         ..GuestRoute::default()
     };
     for attribute in &route.attributes {
         match attribute {
+            // Of IPv6, such a route has the loopback interface.
+            RouteAttribute::Oif(_) if leads_nowhere => {}
             RouteAttribute::Oif(oif) => to.interface = (*names.get(oif)?).to_owned(),
             RouteAttribute::Destination(address) => {
                 to.destination = format!("{}/{}", text(address)?, header.destination_prefix_length);
@@ -225,7 +241,103 @@ fn guest_route(
             _ => {}
         }
     }
-    (!to.interface.is_empty()).then_some(to)
+    (leads_nowhere || !to.interface.is_empty()).then_some(to)
+}
+
+/// The table that the kernel fills by itself (rtnetlink(7)).
+const LOCAL: u32 = 255;
+/// The number of the main table.
+const MAIN: u32 = RouteHeader::RT_TABLE_MAIN as u32;
+
+/// The header has room for small numbers alone.
+fn table_of(route: &RouteMessage) -> u32 {
+    let long = route.attributes.iter().find_map(|a| match a {
+        RouteAttribute::Table(table) => Some(*table),
+        _ => None,
+    });
+    long.unwrap_or(u32::from(route.header.table))
+}
+
+/// The rules that somebody set.
+async fn rules(handle: &Handle) -> Result<Vec<GuestRule>, LinkError> {
+    let mut found = Vec::new();
+    for version in [IpVersion::V4, IpVersion::V6] {
+        let ipv6 = version == IpVersion::V6;
+        let stream = handle.rule().get(version).execute();
+        pin_mut!(stream);
+        while let Some(rule) = stream.try_next().await.map_err(failed("list rules"))? {
+            match guest_rule(&rule, ipv6) {
+                Some(Translated::Rule(rule)) => found.push(rule),
+                Some(Translated::Unknown(what)) => {
+                    tracing::warn!(?rule, what, "a rule that guests can't be told of");
+                }
+                None => {}
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// A rule in the guest's terms.
+enum Translated {
+    Rule(GuestRule),
+    /// It would not mean the same without this.
+    Unknown(&'static str),
+}
+
+/// The rule as the guest needs it; none for those that every kernel has.
+fn guest_rule(rule: &RuleMessage, ipv6: bool) -> Option<Translated> {
+    let header = &rule.header;
+    let mut to = GuestRule {
+        ipv6,
+        invert: header.flags.contains(RuleFlags::Invert),
+        tos: u32::from(header.tos),
+        action: u32::from(u8::from(header.action)),
+        table: u32::from(header.table),
+        ..GuestRule::default()
+    };
+    if !matches!(
+        header.action,
+        RuleAction::ToTable
+            | RuleAction::Blackhole
+            | RuleAction::Unreachable
+            | RuleAction::Prohibit
+    ) {
+        return Some(Translated::Unknown("action"));
+    }
+    for attribute in &rule.attributes {
+        match attribute {
+            RuleAttribute::Protocol(RouteProtocol::Kernel) => return None,
+            RuleAttribute::Priority(priority) => to.priority = *priority,
+            RuleAttribute::Table(table) => to.table = *table,
+            RuleAttribute::Source(ip) => to.source = format!("{ip}/{}", header.src_len),
+            RuleAttribute::Destination(ip) => to.destination = format!("{ip}/{}", header.dst_len),
+            RuleAttribute::Iifname(name) => to.input.clone_from(name),
+            RuleAttribute::Oifname(name) => to.output.clone_from(name),
+            RuleAttribute::FwMark(mark) => to.mark = *mark,
+            RuleAttribute::FwMask(mask) => to.mask = *mask,
+            RuleAttribute::SuppressPrefixLen(length) => {
+                to.suppress_prefix = Some(*length).filter(|length| *length != NOTHING);
+            }
+            RuleAttribute::SuppressIfGroup(group) if *group != NOTHING => {
+                return Some(Translated::Unknown("interface group"));
+            }
+            RuleAttribute::SuppressIfGroup(_) | RuleAttribute::Protocol(_) => {}
+            RuleAttribute::UidRange(_) => return Some(Translated::Unknown("users")),
+            RuleAttribute::IpProtocol(_)
+            | RuleAttribute::SourcePortRange(_)
+            | RuleAttribute::DestinationPortRange(_) => {
+                return Some(Translated::Unknown("protocol or ports"));
+            }
+            RuleAttribute::Realm(_)
+            | RuleAttribute::TunId(_)
+            | RuleAttribute::L3MDev(_)
+            | RuleAttribute::Goto(_) => return Some(Translated::Unknown("selector")),
+            // What a later kernel adds.
+            _ => {}
+        }
+    }
+    Some(Translated::Rule(to))
 }
 
 fn text(address: &RouteAddress) -> Option<String> {

@@ -45,7 +45,7 @@ use crate::{
         spec::{VmSize, available_mib},
     },
 };
-use hull_network::{NetworkError, PodNetwork, PodNetworkRequest, RequestError};
+use hull_network::{GuestNetwork, NetworkError, PodNetwork, PodNetworkRequest, RequestError};
 use hull_proto_agent::GUEST_CID;
 use hull_proto_vmm::{DeviceConfig, Extent, FdIndex, VmConfig};
 
@@ -65,6 +65,8 @@ pub(crate) struct Up {
     pub vm: VmClient,
     pub agent: Agent,
     pub times: BootTimes,
+    /// What the guest was told of its network.
+    pub network: GuestNetwork,
 }
 
 /// A sandbox that could not be brought up.
@@ -520,7 +522,12 @@ impl Booted<'_> {
         times.configure_us = micros(begin);
         match configured {
             Ok(_) => {
-                let Assembled { before, vm, .. } = self.before;
+                let Assembled {
+                    before,
+                    vm,
+                    network,
+                    ..
+                } = self.before;
                 let mut record = before.before.record;
                 record.guest = Some(self.guest);
                 Ok(Up {
@@ -528,6 +535,7 @@ impl Booted<'_> {
                     vm,
                     agent: self.agent,
                     times: BootTimes::default(),
+                    network: network.guest,
                 })
             }
             Err(error) => {

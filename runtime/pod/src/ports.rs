@@ -4,7 +4,10 @@ use std::fmt::Debug;
 
 use futures::future::{BoxFuture, FutureExt};
 use hull_image::{DiskExtent, Image, ImageId, ImageStore, StoreError};
-use hull_network::{Network, NetworkError, NetworkRecord, PodNetwork, PodNetworkRequest};
+use hull_network::{
+    GuestNetwork, Network, NetworkError, NetworkRecord, PodNetwork, PodNetworkRequest,
+};
+use tokio::sync::watch;
 
 /// Networks of pods.
 pub trait PodNetworking: Debug + Send + Sync + 'static {
@@ -26,6 +29,12 @@ pub trait PodNetworking: Debug + Send + Sync + 'static {
 
     /// Compares it with what was made.
     fn check<'a>(&'a self, record: &'a NetworkRecord) -> BoxFuture<'a, Result<(), NetworkError>>;
+
+    /// Follows what the guest is to have; drop the receiver before the network is torn down.
+    fn watch<'a>(
+        &'a self,
+        record: &'a NetworkRecord,
+    ) -> BoxFuture<'a, Result<watch::Receiver<GuestNetwork>, NetworkError>>;
 
     /// Frees what plugins hold for other pods than these. Nothing is set up or torn down from
     /// this call on until the future is done.
@@ -68,6 +77,13 @@ impl PodNetworking for Network {
 
     fn check<'a>(&'a self, record: &'a NetworkRecord) -> BoxFuture<'a, Result<(), NetworkError>> {
         self.check(record).boxed()
+    }
+
+    fn watch<'a>(
+        &'a self,
+        record: &'a NetworkRecord,
+    ) -> BoxFuture<'a, Result<watch::Receiver<GuestNetwork>, NetworkError>> {
+        self.watch(record).boxed()
     }
 
     fn gc(

@@ -1,6 +1,7 @@
 //! The plugins that Debian has.
 
 use std::{
+    collections::BTreeSet,
     fs,
     io::{Read, Write},
     net::{IpAddr, Ipv4Addr, UdpSocket},
@@ -216,6 +217,26 @@ fn a_chain_of_all_usual_plugins_comes_and_goes() {
         let after = rules();
         for gone in ["5353", "10.222.7.7", "fd22::77"] {
             assert!(!after.contains(gone), "before {before}, after {after}");
+        }
+    });
+    node.assert_nothing_left();
+}
+
+#[test]
+fn fifty_pods_at_once_get_fifty_addresses_and_give_them_back() {
+    let Some(node) = Node::new(BRIDGE) else {
+        return;
+    };
+    run(async {
+        let requests: Vec<_> = (0..50).map(|i| request(&format!("pod{i}"))).collect();
+        let starts = requests.iter().map(|request| setup(&node, request));
+        let pods = futures::future::join_all(starts).await;
+        let pods: Vec<_> = pods.into_iter().map(Result::unwrap).collect();
+        let ips: BTreeSet<IpAddr> = pods.iter().map(|pod| pod.record.ips[0]).collect();
+        assert_eq!((ips.len(), node.leases().len()), (50, 50));
+        let ends = pods.iter().map(|pod| node.network.teardown(&pod.record));
+        for end in futures::future::join_all(ends).await {
+            end.unwrap();
         }
     });
     node.assert_nothing_left();

@@ -137,7 +137,14 @@ fn everything_in_the_namespace_reaches_the_guest() {
         ip route add 10.51.0.0/16 via 192.168.9.9 dev net1 onlink
         ip route add 10.52.0.0/16 dev net1 src 10.9.0.6
         ip route add default via 10.222.0.1 dev eth0
-        ip route add unreachable 10.53.0.0/16'"#;
+        ip route add default via 10.9.0.1 dev net1 table 100
+        ip -6 route add default via fd09::1 dev net1 table 1000
+        ip rule add from 10.9.0.5 table 100 priority 1000
+        ip rule add not fwmark 0x7/0xff iif lo table main suppress_prefixlength 0 priority 900
+        ip -6 rule add to fd77::/64 table 1000 priority 1001
+        ip rule add ipproto tcp dport 80 table 100 priority 1002
+        ip route add unreachable 10.53.0.0/16
+        ip -6 route add blackhole fd53::/16'"#;
     node.plugin(
         "second",
         &format!(
@@ -164,7 +171,8 @@ fn everything_in_the_namespace_reaches_the_guest() {
         assert_eq!(neighbors, [("10.222.0.99", "eth0"), ("fd09::99", "net1")]);
         let to = |destination: &str| {
             let mut routes = pod.guest.routes.iter();
-            routes.find(|r| r.destination == destination).cloned()
+            let route = routes.find(|r| r.destination == destination && r.table == 0);
+            route.cloned()
         };
         let route = to("10.50.0.0/16").unwrap();
         assert_eq!((route.mtu, route.metric, route.onlink), (1300, 77, false));
@@ -172,7 +180,36 @@ fn everything_in_the_namespace_reaches_the_guest() {
         let route = to("10.52.0.0/16").unwrap();
         assert_eq!((route.source.as_str(), route.scope), ("10.9.0.6", 253));
         assert_eq!(to("0.0.0.0/0").unwrap().gateway, "10.222.0.1");
-        assert_eq!(to("10.53.0.0/16"), None);
+        let route = to("10.53.0.0/16").unwrap();
+        assert_eq!((route.kind, route.interface.as_str()), (7, ""));
+        assert_eq!(to("fd53::/16").unwrap().kind, 6);
+        let mut routes = pod.guest.routes.iter();
+        let route = routes.find(|r| r.table == 100).unwrap();
+        assert_eq!(
+            (route.gateway.as_str(), route.interface.as_str()),
+            ("10.9.0.1", "net1")
+        );
+        assert_eq!(routes.find(|r| r.table == 1000).unwrap().gateway, "fd09::1");
+        let rules = &pod.guest.rules;
+        // One that is told by halves would mean something else.
+        assert_eq!(
+            rules.iter().map(|r| r.priority).collect::<Vec<_>>(),
+            [900, 1000, 1001]
+        );
+        assert_eq!(
+            (rules[0].mark, rules[0].mask, rules[0].invert),
+            (7, 0xff, true)
+        );
+        assert_eq!(
+            (rules[0].input.as_str(), rules[0].suppress_prefix),
+            ("lo", Some(0))
+        );
+        assert_eq!(
+            (rules[1].source.as_str(), rules[1].table),
+            ("10.9.0.5/32", 100)
+        );
+        assert_eq!(rules[2].destination, "fd77::/64");
+        assert!(rules[2].ipv6 && rules[2].table == 1000);
         assert_eq!(to("10.9.0.0/24"), None);
         node.network.teardown(&pod.record).await.unwrap();
 
@@ -188,6 +225,57 @@ fn everything_in_the_namespace_reaches_the_guest() {
         );
         let error = setup(&node).await.unwrap_err();
         assert!(format!("{error:?}").contains("TooMany(5)"), "{error:?}");
+    });
+    node.assert_nothing_left();
+}
+
+/// What is changed later is told as it is then.
+#[test]
+fn changes_in_the_namespace_are_followed() {
+    let Some(node) = chain() else { return };
+    run(async {
+        let pod = setup(&node).await.unwrap();
+        let mut watch = node.network.watch(&pod.record).await.unwrap();
+        assert_eq!(*watch.borrow_and_update(), pod.guest);
+        let netns = node.dir.path().join("netns/hull-pod1");
+        let change = |script: &str| {
+            sh(&format!(
+                "nsenter --net={} sh -ec '{script}'",
+                netns.display()
+            ));
+        };
+        change(
+            "ip addr add 10.222.9.9/16 dev eth0; ip rule add table 100 priority 5; \
+                ip route add 10.60.0.0/16 via 10.222.0.1; \
+                ip neigh add 10.222.0.77 lladdr 02:00:00:00:00:77 dev eth0; ip link set eth0 mtu 1400",
+        );
+        let limit = Duration::from_secs(20);
+        let all = watch.wait_for(|now| {
+            let link = &now.interfaces[0];
+            link.mtu == 1400
+                && link.addresses.contains(&"10.222.9.9/16".to_owned())
+                && now.rules.len() == 1
+                && now.neighbors.len() == 1
+                && now.routes.iter().any(|r| r.destination == "10.60.0.0/16")
+        });
+        drop(tokio::time::timeout(limit, all).await.unwrap().unwrap());
+        change(
+            "ip addr del 10.222.9.9/16 dev eth0; ip rule del priority 5; ip route del 10.60.0.0/16; \
+                ip neigh del 10.222.0.77 dev eth0; ip link set eth0 mtu 1500",
+        );
+        let as_before = watch.wait_for(|now| *now == pod.guest);
+        drop(
+            tokio::time::timeout(limit, as_before)
+                .await
+                .unwrap()
+                .unwrap(),
+        );
+        // A plugin's work is done when its interface is gone; that is no news for the guest.
+        change("ip link del eth0");
+        let nothing = tokio::time::timeout(Duration::from_millis(300), watch.changed());
+        nothing.await.unwrap_err();
+        drop(watch);
+        node.network.teardown(&pod.record).await.unwrap();
     });
     node.assert_nothing_left();
 }

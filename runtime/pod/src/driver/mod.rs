@@ -35,6 +35,7 @@ use crate::{
     guest::{
         client::Agent,
         events::{GuestEvent, ProcessExit},
+        network::Follower,
         stdio::{OutputEnd, OutputKind},
     },
     id::{ContainerId, PodId},
@@ -120,6 +121,8 @@ pub(crate) struct Live {
     pub agent: Agent,
     pub events: mpsc::Receiver<GuestEvent>,
     pub disks: Arc<Mutex<ImageDisks>>,
+    /// None: it has no network.
+    _network: Option<Follower>,
 }
 
 /// A container of the pod.

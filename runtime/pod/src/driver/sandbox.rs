@@ -2,6 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use hull_network::GuestNetwork;
 use tokio::{
     sync::Mutex,
     time::{Instant, timeout_at},
@@ -13,7 +14,7 @@ use crate::{
     clock,
     error::PodError,
     events::EventKind,
-    guest::{self, client::Agent, stdio::OutputEnd},
+    guest::{self, client::Agent, network::Follower, stdio::OutputEnd},
     id::ContainerId,
     info::BootTimes,
     lifecycle::{
@@ -38,6 +39,14 @@ const GUEST_END: Duration = Duration::from_secs(2);
 const VMM_END: Duration = Duration::from_secs(2);
 /// Exit code of a container whose VM died under it (128 + SIGKILL).
 const KILLED: i32 = 137;
+
+/// What is known of a sandbox that this daemon has started.
+#[derive(Debug)]
+pub(crate) struct Start {
+    pub times: BootTimes,
+    /// What its guest was told.
+    pub network: GuestNetwork,
+}
 
 /// Whether the end of a VM was asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,7 +76,11 @@ impl Driver {
             Ok(up) => {
                 tracing::info!(pod = %self.id(), times = ?up.times, "sandbox is up");
                 self.record = up.record;
-                self.go_live(up.vm, up.agent, ImageDisks::default(), Some(up.times));
+                let start = Start {
+                    times: up.times,
+                    network: up.network,
+                };
+                self.go_live(up.vm, up.agent, ImageDisks::default(), Some(start));
                 match self.sandbox_event(Event::BringUpDone).await {
                     Ok(()) => Ok(()),
                     // Without its record it would not outlive the daemon: it must not be there.
@@ -87,23 +100,30 @@ impl Driver {
         }
     }
 
-    /// Takes over a sandbox whose VM still runs.
+    /// Takes over a sandbox whose VM runs; `start` when this daemon has started it.
     pub(crate) fn go_live(
         &mut self,
         vm: VmClient,
         agent: Agent,
         mut disks: ImageDisks,
-        boot: Option<BootTimes>,
+        start: Option<Start>,
     ) {
         let links = self.record.network.as_ref().map_or(0, |n| n.links);
         (1..links).for_each(|interface| disks.reserve(slots::net(interface)));
         let events = guest::events::follow(agent.clone());
-        self.boot = boot;
+        self.boot = start.as_ref().map(|start| start.times);
+        let known = start.map(|start| start.network);
+        let record = self.record.network.clone();
+        let network = record.map(|record| {
+            let node = Arc::clone(&self.node);
+            Follower::start(node, record, agent.clone(), known)
+        });
         self.live = Some(Live {
             vm,
             agent,
             events,
             disks: Arc::new(Mutex::new(disks)),
+            _network: network,
         });
     }
 

@@ -11,7 +11,7 @@ use hull_proto_agent::{
     agent::{
         AttachStorageRequest, ConfigureRequest, CreateRequest, DeleteRequest, DetachStorageRequest,
         Empty, EventsRequest, ExecRequest, HelloRequest, ResizeTtyRequest, SignalRequest,
-        StartRequest, StatsResponse, UpdateRequest,
+        StartRequest, StatsResponse, UpdateNetworkRequest, UpdateRequest,
     },
     rpc::AgentClient,
 };
@@ -84,6 +84,19 @@ impl Agent {
         self.ask(
             "configure the guest",
             client.configure(Context::default(), &request),
+        )
+        .await
+        .map(drop)
+    }
+
+    pub(crate) async fn update_network(
+        &self,
+        request: UpdateNetworkRequest,
+    ) -> Result<(), GuestError> {
+        let client = self.client();
+        self.ask(
+            "change the guest's network",
+            client.update_network(Context::default(), &request),
         )
         .await
         .map(drop)

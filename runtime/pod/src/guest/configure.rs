@@ -3,7 +3,9 @@
 use std::{fmt::Write, net::IpAddr};
 
 use hull_network::GuestNetwork;
-use hull_proto_agent::agent::{ConfigureRequest, Interface, Neighbor, Route, UserNamespace};
+use hull_proto_agent::agent::{
+    ConfigureRequest, Interface, Neighbor, Route, Rule, UpdateNetworkRequest, UserNamespace,
+};
 
 use crate::{
     clock,
@@ -33,49 +35,86 @@ pub(crate) fn request(
         hosts: hosts(hostname, ips),
         hostname: hostname.to_owned(),
         sysctls: spec.sysctls.clone().into_iter().collect(),
-        interfaces: network
-            .interfaces
-            .iter()
-            .map(|interface| Interface {
-                mac: interface.mac.clone(),
-                name: interface.name.clone(),
-                mtu: interface.mtu,
-                addresses: interface.addresses.clone(),
-                lone_addresses: interface.lone_addresses.clone(),
-                ..Interface::default()
-            })
-            .collect(),
-        routes: network
-            .routes
-            .iter()
-            .map(|route| Route {
-                destination: route.destination.clone(),
-                gateway: route.gateway.clone(),
-                source: route.source.clone(),
-                interface: route.interface.clone(),
-                mtu: route.mtu,
-                metric: route.metric,
-                scope: route.scope,
-                onlink: route.onlink,
-                ..Route::default()
-            })
-            .collect(),
-        neighbors: network
-            .neighbors
-            .iter()
-            .map(|neighbor| Neighbor {
-                address: neighbor.address.clone(),
-                mac: neighbor.mac.clone(),
-                interface: neighbor.interface.clone(),
-                ..Neighbor::default()
-            })
-            .collect(),
+        interfaces: interfaces(network),
+        routes: routes(network),
+        neighbors: neighbors(network),
+        rules: rules(network),
         resolv_conf,
         realtime_ns: clock::now_ns().unsigned_abs(),
         entropy: entropy.to_vec(),
         user_namespace: user_namespace.into(),
         ..ConfigureRequest::default()
     }
+}
+
+/// Puts together what the agent is told when the network has changed.
+pub(crate) fn network(network: &GuestNetwork) -> UpdateNetworkRequest {
+    UpdateNetworkRequest {
+        interfaces: interfaces(network),
+        routes: routes(network),
+        neighbors: neighbors(network),
+        rules: rules(network),
+        ..UpdateNetworkRequest::default()
+    }
+}
+
+fn interfaces(network: &GuestNetwork) -> Vec<Interface> {
+    let told = network.interfaces.iter().map(|interface| Interface {
+        mac: interface.mac.clone(),
+        name: interface.name.clone(),
+        mtu: interface.mtu,
+        addresses: interface.addresses.clone(),
+        lone_addresses: interface.lone_addresses.clone(),
+        ..Interface::default()
+    });
+    told.collect()
+}
+
+fn routes(network: &GuestNetwork) -> Vec<Route> {
+    let told = network.routes.iter().map(|route| Route {
+        destination: route.destination.clone(),
+        gateway: route.gateway.clone(),
+        source: route.source.clone(),
+        interface: route.interface.clone(),
+        mtu: route.mtu,
+        metric: route.metric,
+        scope: route.scope,
+        onlink: route.onlink,
+        table: route.table,
+        kind: route.kind,
+        ..Route::default()
+    });
+    told.collect()
+}
+
+fn neighbors(network: &GuestNetwork) -> Vec<Neighbor> {
+    let told = network.neighbors.iter().map(|neighbor| Neighbor {
+        address: neighbor.address.clone(),
+        mac: neighbor.mac.clone(),
+        interface: neighbor.interface.clone(),
+        ..Neighbor::default()
+    });
+    told.collect()
+}
+
+fn rules(network: &GuestNetwork) -> Vec<Rule> {
+    let told = network.rules.iter().map(|rule| Rule {
+        ipv6: rule.ipv6,
+        priority: rule.priority,
+        invert: rule.invert,
+        source: rule.source.clone(),
+        destination: rule.destination.clone(),
+        input: rule.input.clone(),
+        output: rule.output.clone(),
+        tos: rule.tos,
+        mark: rule.mark,
+        mask: rule.mask,
+        action: rule.action,
+        table: rule.table,
+        suppress_prefix: rule.suppress_prefix,
+        ..Rule::default()
+    });
+    told.collect()
 }
 
 /// Longest host name that is made of a pod's name, as kubelet cuts it.
@@ -99,7 +138,17 @@ pub(crate) fn resolv_conf(
 ) -> String {
     match asked {
         Some(dns) if *dns != Dns::default() => lines(&dns.servers, &dns.searches, &dns.options),
-        _ if !cni.nameservers.is_empty() => lines(&cni.nameservers, &cni.search, &cni.options),
+        _ if !cni.nameservers.is_empty() => {
+            // The local domain is a search list of one, which a longer list replaces (resolv.conf(5)).
+            let domain =
+                Vec::from_iter(Some(cni.domain.clone()).filter(|domain| !domain.is_empty()));
+            let search = if cni.search.is_empty() {
+                &domain
+            } else {
+                &cni.search
+            };
+            lines(&cni.nameservers, search, &cni.options)
+        }
         _ => host(),
     }
 }
@@ -154,6 +203,22 @@ mod tests {
         assert_eq!(
             resolv_conf(None, &hull_network::Dns::default(), host),
             "host"
+        );
+        let local = hull_network::Dns {
+            domain: "local.test".into(),
+            ..cni.clone()
+        };
+        assert_eq!(
+            resolv_conf(None, &local, host),
+            "search local.test\nnameserver 1.1.1.1\n"
+        );
+        let searched = hull_network::Dns {
+            search: vec!["a.test".into(), "b.test".into()],
+            ..local
+        };
+        assert_eq!(
+            resolv_conf(None, &searched, host),
+            "search a.test b.test\nnameserver 1.1.1.1\n"
         );
     }
 

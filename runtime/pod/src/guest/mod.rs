@@ -7,6 +7,7 @@ pub(crate) mod client;
 pub(crate) mod configure;
 pub(crate) mod connect;
 pub(crate) mod events;
+pub(crate) mod network;
 pub(crate) mod stats;
 pub(crate) mod stdio;
 

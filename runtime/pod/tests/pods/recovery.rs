@@ -16,6 +16,50 @@ async fn run(pods: &Pods, pod: &PodId, name: &str, args: &[&str]) -> String {
 }
 
 #[test]
+fn a_guest_hears_of_changes_of_its_network_and_of_nothing_else() {
+    let node = TestNode::new();
+    let with = |destination: &str| {
+        let route = hull_network::GuestRoute {
+            destination: destination.into(),
+            ..Default::default()
+        };
+        let guest = &node.network.guest;
+        guest.send_modify(|guest| guest.routes = vec![route]);
+    };
+    let told = |pod: &PodId| {
+        let run = node.config.state.join("pods").join(pod.as_str());
+        fs::read_to_string(run.join("network")).unwrap_or_default()
+    };
+    with("10.0.0.0/8");
+    let first = daemon();
+    let pod = first.block_on(async {
+        let pods = node.open().await;
+        let pod = pods.run_sandbox(node.sandbox("web")).await.unwrap();
+        with("10.1.0.0/16");
+        eventually("news", async || told(&pod) == "10.1.0.0/16\n").await;
+        // Again what it has.
+        with("10.1.0.0/16");
+        with("10.2.0.0/16");
+        let both = "10.1.0.0/16\n10.2.0.0/16\n";
+        eventually("more news", async || told(&pod) == both).await;
+        pod
+    });
+    first.shutdown_background();
+    std::thread::sleep(Duration::from_millis(100));
+
+    with("10.3.0.0/16");
+    daemon().block_on(async {
+        let pods = node.open().await;
+        eventually("old news", async || told(&pod).ends_with("10.3.0.0/16\n")).await;
+        pods.stop_sandbox(pod.as_str()).await.unwrap();
+        pods.remove_sandbox(pod.as_str()).await.unwrap();
+        let followers = &node.network.guest;
+        eventually("the end", async || followers.receiver_count() == 0).await;
+        assert_eq!(node.leftovers(), [""; 0]);
+    });
+}
+
+#[test]
 fn running_pods_are_adopted_and_no_log_line_is_lost_or_doubled() {
     const LINES: usize = 600;
     let node = TestNode::new();

@@ -14,6 +14,7 @@ use hull_network::{
     PodNetworkRequest,
 };
 use hull_pod::PodNetworking;
+use tokio::sync::watch;
 
 /// What goes wrong.
 #[derive(Debug, Default)]
@@ -29,6 +30,8 @@ pub struct FakeNetwork {
     /// The pods that the last GC was told of.
     pub valid: Mutex<Option<Vec<String>>>,
     pub faults: Mutex<Faults>,
+    /// What the guest is to have.
+    pub guest: watch::Sender<GuestNetwork>,
 }
 
 impl FakeNetwork {
@@ -51,6 +54,7 @@ impl FakeNetwork {
             up: Mutex::default(),
             valid: Mutex::default(),
             faults: Mutex::default(),
+            guest: watch::channel(GuestNetwork::default()).0,
         }
     }
 
@@ -84,7 +88,7 @@ impl PodNetworking for FakeNetwork {
             record.ips = vec!["10.88.0.5".parse().unwrap()];
             Ok(PodNetwork {
                 record,
-                guest: GuestNetwork::default(),
+                guest: self.guest.borrow().clone(),
                 links: vec![PodLink {
                     name: "eth0".into(),
                     tap: File::open("/dev/null").unwrap().into(),
@@ -117,6 +121,14 @@ impl PodNetworking for FakeNetwork {
 
     fn check<'a>(&'a self, _: &'a NetworkRecord) -> BoxFuture<'a, Result<(), NetworkError>> {
         async { Ok(()) }.boxed()
+    }
+
+    fn watch<'a>(
+        &'a self,
+        _: &'a NetworkRecord,
+    ) -> BoxFuture<'a, Result<watch::Receiver<GuestNetwork>, NetworkError>> {
+        let receiver = self.guest.subscribe();
+        async { Ok(receiver) }.boxed()
     }
 
     fn gc(

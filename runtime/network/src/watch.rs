@@ -1,0 +1,98 @@
+//! Follows what changes in a pod's namespace after CNI ADD.
+
+use std::{path::Path, time::Duration};
+
+use futures::{StreamExt, channel::mpsc::UnboundedReceiver};
+use rtnetlink::{Handle, MulticastGroup, new_multicast_connection};
+use tokio::{sync::watch, time::timeout};
+
+use crate::{guest::GuestNetwork, link::LinkError, netns, view};
+
+/// All that [`view`] reads.
+const GROUPS: [MulticastGroup; 8] = [
+    MulticastGroup::Link,
+    MulticastGroup::Neigh,
+    MulticastGroup::Ipv4Ifaddr,
+    MulticastGroup::Ipv6Ifaddr,
+    MulticastGroup::Ipv4Route,
+    MulticastGroup::Ipv6Route,
+    MulticastGroup::Ipv4Rule,
+    MulticastGroup::Ipv6Rule,
+];
+/// Changes come in bunches: it is looked again when nothing came for so long.
+const QUIET: Duration = Duration::from_millis(50);
+/// But at the latest after so many of these pauses.
+const MOST_PAUSES: u32 = 20;
+
+/// Starts to follow a namespace; the first value is what it is now.
+///
+/// It ends with its last receiver, and until then keeps the namespace alive.
+///
+/// # Errors
+/// The namespace can't be entered or read.
+pub(crate) async fn start(
+    netns: &Path,
+    primary: &'static str,
+) -> Result<watch::Receiver<GuestNetwork>, LinkError> {
+    let runtime = tokio::runtime::Handle::current();
+    // A socket belongs to the namespace that it was opened in, whoever uses it.
+    let opened = netns::within(netns.to_owned(), move || {
+        let _runtime = runtime.enter();
+        new_multicast_connection(&GROUPS).map_err(LinkError::Open)
+    });
+    let (connection, handle, changes) = opened.await?;
+    let connection = tokio::spawn(connection);
+    match read(&handle, primary).await {
+        Ok(now) => {
+            let (sender, receiver) = watch::channel(now);
+            tokio::spawn(async move {
+                follow(&handle, primary, changes, &sender).await;
+                connection.abort();
+            });
+            Ok(receiver)
+        }
+        Err(error) => {
+            connection.abort();
+            Err(error)
+        }
+    }
+}
+
+async fn follow<T>(
+    handle: &Handle,
+    primary: &str,
+    mut changes: UnboundedReceiver<T>,
+    sender: &watch::Sender<GuestNetwork>,
+) {
+    loop {
+        tokio::select! {
+            change = changes.next() => if change.is_none() { return },
+            () = sender.closed() => return,
+        }
+        for _ in 0..MOST_PAUSES {
+            match timeout(QUIET, changes.next()).await {
+                Ok(Some(_)) => {}
+                Ok(None) => return,
+                Err(_) => break,
+            }
+            // All that came with it.
+            while changes.try_recv().is_ok() {}
+        }
+        match read(handle, primary).await {
+            Ok(now) => {
+                sender.send_if_modified(|known| {
+                    let is_new = *known != now;
+                    *known = now;
+                    is_new
+                });
+            }
+            // A plugin is about to delete it, or takes its time between two steps.
+            Err(error) => tracing::debug!(%error, "read a pod's network again"),
+        }
+    }
+}
+
+async fn read(handle: &Handle, primary: &str) -> Result<GuestNetwork, LinkError> {
+    let links = view::interfaces(handle, primary).await?;
+    view::read(handle, &links).await
+}
