@@ -39,6 +39,7 @@ build() {
         dpkg-deb -x "$deb" "$work/tree/$(dpkg-deb -f "$deb" Package)"
         echo "$(dpkg-deb -f "$deb" Package) $(dpkg-deb -f "$deb" Version)"
     done >"$work/versions"
+    "unpack_$SET" "$work"
     REGISTRY_WRITE=1 "$HERE/registry.sh" start "$new" 0 "$work/state"
     "push_$SET" "http://127.0.0.1:$(cat "$work/state/port")" "$work"
     "$HERE/registry.sh" stop "$work/state"
@@ -46,12 +47,22 @@ build() {
     rm -rf "$1"; mv "$new" "$1"
 }
 
+# The packages of demo/network and all that they depend on, in one tree.
+unpack_images() {
+    local deb packages
+    mapfile -t packages < <(apt-cache depends --recurse --no-{recommends,suggests,conflicts,breaks,replaces,enhances} \
+        iptables nftables iproute2 iputils-ping socat ethtool | grep '^[a-z]')
+    mkdir "$1/network" "$1/tree/network"
+    (cd "$1/network" && apt -o APT::Sandbox::User=root download "${packages[@]}")
+    for deb in "$1"/network/*.deb; do dpkg-deb -x "$deb" "$1/tree/network"; done
+}
 push_images() { python3 -B "$HERE/images.py" "$1" "$2/tree" "$2/versions" >"$2/pushed"; }
 finish_images() {
     flip_bit "$1" "$(awk '$1 == "flip" {print $2}' "$2/pushed")"
     grep -v '^flip ' "$2/pushed" >"$1/images"
 }
 
+unpack_critest() { :; }
 push_critest() {
     install_packages gcc libc6-dev
     gcc -Os -static -s -DPAUSE -o "$2/pause" "$HERE/critest.c"

@@ -2,12 +2,14 @@
 
     images.py http://127.0.0.1:PORT TREE VERSIONS
 
-TREE holds unpacked Debian packages: TREE/busybox with its TREE/libc6, and TREE/busybox-static.
+TREE holds unpacked Debian packages: TREE/busybox with its TREE/libc6, TREE/busybox-static, and in
+TREE/network those of demo/network with all that they depend on.
 Everything pushed depends on them alone, so the same packages give the same digests.
 
     demo/busybox    OCI index (arm64 with an empty layer first, then amd64), two gzip layers, dynamic
                     busybox, one hard link per applet; the second layer deletes and replaces files
     demo/static     Docker schema 2, one layer: busybox-static alone, Entrypoint, User 65534
+    demo/network    demo/busybox's first layer and, under /usr, iptables of both kinds, nft, ip, ss, ping, socat
     broken/layer    its layer is cut off in mid-gzip; its digests are right
     broken/diffid   its config names another diff id than its layer has
     broken/digest   build.sh flips a bit of its layer in the registry's storage afterwards
@@ -16,7 +18,7 @@ import hashlib
 import pathlib
 import sys
 
-from oci import DOCKER, OCI, PATH, Layer, Registry, digest, program, userland
+from oci import DOCKER, OCI, PATH, Layer, Registry, digest, libraries, program, userland
 
 
 def busybox(tree, versions):
@@ -31,6 +33,27 @@ def busybox(tree, versions):
     top.file("srv/secret", "only www-data reads this\n", 0o400, 33, 33)
     top.symlink("srv/link", "www/index.html").file("srv/a name with blanks", "")
     return [base.done(), top.done()]
+
+
+def network(package):
+    """The tools of those who set up networks in pods."""
+    layer, programs = Layer(), []
+    for name in ("ip", "ss", "nft", "ping", "socat", "ethtool", "xtables-legacy-multi", "xtables-nft-multi"):
+        found = (package / place / name for place in ("usr/sbin", "usr/bin", "sbin", "bin"))
+        path = next(path for path in found if path.is_file())
+        programs.append(path)
+        layer.file("usr/sbin/" + name, path.read_bytes(), 0o755)
+    for family in ("iptables", "ip6tables"):
+        for command in ("", "-save", "-restore"):
+            layer.symlink(f"usr/sbin/{family}{command}", "xtables-nft-multi")
+            layer.symlink(f"usr/sbin/{family}-legacy{command}", "xtables-legacy-multi")
+            layer.symlink(f"usr/sbin/{family}-nft{command}", "xtables-nft-multi")
+    for path in sorted(package.rglob("xtables/*.so")):
+        target = "usr/lib/x86_64-linux-gnu/xtables/" + path.name
+        layer.symlink(target, str(path.readlink())) if path.is_symlink() else layer.file(target, path.read_bytes())
+    for path, data in libraries(package, *programs):
+        layer.file(path, data, 0o755)
+    return layer.done()
 
 
 def main(url, tree, versions):
@@ -50,6 +73,9 @@ def main(url, tree, versions):
             dict(other, platform={"architecture": "arm64", "os": "linux", "variant": "v8"}),
             dict(this, platform={"architecture": "amd64", "os": "linux"}),
         ]}, OCI["index"]))
+
+    show("demo/network:latest", registry.image("demo/network", "latest", [layers[0], network(tree / "network")], {
+        "Env": [PATH], "Cmd": ["sh"]}))
 
     static = Layer().file("bin/busybox", program(tree / "busybox-static").read_bytes(), 0o755)
     for name in ("proc", "sys", "dev"):

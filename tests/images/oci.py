@@ -117,19 +117,20 @@ class Registry:
         }, kinds["manifest"])
 
 
-def libraries(tree, program):
-    """(path in the image, bytes) of what the dynamic program needs, from the package libc6."""
-    found = {path.name: path for path in (tree / "libc6").rglob("*.so*") if path.is_file()}
+def libraries(package, *programs):
+    """(path in the image, bytes) of what dynamic programs need, from an unpacked package."""
+    found = {path.name: path for path in package.rglob("*.so*") if path.is_file()}
     elf = lambda option, path: subprocess.check_output(["readelf", "-W", option, path], text=True)
-    loader = re.search(r"interpreter: (\S+)\]", elf("-l", program)).group(1)
+    needed = lambda path: re.findall(r"NEEDED.*\[(.+)\]", elf("-d", path))
+    loader = re.search(r"interpreter: (\S+)\]", elf("-l", programs[0])).group(1)
     yield loader.lstrip("/"), found[pathlib.Path(loader).name].read_bytes()
-    wanted, done = re.findall(r"NEEDED.*\[(.+)\]", elf("-d", program)), {pathlib.Path(loader).name}
+    wanted, done = [name for path in programs for name in needed(path)], {pathlib.Path(loader).name}
     while wanted:
         name = wanted.pop()
         if name not in done:
             done.add(name)
             yield "lib/x86_64-linux-gnu/" + name, found[name].read_bytes()
-            wanted += re.findall(r"NEEDED.*\[(.+)\]", elf("-d", found[name]))
+            wanted += needed(found[name])
 
 
 def program(package):
@@ -147,7 +148,7 @@ def userland(tree):
     for applet in subprocess.check_output([binary, "--list"], text=True).split():
         if applet != "busybox":
             layer.hardlink("bin/" + applet, "bin/busybox")
-    for path, data in libraries(tree, binary):
+    for path, data in libraries(tree / "libc6", binary):
         layer.file(path, data, 0o755)
     layer.file("etc/passwd", PASSWD).file("etc/group", GROUP)
     return layer.file("etc/hosts", "").file("etc/resolv.conf", "")
