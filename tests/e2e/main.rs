@@ -24,6 +24,7 @@ mod lifecycle;
 mod limits;
 mod lists;
 mod logs;
+mod network;
 mod pods;
 mod recovery;
 mod security;

@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    net::{IpAddr, Ipv4Addr},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
@@ -40,17 +41,46 @@ pub struct Daemon {
     child: Child,
     config: PathBuf,
     socket: PathBuf,
+    netns: Option<String>,
+}
+
+/// Where on the test's machine a node is.
+#[derive(Debug, Clone)]
+pub struct Place {
+    /// The name of its network namespace; none: the machine's own.
+    pub netns: Option<String>,
+    /// The address at which it finds its registry.
+    pub registry: IpAddr,
+}
+
+impl Default for Place {
+    fn default() -> Self {
+        Self {
+            netns: None,
+            registry: Ipv4Addr::LOCALHOST.into(),
+        }
+    }
 }
 
 impl Daemon {
-    /// Starts one with the configuration file; it writes its log beside it.
-    pub fn start(config: &Path, socket: &Path) -> Self {
+    /// Starts one with the configuration file, in a network namespace; it writes its log beside
+    /// the file.
+    pub fn start(config: &Path, socket: &Path, netns: Option<&str>) -> Self {
         let log = fs::File::options()
             .create(true)
             .append(true)
             .open(config.with_extension("log"))
             .unwrap();
-        let child = Command::new("hull")
+        let mut command = match netns {
+            // Not `ip netns exec`, which mounts another /sys.
+            Some(name) => {
+                let mut command = Command::new("nsenter");
+                command.arg(format!("--net=/run/netns/{name}")).arg("hull");
+                command
+            }
+            None => Command::new("hull"),
+        };
+        let child = command
             .args(["--config", config.to_str().unwrap(), "serve"])
             // The file says where they are.
             .env_remove("HULL_ASSETS")
@@ -63,6 +93,7 @@ impl Daemon {
             child,
             config: config.to_owned(),
             socket: socket.to_owned(),
+            netns: netns.map(str::to_owned),
         }
     }
 
@@ -74,11 +105,17 @@ impl Daemon {
     /// Kills it (SIGKILL) and starts it again; returns a new client.
     pub async fn kill_and_restart(&mut self) -> Client {
         self.kill();
-        *self = Self::start(&self.config, &self.socket);
+        self.restart().await
+    }
+
+    /// Starts it again after [`Daemon::kill`]; returns a new client.
+    pub async fn restart(&mut self) -> Client {
+        *self = Self::start(&self.config, &self.socket, self.netns.as_deref());
         self.connect().await
     }
 
-    fn kill(&mut self) {
+    /// Kills it (SIGKILL).
+    pub fn kill(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
@@ -123,23 +160,28 @@ impl Node {
 
     /// Starts a node whose configuration (TOML) `change` has edited.
     pub async fn start_with(change: impl FnOnce(String) -> String) -> Self {
+        Self::start_at(Place::default(), change).await
+    }
+
+    /// As [`Node::start_with`], at a place of the machine's network.
+    pub async fn start_at(place: Place, change: impl FnOnce(String) -> String) -> Self {
         let keep = tempfile::Builder::new()
             .prefix("hull-e2e-")
             .tempdir()
             .unwrap();
         let dir = keep.path().to_owned();
         let images = std::env::var_os("HULL_TEST_IMAGES").expect("HULL_TEST_IMAGES is set");
-        let registry = Registry::start(Path::new(&images), &dir);
+        let registry = Registry::start(Path::new(&images), &dir, place.registry);
         mirror(&dir, "registry.test", &registry.address.to_string());
         let net = dir.join("net.d");
         fs::create_dir(&net).unwrap();
-        let conflist = NETWORK.replace("LEASES", dir.join("leases").to_str().unwrap());
-        fs::write(net.join("10-test.conflist"), conflist).unwrap();
+        configure_network(&dir, NETWORK);
         fs::create_dir(dir.join("logs")).unwrap();
         let file = dir.join("hull.toml");
         fs::write(&file, change(config(&dir))).unwrap();
 
-        let mut daemon = Daemon::start(&file, &dir.join("hull.sock"));
+        let netns = place.netns.as_deref();
+        let mut daemon = Daemon::start(&file, &dir.join("hull.sock"), netns);
         let client = daemon.connect().await;
         let before = Leftovers::list(&pod_dirs(&dir));
         Self {
@@ -150,6 +192,18 @@ impl Node {
             before,
             _keep: keep,
         }
+    }
+
+    /// Replaces the CNI configuration, in which LEASES stands for the directory of leases.
+    pub fn configure_network(&self, conflist: &str) {
+        configure_network(&self.dir, conflist);
+    }
+
+    /// The network namespace of a pod, as a file.
+    pub fn netns(&self, pod: &Pod) -> PathBuf {
+        self.dir
+            .join("state/netns")
+            .join(format!("hull-{}", pod.id))
     }
 
     /// Serves `host` from a registry at `address`.
@@ -339,7 +393,10 @@ impl Node {
             .into_iter()
             .flatten()
             .flatten()
-            .filter(|l| l.file_name().to_string_lossy().starts_with("10."))
+            .filter(|l| {
+                let name = l.file_name();
+                name != "lock" && !name.to_string_lossy().starts_with("last_reserved")
+            })
             .collect();
         assert!(leases.is_empty(), "addresses still leased: {leases:?}");
     }
@@ -415,6 +472,11 @@ const NETWORK: &str = r#"{"cniVersion":"1.0.0","name":"test","plugins":[
      "ipam":{"type":"host-local","dataDir":"LEASES",
              "ranges":[[{"subnet":"10.86.0.0/16"}]],"routes":[{"dst":"0.0.0.0/0"}]}},
     {"type":"portmap","capabilities":{"portMappings":true}}]}"#;
+
+fn configure_network(dir: &Path, conflist: &str) {
+    let conflist = conflist.replace("LEASES", dir.join("leases").to_str().unwrap());
+    fs::write(dir.join("net.d/10-test.conflist"), conflist).unwrap();
+}
 
 fn mirror(dir: &Path, host: &str, address: &str) {
     let hosts = dir.join("certs.d").join(host);

@@ -4,7 +4,7 @@
 use std::{
     fs,
     io::{BufRead, BufReader, Read, Write},
-    net::{SocketAddr, TcpListener, TcpStream},
+    net::{IpAddr, SocketAddr, TcpListener, TcpStream},
     path::Path,
     process::{Child, Command, Stdio},
     sync::{
@@ -23,9 +23,10 @@ pub struct Registry {
 }
 
 impl Registry {
-    /// Serves the storage directory `images`; its configuration is kept in `dir`.
-    pub fn start(images: &Path, dir: &Path) -> Self {
-        let address = free_address();
+    /// Serves the storage directory `images` at an address of this host; its configuration is
+    /// kept in `dir`.
+    pub fn start(images: &Path, dir: &Path, at: IpAddr) -> Self {
+        let address = free_address(at);
         let config = dir.join("registry.yml");
         let text = format!(
             "version: 0.1\nlog: {{level: error}}\nstorage:\n  filesystem: {{rootdirectory: {}}}\n  \
@@ -58,8 +59,8 @@ impl Drop for Registry {
     }
 }
 
-fn free_address() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0")
+fn free_address(at: IpAddr) -> SocketAddr {
+    TcpListener::bind((at, 0))
         .and_then(|l| l.local_addr())
         .unwrap()
 }
