@@ -92,8 +92,7 @@ impl Network {
         self.set(handle, before).await?;
         // What is new is there before what is old goes, so that no packet finds neither.
         if self.remove_stale(handle, before).await? {
-            // With the first address of a network, the kernel removes the others of that network
-            // and their routes.
+            // Routes may have gone with the address that they name as their source.
             self.set(handle, before).await?;
         }
         Ok(())
@@ -340,6 +339,7 @@ impl Link {
             Err(NetworkError::NoInterface(_)) => return Ok(false),
             index => index?,
         };
+        promote(&self.name);
         for (address, prefix, _) in &stale {
             let message = match address {
                 IpAddr::V4(v4) => AddressMessageBuilder::<Ipv4Addr>::new()
@@ -360,6 +360,16 @@ impl Link {
             set.map_err(failed("take down", &self.name))?;
         }
         Ok(!stale.is_empty())
+    }
+}
+
+/// Lets the next address of a network take the place of the first when that goes; by itself, the
+/// kernel would remove all of them, and with the last one every route of the interface. A failure
+/// only leaves it so.
+fn promote(interface: &str) {
+    let path = format!("/proc/sys/net/ipv4/conf/{interface}/promote_secondaries");
+    if let Err(error) = std::fs::write(&path, "1") {
+        tracing::debug!(%error, path, "promote secondary addresses");
     }
 }
 
