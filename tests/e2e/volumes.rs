@@ -696,7 +696,7 @@ fn file_servers(node: &Node) -> Vec<u32> {
 async fn a_pod_without_host_paths_has_no_file_server() {
     let node = Node::start().await;
     let config: PodSandboxConfig = node.sandbox("plain");
-    node.client.pull(crate::harness::BUSYBOX).await.unwrap();
+    node.client.pull(BUSYBOX).await.unwrap();
     let pod = node.run_sandbox(config).await.unwrap();
     let id = idle(&node, &pod, "main", Vec::new()).await;
     assert!(file_servers(&node).is_empty());

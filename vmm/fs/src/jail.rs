@@ -1,5 +1,6 @@
 //! What the server may see and do, from before it reads the first byte of a guest.
 
+use std::collections::BTreeMap;
 use std::ffi::CStr;
 use std::io;
 use std::path::Path;
@@ -18,11 +19,14 @@ use rustix::thread::{
     remove_capability_from_bounding_set, set_capabilities, set_capabilities_secure_bits,
     set_no_new_privs, set_thread_groups, unshare_unsafe,
 };
+use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, apply_filter};
 
 /// Files that the guest may hold open, or have in its caches.
 const FILES: u64 = 1 << 19;
 /// Memory that the server's tables of those may take, in bytes: a guest must not eat the host's.
 const DATA: u64 = 1 << 30;
+/// Marks the calls of another ABI of the same processor, where the kernel has it.
+const X32: i64 = 1 << 30;
 /// Room for mount points.
 const ROOT: &CStr = c"mode=0755,size=4m,nr_inodes=64k";
 
@@ -56,7 +60,8 @@ pub fn enter(root: &Path) -> Result<(), JailError> {
     limits()?;
     step("drop groups", || set_thread_groups(&[]))?;
     umask(Mode::empty());
-    powers()
+    powers()?;
+    no_handles()
 }
 
 fn empty_root(root: &Path) -> Result<(), JailError> {
@@ -103,11 +108,13 @@ fn limits() -> Result<(), JailError> {
 }
 
 /// Keeps what takes the guest's users for its own: to act for them, whatever the modes say, since
-/// the guest's kernel has checked those, with groups that are not known here. Not among it: device
-/// nodes, mounts, file capabilities, opening by handle.
+/// the guest's kernel has checked those, with groups that are not known here. CAP_DAC_READ_SEARCH
+/// is there to link a file that another user opened (`linkat` with AT_EMPTY_PATH); what else it
+/// gives, see [`no_handles`]. Not among it: device nodes, mounts, file capabilities.
 fn powers() -> Result<(), JailError> {
     let kept = CapabilitySet::CHOWN
         | CapabilitySet::DAC_OVERRIDE
+        | CapabilitySet::DAC_READ_SEARCH
         | CapabilitySet::FOWNER
         | CapabilitySet::FSETID
         | CapabilitySet::SETGID
@@ -142,6 +149,23 @@ fn powers() -> Result<(), JailError> {
         )
     })?;
     step("forbid new powers", || set_no_new_privs(true))
+}
+
+/// Forbids to open files by handle, which finds those outside of a share, too.
+fn no_handles() -> Result<(), JailError> {
+    let forbid = || -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+        let call = libc::SYS_open_by_handle_at;
+        let calls = BTreeMap::from([(call, vec![]), (call | X32, vec![])]);
+        let refuse = SeccompAction::Errno(Errno::PERM.raw_os_error().unsigned_abs());
+        let here = std::env::consts::ARCH.try_into()?;
+        let filter = SeccompFilter::new(calls, SeccompAction::Allow, refuse, here)?;
+        apply_filter(&BpfProgram::try_from(filter)?)?;
+        Ok(())
+    };
+    forbid().map_err(|error| JailError {
+        action: "forbid opening by handle",
+        source: io::Error::other(error),
+    })
 }
 
 fn step(

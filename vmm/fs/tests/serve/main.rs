@@ -217,12 +217,14 @@ fn special_powers_are_not_there() {
         let line = status.lines().find(|line| line.starts_with(name)).unwrap();
         line.split_ascii_whitespace().last().unwrap().to_owned()
     };
-    let kept = format!("{:016x}", 0b1101_1011);
+    let kept = format!("{:016x}", 0b1101_1111);
     for set in ["CapPrm", "CapEff", "CapBnd"] {
         assert_eq!(field(set), kept, "{set}");
     }
     assert_eq!(field("CapInh"), "0000000000000000");
     assert_eq!(field("NoNewPrivs"), "1");
+    // A filter of system calls, over all threads: no opening by handle.
+    assert_eq!(field("Seccomp:"), "2");
     assert_eq!(field("NSpid"), "1");
     for namespace in ["mnt", "net", "ipc", "pid"] {
         let of = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/{namespace}")).unwrap();
@@ -230,6 +232,30 @@ fn special_powers_are_not_there() {
     }
     let mounts = fs::read_to_string(format!("/proc/{child}/mounts")).unwrap();
     assert_eq!(mounts.lines().count(), 3, "{mounts}");
+}
+
+#[test]
+fn files_are_linked_whoever_opened_them() {
+    let host = host(false);
+    let mut server = Server::start();
+    let root = server.share(host.path());
+    fs::set_permissions(host.path(), fs::Permissions::from_mode(0o777)).unwrap();
+    // Each of the server's threads has been somebody else before.
+    for (n, uid) in [1000, 0, 7, 1000, 0, 1000, 7, 0].into_iter().enumerate() {
+        (server.uid, server.gid) = (uid, uid);
+        let (name, link) = (format!("f{n}"), format!("l{n}"));
+        let (node, _) = server.create(root, &name, 0o100_600).unwrap();
+        for other in [0, 1000, 7] {
+            (server.uid, server.gid) = (other, other);
+            let body = [
+                &node.to_le_bytes()[..],
+                format!("{link}{other}\0").as_bytes(),
+            ]
+            .concat();
+            server.call(LINK, root, &body).unwrap();
+        }
+        assert_eq!(fs::metadata(host.path().join(&name)).unwrap().nlink(), 4);
+    }
 }
 
 #[test]
