@@ -15,6 +15,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use super::node::PATIENCE;
+
 /// A `docker-registry` that serves a directory read-only; ended when dropped.
 pub struct Registry {
     child: Child,
@@ -43,7 +45,7 @@ impl Registry {
             .spawn()
             .expect("docker-registry is installed");
         let registry = Self { child, address };
-        let deadline = Instant::now() + Duration::from_secs(30);
+        let deadline = Instant::now() + PATIENCE;
         while TcpStream::connect(address).is_err() {
             assert!(Instant::now() < deadline, "docker-registry does not listen");
             std::thread::sleep(Duration::from_millis(20));
