@@ -3,7 +3,7 @@
 # make turns every failure into exit code 2; tests/host/run.sh CMD passes the code on as it is.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test critest check host shell host-stop image build clean
+.PHONY: help demo test critest bench check host shell host-stop image build clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s  %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -17,6 +17,9 @@ test: ## all checks and tests; TESTS=WORD: only the integration tests of that na
 
 critest: build ## CRITEST=/path/to/critest [FOCUS=REGEX]: that critest against hull serve in the KVM host
 	@tests/critest.sh
+
+bench: build ## BENCH=network: measures Hull and its peers in the KVM host, side by side
+	@tests/bench/$(or $(BENCH),network).sh
 
 check: ## format, lints, licences of dependencies, layering
 	@tests/checks/run.sh
@@ -39,4 +42,4 @@ build: ## everything into target/hull; PROFILE=dev: quicker to build
 clean: host-stop ## remove target/ and stop the emulated KVM host; the cache stays
 	cargo clean
 
-export SHARE TESTS PROFILE CRITEST FOCUS SKIP FLAGS
+export SHARE TESTS PROFILE BENCH CRITEST FOCUS SKIP FLAGS
