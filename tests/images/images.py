@@ -37,7 +37,8 @@ def busybox(tree, versions):
 
 def network(package):
     """The tools of those who set up networks in pods."""
-    layer, programs = Layer(), []
+    # iptables-legacy keeps its lock in /run.
+    layer, programs = Layer().dir("run"), []
     for name in ("ip", "ss", "nft", "ping", "socat", "ethtool", "xtables-legacy-multi", "xtables-nft-multi"):
         found = (package / place / name for place in ("usr/sbin", "usr/bin", "sbin", "bin"))
         path = next(path for path in found if path.is_file())
