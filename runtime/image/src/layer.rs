@@ -1,13 +1,14 @@
-//! From a layer's stream to its two files: `data`, the contents of all regular files, each at a
-//! block boundary, and `tree`, everything else.
+//! From a layer's stream to its three files: `data`, the contents of all regular files, each at a
+//! block boundary; `tree`, all else that a disk needs; `recipe`, how to make the stream again.
 //!
 //! One pass over the stream; file contents never stay in memory. Nothing is trusted before the
 //! digests of the whole stream, compressed and plain, are those that the manifest and the
 //! configuration name.
 
 mod header;
+pub(crate) mod recipe;
 pub(crate) mod source;
-mod tar;
+pub(crate) mod tar;
 #[cfg(test)]
 mod tests;
 pub(crate) mod tree;
@@ -21,6 +22,7 @@ use crate::erofs::BLOCK_SIZE;
 use crate::pull::PullError;
 use crate::store::{Limits, StoreError};
 
+use recipe::Recorder;
 use source::{BUFFER, HashReader, decompress};
 use tar::{Member, MemberKind, Piece, TarError, TarReader};
 use tree::{Attributes, Entry, EntryKind};
@@ -52,7 +54,7 @@ impl ExpectedLayer {
     }
 }
 
-/// Writes `data` and `tree` of a layer into `directory`, durably.
+/// Writes `data`, `tree` and `recipe` of a layer into `directory`, durably.
 ///
 /// # Errors
 /// When the stream breaks off or is not the layer expected, exceeds a limit, or cannot be stored.
@@ -116,7 +118,13 @@ fn unpack_plain(
         memory: 0,
         contents: 0,
     };
-    let result = unpacker.archive(BufReader::with_capacity(BUFFER, &mut plain));
+    let recipe = directory.join("recipe");
+    let stream = BufReader::with_capacity(BUFFER, &mut plain);
+    let recipe_error = |e| StoreError::io(format!("write {}", recipe.display()), e);
+    let recorder = Recorder::create(stream, &recipe).map_err(recipe_error)?;
+    let result = unpacker
+        .archive(recorder)
+        .and_then(|recorder| Ok(recorder.finish().map_err(recipe_error)?));
     if plain.exceeded() {
         return Err(unpacker.too_large(longest, "bytes"));
     }
@@ -155,7 +163,8 @@ struct Unpacker<'a> {
 }
 
 impl Unpacker<'_> {
-    fn archive(&mut self, stream: impl Read) -> Result<(), PullError> {
+    /// Takes in the whole stream, and gives it back at its end.
+    fn archive<R: Read>(&mut self, stream: Recorder<R>) -> Result<Recorder<R>, PullError> {
         let mut archive = TarReader::new(stream);
         let mut members = 0;
         while let Some(member) = archive.next_member().map_err(|e| self.tar_error(&e))? {
@@ -174,16 +183,16 @@ impl Unpacker<'_> {
             }
         }
         // What follows the end mark belongs to the digest as well.
-        io::copy(&mut archive.into_inner(), &mut io::sink())
-            .map_err(|e| self.expected.corrupt(e.to_string()))?;
-        Ok(())
+        let mut stream = archive.into_inner();
+        io::copy(&mut stream, &mut io::sink()).map_err(|e| self.expected.corrupt(e.to_string()))?;
+        Ok(stream)
     }
 
     /// What a member means; `None` for bookkeeping of other storage drivers.
     fn entry(
         &mut self,
         member: Member,
-        archive: &mut TarReader<impl Read>,
+        archive: &mut TarReader<Recorder<impl Read>>,
     ) -> Result<Option<Entry>, PullError> {
         let shown = member.path.escape_ascii().to_string();
         let bad = |reason: String| self.expected.corrupt(format!("{shown:?}: {reason}"));
@@ -284,7 +293,7 @@ impl Unpacker<'_> {
 
 /// A relative path without empty components, `.` and `..`. A leading `/` is the root of the
 /// image; a path that climbs above it is refused, as no honest archive has one.
-fn clean_path(path: &[u8]) -> Result<Vec<u8>, &'static str> {
+pub(crate) fn clean_path(path: &[u8]) -> Result<Vec<u8>, &'static str> {
     if path.contains(&0) {
         return Err("has a zero byte in its name");
     }
@@ -423,7 +432,7 @@ impl DataFile {
     /// contents takes no room and starts at 0.
     fn append(
         &mut self,
-        archive: &mut TarReader<impl Read>,
+        archive: &mut TarReader<Recorder<impl Read>>,
         size: u64,
         pieces: Option<&[Piece]>,
     ) -> Result<u64, AppendError> {
@@ -444,7 +453,12 @@ impl DataFile {
         Ok(start)
     }
 
-    fn copy(&mut self, archive: &mut TarReader<impl Read>, length: u64) -> Result<(), AppendError> {
+    fn copy(
+        &mut self,
+        archive: &mut TarReader<Recorder<impl Read>>,
+        length: u64,
+    ) -> Result<(), AppendError> {
+        archive.stream().content(self.position, length);
         let mut left = length;
         while left > 0 {
             if self.filled == self.buffer.len() {

@@ -2,9 +2,10 @@
 //! guests as extents of read-only files.
 //!
 //! Read in this order: `store` (what callers use), `pull` (from a name to a complete image),
-//! `reference` (names), `registry` (what is spoken with registries), `manifest` (what comes from
-//! them), `layer` (tar stream to layer files), `merge` (layers to one tree), `erofs` (tree to
-//! disk), `store/records` (what is remembered).
+//! `reference` (names), `registry` (what is spoken with registries), `archive` (an archive in place
+//! of one), `manifest` (what comes from them), `layer` (tar stream to layer files), `merge` (layers
+//! to one tree), `erofs` (tree to disk), `export` (images to an archive), `store/records` (what is
+//! remembered).
 //!
 //! Not here: CRI types, anything about pods, mounting of images.
 //!
@@ -13,8 +14,10 @@
 //! other runtimes.
 #![forbid(unsafe_code)]
 
+mod archive;
 mod digest;
 mod erofs;
+mod export;
 mod image;
 mod layer;
 mod manifest;

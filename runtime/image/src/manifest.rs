@@ -52,6 +52,8 @@ pub(crate) struct Descriptor {
     pub(crate) size: u64,
     #[serde(default)]
     platform: Option<Platform>,
+    #[serde(default)]
+    pub(crate) annotations: Option<BTreeMap<String, String>>,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -144,8 +146,19 @@ impl Manifest {
     }
 }
 
+/// The media types that are written; any of those above are read.
+pub(crate) mod types {
+    pub(crate) const OCI_MANIFEST: &str = super::IMAGE_TYPES[0];
+    pub(crate) const DOCKER_MANIFEST: &str = super::IMAGE_TYPES[1];
+    pub(crate) const OCI_CONFIG: &str = super::CONFIG_TYPES[0];
+    pub(crate) const DOCKER_CONFIG: &str = super::CONFIG_TYPES[1];
+    pub(crate) const OCI_LAYER: &str = super::LAYER_TYPES[0];
+    pub(crate) const DOCKER_LAYER: &str = super::LAYER_TYPES[6];
+    pub(crate) const OCI_INDEX: &str = super::INDEX_TYPES[0];
+}
+
 /// The entry for linux/amd64; the least demanding variant of it; else one that names no platform.
-fn choose(manifests: Vec<Descriptor>) -> Option<Descriptor> {
+pub(crate) fn choose(manifests: Vec<Descriptor>) -> Option<Descriptor> {
     let rank = |entry: &Descriptor| match &entry.platform {
         None => Some("~".to_owned()),
         Some(platform) if platform.os == "linux" && platform.architecture == "amd64" => {

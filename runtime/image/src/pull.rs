@@ -1,4 +1,4 @@
-//! From a name to a complete image.
+//! From a name, or an archive, to a complete image.
 //!
 //! ```text
 //! name ─▶ manifest ─▶ (index: manifest of linux/amd64) ─▶ configuration ─▶ layers, in parallel
@@ -10,15 +10,18 @@
 //! that is the whole of the clean-up, after errors, after a caller that went away, and after
 //! success.
 
+use std::io::Read;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures::StreamExt;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tracing::{debug, info};
 
+use crate::archive::Archive;
 use crate::digest::Digest;
 use crate::image::ImageId;
 use crate::layer::source::{ChannelReader, Chunk};
@@ -188,13 +191,91 @@ pub(crate) async fn pull(
         pins: &pins,
         progress,
     };
-    let result = told(pull.run(reference, auth), reference, progress).await;
-    // Waits for the clean-up, so that a caller who sees an error also sees that nothing is left.
-    let cleaned = pins.release().await;
-    let id = result?;
-    cleaned?;
+    let result = told(pull.of_registry(reference, auth), reference, progress).await;
+    let id = released(pins, result).await?;
     info!(%reference, %id, "pulled");
     Ok(id)
+}
+
+/// Takes the images of an archive into the store, as pulls do from the archive as a registry.
+pub(crate) async fn import(
+    shared: &Arc<Shared>,
+    archive: impl Read + Send + 'static,
+    name: Option<&str>,
+    progress: &watch::Sender<PullProgress>,
+) -> Result<Vec<ImageId>, PullError> {
+    let name = name.map(Name::parse).transpose()?;
+    let read = blocking({
+        let shared = Arc::clone(shared);
+        move || {
+            let directory = shared.files.new_directory()?;
+            Archive::read(archive, directory, name.as_ref(), &shared.config.limits)
+        }
+    });
+    let (archive, images) = read.await??;
+    let source = Source::Archive(archive);
+    let mut ids = Vec::new();
+    for image in images {
+        progress.send_replace(PullProgress::default());
+        let pins = Pins::new(shared);
+        let pull = Pull {
+            shared,
+            pins: &pins,
+            progress,
+        };
+        let result = pull.image(&source, &image.names, &image.document).await;
+        let id = released(pins, result).await?;
+        info!(name = image.names.first().map(Name::full), %id, "imported");
+        // An image with several names is there once.
+        if !ids.contains(&id) {
+            ids.push(id);
+        }
+    }
+    Ok(ids)
+}
+
+/// Waits for the clean-up, so that a caller who sees an error also sees that nothing is left.
+async fn released<T>(pins: Pins, result: Result<T, PullError>) -> Result<T, PullError> {
+    let cleaned = pins.release().await;
+    let value = result?;
+    cleaned?;
+    Ok(value)
+}
+
+/// Who has an image's documents and blobs.
+#[derive(Debug)]
+enum Source {
+    Registry(Registry),
+    Archive(Archive),
+}
+
+impl Source {
+    async fn manifest(&self, digest: &Digest) -> Result<Document, PullError> {
+        match self {
+            Self::Registry(registry) => registry.manifest(digest).await,
+            Self::Archive(archive) => archive.manifest(digest),
+        }
+    }
+
+    async fn small_blob(&self, blob: &Descriptor, limit: u64) -> Result<Bytes, PullError> {
+        match self {
+            Self::Registry(registry) => registry.small_blob(blob, limit).await,
+            Self::Archive(archive) => archive.small_blob(blob, limit),
+        }
+    }
+
+    /// Sends a blob's bytes down a channel; the receiver verifies them.
+    async fn blob(
+        &self,
+        blob: &Descriptor,
+        chunks: &mpsc::Sender<Chunk>,
+        received: impl FnMut(u64),
+    ) -> Result<(), PullError> {
+        match self {
+            Self::Registry(registry) => registry.blob(blob, chunks, received).await,
+            Self::Archive(archive) => archive.blob(blob, chunks, received).await,
+        }
+    }
 }
 
 /// Logs now and then how far a long pull is.
@@ -231,24 +312,35 @@ struct LayerToFetch {
 }
 
 impl Pull<'_> {
-    async fn run(&self, reference: &str, auth: Option<Auth>) -> Result<ImageId, PullError> {
-        let limits = &self.shared.config.limits;
+    async fn of_registry(&self, reference: &str, auth: Option<Auth>) -> Result<ImageId, PullError> {
         let name = Name::parse(reference)?;
         let registry = Registry::open(
             &name,
             auth,
             &self.shared.config.registries,
-            limits,
+            &self.shared.config.limits,
             &self.shared.clients,
         )?;
         let named = registry.resolve().await?;
-        let (document, config, layers) = image_manifest(&registry, &named).await?;
+        self.image(&Source::Registry(registry), &[name], &named)
+            .await
+    }
+
+    /// Makes the image that `names` name by `named` complete.
+    async fn image(
+        &self,
+        source: &Source,
+        names: &[Name],
+        named: &Document,
+    ) -> Result<ImageId, PullError> {
+        let limits = &self.shared.config.limits;
+        let (document, config, layers) = image_manifest(source, named).await?;
         let id =
             ImageId::try_from(config.digest.to_string()).map_err(|e| PullError::Unsupported {
                 what: format!("manifest {}", document.digest),
                 reason: e.to_string(),
             })?;
-        let config_text = registry.small_blob(&config, MAX_CONFIGURATION).await?;
+        let config_text = source.small_blob(&config, MAX_CONFIGURATION).await?;
         let configuration = Configuration::parse(&config.digest, &config_text)?;
         let layers = pair_layers(&configuration, layers, limits.max_layers, &config.digest)?;
 
@@ -258,7 +350,7 @@ impl Pull<'_> {
                 sum.saturating_add(layer.descriptor.size)
             });
         self.pins.add(&id, &diff_ids);
-        self.layers(&registry, layers).await?;
+        self.layers(source, layers).await?;
         let _only_one = self.shared.locks.lock(id.as_str()).await;
         let disk = self.disk(&id, &diff_ids).await?;
         let record = ImageRecord {
@@ -272,8 +364,11 @@ impl Pull<'_> {
             pinned: false,
             removed: false,
         };
-        let mut names = vec![name.with_digest(&named.digest)];
-        names.extend(name.tagged());
+        let names: Vec<String> = names
+            .iter()
+            .flat_map(|name| [Some(name.with_digest(&named.digest)), name.tagged()])
+            .flatten()
+            .collect();
         let (shared, pins) = (Arc::clone(self.shared), self.pins.clone());
         blocking(move || {
             let put = shared.records.put_image(&record, &names);
@@ -286,11 +381,7 @@ impl Pull<'_> {
 
     /// Gets all layers that are not there yet, some at a time. A failure stops the others, and
     /// all of them have stopped when this returns.
-    async fn layers(
-        &self,
-        registry: &Registry,
-        layers: Vec<LayerToFetch>,
-    ) -> Result<(), PullError> {
+    async fn layers(&self, source: &Source, layers: Vec<LayerToFetch>) -> Result<(), PullError> {
         let count = layers.len();
         let (stop, stopped) = watch::channel(false);
         let mut unique: Vec<LayerToFetch> = Vec::new();
@@ -314,7 +405,7 @@ impl Pull<'_> {
             progress.bytes = bytes;
         });
         let mut results = futures::stream::iter(unique)
-            .map(|layer| self.layer(registry, layer, stopped.clone()))
+            .map(|layer| self.layer(source, layer, stopped.clone()))
             .buffer_unordered(self.shared.config.limits.parallel_layers.max(1));
         let mut first_failure = None;
         while let Some(result) = results.next().await {
@@ -328,7 +419,7 @@ impl Pull<'_> {
 
     async fn layer(
         &self,
-        registry: &Registry,
+        source: &Source,
         layer: LayerToFetch,
         mut stopped: watch::Receiver<bool>,
     ) -> Result<(), PullError> {
@@ -373,7 +464,7 @@ impl Pull<'_> {
                     .send_modify(|progress| progress.bytes_done += count);
             };
             let result = tokio::select! {
-                result = registry.blob(&descriptor, &chunks, received) => result,
+                result = source.blob(&descriptor, &chunks, received) => result,
                 () = &mut stop => Ok(()),
             };
             drop(chunks);
@@ -442,7 +533,7 @@ impl Pull<'_> {
 
 /// The image's own manifest, through indexes if need be.
 async fn image_manifest(
-    registry: &Registry,
+    source: &Source,
     named: &Document,
 ) -> Result<(Document, Descriptor, Vec<Descriptor>), PullError> {
     let mut document = Document {
@@ -453,7 +544,7 @@ async fn image_manifest(
     for _ in 0..=MAX_INDEXES {
         match Manifest::parse(&document)? {
             Manifest::Image { config, layers } => return Ok((document, config, layers)),
-            Manifest::Index(chosen) => document = registry.manifest(&chosen.digest).await?,
+            Manifest::Index(chosen) => document = source.manifest(&chosen.digest).await?,
         }
     }
     Err(PullError::Unsupported {

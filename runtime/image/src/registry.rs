@@ -557,7 +557,8 @@ fn worse(before: PullError, after: PullError) -> PullError {
     }
 }
 
-fn verify(what: &str, bytes: &[u8], expected: &Digest) -> Result<(), PullError> {
+/// Holds bytes against the digest that they should have.
+pub(crate) fn verify(what: &str, bytes: &[u8], expected: &Digest) -> Result<(), PullError> {
     let mut hasher = expected.hasher();
     hasher.update(bytes);
     let actual = hasher.finish();

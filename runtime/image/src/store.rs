@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! <root>/images.redb                     records: images, names, leases
-//! <root>/layers/<diff-id>/{data,tree}    shared by all images that have the layer
+//! <root>/layers/<diff-id>/               data, tree, recipe: shared by all images that have the layer
 //! <root>/images/<id>/meta.erofs          metadata of one image's disk
 //! <root>/tmp/                            work in progress; emptied at open
 //! ```
@@ -19,6 +19,7 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
+use crate::export;
 use crate::image::{DiskExtent, Image, ImageId};
 use crate::pinned::PinnedImages;
 use crate::pull::{self, Auth, PullError, PullProgress};
@@ -54,6 +55,8 @@ pub struct Limits {
     pub max_tree_bytes: u64,
     /// Most layers of an image.
     pub max_layers: usize,
+    /// Largest archive that is imported, unpacked, bytes.
+    pub max_archive_bytes: u64,
 }
 
 impl Default for Limits {
@@ -67,6 +70,7 @@ impl Default for Limits {
             max_entries: 4 << 20,
             max_tree_bytes: 2 << 30,
             max_layers: 512,
+            max_archive_bytes: 256 << 30,
         }
     }
 }
@@ -212,6 +216,35 @@ impl ImageStore {
         progress: &watch::Sender<PullProgress>,
     ) -> Result<ImageId, PullError> {
         pull::pull(&self.shared, reference, auth, progress).await
+    }
+
+    /// Takes in the images of an archive, an OCI image layout or what `docker save` writes, plain
+    /// or compressed. They are verified as those from a registry are. `name` names an image that
+    /// the archive does not, or that is to be named otherwise.
+    ///
+    /// # Errors
+    /// See [`PullError`]; images that came before the one that failed stay.
+    pub async fn import(
+        &self,
+        archive: impl io::Read + Send + 'static,
+        name: Option<&str>,
+        progress: &watch::Sender<PullProgress>,
+    ) -> Result<Vec<ImageId>, PullError> {
+        pull::import(&self.shared, archive, name, progress).await
+    }
+
+    /// Writes images, by name or id, as one OCI image layout in a tar archive. Layers are written
+    /// plain, with the digests that the configuration names: an image's id is the same wherever it
+    /// is imported, the digest of its manifest is another one than its registry's.
+    ///
+    /// # Errors
+    /// When an image is unknown, its files are not as they were made, or `out` fails.
+    pub async fn export(
+        &self,
+        names: &[String],
+        out: impl io::Write + Send + 'static,
+    ) -> Result<(), StoreError> {
+        export::export(&self.shared, names, out).await
     }
 
     /// Finds an image by name, name@digest, id, or the start of an id that no other image shares (at

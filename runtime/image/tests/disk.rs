@@ -88,6 +88,10 @@ fn look(root: &Path) -> BTreeMap<Vec<u8>, Seen> {
         for entry in fs::read_dir(root.join(&directory)).unwrap() {
             let entry = entry.unwrap();
             let path = directory.join(entry.file_name());
+            // Overlayfs lists its marks in directories that it merges with none.
+            if entry.file_type().unwrap().is_char_device() && entry.metadata().is_err() {
+                continue;
+            }
             if entry.file_type().unwrap().is_dir() {
                 pending.push(path.clone());
             }
@@ -143,9 +147,21 @@ fn look(root: &Path) -> BTreeMap<Vec<u8>, Seen> {
     seen
 }
 
-fn compare(mounted: &Path, reference: &Path) -> usize {
+/// How many names a file has: told, or not comparable with the reference.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Links {
+    Count,
+    Ignore,
+}
+
+fn compare(mounted: &Path, reference: &Path, links: Links) -> usize {
     let roots = [mounted, reference];
-    let (mounted, reference) = (look(mounted), look(reference));
+    let (mut mounted, mut reference) = (look(mounted), look(reference));
+    if links == Links::Ignore {
+        for seen in mounted.values_mut().chain(reference.values_mut()) {
+            seen.links = 0;
+        }
+    }
     let mut differences = Vec::new();
     for path in mounted.keys().chain(reference.keys()) {
         let (ours, theirs) = (mounted.get(path), reference.get(path));
@@ -172,6 +188,15 @@ fn compare(mounted: &Path, reference: &Path) -> usize {
 
 /// Pushes the layers, pulls them, and compares the mounted disk with the reference.
 async fn check(work: &Path, layers: &[(PathBuf, Packing)], reference: &Path) -> Option<usize> {
+    check_links(work, layers, reference, Links::Count).await
+}
+
+async fn check_links(
+    work: &Path,
+    layers: &[(PathBuf, Packing)],
+    reference: &Path,
+    links: Links,
+) -> Option<usize> {
     let registry = RealRegistry::start().await?;
     let layers: Vec<(Vec<u8>, Packing)> = layers
         .iter()
@@ -188,7 +213,7 @@ async fn check(work: &Path, layers: &[(PathBuf, Packing)], reference: &Path) -> 
     test.device(&name, &device).await;
     run(Command::new("fsck.erofs").arg(&device));
     let mounted = Mounted::new(&device, &work.join("mounted"));
-    let count = compare(&mounted.0, reference);
+    let count = compare(&mounted.0, reference, links);
     println!("{count} files are the same");
     Some(count)
 }
@@ -356,4 +381,203 @@ async fn a_debian_tree_mounts_as_tar_unpacks_it() {
     if let Some(count) = check(work, &layers, &reference).await {
         assert!(count > 1000, "{count}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn names_and_links_that_try_to_leave_stay_inside() {
+    if let Some(obstacle) = obstacle() {
+        println!("SKIPPED: {obstacle}");
+        return;
+    }
+    let work = tempfile::tempdir().unwrap();
+    let work = work.path();
+    shell(
+        work,
+        r#"
+        mkdir -p one/etc one/usr/lib one/a one/srv two/evil two/up two/lib two/loop three/evil three/lib reference
+        # Links out of the image, by which the next layer goes.
+        ln -s /etc one/evil; ln -s ../../../.. one/up; ln -s usr/lib one/lib; ln -s .. one/a/loop
+        echo old > one/usr/lib/old; echo keep > one/etc/keep
+        tar -c -C one --numeric-owner --sort=name --format=pax -f one.tar .
+        # Absolute names and .. within, which GNU tar writes when told to.
+        echo absolute > one/srv/abs; echo dotted > one/srv/dot
+        tar -r -P -C one --numeric-owner --format=pax -f one.tar --transform 's|^srv/abs$|/srv//./abs|' srv/abs
+        tar -r -P -C one --numeric-owner --format=pax -f one.tar --transform 's|^srv/dot$|a/../srv/dot|' srv/dot
+        # A name that comes twice: another name of the first file keeps what it was.
+        echo first > one/srv/twice; ln one/srv/twice one/srv/other
+        tar -r -C one --numeric-owner --format=pax -f one.tar srv/twice srv/other
+        rm one/srv/twice; echo second > one/srv/twice
+        tar -r -C one --numeric-owner --format=pax -f one.tar srv/twice
+        # What was a link or a file becomes a directory, and the other way round.
+        mkdir one/srv/kind; echo in > one/srv/kind/in; ln -s nowhere one/srv/kind2
+        tar -r -C one --numeric-owner --format=pax -f one.tar srv/kind srv/kind2
+        rm -r one/srv/kind one/srv/kind2; echo file > one/srv/kind; mkdir one/srv/kind2; echo in > one/srv/kind2/in
+        tar -r -C one --numeric-owner --format=pax -f one.tar srv/kind srv/kind2
+        tar -r -C one --numeric-owner --format=pax --no-recursion -f one.tar srv
+
+        echo stolen > two/evil/passwd; echo top > two/up/top; echo new > two/lib/new
+        ln two/evil/passwd two/hard
+        tar -c -C two --numeric-owner --format=pax -f two.tar evil/passwd up/top lib/new hard
+        # Whiteouts by way of links, too.
+        touch three/evil/.wh.keep three/lib/.wh.old three/.wh.nothing
+        tar -c -C three --numeric-owner --format=pax -f three.tar evil/.wh.keep lib/.wh.old .wh.nothing
+
+        cp -a one/. reference; cd reference
+        cp -a ../two/evil/passwd etc/passwd; cp -a ../two/up/top top; cp -a ../two/lib/new usr/lib/new
+        ln etc/passwd hard; rm etc/keep usr/lib/old
+        # Directories that no later layer names have the times of the first.
+        touch -r ../one .; touch -r ../one/etc etc; touch -r ../one/usr/lib usr/lib
+        "#,
+    );
+    let layers =
+        ["one", "two", "three"].map(|name| (work.join(format!("{name}.tar")), Packing::Gzip));
+    let outside = fs::read("/etc/passwd").unwrap();
+    if let Some(count) = check(work, &layers, &work.join("reference")).await {
+        assert!(count > 20, "{count}");
+    }
+    assert_eq!(fs::read("/etc/passwd").unwrap(), outside);
+}
+
+/// Numbers that look random and are the same in every run.
+struct Dice(u64);
+
+impl Dice {
+    fn roll(&mut self, sides: usize) -> usize {
+        self.0 = self
+            .0
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) as usize % sides
+    }
+
+    fn path(&mut self) -> String {
+        let names = ["a", "b", "new\nline", "é", "-x"];
+        let parts: Vec<_> = (0..=self.roll(3)).map(|_| names[self.roll(5)]).collect();
+        parts.join("/")
+    }
+}
+
+/// Fills a layer's directory with what comes; what can't be made there is left out.
+fn random_layer(directory: &Path, dice: &mut Dice) {
+    for _ in 0..30 {
+        let path = directory.join(dice.path());
+        let parent = path.parent().unwrap();
+        if fs::create_dir_all(parent).is_err() {
+            continue;
+        }
+        let marker = parent.join(format!(
+            ".wh.{}",
+            path.file_name().unwrap().to_str().unwrap()
+        ));
+        let target = directory.join(dice.path());
+        let made = match dice.roll(9) {
+            0 => fs::create_dir(&path),
+            1 => std::os::unix::fs::symlink(dice.path(), &path),
+            2 => fs::hard_link(&target, &path),
+            3 | 4 => fs::write(marker, ""),
+            5 => fs::write(parent.join(".wh..wh..opq"), ""),
+            6 if fs::symlink_metadata(&path).is_err() => Command::new("mknod")
+                .arg(&path)
+                .args(["c", "1", "3"])
+                .status()
+                .map(drop),
+            _ => fs::write(&path, vec![dice.roll(256) as u8; dice.roll(9000)]),
+        };
+        // It is there already as something else, or there is nothing to link to.
+        if made.is_ok() && fs::symlink_metadata(&path).is_ok_and(|it| !it.is_symlink()) {
+            let mode = [0o755, 0o700, 0o1777, 0o4711, 0o640][dice.roll(5)];
+            let mode = std::os::unix::fs::PermissionsExt::from_mode(mode);
+            fs::set_permissions(&path, mode).unwrap();
+        }
+    }
+}
+
+/// Turns the markers of OCI layers into those of overlayfs.
+fn for_overlayfs(directory: &Path) {
+    let entries: Vec<_> = fs::read_dir(directory)
+        .unwrap()
+        .map(Result::unwrap)
+        .collect();
+    let times = fs::metadata(directory).unwrap();
+    for entry in entries {
+        let name = entry.file_name();
+        let text = name.to_str().unwrap();
+        if entry.file_type().unwrap().is_dir() {
+            for_overlayfs(&entry.path());
+        } else if text == ".wh..wh..opq" {
+            fs::remove_file(entry.path()).unwrap();
+            xattr::set(directory, "trusted.overlay.opaque", b"y").unwrap();
+        } else if let Some(hidden) = text.strip_prefix(".wh.") {
+            fs::remove_file(entry.path()).unwrap();
+            let hidden = directory.join(hidden);
+            // A layer's own files stay; of a directory, what is below it goes.
+            match fs::symlink_metadata(&hidden) {
+                Ok(own) if own.is_dir() => {
+                    xattr::set(&hidden, "trusted.overlay.opaque", b"y").unwrap();
+                }
+                Ok(_) => {}
+                Err(_) => run(Command::new("mknod").arg(&hidden).args(["c", "0", "0"])),
+            }
+        }
+    }
+    let times = fs::FileTimes::new().set_modified(times.modified().unwrap());
+    fs::File::open(directory).unwrap().set_times(times).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn random_layers_mount_as_overlayfs_shows_them() {
+    if let Some(obstacle) = obstacle() {
+        println!("SKIPPED: {obstacle}");
+        return;
+    }
+    let base = tempfile::tempdir().unwrap();
+    // Not on another overlay, which would keep the marks for itself.
+    run(Command::new("mount")
+        .args(["-t", "tmpfs", "tmpfs"])
+        .arg(base.path()));
+    let _tmpfs = Mounted(base.path().to_owned());
+    let mut dice = Dice(1);
+    let mut files = 0;
+    for round in 0..12 {
+        let work = base.path().join(round.to_string());
+        let mut layers = Vec::new();
+        let mut lower = Vec::new();
+        for layer in 0..4 {
+            let directory = work.join(format!("layer{layer}"));
+            let unpacked = work.join(format!("unpacked{layer}"));
+            fs::create_dir_all(&directory).unwrap();
+            fs::create_dir_all(&unpacked).unwrap();
+            random_layer(&directory, &mut dice);
+            let archive = work.join(format!("{layer}.tar"));
+            let (from, to) = (directory.display(), archive.display());
+            shell(
+                &work,
+                &format!("tar -c -C {from} --numeric-owner --format=pax -f {to} ."),
+            );
+            shell(&unpacked, &format!("tar -xp -f {to}"));
+            for_overlayfs(&unpacked);
+            let packing = [Packing::Plain, Packing::Gzip, Packing::Zstd][dice.roll(3)];
+            layers.push((archive, packing));
+            if directory.join(".wh..wh..opq").exists() {
+                // Overlayfs does not look for the mark on a layer's root.
+                lower.clear();
+            }
+            lower.insert(0, unpacked.to_str().unwrap().to_owned());
+        }
+        // It wants two layers at least.
+        let (union, empty) = (work.join("union"), work.join("empty"));
+        fs::create_dir(&union).unwrap();
+        fs::create_dir(&empty).unwrap();
+        lower.push(empty.to_str().unwrap().to_owned());
+        run(Command::new("mount")
+            .args(["-t", "overlay", "overlay", "-o"])
+            .arg(format!("ro,lowerdir={}", lower.join(":")))
+            .arg(&union));
+        let union = Mounted(union);
+        // Overlayfs counts names that upper layers hide, and none of merged directories.
+        let count = check_links(&work, &layers, &union.0, Links::Ignore).await;
+        let Some(count) = count else { return };
+        files += count;
+    }
+    assert!(files > 100, "{files}");
 }

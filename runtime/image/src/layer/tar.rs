@@ -82,6 +82,11 @@ impl<R: Read> TarReader<R> {
         }
     }
 
+    /// The stream that the archive is in.
+    pub(crate) fn stream(&mut self) -> &mut R {
+        &mut self.inner
+    }
+
     /// The stream behind the archive.
     pub(crate) fn into_inner(self) -> R {
         self.inner
