@@ -255,7 +255,7 @@ fn table_of(route: &RouteMessage) -> u32 {
         RouteAttribute::Table(table) => Some(*table),
         _ => None,
     });
-    long.unwrap_or(u32::from(route.header.table))
+    long.unwrap_or_else(|| u32::from(route.header.table))
 }
 
 /// The rules that somebody set.
