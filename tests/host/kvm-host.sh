@@ -117,7 +117,7 @@ serve() {
 qemu() {
     local init=$1 tree=$2
     # thread=single hangs nested guests. Of the kernel arguments, those about mitigations and the timer
-    # only save time.
+    # only save time; AppArmor is off because nothing here has its tools, which critest asks for.
     spawn "$RUN/qemu.log" "$QEMU" -name "hull-kvm-host,process=hull-kvm-host" \
         -accel tcg,thread=multi,tb-size=512 -M q35,memory-backend=mem,hpet=off \
         -cpu EPYC,+svm -smp "$CPUS" -m "$MEMORY" \
@@ -128,7 +128,7 @@ qemu() {
         -netdev user,id=n0,hostfwd=tcp:127.0.0.1:"$PORT"-:22 -device virtio-net-pci,netdev=n0,romfile= \
         -fw_cfg name=opt/hull/fstab,file="$RUN/fstab" -fw_cfg name=opt/hull/idle,string="$IDLE" \
         -kernel "$tree/vmlinuz" \
-        -append "root=root rootfstype=virtiofs ro init=$init console=ttyS0 quiet panic=-1 net.ifnames=0 mitigations=off tsc=reliable $(tsc_frequency) no_timer_check ${KVM_HOST_APPEND:-}"
+        -append "root=root rootfstype=virtiofs ro init=$init console=ttyS0 quiet panic=-1 net.ifnames=0 mitigations=off apparmor=0 tsc=reliable $(tsc_frequency) no_timer_check ${KVM_HOST_APPEND:-}"
     tail -n 1 "$RUN/pids" >"$RUN/qemu.pid"
 }
 
