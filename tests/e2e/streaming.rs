@@ -598,8 +598,15 @@ async fn many_forwards_run_at_the_same_time_and_end_with_the_client() {
     let established = "netstat -tn | grep -c 'ESTABLISHED'";
     for forwarder in forwarders(&node, &pod).await {
         let data = pattern(100_000);
-        let echoes = (0..60).map(|_| async {
+        // One after the other: busybox's server keeps two waiting, and the kernel refuses more.
+        let mut forwards = Vec::new();
+        for _ in 0..60 {
             let mut forward = within(forwarder.open(ECHO)).await.unwrap();
+            forward.output.send(Bytes::from("hello\n")).await.unwrap();
+            read_until(&mut forward.input, "hello\n").await;
+            forwards.push(forward);
+        }
+        let echoes = forwards.into_iter().map(|mut forward| async {
             let (mut output, data) = (forward.output, &data);
             let send = async {
                 for chunk in data.chunks(20_000) {
