@@ -57,6 +57,7 @@ async fn peak(registry: &RealRegistry, tag: &str, mib: usize, packing: Packing) 
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes many minutes in the emulated host; run it on a real one"]
 async fn a_large_layer_takes_no_more_memory_than_a_small_one() {
     let Some(registry) = RealRegistry::start().await else {
         return;
