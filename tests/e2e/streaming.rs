@@ -599,7 +599,7 @@ async fn many_forwards_run_at_the_same_time_and_end_with_the_client() {
     let established = "netstat -tn | grep -c 'ESTABLISHED'";
     for forwarder in forwarders(&node, &pod).await {
         let data = pattern(100_000);
-        // One after the other: busybox's server keeps two waiting, and the kernel refuses more.
+        // One after the other, and each answered: busybox's server lets few wait.
         let mut forwards = Vec::new();
         for _ in 0..60 {
             let mut forward = within(forwarder.open(ECHO)).await.unwrap();
