@@ -171,7 +171,28 @@ impl Storages {
     pub(crate) async fn detach(&self, id: &str) -> Result<(), StorageError> {
         let id = Id::parse("storage id", id)?;
         let _changing = self.changing.lock().await;
-        let Some(storage) = self.attached().get(&id).cloned() else {
+        self.remove(&id).await
+    }
+
+    /// As [`Self::detach`], for what is behind a slot, whatever it is called; nothing is fine.
+    pub(crate) async fn vacate(&self, slot: u32) -> Result<(), StorageError> {
+        let _changing = self.changing.lock().await;
+        match self.behind(slot) {
+            Some(id) => self.remove(&id).await,
+            // A device that was never noted: its attachment failed, or was not asked for.
+            None => Ok(Slot::new(slot)?.release()?),
+        }
+    }
+
+    fn behind(&self, slot: u32) -> Option<Id> {
+        let attached = self.attached();
+        let mut with_device = attached.iter().filter(|(_, s)| !s.device.is_empty());
+        let found = with_device.find(|(_, storage)| storage.request.slot == slot);
+        found.map(|(id, _)| id.clone())
+    }
+
+    async fn remove(&self, id: &Id) -> Result<(), StorageError> {
+        let Some(storage) = self.attached().get(id).cloned() else {
             return Ok(());
         };
         if let Some(path) = &storage.mount_point {
@@ -181,7 +202,7 @@ impl Storages {
         if !storage.device.is_empty() {
             Slot::new(storage.request.slot)?.release()?;
         }
-        self.attached().remove(&id);
+        self.attached().remove(id);
         Ok(())
     }
 
@@ -298,6 +319,26 @@ mod tests {
         let parsed = options(&["nodev", "size=64k", "rw", "mode=700"]).unwrap();
         assert_eq!(parsed.flags, MsFlags::MS_RDONLY | MsFlags::MS_NODEV);
         assert_eq!(parsed.data, "size=64k,mode=700");
+    }
+
+    #[test]
+    fn what_is_behind_a_slot_is_found_without_its_name() {
+        let storages = Storages::new(Layout::new("/nonexistent".into(), "x".into()));
+        let id = |text: &str| Id::parse("storage id", text).unwrap();
+        for (name, slot, device) in [("disk", 7, "/dev/vdb"), ("memory", 8, "")] {
+            let storage = Storage {
+                request: AttachStorageRequest {
+                    slot,
+                    ..AttachStorageRequest::default()
+                },
+                device: device.to_owned(),
+                mount_point: None,
+            };
+            storages.attached().insert(id(name), storage);
+        }
+        assert_eq!(storages.behind(7), Some(id("disk")));
+        assert_eq!(storages.behind(8), None);
+        assert_eq!(storages.behind(0), None);
     }
 
     #[test]

@@ -1,8 +1,11 @@
 //! What happens when a process of the host dies.
 
-use std::{process::Command, time::Duration};
+use std::{
+    process::Command,
+    time::{Duration, Instant},
+};
 
-use hull_proto_cri::v1::{ContainerState, PodSandboxState};
+use hull_proto_cri::v1::{ContainerState, CreateContainerRequest, PodSandboxState};
 
 use crate::harness::Node;
 
@@ -28,6 +31,40 @@ async fn a_pod_survives_the_daemon() {
     let expected: String = (0..60).map(|i| format!("tick {i}\n")).collect();
     assert_eq!(node.log("ticking"), expected);
 
+    node.stop_sandbox(&pod.id).await.unwrap();
+    node.remove_sandbox(&pod.id).await.unwrap();
+    node.finish().await;
+}
+
+#[tokio::test]
+async fn a_creation_that_the_daemon_did_not_live_to_finish_can_be_repeated() {
+    let mut node = Node::start().await;
+    let pod = node.pod("cut-off").await;
+    let vmm = node.vmms()[0];
+    let files = || {
+        std::fs::read_dir(format!("/proc/{vmm}/fd"))
+            .unwrap()
+            .count()
+    };
+    let before = files();
+    let request = CreateContainerRequest {
+        pod_sandbox_id: pod.id.clone(),
+        config: Some(node.script("first", "true")),
+        sandbox_config: Some(pod.config.clone()),
+    };
+    let mut client = node.client.runtime.clone();
+    let first = tokio::spawn(async move { client.create_container(request).await });
+    // The VM has the image's disk, and nothing says so yet.
+    let deadline = Instant::now() + PATIENCE;
+    while files() == before {
+        assert!(Instant::now() < deadline, "nothing was attached");
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    node.client = node.daemon.kill_and_restart().await;
+    let _ = first.await;
+    let id = node.run_script(&pod, "second", "echo here").await;
+    node.client.wait_exited(&id, PATIENCE).await.unwrap();
+    assert_eq!(node.log("second"), "here\n");
     node.stop_sandbox(&pod.id).await.unwrap();
     node.remove_sandbox(&pod.id).await.unwrap();
     node.finish().await;

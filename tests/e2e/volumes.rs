@@ -6,17 +6,20 @@ use std::{
     os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink},
     path::{Path, PathBuf},
     process::Command,
+    time::{Duration, Instant},
 };
 
 use hull_proto_cri::v1::{
     ContainerConfig, IdMapping, Int64Value, LinuxContainerConfig, LinuxContainerSecurityContext,
     LinuxPodSandboxConfig, LinuxSandboxSecurityContext, Mount, MountPropagation, NamespaceMode,
-    NamespaceOption, PodSandboxConfig, StatusRequest, UserNamespace,
+    NamespaceOption, PodSandboxConfig, PodSandboxStatusRequest, StatusRequest, UserNamespace,
 };
 use hull_tests::client::image;
 use tonic::Code;
 
 use crate::harness::{BUSYBOX, Node, Pod};
+
+const PATIENCE: Duration = Duration::from_secs(120);
 
 fn mount(container: &str, host: &Path) -> Mount {
     Mount {
@@ -672,12 +675,40 @@ async fn shares_survive_the_daemon_and_go_with_their_containers() {
         assert!(!mounts.contains(&writer), "{mounts}");
         assert!(mounts.contains(&main), "{mounts}");
     }
-    // A file server that dies takes its files along, not the pod.
+    assert_eq!(warning(&node, &pod).await, "");
+    // A file server that dies takes its files along, not the pod, which says so: to each daemon.
     host("kill", &["-9", &servers[0].to_string()]);
-    fails(&node, &main, "cat /data/f").await;
-    assert_eq!(run(&node, &main, "echo alive").await, "alive\n");
+    for _ in 0..2 {
+        let error = fails(&node, &main, "cat /data/f").await;
+        assert!(error.contains("I/O error"), "{error}");
+        assert_eq!(run(&node, &main, "echo alive").await, "alive\n");
+        let deadline = Instant::now() + PATIENCE;
+        while !warning(&node, &pod).await.contains("file server") {
+            assert!(Instant::now() < deadline, "nobody is told");
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        let config = ContainerConfig {
+            mounts: vec![mount("/data", &dir.0)],
+            ..node.script("refused", "true")
+        };
+        let error = node.create(&pod, config).await.unwrap_err();
+        assert!(error.message().contains("file server is gone"), "{error}");
+        node.client = node.daemon.kill_and_restart().await;
+    }
     disk.unmount();
     end(node, pod).await;
+}
+
+/// What a verbose status of a pod warns of.
+async fn warning(node: &Node, pod: &Pod) -> String {
+    let request = PodSandboxStatusRequest {
+        pod_sandbox_id: pod.id.clone(),
+        verbose: true,
+    };
+    let mut client = node.client.runtime.clone();
+    let answer = client.pod_sandbox_status(request).await.unwrap();
+    let info: serde_json::Value = serde_json::from_str(&answer.into_inner().info["info"]).unwrap();
+    info["vm"]["warning"].as_str().unwrap().to_owned()
 }
 
 /// The file servers of a node, but for the processes that they started.

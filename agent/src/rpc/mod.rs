@@ -128,7 +128,14 @@ impl rpc::Agent for Service {
         request: proto::DetachStorageRequest,
     ) -> ttrpc::Result<proto::Empty> {
         let storages = Arc::clone(&self.context.storages);
-        complete(async move { done(storages.detach(&request.id).await) }).await
+        complete(async move {
+            done(if request.id.is_empty() {
+                storages.vacate(request.slot).await
+            } else {
+                storages.detach(&request.id).await
+            })
+        })
+        .await
     }
 
     async fn attach_device(

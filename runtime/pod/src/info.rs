@@ -56,6 +56,9 @@ pub struct VmInfo {
     /// Its cgroup on the host; none on a host without cgroup v2.
     #[serde(default)]
     pub cgroup: Option<PathBuf>,
+    /// What is wrong with it although it goes on, for a person; empty: nothing is known.
+    #[serde(default)]
+    pub warning: String,
 }
 
 /// What the agent told about the guest; from a hostile source, for display only.

@@ -9,7 +9,7 @@
 //! Removing    any                 removed
 //! Broken      –                   as it was
 //! Stopped     –                   as it was
-//! none        VMM process, directory, network namespace, image lease: removed
+//! none        VMM process, directory, network namespace, image lease, disk of a VM: removed
 //! ```
 
 use std::{
@@ -41,7 +41,10 @@ use crate::{
     ports::{PodImages, PodNetworking},
     record::{ContainerRecord, RecordedState, Records, SandboxRecord},
     registry::{Delivered, Phase},
-    storage::{files::Reach, images::ImageDisks},
+    storage::{
+        files::{Reach, has_shares},
+        images::ImageDisks,
+    },
     vm::{
         client::VmClient,
         process::VmmProcess,
@@ -237,8 +240,13 @@ impl Recovery {
                 }
             }
         }
+        disks.reconcile(&vm, &agent).await;
         self.driver.go_live(vm, agent, disks, None);
         self.driver.resume_stops();
+        let mut kept = self.containers.iter();
+        if kept.any(|c| c.state != RecordedState::Creating && has_shares(&c.spec)) {
+            self.driver.watch_files();
+        }
     }
 
     /// Removes a container that was not answered.

@@ -42,7 +42,10 @@ pub struct Guest {
     script: Script,
     report: PathBuf,
     containers: Mutex<HashMap<String, Container>>,
-    storage: Mutex<HashSet<String>>,
+    /// Names and slots.
+    storage: Mutex<HashMap<String, u32>>,
+    /// Calls of which one was not answered.
+    hung: Mutex<HashSet<String>>,
     asked: AtomicU64,
     events: watch::Sender<Vec<Event>>,
 }
@@ -93,6 +96,16 @@ impl Guest {
     }
 }
 
+impl Guest {
+    /// Never returns the first time, when the script says so.
+    async fn hang(&self, call: &str) {
+        let hangs = self.script.hang_once.iter().any(|hung| hung == call);
+        if hangs && self.hung.lock().unwrap().insert(call.to_owned()) {
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
 fn refusal(code: Code, message: &str) -> ttrpc::Error {
     ttrpc::Error::RpcStatus(ttrpc::get_status(code, message))
 }
@@ -104,6 +117,7 @@ pub fn serve(listener: StdListener, script: Script, report: PathBuf) {
         report,
         containers: Mutex::default(),
         storage: Mutex::default(),
+        hung: Mutex::default(),
         asked: AtomicU64::new(0),
         events: watch::channel(Vec::new()).0,
     });
@@ -200,8 +214,17 @@ impl Agent for Rpc {
     ) -> ttrpc::Result<message::AttachStorageResponse> {
         if !request.scratch {
             self.0.allowed("attach_storage")?;
+            self.0.hang("attach_storage").await;
         }
-        self.0.storage.lock().unwrap().insert(request.id);
+        let mut storage = self.0.storage.lock().unwrap();
+        if storage
+            .get(&request.id)
+            .is_some_and(|slot| *slot != request.slot)
+        {
+            let message = "it is attached with other settings";
+            return Err(refusal(Code::ALREADY_EXISTS, message));
+        }
+        storage.insert(request.id, request.slot);
         Ok(message::AttachStorageResponse::new())
     }
 
@@ -210,7 +233,12 @@ impl Agent for Rpc {
         _: &TtrpcContext,
         request: message::DetachStorageRequest,
     ) -> ttrpc::Result<Empty> {
-        assert!(self.0.storage.lock().unwrap().remove(&request.id));
+        let mut storage = self.0.storage.lock().unwrap();
+        if request.id.is_empty() {
+            storage.retain(|_, slot| *slot != request.slot);
+        } else {
+            assert!(storage.remove(&request.id).is_some());
+        }
         Ok(Empty::new())
     }
 
@@ -220,8 +248,9 @@ impl Agent for Rpc {
         request: message::CreateRequest,
     ) -> ttrpc::Result<message::CreateResponse> {
         self.0.allowed("create")?;
+        self.0.hang("create").await;
         let storage = self.0.storage.lock().unwrap();
-        assert!(request.lower.iter().all(|id| storage.contains(id)));
+        assert!(request.lower.iter().all(|id| storage.contains_key(id)));
         let spec: serde_json::Value = serde_json::from_slice(&request.spec).unwrap();
         let args = spec["process"]["args"].as_array().unwrap();
         let args = args.iter().map(|a| a.as_str().unwrap().to_owned());

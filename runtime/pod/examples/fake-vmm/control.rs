@@ -1,7 +1,7 @@
 //! The control socket.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet, btree_map::Entry},
     io::{IoSliceMut, Read},
     mem::MaybeUninit,
     os::fd::OwnedFd,
@@ -11,8 +11,8 @@ use std::{
 };
 
 use hull_proto_vmm::{
-    DeviceConfig, ErrorKind, ExitReason, ExitReport, Metrics, Request, Response, VERSION, VmConfig,
-    VmState,
+    DeviceConfig, DeviceMetrics, ErrorKind, ExitReason, ExitReport, Metrics, Request, Response,
+    VERSION, VmConfig, VmState,
 };
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use tokio::{
@@ -27,7 +27,8 @@ struct Vm {
     script: Script,
     listener: Option<StdListener>,
     state: Option<VmState>,
-    slots: BTreeSet<u8>,
+    /// What is behind them.
+    slots: BTreeMap<u8, &'static str>,
 }
 
 /// Serves any number of connections, one after another or side by side.
@@ -110,18 +111,29 @@ fn handle(vm: &Mutex<Vm>, request: Request, fds: Vec<OwnedFd>) -> Response {
             if let Some(kind) = vm.script.refuse_attach {
                 return refuse(kind);
             }
-            if vm.slots.insert(slot) {
-                Response::Ok
-            } else {
-                refuse(ErrorKind::Busy)
+            match vm.slots.entry(slot) {
+                Entry::Vacant(place) => {
+                    place.insert("block");
+                    Response::Ok
+                }
+                Entry::Occupied(_) => refuse(ErrorKind::Busy),
             }
         }
-        Request::Detach { slot } => {
-            vm.slots.remove(&slot);
-            Response::Ok
-        }
+        Request::Detach { slot } => match vm.slots.remove(&slot) {
+            Some(_) => Response::Ok,
+            None => refuse(ErrorKind::Invalid),
+        },
         Request::Metrics => Response::Metrics(Box::new(Metrics {
             exits: vec![("attached".into(), vm.slots.len() as u64)],
+            devices: vm
+                .slots
+                .iter()
+                .map(|(slot, kind)| DeviceMetrics {
+                    slot: *slot,
+                    kind: (*kind).to_owned(),
+                    ..DeviceMetrics::default()
+                })
+                .collect(),
             ..Metrics::default()
         })),
         Request::Pause | Request::Resume | Request::Stop => Response::Ok,
@@ -141,9 +153,23 @@ fn configure(vm: &mut Vm, config: &VmConfig, mut fds: Vec<OwnedFd>) {
         DeviceConfig::Vsock { listener, .. } => Some(listener.0 as usize),
         _ => None,
     });
-    vm.slots = config.devices.iter().map(|(slot, _)| *slot).collect();
-    assert_eq!(vm.slots, BTreeSet::from([0, 1, 2, 3, 4]));
+    let devices = config.devices.iter();
+    vm.slots = devices
+        .map(|(slot, device)| (*slot, kind(device)))
+        .collect();
+    let slots: BTreeSet<u8> = vm.slots.keys().copied().collect();
+    assert_eq!(slots, BTreeSet::from([0, 1, 2, 3, 4]));
     vm.listener = Some(StdListener::from(fds.swap_remove(vsock.unwrap())));
+}
+
+fn kind(device: &DeviceConfig) -> &'static str {
+    match device {
+        DeviceConfig::Block { .. } => "block",
+        DeviceConfig::Net { .. } => "net",
+        DeviceConfig::Rng => "rng",
+        DeviceConfig::Vsock { .. } => "vsock",
+        DeviceConfig::Fs { .. } => "fs",
+    }
 }
 
 async fn receive(stream: &UnixStream) -> Option<(Request, Vec<OwnedFd>)> {

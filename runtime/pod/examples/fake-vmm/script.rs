@@ -19,6 +19,8 @@ pub struct Script {
     pub attempts: u32,
     /// Agent calls that are refused, by name (`configure`, `attach_storage`, `create`, `start`).
     pub refuse: Vec<String>,
+    /// Agent calls whose first one is never answered, by name (`attach_storage`, `create`).
+    pub hang_once: Vec<String>,
     /// `Attach` fails with this.
     pub refuse_attach: Option<ErrorKind>,
 }

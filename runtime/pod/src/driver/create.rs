@@ -137,6 +137,9 @@ impl Driver {
                 container.record.volumes = parts.volumes;
                 container.record.devices = parts.devices;
                 container.log = Some(parts.log);
+                if files::has_shares(&container.record.spec) {
+                    self.watch_files();
+                }
                 Event::CreateDone
             }
             (Err(error), _) => Event::CreateFailed(error),

@@ -26,6 +26,7 @@ use std::{
 use tokio::{
     sync::{Mutex, mpsc, oneshot, watch},
     task::JoinSet,
+    time::sleep,
 };
 
 use crate::{
@@ -56,6 +57,8 @@ use crate::{
 
 /// How many commands may wait for a pod's task.
 const COMMANDS: usize = 256;
+/// How often is looked whether a file server still runs.
+const FILES_CHECK: Duration = Duration::from_secs(1);
 
 /// Where an answer goes; the caller may be gone.
 pub(crate) type Reply<T = ()> = oneshot::Sender<Result<T, PodError>>;
@@ -144,6 +147,7 @@ enum Done {
     Created(ContainerId, Result<create::Parts, PodError>),
     Event(ContainerId, container_life::Event),
     Updated(ContainerId, Result<Resources, PodError>),
+    FilesEnded,
 }
 
 /// What reaches the task besides commands.
@@ -164,6 +168,10 @@ pub(crate) struct Driver {
     live: Option<Live>,
     /// Ended after the VM, also when there never was a [`Live`] of this daemon.
     files: Arc<Mutex<HostFiles>>,
+    /// Whether the end of the file server is waited for, or was seen.
+    watches_files: bool,
+    /// What is wrong with the pod although it goes on.
+    warning: String,
     containers: BTreeMap<ContainerId, Container>,
     execs: HashMap<(ContainerId, String), ExecEnd>,
     commands: mpsc::Receiver<Command>,
@@ -188,7 +196,7 @@ impl Driver {
         let (done, dones) = mpsc::unbounded_channel();
         let empty = PodView {
             phase,
-            sandbox: sandbox_info(&record, None),
+            sandbox: sandbox_info(&record, None, ""),
             containers: BTreeMap::new(),
             agent: None,
         };
@@ -210,6 +218,8 @@ impl Driver {
             boot: None,
             live: None,
             files: Arc::default(),
+            watches_files: false,
+            warning: String::new(),
             containers: BTreeMap::new(),
             execs: HashMap::new(),
             commands,
@@ -317,6 +327,7 @@ impl Driver {
             Input::Done(Done::Created(id, result)) => self.created(id, result).await,
             Input::Done(Done::Event(id, event)) => self.container_event(&id, event).await,
             Input::Done(Done::Updated(id, result)) => self.updated(&id, result).await,
+            Input::Done(Done::FilesEnded) => self.files_ended(),
             Input::Guest(GuestEvent::Exited(exit)) => self.process_exited(exit).await,
             Input::Guest(GuestEvent::Lost(why)) => {
                 // An agent that can't be heard is as good as none: its VM ends, and that is
@@ -419,6 +430,38 @@ impl Driver {
         }
     }
 
+    /// Waits for the end of the server of files that containers mount. No other can take its
+    /// place: it would know nothing of what the guest has open.
+    pub(crate) fn watch_files(&mut self) {
+        if self.watches_files {
+            return;
+        }
+        self.watches_files = true;
+        let files = Arc::clone(&self.files);
+        self.spawn(async move {
+            // None: it ended before this daemon began.
+            let server = files.lock().await.process();
+            while server.is_some_and(|server| server.is_alive()) {
+                sleep(FILES_CHECK).await;
+            }
+            Done::FilesEnded
+        });
+    }
+
+    /// Says so. The pod goes on: who needs no files of the host is not hurt.
+    fn files_ended(&mut self) {
+        let vm_runs = self.record.vm.is_some_and(|vm| vm.process.is_alive());
+        if self.live.is_none() || !vm_runs {
+            // It ends with its VM.
+            return;
+        }
+        tracing::warn!(pod = %self.id(), "the pod's file server ended, its host paths fail");
+        self.warning = "the file server ended: paths of the host fail with EIO until the pod is \
+                        replaced"
+            .into();
+        self.publish();
+    }
+
     /// Starts work that ends with a `Done`.
     fn spawn(&mut self, work: impl Future<Output = Done> + Send + 'static) {
         while self.operations.try_join_next().is_some() {}
@@ -439,7 +482,7 @@ impl Driver {
             .collect();
         self.view.send_replace(Arc::new(PodView {
             phase: self.phase,
-            sandbox: sandbox_info(&self.record, self.boot),
+            sandbox: sandbox_info(&self.record, self.boot, &self.warning),
             containers,
             agent: self.live.as_ref().map(|live| live.agent.clone()),
         }));
@@ -492,7 +535,7 @@ async fn next_input(live: &mut Option<Live>, dones: &mut mpsc::UnboundedReceiver
     }
 }
 
-fn sandbox_info(record: &SandboxRecord, boot: Option<BootTimes>) -> SandboxInfo {
+fn sandbox_info(record: &SandboxRecord, boot: Option<BootTimes>, warning: &str) -> SandboxInfo {
     let netns = record.network.as_ref().map(|n| n.netns.clone());
     SandboxInfo {
         id: record.id.clone(),
@@ -510,6 +553,7 @@ fn sandbox_info(record: &SandboxRecord, boot: Option<BootTimes>) -> SandboxInfo 
             memory_mib: vm.memory_mib,
             netns: netns.unwrap_or_default(),
             cgroup: record.cgroup.as_ref().map(|c| c.path().to_owned()),
+            warning: warning.to_owned(),
         }),
         guest: record.guest.clone(),
         boot,

@@ -135,6 +135,21 @@ impl Agent {
         .map(drop)
     }
 
+    /// Unmounts whatever disk is behind a slot; nothing is fine.
+    pub(crate) async fn vacate(&self, slot: u8) -> Result<(), GuestError> {
+        let request = DetachStorageRequest {
+            slot: slot.into(),
+            ..DetachStorageRequest::default()
+        };
+        let client = self.client();
+        self.ask(
+            "unmount a disk in the guest",
+            client.detach_storage(Context::default(), &request),
+        )
+        .await
+        .map(drop)
+    }
+
     pub(crate) async fn create(&self, request: CreateRequest) -> Result<ContainerUser, GuestError> {
         const CALL: &str = "create the container in the guest";
         let client = self.client();

@@ -139,6 +139,7 @@ mod tests {
             memory_mib: 1,
             netns: PathBuf::new(),
             cgroup,
+            warning: String::new(),
         }
     }
 

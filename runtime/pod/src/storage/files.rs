@@ -121,6 +121,11 @@ impl HostFiles {
         });
     }
 
+    /// The server, once there is one.
+    pub(crate) fn process(&self) -> Option<VmmProcess> {
+        self.server.as_ref().map(|server| server.process)
+    }
+
     /// Shares what a container mounts of the host.
     ///
     /// # Errors
@@ -360,6 +365,12 @@ pub(crate) fn shares(spec: &ContainerSpec) -> Vec<(usize, Share)> {
             Some((index, share))
         })
         .collect()
+}
+
+/// Whether it mounts any.
+pub(crate) fn has_shares(spec: &ContainerSpec) -> bool {
+    let mut sources = spec.mounts.iter().map(|mount| &mount.source);
+    sources.any(|source| matches!(source, MountSource::Host(_)))
 }
 
 /// Where the guest finds a container's shares: below it, by their number among [`shares`].

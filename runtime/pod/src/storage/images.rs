@@ -22,6 +22,8 @@ use crate::{
 
 /// Disks are made of sectors of this size.
 const SECTOR: u64 = 512;
+/// What a VM calls them.
+const DISK: &str = "block";
 
 /// The hot-added disks of one VM.
 #[derive(Debug, Default)]
@@ -64,6 +66,53 @@ impl ImageDisks {
             users: BTreeSet::new(),
         });
         disk.users.insert(user.clone());
+    }
+
+    /// Makes what was noted and what the VM has the same: an earlier daemon may not have lived to
+    /// record that it attached a disk, or took one out. What fails costs a slot of this VM.
+    pub(crate) async fn reconcile(&mut self, vm: &VmClient, agent: &Agent) {
+        let there: BTreeSet<u8> = match vm.metrics().await {
+            Ok(metrics) => {
+                let disks = metrics.devices.iter().filter(|d| d.kind == DISK);
+                disks.map(|disk| disk.slot).collect()
+            }
+            Err(error) => {
+                tracing::warn!(%error, "ask a VM for its disks");
+                return;
+            }
+        };
+        let Self {
+            slots,
+            disks,
+            devices,
+        } = self;
+        let mut is_there = |slot| {
+            if !there.contains(&slot) {
+                slots.free(slot);
+            }
+            there.contains(&slot)
+        };
+        disks.retain(|_, disk| is_there(disk.slot));
+        for disks in devices.values_mut() {
+            disks.retain(|disk| is_there(disk.slot));
+        }
+        for slot in there {
+            if !self.slots.is_unknown(slot) {
+                continue;
+            }
+            self.slots.mark(slot);
+            let taken_out = match agent.vacate(slot).await {
+                Ok(()) => self.unplug(vm, slot).await,
+                Err(error) => Err(error.into()),
+            };
+            match taken_out {
+                Ok(()) => tracing::info!(slot, "took out a disk that no record names"),
+                Err(error) => {
+                    let error = &error as &dyn std::error::Error;
+                    tracing::warn!(slot, error, "take out a disk that no record names");
+                }
+            }
+        }
     }
 
     /// Sees to it that the image is mounted in the guest for `user`; returns its slot.
@@ -201,8 +250,8 @@ impl ImageDisks {
             let slot = self.slots.take()?;
             match vm.attach(slot, device, fds).await {
                 Ok(()) => return Ok(slot),
-                // Left from an attachment that an earlier daemon did not live to record: the
-                // slot stays marked as taken, the next one is tried.
+                // Left from an earlier daemon, and could not be taken out: the slot stays marked
+                // as taken, the next one is tried.
                 Err(VmError::Refused {
                     kind: ErrorKind::Busy,
                     ..

@@ -50,6 +50,11 @@ impl Slots {
         self.taken.insert(slot);
     }
 
+    /// Whether a hot-added device may be there that nobody here knows of.
+    pub(crate) fn is_unknown(&self, slot: u8) -> bool {
+        (FIRST_FREE..SLOTS).contains(&slot) && !self.taken.contains(&slot)
+    }
+
     /// Gives a slot back.
     pub(crate) fn free(&mut self, slot: u8) {
         self.taken.remove(&slot);
@@ -69,7 +74,9 @@ mod tests {
         assert!(!taken.contains(&7));
         assert_eq!(taken.len(), usize::from(SLOTS - FIRST_FREE) - 1);
         assert_eq!((net(0), net(1), net(3)), (NET, SLOTS - 1, SLOTS - 3));
+        assert!(!slots.is_unknown(9) && !slots.is_unknown(SCRATCH) && !slots.is_unknown(SLOTS));
         slots.free(9);
+        assert!(slots.is_unknown(9));
         assert_eq!(slots.take().unwrap(), 9);
     }
 }

@@ -15,6 +15,11 @@ async fn run(pods: &Pods, pod: &PodId, name: &str, args: &[&str]) -> String {
     id.to_string()
 }
 
+/// How many devices the VM has.
+async fn attached(pods: &Pods, pod: &PodId) -> u64 {
+    pods.vm_metrics(pod.as_str()).await.unwrap().exits[0].1
+}
+
 #[test]
 fn a_guest_hears_of_changes_of_its_network_and_of_nothing_else() {
     let node = TestNode::new();
@@ -189,6 +194,37 @@ fn a_start_that_was_cut_off_leaves_nothing_and_can_be_repeated() {
             assert!(pods.sandboxes().await.is_empty());
             assert_eq!(node.leftovers(), [""; 0], "after {wait_ms} ms");
             pods.run_sandbox(node.sandbox("web")).await.unwrap();
+        });
+    }
+}
+
+#[test]
+fn a_disk_whose_attachment_was_cut_off_is_taken_out_and_can_be_attached_again() {
+    for call in ["attach_storage", "create"] {
+        let node = TestNode::new();
+        node.script(&format!(r#"{{"hang_once":["{call}"]}}"#));
+        let first = daemon();
+        let pod = first.block_on(async {
+            let pods = node.open().await;
+            let pod = pods.run_sandbox(node.sandbox("web")).await.unwrap();
+            assert_eq!(attached(&pods, &pod).await, 5);
+            let (other, id) = (pods.clone(), pod.to_string());
+            tokio::spawn(
+                async move { other.create_container(&id, container("app", &["x"])).await },
+            );
+            eventually("attached", async || attached(&pods, &pod).await == 6).await;
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            pod
+        });
+        first.shutdown_background();
+        std::thread::sleep(Duration::from_millis(50));
+        daemon().block_on(async {
+            let pods = node.open().await;
+            assert_eq!(attached(&pods, &pod).await, 5, "{call}");
+            let id = run(&pods, &pod, "app", &["wait"]).await;
+            assert_eq!(attached(&pods, &pod).await, 6);
+            pods.remove_container(&id).await.unwrap();
+            assert_eq!(attached(&pods, &pod).await, 5);
         });
     }
 }
