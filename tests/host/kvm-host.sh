@@ -29,7 +29,8 @@ PACKAGES=busybox-static,kmod,procps,util-linux,iproute2,iptables,nftables,iputil
 openssh-server,jq,curl,ca-certificates,e2fsprogs,erofs-utils,containernetworking-plugins,\
 attr,docker-registry,openssl,tar,zstd${KVM_HOST_PACKAGES:+,$KVM_HOST_PACKAGES}
 MEMORY=${KVM_HOST_MEMORY:-6144} CPUS=${KVM_HOST_CPUS:-2} IDLE=${KVM_HOST_IDLE:-120}
-QEMU=${KVM_HOST_QEMU:-qemu-system-x86_64}
+QEMU=${KVM_HOST_QEMU:-$TOOLS/emulator/bin/qemu-system-x86_64}
+VIRTIOFSD=${KVM_HOST_VIRTIOFSD:-$TOOLS/emulator/bin/virtiofsd}
 SHARE=${SHARE:+$(realpath "$SHARE")}
 
 # name_machine NAME: sets the paths of the machine of that name.
@@ -47,7 +48,7 @@ tree() {
     local suite; suite=$(debian_suite)
     echo "$HULL_CACHE/kvm-host/$(cat "$HERE/build-root.sh" - <<<"$suite $PACKAGES" | sha256sum | cut -c 1-16)"
 }
-recipe() { cat "$HERE/build-root.sh" "$HERE/init" - <<<"$PACKAGES" | sha256sum | cut -c 1-16; }
+recipe() { cat "$HERE/build-root.sh" "$HERE/init" "$HERE/install.sh" - <<<"$PACKAGES" | sha256sum | cut -c 1-16; }
 
 build() {
     local tree; tree=$(tree)
@@ -88,14 +89,6 @@ spawn() {
     local log=$1; shift
     setsid "$@" >"$log" 2>&1 </dev/null 7>&- 8>&- 9>&- &
     echo $! >>"$RUN/pids"
-}
-
-virtiofsd() {
-    local p
-    for p in ${KVM_HOST_VIRTIOFSD:+"$KVM_HOST_VIRTIOFSD"} /usr/libexec/virtiofsd "$TOOLS/bin/virtiofsd"; do
-        if [ -x "$p" ]; then echo "$p"; return; fi
-    done
-    die "no virtiofsd (tests/host/install.sh emulator)"
 }
 
 # serve TAG DIR CACHE [MOUNT-OPTIONS]: offers DIR to the machine, which mounts it at the same path
@@ -170,7 +163,7 @@ boot() {
         cp "$HERE/init" "$tree/root$init.$$"; chmod 755 "$tree/root$init.$$"; mv "$tree/root$init.$$" "$tree/root$init"
     fi
     say "starting the emulated KVM host (about 10 s; it stays up for the next command, 'make host-stop' ends it)"
-    VIRTIOFSD=$(virtiofsd) DEVICES=() PORT=$(free_port)
+    DEVICES=() PORT=$(free_port)
     echo "$PORT" >"$RUN/port"
     mkdir -p "$HULL_CACHE"
     serve root "$tree/root" always
