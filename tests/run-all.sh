@@ -2,8 +2,10 @@
 # run-all.sh: all checks and tests, each phase with its time. The last line is the total:
 # "N passed, N failed, N skipped". What could not run says "SKIPPED: what: why".
 #
-# Unit tests and doc tests run on this machine; integration tests (the tests/ directory of a crate,
-# tests/e2e among them) run as root in the KVM host, with the release build. A check counts as one.
+# Unit tests and doc tests run on this machine. Integration tests (the tests/ directory of a crate,
+# tests/e2e among them) run as root with the release build: those that need a microVM in the KVM host,
+# the others on this machine, which is many times faster than emulation.
+# A check counts as one.
 # Logs: target/test-logs. TESTS=WORD runs only the integration tests whose name contains it.
 #
 # A test that failed in the emulated KVM host runs once more, alone: QEMU's software emulation can
@@ -74,7 +76,11 @@ integration() {
     case $TARGET/ in "$REPO"/*) ;; *) export SHARE=$TARGET ;; esac
     while read -r name dir program; do
         case $name in *"${TESTS:-}"*) ;; *) continue ;; esac
-        HULL_TEST_IMAGES=$images suite "$name" in_kvm_host "$dir" "$program"
+        export HULL_TEST_IMAGES=$images
+        case $name in
+            agent/* | vmm/tests/* | vmm/guests | vmm/linux | tests/*) suite "$name" in_kvm_host "$dir" "$program" ;;
+            *) here "$name" "$dir" "$program" ;;
+        esac
     done < <(jq -r 'select(.executable and .target.kind == ["test"]) |
         (.manifest_path | rtrimstr("/Cargo.toml")) as $dir |
         ["\($dir | ltrimstr(env.REPO + "/"))/\(.target.name)", $dir, .executable] | @tsv' "$LOGS/executables.json")
@@ -88,18 +94,24 @@ in_kvm_host() {
         --test-threads=$THREADS --show-output"
 }
 
+# here NAME DIR PROGRAM: a suite that needs no microVM, on this machine; what it skips here, in the
+# KVM host.
+here() {
+    local name=$1 log=$LOGS/${1//[\/ ]/-}.log tests; shift
+    HULL_HOST=direct suite "$name" in_kvm_host "$@"
+    mapfile -t tests < <(awk '/^---- / { test = $2 } /^SKIPPED: / && test { print test; test = "" }' "$log")
+    [ ${#tests[@]} -gt 0 ] || return 0
+    SKIPPED=$((SKIPPED - ${#tests[@]}))
+    suite "$name, what was skipped here" in_kvm_host "$@" "${tests[@]}"
+}
+
 # suite NAME CMD...: runs CMD, shows the lines that matter, and adds up what libtest reports.
 suite() {
-    local name=$1 log rc=0 passed failed ignored skipped; shift
-    log=$LOGS/${name//\//-}.log
+    local name=$1 log rc=0 begin=$SECONDS passed failed ignored skipped; shift
+    log=$LOGS/${name//[\/ ]/-}.log
     echo "--- $name"
     watched "$log" "$@" || rc=$?
-    # Not the tests' failure: the emulated machine itself crashes once in a few hours.
-    if [ "$rc" = 125 ]; then
-        echo "--- $name: the KVM host died (console: $log.died); once more in a new one"
-        mv "$log" "$log.died"
-        rc=0; watched "$log" "$@" || rc=$?
-    fi
+    resume "$name" "$log" rc "$@"
     if grep -q '^test result: FAILED' "$log" && grep -q '^run.sh: KVM host: emulated' "$log"; then
         again "$name" "$log" "$@" && rc=0
     fi
@@ -117,6 +129,7 @@ suite() {
         echo "--- $name failed; from $log:"
         complaints "$log"
     fi
+    echo "--- $name: $((SECONDS - begin)) s"
 }
 
 # Prints the names of the tests that failed, from the list at the end: what a child of the test
@@ -130,6 +143,33 @@ failed_tests() {
 # Prints what failed tests said, without backtraces: the log has them.
 complaints() {
     sed -n '/^failures:/,$p' "$1" | grep -vE '^( +[0-9]+: | +at |stack backtrace:|$)' || tail -n 60 "$1"
+}
+
+# resume NAME LOG RC CMD...: not the tests' failure: the emulated machine itself may crash or stop (exit
+# code 125). Runs those tests that had not passed by then in a new one, and adds the results to LOG; RC is
+# the variable with CMD's exit code. Three times at most.
+resume() {
+    local name=$1 log=$2 code=$3 attempt tests passed; shift 3
+    for attempt in 1 2 3; do
+        [ "${!code}" = 125 ] || return 0
+        mapfile -t tests < <(unfinished "$log" "$@")
+        passed=$(grep -c '^test [^ ]* \.\.\. ok$' "$log" || true)
+        echo "--- $name: the KVM host died; the other ${#tests[@]} tests in a new one. The end of $log.died$attempt:"
+        { sed -n '/kvm-host.sh: the emulated KVM host died/,$p' "$log" | grep . || tail -n 20 "$log"; } | head -n 60
+        FLAKY+=("$name: the KVM host died")
+        mv "$log" "$log.died$attempt"
+        printf -v "$code" 0
+        watched "$log.rest" "$@" "${tests[@]}" || printf -v "$code" '%s' $?
+        { grep '^test [^ ]* \.\.\. ok$' "$log.died$attempt" || true
+          [ "$passed" = 0 ] || echo "test result: ok. $passed passed; 0 failed; 0 ignored;"
+          cat "$log.rest"; } >"$log"
+    done
+}
+
+# unfinished LOG CMD...: prints the tests of CMD that LOG does not say have passed.
+unfinished() {
+    local log=$1; shift
+    "$@" --list </dev/null 2>/dev/null | sed -n 's/: test$//p' | grep -vxFf <(sed -n 's/^test \([^ ]*\) \.\.\. ok$/\1/p' "$log")
 }
 
 # again NAME LOG CMD...: runs the tests of LOG that failed once more, and puts the results into LOG.
@@ -158,9 +198,26 @@ again() {
 
 # watched LOG CMD...: runs CMD, all of its output goes to LOG, what matters to us; its exit code is ours.
 watched() {
-    local log=$1; shift
+    local log=$1 rc=0 dog; shift
+    : >"$log"
+    stalled "$log" & dog=$!
     "$@" </dev/null 2>&1 | tee "$log" | { grep --line-buffered -E '^(test [^ ]|SKIPPED: |[a-z-]+\.sh: |error)' || true; }
-    return "${PIPESTATUS[0]}"
+    rc=${PIPESTATUS[0]}
+    kill "$dog" 2>/dev/null || true
+    return "$rc"
+}
+
+# Stops the emulated host when LOG has not grown for ten minutes: no test and no compiler is silent for
+# so long.
+stalled() {
+    trap 'kill $! 2>/dev/null; exit' TERM
+    while sleep 30 & wait $!; do
+        if [ -n "$(find "$1" -mmin +10)" ]; then
+            echo "run-all.sh: nothing happens any more"
+            tests/host/kvm-host.sh stop
+            return
+        fi
+    done
 }
 
 main
