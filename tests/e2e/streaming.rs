@@ -584,7 +584,6 @@ async fn ports_of_a_pod_are_reached_from_inside() {
 }
 
 #[tokio::test]
-#[ignore = "known fault: of 60 forwards that carry data at once, one now and then ends early"]
 async fn many_forwards_run_at_the_same_time_and_end_with_the_client() {
     let node = Node::start().await;
     let pod = node.pod("many").await;
