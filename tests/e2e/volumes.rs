@@ -699,6 +699,72 @@ async fn shares_survive_the_daemon_and_go_with_their_containers() {
     end(node, pod).await;
 }
 
+/// As kubelet makes them: a directory, and a small tmpfs for one in memory.
+#[tokio::test]
+async fn containers_of_a_pod_meet_in_an_empty_directory() {
+    let node = Node::start().await;
+    let dir = HostDir::new(&node, "empty");
+    fs::set_permissions(&dir.0, fs::Permissions::from_mode(0o777)).unwrap();
+    let memory = HostDir::new(&node, "memory");
+    let at = memory.0.to_str().unwrap();
+    host(
+        "mount",
+        &["-t", "tmpfs", "-o", "size=1m,mode=1777", "none", at],
+    );
+    let pod = node.pod("meeting").await;
+    let mounts = || vec![mount("/work", &dir.0), mount("/memory", &memory.0)];
+    // One that prepares it and ends, as an init container does.
+    let config = ContainerConfig {
+        mounts: mounts(),
+        ..node.script("init", "echo prepared >/work/state; mkfifo /work/pipe")
+    };
+    let init = node.create(&pod, config).await.unwrap();
+    node.start_container(&init).await.unwrap();
+    node.client.wait_exited(&init, PATIENCE).await.unwrap();
+    let server = idle(&node, &pod, "server", mounts()).await;
+    let client = idle(&node, &pod, "client", mounts()).await;
+    assert_eq!(run(&node, &client, "cat /work/state").await, "prepared\n");
+
+    // A socket: syslogd's. Both find it through /dev/log.
+    let link = "ln -s /work/log /dev/log";
+    let serve = format!("{link}; syslogd -O /work/messages");
+    run(&node, &server, &serve).await;
+    run(&node, &client, &format!("{link}; logger over a socket")).await;
+    let heard = "for i in $(seq 100); do grep -q 'over a socket' /work/messages && exit; sleep 0.1; \
+                 done; exit 1";
+    run(&node, &server, heard).await;
+    // A pipe with an end in each.
+    let listen = "cat /work/pipe >/work/got </dev/null 2>/dev/null &";
+    run(&node, &server, listen).await;
+    run(&node, &client, "echo over a pipe >/work/pipe").await;
+    let got = "for i in $(seq 100); do grep '' /work/got && exit; sleep 0.1; done; exit 1";
+    assert_eq!(run(&node, &server, got).await, "over a pipe\n");
+    // A lock of one holds off the other.
+    let hold = "exec 3>/work/lock; flock 3; sleep 1000 >/dev/null 2>&1 </dev/null 3>&3 &";
+    run(&node, &server, hold).await;
+    fails(&node, &client, "flock -n /work/lock true").await;
+    // kubelet sees how much it holds.
+    run(
+        &node,
+        &client,
+        "dd if=/dev/zero of=/work/big bs=1M count=3 && sync",
+    )
+    .await;
+    assert_eq!(
+        fs::metadata(dir.path("big")).unwrap().blocks() * 512,
+        3 << 20
+    );
+
+    // In memory: shared, and as large as it was made.
+    run(&node, &server, "echo both >/memory/f").await;
+    assert_eq!(run(&node, &client, "cat /memory/f").await, "both\n");
+    let full = "dd if=/dev/zero of=/memory/big bs=64k count=32";
+    let error = fails(&node, &client, full).await;
+    assert!(error.contains("No space left"), "{error}");
+    memory.unmount();
+    end(node, pod).await;
+}
+
 /// What a verbose status of a pod warns of.
 async fn warning(node: &Node, pod: &Pod) -> String {
     let request = PodSandboxStatusRequest {

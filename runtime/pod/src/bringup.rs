@@ -388,9 +388,15 @@ impl<'a> Assembled<'a> {
             }
         };
         times.agent_us = micros(begin);
+        // A guest that boots too slowly looks like one that hangs up.
+        let waited = begin.elapsed().as_secs_f32();
+        let limit = config.boot_timeout.as_secs_f32();
         greeted.map_err(|error| match PodError::from(error) {
             PodError::Unavailable { action, source } => PodError::Unavailable {
-                action: format!("{action}{}", console_tail(&self.before.run)),
+                action: format!(
+                    "{action} ({waited:.1} s of at most {limit} s){}",
+                    console_tail(&self.before.run)
+                ),
                 source,
             },
             other => other,

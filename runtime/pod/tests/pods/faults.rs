@@ -142,6 +142,7 @@ async fn a_guest_that_does_not_boot_is_given_up() {
     let pods = node.open().await;
     let error = pods.run_sandbox(node.sandbox("web")).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
+    assert!(error.to_string().contains("of at most 0.3 s"), "{error}");
     assert_eq!(node.leftovers(), [""; 0]);
 }
 
