@@ -3,7 +3,7 @@
 //! Read in this order: [`cli`] (what can be asked for), [`config`] (settings),
 //! [`app`] (what `hull serve` is made of), [`cri`] (the services). [`host`] is
 //! behind `hull check` and the node's status; [`run`] is `hull run`, a client of
-//! the same socket. `stream_backend` is between pods and the streaming server. What a pod is, is
+//! the same socket ([`client`]). `stream_backend` is between pods and the streaming server. What a pod is, is
 //! in the crate `hull-pod`.
 
 #![forbid(unsafe_code)]
@@ -11,6 +11,7 @@
 mod app;
 mod check;
 mod cli;
+mod client;
 mod config;
 mod cri;
 mod host;

@@ -1,10 +1,9 @@
 //! `hull run`: one container in a microVM of its own, for a person.
 //!
-//! It is a client of the CRI socket. When no daemon serves it, [`daemon`] starts
+//! It is a client of the CRI socket. When no daemon serves it, [`client`] starts
 //! one in this process, on a socket of its own, until the container has ended.
 //! [`session`] is the way from pull to clean-up, [`follow`] prints the log.
 
-mod daemon;
 mod follow;
 mod request;
 mod session;
@@ -12,7 +11,7 @@ mod session;
 use anyhow::Result;
 
 use self::request::{Bytes, Variable};
-use crate::config::Settings;
+use crate::{client, config::Settings};
 
 /// What `hull run` is asked for.
 #[derive(Debug, Clone, clap::Args)]
@@ -42,7 +41,7 @@ pub(crate) struct RunArgs {
 /// Runs it and returns the container's exit code. Pod and container are gone then.
 pub(crate) async fn run(settings: Settings, arguments: RunArgs) -> Result<u8> {
     let directory = settings.state.clone();
-    let daemon = daemon::connect(settings).await?;
+    let daemon = client::connect(settings).await?;
     let result = session::run(daemon.client(), &directory, &arguments).await;
     daemon.close().await;
     result

@@ -23,10 +23,12 @@ use tokio::{
     signal::unix::{SignalKind, signal},
     sync::watch,
 };
-use tonic::Status;
 
-use super::{RunArgs, daemon::Client, follow, request};
-use crate::socket::private_directory;
+use super::{RunArgs, follow, request};
+use crate::{
+    client::{Client, refused},
+    socket::private_directory,
+};
 
 /// Grace after the first Ctrl-C, in seconds.
 const GRACE_SECONDS: i64 = 10;
@@ -79,11 +81,6 @@ fn interrupts() -> std::io::Result<watch::Receiver<u32>> {
         }
     });
     Ok(receiver)
-}
-
-/// A failed call in words; tonic's own text is made for programs.
-fn refused(action: &str) -> impl FnOnce(Status) -> anyhow::Error {
-    move |status| anyhow::anyhow!("{action}: {} ({:?})", status.message(), status.code())
 }
 
 impl Session<'_> {

@@ -1,5 +1,5 @@
-//! The daemon behind `hull run`: the one that serves the socket, or one in this
-//! process with the same root directory (so images are kept from run to run).
+//! The daemon behind a command: the one that serves the socket, or one in this
+//! process with the same directories. So pods and images have one owner at a time.
 
 use std::path::Path;
 
@@ -9,7 +9,10 @@ use hull_proto_cri::v1::{
     runtime_service_client::RuntimeServiceClient,
 };
 use tokio::{sync::oneshot, task::JoinHandle};
-use tonic::transport::{Channel, Endpoint};
+use tonic::{
+    Status,
+    transport::{Channel, Endpoint},
+};
 use tracing::warn;
 
 use crate::{
@@ -18,16 +21,23 @@ use crate::{
     cri,
 };
 
-/// Both services of a daemon.
+/// The services of a daemon.
 #[derive(Debug, Clone)]
-pub(super) struct Client {
-    pub(super) runtime: RuntimeServiceClient<Channel>,
-    pub(super) images: ImageServiceClient<Channel>,
+pub(crate) struct Client {
+    /// CRI's pods and containers.
+    pub(crate) runtime: RuntimeServiceClient<Channel>,
+    /// CRI's images.
+    pub(crate) images: ImageServiceClient<Channel>,
+}
+
+/// A failed call in words; tonic's own text is made for programs.
+pub(crate) fn refused(action: &str) -> impl FnOnce(Status) -> anyhow::Error {
+    move |status| anyhow::anyhow!("{action}: {} ({:?})", status.message(), status.code())
 }
 
 /// A connection to a daemon, with the daemon itself when it is ours.
 #[derive(Debug)]
-pub(super) struct Daemon {
+pub(crate) struct Daemon {
     client: Client,
     own: Option<Own>,
 }
@@ -41,14 +51,14 @@ struct Own {
 }
 
 /// Connects to the daemon of the configured socket, or starts one.
-pub(super) async fn connect(mut settings: Settings) -> Result<Daemon> {
+pub(crate) async fn connect(mut settings: Settings) -> Result<Daemon> {
     if let Ok(client) = dial(&settings.listen).await {
         return Ok(Daemon { client, own: None });
     }
     let served = settings.listen;
     settings.listen = settings
         .state
-        .join(format!("run-{}.sock", std::process::id()));
+        .join(format!("own-{}.sock", std::process::id()));
     let socket = settings.listen.clone();
     let app = App::start(settings).await.with_context(|| {
         format!(
@@ -83,12 +93,12 @@ async fn dial(socket: &Path) -> Result<Client> {
 
 impl Daemon {
     /// The way to it.
-    pub(super) fn client(&self) -> Client {
+    pub(crate) fn client(&self) -> Client {
         self.client.clone()
     }
 
     /// Ends the daemon if it is ours.
-    pub(super) async fn close(self) {
+    pub(crate) async fn close(self) {
         // An idle connection would keep the server waiting.
         drop(self.client);
         let Some(Own { stop, task }) = self.own else {
