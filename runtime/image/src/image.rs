@@ -80,6 +80,8 @@ pub struct Image {
     pub config: ImageConfig,
     /// Whether garbage collection must leave the image alone.
     pub pinned: bool,
+    /// How many owners hold a lease of it.
+    pub leases: usize,
 }
 
 /// What an image asks for its containers: the `config` object of the OCI image configuration.

@@ -178,6 +178,7 @@ async fn a_leased_image_keeps_its_disk_until_it_is_released() {
     test.store.lease(&id, "container-1").await.unwrap();
     test.store.lease(&id, "container-1").await.unwrap();
     test.store.lease(&id, "container-2").await.unwrap();
+    assert_eq!(get(&test, id.as_str()).await.unwrap().leases, 2);
     let disk = test.store.disk(&id).await.unwrap();
     test.store.remove(&name).await.unwrap();
     assert_eq!(get(&test, &name).await, None);

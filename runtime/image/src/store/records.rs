@@ -162,7 +162,7 @@ impl Records {
 
     /// What callers see of all images.
     pub(crate) fn describe_all(&self) -> Result<Vec<Image>> {
-        let (records, names) = self.read("list images", |tables| {
+        let (records, names, leased) = self.read("list images", |tables| {
             let mut records = Vec::new();
             for entry in tables.images.iter()? {
                 records.push(parse(entry?.1.value())?);
@@ -172,7 +172,11 @@ impl Records {
                 let (name, id) = entry?;
                 names.push((name.value().to_owned(), id.value().to_owned()));
             }
-            Ok((records, names))
+            let mut leased = Vec::new();
+            for entry in tables.leases.iter()? {
+                leased.push(entry?.0.value().1.to_owned());
+            }
+            Ok((records, names, leased))
         })?;
         records
             .into_iter()
@@ -185,8 +189,10 @@ impl Records {
                     .partition(|name| name.contains('@'));
                 let configuration: Configuration = serde_json::from_str(&record.configuration)
                     .map_err(|e| failed(format!("read the configuration of {}", record.id), e))?;
+                let leases = leased.iter().filter(|id| *id == record.id.as_str());
                 Ok(Image {
                     config: configuration.image_config(),
+                    leases: leases.count(),
                     id: record.id,
                     repo_tags,
                     repo_digests,

@@ -54,6 +54,7 @@ impl PodImages for FakeImages {
                     ..ImageConfig::default()
                 },
                 pinned: false,
+                leases: 0,
             }))
         }
         .boxed()
