@@ -8,6 +8,7 @@ use hull_pod::{PodError, Pods};
 use hull_proto_cri::v1::{
     image_service_server::ImageServiceServer, runtime_service_server::RuntimeServiceServer,
 };
+use hull_proto_images::v1::images_server::ImagesServer;
 use hull_streaming::{StartError, Streaming};
 use tokio::net::UnixListener;
 use tokio_stream::wrappers::UnixListenerStream;
@@ -18,6 +19,7 @@ use crate::{
     config::Settings,
     cri::{Backend, Cri},
     host::Probe,
+    images::ImagesService,
     shutdown::{self, Stop},
     socket::{DirectoryLock, SocketError, listen},
     stream_backend::StreamBackend,
@@ -133,10 +135,12 @@ impl App {
         };
         let runtime = RuntimeServiceServer::new(self.cri.clone());
         let backend = Arc::clone(&self.cri.0);
-        let images = ImageServiceServer::new(self.cri);
+        let images = ImagesServer::new(ImagesService(backend.images.clone()));
+        let cri_images = ImageServiceServer::new(self.cri);
         let server = Server::builder()
             .add_service(runtime.max_decoding_message_size(MAX_REQUEST))
-            .add_service(images.max_decoding_message_size(MAX_REQUEST))
+            .add_service(cri_images.max_decoding_message_size(MAX_REQUEST))
+            .add_service(images)
             .serve_with_incoming_shutdown(UnixListenerStream::new(self.listener), stop);
         let drained = async {
             // An error means that the server is gone, and with it this wait.

@@ -2,7 +2,7 @@
 
 use clap::{Parser, Subcommand};
 
-use crate::{config::Flags, run::RunArgs};
+use crate::{config::Flags, images::ImagesCommand, run::RunArgs};
 
 /// Runs every Kubernetes pod in its own microVM.
 #[derive(Debug, Parser)]
@@ -26,6 +26,9 @@ pub(crate) enum Command {
     },
     /// Run one container in a microVM of its own, print its output, and clean up
     Run(RunArgs),
+    /// List, pull, remove, import and export images
+    #[command(subcommand)]
+    Images(ImagesCommand),
     /// Print the version
     Version,
 }

@@ -1,4 +1,4 @@
-//! The daemon behind a command: the one that serves the socket, or one in this
+//! The daemon behind `hull run` and `hull images`: the one that serves the socket, or one in this
 //! process with the same directories. So pods and images have one owner at a time.
 
 use std::path::Path;
@@ -8,6 +8,7 @@ use hull_proto_cri::v1::{
     VersionRequest, image_service_client::ImageServiceClient,
     runtime_service_client::RuntimeServiceClient,
 };
+use hull_proto_images::v1::images_client::ImagesClient;
 use tokio::{sync::oneshot, task::JoinHandle};
 use tonic::{
     Status,
@@ -27,7 +28,9 @@ pub(crate) struct Client {
     /// CRI's pods and containers.
     pub(crate) runtime: RuntimeServiceClient<Channel>,
     /// CRI's images.
-    pub(crate) images: ImageServiceClient<Channel>,
+    pub(crate) cri_images: ImageServiceClient<Channel>,
+    /// Images as a person handles them.
+    pub(crate) images: ImagesClient<Channel>,
 }
 
 /// A failed call in words; tonic's own text is made for programs.
@@ -85,7 +88,8 @@ async fn dial(socket: &Path) -> Result<Client> {
         .with_context(|| format!("connect to {}", socket.display()))?;
     let mut client = Client {
         runtime: RuntimeServiceClient::new(channel.clone()),
-        images: ImageServiceClient::new(channel),
+        cri_images: ImageServiceClient::new(channel.clone()),
+        images: ImagesClient::new(channel),
     };
     client.runtime.version(VersionRequest::default()).await?;
     Ok(client)

@@ -2,9 +2,10 @@
 //!
 //! Read in this order: [`cli`] (what can be asked for), [`config`] (settings),
 //! [`app`] (what `hull serve` is made of), [`cri`] (the services). [`host`] is
-//! behind `hull check` and the node's status; [`run`] is `hull run`, a client of
-//! the same socket ([`client`]). `stream_backend` is between pods and the streaming server. What a pod is, is
-//! in the crate `hull-pod`.
+//! behind `hull check` and the node's status; [`run`] is `hull run` and [`images`]
+//! is `hull images`, both of them clients of the same socket ([`client`]).
+//! `stream_backend` is between pods and the streaming server. What a pod is, is in
+//! the crate `hull-pod`.
 
 #![forbid(unsafe_code)]
 
@@ -15,6 +16,7 @@ mod client;
 mod config;
 mod cri;
 mod host;
+mod images;
 mod run;
 mod shutdown;
 mod socket;
@@ -74,6 +76,11 @@ fn execute(cli: Cli) -> Result<ExitCode> {
             log(&settings, "error")?;
             let code = runtime.block_on(run::run(settings, arguments))?;
             Ok(ExitCode::from(code))
+        }
+        Command::Images(command) => {
+            log(&settings, "error")?;
+            runtime.block_on(images::run(settings, command))?;
+            Ok(ExitCode::SUCCESS)
         }
         Command::Version => {
             println!("hull {}", env!("CARGO_PKG_VERSION"));

@@ -1,10 +1,11 @@
-//! `hull check` and `hull run`, as a person uses them.
+//! `hull check`, `hull run` and `hull images`, as a person uses them.
 
 use std::process::{Command, Output};
 
 use crate::harness::{BUSYBOX, Node};
 
-fn hull(node: &Node, arguments: &[&str]) -> Output {
+/// Runs `hull` as a client of the node's daemon.
+pub fn hull(node: &Node, arguments: &[&str]) -> Output {
     Command::new("hull")
         .args(["--config", node.dir.join("hull.toml").to_str().unwrap()])
         .args(arguments)
@@ -52,5 +53,102 @@ async fn run_passes_output_and_exit_code_on_and_cleans_up() {
     assert!(!output.status.success());
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(text.contains("absent"), "{text}");
+    node.finish().await;
+}
+
+/// What a command said, on both outputs.
+pub fn said(output: &Output) -> String {
+    let texts = [&output.stdout, &output.stderr].map(|text| String::from_utf8_lossy(text));
+    texts.concat()
+}
+
+/// Runs `hull images` with these arguments, which must succeed; returns its output and what it told
+/// beside that and its log.
+fn images(node: &Node, arguments: &[&str]) -> (String, String) {
+    let output = hull(node, &[&["images"], arguments].concat());
+    assert!(output.status.success(), "{arguments:?}: {}", said(&output));
+    let [output, told] = [output.stdout, output.stderr].map(|t| String::from_utf8(t).unwrap());
+    let told = told.lines().filter(|line| line.starts_with("hull: "));
+    (output, told.map(|line| format!("{line}\n")).collect())
+}
+
+/// The words of the line about an image.
+fn listed(node: &Node, name: &str) -> Option<Vec<String>> {
+    let (list, _) = images(node, &["list"]);
+    let words = |line: &str| line.split_whitespace().map(str::to_owned).collect();
+    let mut lines = list.lines().map(words);
+    lines.find(|words: &Vec<String>| words[0] == name)
+}
+
+#[tokio::test]
+async fn images_are_pulled_exported_and_run_where_they_were_imported() {
+    let node = Node::start().await;
+    let (id, progress) = images(&node, &["pull", BUSYBOX]);
+    assert!(id.starts_with("sha256:") && id.ends_with('\n'), "{id}");
+    let last = progress.lines().last().unwrap();
+    let (done, all) = last
+        .strip_prefix("hull: layers ")
+        .and_then(|text| text.split_once(", "))
+        .unwrap_or_else(|| panic!("{progress}"));
+    let (count, of) = done.split_once('/').unwrap();
+    assert!(count == of && count != "0", "{progress}");
+    let (came, of) = all.split_once(" of ").unwrap();
+    assert!(came == of && came != "0 B", "{progress}");
+    let archive = node.dir.join("busybox.tar");
+    let archive = archive.to_str().unwrap();
+    images(&node, &["export", BUSYBOX, "--output", archive]);
+    assert_eq!(
+        images(&node, &["rm", BUSYBOX]),
+        (String::new(), String::new())
+    );
+    let again = hull(&node, &["images", "rm", BUSYBOX]);
+    assert!(!again.status.success());
+    assert!(said(&again).contains("not found"), "{}", said(&again));
+
+    let name = "imported.example/busybox:1";
+    let (imported, _) = images(&node, &["import", archive, "--name", name]);
+    assert_eq!(imported, id);
+    assert_eq!(listed(&node, BUSYBOX), None);
+    assert!(listed(&node, name).is_some());
+    // Nobody serves that name: the image is the imported one.
+    let run = hull(
+        &node,
+        &["run", "--quiet", name, "--", "/bin/sh", "-c", "echo hi"],
+    );
+    assert_eq!(run.stdout, b"hi\n", "{}", said(&run));
+    node.finish().await;
+}
+
+#[tokio::test]
+async fn images_tells_of_containers_that_use_an_image() {
+    let node = Node::start().await;
+    let pod = node.pod("used").await;
+    let line = listed(&node, BUSYBOX).unwrap();
+    let [_, id, number, unit, containers] = line.as_slice() else {
+        panic!("{line:?}");
+    };
+    assert_eq!((id.len(), containers.as_str()), (12, "0"), "{line:?}");
+    assert!(
+        number.parse::<f32>().is_ok() && unit.ends_with("iB"),
+        "{line:?}"
+    );
+    let container = node.run_script(&pod, "main", "sleep 100000").await;
+    assert_eq!(listed(&node, BUSYBOX).unwrap()[4], "1");
+    let (json, _) = images(&node, &["list", "--json"]);
+    assert!(json.contains(r#""containers":1"#), "{json}");
+    assert!(
+        json.contains("registry.test/demo/busybox@sha256:"),
+        "{json}"
+    );
+
+    let (_, told) = images(&node, &["rm", id]);
+    assert!(told.contains("1 container(s) use it still"), "{told}");
+    assert_eq!(listed(&node, BUSYBOX), None);
+    let whole = node
+        .exec(&container, "find /bin -type f -exec cat {} + | wc -c")
+        .await;
+    assert_eq!(whole.exit_code, 0, "{whole:?}");
+    node.stop_sandbox(&pod.id).await.unwrap();
+    node.remove_sandbox(&pod.id).await.unwrap();
     node.finish().await;
 }

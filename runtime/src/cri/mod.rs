@@ -34,8 +34,7 @@ use hull_streaming::Streaming;
 use tonic::{Code, Response, Status};
 use tracing::{Instrument, Span, debug, warn};
 
-use self::error::CriError;
-pub(crate) use self::status_code::text;
+pub(crate) use self::{error::CriError, status_code::text, stream::Answer};
 use crate::{config::Handlers, host::Probe, shutdown::Stopping};
 
 /// What the services work on.
@@ -70,33 +69,35 @@ pub(crate) struct Backend {
 pub(crate) struct Cri(pub(crate) Arc<Backend>);
 
 /// Runs a verb in its span; an error is logged here and nowhere else.
-async fn answer<T>(
+pub(crate) async fn answer<T>(
     span: Span,
     verb: impl Future<Output = Result<T, CriError>>,
 ) -> Result<Response<T>, Status> {
     let started = Instant::now();
     async {
-        let result = verb.await;
-        let ms = started.elapsed().as_millis();
-        match result {
+        match verb.await {
             Ok(value) => {
-                debug!(ms, "answered");
+                debug!(ms = started.elapsed().as_millis(), "answered");
                 Ok(Response::new(value))
             }
-            Err(error) => {
-                let status = status_code::status(&error);
-                match status.code() {
-                    Code::NotFound | Code::Unimplemented => {
-                        debug!(ms, code = ?status.code(), error = status.message(), "refused");
-                    }
-                    code => warn!(ms, ?code, error = status.message(), "failed"),
-                }
-                Err(status)
-            }
+            Err(error) => Err(failed(&error, started)),
         }
     }
     .instrument(span)
     .await
+}
+
+/// Logs why a verb failed; returns the status that says so.
+pub(crate) fn failed(error: &CriError, started: Instant) -> Status {
+    let ms = started.elapsed().as_millis();
+    let status = status_code::status(error);
+    match status.code() {
+        Code::NotFound | Code::Unimplemented => {
+            debug!(ms, code = ?status.code(), error = status.message(), "refused");
+        }
+        code => warn!(ms, ?code, error = status.message(), "failed"),
+    }
+    status
 }
 
 /// Unix time in nanoseconds.

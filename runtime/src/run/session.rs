@@ -107,7 +107,7 @@ impl Session<'_> {
             image: Some(spec.clone()),
             verbose: false,
         };
-        let status = self.client.images.image_status(request).await;
+        let status = self.client.cri_images.image_status(request).await;
         let status = status.map_err(refused("look for the image"))?;
         if let Some(image) = status.into_inner().image {
             return Ok(image.id);
@@ -119,7 +119,7 @@ impl Session<'_> {
             ..Default::default()
         };
         let pulled = tokio::select! {
-            pulled = self.client.images.pull_image(request) => pulled,
+            pulled = self.client.cri_images.pull_image(request) => pulled,
             _ = self.interrupts.changed() => bail!("interrupted"),
         };
         let pulled = pulled.map_err(refused("pull"))?.into_inner();

@@ -1,0 +1,189 @@
+//! `hull images`: the node's images, for a person.
+//!
+//! [`service`] is the daemon's side, the rest is the client's: [`progress`] shows how far a pull
+//! is, [`transfer`] moves archives, [`table`] prints lists.
+
+pub(crate) mod progress;
+mod service;
+mod table;
+#[cfg(test)]
+mod tests;
+mod transfer;
+
+use std::{
+    io::{self, Read, Write},
+    path::PathBuf,
+};
+
+use anyhow::{Context, Result};
+use hull_proto_images::v1::{Image, ListRequest, PullRequest, RemoveRequest};
+
+pub(crate) use self::service::ImagesService;
+use self::{progress::Show, table::Names};
+use crate::{
+    client::{self, Client, refused},
+    config::Settings,
+};
+
+/// Longest password read, bytes.
+const LONGEST_PASSWORD: u64 = 64 << 10;
+/// Bytes of an archive that are sent at once.
+const PIECE: usize = 256 << 10;
+
+/// What `hull images` is asked for.
+#[derive(Debug, Clone, clap::Subcommand)]
+pub(crate) enum ImagesCommand {
+    /// List images
+    List {
+        /// Print one JSON array
+        #[arg(long, conflicts_with = "quiet")]
+        json: bool,
+        /// Ids only
+        #[arg(short, long)]
+        quiet: bool,
+        /// Names with the digest at the registry, in place of those with a tag
+        #[arg(long, conflicts_with_all = ["json", "quiet"])]
+        digests: bool,
+    },
+    /// Pull an image and print its id
+    Pull {
+        /// Image name
+        image: String,
+        /// User at the registry; needs --password-stdin
+        #[arg(short, long, value_name = "NAME", requires = "password_stdin")]
+        user: Option<String>,
+        /// Read the user's password from standard input
+        #[arg(long, requires = "user")]
+        password_stdin: bool,
+        /// Print the id only
+        #[arg(short, long)]
+        quiet: bool,
+    },
+    /// Remove images, each with all its names; containers go on using what they use
+    Rm {
+        /// Names or ids
+        #[arg(required = true, value_name = "IMAGE")]
+        images: Vec<String>,
+    },
+    /// Take in the images of an archive (OCI layout, or what `docker save` writes); print their ids
+    Import {
+        /// The archive, plain or compressed; - is standard input
+        file: PathBuf,
+        /// Name for an image that the archive does not name, or is to be named otherwise
+        #[arg(long)]
+        name: Option<String>,
+        /// Print the ids only
+        #[arg(short, long)]
+        quiet: bool,
+    },
+    /// Write images into one OCI archive, which `docker load` can read too
+    Export {
+        /// Names or ids
+        #[arg(required = true, value_name = "IMAGE")]
+        images: Vec<String>,
+        /// The archive; - is standard output
+        #[arg(short, long, value_name = "FILE")]
+        output: PathBuf,
+    },
+}
+
+/// Does what is asked. Ctrl-C ends it, and leaves nothing half done.
+pub(crate) async fn run(settings: Settings, command: ImagesCommand) -> Result<()> {
+    let daemon = client::connect(settings).await?;
+    let result = tokio::select! {
+        result = execute(daemon.client(), command) => result,
+        _ = tokio::signal::ctrl_c() => Err(anyhow::anyhow!("interrupted")),
+    };
+    daemon.close().await;
+    result
+}
+
+async fn execute(client: Client, command: ImagesCommand) -> Result<()> {
+    match command {
+        ImagesCommand::List {
+            json,
+            quiet,
+            digests,
+        } => {
+            let images = list(&client).await?;
+            print(&if json {
+                table::json(&images)
+            } else if quiet {
+                lines(images.into_iter().map(|image| image.id))
+            } else {
+                table::text(&images, if digests { Names::Digests } else { Names::Tags })
+            })
+        }
+        ImagesCommand::Pull {
+            image, user, quiet, ..
+        } => {
+            let password = match user {
+                Some(_) => password()?,
+                None => String::new(),
+            };
+            let request = PullRequest {
+                image,
+                username: user.unwrap_or_default(),
+                password,
+            };
+            let id = progress::pull(&client, request, Show::unless(quiet)).await?;
+            print(&lines([id]))
+        }
+        ImagesCommand::Rm { images } => {
+            for image in images {
+                let containers = remove(&client, image.clone()).await?;
+                if containers > 0 {
+                    eprintln!(
+                        "hull: {image} is removed; {containers} container(s) use it still, \
+                         and its files go with the last of them"
+                    );
+                }
+            }
+            Ok(())
+        }
+        ImagesCommand::Import { file, name, quiet } => {
+            let name = name.unwrap_or_default();
+            let ids = transfer::import(&client, &file, name, Show::unless(quiet)).await?;
+            print(&lines(ids))
+        }
+        ImagesCommand::Export { images, output } => {
+            transfer::export(&client, images, &output).await
+        }
+    }
+}
+
+fn lines(texts: impl IntoIterator<Item = String>) -> String {
+    texts.into_iter().map(|text| text + "\n").collect()
+}
+
+fn print(text: &str) -> Result<()> {
+    let mut out = io::stdout().lock();
+    let written = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+    written.context("write to standard output")
+}
+
+fn password() -> Result<String> {
+    let mut text = String::new();
+    io::stdin()
+        .take(LONGEST_PASSWORD)
+        .read_to_string(&mut text)
+        .context("read the password")?;
+    Ok(text.trim_end_matches(['\r', '\n']).to_owned())
+}
+
+async fn list(client: &Client) -> Result<Vec<Image>> {
+    let answer = client.images.clone().list(ListRequest {}).await;
+    let mut answer = answer.map_err(refused("list images"))?.into_inner();
+    let mut images = Vec::new();
+    while let Some(image) = answer.message().await.map_err(refused("list images"))? {
+        images.push(image);
+    }
+    Ok(images)
+}
+
+/// Returns how many containers use the image still.
+async fn remove(client: &Client, image: String) -> Result<u64> {
+    let answer = client.images.clone().remove(RemoveRequest { image }).await;
+    let removed = answer.map_err(refused("remove the image"))?.into_inner();
+    Ok(removed.containers)
+}
