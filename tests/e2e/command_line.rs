@@ -47,6 +47,7 @@ async fn run_passes_output_and_exit_code_on_and_cleans_up() {
     let progress = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(9), "{text}{progress}");
     assert!(text.starts_with("hi\n") && text.contains("-hull"), "{text}");
+    assert!(progress.contains("hull: layers 2/2, "), "{progress}");
     node.assert_no_pod_left();
 
     let output = hull(&node, &["run", "registry.test/demo/absent"]);

@@ -16,9 +16,10 @@ use std::{
 use anyhow::{Context, Result, bail};
 use hull_proto_cri::v1::{
     ContainerState, ContainerStatus, ContainerStatusRequest, CreateContainerRequest, ImageSpec,
-    ImageStatusRequest, PodSandboxConfig, PullImageRequest, RemovePodSandboxRequest,
-    RunPodSandboxRequest, StartContainerRequest, StopContainerRequest, StopPodSandboxRequest,
+    ImageStatusRequest, PodSandboxConfig, RemovePodSandboxRequest, RunPodSandboxRequest,
+    StartContainerRequest, StopContainerRequest, StopPodSandboxRequest,
 };
+use hull_proto_images::v1::PullRequest;
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::watch,
@@ -27,6 +28,7 @@ use tokio::{
 use super::{RunArgs, follow, request};
 use crate::{
     client::{Client, refused},
+    images::progress::{self, Show},
     socket::private_directory,
 };
 
@@ -104,7 +106,7 @@ impl Session<'_> {
             ..Default::default()
         };
         let request = ImageStatusRequest {
-            image: Some(spec.clone()),
+            image: Some(spec),
             verbose: false,
         };
         let status = self.client.cri_images.image_status(request).await;
@@ -112,19 +114,19 @@ impl Session<'_> {
         if let Some(image) = status.into_inner().image {
             return Ok(image.id);
         }
-        self.say(format_args!("pulling {}", spec.image));
+        self.say(format_args!("pulling {}", self.arguments.image));
         let started = Instant::now();
-        let request = PullImageRequest {
-            image: Some(spec),
+        let request = PullRequest {
+            image: self.arguments.image.clone(),
             ..Default::default()
         };
+        let show = Show::unless(self.arguments.quiet);
         let pulled = tokio::select! {
-            pulled = self.client.cri_images.pull_image(request) => pulled,
+            pulled = progress::pull(&self.client, request, show) => pulled?,
             _ = self.interrupts.changed() => bail!("interrupted"),
         };
-        let pulled = pulled.map_err(refused("pull"))?.into_inner();
         self.say(format_args!("pulled in {:.1?}", started.elapsed()));
-        Ok(pulled.image_ref)
+        Ok(pulled)
     }
 
     /// A sandbox, what happens in it, and its end.
