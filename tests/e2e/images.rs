@@ -1,11 +1,17 @@
 //! Images: pulled from a real registry, listed, removed, shared by pods.
 
+use std::{fs, os::unix::fs::MetadataExt, path::Path, path::PathBuf, process::Command};
+
 use hull_proto_cri::v1::{
     ImageFsInfoRequest, ImageStatusRequest, ListImagesRequest, RemoveImageRequest,
 };
 use hull_tests::client::image;
+use tonic::Code;
 
-use crate::harness::{BUSYBOX, Node};
+use crate::{
+    command_line::{hull, said},
+    harness::{BUSYBOX, NETWORK_TOOLS, Node},
+};
 
 #[tokio::test]
 async fn an_image_is_pulled_listed_and_removed() {
@@ -81,5 +87,137 @@ async fn what_a_layer_deleted_is_gone_and_the_rest_is_whole() {
     assert!(text.contains("drwxrwxrwt"), "{text}");
     node.stop_sandbox(&pod.id).await.unwrap();
     node.remove_sandbox(&pod.id).await.unwrap();
+    node.finish().await;
+}
+
+/// A file system in memory, unmounted when dropped.
+struct SmallDisk(PathBuf);
+
+impl SmallDisk {
+    fn mount(at: PathBuf, size: &str) -> Self {
+        fs::create_dir_all(&at).unwrap();
+        let size = format!("size={size}");
+        let mounted = Command::new("mount")
+            .args(["-t", "tmpfs", "-o", &size, "tmpfs"])
+            .arg(&at)
+            .status();
+        assert!(mounted.unwrap().success());
+        Self(at)
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
+    }
+}
+
+/// All files and directories below a directory.
+fn files(directory: &Path) -> Vec<PathBuf> {
+    let mut all: Vec<PathBuf> = Vec::new();
+    let mut open = vec![directory.to_owned()];
+    while let Some(path) = open.pop() {
+        for entry in fs::read_dir(path).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                open.push(path.clone());
+            }
+            all.push(path);
+        }
+    }
+    all.sort();
+    all
+}
+
+/// What the node says that images occupy: bytes and files.
+async fn told(node: &Node) -> (u64, u64) {
+    let mut images = node.client.images.clone();
+    let info = images.image_fs_info(ImageFsInfoRequest {}).await.unwrap();
+    let usage = info.into_inner().image_filesystems[0].clone();
+    (
+        usage.used_bytes.unwrap().value,
+        usage.inodes_used.unwrap().value,
+    )
+}
+
+#[tokio::test]
+async fn a_full_disk_ends_a_pull_or_import_and_harms_nothing_else() {
+    let mut small = None;
+    let mut node = Node::start_with(|text| {
+        let root = text.strip_prefix("root = '").unwrap();
+        let root = Path::new(root.split('\'').next().unwrap());
+        // busybox fits; the tools don't, nor does a large archive.
+        small = Some(SmallDisk::mount(root.join("images"), "12m"));
+        text
+    })
+    .await;
+    let small = small.unwrap();
+    let store = &small.0;
+    let id = node.client.pull(BUSYBOX).await.unwrap();
+    let (before, told_before) = (files(store), told(&node).await);
+    for _ in 0..2 {
+        let error = node.client.pull(NETWORK_TOOLS).await.unwrap_err();
+        assert_eq!(error.code(), Code::ResourceExhausted, "{error}");
+        assert!(error.message().contains("no space left"), "{error}");
+        assert_eq!(files(store), before);
+    }
+    let archive = node.dir.join("large.tar");
+    let made = Command::new("sh")
+        .args([
+            "-ec",
+            "head -c 20M /dev/zero >large; tar -cf large.tar large",
+        ])
+        .current_dir(&node.dir)
+        .status();
+    assert!(made.unwrap().success());
+    let import = hull(&node, &["images", "import", archive.to_str().unwrap()]);
+    assert_eq!(import.status.code(), Some(1));
+    assert!(said(&import).contains("no space left"), "{}", said(&import));
+    assert_eq!(files(store), before);
+    let (bytes, inodes) = told(&node).await;
+    assert_eq!(inodes, told_before.1);
+    // The database may have grown.
+    assert!(bytes < told_before.0 + (4 << 20), "{told_before:?} {bytes}");
+    let pod = node.pod("after").await;
+    let container = node.run_script(&pod, "main", "sleep 100000").await;
+    assert_eq!(
+        node.exec(&container, "md5sum /bin/busybox").await.exit_code,
+        0
+    );
+    node.stop_sandbox(&pod.id).await.unwrap();
+    node.remove_sandbox(&pod.id).await.unwrap();
+    assert_eq!(node.client.pull(BUSYBOX).await.unwrap(), id);
+    node.daemon.kill();
+    drop(small);
+    node.finish().await;
+}
+
+#[tokio::test]
+async fn what_images_occupy_is_what_their_files_do() {
+    let node = Node::start().await;
+    let store = node.dir.join("root/images");
+    let real = || -> u64 {
+        let blocks = |path| fs::symlink_metadata(path).unwrap().blocks();
+        files(&store).into_iter().map(blocks).sum::<u64>() * 512
+    };
+    let (empty, _) = told(&node).await;
+    assert_eq!(empty, real());
+    node.client.pull(NETWORK_TOOLS).await.unwrap();
+    let (full, files_of_it) = told(&node).await;
+    assert_eq!(full, real());
+    assert!(full > empty + (8 << 20), "{empty} {full}");
+    assert_eq!(files_of_it, files(&store).len() as u64);
+    let request = RemoveImageRequest {
+        image: Some(image(NETWORK_TOOLS)),
+    };
+    node.client
+        .images
+        .clone()
+        .remove_image(request)
+        .await
+        .unwrap();
+    let (removed, _) = told(&node).await;
+    assert_eq!(removed, real());
+    assert!(removed < empty + (4 << 20), "{empty} {removed}");
     node.finish().await;
 }
