@@ -41,6 +41,7 @@ mod storage;
 mod sys;
 mod time;
 mod transport;
+mod trim;
 
 use std::{
     env,

@@ -17,6 +17,7 @@ use crate::{
     ident::{Id, IdError},
     layout::Layout,
     mmio::{DeviceError, Slot},
+    trim,
 };
 
 /// How often a busy mount is tried again: a container's namespace may need a
@@ -158,6 +159,12 @@ impl Storages {
             }
             Some(path)
         };
+        if let Some(path) = &mount_point
+            && request.scratch
+            && !device.is_empty()
+        {
+            tokio::spawn(trim::keep_trimmed(device.clone().into(), path.clone()));
+        }
         let storage = Storage {
             request,
             device,

@@ -57,6 +57,30 @@ pub(crate) fn reseed(random: &File) -> io::Result<()> {
     Ok(())
 }
 
+/// `struct fstrim_range` of `linux/fs.h`.
+#[repr(C)]
+#[derive(Debug)]
+pub(crate) struct TrimRange {
+    start: u64,
+    length: u64,
+    shortest: u64,
+}
+
+nix::ioctl_readwrite!(fitrim, b'X', 121, TrimRange);
+
+/// Discards what a file system does not use; returns how many bytes that were, as far as it knows.
+pub(crate) fn trim(root: &File) -> io::Result<u64> {
+    let mut range = TrimRange {
+        start: 0,
+        length: u64::MAX,
+        shortest: 0,
+    };
+    // SAFETY: the fd is open; the kernel reads and writes the structure during the call and keeps
+    // no pointer.
+    unsafe { fitrim(root.as_raw_fd(), &raw mut range) }?;
+    Ok(range.length)
+}
+
 /// Gives SIGPIPE its default action back, which Rust's start-up code takes away
 /// and execve(2) would hand on to the program.
 pub(crate) fn default_sigpipe() {

@@ -29,5 +29,6 @@ mod pods;
 mod recovery;
 mod security;
 mod stats;
+mod storage;
 mod streaming;
 mod volumes;
