@@ -729,6 +729,29 @@ async fn containers_of_a_pod_share_an_empty_directory() {
         run(&node, &client, "cat /work/state").await,
         "prepared\nserving\n"
     );
+    // A socket: syslogd's. Both find it through /dev/log.
+    let link = "ln -s /work/log /dev/log";
+    let serve = format!("{link}; syslogd -O /work/messages");
+    run(&node, &server, &serve).await;
+    run(&node, &client, &format!("{link}; logger over a socket")).await;
+    let heard = "for i in $(seq 100); do grep -q 'over a socket' /work/messages && exit; sleep 0.1; \
+                 done; exit 1";
+    run(&node, &server, heard).await;
+    // A pipe with an end in each.
+    let listen = "mkfifo /work/pipe; cat /work/pipe >/work/got </dev/null 2>/dev/null &";
+    run(&node, &server, listen).await;
+    run(
+        &node,
+        &client,
+        "until [ -p /work/pipe ]; do sleep 0.1; done; echo over a pipe >/work/pipe",
+    )
+    .await;
+    let got = "for i in $(seq 100); do grep '' /work/got && exit; sleep 0.1; done; exit 1";
+    assert_eq!(run(&node, &server, got).await, "over a pipe\n");
+    // A lock of one holds off the other.
+    let hold = "exec 3>/work/lock; flock 3; sleep 1000 >/dev/null 2>&1 </dev/null &";
+    run(&node, &server, hold).await;
+    fails(&node, &client, "flock -n /work/lock true").await;
     // kubelet sees how much it holds.
     run(
         &node,

@@ -8,8 +8,10 @@
 //! `SOCK_SEQPACKET` Unix socket: a packet is a request or a reply. When its
 //! other end is closed, the VM is gone and the server ends.
 //!
-//! What the guest finds below the root of its mount: `<owner>/<index>` for each
-//! share, a directory or a file, in the order in which an owner's were added.
+//! What the guest finds below the root of its mount: `<owner>/<index>`, a
+//! directory or a file. A path that two owners share in the same way is there
+//! once, so that both meet in it: a Unix socket, a FIFO or a lock of one is the
+//! other's too. It stays until both are gone.
 
 use std::path::PathBuf;
 
@@ -102,6 +104,10 @@ pub enum Response {
     Added {
         /// For each share, whether it is a directory.
         directories: Vec<bool>,
+        /// For each share, `<owner>/<index>`. An older server does not tell: then it is the
+        /// owner's own, by its position.
+        #[serde(default)]
+        places: Vec<String>,
     },
     /// The request failed and had no effect.
     Error {
@@ -147,5 +153,11 @@ mod tests {
         assert_eq!(serde_json::to_string(&request).unwrap(), json);
         let frame = crate::encode(&request).unwrap();
         assert_eq!(crate::decode::<Request>(&frame[4..]).unwrap(), request);
+        let older = r#"{"added":{"directories":[true]}}"#;
+        let added = Response::Added {
+            directories: vec![true],
+            places: Vec::new(),
+        };
+        assert_eq!(serde_json::from_str::<Response>(older).unwrap(), added);
     }
 }

@@ -21,6 +21,7 @@
 pub mod filter;
 pub mod jail;
 pub mod manager;
+pub mod owners;
 pub mod server;
 pub mod session;
 pub mod share;

@@ -1,7 +1,7 @@
 //! The privileged part: makes shares and hands them to the server. It has one thread, because a
 //! thread among others can't change its mount namespace, and reads nothing that a guest wrote.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::DirBuilderExt;
@@ -20,8 +20,9 @@ use rustix::mount::{UnmountFlags, unmount};
 use rustix::process::umask;
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 
+use crate::owners::Owners;
 use crate::server::{OK, READY};
-use crate::share::{Detached, MountNamespace, ShareError};
+use crate::share::{Detached, Identity, MountNamespace, ShareError};
 
 /// How long the daemon may take to send a request, or to take the answer.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -97,7 +98,7 @@ pub fn run(socket: &Path, cgroup: Option<&Path>) -> Result<(), ManagerError> {
 }
 
 fn serve(listener: &UnixListener, server: &mut ServerProcess) -> Result<(), ManagerError> {
-    let mut owners: BTreeMap<String, usize> = BTreeMap::new();
+    let mut owners = Owners::default();
     loop {
         let mut waiting = [
             PollFd::new(listener, PollFlags::IN),
@@ -130,7 +131,7 @@ fn serve(listener: &UnixListener, server: &mut ServerProcess) -> Result<(), Mana
 fn converse(
     mut stream: &UnixStream,
     server: &mut ServerProcess,
-    owners: &mut BTreeMap<String, usize>,
+    owners: &mut Owners<Identity>,
 ) -> Result<(), ManagerError> {
     stream
         .set_read_timeout(Some(PATIENCE))
@@ -157,45 +158,81 @@ fn converse(
 fn answer(
     request: Request,
     server: &mut ServerProcess,
-    owners: &mut BTreeMap<String, usize>,
+    owners: &mut Owners<Identity>,
 ) -> Result<Response, ManagerError> {
     match request {
         Request::Hello { .. } => Ok(Response::Hello {
             version: VERSION,
-            owners: owners.keys().cloned().collect(),
+            owners: owners.names().map(str::to_owned).collect(),
         }),
-        Request::Add { owner, shares } => {
-            check_owner(&owner)?;
-            if shares.len() > MAX_SHARES {
-                let message = format!("{} shares are more than {MAX_SHARES}", shares.len());
-                return Err(ManagerError::Invalid(message));
-            }
-            if let Some(count) = owners.remove(&owner) {
-                // Asked again by a daemon that did not get the answer.
-                server.remove(&owner, count)?;
-            }
-            let clones = shares
-                .iter()
-                .enumerate()
-                .map(|(index, share)| {
-                    Detached::clone_of(share)
-                        .map_err(|source| ManagerError::Share { index, source })
-                })
-                .collect::<Result<Vec<_>, _>>()?;
-            server.add(&owner, &shares, &clones)?;
-            owners.insert(owner, clones.len());
-            let directories = clones.iter().map(|clone| clone.directory).collect();
-            Ok(Response::Added { directories })
-        }
+        Request::Add { owner, shares } => add(owner, &shares, server, owners),
         Request::Remove { owner } => {
             check_owner(&owner)?;
-            if let Some(count) = owners.get(&owner) {
-                server.remove(&owner, *count)?;
-                owners.remove(&owner);
-            }
+            end(&owner, server, owners)?;
             Ok(Response::Ok)
         }
     }
+}
+
+/// Mounts for an owner what no other has in the same way.
+fn add(
+    owner: String,
+    shares: &[Share],
+    server: &mut ServerProcess,
+    owners: &mut Owners<Identity>,
+) -> Result<Response, ManagerError> {
+    check_owner(&owner)?;
+    if shares.len() > MAX_SHARES {
+        let message = format!("{} shares are more than {MAX_SHARES}", shares.len());
+        return Err(ManagerError::Invalid(message));
+    }
+    // Asked again by a daemon that did not get the answer.
+    end(&owner, server, owners)?;
+    if owners.knows(&owner) {
+        let message = format!("{owner} has ended, and others use its shares");
+        return Err(ManagerError::Invalid(message));
+    }
+    let clones = shares
+        .iter()
+        .enumerate()
+        .map(|(index, share)| {
+            Detached::clone_of(share).map_err(|source| ManagerError::Share { index, source })
+        })
+        .collect::<Result<Vec<_>, _>>()?;
+    let directories = clones.iter().map(|clone| clone.directory).collect();
+    let (mut own, mut places, mut uses) = (Vec::new(), Vec::new(), BTreeSet::new());
+    for (share, clone) in shares.iter().zip(clones) {
+        if let Some((other, number)) = owners.find(&clone.identity) {
+            places.push(format!("{other}/{number}"));
+            uses.insert(other.to_owned());
+        } else {
+            places.push(format!("{owner}/{}", own.len()));
+            own.push((share, clone));
+        }
+    }
+    if !own.is_empty() {
+        server.add(&owner, &own)?;
+    }
+    let own = own.into_iter().map(|(_, clone)| clone.identity);
+    owners.add(owner, own.collect(), uses);
+    Ok(Response::Added {
+        directories,
+        places,
+    })
+}
+
+/// Ends what an owner has. Its shares go when nobody uses them, and so do those that it used.
+fn end(
+    owner: &str,
+    server: &mut ServerProcess,
+    owners: &mut Owners<Identity>,
+) -> Result<(), ManagerError> {
+    owners.end(owner);
+    while let Some((unused, count)) = owners.unused() {
+        server.remove(&unused, count)?;
+        owners.forget(&unused);
+    }
+    Ok(())
 }
 
 fn check_owner(owner: &str) -> Result<(), ManagerError> {
@@ -273,17 +310,12 @@ impl ServerProcess {
     }
 
     /// Mounts shares for the server, and has it serve them; all or none.
-    fn add(
-        &mut self,
-        owner: &str,
-        shares: &[Share],
-        clones: &[Detached],
-    ) -> Result<(), ManagerError> {
-        let mounted = self.inside(|| mount(owner, shares, clones));
+    fn add(&mut self, owner: &str, shares: &[(&Share, Detached)]) -> Result<(), ManagerError> {
+        let mounted = self.inside(|| mount(owner, shares));
         let added = mounted.and_then(|()| self.command("add", owner));
         if added.is_err() {
             // What failed is told; what is left of it is not reachable, and goes with the server.
-            let _ = self.inside(|| clear(owner, clones.len()));
+            let _ = self.inside(|| clear(owner, shares.len()));
         }
         added
     }
@@ -346,13 +378,13 @@ fn take_stdin() -> io::Result<OwnedFd> {
 }
 
 /// Mounts `/<owner>/<index>` for each clone, in the server's namespace.
-fn mount(owner: &str, shares: &[Share], clones: &[Detached]) -> Result<(), ManagerError> {
+fn mount(owner: &str, shares: &[(&Share, Detached)]) -> Result<(), ManagerError> {
     let directory = Path::new("/").join(owner);
     fs::DirBuilder::new()
         .mode(0o755)
         .create(&directory)
         .map_err(io_error("make the owner's directory"))?;
-    for (index, (clone, share)) in clones.iter().zip(shares).enumerate() {
+    for (index, (share, clone)) in shares.iter().enumerate() {
         let target = directory.join(index.to_string());
         let made = if clone.directory {
             fs::create_dir(&target)

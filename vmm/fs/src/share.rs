@@ -1,8 +1,10 @@
 //! What a share is to the kernel: a detached clone of the host's mounts.
 
-use std::fs::File;
+use std::ffi::OsString;
+use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
 use hull_proto_vmm::fs::{Access, ErrorKind, Propagation, Share};
@@ -53,12 +55,63 @@ impl ShareError {
     }
 }
 
+/// Two shares of which this is equal show the same, whenever they were made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Identity {
+    file: (u64, u64),
+    access: Access,
+    propagation: Propagation,
+    /// The mount that it is in and all that are below it, as proc_pid_mountinfo(5) tells them: what
+    /// is mounted there later is seen by later shares alone.
+    mounts: Vec<Vec<u8>>,
+}
+
+impl Identity {
+    fn of(place: &OwnedFd, file: (u64, u64), share: &Share) -> io::Result<Self> {
+        let number = place.as_raw_fd();
+        let path = fs::read_link(format!("/proc/self/fd/{number}"))?;
+        let about = fs::read_to_string(format!("/proc/self/fdinfo/{number}"))?;
+        let mount = about.lines().find_map(|line| line.strip_prefix("mnt_id:"));
+        let mount = mount.map(str::trim).unwrap_or_default();
+        let all = fs::read("/proc/self/mountinfo")?;
+        let mounts = all.split(|byte| *byte == b'\n');
+        let seen = mounts.filter(|line| {
+            let mut fields = line.split(|byte| *byte == b' ');
+            fields.next() == Some(mount.as_bytes())
+                || fields
+                    .nth(3)
+                    .is_some_and(|point| unescape(point).starts_with(&path))
+        });
+        Ok(Self {
+            file,
+            access: share.access,
+            propagation: share.propagation,
+            mounts: seen.map(<[u8]>::to_vec).collect(),
+        })
+    }
+}
+
+/// A path as proc_pid_mountinfo(5) writes it: space, tab, newline and backslash are octal.
+fn unescape(field: &[u8]) -> PathBuf {
+    let mut path = Vec::with_capacity(field.len());
+    let mut rest = field;
+    while let Some((&first, after)) = rest.split_first() {
+        let code = after.get(..3).filter(|_| first == b'\\');
+        let code = code.and_then(|code| u8::from_str_radix(str::from_utf8(code).ok()?, 8).ok());
+        path.push(code.unwrap_or(first));
+        rest = if code.is_some() { &after[3..] } else { after };
+    }
+    OsString::from_vec(path).into()
+}
+
 /// A share that is mounted nowhere yet. It is gone when this is dropped.
 #[derive(Debug)]
 pub struct Detached {
     tree: OwnedFd,
     /// Whether it is a directory; else it is a regular file.
     pub directory: bool,
+    /// What it shows.
+    pub identity: Identity,
 }
 
 impl Detached {
@@ -101,12 +154,22 @@ impl Detached {
             path: path.clone(),
             kind,
         })?;
+        let file = (stat.st_dev, stat.st_ino);
+        let identity = Identity::of(&place, file, share).map_err(|source| ShareError::Kernel {
+            action: "find the mounts of",
+            path: path.clone(),
+            source,
+        })?;
         let flags = OpenTreeFlags::OPEN_TREE_CLONE
             | OpenTreeFlags::OPEN_TREE_CLOEXEC
             | OpenTreeFlags::AT_EMPTY_PATH
             | OpenTreeFlags::AT_RECURSIVE;
         let tree = open_tree(&place, "", flags).map_err(failed("clone mounts of"))?;
-        let detached = Self { tree, directory };
+        let detached = Self {
+            tree,
+            directory,
+            identity,
+        };
         detached
             .restrict(share)
             .map_err(|source| ShareError::Kernel {
@@ -202,5 +265,45 @@ impl MountNamespace {
             self.0.as_fd(),
             Some(LinkNameSpaceType::Mount),
         )?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_of_mounts_are_read_as_they_are_written() {
+        for (written, meant) in [
+            ("/plain", "/plain"),
+            (r"/a\040b\134c", r"/a b\c"),
+            (r"/\9", r"/\9"),
+            (r"/end\01", r"/end\01"),
+        ] {
+            assert_eq!(unescape(written.as_bytes()), Path::new(meant));
+        }
+    }
+
+    #[test]
+    fn shares_are_the_same_if_they_show_the_same() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join("a")).unwrap();
+        fs::create_dir(dir.path().join("b")).unwrap();
+        let identity = |name: &str, access| {
+            let path = dir.path().join(name);
+            let place = open(&path, OFlags::PATH, Mode::empty()).unwrap();
+            let stat = fstat(&place).unwrap();
+            let share = Share {
+                path,
+                access,
+                propagation: Propagation::Private,
+            };
+            Identity::of(&place, (stat.st_dev, stat.st_ino), &share).unwrap()
+        };
+        let first = identity("a", Access::ReadWrite);
+        assert_eq!(first.mounts.len(), 1, "the one that it is in");
+        assert_eq!(first, identity("a", Access::ReadWrite));
+        assert_ne!(first, identity("a", Access::ReadOnly));
+        assert_ne!(first, identity("b", Access::ReadWrite));
     }
 }

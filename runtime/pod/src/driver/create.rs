@@ -2,7 +2,11 @@
 //! stages, each of which is undone when a later one fails.
 
 use std::{
-    collections::VecDeque, fs::File, io::Read, os::unix::fs::OpenOptionsExt, path::PathBuf,
+    collections::{HashMap, VecDeque},
+    fs::File,
+    io::Read,
+    os::unix::fs::OpenOptionsExt,
+    path::PathBuf,
     sync::Arc,
 };
 
@@ -30,13 +34,13 @@ use crate::{
     },
     logs::pump::{ContainerLog, LogTarget},
     node::Node,
-    oci_spec::{Inputs, LOCALHOST_FIELD, ProfileFile, build, image_volume},
+    oci_spec::{Inputs, LOCALHOST_FIELD, ProfileFile, asked_mount, build},
     record::{ContainerRecord, RecordedState, VolumeRecord},
     registry::Delivered,
     spec::{ContainerSpec, GroupsPolicy, MountSource, NamespaceMode, Seccomp},
     storage::{
         devices::{self, BlockDevice, Device},
-        files::{self, HostFiles, Reach},
+        files::{self, FILES_ID, HostFiles, Reach},
         images::{DeviceDisk, ImageDisks, storage_id},
     },
     validate,
@@ -64,6 +68,8 @@ struct Plan {
     disks: Arc<Mutex<ImageDisks>>,
     files: Arc<Mutex<HostFiles>>,
     shares: Vec<(usize, Share)>,
+    /// Where the container's mounts are in its specification.
+    mounts: HashMap<usize, u32>,
     pod: PodId,
     cgroup: Option<PodCgroup>,
     id: ContainerId,
@@ -171,7 +177,6 @@ impl Driver {
         };
         let id = ContainerId::random();
         let oci = build(Inputs {
-            id: &id,
             sandbox: &self.record.spec,
             container: &spec,
             image: &image.config,
@@ -179,7 +184,9 @@ impl Driver {
             seccomp_default: self.node.config.seccomp_default,
         })?;
         let volumes = find_volumes(&self.node, &spec).await?;
-        let mut request = create_request(&id, &oci, &spec, &image, &volumes)?;
+        let mounts = asked_mounts(&oci);
+        let mut request = create_request(&id, &oci, &spec, &image)?;
+        request.storage_mounts = storage_mounts(&mounts, &spec, &volumes);
         let devices = find_devices(&id, &spec, &mut request).await?;
 
         let log_directory = &self.record.spec.log_directory;
@@ -194,6 +201,7 @@ impl Driver {
             disks: Arc::clone(&live.disks),
             files: Arc::clone(&self.files),
             shares: files::shares(&spec),
+            mounts,
             pod: self.record.id.clone(),
             cgroup: self.record.cgroup.clone(),
             id: id.clone(),
@@ -283,7 +291,7 @@ impl Container {
 
 impl Plan {
     /// leases and disks ─▶ files of the host ─▶ container in the guest ─▶ log
-    async fn carry_out(self) -> Result<Parts, PodError> {
+    async fn carry_out(mut self) -> Result<Parts, PodError> {
         let attached = match self.attach().await {
             Ok(attached) => attached,
             // Not all of it may have been attached.
@@ -351,12 +359,25 @@ impl Plan {
             .await
     }
 
-    async fn share(&self) -> Result<(), PodError> {
+    /// Shares paths of the host, and tells the agent where they are.
+    async fn share(&mut self) -> Result<(), PodError> {
         if self.shares.is_empty() {
             return Ok(());
         }
         let mut files = self.files.lock().await;
-        files.add(&self.reach(), &self.id, &self.shares).await
+        let places = files.add(&self.reach(), &self.id, &self.shares).await?;
+        drop(files);
+        let shares = self.shares.iter().zip(places);
+        let sources = shares.filter_map(|((asked, _), place)| {
+            Some(StorageMount {
+                mount: *self.mounts.get(asked)?,
+                storage: FILES_ID.to_owned(),
+                sub_path: place,
+                ..StorageMount::default()
+            })
+        });
+        self.request.storage_mounts.extend(sources);
+        Ok(())
     }
 
     fn reach(&self) -> Reach<'_> {
@@ -474,7 +495,6 @@ fn create_request(
     oci: &Spec,
     spec: &ContainerSpec,
     image: &Image,
-    volumes: &[(usize, ImageId)],
 ) -> Result<CreateRequest, PodError> {
     let spec_json = serde_json::to_vec(oci)
         .map_err(|e| PodError::internal("encode the container's specification", e))?;
@@ -496,34 +516,37 @@ fn create_request(
         tty: spec.tty,
         pid: EnumOrUnknown::new(pid),
         pid_target,
-        storage_mounts: storage_mounts(oci, spec, volumes),
         guest_devices: spec.security.privileged,
         ..CreateRequest::default()
     })
 }
 
+/// Where the mounts that were asked for are in the specification.
+fn asked_mounts(oci: &Spec) -> HashMap<usize, u32> {
+    let mounts = oci.mounts().iter().flatten().zip(0..);
+    mounts
+        .filter_map(|(mount, index)| Some((asked_mount(mount)?, index)))
+        .collect()
+}
+
 /// Where the agent finds the sources of image volumes.
 fn storage_mounts(
-    oci: &Spec,
+    mounts: &HashMap<usize, u32>,
     spec: &ContainerSpec,
     volumes: &[(usize, ImageId)],
 ) -> Vec<StorageMount> {
-    let mounts = oci.mounts().iter().flatten().enumerate();
-    let of = |index: usize, volume: usize| {
-        let MountSource::Image { sub_path, .. } = &spec.mounts.get(volume)?.source else {
+    let of = |(asked, image): &(usize, ImageId)| {
+        let MountSource::Image { sub_path, .. } = &spec.mounts.get(*asked)?.source else {
             return None;
         };
-        let (_, image) = volumes.iter().find(|(mount, _)| *mount == volume)?;
         Some(StorageMount {
-            mount: u32::try_from(index).ok()?,
+            mount: *mounts.get(asked)?,
             storage: storage_id(image),
             sub_path: sub_path.clone(),
             ..StorageMount::default()
         })
     };
-    mounts
-        .filter_map(|(index, mount)| of(index, image_volume(mount)?))
-        .collect()
+    volumes.iter().filter_map(of).collect()
 }
 
 /// A number that was asked for comes before a name, and a name before the image's user. The

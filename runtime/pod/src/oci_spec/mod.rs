@@ -19,11 +19,10 @@ use oci_spec::runtime::{
     Spec, User, get_default_maskedpaths, get_default_readonly_paths,
 };
 
-pub(crate) use self::{mounts::image_volume, profile::ProfileFile, seccomp::LOCALHOST_FIELD};
+pub(crate) use self::{mounts::asked_mount, profile::ProfileFile, seccomp::LOCALHOST_FIELD};
 use crate::{
     error::PodError,
     guest::configure::hostname,
-    id::ContainerId,
     spec::{ContainerSpec, SandboxSpec},
 };
 
@@ -34,7 +33,6 @@ const OPEN_FILES: u64 = 1 << 20;
 /// What a container is made from.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Inputs<'a> {
-    pub id: &'a ContainerId,
     pub sandbox: &'a SandboxSpec,
     pub container: &'a ContainerSpec,
     pub image: &'a ImageConfig,
@@ -93,7 +91,7 @@ pub(crate) fn build(inputs: Inputs<'_>) -> Result<Spec, PodError> {
     spec.set_process(Some(process));
     let user = inputs.sandbox.namespaces.user_namespace;
     let owners = user.map(mounts::Owners::of).transpose()?;
-    let mounts = mounts::all(inputs.id, inputs.container, owners.as_ref());
+    let mounts = mounts::all(inputs.container, owners.as_ref());
     spec.set_mounts(Some(mounts));
     spec.set_hostname(None);
     spec.set_linux(Some(linux));

@@ -7,9 +7,7 @@ use oci_spec::runtime::{LinuxIdMapping, LinuxIdMappingBuilder, Mount};
 
 use crate::{
     error::PodError,
-    id::ContainerId,
     spec::{ContainerSpec, IdRange, MountSource, UserNamespace},
-    storage::files::guest_directory,
 };
 
 /// Shared memory of the pod, made by the agent.
@@ -17,8 +15,8 @@ const SHM: &str = "/run/hull/shm";
 /// Files of the pod's identity, written by the agent when it is configured.
 const SANDBOX_FILES: &str = "/run/hull/files/sandbox";
 
-/// What stands for the source of an image volume until the agent finds it.
-const IMAGE_SOURCE: &str = "image-volume-";
+/// What stands for the source of a mount that was asked for until the agent finds it.
+const ASKED_SOURCE: &str = "mount-";
 
 /// Whose the files of a mount are: ids of the pod's user namespace.
 #[derive(Debug)]
@@ -39,12 +37,8 @@ impl Owners {
 /// Makes the list, in the order in which it is mounted: what is asked for takes the place of what
 /// a container has anyway, and a mount comes before those below it. What is made for the pod or is
 /// an image's belongs to the ids of its user namespace, if it has one.
-pub(super) fn all(
-    id: &ContainerId,
-    container: &ContainerSpec,
-    owners: Option<&Owners>,
-) -> Vec<Mount> {
-    let asked = asked(id, container, owners);
+pub(super) fn all(container: &ContainerSpec, owners: Option<&Owners>) -> Vec<Mount> {
+    let asked = asked(container, owners);
     let replaced = |mount: &Mount| {
         asked
             .iter()
@@ -62,34 +56,32 @@ pub(super) fn all(
 }
 
 /// What is asked for: directories and files of the shared file system, and images.
-fn asked(id: &ContainerId, container: &ContainerSpec, owners: Option<&Owners>) -> Vec<Mount> {
-    let mut shared = 0_usize;
+fn asked(container: &ContainerSpec, owners: Option<&Owners>) -> Vec<Mount> {
     let mounts = container.mounts.iter().enumerate();
     mounts
         .map(|(index, asked)| {
-            let (source, access, owners) = match asked.source {
+            let (access, owners) = match asked.source {
                 MountSource::Host(_) => {
-                    let source = format!("{}/{shared}", guest_directory(id));
-                    shared += 1;
                     // The host refuses writes. The guest would also to what is mounted below,
                     // which a mount that is not recursively read-only allows: here, all is one
                     // file system.
                     let access = if asked.recursive_readonly { "ro" } else { "rw" };
                     // Checked: they are the pod's, if any.
-                    (source, access, owners.filter(|_| asked.owners.is_some()))
+                    (access, owners.filter(|_| asked.owners.is_some()))
                 }
-                MountSource::Image { .. } => (format!("{IMAGE_SOURCE}{index}"), "ro", owners),
+                MountSource::Image { .. } => ("ro", owners),
             };
+            let source = format!("{ASKED_SOURCE}{index}");
             let at = asked.container_path.to_string_lossy();
             bind(&at, &source, &[access], owners)
         })
         .collect()
 }
 
-/// Which of the container's mounts a mount of its specification is; none: not an image volume.
-pub(crate) fn image_volume(mount: &Mount) -> Option<usize> {
+/// Which of the container's mounts a mount of its specification is; none: not one that was asked for.
+pub(crate) fn asked_mount(mount: &Mount) -> Option<usize> {
     let source = mount.source().as_ref()?.to_str()?;
-    source.strip_prefix(IMAGE_SOURCE)?.parse().ok()
+    source.strip_prefix(ASKED_SOURCE)?.parse().ok()
 }
 
 /// Tells whether two paths are one, but for slashes.

@@ -126,7 +126,8 @@ impl HostFiles {
         self.server.as_ref().map(|server| server.process)
     }
 
-    /// Shares what a container mounts of the host.
+    /// Shares what a container mounts of the host; returns where each is, below the mount in the
+    /// guest.
     ///
     /// # Errors
     /// [`PodError::InvalidArgument`] with the field of a path that can't be shared. Nothing is
@@ -136,14 +137,19 @@ impl HostFiles {
         reach: &Reach<'_>,
         container: &ContainerId,
         wanted: &[(usize, Share)],
-    ) -> Result<(), PodError> {
+    ) -> Result<Vec<String>, PodError> {
         self.ensure(reach).await?;
         let request = Request::Add {
             owner: container.to_string(),
             shares: wanted.iter().map(|(_, share)| share.clone()).collect(),
         };
         match self.ask(reach, &request).await? {
-            Response::Added { directories } if directories.len() == wanted.len() => Ok(()),
+            Response::Added { places, .. } if places.len() == wanted.len() => Ok(places),
+            // Of an older server.
+            Response::Added { places, .. } if places.is_empty() => {
+                let own = 0..wanted.len();
+                Ok(own.map(|number| format!("{container}/{number}")).collect())
+            }
             Response::Error {
                 kind: ErrorKind::NotFound | ErrorKind::Special,
                 share: Some(at),
@@ -371,11 +377,6 @@ pub(crate) fn shares(spec: &ContainerSpec) -> Vec<(usize, Share)> {
 pub(crate) fn has_shares(spec: &ContainerSpec) -> bool {
     let mut sources = spec.mounts.iter().map(|mount| &mount.source);
     sources.any(|source| matches!(source, MountSource::Host(_)))
-}
-
-/// Where the guest finds a container's shares: below it, by their number among [`shares`].
-pub(crate) fn guest_directory(container: &ContainerId) -> String {
-    format!("/run/hull/storage/{FILES_ID}/{container}")
 }
 
 #[cfg(test)]

@@ -93,8 +93,11 @@ fn a_file_and_a_symlink_to_a_directory_are_shared() {
     let (file, link) = (host.path().join("dir/file"), host.path().join("link"));
     let share = |path| -> (&Path, _, _) { (path, Access::ReadWrite, Propagation::Private) };
     let added = server.add("o", &[share(&file), share(&link)]);
-    let directories = vec![false, true];
-    assert_eq!(added, Response::Added { directories });
+    let expected = Response::Added {
+        directories: vec![false, true],
+        places: vec!["o/0".into(), "o/1".into()],
+    };
+    assert_eq!(added, expected);
     let owner = server.lookup(ROOT, "o").unwrap();
     assert_eq!(server.cat(owner, "0").unwrap(), "content");
     let linked = server.lookup(owner, "1").unwrap();
@@ -337,6 +340,68 @@ fn changes_of_the_host_are_seen_at_once() {
     assert_eq!(entry[32..36], [0; 4]);
     let attributes = server.call(GETATTR, root, &[0; 16]).unwrap();
     assert_eq!(attributes[..8], 1_u64.to_le_bytes());
+}
+
+#[test]
+fn owners_meet_in_what_they_share_in_the_same_way() {
+    let host = host(false);
+    let dir = host.path().join("dir");
+    fs::create_dir_all(dir.join("sub")).unwrap();
+    fs::write(dir.join("f"), "x").unwrap();
+    let mut server = Server::start();
+    let writable = (dir.as_path(), Access::ReadWrite, Propagation::Private);
+    let readonly = (dir.as_path(), Access::ReadOnly, Propagation::Private);
+    let places = |added| match added {
+        Response::Added { places, .. } => places,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(places(server.add("a", &[writable])), ["a/0"]);
+    let both = server.add("b", &[readonly, writable]);
+    assert_eq!(places(both), ["b/0", "a/0"]);
+    assert_eq!(places(server.add("c", &[writable])), ["a/0"]);
+    assert_eq!(
+        server.lookup(ROOT, "c"),
+        Err(libc::ENOENT),
+        "nothing of its own"
+    );
+
+    // It stays until the last of them is gone.
+    let end = |owner: &str| Request::Remove {
+        owner: owner.into(),
+    };
+    for owner in ["a", "a", "b"] {
+        assert_eq!(server.ask(&end(owner)), Response::Ok);
+    }
+    let owners = vec!["c".to_owned()];
+    let hello = server.ask(&Request::Hello { version: 1 });
+    assert_eq!(hello, Response::Hello { version: 1, owners });
+    assert_eq!(server.lookup(ROOT, "b"), Err(libc::ENOENT));
+    let owner = server.lookup(ROOT, "a").unwrap();
+    let root = server.lookup(owner, "0").unwrap();
+    assert_eq!(server.cat(root, "f").unwrap(), "x");
+    assert!(matches!(
+        server.add("a", &[writable]),
+        Response::Error {
+            kind: ErrorKind::Invalid,
+            ..
+        }
+    ));
+    assert_eq!(server.ask(&end("c")), Response::Ok);
+    assert_eq!(server.lookup(ROOT, "a"), Err(libc::ENOENT));
+    let pid = server.process.id();
+    let child = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
+    let mounts = fs::read_to_string(format!("/proc/{}/mounts", child.trim())).unwrap();
+    assert!(!mounts.contains("/a/0"), "{mounts}");
+
+    // What is there now is what is shared: another directory, and other mounts.
+    assert_eq!(places(server.add("a", &[writable])), ["a/0"]);
+    tmpfs(&dir.join("sub"));
+    assert_eq!(places(server.add("b", &[writable])), ["b/0"]);
+    unmount(&dir.join("sub"), UnmountFlags::empty()).unwrap();
+    fs::rename(&dir, host.path().join("old")).unwrap();
+    fs::create_dir(&dir).unwrap();
+    assert_eq!(places(server.add("c", &[writable])), ["c/0"]);
+    assert_eq!(places(server.add("d", &[writable])), ["c/0"]);
 }
 
 #[test]
