@@ -35,9 +35,7 @@ fn spec_in(
         },
         ..SandboxSpec::default()
     };
-    let id = ContainerId::try_from("c".repeat(64)).unwrap();
     let spec = build(Inputs {
-        id: &id,
         sandbox: &sandbox,
         container,
         image: &image(),
@@ -130,7 +128,6 @@ fn command_and_arguments_replace_those_of_the_image() {
 fn without_any_command_the_container_is_refused() {
     let empty = ImageConfig::default();
     let error = build(Inputs {
-        id: &ContainerId::try_from("c".repeat(64)).unwrap(),
         sandbox: &SandboxSpec::default(),
         container: &ContainerSpec::default(),
         image: &empty,

@@ -397,7 +397,7 @@ fn owners_meet_in_what_they_share_in_the_same_way() {
     assert_eq!(places(server.add("a", &[writable])), ["a/0"]);
     tmpfs(&dir.join("sub"));
     assert_eq!(places(server.add("b", &[writable])), ["b/0"]);
-    unmount(&dir.join("sub"), UnmountFlags::empty()).unwrap();
+    unmount(dir.join("sub"), UnmountFlags::empty()).unwrap();
     fs::rename(&dir, host.path().join("old")).unwrap();
     fs::create_dir(&dir).unwrap();
     assert_eq!(places(server.add("c", &[writable])), ["c/0"]);
