@@ -9,8 +9,9 @@
 # Logs: target/test-logs. TESTS=WORD runs only the integration tests whose name contains it.
 #
 # A test that failed in the emulated KVM host runs once more, alone, and again if its VM died of a
-# triple fault: in QEMU's software emulation about one guest of a hundred does. If it passes then,
-# "FLAKY: suite: test" says so, here and at the end; its first log is kept.
+# triple fault: in QEMU's software emulation about one guest of a hundred does, or spins for ever. (One
+# was looked at: its CR3 and RIP were those of the emulated host's kernel right behind VMRUN.) If it
+# passes then, "FLAKY: suite: test" says so, here and at the end; its first log is kept.
 set -euo pipefail
 . "$(dirname "$0")/host/lib.sh"
 cd "$REPO"
