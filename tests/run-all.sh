@@ -8,7 +8,7 @@
 # A check counts as one.
 # Logs: target/test-logs. TESTS=WORD runs only the integration tests whose name contains it.
 #
-# A test that failed in the emulated KVM host runs once more, alone, and again if its VM died of a
+# A test that failed in the emulated KVM host runs once more, alone, and up to twice more if its VM died of a
 # triple fault: in QEMU's software emulation about one guest of a hundred does, or spins for ever. (One
 # was looked at: its CR3 and RIP were those of the emulated host's kernel right behind VMRUN.) If it
 # passes then, "FLAKY: suite: test" says so, here and at the end; its first log is kept.
@@ -114,10 +114,12 @@ suite() {
     watched "$log" "$@" || rc=$?
     resume "$name" "$log" rc "$@"
     if grep -q '^test result: FAILED' "$log" && grep -q '^run.sh: KVM host: emulated' "$log"; then
-        # Of a hundred VMs one dies so: a test that starts many may meet it twice.
-        if again "$name" "$log" "$@"; then rc=0
-        elif grep -qs 'died of a triple fault' "$log.second" && again "$name" "$log" "$@"; then rc=0
-        fi
+        # Of a hundred VMs one dies so: a test that starts many may meet it several times.
+        local attempt
+        for attempt in 1 2 3; do
+            if again "$name" "$log" "$@"; then rc=0; break; fi
+            grep -qs 'died of a triple fault' "$log.second" || break
+        done
     fi
     read -r passed failed ignored < <(awk '/^test result: / { p += $4; f += $6; i += $8 } END { print p+0, f+0, i+0 }' "$log")
     # A test that says so and returns has passed, for libtest.
@@ -179,7 +181,7 @@ unfinished() {
 # again NAME LOG CMD...: runs the tests of LOG that failed once more, and puts the results into LOG.
 # Succeeds if all of them pass now.
 again() {
-    local name=$1 log=$2 rc=0 tests count test; shift 2
+    local name=$1 log=$2 rc=0 attempt tests count test; shift 2
     mapfile -t tests < <(failed_tests "$log")
     count=${#tests[@]}
     # That many are no accident.
@@ -187,7 +189,11 @@ again() {
     echo "--- $name: once more: ${tests[*]}; the first time ($log.first):"
     mv "$log" "$log.first"
     complaints "$log.first"
-    watched "$log.second" "$@" "${tests[@]}" || rc=$?
+    for attempt in 1 2 3; do
+        rc=0; watched "$log.second" "$@" "${tests[@]}" || rc=$?
+        [ "$rc" = 125 ] || break
+        echo "--- $name: the KVM host died; once more in a new one"
+    done
     if [ "$rc" = 0 ]; then
         for test in "${tests[@]}"; do FLAKY+=("$name: $test"); done
         # All but those passed the first time, and those the second.
@@ -211,12 +217,12 @@ watched() {
     return "$rc"
 }
 
-# Stops the emulated host when LOG has not grown for ten minutes: no test and no compiler is silent for
+# Stops the emulated host when LOG has not grown for six minutes: no test and no compiler is silent for
 # so long.
 stalled() {
     trap 'kill $! 2>/dev/null; exit' TERM
     while sleep 30 & wait $!; do
-        if [ -n "$(find "$1" -mmin +10)" ]; then
+        if [ -n "$(find "$1" -mmin +6)" ]; then
             echo "run-all.sh: nothing happens any more"
             tests/host/kvm-host.sh stop
             return
