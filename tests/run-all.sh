@@ -118,7 +118,7 @@ suite() {
         local attempt
         for attempt in 1 2 3; do
             if again "$name" "$log" "$@"; then rc=0; break; fi
-            grep -qs 'died of a triple fault' "$log.second" || break
+            grep -qs 'VM ended by itself' "$log.second" || break
         done
     fi
     read -r passed failed ignored < <(awk '/^test result: / { p += $4; f += $6; i += $8 } END { print p+0, f+0, i+0 }' "$log")
@@ -189,11 +189,16 @@ again() {
     echo "--- $name: once more: ${tests[*]}; the first time ($log.first):"
     mv "$log" "$log.first"
     complaints "$log.first"
+    # Slower, but with one CPU QEMU does nothing at the same time: no guest of such a machine was seen
+    # to die yet.
+    local -x KVM_HOST_CPUS=1
+    tests/host/kvm-host.sh stop
     for attempt in 1 2 3; do
         rc=0; watched "$log.second" "$@" "${tests[@]}" || rc=$?
         [ "$rc" = 125 ] || break
         echo "--- $name: the KVM host died; once more in a new one"
     done
+    tests/host/kvm-host.sh stop
     if [ "$rc" = 0 ]; then
         for test in "${tests[@]}"; do FLAKY+=("$name: $test"); done
         # All but those passed the first time, and those the second.
