@@ -122,25 +122,23 @@ impl Agent {
     }
 
     pub(crate) async fn detach_storage(&self, id: &str) -> Result<(), GuestError> {
-        let request = DetachStorageRequest {
+        self.unmount(DetachStorageRequest {
             id: id.into(),
             ..DetachStorageRequest::default()
-        };
-        let client = self.client();
-        self.ask(
-            "unmount a disk in the guest",
-            client.detach_storage(Context::default(), &request),
-        )
+        })
         .await
-        .map(drop)
     }
 
     /// Unmounts whatever disk is behind a slot; nothing is fine.
     pub(crate) async fn vacate(&self, slot: u8) -> Result<(), GuestError> {
-        let request = DetachStorageRequest {
+        self.unmount(DetachStorageRequest {
             slot: slot.into(),
             ..DetachStorageRequest::default()
-        };
+        })
+        .await
+    }
+
+    async fn unmount(&self, request: DetachStorageRequest) -> Result<(), GuestError> {
         let client = self.client();
         self.ask(
             "unmount a disk in the guest",
