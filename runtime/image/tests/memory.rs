@@ -61,7 +61,7 @@ async fn a_large_layer_takes_no_more_memory_than_a_small_one() {
     let Some(registry) = RealRegistry::start().await else {
         return;
     };
-    let large = std::env::var(LARGE).map_or(48, |mib| mib.parse().unwrap());
+    let large = std::env::var(LARGE).map_or(96, |mib| mib.parse().unwrap());
     for packing in [Packing::Plain, Packing::Zstd] {
         let small = peak(&registry, &format!("small-{packing:?}"), 8, packing).await;
         let large = peak(&registry, &format!("large-{packing:?}"), large, packing).await;
