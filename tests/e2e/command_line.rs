@@ -145,6 +145,9 @@ async fn images_tells_of_containers_that_use_an_image() {
     let (_, told) = images(&node, &["rm", id]);
     assert!(told.contains("1 container(s) use it still"), "{told}");
     assert_eq!(listed(&node, BUSYBOX), None);
+    let (all, _) = images(&node, &["list", "--all"]);
+    let mut removed = all.lines().filter(|line| line.starts_with("(removed)"));
+    assert!(removed.any(|line| line.contains(id.as_str())), "{all}");
     let whole = node
         .exec(&container, "find /bin -type f -exec cat {} + | wc -c")
         .await;

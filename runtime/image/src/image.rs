@@ -82,6 +82,8 @@ pub struct Image {
     pub pinned: bool,
     /// How many owners hold a lease of it.
     pub leases: usize,
+    /// It was removed, and is there only for its leases.
+    pub removed: bool,
 }
 
 /// What an image asks for its containers: the `config` object of the OCI image configuration.

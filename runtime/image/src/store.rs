@@ -269,6 +269,16 @@ impl ImageStore {
     /// # Errors
     /// When the records cannot be read.
     pub async fn list(&self) -> Result<Vec<Image>, StoreError> {
+        let mut images = self.list_all().await?;
+        images.retain(|image| !image.removed);
+        Ok(images)
+    }
+
+    /// As [`ImageStore::list`], with images that are removed and still leased.
+    ///
+    /// # Errors
+    /// When the records cannot be read.
+    pub async fn list_all(&self) -> Result<Vec<Image>, StoreError> {
         self.with(|shared| {
             let images = shared.records.describe_all()?;
             Ok(images.into_iter().map(|i| shared.with_pin(i)).collect())

@@ -186,6 +186,8 @@ async fn a_leased_image_keeps_its_disk_until_it_is_released() {
     assert!(test.store.list().await.unwrap().is_empty());
 
     let test = test.reopen().await;
+    let all = test.store.list_all().await.unwrap();
+    assert_eq!((all.len(), all[0].removed, all[0].leases), (1, true, 2));
     assert_eq!(test.store.disk(&id).await.unwrap(), disk);
     assert_eq!(
         test.store.lease_owners().await.unwrap(),

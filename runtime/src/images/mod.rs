@@ -25,8 +25,8 @@ use crate::{
     config::Settings,
 };
 
-/// Longest password read, bytes.
-const LONGEST_PASSWORD: u64 = 64 << 10;
+/// Longest password or token read, bytes.
+const LONGEST_SECRET: u64 = 64 << 10;
 /// Bytes of an archive that are sent at once.
 const PIECE: usize = 256 << 10;
 
@@ -35,6 +35,9 @@ const PIECE: usize = 256 << 10;
 pub(crate) enum ImagesCommand {
     /// List images
     List {
+        /// With those that are removed and still used by containers
+        #[arg(short, long)]
+        all: bool,
         /// Print one JSON array
         #[arg(long, conflicts_with = "quiet")]
         json: bool,
@@ -49,12 +52,8 @@ pub(crate) enum ImagesCommand {
     Pull {
         /// Image name
         image: String,
-        /// User at the registry; needs --password-stdin
-        #[arg(short, long, value_name = "NAME", requires = "password_stdin")]
-        user: Option<String>,
-        /// Read the user's password from standard input
-        #[arg(long, requires = "user")]
-        password_stdin: bool,
+        #[command(flatten)]
+        credentials: Credentials,
         /// Print the id only
         #[arg(short, long)]
         quiet: bool,
@@ -87,6 +86,42 @@ pub(crate) enum ImagesCommand {
     },
 }
 
+/// Who pulls. A secret is read from standard input: arguments are seen by everybody on the node.
+#[derive(Debug, Clone, Default, clap::Args)]
+pub(crate) struct Credentials {
+    /// User at the registry; needs --password-stdin
+    #[arg(short, long, value_name = "NAME", requires = "password_stdin")]
+    user: Option<String>,
+    /// Read the user's password from standard input
+    #[arg(long, group = "secret", requires = "user")]
+    password_stdin: bool,
+    /// Read a token from standard input that the registry's token server takes for access tokens
+    #[arg(long, group = "secret", conflicts_with = "user")]
+    identity_token_stdin: bool,
+    /// Read a bearer token from standard input that is sent as it is
+    #[arg(long, group = "secret", conflicts_with = "user")]
+    registry_token_stdin: bool,
+}
+
+impl Credentials {
+    /// The request with what `input` has of the secret.
+    fn request(self, image: String, input: impl Read) -> Result<PullRequest> {
+        let mut request = PullRequest {
+            image,
+            username: self.user.unwrap_or_default(),
+            ..PullRequest::default()
+        };
+        if self.password_stdin {
+            request.password = secret(input)?;
+        } else if self.identity_token_stdin {
+            request.identity_token = secret(input)?;
+        } else if self.registry_token_stdin {
+            request.registry_token = secret(input)?;
+        }
+        Ok(request)
+    }
+}
+
 /// Does what is asked. Ctrl-C ends it, and leaves nothing half done.
 pub(crate) async fn run(settings: Settings, command: ImagesCommand) -> Result<()> {
     let daemon = client::connect(settings).await?;
@@ -101,11 +136,12 @@ pub(crate) async fn run(settings: Settings, command: ImagesCommand) -> Result<()
 async fn execute(client: Client, command: ImagesCommand) -> Result<()> {
     match command {
         ImagesCommand::List {
+            all,
             json,
             quiet,
             digests,
         } => {
-            let images = list(&client).await?;
+            let images = list(&client, all).await?;
             print(&if json {
                 table::json(&images)
             } else if quiet {
@@ -115,17 +151,11 @@ async fn execute(client: Client, command: ImagesCommand) -> Result<()> {
             })
         }
         ImagesCommand::Pull {
-            image, user, quiet, ..
+            image,
+            credentials,
+            quiet,
         } => {
-            let password = match user {
-                Some(_) => password()?,
-                None => String::new(),
-            };
-            let request = PullRequest {
-                image,
-                username: user.unwrap_or_default(),
-                password,
-            };
+            let request = credentials.request(image, io::stdin())?;
             let id = progress::pull(&client, request, Show::unless(quiet)).await?;
             print(&lines([id]))
         }
@@ -162,17 +192,18 @@ fn print(text: &str) -> Result<()> {
     written.context("write to standard output")
 }
 
-fn password() -> Result<String> {
+fn secret(input: impl Read) -> Result<String> {
     let mut text = String::new();
-    io::stdin()
-        .take(LONGEST_PASSWORD)
+    input
+        .take(LONGEST_SECRET)
         .read_to_string(&mut text)
-        .context("read the password")?;
+        .context("read the password or token")?;
     Ok(text.trim_end_matches(['\r', '\n']).to_owned())
 }
 
-async fn list(client: &Client) -> Result<Vec<Image>> {
-    let answer = client.images.clone().list(ListRequest {}).await;
+/// Lists the images; `all`: also those that are removed and still used.
+async fn list(client: &Client, all: bool) -> Result<Vec<Image>> {
+    let answer = client.images.clone().list(ListRequest { all }).await;
     let mut answer = answer.map_err(refused("list images"))?.into_inner();
     let mut images = Vec::new();
     while let Some(image) = answer.message().await.map_err(refused("list images"))? {

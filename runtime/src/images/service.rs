@@ -35,10 +35,14 @@ impl Images for ImagesService {
 
     async fn list(
         &self,
-        _: Request<v1::ListRequest>,
+        request: Request<v1::ListRequest>,
     ) -> Result<Response<Self::ListStream>, Status> {
         let list = async {
-            let images = self.0.list().await?;
+            let images = if request.into_inner().all {
+                self.0.list_all().await?
+            } else {
+                self.0.list().await?
+            };
             Ok(stream::iter(images.into_iter().map(|image| Ok(listed(image)))).boxed())
         };
         cri::answer(info_span!("Images.List"), list).await
@@ -72,12 +76,17 @@ impl Images for ImagesService {
             image,
             username,
             password,
+            identity_token,
+            registry_token,
         } = request.into_inner();
         let span = info_span!("Images.Pull", image);
-        let auth = (!username.is_empty()).then(|| Auth {
+        let given = [&username, &identity_token, &registry_token];
+        let auth = given.iter().any(|given| !given.is_empty()).then_some(Auth {
             username,
             password,
-            ..Auth::default()
+            server_address: String::new(),
+            identity_token,
+            registry_token,
         });
         let store = self.0.clone();
         let (progress, watched) = watch::channel(PullProgress::default());
@@ -153,6 +162,7 @@ fn listed(image: Image) -> v1::Image {
         bytes: image.size,
         pinned: image.pinned,
         containers: image.leases as u64,
+        removed: image.removed,
     }
 }
 

@@ -25,7 +25,8 @@ pub(super) fn text(images: &[Image], names: Names) -> String {
             Names::Tags => [&image.tags, &image.digests],
             Names::Digests => [&image.digests, &image.tags],
         };
-        let unnamed = vec!["-".to_owned()];
+        let none = if image.removed { "(removed)" } else { "-" };
+        let unnamed = vec![none.to_owned()];
         let listed = preferred.into_iter().find(|names| !names.is_empty());
         for name in listed.unwrap_or(&unnamed) {
             let digits = image.id.trim_start_matches("sha256:");
@@ -59,6 +60,7 @@ pub(super) fn json(images: &[Image]) -> String {
             json!({
                 "id": image.id, "tags": image.tags, "digests": image.digests,
                 "bytes": image.bytes, "pinned": image.pinned, "containers": image.containers,
+                "removed": image.removed,
             })
         })
         .collect();
@@ -112,11 +114,16 @@ mod tests {
             bytes: 2048,
             pinned: false,
             containers: 3,
+            removed: false,
         };
         let images = [
             image("a", &["x/y:1", "x/y:2"], &["x/y@sha256:1"]),
             image("b", &[], &["x/z@sha256:2"]),
             image("c", &[], &[]),
+            Image {
+                removed: true,
+                ..image("d", &[], &[])
+            },
         ];
         let words = |names| -> Vec<String> {
             let text = text(&images, names);
@@ -125,13 +132,14 @@ mod tests {
                 .collect()
         };
         let rest = |id: &str| format!("{} 2.0 KiB 3", id.repeat(SHORT_ID));
-        let (a, b, c) = (rest("a"), rest("b"), rest("c"));
+        let (a, b, c, d) = (rest("a"), rest("b"), rest("c"), rest("d"));
         let mut expected = vec![
             "NAME ID SIZE CONTAINERS".to_owned(),
             format!("x/y:1 {a}"),
             format!("x/y:2 {a}"),
             format!("x/z@sha256:2 {b}"),
             format!("- {c}"),
+            format!("(removed) {d}"),
         ];
         assert_eq!(words(Names::Tags), expected);
         expected.splice(1..3, [format!("x/y@sha256:1 {a}")]);

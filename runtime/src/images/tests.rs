@@ -109,7 +109,7 @@ async fn an_image_goes_from_node_to_node_in_a_file() {
         import(&other.client(), &exported).await.unwrap(),
         [id.as_str()]
     );
-    let listed = list(&other.client()).await.unwrap();
+    let listed = list(&other.client(), false).await.unwrap();
     assert_eq!((listed.len(), &listed[0].id), (1, &id));
     assert_eq!(listed[0].tags, [NAME]);
     assert_eq!(listed[0].containers, 0);
@@ -227,9 +227,48 @@ async fn an_import_that_is_given_up_leaves_nothing() {
         assert!(begin.elapsed() < Duration::from_secs(60));
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
-    assert!(list(&daemon.client()).await.unwrap().is_empty());
+    assert!(list(&daemon.client(), true).await.unwrap().is_empty());
     drop(pipe);
     daemon.close().await;
+}
+
+#[test]
+fn a_secret_is_read_as_what_it_is() {
+    use clap::{FromArgMatches, Subcommand};
+    let parse = |arguments: &[&str]| {
+        let command = ImagesCommand::augment_subcommands(clap::Command::new("images"));
+        let words = ["images", "pull", "x"].iter().chain(arguments);
+        let matches = command.try_get_matches_from(words)?;
+        let ImagesCommand::Pull { credentials, .. } = ImagesCommand::from_arg_matches(&matches)?
+        else {
+            panic!("not a pull")
+        };
+        Ok::<_, clap::Error>(credentials)
+    };
+    let of = |arguments: &[&str]| {
+        let request = parse(arguments).unwrap();
+        let request = request.request("x".into(), &b"secret\r\n"[..]).unwrap();
+        [
+            request.username,
+            request.password,
+            request.identity_token,
+            request.registry_token,
+        ]
+    };
+    assert_eq!(of(&[]), ["", "", "", ""]);
+    let user = ["--user", "me", "--password-stdin"];
+    assert_eq!(of(&user), ["me", "secret", "", ""]);
+    assert_eq!(of(&["--identity-token-stdin"]), ["", "", "secret", ""]);
+    assert_eq!(of(&["--registry-token-stdin"]), ["", "", "", "secret"]);
+    for contradiction in [
+        &["--user", "me"][..],
+        &["--password-stdin"],
+        &["--identity-token-stdin", "--registry-token-stdin"],
+        &[user[0], user[1], user[2], "--registry-token-stdin"],
+        &[user[0], user[1], "--identity-token-stdin"],
+    ] {
+        assert!(parse(contradiction).is_err(), "{contradiction:?}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

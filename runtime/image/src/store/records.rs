@@ -160,7 +160,7 @@ impl Records {
             .find(|image| image.id == *id))
     }
 
-    /// What callers see of all images.
+    /// What callers see of all images, also of removed ones that are still leased.
     pub(crate) fn describe_all(&self) -> Result<Vec<Image>> {
         let (records, names, leased) = self.read("list images", |tables| {
             let mut records = Vec::new();
@@ -180,7 +180,6 @@ impl Records {
         })?;
         records
             .into_iter()
-            .filter(|record| !record.removed)
             .map(|record| {
                 let (repo_digests, repo_tags) = names
                     .iter()
@@ -198,6 +197,7 @@ impl Records {
                     repo_digests,
                     size: record.size,
                     pinned: record.pinned,
+                    removed: record.removed,
                 })
             })
             .collect()
