@@ -2,14 +2,19 @@
 
 use std::{
     collections::HashMap,
-    fs, io,
+    fs::{self, DirBuilder, File, Permissions},
+    io,
+    os::unix::fs::{DirBuilderExt, PermissionsExt, chown},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
-use hull_proto_agent::agent::AttachStorageRequest;
-use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use hull_proto_agent::agent::{AttachStorageRequest, Directory};
+use nix::{
+    mount::{MntFlags, MsFlags, mount, umount2},
+    unistd::syncfs,
+};
 use tokio::time::sleep;
 use tracing::warn;
 
@@ -26,6 +31,9 @@ const UNMOUNT_TRIES: u32 = 20;
 
 /// The file system whose files are the host's.
 const VIRTIOFS: &str = "virtiofs";
+
+/// The directory of a volume in its file system, whose root may have more (`lost+found`).
+const VOLUME: &str = "volume";
 
 /// Why a storage could not be attached or detached.
 #[derive(Debug, thiserror::Error)]
@@ -58,6 +66,20 @@ pub(crate) enum StorageError {
     },
     #[error("mount option {0:?} is not allowed")]
     Option(String),
+    #[error("write what {path} holds to its disk")]
+    Sync {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Where containers find what is in a storage.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Base {
+    pub(crate) path: PathBuf,
+    /// Containers change what is there.
+    pub(crate) changes: bool,
 }
 
 /// An attached storage.
@@ -95,6 +117,20 @@ impl Storages {
     /// Returns where `id` is mounted.
     pub(crate) fn mount_point(&self, id: &Id) -> Option<PathBuf> {
         self.attached().get(id)?.mount_point.clone()
+    }
+
+    /// Returns where containers find what is in `id`.
+    pub(crate) fn base(&self, id: &Id) -> Option<Base> {
+        let attached = self.attached();
+        let storage = attached.get(id)?;
+        let mount_point = storage.mount_point.as_ref()?;
+        let changes = storage.request.volume.is_some();
+        let path = if changes {
+            mount_point.join(VOLUME)
+        } else {
+            mount_point.clone()
+        };
+        Some(Base { path, changes })
     }
 
     /// Returns the device node of `id`, which is not mounted.
@@ -145,8 +181,18 @@ impl Storages {
         } else {
             let path = self.layout.storage(&id);
             let (fstype, from, at) = (request.fstype.clone(), device.clone(), path.clone());
-            let mounted =
-                tokio::task::spawn_blocking(move || options.mount(&fstype, &from, &at)).await;
+            let volume = request.volume.clone();
+            let mounted = tokio::task::spawn_blocking(move || {
+                options.mount(&fstype, &from, &at)?;
+                let made = volume
+                    .as_ref()
+                    .map_or(Ok(()), |like| make_volume(&at, like));
+                made.inspect_err(|_| {
+                    // Nothing uses it yet.
+                    let _ = umount2(&at, MntFlags::empty());
+                })
+            })
+            .await;
             let mounted = mounted.unwrap_or_else(|e| {
                 Err(StorageError::Directory {
                     path: path.clone(),
@@ -160,7 +206,7 @@ impl Storages {
             Some(path)
         };
         if let Some(path) = &mount_point
-            && request.scratch
+            && (request.scratch || request.volume.is_some())
             && !device.is_empty()
         {
             tokio::spawn(trim::keep_trimmed(device.clone().into(), path.clone()));
@@ -203,6 +249,11 @@ impl Storages {
             return Ok(());
         };
         if let Some(path) = &storage.mount_point {
+            if storage.request.volume.is_some() {
+                // A mount namespace of a container may still hold on to the file system, and the
+                // disk goes.
+                write_back(path).await?;
+            }
             unmount(path).await?;
             let _ = fs::remove_dir(path);
         }
@@ -225,6 +276,33 @@ impl Storages {
             }
         }
     }
+}
+
+/// Makes the directory of a volume, unless the file system has it from before.
+fn make_volume(at: &Path, like: &Directory) -> Result<(), StorageError> {
+    let path = at.join(VOLUME);
+    let make = || -> io::Result<()> {
+        match DirBuilder::new().mode(0o700).create(&path) {
+            // It is as its users left it.
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => return Ok(()),
+            made => made?,
+        }
+        chown(&path, Some(like.uid), Some(like.gid))?;
+        // After the owner: chown(2) clears set-id bits.
+        fs::set_permissions(&path, Permissions::from_mode(like.mode & 0o7777))
+    };
+    make().map_err(|source| StorageError::Directory { path, source })
+}
+
+async fn write_back(path: &Path) -> Result<(), StorageError> {
+    let at = path.to_owned();
+    let sync =
+        tokio::task::spawn_blocking(move || -> io::Result<()> { Ok(syncfs(File::open(at)?)?) });
+    let synced = sync.await.unwrap_or_else(|e| Err(io::Error::other(e)));
+    synced.map_err(|source| StorageError::Sync {
+        path: path.to_owned(),
+        source,
+    })
 }
 
 async fn unmount(path: &Path) -> Result<(), StorageError> {
@@ -346,6 +424,27 @@ mod tests {
         assert_eq!(storages.behind(7), Some(id("disk")));
         assert_eq!(storages.behind(8), None);
         assert_eq!(storages.behind(0), None);
+    }
+
+    #[test]
+    fn a_volume_is_made_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let like = |mode| Directory {
+            mode,
+            uid: nix::unistd::getuid().into(),
+            gid: nix::unistd::getgid().into(),
+            ..Directory::default()
+        };
+        make_volume(dir.path(), &like(0o2770)).unwrap();
+        let mode = || {
+            let path = dir.path().join(VOLUME);
+            fs::metadata(path).unwrap().permissions().mode() & 0o7777
+        };
+        assert_eq!(mode(), 0o2770);
+        make_volume(dir.path(), &like(0o755)).unwrap();
+        assert_eq!(mode(), 0o2770);
+        let missing = dir.path().join("missing");
+        assert!(make_volume(&missing, &like(0o755)).is_err());
     }
 
     #[test]

@@ -29,6 +29,7 @@
 //! overhead_mib = 64                 # for the guest itself, when the pod names no overhead
 //! vcpus = 1                         # of a VM whose pod names no quota
 //! scratch_mib = 10240               # quota of a pod's writable layers
+//! guest_volumes = true              # emptyDirs are disks of the guest; false: shared with the host
 //! boot_timeout_seconds = 60
 //! [handlers.small]                  # a RuntimeClass handler; the default one has no name
 //! memory_mib = 64                   # for containers of a pod that names no limit
@@ -131,6 +132,7 @@ struct Vm {
     overhead_mib: Option<u32>,
     vcpus: Option<u8>,
     scratch_mib: Option<u64>,
+    guest_volumes: Option<bool>,
     boot_timeout_seconds: Option<u64>,
 }
 
@@ -305,6 +307,9 @@ fn size(pods: &mut PodsConfig, vm: &Vm) -> Result<(), ConfigError> {
         }
         pods.scratch_bytes = scratch_mib << 20;
     }
+    if let Some(guest_volumes) = vm.guest_volumes {
+        pods.guest_volumes = guest_volumes;
+    }
     if let Some(seconds) = vm.boot_timeout_seconds {
         if !(1..=3600).contains(&seconds) {
             return Err(invalid("vm.boot_timeout_seconds", "it must be 1 to 3600"));
@@ -449,6 +454,7 @@ mod tests {
             overhead_mib = 32
             vcpus = 2
             scratch_mib = 1024
+            guest_volumes = false
             boot_timeout_seconds = 9
             [handlers.small]
             memory_mib = 64
@@ -461,6 +467,7 @@ mod tests {
         assert!(settings.pods.serial_console);
         assert_eq!(settings.pods.memory_mib, 512);
         assert_eq!(settings.pods.scratch_bytes, 1 << 30);
+        assert!(!settings.pods.guest_volumes);
         assert_eq!(settings.pods.boot_timeout, Duration::from_secs(9));
         assert_eq!(settings.network.bin_dirs.len(), 2);
         assert_eq!(

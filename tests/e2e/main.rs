@@ -17,6 +17,7 @@ mod command_line;
 mod commands;
 mod containers;
 mod devices;
+mod empty_dirs;
 mod events;
 mod hot_add;
 mod images;

@@ -161,7 +161,7 @@ async fn stages(
     remains: &mut Remains,
 ) -> Result<Launched, ContainerError> {
     let mut asked = spec::parse(&request.spec)?;
-    volumes::locate(&mut asked, request, &context.storages)?;
+    let held = volumes::locate(&mut asked, request, &context.storages)?;
     nodes::add(&mut asked, request, &context.storages)?;
     let pod_user = context.pod.user().cloned();
     let lower = layers(context, request)?;
@@ -213,7 +213,7 @@ async fn stages(
         if let Some(pod) = &in_user {
             check_mapped(&user, pod)?;
         }
-        let copies = Copies::make(&mut asked, &dir, in_user.as_ref())?;
+        let copies = Copies::make(&mut asked, &dir, in_user.as_ref(), &held)?;
         let add = Additions {
             rootfs: &root,
             cgroup: oci_cgroup,

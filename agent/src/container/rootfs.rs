@@ -137,7 +137,9 @@ fn overlay_of_user(
     let mut mapped = Vec::with_capacity(lower.len());
     for (index, layer) in lower.iter().enumerate() {
         let at = path.with_file_name(format!("layer-{index}"));
-        copies.add(layer, &at, &namespace).map_err(failed(layer))?;
+        copies
+            .add(layer, &at, Some(&namespace))
+            .map_err(failed(layer))?;
         mapped.push(at);
     }
     if let Some(writable) = writable {

@@ -2,8 +2,13 @@
 //! owners of a user namespace.
 
 use std::{
-    fs, io,
-    os::fd::{AsFd, AsRawFd},
+    collections::HashMap,
+    fs::{self, Permissions},
+    io,
+    os::{
+        fd::{AsFd, AsRawFd, OwnedFd},
+        unix::fs::PermissionsExt,
+    },
     path::{Path, PathBuf},
 };
 
@@ -13,19 +18,32 @@ use nix::mount::{MntFlags, umount2};
 use pathrs::Root;
 
 use super::{ContainerError, pause::PodUser, spec::SpecError};
-use crate::{ident::Id, storage::Storages, sys};
+use crate::{
+    ident::Id,
+    storage::{Base, Storages},
+    sys,
+};
+
+/// Sources that containers may replace by something else until they are mounted, by index of the
+/// mount: they are held open.
+pub(super) type Held = HashMap<usize, OwnedFd>;
 
 /// Gives the mounts of `spec` that lie in storages their sources.
 pub(super) fn locate(
     spec: &mut Spec,
     request: &CreateRequest,
     storages: &Storages,
-) -> Result<(), ContainerError> {
+) -> Result<Held, ContainerError> {
+    let mut held = Held::new();
     for wanted in &request.storage_mounts {
         let id = Id::parse("storage id", &wanted.storage)?;
-        let base = storages.mount_point(&id);
+        let base = storages.base(&id);
         let base = base.ok_or_else(|| ContainerError::NoStorage(wanted.storage.clone()))?;
-        let source = find(&base, &wanted.sub_path).map_err(|source| ContainerError::SubPath {
+        let found = find(&base, &wanted.sub_path).and_then(|found| {
+            let path = fs::read_link(opened(&found))?;
+            Ok((found, path))
+        });
+        let (found, source) = found.map_err(|source| ContainerError::SubPath {
             path: wanted.sub_path.clone(),
             source,
         })?;
@@ -33,20 +51,43 @@ pub(super) fn locate(
         let mount = spec.mounts_mut().as_mut().and_then(|m| m.get_mut(index));
         let mount = mount.ok_or(SpecError::Missing("mount for a storage"))?;
         mount.set_source(Some(source));
+        if base.changes {
+            held.insert(index, found);
+        }
     }
-    Ok(())
+    Ok(held)
 }
 
-/// Resolves `sub_path` without leaving `base`, whose content does not change.
-fn find(base: &Path, sub_path: &str) -> io::Result<PathBuf> {
+/// Resolves `sub_path` without leaving `base`. What a volume lacks is made: directories like its
+/// own, as kubelet makes them.
+fn find(base: &Base, sub_path: &str) -> io::Result<OwnedFd> {
     let inside = Path::new("/").join(sub_path);
-    let found = Root::open(base)
-        .and_then(|root| root.resolve(inside))
-        .map_err(|e| match e.kind() {
-            pathrs::error::ErrorKind::OsError(Some(errno)) => io::Error::from_raw_os_error(errno),
-            _ => io::Error::other(e),
-        })?;
-    fs::read_link(format!("/proc/self/fd/{}", found.as_fd().as_raw_fd()))
+    let find = || -> Result<OwnedFd, pathrs::error::Error> {
+        let root = Root::open(&base.path)?;
+        match root.resolve(&inside) {
+            Err(e) if base.changes && is_missing(&e) => {
+                let mode = fs::metadata(&base.path).map_or(0o777, |m| m.permissions().mode());
+                let like = Permissions::from_mode(mode & 0o777);
+                let made = root.mkdir_all(&inside, &like)?.into();
+                // Whatever the umask is, and with set-id bits.
+                let _ = fs::set_permissions(opened(&made), Permissions::from_mode(mode & 0o7777));
+                Ok(made)
+            }
+            found => Ok(found?.into()),
+        }
+    };
+    find().map_err(|e| match e.kind() {
+        pathrs::error::ErrorKind::OsError(Some(errno)) => io::Error::from_raw_os_error(errno),
+        _ => io::Error::other(e),
+    })
+}
+
+fn is_missing(error: &pathrs::error::Error) -> bool {
+    matches!(error.kind(), pathrs::error::ErrorKind::OsError(Some(errno)) if errno == libc::ENOENT)
+}
+
+fn opened(file: impl AsFd) -> PathBuf {
+    format!("/proc/self/fd/{}", file.as_fd().as_raw_fd()).into()
 }
 
 /// Mounts that are gone when this is dropped.
@@ -54,17 +95,21 @@ fn find(base: &Path, sub_path: &str) -> io::Result<PathBuf> {
 pub(super) struct Copies(Vec<PathBuf>);
 
 impl Copies {
-    /// Makes every bind mount of `spec` with id mappings one of a copy below `dir` whose files
-    /// belong to the ids of the pod's user namespace. No other mapping is possible.
+    /// Makes every bind mount of `spec` that has id mappings or a held source one of a copy below
+    /// `dir`. Of a mapped one, files belong to the ids of the pod's user namespace: no other mapping
+    /// is possible.
     pub(super) fn make(
         spec: &mut Spec,
         dir: &Path,
         user: Option<&PodUser>,
+        held: &Held,
     ) -> Result<Self, ContainerError> {
         let mut copies = Self::default();
         for (index, mount) in spec.mounts_mut().iter_mut().flatten().enumerate() {
             let (uids, gids) = (mount.uid_mappings(), mount.gid_mappings());
-            if uids.is_none() && gids.is_none() {
+            let mapped = uids.is_some() || gids.is_some();
+            let held = held.get(&index);
+            if !mapped && held.is_none() {
                 continue;
             }
             let (uids, gids) = (uids.as_deref(), gids.as_deref());
@@ -73,14 +118,17 @@ impl Copies {
             });
             let source = mount.source().clone();
             let source = source.filter(|_| mount.typ().as_deref() == Some("bind"));
-            let (Some(user), Some(source)) = (user, source) else {
+            let Some(source) = source.filter(|_| !mapped || user.is_some()) else {
                 return Err(ContainerError::Mapping(mount.destination().clone()));
             };
+            let from = held.map_or_else(|| source.clone(), opened);
             let at = dir.join(format!("bind-{index}"));
-            fs::File::open(user.file())
-                .and_then(|namespace| copies.add(&source, &at, namespace))
+            let user = user.filter(|_| mapped).map(PodUser::file);
+            let namespace = user.map(fs::File::open).transpose();
+            namespace
+                .and_then(|namespace| copies.add(&from, &at, namespace))
                 .map_err(|error| ContainerError::File {
-                    action: "map the owners of",
+                    action: "copy the mount of",
                     path: source,
                     source: error,
                 })?;
@@ -92,10 +140,17 @@ impl Copies {
         Ok(copies)
     }
 
-    /// Mounts `source` on `at`, with the ids of the user namespace `user`.
-    pub(super) fn add(&mut self, source: &Path, at: &Path, user: impl AsFd) -> io::Result<()> {
+    /// Mounts `source` on `at`, with the ids of the user namespace `user` if there is one.
+    pub(super) fn add(
+        &mut self,
+        source: &Path,
+        at: &Path,
+        user: Option<impl AsFd>,
+    ) -> io::Result<()> {
         let tree = sys::copy_mount(source)?;
-        sys::map_mount(&tree, user)?;
+        if let Some(user) = user {
+            sys::map_mount(&tree, user)?;
+        }
         if fs::metadata(source)?.is_dir() {
             fs::create_dir(at)?;
         } else {
@@ -130,12 +185,27 @@ mod tests {
         fs::write(base.join("etc/file"), "").unwrap();
         symlink("/etc", base.join("absolute")).unwrap();
         symlink("../../..", base.join("up")).unwrap();
-        assert_eq!(find(&base, "").unwrap(), base);
-        assert_eq!(find(&base, "etc/sub").unwrap(), base.join("etc/sub"));
-        assert_eq!(find(&base, "etc/file").unwrap(), base.join("etc/file"));
-        assert_eq!(find(&base, "absolute/sub").unwrap(), base.join("etc/sub"));
-        assert_eq!(find(&base, "up").unwrap(), base);
-        let missing = find(&base, "none").unwrap_err();
+        let find = |sub_path: &str, changes| {
+            let path = base.clone();
+            let found = find(&Base { path, changes }, sub_path)?;
+            fs::read_link(opened(found))
+        };
+        assert_eq!(find("", false).unwrap(), base);
+        assert_eq!(find("etc/sub", false).unwrap(), base.join("etc/sub"));
+        assert_eq!(find("etc/file", false).unwrap(), base.join("etc/file"));
+        assert_eq!(find("absolute/sub", false).unwrap(), base.join("etc/sub"));
+        assert_eq!(find("up", false).unwrap(), base);
+        let missing = find("none", false).unwrap_err();
         assert_eq!(missing.kind(), io::ErrorKind::NotFound);
+
+        // Of a volume it is made, and nowhere else.
+        fs::set_permissions(&base, Permissions::from_mode(0o2775)).unwrap();
+        let made = find("absolute/new/sub", true).unwrap();
+        assert_eq!(made, base.join("etc/new/sub"));
+        assert_eq!(find("etc/file", true).unwrap(), base.join("etc/file"));
+        assert!(find("etc/file/below", true).is_err());
+        symlink("nowhere", base.join("dangling")).unwrap();
+        assert!(find("dangling", true).is_err());
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
     }
 }

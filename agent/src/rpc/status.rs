@@ -111,7 +111,10 @@ impl Classified for StorageError {
             Self::BadId(_) | Self::Option(_) => Code::INVALID_ARGUMENT,
             Self::Device(e) => e.code(),
             Self::Exists(_) => Code::ALREADY_EXISTS,
-            Self::Directory { .. } | Self::Mount { .. } | Self::Unmount { .. } => Code::INTERNAL,
+            Self::Directory { .. }
+            | Self::Mount { .. }
+            | Self::Unmount { .. }
+            | Self::Sync { .. } => Code::INTERNAL,
         }
     }
 }

@@ -489,6 +489,56 @@ agent_tests! {
         agent.assert_clean();
     }
 
+    async fn containers_share_a_volume_and_its_sub_paths_stay_in_it(agent) {
+        let request = proto::AttachStorageRequest {
+            id: "memory".to_owned(), fstype: "tmpfs".to_owned(), options: vec!["size=1m".to_owned()],
+            volume: Some(proto::Directory { mode: 0o2775, gid: 77, ..Default::default() }).into(),
+            ..Default::default()
+        };
+        for _ in 0..2 {
+            agent.client.attach_storage(context(), &request).await.unwrap();
+        }
+        let with = |id: &str, sub_path: &str, access: &str| {
+            let mut mounted = spec(&["sleep", "1000"]);
+            let mounts = mounted["mounts"].as_array_mut().unwrap();
+            let index = mounts.len() as u32;
+            mounts.push(json!({
+                "destination": "/volume", "type": "bind", "source": "x", "options": ["rbind", "rprivate", access]
+            }));
+            let mut request = container_with(id, &mounted);
+            request.storage_mounts.push(proto::StorageMount {
+                mount: index, storage: "memory".to_owned(), sub_path: sub_path.to_owned(), ..Default::default()
+            });
+            request
+        };
+        let start = async |id: &str, sub_path: &str, access: &str| {
+            agent.create(&with(id, sub_path, access)).await;
+            agent.start_container(id).await.unwrap();
+        };
+        let says = async |id: &str, script: &str| agent.exec_sync(id, "e1", script).await.0;
+        start("c1", "", "rw").await;
+        let script = "stat -c '%a %g' /volume; ls -A /volume; ln -s / /volume/evil; ln -s ../../.. /volume/up; echo 1 >/volume/file";
+        assert_eq!(says("c1", script).await, "2775 77\n");
+        // Made in the volume, whatever links say; a file is one.
+        start("c2", "evil/up/new/sub", "rw").await;
+        assert_eq!(says("c2", "stat -c '%a %g' /volume; echo 2 >/volume/file").await, "2775 77\n");
+        assert_eq!(says("c1", "cat /volume/new/sub/file").await, "2\n");
+        start("c3", "file", "ro").await;
+        assert_eq!(says("c3", "cat /volume; echo x >/volume || echo refused").await, "1\nrefused\n");
+        // What was bound stays what it was.
+        says("c1", "mv /volume/new /volume/other; mkdir -p /volume/new/sub").await;
+        assert_eq!(says("c2", "cat /volume/file").await, "2\n");
+        let (output, _) = agent.exec_sync("c1", "e1", "dd if=/dev/zero of=/volume/big bs=64k count=32 2>&1; true").await;
+        assert!(output.contains("No space left"), "{output}");
+        for id in ["c1", "c2", "c3"] {
+            agent.delete(id).await;
+        }
+        start("c1", "", "rw").await;
+        assert_eq!(says("c1", "cat /volume/file").await, "1\n");
+        agent.delete("c1").await;
+        agent.assert_clean();
+    }
+
     async fn processors_of_the_host_are_no_limit_here(agent) {
         let mut pinned = spec(&["sleep", "1000"]);
         pinned["linux"]["resources"]["cpu"] = json!({"cpus": "0,4000-4001", "mems": "77"});

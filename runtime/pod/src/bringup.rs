@@ -518,8 +518,8 @@ impl Booted<'_> {
             id: SCRATCH_ID,
             slot: slots::SCRATCH,
             fstype: "ext4",
-            readonly: false,
             scratch: true,
+            ..Storage::default()
         };
         let configured = tokio::try_join!(
             self.agent.attach_storage(scratch),

@@ -26,6 +26,9 @@ pub struct PodsConfig {
     pub vcpus: u8,
     /// Size of a pod's scratch disk and so the quota of its writable layers, in bytes.
     pub scratch_bytes: u64,
+    /// Guests keep emptyDirs by themselves: faster, and the host does not see what is in them. Else
+    /// they are shared as other paths are.
+    pub guest_volumes: bool,
     /// How long a guest may take from the start of its VM to an agent that answers.
     pub boot_timeout: Duration,
     /// How long the agent may take to answer a call.
@@ -58,6 +61,7 @@ impl PodsConfig {
             guest_overhead_mib: 64,
             vcpus: 1,
             scratch_bytes: 10 << 30,
+            guest_volumes: true,
             boot_timeout: Duration::from_secs(60),
             agent_timeout: Duration::from_secs(60),
             cgroup_root: PathBuf::from("/sys/fs/cgroup"),

@@ -19,7 +19,7 @@ use crate::{
     lifecycle::{container::Exit, sandbox},
     signal::Signal,
     spec::{ContainerSpec, Resources, SandboxSpec},
-    storage::images::DeviceDisk,
+    storage::{files, images::DeviceDisk},
     vm::process::VmmProcess,
 };
 
@@ -127,6 +127,9 @@ pub(crate) struct ContainerRecord {
     /// Its image volumes.
     #[serde(default)]
     pub volumes: Vec<VolumeRecord>,
+    /// Those of its mounts that the guest keeps.
+    #[serde(default)]
+    pub locals: Vec<LocalRecord>,
     /// Its block devices of the host.
     #[serde(default)]
     pub devices: Vec<DeviceDisk>,
@@ -169,6 +172,34 @@ pub(crate) struct VolumeRecord {
     pub mount: usize,
     pub image_id: String,
     /// The device slot of its image.
+    #[serde(default)]
+    pub slot: Option<u8>,
+}
+
+impl ContainerRecord {
+    /// Whether a mount that shows a path of the host is kept by the guest.
+    pub(crate) fn is_local(&self, mount: usize) -> bool {
+        self.locals.iter().any(|local| local.mount == mount)
+    }
+
+    /// Whether it has paths of the host.
+    pub(crate) fn has_shares(&self) -> bool {
+        files::shares(&self.spec, |mount| self.is_local(mount))
+            .next()
+            .is_some()
+    }
+}
+
+/// A volume that the guest keeps, on disk.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct LocalRecord {
+    /// Index in the container's mounts.
+    pub mount: usize,
+    /// kubelet's directory of the volume.
+    pub directory: PathBuf,
+    /// Its name in the guest.
+    pub storage: String,
+    /// The device slot of its disk; none: it has none, or not yet.
     #[serde(default)]
     pub slot: Option<u8>,
 }
@@ -382,6 +413,7 @@ mod tests {
             started_at_ns: 7,
             image_slot: Some(5),
             volumes: Vec::new(),
+            locals: Vec::new(),
             devices: Vec::new(),
             log_path: None,
             stop_signal: Signal::TERM,
@@ -402,6 +434,12 @@ mod tests {
                 mount: 1,
                 image_id: "sha256:v".into(),
                 slot: Some(6),
+            }],
+            locals: vec![LocalRecord {
+                mount: 2,
+                directory: "/k".into(),
+                storage: "volume-k".into(),
+                slot: Some(8),
             }],
             devices: vec![DeviceDisk {
                 storage: "device-0".into(),

@@ -41,10 +41,7 @@ use crate::{
     ports::{PodImages, PodNetworking},
     record::{ContainerRecord, RecordedState, Records, SandboxRecord},
     registry::{Delivered, Phase},
-    storage::{
-        files::{Reach, has_shares},
-        images::ImageDisks,
-    },
+    storage::{files::Reach, images::ImageDisks, scratch},
     vm::{
         client::VmClient,
         process::VmmProcess,
@@ -217,6 +214,9 @@ impl Recovery {
                     disks.adopt(image, slot, &container.id);
                 }
             }
+            for volume in &container.locals {
+                disks.adopt_volume(volume, &container.id);
+            }
             for device in &container.devices {
                 disks.adopt_device(device.clone(), &container.id);
             }
@@ -244,7 +244,7 @@ impl Recovery {
         self.driver.go_live(vm, agent, disks, None);
         self.driver.resume_stops();
         let mut kept = self.containers.iter();
-        if kept.any(|c| c.state != RecordedState::Creating && has_shares(&c.spec)) {
+        if kept.any(|c| c.state != RecordedState::Creating && c.has_shares()) {
             self.driver.watch_files();
         }
     }
@@ -363,7 +363,7 @@ async fn remove_orphans(
         }
     }
     for name in names_in(&node.config.root) {
-        if name.starts_with("scratch-") && name.ends_with(".tmp") {
+        if scratch::is_unfinished(&name) {
             // Left by a daemon that was killed while it formatted.
             let _ = fs::remove_file(node.config.root.join(name));
         }

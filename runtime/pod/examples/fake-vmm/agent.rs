@@ -251,6 +251,8 @@ impl Agent for Rpc {
         self.0.hang("create").await;
         let storage = self.0.storage.lock().unwrap();
         assert!(request.lower.iter().all(|id| storage.contains_key(id)));
+        let mut mounts = request.storage_mounts.iter();
+        assert!(mounts.all(|mount| storage.contains_key(&mount.storage)));
         let spec: serde_json::Value = serde_json::from_slice(&request.spec).unwrap();
         let args = spec["process"]["args"].as_array().unwrap();
         let args = args.iter().map(|a| a.as_str().unwrap().to_owned());

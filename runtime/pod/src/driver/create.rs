@@ -2,7 +2,7 @@
 //! stages, each of which is undone when a later one fails.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{HashMap, HashSet, VecDeque},
     fs::File,
     io::Read,
     os::unix::fs::OpenOptionsExt,
@@ -35,13 +35,14 @@ use crate::{
     logs::pump::{ContainerLog, LogTarget},
     node::Node,
     oci_spec::{Inputs, LOCALHOST_FIELD, ProfileFile, asked_mount, build},
-    record::{ContainerRecord, RecordedState, VolumeRecord},
+    record::{ContainerRecord, LocalRecord, RecordedState, VolumeRecord},
     registry::Delivered,
     spec::{ContainerSpec, GroupsPolicy, MountSource, NamespaceMode, Seccomp},
     storage::{
         devices::{self, BlockDevice, Device},
         files::{self, FILES_ID, HostFiles, Reach},
         images::{DeviceDisk, ImageDisks, storage_id},
+        local::{self, LocalVolume},
     },
     validate,
     vm::{client::VmClient, rundir::RunDir},
@@ -56,6 +57,7 @@ pub(super) struct Parts {
     user: ContainerUser,
     image_slot: u8,
     volumes: Vec<VolumeRecord>,
+    locals: Vec<LocalRecord>,
     devices: Vec<DeviceDisk>,
     log: ContainerLog,
 }
@@ -76,6 +78,8 @@ struct Plan {
     image: ImageId,
     /// Image volumes, by index in the container's mounts.
     volumes: Vec<(usize, ImageId)>,
+    /// Volumes that the guest keeps, by index in the container's mounts.
+    locals: Vec<(usize, LocalVolume)>,
     /// Block devices of the host and their names in the guest.
     devices: Vec<(String, BlockDevice)>,
     request: CreateRequest,
@@ -86,6 +90,7 @@ struct Plan {
 struct Attached {
     image_slot: u8,
     volumes: Vec<VolumeRecord>,
+    locals: Vec<LocalRecord>,
     devices: Vec<DeviceDisk>,
 }
 
@@ -141,9 +146,10 @@ impl Driver {
                 container.record.user = Some(parts.user);
                 container.record.image_slot = Some(parts.image_slot);
                 container.record.volumes = parts.volumes;
+                container.record.locals = parts.locals;
                 container.record.devices = parts.devices;
                 container.log = Some(parts.log);
-                if files::has_shares(&container.record.spec) {
+                if container.record.has_shares() {
                     self.watch_files();
                 }
                 Event::CreateDone
@@ -176,17 +182,20 @@ impl Driver {
             _ => None,
         };
         let id = ContainerId::random();
+        let locals = self.find_locals(&spec).await;
+        let kept: Vec<usize> = locals.iter().map(|(index, _)| *index).collect();
         let oci = build(Inputs {
             sandbox: &self.record.spec,
             container: &spec,
             image: &image.config,
+            locals: &kept,
             localhost_seccomp: profile.as_ref(),
             seccomp_default: self.node.config.seccomp_default,
         })?;
         let volumes = find_volumes(&self.node, &spec).await?;
         let mounts = asked_mounts(&oci);
         let mut request = create_request(&id, &oci, &spec, &image)?;
-        request.storage_mounts = storage_mounts(&mounts, &spec, &volumes);
+        request.storage_mounts = storage_mounts(&mounts, &spec, &volumes, &locals);
         let devices = find_devices(&id, &spec, &mut request).await?;
 
         let log_directory = &self.record.spec.log_directory;
@@ -200,13 +209,14 @@ impl Driver {
             agent: live.agent.clone(),
             disks: Arc::clone(&live.disks),
             files: Arc::clone(&self.files),
-            shares: files::shares(&spec),
+            shares: files::shares(&spec, |index| kept.contains(&index)).collect(),
             mounts,
             pod: self.record.id.clone(),
             cgroup: self.record.cgroup.clone(),
             id: id.clone(),
             image: image.id.clone(),
             volumes: volumes.clone(),
+            locals: locals.clone(),
             devices,
             request,
             log: LogTarget {
@@ -239,6 +249,10 @@ impl Driver {
                         slot: None,
                     })
                     .collect(),
+                locals: locals
+                    .into_iter()
+                    .map(|(mount, volume)| local_record(mount, volume, None))
+                    .collect(),
                 devices: Vec::new(),
                 log_path,
                 stop_signal,
@@ -254,6 +268,39 @@ impl Driver {
             updates: VecDeque::new(),
         };
         Ok((plan, container))
+    }
+
+    /// Finds the mounts of a container that the guest keeps by itself. What other containers of the
+    /// pod share with the host, this one shares too.
+    async fn find_locals(&self, spec: &ContainerSpec) -> Vec<(usize, LocalVolume)> {
+        let mut found = Vec::new();
+        if !self.node.config.guest_volumes {
+            return found;
+        }
+        let others = self.containers.values().flat_map(|c| &c.record.locals);
+        let mut kept: HashSet<PathBuf> = others.map(|local| local.directory.clone()).collect();
+        let uid = self.record.spec.metadata.uid.as_str();
+        for (index, mount) in spec.mounts.iter().enumerate() {
+            let Some(directory) = local::directory(uid, mount) else {
+                continue;
+            };
+            let shared = self.containers.values().any(|other| {
+                let mut mounts = other.record.spec.mounts.iter().enumerate();
+                mounts.any(|(index, mount)| {
+                    !other.record.is_local(index)
+                        && local::directory(uid, mount).as_ref() == Some(&directory)
+                })
+            });
+            let known = kept.contains(&directory);
+            let shared = shared || !known && kept.len() >= local::MOST;
+            let (mount, at) = (mount.clone(), directory.clone());
+            let volume = blocking(move || local::find(&mount, &at, shared)).await;
+            if let Some(volume) = volume {
+                found.push((index, volume));
+                kept.insert(directory);
+            }
+        }
+        found
     }
 
     /// A container whose processes another one wants to see must run.
@@ -313,6 +360,7 @@ impl Plan {
                 user,
                 image_slot: attached.image_slot,
                 volumes: attached.volumes,
+                locals: attached.locals,
                 devices: attached.devices,
                 log,
             }),
@@ -335,6 +383,14 @@ impl Plan {
             });
         }
         let mut disks = self.disks.lock().await;
+        let mut locals = Vec::with_capacity(self.locals.len());
+        for (mount, volume) in &self.locals {
+            let config = &self.node.config;
+            let slot = disks
+                .attach_volume(&self.vm, &self.agent, config, volume, &self.id)
+                .await?;
+            locals.push(local_record(*mount, volume.clone(), slot));
+        }
         for (storage, device) in &self.devices {
             disks
                 .attach_device(&self.vm, &self.agent, device, storage, &self.id)
@@ -343,6 +399,7 @@ impl Plan {
         Ok(Attached {
             image_slot,
             volumes,
+            locals,
             devices: disks.devices(&self.id),
         })
     }
@@ -529,12 +586,30 @@ fn asked_mounts(oci: &Spec) -> HashMap<usize, u32> {
         .collect()
 }
 
-/// Where the agent finds the sources of image volumes.
+fn local_record(mount: usize, volume: LocalVolume, slot: Option<u8>) -> LocalRecord {
+    LocalRecord {
+        mount,
+        directory: volume.directory,
+        storage: volume.storage,
+        slot,
+    }
+}
+
+/// Where the agent finds the sources of image volumes and of those that the guest keeps.
 fn storage_mounts(
     mounts: &HashMap<usize, u32>,
     spec: &ContainerSpec,
     volumes: &[(usize, ImageId)],
+    locals: &[(usize, LocalVolume)],
 ) -> Vec<StorageMount> {
+    let local = |(asked, volume): &(usize, LocalVolume)| {
+        Some(StorageMount {
+            mount: *mounts.get(asked)?,
+            storage: volume.storage.clone(),
+            sub_path: volume.sub_path.clone(),
+            ..StorageMount::default()
+        })
+    };
     let of = |(asked, image): &(usize, ImageId)| {
         let MountSource::Image { sub_path, .. } = &spec.mounts.get(*asked)?.source else {
             return None;
@@ -546,7 +621,8 @@ fn storage_mounts(
             ..StorageMount::default()
         })
     };
-    volumes.iter().filter_map(of).collect()
+    let locals = locals.iter().filter_map(local);
+    volumes.iter().filter_map(of).chain(locals).collect()
 }
 
 /// A number that was asked for comes before a name, and a name before the image's user. The

@@ -10,8 +10,8 @@ use hull_proto_agent::{
     RPC_PORT, VERSION,
     agent::{
         AttachStorageRequest, ConfigureRequest, CreateRequest, DeleteRequest, DetachStorageRequest,
-        Empty, EventsRequest, ExecRequest, HelloRequest, ResizeTtyRequest, SignalRequest,
-        StartRequest, StatsResponse, UpdateNetworkRequest, UpdateRequest,
+        Directory, Empty, EventsRequest, ExecRequest, HelloRequest, ResizeTtyRequest,
+        SignalRequest, StartRequest, StatsResponse, UpdateNetworkRequest, UpdateRequest,
     },
     rpc::AgentClient,
 };
@@ -110,6 +110,21 @@ impl Agent {
             fstype: storage.fstype.into(),
             readonly: storage.readonly,
             scratch: storage.scratch,
+            options: storage
+                .volume
+                .and_then(|volume| volume.size)
+                .map(|bytes| format!("size={bytes}"))
+                .into_iter()
+                .collect(),
+            volume: storage
+                .volume
+                .map(|volume| Directory {
+                    mode: volume.mode,
+                    uid: volume.uid,
+                    gid: volume.gid,
+                    ..Directory::default()
+                })
+                .into(),
             ..AttachStorageRequest::default()
         };
         let client = self.client();
@@ -338,14 +353,27 @@ impl Agent {
     }
 }
 
-/// A disk for the guest to mount.
-#[derive(Debug, Clone, Copy)]
+/// A disk for the guest to mount, or its memory.
+#[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Storage<'a> {
     pub id: &'a str,
     pub slot: u8,
     pub fstype: &'a str,
     pub readonly: bool,
     pub scratch: bool,
+    /// It is a volume that containers share.
+    pub volume: Option<Volume>,
+}
+
+/// A volume in the guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Volume {
+    /// Its size in bytes if it is in memory.
+    pub size: Option<u64>,
+    /// Of its directory, when that is made.
+    pub mode: u32,
+    pub uid: u32,
+    pub gid: u32,
 }
 
 /// Which processes of a container get a signal.

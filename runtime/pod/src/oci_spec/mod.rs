@@ -36,6 +36,8 @@ pub(crate) struct Inputs<'a> {
     pub sandbox: &'a SandboxSpec,
     pub container: &'a ContainerSpec,
     pub image: &'a ImageConfig,
+    /// Those of the container's mounts that show the host's paths, and are kept by the guest.
+    pub locals: &'a [usize],
     /// The profile that was read from the node, for `Seccomp::Localhost`.
     pub localhost_seccomp: Option<&'a ProfileFile>,
     /// Whether a container that names no profile gets the default one.
@@ -91,7 +93,7 @@ pub(crate) fn build(inputs: Inputs<'_>) -> Result<Spec, PodError> {
     spec.set_process(Some(process));
     let user = inputs.sandbox.namespaces.user_namespace;
     let owners = user.map(mounts::Owners::of).transpose()?;
-    let mounts = mounts::all(inputs.container, owners.as_ref());
+    let mounts = mounts::all(inputs.container, inputs.locals, owners.as_ref());
     spec.set_mounts(Some(mounts));
     spec.set_hostname(None);
     spec.set_linux(Some(linux));

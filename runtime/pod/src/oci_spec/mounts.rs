@@ -37,8 +37,12 @@ impl Owners {
 /// Makes the list, in the order in which it is mounted: what is asked for takes the place of what
 /// a container has anyway, and a mount comes before those below it. What is made for the pod or is
 /// an image's belongs to the ids of its user namespace, if it has one.
-pub(super) fn all(container: &ContainerSpec, owners: Option<&Owners>) -> Vec<Mount> {
-    let asked = asked(container, owners);
+pub(super) fn all(
+    container: &ContainerSpec,
+    locals: &[usize],
+    owners: Option<&Owners>,
+) -> Vec<Mount> {
+    let asked = asked(container, locals, owners);
     let replaced = |mount: &Mount| {
         asked
             .iter()
@@ -55,8 +59,8 @@ pub(super) fn all(container: &ContainerSpec, owners: Option<&Owners>) -> Vec<Mou
     mounts
 }
 
-/// What is asked for: directories and files of the shared file system, and images.
-fn asked(container: &ContainerSpec, owners: Option<&Owners>) -> Vec<Mount> {
+/// What is asked for: directories and files of the shared file system, volumes, and images.
+fn asked(container: &ContainerSpec, locals: &[usize], owners: Option<&Owners>) -> Vec<Mount> {
     let mounts = container.mounts.iter().enumerate();
     mounts
         .map(|(index, asked)| {
@@ -65,7 +69,9 @@ fn asked(container: &ContainerSpec, owners: Option<&Owners>) -> Vec<Mount> {
                     // The host refuses writes. The guest would also to what is mounted below,
                     // which a mount that is not recursively read-only allows: here, all is one
                     // file system.
-                    let access = if asked.recursive_readonly { "ro" } else { "rw" };
+                    let here = locals.contains(&index) && asked.readonly;
+                    let readonly = here || asked.recursive_readonly;
+                    let access = if readonly { "ro" } else { "rw" };
                     // Checked: they are the pod's, if any.
                     (access, owners.filter(|_| asked.owners.is_some()))
                 }

@@ -39,6 +39,7 @@ fn spec_in(
         sandbox: &sandbox,
         container,
         image: &image(),
+        locals: &[5],
         localhost_seccomp: None,
         seccomp_default: true,
     })?;
@@ -131,6 +132,7 @@ fn without_any_command_the_container_is_refused() {
         sandbox: &SandboxSpec::default(),
         container: &ContainerSpec::default(),
         image: &empty,
+        locals: &[],
         localhost_seccomp: None,
         seccomp_default: true,
     });
@@ -226,6 +228,7 @@ fn asked_mounts_replace_standard_ones_and_come_after_their_parents() {
             mount("/data/", false),
             mount("/dev/termination-log", false),
             mount("/dev/shm/", false),
+            mount("/volume", false),
         ],
         ..ContainerSpec::default()
     };
@@ -254,6 +257,11 @@ fn asked_mounts_replace_standard_ones_and_come_after_their_parents() {
     assert_eq!(
         mounts[place("/data/")].2,
         &json!(["rbind", "rprivate", "rw"])
+    );
+    // Nobody but the guest can refuse writes to what it keeps by itself.
+    assert_eq!(
+        mounts[place("/volume")].2,
+        &json!(["rbind", "rprivate", "ro"])
     );
     assert_eq!(
         mounts[place("/data/deep/below")].2,

@@ -295,8 +295,7 @@ impl Server {
             id: FILES_ID,
             slot: slots::FILES,
             fstype: "virtiofs",
-            readonly: false,
-            scratch: false,
+            ..Storage::default()
         };
         reach.agent.attach_storage(storage).await?;
         self.mounted = true;
@@ -345,38 +344,34 @@ async fn ask(run: &RunDir, request: &Request) -> Result<Response, FilesError> {
     answer.unwrap_or(Err(FilesError::Timeout))
 }
 
-/// What a container mounts of the host, each with its position among all its mounts.
-pub(crate) fn shares(spec: &ContainerSpec) -> Vec<(usize, Share)> {
+/// What a container mounts of the host, each with its position among all its mounts; but for those
+/// that the guest keeps.
+pub(crate) fn shares(
+    spec: &ContainerSpec,
+    is_local: impl Fn(usize) -> bool,
+) -> impl Iterator<Item = (usize, Share)> {
     let mounts = spec.mounts.iter().enumerate();
-    mounts
-        .filter_map(|(index, mount)| {
-            let MountSource::Host(path) = &mount.source else {
-                return None;
-            };
-            let share = Share {
-                path: path.clone(),
-                access: match (mount.readonly, mount.recursive_readonly) {
-                    (_, true) => Access::RecursiveReadOnly,
-                    (true, false) => Access::ReadOnly,
-                    (false, false) => Access::ReadWrite,
-                },
-                propagation: match mount.propagation {
-                    MountPropagation::Private => Propagation::Private,
-                    // What goes the other way is refused.
-                    MountPropagation::HostToContainer | MountPropagation::Bidirectional => {
-                        Propagation::Slave
-                    }
-                },
-            };
-            Some((index, share))
-        })
-        .collect()
-}
-
-/// Whether it mounts any.
-pub(crate) fn has_shares(spec: &ContainerSpec) -> bool {
-    let mut sources = spec.mounts.iter().map(|mount| &mount.source);
-    sources.any(|source| matches!(source, MountSource::Host(_)))
+    mounts.filter_map(move |(index, mount)| {
+        let MountSource::Host(path) = &mount.source else {
+            return None;
+        };
+        let share = Share {
+            path: path.clone(),
+            access: match (mount.readonly, mount.recursive_readonly) {
+                (_, true) => Access::RecursiveReadOnly,
+                (true, false) => Access::ReadOnly,
+                (false, false) => Access::ReadWrite,
+            },
+            propagation: match mount.propagation {
+                MountPropagation::Private => Propagation::Private,
+                // What goes the other way is refused.
+                MountPropagation::HostToContainer | MountPropagation::Bidirectional => {
+                    Propagation::Slave
+                }
+            },
+        };
+        (!is_local(index)).then_some((index, share))
+    })
 }
 
 #[cfg(test)]
@@ -408,10 +403,11 @@ mod tests {
                 mount(image, true, false),
                 mount(host("/a"), true, false),
                 mount(host("/b"), true, true),
+                mount(host("/c"), false, false),
             ],
             ..ContainerSpec::default()
         };
-        let shares = shares(&spec);
+        let shares: Vec<_> = shares(&spec, |index| index == 3).collect();
         let found: Vec<_> = shares.iter().map(|(i, s)| (*i, s.access)).collect();
         let expected = [(1, Access::ReadOnly), (2, Access::RecursiveReadOnly)];
         assert_eq!(found, expected);

@@ -1,5 +1,5 @@
-//! Hot-added disks of a pod. That of an image is attached once, shared by the containers that
-//! use it, and detached with the last of them; a block device belongs to one container.
+//! Hot-added disks of a pod. That of an image or a volume is attached once, shared by the containers
+//! that use it, and detached with the last of them; a block device belongs to one container.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -12,11 +12,18 @@ use hull_image::{DiskExtent, ImageId};
 use hull_proto_vmm::{DeviceConfig, ErrorKind, Extent, FdIndex, MAX_FDS};
 use serde::{Deserialize, Serialize};
 
-use super::{StorageError, devices::BlockDevice};
+use super::{
+    StorageError,
+    devices::BlockDevice,
+    local::{LocalVolume, Medium},
+};
 use crate::{
+    blocking::blocking,
+    config::PodsConfig,
     error::PodError,
     guest::client::{Agent, Storage},
     id::ContainerId,
+    record::LocalRecord,
     vm::{VmError, client::VmClient, slots::Slots},
 };
 
@@ -29,7 +36,9 @@ const DISK: &str = "block";
 #[derive(Debug, Default)]
 pub(crate) struct ImageDisks {
     slots: Slots,
-    disks: BTreeMap<ImageId, ImageDisk>,
+    disks: BTreeMap<ImageId, SharedDisk>,
+    /// By name in the guest.
+    volumes: BTreeMap<String, SharedDisk>,
     devices: BTreeMap<ContainerId, Vec<DeviceDisk>>,
 }
 
@@ -42,9 +51,16 @@ pub(crate) struct DeviceDisk {
 }
 
 #[derive(Debug)]
-struct ImageDisk {
+struct SharedDisk {
     slot: u8,
     users: BTreeSet<ContainerId>,
+}
+
+impl SharedDisk {
+    fn new(slot: u8, user: &ContainerId) -> Self {
+        let users = BTreeSet::from([user.clone()]);
+        Self { slot, users }
+    }
 }
 
 /// The name of an image's mount in the guest.
@@ -61,10 +77,17 @@ impl ImageDisks {
     /// Notes a disk that was attached before the daemon was restarted.
     pub(crate) fn adopt(&mut self, image: &ImageId, slot: u8, user: &ContainerId) {
         self.slots.mark(slot);
-        let disk = self.disks.entry(image.clone()).or_insert(ImageDisk {
-            slot,
-            users: BTreeSet::new(),
-        });
+        let disk = self.disks.entry(image.clone());
+        let disk = disk.or_insert_with(|| SharedDisk::new(slot, user));
+        disk.users.insert(user.clone());
+    }
+
+    /// Notes the disk of a volume, if it has one, that was attached before the daemon was restarted.
+    pub(crate) fn adopt_volume(&mut self, volume: &LocalRecord, user: &ContainerId) {
+        let Some(slot) = volume.slot else { return };
+        self.slots.mark(slot);
+        let disk = self.volumes.entry(volume.storage.clone());
+        let disk = disk.or_insert_with(|| SharedDisk::new(slot, user));
         disk.users.insert(user.clone());
     }
 
@@ -84,6 +107,7 @@ impl ImageDisks {
         let Self {
             slots,
             disks,
+            volumes,
             devices,
         } = self;
         let mut is_there = |slot| {
@@ -93,6 +117,7 @@ impl ImageDisks {
             there.contains(&slot)
         };
         disks.retain(|_, disk| is_there(disk.slot));
+        volumes.retain(|_, disk| is_there(disk.slot));
         for disks in devices.values_mut() {
             disks.retain(|disk| is_there(disk.slot));
         }
@@ -138,12 +163,47 @@ impl ImageDisks {
             slot,
             fstype: "erofs",
             readonly: true,
-            scratch: false,
+            ..Storage::default()
         };
         self.bring_up(vm, agent, storage).await?;
-        let users = BTreeSet::from([user.clone()]);
-        self.disks.insert(image.clone(), ImageDisk { slot, users });
+        let disk = SharedDisk::new(slot, user);
+        self.disks.insert(image.clone(), disk);
         Ok(slot)
+    }
+
+    /// Sees to it that the guest has mounted a volume for `user`; returns the slot of its disk, if
+    /// it has one. A volume in memory stays until the VM ends.
+    ///
+    /// # Errors
+    /// When it can't be attached or mounted; no disk stays then.
+    pub(crate) async fn attach_volume(
+        &mut self,
+        vm: &VmClient,
+        agent: &Agent,
+        config: &PodsConfig,
+        volume: &LocalVolume,
+        user: &ContainerId,
+    ) -> Result<Option<u8>, PodError> {
+        if volume.medium != Medium::Disk {
+            agent.attach_storage(volume.storage(0)).await?;
+            return Ok(None);
+        }
+        if let Some(disk) = self.volumes.get_mut(&volume.storage) {
+            disk.users.insert(user.clone());
+            return Ok(Some(disk.slot));
+        }
+        let (config, made) = (config.clone(), volume.clone());
+        let (device, file) = blocking(move || made.disk(&config)).await?;
+        let disk = || {
+            let file = file.try_clone();
+            let file = file.map_err(|e| PodError::internal("share an open volume", e))?;
+            Ok((device.clone(), vec![file]))
+        };
+        let slot = self.plug(vm, disk).await?;
+        self.bring_up(vm, agent, volume.storage(slot)).await?;
+        let disk = SharedDisk::new(slot, user);
+        self.volumes.insert(volume.storage.clone(), disk);
+        Ok(Some(slot))
     }
 
     /// Makes a block device of the host a disk of the guest, for `user` alone.
@@ -166,9 +226,8 @@ impl ImageDisks {
         let storage = Storage {
             id,
             slot,
-            fstype: "",
             readonly: device.readonly(),
-            scratch: false,
+            ..Storage::default()
         };
         self.bring_up(vm, agent, storage).await?;
         self.adopt_device(
@@ -216,19 +275,12 @@ impl ImageDisks {
         agent: &Agent,
         user: &ContainerId,
     ) -> Result<(), PodError> {
-        let mut unused = Vec::new();
-        for (image, disk) in &mut self.disks {
-            if disk.users.remove(user) && disk.users.is_empty() {
-                unused.push((image.clone(), disk.slot));
-            }
-        }
-        let images = unused.into_iter().map(|(image, slot)| {
-            self.disks.remove(&image);
-            (storage_id(&image), slot)
-        });
+        let images = unused(&mut self.disks, user);
+        let images = images.map(|(image, slot)| (storage_id(&image), slot));
+        let volumes = unused(&mut self.volumes, user);
         let devices = self.devices.remove(user).unwrap_or_default();
         let devices = devices.into_iter().map(|disk| (disk.storage, disk.slot));
-        let gone: Vec<_> = images.chain(devices).collect();
+        let gone: Vec<_> = images.chain(volumes).chain(devices).collect();
         let mut result = Ok(());
         for (storage, slot) in gone {
             let detached = match agent.detach_storage(&storage).await {
@@ -269,6 +321,17 @@ impl ImageDisks {
         self.slots.free(slot);
         Ok(())
     }
+}
+
+/// Takes out the disks that only `user` used.
+fn unused<K: Ord>(
+    disks: &mut BTreeMap<K, SharedDisk>,
+    user: &ContainerId,
+) -> impl Iterator<Item = (K, u8)> {
+    let used = disks.extract_if(.., |_, disk| {
+        disk.users.remove(user) && disk.users.is_empty()
+    });
+    used.map(|(key, disk)| (key, disk.slot))
 }
 
 /// Opens the files of a disk, each once, and describes it.

@@ -1,9 +1,10 @@
 //! Disks of a pod: the scratch disk, one read-only disk for each image in use, and block devices
-//! of the host; and paths of the host.
+//! of the host; paths of the host, and volumes that the guest keeps instead.
 
 pub(crate) mod devices;
 pub(crate) mod files;
 pub(crate) mod images;
+pub(crate) mod local;
 pub(crate) mod scratch;
 
 use std::{io, path::PathBuf};

@@ -1,7 +1,8 @@
-//! The scratch disk: a sparse ext4 image for writable layers, as large as a pod's quota.
+//! Sparse ext4 images, as large as a pod's quota: the scratch disk for writable layers, and the
+//! disks of volumes that the guest keeps.
 //!
-//! It is formatted once for each size and then copied, holes left out: a copy costs the few
-//! blocks that a fresh file system has. It has no journal, because it never outlives its VM.
+//! Each kind is formatted once for each size and then copied, holes left out: a copy costs the few
+//! blocks that a fresh file system has.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -16,9 +17,57 @@ use nix::unistd::{Whence, lseek64};
 use super::StorageError;
 use crate::config::PodsConfig;
 
+/// What an image is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// Never outlives its VM: it needs no journal.
+    Scratch,
+    /// A VM may be killed that has it, and the next one has it again.
+    Volume,
+}
+
+impl Kind {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Scratch => "scratch",
+            Self::Volume => "volume",
+        }
+    }
+
+    /// Options of mkfs.ext4.
+    fn features(self) -> &'static [&'static str] {
+        match self {
+            Self::Scratch => &["-O", "^has_journal,^resize_inode"],
+            Self::Volume => &["-O", "^resize_inode", "-J", "size=4"],
+        }
+    }
+}
+
+/// Whether it is a template that was not finished.
+pub(crate) fn is_unfinished(name: &str) -> bool {
+    let kinds = [Kind::Scratch, Kind::Volume].map(Kind::name);
+    let kind = name.split_once('-').map(|(kind, _)| kind);
+    kind.is_some_and(|kind| kinds.contains(&kind)) && name.ends_with(".tmp")
+}
+
 /// Makes a pod's scratch disk at `path`. Blocks.
 pub(crate) fn create(config: &PodsConfig, path: &Path) -> Result<(), StorageError> {
-    let template = template(config)?;
+    copy(config, Kind::Scratch, path)
+}
+
+/// Makes the disk of a volume at `path`: all of it, or nothing. Blocks.
+pub(crate) fn create_volume(config: &PodsConfig, path: &Path) -> Result<(), StorageError> {
+    let work = path.with_extension("img.tmp");
+    let made = copy(config, Kind::Volume, &work)
+        .and_then(|()| fs::rename(&work, path).map_err(failed("rename", &work)));
+    if made.is_err() {
+        let _ = fs::remove_file(&work);
+    }
+    made
+}
+
+fn copy(config: &PodsConfig, kind: Kind, path: &Path) -> Result<(), StorageError> {
+    let template = template(config, kind)?;
     let from = File::open(&template).map_err(failed("open", &template))?;
     let to = open_new(path)?;
     copy_sparse(&from, &to).map_err(failed("copy", path))
@@ -33,20 +82,16 @@ pub(crate) fn open(path: &Path) -> Result<File, StorageError> {
         .map_err(failed("open", path))
 }
 
-fn template(config: &PodsConfig) -> Result<PathBuf, StorageError> {
-    let path = config
-        .root
-        .join(format!("scratch-{}.template", config.scratch_bytes));
+fn template(config: &PodsConfig, kind: Kind) -> Result<PathBuf, StorageError> {
+    let name = format!("{}-{}", kind.name(), config.scratch_bytes);
+    let path = config.root.join(format!("{name}.template"));
     if path.exists() {
         return Ok(path);
     }
     // Two pods may get here at once: each formats its own file, the last rename wins.
-    let work = config.root.join(format!(
-        "scratch-{}.{:x}.tmp",
-        config.scratch_bytes,
-        rand::random::<u64>()
-    ));
-    let result = format(&work, config.scratch_bytes)
+    let random = rand::random::<u64>();
+    let work = config.root.join(format!("{name}.{random:x}.tmp"));
+    let result = format(&work, kind, config.scratch_bytes)
         .and_then(|()| fs::rename(&work, &path).map_err(failed("rename", &work)));
     if result.is_err() {
         let _ = fs::remove_file(&work);
@@ -54,18 +99,21 @@ fn template(config: &PodsConfig) -> Result<PathBuf, StorageError> {
     result.map(|()| path)
 }
 
-fn format(path: &Path, bytes: u64) -> Result<(), StorageError> {
+fn format(path: &Path, kind: Kind, bytes: u64) -> Result<(), StorageError> {
     let file = open_new(path)?;
     file.set_len(bytes).map_err(failed("size", path))?;
     let mut child = Command::new("mkfs.ext4")
-        .args(["-q", "-F", "-m", "0", "-L", "hull-scratch"])
-        // Inode tables are holes and read as zeros; nothing is left to initialise later.
         .args([
-            "-O",
-            "^has_journal,^resize_inode",
-            "-E",
-            "lazy_itable_init=0",
+            "-q",
+            "-F",
+            "-m",
+            "0",
+            "-L",
+            &format!("hull-{}", kind.name()),
         ])
+        .args(kind.features())
+        // Inode tables are holes and read as zeros; nothing is left to initialise later.
+        .args(["-E", "lazy_itable_init=0,lazy_journal_init=1"])
         .arg(path)
         .stdin(Stdio::null())
         .stdout(Stdio::null())

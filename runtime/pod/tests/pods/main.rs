@@ -6,6 +6,7 @@
 mod common;
 mod faults;
 mod life;
+mod local;
 mod recovery;
 mod sessions;
 mod stats;

@@ -4,7 +4,7 @@ use std::{fs, time::Duration};
 
 use hull_pod::{ContainerState, PodId, Pods, SandboxState};
 
-use crate::common::{TestNode, container, daemon, eventually, kill_pid};
+use crate::common::{TestNode, attached, container, daemon, eventually, kill_pid};
 
 async fn run(pods: &Pods, pod: &PodId, name: &str, args: &[&str]) -> String {
     let id = pods
@@ -13,11 +13,6 @@ async fn run(pods: &Pods, pod: &PodId, name: &str, args: &[&str]) -> String {
         .unwrap();
     pods.start_container(id.as_str()).await.unwrap();
     id.to_string()
-}
-
-/// How many devices the VM has.
-async fn attached(pods: &Pods, pod: &PodId) -> u64 {
-    pods.vm_metrics(pod.as_str()).await.unwrap().exits[0].1
 }
 
 #[test]

@@ -55,6 +55,7 @@ impl PodImages for FakeImages {
                 },
                 pinned: false,
                 leases: 0,
+                removed: false,
             }))
         }
         .boxed()

@@ -12,8 +12,8 @@ use std::{
 };
 
 use hull_pod::{
-    ContainerMetadata, ContainerSpec, ImageRequest, PodError, Pods, PodsConfig, SandboxMetadata,
-    SandboxSpec,
+    ContainerMetadata, ContainerSpec, ImageRequest, PodError, PodId, Pods, PodsConfig,
+    SandboxMetadata, SandboxSpec,
 };
 use nix::{
     sys::signal::{Signal, kill},
@@ -220,6 +220,11 @@ pub fn daemon() -> Runtime {
 
 pub fn kill_pid(pid: u32) {
     kill(Pid::from_raw(pid as i32), Signal::SIGKILL).unwrap();
+}
+
+/// How many devices the VM has.
+pub async fn attached(pods: &Pods, pod: &PodId) -> u64 {
+    pods.vm_metrics(pod.as_str()).await.unwrap().exits[0].1
 }
 
 /// Waits for something that is about to happen.

@@ -1,0 +1,135 @@
+//! Volumes that the guest keeps.
+
+use std::{
+    fs,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use hull_pod::{ContainerSpec, MountPropagation, MountSource, MountSpec, PodsConfig};
+
+use crate::common::{TestNode, attached, container, daemon};
+
+/// A directory as kubelet makes it for an emptyDir of the pods of this node.
+fn empty_dir(node: &TestNode, name: &str) -> PathBuf {
+    let volumes = "kubelet/pods/uid/volumes/kubernetes.io~empty-dir";
+    let directory = node.dir.path().join(volumes).join(name);
+    fs::create_dir_all(&directory).unwrap();
+    directory
+}
+
+fn with(name: &str, directories: &[&Path]) -> ContainerSpec {
+    let mounts = directories.iter().map(|directory| MountSpec {
+        container_path: Path::new("/volumes").join(directory.file_name().unwrap()),
+        source: MountSource::Host(directory.to_path_buf()),
+        readonly: false,
+        recursive_readonly: false,
+        propagation: MountPropagation::Private,
+        selinux_relabel: false,
+        owners: None,
+    });
+    ContainerSpec {
+        mounts: mounts.collect(),
+        ..container(name, &["wait"])
+    }
+}
+
+#[test]
+fn an_empty_directory_is_one_disk_for_all_and_stays_when_they_have_gone() {
+    let node = TestNode::new();
+    let directory = empty_dir(&node, "data");
+    let image = directory.join(".hull-volume.img");
+    let number = || fs::metadata(&image).unwrap().ino();
+    let first = daemon();
+    let (pod, one, two) = first.block_on(async {
+        let pods = node.open().await;
+        let pod = pods.run_sandbox(node.sandbox("web")).await.unwrap();
+        assert_eq!(attached(&pods, &pod).await, 5);
+        // One for the image, one for the volume.
+        let create = async |name| {
+            let spec = with(name, &[&directory]);
+            let id = pods.create_container(pod.as_str(), spec).await.unwrap();
+            pods.start_container(id.as_str()).await.unwrap();
+            assert_eq!(attached(&pods, &pod).await, 7);
+            id.to_string()
+        };
+        let (one, two) = (create("one").await, create("two").await);
+        (pod, one, two)
+    });
+    let made = number();
+    first.shutdown_background();
+    std::thread::sleep(Duration::from_millis(50));
+    daemon().block_on(async {
+        let pods = node.open().await;
+        assert_eq!(attached(&pods, &pod).await, 7);
+        pods.remove_container(&one).await.unwrap();
+        assert_eq!(attached(&pods, &pod).await, 7);
+        pods.remove_container(&two).await.unwrap();
+        assert_eq!(attached(&pods, &pod).await, 5);
+        let spec = with("three", &[&directory]);
+        pods.create_container(pod.as_str(), spec).await.unwrap();
+        assert_eq!(attached(&pods, &pod).await, 7);
+        pods.remove_sandbox(pod.as_str()).await.unwrap();
+        // As the sandbox left it, for the pod's next one.
+        assert_eq!(number(), made);
+        let mut next = node.sandbox("web");
+        next.metadata.attempt = 1;
+        let pod = pods.run_sandbox(next).await.unwrap();
+        let spec = with("three", &[&directory]);
+        pods.create_container(pod.as_str(), spec).await.unwrap();
+        assert_eq!(attached(&pods, &pod).await, 7);
+        pods.remove_sandbox(pod.as_str()).await.unwrap();
+        assert_eq!(node.leftovers(), [""; 0]);
+    });
+    assert_eq!(number(), made);
+    assert_eq!(fs::read_dir(&directory).unwrap().count(), 1);
+}
+
+/// There is no file server here, so a container that needs one is refused.
+#[test]
+fn what_the_host_has_files_in_is_shared_and_so_are_volumes_beyond_the_most() {
+    let node = TestNode::new();
+    let daemon = daemon();
+    daemon.block_on(async {
+        let pods = node.open().await;
+        let pod = pods.run_sandbox(node.sandbox("web")).await.unwrap();
+        let refused = async |directories: &[&Path]| {
+            let spec = with("refused", directories);
+            let error = pods.create_container(pod.as_str(), spec).await.unwrap_err();
+            let shares = error.report();
+            assert!(shares.contains("hull-fs"), "{shares}");
+        };
+        let full = empty_dir(&node, "full");
+        fs::write(full.join("file"), "").unwrap();
+        refused(&[&full]).await;
+        let numbered: Vec<_> = (0..9).map(|n| empty_dir(&node, &format!("v{n}"))).collect();
+        let nine: Vec<&Path> = numbered.iter().map(PathBuf::as_path).collect();
+        let spec = with("eight", &nine[..8]);
+        pods.create_container(pod.as_str(), spec).await.unwrap();
+        refused(&nine[8..]).await;
+        let spec = with("again", &nine[..2]);
+        pods.create_container(pod.as_str(), spec).await.unwrap();
+        assert_eq!(attached(&pods, &pod).await, 5 + 1 + 8);
+        pods.remove_sandbox(pod.as_str()).await.unwrap();
+        assert_eq!(node.leftovers(), [""; 0]);
+    });
+}
+
+#[test]
+fn nothing_is_kept_by_guests_when_the_node_says_so() {
+    let mut node = TestNode::new();
+    node.config = PodsConfig {
+        guest_volumes: false,
+        ..node.config.clone()
+    };
+    let directory = empty_dir(&node, "data");
+    daemon().block_on(async {
+        let pods = node.open().await;
+        let pod = pods.run_sandbox(node.sandbox("web")).await.unwrap();
+        let spec = with("one", &[&directory]);
+        let error = pods.create_container(pod.as_str(), spec).await.unwrap_err();
+        assert!(error.report().contains("hull-fs"), "{}", error.report());
+        assert_eq!(fs::read_dir(&directory).unwrap().count(), 0);
+    });
+}
