@@ -5,36 +5,50 @@ use std::{
     fs, io,
     os::fd::{AsFd, AsRawFd},
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
-use hull_proto_agent::agent::CreateRequest;
+use hull_proto_agent::agent::StorageMount;
 use libcontainer::oci_spec::runtime::Spec;
 use nix::mount::{MntFlags, umount2};
 use pathrs::Root;
 
 use super::{ContainerError, pause::PodUser, spec::SpecError};
-use crate::{ident::Id, storage::Storages, sys};
+use crate::{ident::Id, live::LiveVolumes, storage::Storages, sys};
 
-/// Gives the mounts of `spec` that lie in storages their sources.
-pub(super) fn locate(
-    spec: &mut Spec,
-    request: &CreateRequest,
-    storages: &Storages,
-) -> Result<(), ContainerError> {
-    for wanted in &request.storage_mounts {
-        let id = Id::parse("storage id", &wanted.storage)?;
-        let base = storages.mount_point(&id);
-        let base = base.ok_or_else(|| ContainerError::NoStorage(wanted.storage.clone()))?;
-        let source = find(&base, &wanted.sub_path).map_err(|source| ContainerError::SubPath {
-            path: wanted.sub_path.clone(),
-            source,
-        })?;
-        let index = usize::try_from(wanted.mount).unwrap_or(usize::MAX);
-        let mount = spec.mounts_mut().as_mut().and_then(|m| m.get_mut(index));
-        let mount = mount.ok_or(SpecError::Missing("mount for a storage"))?;
-        mount.set_source(Some(source));
+/// The mounts of a container that lie in storages.
+#[derive(Debug)]
+pub(super) struct Sources {
+    pub(super) wanted: Vec<StorageMount>,
+    pub(super) storages: Arc<Storages>,
+    pub(super) live: Arc<LiveVolumes>,
+    pub(super) container: Id,
+}
+
+impl Sources {
+    /// Gives those mounts of `spec` their sources.
+    pub(super) fn locate(&self, spec: &mut Spec) -> Result<(), ContainerError> {
+        for wanted in &self.wanted {
+            let id = Id::parse("storage id", &wanted.storage)?;
+            let base = self.storages.mount_point(&id);
+            let base = base.ok_or_else(|| ContainerError::NoStorage(wanted.storage.clone()))?;
+            let found = find(&base, &wanted.sub_path);
+            let mut source = found.map_err(|source| ContainerError::SubPath {
+                path: wanted.sub_path.clone(),
+                source,
+            })?;
+            if !wanted.live.is_empty()
+                && let Some(copy) = self.live.add(&wanted.live, &source, &self.container)
+            {
+                source = copy;
+            }
+            let index = usize::try_from(wanted.mount).unwrap_or(usize::MAX);
+            let mount = spec.mounts_mut().as_mut().and_then(|m| m.get_mut(index));
+            let mount = mount.ok_or(SpecError::Missing("mount for a storage"))?;
+            mount.set_source(Some(source));
+        }
+        Ok(())
     }
-    Ok(())
 }
 
 /// Resolves `sub_path` without leaving `base`, whose content does not change.
