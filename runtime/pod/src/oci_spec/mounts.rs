@@ -8,6 +8,7 @@ use oci_spec::runtime::{LinuxIdMapping, LinuxIdMappingBuilder, Mount};
 use crate::{
     error::PodError,
     spec::{ContainerSpec, IdRange, MountSource, UserNamespace},
+    storage::volumes::is_live,
 };
 
 /// Shared memory of the pod, made by the agent.
@@ -64,8 +65,9 @@ fn asked(container: &ContainerSpec, owners: Option<&Owners>) -> Vec<Mount> {
                 MountSource::Host(_) => {
                     // The host refuses writes. The guest would also to what is mounted below,
                     // which a mount that is not recursively read-only allows: here, all is one
-                    // file system.
-                    let access = if asked.recursive_readonly { "ro" } else { "rw" };
+                    // file system. A copy is the guest's to protect, and has nothing below.
+                    let readonly = asked.recursive_readonly || is_live(asked);
+                    let access = if readonly { "ro" } else { "rw" };
                     // Checked: they are the pod's, if any.
                     (access, owners.filter(|_| asked.owners.is_some()))
                 }

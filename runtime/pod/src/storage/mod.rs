@@ -1,10 +1,11 @@
 //! Disks of a pod: the scratch disk, one read-only disk for each image in use, and block devices
-//! of the host; and paths of the host.
+//! of the host; and paths of the host, with the volumes among them that change.
 
 pub(crate) mod devices;
 pub(crate) mod files;
 pub(crate) mod images;
 pub(crate) mod scratch;
+pub(crate) mod volumes;
 
 use std::{io, path::PathBuf};
 

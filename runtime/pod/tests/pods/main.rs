@@ -10,3 +10,4 @@ mod recovery;
 mod sessions;
 mod stats;
 mod updates;
+mod volumes;
