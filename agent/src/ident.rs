@@ -2,7 +2,7 @@
 
 use std::{fmt, path::Path};
 
-/// A container, exec, storage or file-set id: one harmless path component.
+/// A container, exec or storage id: one harmless path component.
 ///
 /// It holds at most 128 letters, digits and `_.-` and starts with none of `.-`,
 /// so it can neither leave a directory nor be taken for an option, and it needs

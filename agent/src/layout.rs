@@ -33,9 +33,14 @@ impl Layout {
         self.run.join("storage").join(id)
     }
 
-    /// The file set `set`.
-    pub(crate) fn files(&self, set: &str) -> PathBuf {
-        self.run.join("files").join(set)
+    /// Files of the pod's identity.
+    pub(crate) fn files(&self) -> PathBuf {
+        self.run.join("files/sandbox")
+    }
+
+    /// Copies of volumes.
+    pub(crate) fn live(&self) -> PathBuf {
+        self.run.join("live")
     }
 
     /// The state of container `id`.

@@ -1,11 +1,11 @@
 //! `hull-agent`: PID 1 of a pod's microVM.
 //!
 //! It brings the guest up ([`boot`]), gives it its identity ([`sandbox`],
-//! [`network`]), attaches what the host plugs in ([`mmio`], [`storage`]), runs
-//! containers ([`container`]) and carries their bytes ([`stdio`]). The host
-//! speaks to it in the contract of `proto/agent` ([`rpc`], [`events`],
-//! [`stats`]) over vsock ([`transport`]). [`reaper`] is the only place that
-//! waits for processes.
+//! [`network`]), attaches what the host plugs in ([`mmio`], [`storage`]), copies
+//! volumes that change ([`live`]), runs containers ([`container`]) and carries
+//! their bytes ([`stdio`]). The host speaks to it in the contract of
+//! `proto/agent` ([`rpc`], [`events`], [`stats`]) over vsock ([`transport`]).
+//! [`reaper`] is the only place that waits for processes.
 //!
 //! The program has one thread for all of this, and more only for file work.
 //! Whatever has to fork does so in a child process: this program itself, called
@@ -24,6 +24,7 @@ mod container;
 mod events;
 mod ident;
 mod layout;
+mod live;
 mod log;
 mod mmio;
 mod network;
@@ -61,6 +62,7 @@ use self::{
         pause::{self, PodNamespaces},
     },
     layout::Layout,
+    live::LiveVolumes,
     reaper::Reaper,
     rpc::Service,
     sandbox::Sandbox,
@@ -184,6 +186,7 @@ fn run(
         let pod: Arc<PodNamespaces> = Arc::default();
         let context = Arc::new(Context {
             storages: Storages::new(layout.clone()),
+            live: Arc::new(LiveVolumes::new(layout.live())),
             layout: layout.clone(),
             reaper: Arc::clone(&reaper),
             events: Arc::default(),

@@ -17,7 +17,7 @@ use hull_proto_cri::v1::{
 use hull_tests::client::image;
 use tonic::Code;
 
-use crate::harness::{BUSYBOX, Node, Pod};
+use crate::harness::{BUSYBOX, NETWORK_TOOLS, Node, Pod};
 
 const PATIENCE: Duration = Duration::from_secs(120);
 
@@ -568,36 +568,179 @@ async fn mounts_made_later_on_the_host_appear_where_they_should() {
     end(node, pod).await;
 }
 
-#[tokio::test]
-async fn a_config_map_that_is_replaced_is_seen_as_a_whole() {
-    let node = Node::start().await;
-    let dir = HostDir::new(&node, "config");
-    let version = |number: u32| {
-        let name = format!("..v{number}");
-        fs::create_dir(dir.path(&name)).unwrap();
-        for key in ["a", "b"] {
-            dir.write(&format!("{name}/{key}"), &format!("{key}{number}\n"));
+/// A volume of kubelet's below a directory of the host, which it replaces as a whole.
+struct Live(PathBuf);
+
+impl Live {
+    fn new(dir: &HostDir, plugin: &str, name: &str) -> Self {
+        let path = dir.path("volumes").join(plugin).join(name);
+        fs::create_dir_all(&path).unwrap();
+        Self(path)
+    }
+
+    /// Does what kubelet's AtomicWriter does, with owners and modes of an fsGroup.
+    fn replace(&self, version: &str, keys: &[(&str, &str)], group: u32) {
+        let old = fs::read_link(self.0.join("..data")).ok();
+        let new = self.0.join(version);
+        fs::create_dir(&new).unwrap();
+        chown(&new, None, Some(group)).unwrap();
+        fs::set_permissions(&new, fs::Permissions::from_mode(0o2775)).unwrap();
+        for (key, text) in keys {
+            fs::write(new.join(key), text).unwrap();
+            chown(new.join(key), None, Some(group)).unwrap();
+            fs::set_permissions(new.join(key), fs::Permissions::from_mode(0o440)).unwrap();
         }
-        symlink(&name, dir.path("..tmp")).unwrap();
-        fs::rename(dir.path("..tmp"), dir.path("..data")).unwrap();
-        if number > 1 {
-            fs::remove_dir_all(dir.path(&format!("..v{}", number - 1))).unwrap();
+        symlink(version, self.0.join("..data_tmp")).unwrap();
+        fs::rename(self.0.join("..data_tmp"), self.0.join("..data")).unwrap();
+        for (key, _) in keys {
+            let _ = symlink(format!("..data/{key}"), self.0.join(key));
         }
+        if let Some(old) = old {
+            for key in fs::read_dir(self.0.join(&old)).unwrap() {
+                let key = key.unwrap().file_name();
+                if !new.join(&key).exists() {
+                    fs::remove_file(self.0.join(key)).unwrap();
+                }
+            }
+            fs::remove_dir_all(self.0.join(old)).unwrap();
+        }
+    }
+}
+
+/// Creates and starts a container that writes down what inotify tells of `/config`.
+async fn watcher(node: &Node, pod: &Pod, mounts: Vec<Mount>) -> String {
+    node.client.pull(NETWORK_TOOLS).await.unwrap();
+    let script = "inotifywait -mq --format '%e %f' /config >>/tmp/seen & sleep 1000";
+    let config = ContainerConfig {
+        image: Some(image(NETWORK_TOOLS)),
+        mounts,
+        ..node.script("watcher", script)
     };
-    version(1);
-    for key in ["a", "b"] {
-        symlink(format!("..data/{key}"), dir.path(key)).unwrap();
-    }
+    let id = node.create(pod, config).await.unwrap();
+    node.start_container(&id).await.unwrap();
+    let inotify = "for i in $(seq 300); do grep -qs ^inotify /proc/[0-9]*/fdinfo/* && exit; \
+                   sleep 0.1; done; exit 1";
+    run(node, &id, inotify).await;
+    id
+}
+
+/// Waits until a watcher was told that `..data` is another one; it forgets what it was told.
+async fn was_told(node: &Node, id: &str) {
+    let script = "for i in $(seq 300); do grep -qx 'MOVED_TO ..data' /tmp/seen && break; \
+                  sleep 0.1; done; cat /tmp/seen; grep -qx 'MOVED_TO ..data' /tmp/seen && >/tmp/seen";
+    run(node, id, script).await;
+}
+
+#[tokio::test]
+async fn a_config_map_is_live_and_can_be_watched() {
+    let mut node = Node::start().await;
+    let dir = HostDir::new(&node, "kubelet");
+    let config = Live::new(&dir, "kubernetes.io~configmap", "config");
+    let secret = Live::new(&dir, "kubernetes.io~secret", "secret");
+    config.replace("..1", &[("a", "a1\n"), ("b", "b1\n")], 3000);
+    secret.replace("..1", &[("token", "1\n")], 0);
+    chown(&config.0, None, Some(3000)).unwrap();
+    fs::set_permissions(&config.0, fs::Permissions::from_mode(0o2777)).unwrap();
     let pod = node.pod("config").await;
-    let mounts = vec![readonly(mount("/config", &dir.0), false)];
-    let id = idle(&node, &pod, "main", mounts).await;
-    for number in 1..4 {
-        if number > 1 {
-            version(number);
-        }
-        let text = run(&node, &id, "cat /config/a /config/b").await;
-        assert_eq!(text, format!("a{number}\nb{number}\n"));
+    let mounts = || {
+        vec![
+            readonly(mount("/config", &config.0), false),
+            readonly(mount("/secret", &secret.0), true),
+        ]
+    };
+    let id = watcher(&node, &pod, mounts()).await;
+    let other = idle(&node, &pod, "other", mounts()).await;
+    let script = "cat /config/a /config/b /secret/token && \
+                  stat -c '%n %u %g %a' /config /config/..data/ /config/..data/a";
+    let owned = "/config 0 3000 2777\n/config/..data/ 0 3000 2775\n/config/..data/a 0 3000 440\n";
+    assert_eq!(run(&node, &id, script).await, format!("a1\nb1\n1\n{owned}"));
+    for script in ["touch /config/x", "rm /secret/token", "chmod 777 /config"] {
+        let error = fails(&node, &id, script).await;
+        assert!(error.contains("Read-only file system"), "{script}: {error}");
     }
+
+    // Never a mix: who is in the directory has one version, and there always is one.
+    let script = "while [ ! -e /tmp/end ]; do cd /config/..data/ || echo none; \
+                  a=$(cat a 2>/dev/null); b=$(cat b 2>/dev/null); \
+                  [ -z \"$a\" ] || [ -z \"$b\" ] || [ ${a#a} = ${b#b} ] || echo mix; \
+                  done >/tmp/mixes 2>&1 &";
+    run(&node, &other, script).await;
+    config.replace("..2", &[("a", "a2\n"), ("b", "b2\n"), ("c", "c2\n")], 3000);
+    secret.replace("..2", &[("token", "2\n")], 0);
+    was_told(&node, &id).await;
+    let told = "for i in $(seq 300); do grep -qx 2 /secret/token && exit; sleep 0.1; done; exit 1";
+    run(&node, &id, told).await;
+    for id in [&id, &other] {
+        assert_eq!(run(&node, id, "cat /config/*").await, "a2\nb2\nc2\n");
+    }
+    let mixes = run(&node, &other, "touch /tmp/end; cat /tmp/mixes").await;
+    assert_eq!(mixes, "");
+
+    // Of a daemon that is not there at the time, and of the next one.
+    node.daemon.kill();
+    config.replace("..3", &[("a", "a3\n"), ("b", "b3\n")], 3000);
+    node.client = node.daemon.restart().await;
+    was_told(&node, &id).await;
+    assert_eq!(run(&node, &id, "cat /config/*").await, "a3\nb3\n");
+    config.replace("..4", &[("a", "a4\n"), ("b", "b4\n")], 3000);
+    was_told(&node, &id).await;
+    assert_eq!(run(&node, &other, "cat /config/*").await, "a4\nb4\n");
+
+    // Too large for a copy: the last one stays, and the pod says so. A container that is made now
+    // has the volume itself.
+    let large = "x".repeat(5 << 20);
+    config.replace("..5", &[("a", "a5\n"), ("b", &large)], 3000);
+    let deadline = Instant::now() + PATIENCE;
+    while !warning(&node, &pod)
+        .await
+        .contains("config: it has more than")
+    {
+        assert!(Instant::now() < deadline, "nobody is told");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    assert_eq!(run(&node, &id, "cat /config/*").await, "a4\nb4\n");
+    let late = idle(&node, &pod, "late", mounts()).await;
+    assert_eq!(run(&node, &late, "cat /config/a").await, "a5\n");
+    assert_eq!(run(&node, &late, "wc -c </config/b").await, "5242880\n");
+    config.replace("..6", &[("a", "a6\n")], 3000);
+    was_told(&node, &id).await;
+    assert_eq!(run(&node, &id, "cat /config/*").await, "a6\n");
+    assert_eq!(run(&node, &late, "cat /config/*").await, "a6\n");
+    while !warning(&node, &pod).await.is_empty() {
+        assert!(Instant::now() < deadline, "the warning stays");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    end(node, pod).await;
+}
+
+#[tokio::test]
+async fn a_live_volume_in_a_user_namespace_has_its_owners_and_its_mount_points() {
+    let node = Node::start().await;
+    let dir = HostDir::new(&node, "kubelet");
+    let config = Live::new(&dir, "kubernetes.io~projected", "all");
+    config.replace("..1", &[("a", "1\n")], 3000);
+    fs::create_dir_all(config.0.join("nested/deep")).unwrap();
+    dir.write("inner", "inner\n");
+    let pod = pod_with_user_namespace(&node, "users").await;
+    let mounts = vec![
+        mapped(mount("/config/nested/deep", &dir.0), IDS),
+        mapped(readonly(mount("/config", &config.0), false), IDS),
+    ];
+    let id = watcher(&node, &pod, mounts).await;
+    let script = "stat -c '%u %g %a' /config/..data/ /config/..data/a; \
+                  cat /config/nested/deep/inner";
+    assert_eq!(
+        run(&node, &id, script).await,
+        "0 3000 2775\n0 3000 440\ninner\n"
+    );
+    config.replace("..2", &[("a", "2\n")], 1000);
+    was_told(&node, &id).await;
+    assert_eq!(run(&node, &id, "cat /config/a").await, "2\n");
+    assert_eq!(
+        run(&node, &id, script).await,
+        "0 1000 2775\n0 1000 440\ninner\n"
+    );
+    fails(&node, &id, "touch /config/x").await;
     end(node, pod).await;
 }
 

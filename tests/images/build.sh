@@ -51,7 +51,7 @@ build() {
 unpack_images() {
     local deb packages
     mapfile -t packages < <(apt-cache depends --recurse --no-{recommends,suggests,conflicts,breaks,replaces,enhances} \
-        iptables nftables iproute2 iputils-ping socat ethtool | grep '^[a-z]')
+        iptables nftables iproute2 iputils-ping socat ethtool inotify-tools | grep '^[a-z]')
     mkdir "$1/network" "$1/tree/network"
     (cd "$1/network" && apt -o APT::Sandbox::User=root download "${packages[@]}")
     for deb in "$1"/network/*.deb; do dpkg-deb -x "$deb" "$1/tree/network"; done

@@ -9,7 +9,8 @@ Everything pushed depends on them alone, so the same packages give the same dige
     demo/busybox    OCI index (arm64 with an empty layer first, then amd64), two gzip layers, dynamic
                     busybox, one hard link per applet; the second layer deletes and replaces files
     demo/static     Docker schema 2, one layer: busybox-static alone, Entrypoint, User 65534
-    demo/network    demo/busybox's first layer and, under /usr, iptables of both kinds, nft, ip, ss, ping, socat
+    demo/network    demo/busybox's first layer and, under /usr, iptables of both kinds, nft, ip, ss, ping, socat,
+                    inotifywait
     broken/layer    its layer is cut off in mid-gzip; its digests are right
     broken/diffid   its config names another diff id than its layer has
     broken/digest   build.sh flips a bit of its layer in the registry's storage afterwards
@@ -36,10 +37,10 @@ def busybox(tree, versions):
 
 
 def network(package):
-    """The tools of those who set up networks in pods."""
+    """The tools of those who set up networks in pods, and of those who watch files."""
     # iptables-legacy keeps its lock in /run.
     layer, programs = Layer().dir("run"), []
-    for name in ("ip", "ss", "nft", "ping", "socat", "ethtool", "xtables-legacy-multi", "xtables-nft-multi"):
+    for name in ("ip", "ss", "nft", "ping", "socat", "ethtool", "inotifywait", "xtables-legacy-multi", "xtables-nft-multi"):
         found = (package / place / name for place in ("usr/sbin", "usr/bin", "sbin", "bin"))
         path = next(path for path in found if path.is_file())
         programs.append(path)

@@ -32,6 +32,7 @@ use super::{
 };
 use crate::{
     ident::Id,
+    live::LiveVolumes,
     stdio::{InputEnd, Stdio, Wanted},
 };
 
@@ -57,6 +58,7 @@ pub(crate) struct Remains {
     dir: PathBuf,
     rootfs: Option<Rootfs>,
     cgroup: Option<Cgroup>,
+    live: Arc<LiveVolumes>,
 }
 
 impl Remains {
@@ -82,6 +84,7 @@ impl Remains {
                 .map_err(failed("remove root file system", rootfs.path()))?;
             self.rootfs = None;
         }
+        self.live.remove(&self.id);
         match fs::remove_dir_all(&self.dir) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => {
                 Err(failed("remove directory", &self.dir)(e))
@@ -117,6 +120,7 @@ pub(crate) async fn create(
         dir: context.layout.container(id),
         rootfs: None,
         cgroup: None,
+        live: Arc::clone(&context.live),
     };
     match stages(context, id, request, target, &mut remains).await {
         Ok(stage) => Ok(stage.into_created(remains)),
@@ -161,7 +165,17 @@ async fn stages(
     remains: &mut Remains,
 ) -> Result<Launched, ContainerError> {
     let mut asked = spec::parse(&request.spec)?;
-    let held = volumes::locate(&mut asked, request, &context.storages)?;
+    let sources = volumes::Sources {
+        wanted: request.storage_mounts.clone(),
+        storages: Arc::clone(&context.storages),
+        live: Arc::clone(&context.live),
+        container: id.clone(),
+    };
+    let (mut asked, held) = blocking(move || {
+        let held = sources.locate(&mut asked)?;
+        Ok((asked, held))
+    })
+    .await?;
     nodes::add(&mut asked, request, &context.storages)?;
     let pod_user = context.pod.user().cloned();
     let lower = layers(context, request)?;

@@ -42,6 +42,7 @@ use crate::{
     events::Events,
     ident::Id,
     layout::Layout,
+    live::LiveVolumes,
     reaper::Reaper,
     stdio::{Stdio, server::Directory},
     storage::Storages,
@@ -69,6 +70,7 @@ pub(crate) struct Context {
     pub(crate) reaper: Arc<Reaper>,
     pub(crate) events: Arc<Events>,
     pub(crate) storages: Arc<Storages>,
+    pub(crate) live: Arc<LiveVolumes>,
     pub(crate) pod: Arc<PodNamespaces>,
 }
 

@@ -10,9 +10,10 @@ use std::{
         unix::fs::PermissionsExt,
     },
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
-use hull_proto_agent::agent::CreateRequest;
+use hull_proto_agent::agent::StorageMount;
 use libcontainer::oci_spec::runtime::Spec;
 use nix::mount::{MntFlags, umount2};
 use pathrs::Root;
@@ -20,6 +21,7 @@ use pathrs::Root;
 use super::{ContainerError, pause::PodUser, spec::SpecError};
 use crate::{
     ident::Id,
+    live::LiveVolumes,
     storage::{Base, Storages},
     sys,
 };
@@ -28,34 +30,45 @@ use crate::{
 /// mount: they are held open.
 pub(super) type Held = HashMap<usize, OwnedFd>;
 
-/// Gives the mounts of `spec` that lie in storages their sources.
-pub(super) fn locate(
-    spec: &mut Spec,
-    request: &CreateRequest,
-    storages: &Storages,
-) -> Result<Held, ContainerError> {
-    let mut held = Held::new();
-    for wanted in &request.storage_mounts {
-        let id = Id::parse("storage id", &wanted.storage)?;
-        let base = storages.base(&id);
-        let base = base.ok_or_else(|| ContainerError::NoStorage(wanted.storage.clone()))?;
-        let found = find(&base, &wanted.sub_path).and_then(|found| {
-            let path = fs::read_link(opened(&found))?;
-            Ok((found, path))
-        });
-        let (found, source) = found.map_err(|source| ContainerError::SubPath {
-            path: wanted.sub_path.clone(),
-            source,
-        })?;
-        let index = usize::try_from(wanted.mount).unwrap_or(usize::MAX);
-        let mount = spec.mounts_mut().as_mut().and_then(|m| m.get_mut(index));
-        let mount = mount.ok_or(SpecError::Missing("mount for a storage"))?;
-        mount.set_source(Some(source));
-        if base.changes {
-            held.insert(index, found);
+/// The mounts of a container that lie in storages.
+#[derive(Debug)]
+pub(super) struct Sources {
+    pub(super) wanted: Vec<StorageMount>,
+    pub(super) storages: Arc<Storages>,
+    pub(super) live: Arc<LiveVolumes>,
+    pub(super) container: Id,
+}
+
+impl Sources {
+    /// Gives those mounts of `spec` their sources.
+    pub(super) fn locate(&self, spec: &mut Spec) -> Result<Held, ContainerError> {
+        let mut held = Held::new();
+        for wanted in &self.wanted {
+            let id = Id::parse("storage id", &wanted.storage)?;
+            let base = self.storages.base(&id);
+            let base = base.ok_or_else(|| ContainerError::NoStorage(wanted.storage.clone()))?;
+            let found = find(&base, &wanted.sub_path).and_then(|found| {
+                let path = fs::read_link(opened(&found))?;
+                Ok((found, path))
+            });
+            let (found, mut source) = found.map_err(|source| ContainerError::SubPath {
+                path: wanted.sub_path.clone(),
+                source,
+            })?;
+            let index = usize::try_from(wanted.mount).unwrap_or(usize::MAX);
+            let mount = spec.mounts_mut().as_mut().and_then(|m| m.get_mut(index));
+            let mount = mount.ok_or(SpecError::Missing("mount for a storage"))?;
+            if base.changes {
+                held.insert(index, found);
+            } else if !wanted.live.is_empty()
+                && let Some(copy) = self.live.add(&wanted.live, &source, &self.container)
+            {
+                source = copy;
+            }
+            mount.set_source(Some(source));
         }
+        Ok(held)
     }
-    Ok(held)
 }
 
 /// Resolves `sub_path` without leaving `base`. What a volume lacks is made: directories like its

@@ -16,7 +16,7 @@ use crate::{
     container::{Change, Containers, Context, Sending},
     ident::Id,
     mmio::Slot,
-    sandbox::{FILE_SET, Sandbox, files, files::FilesError},
+    sandbox::Sandbox,
     shutdown,
     stats::Stats,
 };
@@ -172,20 +172,13 @@ impl rpc::Agent for Service {
         .await
     }
 
-    async fn put_files(
+    async fn refresh_volumes(
         &self,
         _: &TtrpcContext,
-        request: proto::PutFilesRequest,
+        _: proto::Empty,
     ) -> ttrpc::Result<proto::Empty> {
-        let layout = self.context.layout.clone();
-        complete(blocking(move || {
-            let set = Id::parse("file set", &request.set).map_err(|e| status(&e))?;
-            if set.as_str() == FILE_SET {
-                return Err(status(&FilesError::Reserved));
-            }
-            done(files::replace(&layout.files(set.as_str()), &request.files))
-        }))
-        .await
+        let live = Arc::clone(&self.context.live);
+        complete(blocking(move || done(live.refresh()))).await
     }
 
     async fn create(

@@ -7,8 +7,9 @@ use ttrpc::{Code, get_status};
 use crate::{
     container::{ContainerError, child::chain},
     ident::IdError,
+    live::Behind,
     mmio::DeviceError,
-    sandbox::{SandboxError, files::FilesError},
+    sandbox::SandboxError,
     storage::StorageError,
 };
 
@@ -119,12 +120,9 @@ impl Classified for StorageError {
     }
 }
 
-impl Classified for FilesError {
+impl Classified for Behind {
     fn code(&self) -> Code {
-        match self {
-            Self::Path(_) | Self::Twice(_) | Self::Reserved => Code::INVALID_ARGUMENT,
-            Self::Write { .. } => Code::INTERNAL,
-        }
+        Code::INTERNAL
     }
 }
 

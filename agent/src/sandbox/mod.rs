@@ -1,6 +1,5 @@
 //! The pod's identity: everything that `Configure` gives the guest.
 
-pub(crate) mod files;
 pub(crate) mod sysctl;
 
 use std::{
@@ -31,9 +30,6 @@ use crate::{
 
 /// Size of `/dev/shm` when the host names none, in bytes.
 const DEFAULT_SHM: u64 = 64 << 20;
-
-/// The file set that belongs to `Configure`.
-pub(crate) const FILE_SET: &str = "sandbox";
 
 /// Why the guest could not be given its identity.
 #[derive(Debug, thiserror::Error)]
@@ -163,7 +159,7 @@ impl Sandbox {
     }
 
     fn write_files(&self, request: &ConfigureRequest) -> Result<(), SandboxError> {
-        let dir = self.layout.files(FILE_SET);
+        let dir = self.layout.files();
         let failed = |path: &Path| {
             let path = path.to_owned();
             move |source| SandboxError::File { path, source }

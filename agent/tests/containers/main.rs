@@ -9,12 +9,13 @@
 
 mod harness;
 
-use std::time::Duration;
+use std::{os::unix::fs::symlink, time::Duration};
 
 use hull_proto_agent::{
     agent as proto,
     stream::{StreamHeader, StreamKind, encode},
 };
+use rustix::fs::inotify;
 use serde_json::json;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -457,7 +458,7 @@ agent_tests! {
         let volume = agent.dir.join("volume");
         std::fs::create_dir_all(volume.join("etc")).unwrap();
         std::fs::write(volume.join("etc/name"), "volume\n").unwrap();
-        std::os::unix::fs::symlink("/etc", volume.join("link")).unwrap();
+        symlink("/etc", volume.join("link")).unwrap();
         agent.bind("volume", &volume).await;
         let with = |id: &str, sub_path: &str| {
             let mut mounted = spec(&["sleep", "1000"]);
@@ -739,7 +740,7 @@ agent_tests! {
         agent.assert_clean();
     }
 
-    async fn pushed_files_and_identity_reach_containers(agent) {
+    async fn identity_reaches_containers(agent) {
         let configure = proto::ConfigureRequest {
             sandbox_id: "s1".to_owned(),
             hostname: "pod-one".to_owned(),
@@ -755,32 +756,99 @@ agent_tests! {
         let other = proto::ConfigureRequest { sandbox_id: "s2".to_owned(), ..Default::default() };
         let (code, _) = message(agent.client.configure(context(), &other).await);
         assert_eq!(code, ttrpc::Code::FAILED_PRECONDITION);
-        let put = |content: &str| proto::PutFilesRequest {
-            set: "cfg".to_owned(),
-            files: vec![proto::File { path: "key".to_owned(), content: content.as_bytes().to_vec(), mode: 0o444, ..Default::default() }],
-            ..Default::default()
-        };
-        agent.client.put_files(context(), &put("one")).await.unwrap();
         let mut with_mounts = spec(&["sleep", "1000"]);
         let run = agent.dir.join("run");
         let bind = |from: &str, to: &str| json!({
             "destination": to, "type": "bind", "source": run.join(from), "options": ["rbind", "rprivate", "rw"]
         });
         with_mounts["mounts"].as_array_mut().unwrap().extend([
-            bind("files/cfg", "/cfg"), bind("files/sandbox/hosts", "/etc/hosts"),
+            bind("files/sandbox/hosts", "/etc/hosts"),
             bind("files/sandbox/resolv.conf", "/etc/resolv.conf"), bind("shm", "/dev/shm"),
         ]);
         agent.create(&container_with("c1", &with_mounts)).await;
         agent.start_container("c1").await.unwrap();
-        let script = "hostname; cat /etc/hosts /etc/resolv.conf /cfg/key; cat /proc/sys/net/core/somaxconn";
+        let script = "hostname; cat /etc/hosts /etc/resolv.conf; cat /proc/sys/net/core/somaxconn";
         let (output, _) = agent.exec_sync("c1", "e1", script).await;
-        assert_eq!(output, "pod-one\n127.0.0.1 localhost\nnameserver 10.0.0.10\none512\n");
-        agent.client.put_files(context(), &put("two")).await.unwrap();
+        assert_eq!(output, "pod-one\n127.0.0.1 localhost\nnameserver 10.0.0.10\n512\n");
         let changed = proto::ConfigureRequest { hosts: "127.0.0.2 x\n".to_owned(), ..configure.clone() };
         agent.client.configure(context(), &changed).await.unwrap();
-        let (output, _) = agent.exec_sync("c1", "e2", "cat /cfg/key /etc/hosts; echo x > /dev/shm/x; ls /dev/shm").await;
-        assert_eq!(output, "two127.0.0.2 x\nx\n");
+        let (output, _) = agent.exec_sync("c1", "e2", "cat /etc/hosts; echo x > /dev/shm/x; ls /dev/shm").await;
+        assert_eq!(output, "127.0.0.2 x\nx\n");
         agent.delete("c1").await;
+    }
+
+    async fn a_live_volume_is_one_copy_that_can_be_watched(agent) {
+        let volume = agent.dir.join("volumes/v");
+        std::fs::create_dir_all(&volume).unwrap();
+        let replace = |version: &str, keys: &[(&str, &str)]| {
+            std::fs::create_dir(volume.join(version)).unwrap();
+            for (key, text) in keys {
+                std::fs::write(volume.join(version).join(key), text).unwrap();
+                let _ = symlink(format!("..data/{key}"), volume.join(key));
+            }
+            symlink(version, volume.join("..data_tmp")).unwrap();
+            std::fs::rename(volume.join("..data_tmp"), volume.join("..data")).unwrap();
+        };
+        replace("..1", &[("key", "one"), ("gone", "one")]);
+        agent.bind("host", &agent.dir.join("volumes")).await;
+        let mut mounted = spec(&["sleep", "1000"]);
+        let mounts = mounted["mounts"].as_array_mut().unwrap();
+        let at = mounts.len() as u32;
+        mounts.push(json!({"destination": "/v", "type": "bind", "source": "asked", "options": ["rbind", "rprivate", "ro"]}));
+        let with_volume = |id: &str| {
+            let mut request = container_with(id, &mounted);
+            request.storage_mounts = vec![proto::StorageMount {
+                mount: at, storage: "host".to_owned(), sub_path: "v".to_owned(), live: "name-of-v".to_owned(), ..Default::default()
+            }];
+            request
+        };
+        for id in ["c1", "c2"] {
+            agent.create(&with_volume(id)).await;
+            agent.start_container(id).await.unwrap();
+        }
+        let copy = format!("/proc/{}/root{}/run/live/1", agent.init(), agent.dir.display());
+        let watch = inotify::init(inotify::CreateFlags::NONBLOCK).unwrap();
+        let flags = inotify::WatchFlags::CREATE | inotify::WatchFlags::MOVE | inotify::WatchFlags::DELETE;
+        inotify::add_watch(&watch, &copy, flags).unwrap();
+
+        std::fs::remove_file(volume.join("gone")).unwrap();
+        replace("..2", &[("key", "two"), ("new", "two")]);
+        agent.client.refresh_volumes(context(), &proto::Empty::new()).await.unwrap();
+        let (mut buffer, mut seen) = ([std::mem::MaybeUninit::uninit(); 4096], Vec::new());
+        let mut events = inotify::Reader::new(&watch, &mut buffer);
+        while let Ok(event) = events.next() {
+            seen.push((event.file_name().unwrap().to_str().unwrap().to_owned(), event.events() - inotify::ReadFlags::ISDIR));
+        }
+        seen[5..].sort_by(|a, b| a.0.cmp(&b.0));
+        type Seen = inotify::ReadFlags;
+        let expected = [
+            ("..2", Seen::MOVED_TO), ("..data_tmp", Seen::CREATE), ("..data_tmp", Seen::MOVED_FROM), ("..data", Seen::MOVED_TO),
+            ("new", Seen::CREATE), ("..1", Seen::DELETE), ("gone", Seen::DELETE),
+        ];
+        assert_eq!(seen, expected.map(|(name, event)| (name.to_owned(), event)));
+        for id in ["c1", "c2"] {
+            let (output, _) = agent.exec_sync(id, "e1", "cat /v/key /v/new; ls -A /v; echo x 2>&1 >/v/key").await;
+            assert!(output.starts_with("twotwo..2\n..data\nkey\nnew\n"), "{output}");
+            assert!(output.contains("Read-only file system"), "{output}");
+        }
+
+        // It outgrows what is copied: who has a copy keeps it, who comes later has the volume itself.
+        replace("..3", &[("key", "three"), ("large", &"x".repeat(5 << 20))]);
+        let (_, text) = message(agent.client.refresh_volumes(context(), &proto::Empty::new()).await);
+        assert!(text.starts_with("name-of-v: it has more than"), "{text}");
+        agent.create(&with_volume("c3")).await;
+        agent.start_container("c3").await.unwrap();
+        for (id, text) in [("c1", "two"), ("c3", "three")] {
+            let (output, _) = agent.exec_sync(id, "e2", "cat /v/key").await;
+            assert_eq!(output, text, "{id}");
+        }
+        agent.delete("c1").await;
+        assert!(std::path::Path::new(&copy).exists());
+        agent.delete("c2").await;
+        assert!(!std::path::Path::new(&copy).exists());
+        agent.client.refresh_volumes(context(), &proto::Empty::new()).await.unwrap();
+        agent.delete("c3").await;
+        agent.assert_clean();
     }
 
     async fn the_network_is_what_the_host_describes(agent) {

@@ -9,6 +9,7 @@ use crate::{
     record::Records,
     registry::Registry,
     stats::Samples,
+    storage::volumes::Watches,
 };
 
 /// What all pods of the node share.
@@ -21,6 +22,7 @@ pub(crate) struct Node {
     pub registry: Registry,
     pub events: Hub,
     pub samples: Samples,
+    pub watches: Watches,
 }
 
 impl Node {
@@ -38,6 +40,7 @@ impl Node {
             registry: Registry::default(),
             events: Hub::default(),
             samples: Samples::default(),
+            watches: Watches::start(),
         }
     }
 }

@@ -243,6 +243,7 @@ impl Recovery {
         disks.reconcile(&vm, &agent).await;
         self.driver.go_live(vm, agent, disks, None);
         self.driver.resume_stops();
+        self.driver.watch_volumes().await;
         let mut kept = self.containers.iter();
         if kept.any(|c| c.state != RecordedState::Creating && c.has_shares()) {
             self.driver.watch_files();

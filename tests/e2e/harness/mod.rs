@@ -11,5 +11,5 @@ pub use registry::{Fault, FaultyRegistry, Registry};
 
 /// The image that most tests use, under a name that only a mirror can serve.
 pub const BUSYBOX: &str = "registry.test/demo/busybox:latest";
-/// busybox with the tools of those who set up networks: ip, iptables, nft, ping, socat.
+/// busybox with the tools of those who set up networks: ip, iptables, nft, ping, socat; and inotifywait.
 pub const NETWORK_TOOLS: &str = "registry.test/demo/network:latest";

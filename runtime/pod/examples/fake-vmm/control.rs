@@ -29,6 +29,8 @@ struct Vm {
     state: Option<VmState>,
     /// What is behind them.
     slots: BTreeMap<u8, &'static str>,
+    /// The end of the file server's socket.
+    files: Vec<OwnedFd>,
 }
 
 /// Serves any number of connections, one after another or side by side.
@@ -104,16 +106,19 @@ fn handle(vm: &Mutex<Vm>, request: Request, fds: Vec<OwnedFd>) -> Response {
             }
         },
         Request::Attach { slot, device } => {
-            let DeviceConfig::Block { extents, .. } = device else {
-                return refuse(ErrorKind::Invalid);
-            };
-            assert!(extents.iter().all(|e| (e.file.0 as usize) < fds.len()));
+            match &device {
+                DeviceConfig::Block { extents, .. } => {
+                    assert!(extents.iter().all(|e| (e.file.0 as usize) < fds.len()));
+                }
+                DeviceConfig::Fs { .. } => vm.files = fds,
+                _ => return refuse(ErrorKind::Invalid),
+            }
             if let Some(kind) = vm.script.refuse_attach {
                 return refuse(kind);
             }
             match vm.slots.entry(slot) {
                 Entry::Vacant(place) => {
-                    place.insert("block");
+                    place.insert(kind(&device));
                     Response::Ok
                 }
                 Entry::Occupied(_) => refuse(ErrorKind::Busy),

@@ -1,7 +1,8 @@
 //! A VMM and a guest that are neither, for the tests of this crate.
 //!
 //! It is a process of its own, like the real one: it speaks the control protocol, gets its file
-//! descriptors by `SCM_RIGHTS`, and serves an agent behind the vsock listener among them. What
+//! descriptors by `SCM_RIGHTS`, and serves an agent behind the vsock listener among them. It is the
+//! file server too ([`files`]). What
 //! is to go wrong stands in the "kernel" file ([`script::Script`]); what a "container" does
 //! stands in its arguments ([`process`]).
 
@@ -12,6 +13,7 @@
 
 mod agent;
 mod control;
+mod files;
 mod outputs;
 mod process;
 mod script;
@@ -34,5 +36,8 @@ async fn main() {
             _ => {}
         }
     }
-    control::serve(&socket.unwrap(), &report.unwrap()).await;
+    match report {
+        Some(report) => control::serve(&socket.unwrap(), &report).await,
+        None => files::serve(&socket.unwrap()).await,
+    }
 }

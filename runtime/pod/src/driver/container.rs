@@ -252,6 +252,9 @@ impl Driver {
         if let Err(error) = self.node.records.delete_container(id).await {
             tracing::error!(container = %id, %error, "delete the container's record");
         }
+        if let Some(live) = &mut self.live {
+            live.volumes.forget(id);
+        }
         let run = RunDir::of(&self.node.config, &self.record.id);
         // A file that stays goes with the directory.
         let _ = std::fs::remove_file(run.log_position(id.as_str()));

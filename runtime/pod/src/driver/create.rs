@@ -17,7 +17,7 @@ use hull_proto_agent::agent::{
 use hull_proto_vmm::fs::Share;
 use oci_spec::runtime::Spec;
 use protobuf::EnumOrUnknown;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, Notify};
 
 use super::{Container, CreatedContainer, Done, Driver, Reply};
 use crate::{
@@ -43,6 +43,7 @@ use crate::{
         files::{self, FILES_ID, HostFiles, Reach},
         images::{DeviceDisk, ImageDisks, storage_id},
         local::{self, LocalVolume},
+        volumes::{Watched, is_live},
     },
     validate,
     vm::{client::VmClient, rundir::RunDir},
@@ -59,6 +60,7 @@ pub(super) struct Parts {
     volumes: Vec<VolumeRecord>,
     locals: Vec<LocalRecord>,
     devices: Vec<DeviceDisk>,
+    watched: Watched,
     log: ContainerLog,
 }
 
@@ -70,6 +72,10 @@ struct Plan {
     disks: Arc<Mutex<ImageDisks>>,
     files: Arc<Mutex<HostFiles>>,
     shares: Vec<(usize, Share)>,
+    spec: Arc<ContainerSpec>,
+    /// What tells that a live volume changed, and those of the container.
+    changed: Arc<Notify>,
+    watched: Watched,
     /// Where the container's mounts are in its specification.
     mounts: HashMap<usize, u32>,
     pod: PodId,
@@ -149,6 +155,9 @@ impl Driver {
                 container.record.locals = parts.locals;
                 container.record.devices = parts.devices;
                 container.log = Some(parts.log);
+                if let Some(live) = &mut self.live {
+                    live.volumes.keep(id.clone(), parts.watched);
+                }
                 if container.record.has_shares() {
                     self.watch_files();
                 }
@@ -210,6 +219,9 @@ impl Driver {
             disks: Arc::clone(&live.disks),
             files: Arc::clone(&self.files),
             shares: files::shares(&spec, |index| kept.contains(&index)).collect(),
+            spec: Arc::clone(&spec),
+            changed: Arc::clone(live.volumes.changed()),
+            watched: Watched::new(),
             mounts,
             pod: self.record.id.clone(),
             cgroup: self.record.cgroup.clone(),
@@ -362,6 +374,7 @@ impl Plan {
                 volumes: attached.volumes,
                 locals: attached.locals,
                 devices: attached.devices,
+                watched: self.watched,
                 log,
             }),
             Err(error) => {
@@ -424,12 +437,24 @@ impl Plan {
         let mut files = self.files.lock().await;
         let places = files.add(&self.reach(), &self.id, &self.shares).await?;
         drop(files);
+        let (node, spec, changed) = (
+            Arc::clone(&self.node),
+            Arc::clone(&self.spec),
+            Arc::clone(&self.changed),
+        );
+        // Before they are read.
+        self.watched = blocking(move || node.watches.watch(&spec, &changed)).await;
         let shares = self.shares.iter().zip(places);
-        let sources = shares.filter_map(|((asked, _), place)| {
+        let sources = shares.filter_map(|((asked, share), place)| {
+            let is_watched = self.watched.contains_key(&share.path);
+            let mount = self.spec.mounts.get(*asked);
+            let live = mount.filter(|mount| is_watched && is_live(mount));
+            let name = live.map(|_| share.path.to_string_lossy().into_owned());
             Some(StorageMount {
                 mount: *self.mounts.get(asked)?,
                 storage: FILES_ID.to_owned(),
                 sub_path: place,
+                live: name.unwrap_or_default(),
                 ..StorageMount::default()
             })
         });

@@ -51,7 +51,7 @@ use crate::{
     registry::{Delivered, Phase, PodEntry, PodView},
     session::Permits,
     spec::{ContainerSpec, Resources},
-    storage::{files::HostFiles, images::ImageDisks},
+    storage::{files::HostFiles, images::ImageDisks, volumes::LiveVolumes},
     vm::client::VmClient,
 };
 
@@ -124,6 +124,7 @@ pub(crate) struct Live {
     pub agent: Agent,
     pub events: mpsc::Receiver<GuestEvent>,
     pub disks: Arc<Mutex<ImageDisks>>,
+    pub volumes: LiveVolumes,
     /// None: it has no network.
     _network: Option<Follower>,
 }
@@ -148,6 +149,8 @@ enum Done {
     Event(ContainerId, container_life::Event),
     Updated(ContainerId, Result<Resources, PodError>),
     FilesEnded,
+    /// What is wrong with copies of volumes; empty: nothing.
+    Volumes(String),
 }
 
 /// What reaches the task besides commands.
@@ -170,8 +173,9 @@ pub(crate) struct Driver {
     files: Arc<Mutex<HostFiles>>,
     /// Whether the end of the file server is waited for, or was seen.
     watches_files: bool,
-    /// What is wrong with the pod although it goes on.
+    /// What is wrong with the pod although it goes on: the file server, and copies of volumes.
     warning: String,
+    volumes_warning: String,
     containers: BTreeMap<ContainerId, Container>,
     execs: HashMap<(ContainerId, String), ExecEnd>,
     commands: mpsc::Receiver<Command>,
@@ -220,6 +224,7 @@ impl Driver {
             files: Arc::default(),
             watches_files: false,
             warning: String::new(),
+            volumes_warning: String::new(),
             containers: BTreeMap::new(),
             execs: HashMap::new(),
             commands,
@@ -328,6 +333,10 @@ impl Driver {
             Input::Done(Done::Event(id, event)) => self.container_event(&id, event).await,
             Input::Done(Done::Updated(id, result)) => self.updated(&id, result).await,
             Input::Done(Done::FilesEnded) => self.files_ended(),
+            Input::Done(Done::Volumes(warning)) => {
+                self.volumes_warning = warning;
+                self.publish();
+            }
             Input::Guest(GuestEvent::Exited(exit)) => self.process_exited(exit).await,
             Input::Guest(GuestEvent::Lost(why)) => {
                 // An agent that can't be heard is as good as none: its VM ends, and that is
@@ -480,9 +489,11 @@ impl Driver {
             .filter(|(_, container)| container.is_visible())
             .map(|(id, container)| (id.clone(), container.info()))
             .collect();
+        let mut warnings = vec![self.warning.as_str(), self.volumes_warning.as_str()];
+        warnings.retain(|warning| !warning.is_empty());
         self.view.send_replace(Arc::new(PodView {
             phase: self.phase,
-            sandbox: sandbox_info(&self.record, self.boot, &self.warning),
+            sandbox: sandbox_info(&self.record, self.boot, &warnings.join("; ")),
             containers,
             agent: self.live.as_ref().map(|live| live.agent.clone()),
         }));

@@ -8,8 +8,9 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
-use super::{Container, Driver, Live, Queue, next_input};
+use super::{Container, Done, Driver, Live, Queue, next_input};
 use crate::{
+    blocking::blocking,
     bringup::{self, network_error},
     clock,
     error::PodError,
@@ -23,7 +24,7 @@ use crate::{
     },
     logs::pump::ContainerLog,
     registry::Phase,
-    storage::{files::HostFiles, images::ImageDisks},
+    storage::{files::HostFiles, images::ImageDisks, volumes::LiveVolumes},
     vm::{
         client::VmClient,
         rundir::{DataDir, RunDir, remove},
@@ -118,9 +119,15 @@ impl Driver {
             let node = Arc::clone(&self.node);
             Follower::start(node, record, agent.clone(), known)
         });
+        let done = self.done.clone();
+        let volumes = LiveVolumes::start(self.id().clone(), agent.clone(), move |warning| {
+            // An error means that the pod's task is gone.
+            let _ = done.send(Done::Volumes(warning));
+        });
         self.live = Some(Live {
             vm,
             agent,
+            volumes,
             events,
             disks: Arc::new(Mutex::new(disks)),
             _network: network,
@@ -138,6 +145,21 @@ impl Driver {
         if let Some(container) = self.containers.get_mut(id) {
             container.log = Some(log);
         }
+    }
+
+    /// Watches the volumes of containers that an earlier daemon made. What changed since then is
+    /// looked for at once.
+    pub(crate) async fn watch_volumes(&mut self) {
+        let Some(live) = &mut self.live else {
+            return;
+        };
+        for (id, container) in &self.containers {
+            let (node, spec) = (Arc::clone(&self.node), Arc::clone(&container.record.spec));
+            let changed = Arc::clone(live.volumes.changed());
+            let watched = blocking(move || node.watches.watch(&spec, &changed)).await;
+            live.volumes.keep(id.clone(), watched);
+        }
+        live.volumes.changed().notify_one();
     }
 
     /// The files of the host that its containers mount.

@@ -163,6 +163,17 @@ impl Agent {
         .map(drop)
     }
 
+    /// Has the copies of volumes made what the volumes are now.
+    pub(crate) async fn refresh_volumes(&self) -> Result<(), GuestError> {
+        let (client, empty) = (self.client(), Empty::new());
+        self.ask(
+            "update volumes in the guest",
+            client.refresh_volumes(Context::default(), &empty),
+        )
+        .await
+        .map(drop)
+    }
+
     pub(crate) async fn create(&self, request: CreateRequest) -> Result<ContainerUser, GuestError> {
         const CALL: &str = "create the container in the guest";
         let client = self.client();

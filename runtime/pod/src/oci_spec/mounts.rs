@@ -8,6 +8,7 @@ use oci_spec::runtime::{LinuxIdMapping, LinuxIdMappingBuilder, Mount};
 use crate::{
     error::PodError,
     spec::{ContainerSpec, IdRange, MountSource, UserNamespace},
+    storage::volumes::is_live,
 };
 
 /// Shared memory of the pod, made by the agent.
@@ -68,8 +69,8 @@ fn asked(container: &ContainerSpec, locals: &[usize], owners: Option<&Owners>) -
                 MountSource::Host(_) => {
                     // The host refuses writes. The guest would also to what is mounted below,
                     // which a mount that is not recursively read-only allows: here, all is one
-                    // file system.
-                    let here = locals.contains(&index) && asked.readonly;
+                    // file system. A copy and what the guest keeps are the guest's to protect.
+                    let here = is_live(asked) || locals.contains(&index) && asked.readonly;
                     let readonly = here || asked.recursive_readonly;
                     let access = if readonly { "ro" } else { "rw" };
                     // Checked: they are the pod's, if any.

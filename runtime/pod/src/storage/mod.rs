@@ -1,11 +1,13 @@
 //! Disks of a pod: the scratch disk, one read-only disk for each image in use, and block devices
-//! of the host; paths of the host, and volumes that the guest keeps instead.
+//! of the host; paths of the host, with the volumes among them that change, and volumes that the
+//! guest keeps instead.
 
 pub(crate) mod devices;
 pub(crate) mod files;
 pub(crate) mod images;
 pub(crate) mod local;
 pub(crate) mod scratch;
+pub(crate) mod volumes;
 
 use std::{io, path::PathBuf};
 

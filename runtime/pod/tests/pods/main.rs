@@ -11,3 +11,4 @@ mod recovery;
 mod sessions;
 mod stats;
 mod updates;
+mod volumes;

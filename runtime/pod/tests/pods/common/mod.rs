@@ -50,6 +50,7 @@ impl TestNode {
         fs::write(assets.join("root.erofs"), vec![0; 4096]).unwrap();
         let config = PodsConfig {
             vmm: fake_vmm(),
+            file_server: fake_vmm(),
             scratch_bytes: 64 << 20,
             memory_mib: 32,
             boot_timeout: Duration::from_secs(20),
