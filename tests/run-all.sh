@@ -8,20 +8,24 @@
 # A check counts as one.
 # Logs: target/test-logs. TESTS=WORD runs only the integration tests whose name contains it.
 #
-# A test that failed in the emulated KVM host runs once more, alone, and up to twice more if its VM died of a
-# triple fault: in QEMU's software emulation about one guest of a hundred does, or spins for ever. (One
-# was looked at: its CR3 and RIP were those of the emulated host's kernel right behind VMRUN.) If it
-# passes then, "FLAKY: suite: test" says so, here and at the end; its first log is kept.
+# In the emulated KVM host the tests of a suite run in two machines at once, a half in each. They have
+# one CPU each: with two, QEMU breaks about one guest of a hundred (a triple fault, or it spins for ever;
+# one was looked at: its CR3 and RIP were those of the emulated host's kernel right behind VMRUN). A test
+# that fails there runs once more, alone in a new machine. If it passes then, "FLAKY: suite: test"
+# says so, here and at the end; its first log is kept.
 set -euo pipefail
 . "$(dirname "$0")/host/lib.sh"
 cd "$REPO"
 export REPO
 LOGS=$TARGET/test-logs
 THREADS=${HULL_TEST_THREADS:-1}
-PASSED=0 FAILED=0 SKIPPED=0 BROKEN=() FLAKY=()
+PASSED=0 FAILED=0 SKIPPED=0 BROKEN=()
+export KVM_HOST_CPUS=${KVM_HOST_CPUS:-1}
 
 main() {
-    rm -rf "$LOGS"; mkdir -p "$LOGS"
+    rm -rf "$LOGS"; mkdir -p "$LOGS"; : >"$LOGS/flaky"
+    # Also when it is interrupted.
+    trap 'for n in 1 2; do KVM_HOST_NAME=lane$n tests/host/kvm-host.sh stop; done' EXIT
     [ -n "${TESTS:-}" ] || phase checks checks
     phase build build
     [ -n "${TESTS:-}" ] || phase "guest root" guest_root
@@ -29,7 +33,7 @@ main() {
     phase "integration tests" integration
     echo
     local name
-    for name in ${FLAKY[@]+"${FLAKY[@]}"}; do echo "FLAKY: $name"; done
+    sed 's/^/FLAKY: /' "$LOGS/flaky"
     for name in ${BROKEN[@]+"${BROKEN[@]}"}; do echo "FAILED: $name"; done
     echo "$PASSED passed, $FAILED failed, $SKIPPED skipped"
     [ "$FAILED" = 0 ]
@@ -68,7 +72,7 @@ units() {
 }
 
 integration() {
-    local images name dir program
+    local images name dir program tests
     images=$(tests/images/build.sh)
     # The examples too: some tests run one as the other side.
     cargo test --locked --workspace --test '*' --examples --no-run --message-format=json-render-diagnostics \
@@ -79,7 +83,10 @@ integration() {
         case $name in *"${TESTS:-}"*) ;; *) continue ;; esac
         export HULL_TEST_IMAGES=$images
         case $name in
-            agent/* | vmm/tests/* | vmm/guests | vmm/linux | tests/*) suite "$name" in_kvm_host "$dir" "$program" ;;
+            agent/* | vmm/tests/* | vmm/guests | vmm/linux | tests/*)
+                mapfile -t tests < <("$program" --list </dev/null | sed -n 's/: test$//p')
+                with_vms "$name" "$dir" "$program" "${tests[@]}"
+                ;;
             *) here "$name" "$dir" "$program" ;;
         esac
     done < <(jq -r 'select(.executable and .target.kind == ["test"]) |
@@ -103,24 +110,86 @@ here() {
     mapfile -t tests < <(awk '/^---- / { test = $2 } /^SKIPPED: / && test { print test; test = "" }' "$log")
     [ ${#tests[@]} -gt 0 ] || return 0
     SKIPPED=$((SKIPPED - ${#tests[@]}))
-    suite "$name, what was skipped here" in_kvm_host "$@" "${tests[@]}"
+    with_vms "$name, what was skipped here" "$@" "${tests[@]}"
 }
 
-# suite NAME CMD...: runs CMD, shows the lines that matter, and adds up what libtest reports.
-suite() {
-    local name=$1 log rc=0 begin=$SECONDS passed failed ignored skipped; shift
-    log=$LOGS/${name//[\/ ]/-}.log
-    echo "--- $name"
-    watched "$log" "$@" || rc=$?
-    resume "$name" "$log" rc "$@"
-    if grep -q '^test result: FAILED' "$log" && grep -q '^run.sh: KVM host: emulated' "$log"; then
-        # Of a hundred VMs one dies so: a test that starts many may meet it several times.
-        local attempt
-        for attempt in 1 2 3; do
-            if again "$name" "$log" "$@"; then rc=0; break; fi
-            grep -qs 'VM ended by itself' "$log.second" || break
-        done
+# with_vms NAME DIR PROGRAM TEST...: a suite that needs microVMs, in the KVM host.
+with_vms() {
+    local name=$1 dir=$2 program=$3 log=$LOGS/${1//[\/ ]/-}.log rc=0 begin=$SECONDS; shift 3
+    if ! is_emulated; then
+        suite "$name" in_kvm_host "$dir" "$program" "$@"
+        return
     fi
+    echo "--- $name"
+    local number lanes=()
+    for number in 1 2; do
+        mapfile -t tests < <(printf '%s\n' "$@" | sed -n "$number~2p")
+        [ ${#tests[@]} -gt 0 ] || continue
+        KVM_HOST_NAME=lane$number lane "$name" "$log.$number" "$dir" "$program" "${tests[@]}" &
+        lanes+=($!)
+    done
+    for number in "${lanes[@]}"; do wait "$number" || rc=$?; done
+    cat "$log".[12] >"$log"; rm -f "$log".[12]
+    count "$name" "$log" "$rc" "$begin"
+}
+
+is_emulated() {
+    [ -n "${EMULATED:-}" ] || EMULATED=$(KVM_HOST_NAME=lane1 tests/host/run.sh 'echo "$HULL_ASSETS"' 2>/dev/null)
+    [ "$EMULATED" = /opt/hull ]
+}
+
+# lane NAME LOG DIR PROGRAM TEST...: tests in one emulated machine. Those that fail run once more, and
+# those that had not passed when the machine died or stood still go on in a new one.
+lane() {
+    local name=$1 log=$2 dir=$3 program=$4 rc=0 attempt failed; shift 4
+    export KVM_HOST_NAME
+    watched "$log" in_kvm_host "$dir" "$program" "$@" || rc=$?
+    for attempt in 1 2 3; do
+        [ "$rc" = 125 ] || break
+        echo "$name: the KVM host died" >>"$LOGS/flaky"
+        mv "$log" "$log.died$attempt"
+        mapfile -t tests < <(printf '%s\n' "$@" | grep -vxFf <(passed_tests "$log".died*))
+        echo "--- $name: the KVM host died; the other ${#tests[@]} tests in a new one. The end of $log.died$attempt:"
+        { sed -n '/kvm-host.sh: the emulated KVM host died/,$p' "$log.died$attempt" | grep . || tail -n 20 "$log.died$attempt"; } | head -n 60
+        rc=0; watched "$log" in_kvm_host "$dir" "$program" "${tests[@]}" || rc=$?
+        # What had passed counts.
+        echo "test result: ok. $(passed_tests "$log.died$attempt" | wc -l) passed; 0 failed; 0 ignored;" >>"$log"
+    done
+    mapfile -t failed < <(failed_tests "$log")
+    # More are no accident.
+    if [ "$rc" != 125 ] && [ ${#failed[@]} -gt 0 ] && [ ${#failed[@]} -le 5 ]; then
+        tests/host/kvm-host.sh stop
+        again "$name" "$log" "$dir" "$program" "${failed[@]}" && rc=0
+    fi
+    return "$rc"
+}
+
+# again NAME LOG DIR PROGRAM TEST...: runs the tests of LOG that failed once more, and puts the results
+# into LOG. Succeeds if all of them pass now.
+again() {
+    local name=$1 log=$2 dir=$3 program=$4 rc=0 test; shift 4
+    mv "$log" "$log.failed"
+    echo "--- $name: once more: $*; the first time ($log.failed):"
+    complaints "$log.failed"
+    watched "$log.again" in_kvm_host "$dir" "$program" "$@" || rc=$?
+    # What passed the first time did pass; the others count as they did now.
+    awk -v n="$#" '/^test result: FAILED/ { $3 = "ok."; $6 -= n } 1' "$log.failed" | sed '/^failures:$/d' >"$log"
+    cat "$log.again" >>"$log"
+    if [ "$rc" = 0 ]; then for test; do echo "$name: $test" >>"$LOGS/flaky"; done; fi
+    return "$rc"
+}
+
+# suite NAME CMD...: runs CMD, and adds up what libtest reports.
+suite() {
+    local name=$1 log=$LOGS/${1//[\/ ]/-}.log rc=0 begin=$SECONDS; shift
+    echo "--- $name"
+    shown "$log" "$@" || rc=$?
+    count "$name" "$log" "$rc" "$begin"
+}
+
+# count NAME LOG RC BEGIN: adds up what LOG has of a suite that ended with RC.
+count() {
+    local name=$1 log=$2 rc=$3 begin=$4 passed failed ignored skipped
     read -r passed failed ignored < <(awk '/^test result: / { p += $4; f += $6; i += $8 } END { print p+0, f+0, i+0 }' "$log")
     # A test that says so and returns has passed, for libtest.
     skipped=$(grep -c '^SKIPPED: ' "$log" || true)
@@ -138,6 +207,9 @@ suite() {
     echo "--- $name: $((SECONDS - begin)) s"
 }
 
+# Prints the names of the tests that passed, also while others ran on.
+passed_tests() { sed -n 's/^test \([^ ]*\) \.\.\. ok$/\1/p' "$@"; }
+
 # Prints the names of the tests that failed, from the list at the end: what a child of the test
 # prints may stand between name and result.
 failed_tests() {
@@ -151,79 +223,24 @@ complaints() {
     sed -n '/^failures:/,$p' "$1" | grep -vE '^( +[0-9]+: | +at |stack backtrace:|$)' || tail -n 60 "$1"
 }
 
-# resume NAME LOG RC CMD...: not the tests' failure: the emulated machine itself may crash or stop (exit
-# code 125). Runs those tests that had not passed by then in a new one, and adds the results to LOG; RC is
-# the variable with CMD's exit code. Three times at most.
-resume() {
-    local name=$1 log=$2 code=$3 attempt tests passed; shift 3
-    for attempt in 1 2 3; do
-        [ "${!code}" = 125 ] || return 0
-        mapfile -t tests < <(unfinished "$log" "$@")
-        passed=$(grep -c '^test [^ ]* \.\.\. ok$' "$log" || true)
-        echo "--- $name: the KVM host died; the other ${#tests[@]} tests in a new one. The end of $log.died$attempt:"
-        { sed -n '/kvm-host.sh: the emulated KVM host died/,$p' "$log" | grep . || tail -n 20 "$log"; } | head -n 60
-        FLAKY+=("$name: the KVM host died")
-        mv "$log" "$log.died$attempt"
-        printf -v "$code" 0
-        watched "$log.rest" "$@" "${tests[@]}" || printf -v "$code" '%s' $?
-        { grep '^test [^ ]* \.\.\. ok$' "$log.died$attempt" || true
-          [ "$passed" = 0 ] || echo "test result: ok. $passed passed; 0 failed; 0 ignored;"
-          cat "$log.rest"; } >"$log"
-    done
-}
-
-# unfinished LOG CMD...: prints the tests of CMD that LOG does not say have passed.
-unfinished() {
+# shown LOG CMD...: runs CMD, all of its output goes to LOG, what matters to us; its exit code is ours.
+shown() {
     local log=$1; shift
-    "$@" --list </dev/null 2>/dev/null | sed -n 's/: test$//p' | grep -vxFf <(sed -n 's/^test \([^ ]*\) \.\.\. ok$/\1/p' "$log")
+    "$@" </dev/null 2>&1 | tee "$log" | { grep --line-buffered -E '^(test [^ ]|SKIPPED: |[a-z-]+\.sh: |error)' || true; }
+    return "${PIPESTATUS[0]}"
 }
 
-# again NAME LOG CMD...: runs the tests of LOG that failed once more, and puts the results into LOG.
-# Succeeds if all of them pass now.
-again() {
-    local name=$1 log=$2 rc=0 attempt tests count test; shift 2
-    mapfile -t tests < <(failed_tests "$log")
-    count=${#tests[@]}
-    # That many are no accident.
-    [ "$count" -gt 0 ] && [ "$count" -le 5 ] || return 1
-    echo "--- $name: once more: ${tests[*]}; the first time ($log.first):"
-    mv "$log" "$log.first"
-    complaints "$log.first"
-    # Slower, but with one CPU QEMU does nothing at the same time: no guest of such a machine was seen
-    # to die yet.
-    local -x KVM_HOST_CPUS=1
-    tests/host/kvm-host.sh stop
-    for attempt in 1 2 3; do
-        rc=0; watched "$log.second" "$@" "${tests[@]}" || rc=$?
-        [ "$rc" = 125 ] || break
-        echo "--- $name: the KVM host died; once more in a new one"
-    done
-    tests/host/kvm-host.sh stop
-    if [ "$rc" = 0 ]; then
-        for test in "${tests[@]}"; do FLAKY+=("$name: $test"); done
-        # All but those passed the first time, and those the second.
-        awk -v n="$count" '/^test result: FAILED/ { $3 = "ok."; $4 += n; $6 -= n } 1' "$log.first" >"$log"
-    else
-        # The second run's failures count; what passed the first time did pass.
-        awk -v n="$count" '/^test result: FAILED/ { $3 = "ok."; $6 -= n } 1' "$log.first" >"$log"
-        cat "$log.second" >>"$log"
-    fi
-    return "$rc"
-}
-
-# watched LOG CMD...: runs CMD, all of its output goes to LOG, what matters to us; its exit code is ours.
+# watched LOG CMD...: as shown; stops the emulated host when LOG has not grown for six minutes: no test
+# is silent for so long.
 watched() {
     local log=$1 rc=0 dog; shift
     : >"$log"
     stalled "$log" & dog=$!
-    "$@" </dev/null 2>&1 | tee "$log" | { grep --line-buffered -E '^(test [^ ]|SKIPPED: |[a-z-]+\.sh: |error)' || true; }
-    rc=${PIPESTATUS[0]}
+    shown "$log" "$@" || rc=$?
     kill "$dog" 2>/dev/null || true
     return "$rc"
 }
 
-# Stops the emulated host when LOG has not grown for six minutes: no test and no compiler is silent for
-# so long.
 stalled() {
     trap 'kill $! 2>/dev/null; exit' TERM
     while sleep 30 & wait $!; do
