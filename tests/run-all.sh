@@ -68,8 +68,9 @@ units() {
 }
 
 integration() {
-    local images name dir program
+    local images posix name dir program
     images=$(tests/images/build.sh)
+    posix=$(tests/posix/build.sh)
     # The examples too: some tests run one as the other side.
     cargo test --locked --workspace --test '*' --examples --no-run --message-format=json-render-diagnostics \
         >"$LOGS/executables.json" || return 1
@@ -77,7 +78,7 @@ integration() {
     case $TARGET/ in "$REPO"/*) ;; *) export SHARE=$TARGET ;; esac
     while read -r name dir program; do
         case $name in *"${TESTS:-}"*) ;; *) continue ;; esac
-        export HULL_TEST_IMAGES=$images
+        export HULL_TEST_IMAGES=$images HULL_POSIX=$posix
         case $name in
             agent/* | vmm/tests/* | vmm/guests | vmm/linux | tests/*) suite "$name" in_kvm_host "$dir" "$program" ;;
             *) here "$name" "$dir" "$program" ;;
