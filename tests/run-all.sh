@@ -72,8 +72,9 @@ units() {
 }
 
 integration() {
-    local images name dir program tests
+    local images posix name dir program tests
     images=$(tests/images/build.sh)
+    posix=$(tests/posix/build.sh)
     # The examples too: some tests run one as the other side.
     cargo test --locked --workspace --test '*' --examples --no-run --message-format=json-render-diagnostics \
         >"$LOGS/executables.json" || return 1
@@ -81,7 +82,7 @@ integration() {
     case $TARGET/ in "$REPO"/*) ;; *) export SHARE=$TARGET ;; esac
     while read -r name dir program; do
         case $name in *"${TESTS:-}"*) ;; *) continue ;; esac
-        export HULL_TEST_IMAGES=$images
+        export HULL_TEST_IMAGES=$images HULL_POSIX=$posix
         case $name in
             agent/* | vmm/tests/* | vmm/guests | vmm/linux | tests/*)
                 mapfile -t tests < <("$program" --list </dev/null | sed -n 's/: test$//p')

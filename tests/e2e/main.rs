@@ -27,6 +27,7 @@ mod lists;
 mod logs;
 mod network;
 mod pods;
+mod posix;
 mod recovery;
 mod security;
 mod stats;

@@ -21,7 +21,7 @@ use crate::harness::{BUSYBOX, NETWORK_TOOLS, Node, Pod};
 
 const PATIENCE: Duration = Duration::from_secs(120);
 
-fn mount(container: &str, host: &Path) -> Mount {
+pub fn mount(container: &str, host: &Path) -> Mount {
     Mount {
         container_path: container.into(),
         host_path: host.to_str().unwrap().into(),
@@ -29,7 +29,7 @@ fn mount(container: &str, host: &Path) -> Mount {
     }
 }
 
-fn readonly(mount: Mount, recursive: bool) -> Mount {
+pub fn readonly(mount: Mount, recursive: bool) -> Mount {
     Mount {
         readonly: true,
         recursive_read_only: recursive,
@@ -38,7 +38,7 @@ fn readonly(mount: Mount, recursive: bool) -> Mount {
 }
 
 /// Creates and starts an idle container with these mounts.
-async fn idle(node: &Node, pod: &Pod, name: &str, mounts: Vec<Mount>) -> String {
+pub async fn idle(node: &Node, pod: &Pod, name: &str, mounts: Vec<Mount>) -> String {
     let config = ContainerConfig {
         mounts,
         ..node.script(name, "sleep 1000")
@@ -49,43 +49,43 @@ async fn idle(node: &Node, pod: &Pod, name: &str, mounts: Vec<Mount>) -> String 
 }
 
 /// Runs a script that must succeed; returns what it says.
-async fn run(node: &Node, id: &str, script: &str) -> String {
+pub async fn run(node: &Node, id: &str, script: &str) -> String {
     let done = node.exec(id, script).await;
     let error = String::from_utf8_lossy(&done.stderr);
     assert_eq!(done.exit_code, 0, "{script}: {error}");
     String::from_utf8(done.stdout).unwrap()
 }
 
-async fn fails(node: &Node, id: &str, script: &str) -> String {
+pub async fn fails(node: &Node, id: &str, script: &str) -> String {
     let done = node.exec(id, script).await;
     assert_ne!(done.exit_code, 0, "{script} should fail");
     String::from_utf8(done.stderr).unwrap()
 }
 
-fn host(program: &str, arguments: &[&str]) {
+pub fn host(program: &str, arguments: &[&str]) {
     let status = Command::new(program).args(arguments).status().unwrap();
     assert!(status.success(), "{program} {arguments:?}");
 }
 
 /// A directory of the host; what is mounted at or below it is unmounted at the end.
-struct HostDir(PathBuf);
+pub struct HostDir(pub PathBuf);
 
 impl HostDir {
-    fn new(node: &Node, name: &str) -> Self {
+    pub fn new(node: &Node, name: &str) -> Self {
         let dir = node.dir.join(name);
         fs::create_dir(&dir).unwrap();
         Self(dir)
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub fn path(&self, name: &str) -> PathBuf {
         self.0.join(name)
     }
 
-    fn write(&self, name: &str, text: &str) {
+    pub fn write(&self, name: &str, text: &str) {
         fs::write(self.path(name), text).unwrap();
     }
 
-    fn read(&self, name: &str) -> String {
+    pub fn read(&self, name: &str) -> String {
         fs::read_to_string(self.path(name)).unwrap()
     }
 
@@ -96,13 +96,13 @@ impl HostDir {
         host("mount", &[propagation, dir]);
     }
 
-    fn tmpfs(&self, name: &str) {
+    pub fn tmpfs(&self, name: &str) {
         let dir = self.path(name);
         fs::create_dir_all(&dir).unwrap();
         host("mount", &["-t", "tmpfs", "none", dir.to_str().unwrap()]);
     }
 
-    fn unmount(&self) {
+    pub fn unmount(&self) {
         let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
         let below = mounts.lines().filter_map(|line| line.split(' ').nth(1));
         let below: Vec<_> = below
@@ -120,7 +120,7 @@ impl Drop for HostDir {
     }
 }
 
-async fn end(node: Node, pod: Pod) {
+pub async fn end(node: Node, pod: Pod) {
     node.stop_sandbox(&pod.id).await.unwrap();
     node.remove_sandbox(&pod.id).await.unwrap();
     node.finish().await;

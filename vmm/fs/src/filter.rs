@@ -10,6 +10,9 @@ use crate::session::NOBODY;
 pub const IN_HEADER: usize = 40;
 /// The largest value of an extended attribute (XATTR_SIZE_MAX).
 const MAX_XATTR: u32 = 64 << 10;
+/// What is before the names of extended attributes that are ACLs, in a request: the end of what is
+/// before names.
+const ACL: &[u8] = b"\0\0\0\0system.posix_acl_";
 /// Flags of open(2) that a guest may have: no O_DIRECT, whose alignment the server can't keep, no
 /// O_PATH, no O_TMPFILE, no signals.
 const OPEN_FLAGS: u32 = (libc::O_ACCMODE
@@ -73,6 +76,13 @@ pub enum Verdict {
     Pass,
     /// As [`Verdict::Pass`]; a session begins.
     Begin,
+    /// As [`Verdict::Pass`], without the power to leave a file of another user's to be run as that
+    /// user.
+    Lower,
+    /// It is [`crate::files::Files::seek`]'s.
+    Seek,
+    /// As [`Verdict::Pass`]; it asks for an ACL, see [`tell_of_none`].
+    Acl,
     /// It is answered with this error number.
     Refuse(i32),
     /// Nobody handles or answers it.
@@ -107,9 +117,15 @@ pub fn judge(packet: &mut [u8]) -> Verdict {
             }
         }
         Opcode::Getxattr | Opcode::Listxattr => match word(packet, IN_HEADER) {
-            Some(size) if size <= MAX_XATTR => Verdict::Pass,
-            _ => Verdict::Refuse(libc::E2BIG),
+            Some(size) if size > MAX_XATTR => Verdict::Refuse(libc::E2BIG),
+            Some(_) if packet[IN_HEADER + 4..].starts_with(ACL) => Verdict::Acl,
+            Some(_) => Verdict::Pass,
+            None => Verdict::Refuse(libc::E2BIG),
         },
+        Opcode::Rename2 => rename(packet),
+        // Root's, if the guest says so; it need not say whose a request is.
+        Opcode::Fallocate if word(packet, 24) != Some(0) => Verdict::Lower,
+        Opcode::Lseek => Verdict::Seek,
         // What has begun is finished.
         Opcode::Interrupt => Verdict::Drop,
         _ => Verdict::Pass,
@@ -135,6 +151,44 @@ pub fn refusal(packet: &[u8], error: i32) -> [u8; 16] {
     reply
 }
 
+/// The mask of a request that makes a file, which is taken out of it: with the mask as its own, the
+/// server's thread has the host's kernel apply it, or what a default ACL says in its place.
+pub fn take_mask(packet: &mut [u8]) -> Option<u32> {
+    let opcode = word(packet, 4)?;
+    let offset = match opcode {
+        _ if opcode == Opcode::Create as u32 => IN_HEADER + 8,
+        _ if opcode == Opcode::Mkdir as u32 => IN_HEADER + 4,
+        _ if opcode == Opcode::Mknod as u32 => IN_HEADER + 8,
+        _ => return None,
+    };
+    let mask = word(packet, offset)?;
+    packet[offset..offset + 4].fill(0);
+    Some(mask)
+}
+
+/// The answer to a packet that is a number, or an error number.
+#[must_use]
+pub fn answer(packet: &[u8], result: Result<u64, i32>) -> Vec<u8> {
+    match result {
+        Ok(number) => {
+            let mut reply = [&refusal(packet, 0)[..], &number.to_le_bytes()].concat();
+            reply[0] = 24;
+            reply
+        }
+        Err(error) => refusal(packet, error).to_vec(),
+    }
+}
+
+/// Makes of the answer that a file system of the host has no ACLs the answer that a file has none: the
+/// guest's kernel takes each other error for a reason to let nobody in.
+pub fn tell_of_none(answer: &mut [u8]) {
+    let none = [libc::EOPNOTSUPP, libc::ENOSYS, libc::EINVAL].map(|errno| -errno);
+    let error = word(answer, 4).map(u32::cast_signed);
+    if error.is_some_and(|error| none.contains(&error)) {
+        answer[4..8].copy_from_slice(&(-libc::ENODATA).to_le_bytes());
+    }
+}
+
 /// `..` would lead out of a directory that the host moved elsewhere; a client that walks paths
 /// itself has no use for it.
 fn name(bytes: &[u8]) -> Verdict {
@@ -151,6 +205,15 @@ fn node(packet: &[u8]) -> Verdict {
     match kind {
         Some(0 | libc::S_IFREG | libc::S_IFIFO | libc::S_IFSOCK) => Verdict::Pass,
         _ => Verdict::Refuse(libc::EPERM),
+    }
+}
+
+/// A whiteout is a device node, which needs no power to be made; of the flags, it alone makes one.
+fn rename(packet: &[u8]) -> Verdict {
+    let whiteout = libc::RENAME_WHITEOUT;
+    match word(packet, IN_HEADER + 8) {
+        Some(flags) if flags & whiteout == 0 => Verdict::Pass,
+        _ => Verdict::Refuse(libc::EINVAL),
     }
 }
 
@@ -173,6 +236,12 @@ fn restrict_flags(packet: &mut [u8], offset: usize) -> Verdict {
 pub(crate) fn word(packet: &[u8], offset: usize) -> Option<u32> {
     let bytes = packet.get(offset..offset + 4)?;
     bytes.try_into().ok().map(u32::from_le_bytes)
+}
+
+/// The little-endian double word at `offset`, if the packet is as long.
+pub(crate) fn double_word(packet: &[u8], offset: usize) -> Option<u64> {
+    let bytes = packet.get(offset..offset + 8)?;
+    bytes.try_into().ok().map(u64::from_le_bytes)
 }
 
 #[cfg(test)]
@@ -256,6 +325,96 @@ mod tests {
         let mut read = packet(Opcode::Read, &read);
         assert_eq!(judge(&mut read), Verdict::Pass);
         assert_eq!(word(&read, IN_HEADER + 32), Some(0));
+    }
+
+    #[test]
+    fn renames_that_make_device_nodes_are_refused() {
+        for (flags, expected) in [
+            (0, Verdict::Pass),
+            (libc::RENAME_NOREPLACE, Verdict::Pass),
+            (libc::RENAME_EXCHANGE, Verdict::Pass),
+            (libc::RENAME_WHITEOUT, Verdict::Refuse(libc::EINVAL)),
+            (u32::MAX, Verdict::Refuse(libc::EINVAL)),
+        ] {
+            let body = [[0; 8], u64::from(flags).to_le_bytes()].concat();
+            assert_eq!(verdict(Opcode::Rename2, &body), expected, "{flags:x}");
+        }
+        assert_eq!(
+            verdict(Opcode::Rename2, &[0; 8]),
+            Verdict::Refuse(libc::EINVAL)
+        );
+    }
+
+    #[test]
+    fn roots_alone_keep_the_set_id_bits() {
+        for (uid, expected) in [
+            (0, Verdict::Pass),
+            (1000, Verdict::Lower),
+            (NOBODY, Verdict::Lower),
+        ] {
+            let mut packet = packet(Opcode::Fallocate, &[0; 32]);
+            packet[24..28].copy_from_slice(&u32::to_le_bytes(uid));
+            assert_eq!(judge(&mut packet), expected, "{uid}");
+        }
+    }
+
+    #[test]
+    fn masks_are_taken_from_requests_that_have_one() {
+        let body = [1_u32, 0o22, 0o27, 4].map(u32::to_le_bytes).concat();
+        for (opcode, mask, at) in [
+            (Opcode::Create, 0o27, 8),
+            (Opcode::Mknod, 0o27, 8),
+            (Opcode::Mkdir, 0o22, 4),
+        ] {
+            let mut packet = packet(opcode, &body);
+            assert_eq!(take_mask(&mut packet), Some(mask), "{opcode:?}");
+            let mut left = body.clone();
+            left[at..at + 4].fill(0);
+            assert_eq!(packet[IN_HEADER..], left);
+        }
+        for mut packet in [
+            packet(Opcode::Symlink, &body),
+            packet(Opcode::Mkdir, &body[..7]),
+            vec![],
+        ] {
+            let before = packet.clone();
+            assert_eq!(take_mask(&mut packet), None);
+            assert_eq!(packet, before);
+        }
+    }
+
+    #[test]
+    fn a_file_system_without_acls_has_files_without_them() {
+        for (name, expected) in [
+            ("system.posix_acl_access", Verdict::Acl),
+            ("system.posix_acl_default", Verdict::Acl),
+            ("user.system.posix_acl_access", Verdict::Pass),
+            ("user.a", Verdict::Pass),
+        ] {
+            let body = [&[0; 8], name.as_bytes(), &[0]].concat();
+            assert_eq!(verdict(Opcode::Getxattr, &body), expected, "{name}");
+        }
+        for (error, expected) in [
+            (libc::EOPNOTSUPP, libc::ENODATA),
+            (libc::EINVAL, libc::ENODATA),
+            (libc::EIO, libc::EIO),
+            (libc::ERANGE, libc::ERANGE),
+            (0, 0),
+        ] {
+            let mut answer = refusal(&[], error);
+            tell_of_none(&mut answer);
+            assert_eq!(answer, refusal(&[], expected));
+        }
+        tell_of_none(&mut []);
+    }
+
+    #[test]
+    fn answers_are_numbers_or_errors() {
+        let request = packet(Opcode::Lseek, &[0; 24]);
+        let number = answer(&request, Ok(0x0102));
+        assert_eq!(number[..9], [24, 0, 0, 0, 0, 0, 0, 0, 7]);
+        assert_eq!(number[16..], [2, 1, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(answer(&request, Err(38)), refusal(&request, 38));
     }
 
     #[test]

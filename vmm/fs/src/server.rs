@@ -11,20 +11,21 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
 use std::thread;
-use std::time::Duration;
 
-use fuse_backend_rs::abi::fuse_abi::FsOptions;
+use fuse_backend_rs::api::Vfs;
 use fuse_backend_rs::api::filesystem::FileSystem;
 use fuse_backend_rs::api::server::Server;
-use fuse_backend_rs::api::{Vfs, VfsOptions};
-use fuse_backend_rs::passthrough::{CachePolicy, Config, PassthroughFs};
 use fuse_backend_rs::transport::{FuseBuf, FuseDevWriter, Reader};
 use hull_proto_vmm::fs::MAX_PACKET;
+use rustix::fs::Mode;
 use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socketpair,
 };
+use rustix::process::umask;
+use rustix::thread::{UnshareFlags, unshare_unsafe};
 
+use crate::files::{Files, WithoutFsetid};
 use crate::filter::{self, Verdict};
 use crate::jail::{self, JailError};
 use crate::session;
@@ -33,8 +34,6 @@ use crate::session;
 const THREADS: usize = 4;
 /// The stack of such a thread. Only what is touched costs memory.
 const STACK: usize = 512 << 10;
-/// How long a guest may believe in attributes.
-const ATTRIBUTES: Duration = Duration::from_secs(1);
 /// What the server says when it is ready for commands.
 pub const READY: &str = "ready";
 /// What the server answers to a command that it carried out.
@@ -66,8 +65,8 @@ pub fn run(root: &Path) -> Result<(), ServerError> {
     let own = |fd: std::os::fd::BorrowedFd<'_>| fd.try_clone_to_owned().map_err(ServerError::Start);
     let fuse = Arc::new(own(io::stdin().as_fd())?);
     let manager = Arc::new(UnixStream::from(own(io::stdout().as_fd())?));
-    let files = Arc::new(new_vfs());
-    let server = Arc::new(Server::new(Arc::clone(&files)));
+    let files = Arc::new(Files::default());
+    let server = Arc::new(Server::new(Arc::clone(&files.vfs)));
     for number in 0..THREADS {
         let (fuse, files) = (Arc::clone(&fuse), Arc::clone(&files));
         let (server, manager) = (Arc::clone(&server), Arc::clone(&manager));
@@ -75,7 +74,13 @@ pub fn run(root: &Path) -> Result<(), ServerError> {
             .name(format!("fuse{number}"))
             .stack_size(STACK)
             .spawn(move || {
-                serve(&fuse, &files, &server);
+                // SAFETY: the table of file descriptors is not unshared. What is, are the mask and
+                // the directories of the process.
+                let own = unsafe { unshare_unsafe(UnshareFlags::FS) };
+                match own.and_then(|()| Inside::new()) {
+                    Ok(inside) => serve(&fuse, &files, &server, &inside),
+                    Err(error) => eprintln!("hull-fs: prepare a thread: {error}"),
+                }
                 // The VM is gone: this ends the loop below, and with it the process.
                 let _ = manager.shutdown(Shutdown::Both);
             })
@@ -84,36 +89,14 @@ pub fn run(root: &Path) -> Result<(), ServerError> {
     obey(&manager, &files).map_err(ServerError::Manager)
 }
 
-fn new_vfs() -> Vfs {
-    let mut files = Vfs::new(VfsOptions {
-        no_open: false,
-        no_opendir: false,
-        no_writeback: true,
-        killpriv_v2: true,
-        out_opts: FsOptions::ASYNC_READ
-            | FsOptions::PARALLEL_DIROPS
-            | FsOptions::BIG_WRITES
-            | FsOptions::ASYNC_DIO
-            | FsOptions::AUTO_INVAL_DATA
-            | FsOptions::ATOMIC_O_TRUNC
-            | FsOptions::DO_READDIRPLUS
-            | FsOptions::READDIRPLUS_AUTO
-            | FsOptions::HANDLE_KILLPRIV_V2,
-        ..VfsOptions::default()
-    });
-    // An owner that is gone is not listed.
-    files.set_remove_pseudo_root();
-    files
-}
-
 /// Carries out commands until there are no more.
-fn obey(manager: &UnixStream, files: &Vfs) -> io::Result<()> {
+fn obey(manager: &UnixStream, files: &Files) -> io::Result<()> {
     let mut replies: &UnixStream = manager;
     writeln!(replies, "{READY}")?;
     for line in BufReader::new(manager).lines() {
         let done = match line?.split_once(' ') {
-            Some(("add", owner)) => add(files, owner),
-            Some(("remove", owner)) => remove(files, owner),
+            Some(("add", owner)) => files.add(owner),
+            Some(("remove", owner)) => files.remove(owner),
             _ => Err("no such command".to_owned()),
         };
         match done {
@@ -124,37 +107,8 @@ fn obey(manager: &UnixStream, files: &Vfs) -> io::Result<()> {
     Ok(())
 }
 
-fn add(files: &Vfs, owner: &str) -> Result<(), String> {
-    let path = format!("/{owner}");
-    let config = Config {
-        root_dir: path.clone(),
-        do_import: false,
-        // Every walk of a path asks here, and brings fresh attributes along: what the host changes
-        // is seen at once. An open file's are kept for a moment, or each read would ask for them.
-        entry_timeout: Duration::ZERO,
-        attr_timeout: ATTRIBUTES,
-        cache_policy: CachePolicy::Auto,
-        xattr: true,
-        killpriv_v2: true,
-        ..Config::default()
-    };
-    let share = PassthroughFs::<()>::new(config).map_err(|e| e.to_string())?;
-    share.import().map_err(|e| e.to_string())?;
-    let mounted = files.mount(Box::new(share), &path);
-    mounted.map(drop).map_err(|e| e.to_string())
-}
-
-fn remove(files: &Vfs, owner: &str) -> Result<(), String> {
-    let path = format!("/{owner}");
-    match files.get_rootfs(&path) {
-        Ok(Some(_)) => files.umount(&path).map(drop).map_err(|e| e.to_string()),
-        // Never added, or removed before.
-        _ => Ok(()),
-    }
-}
-
 /// Takes and answers requests until the other end is closed.
-fn serve(fuse: &OwnedFd, files: &Vfs, server: &Server<Arc<Vfs>>) {
+fn serve(fuse: &OwnedFd, files: &Files, server: &Server<Arc<Vfs>>, inside: &Inside) {
     let mut buffer = vec![0; MAX_PACKET];
     let mut reply = vec![0; MAX_PACKET];
     loop {
@@ -174,12 +128,27 @@ fn serve(fuse: &OwnedFd, files: &Vfs, server: &Server<Arc<Vfs>>) {
                 continue;
             }
             // A session that was not ended goes with the guest's kernel that had it.
-            Verdict::Begin => files.destroy(),
-            Verdict::Pass => {}
+            Verdict::Begin => files.vfs.destroy(),
+            Verdict::Pass | Verdict::Lower | Verdict::Seek | Verdict::Acl => {}
         }
         let header = packet[..filter::IN_HEADER].to_vec();
+        if let Some(mask) = filter::take_mask(packet) {
+            umask(Mode::from_raw_mode(mask));
+        }
         let handled = match verdict {
-            Verdict::Begin => begin(fuse, server, packet, &mut reply),
+            Verdict::Begin if session::offers_mapping(packet) => {
+                let change = session::allow_mapping;
+                inside.handle(fuse, server, packet, &mut reply, change)
+            }
+            Verdict::Acl => inside.handle(fuse, server, packet, &mut reply, filter::tell_of_none),
+            Verdict::Seek => {
+                let answer = filter::answer(packet, files.seek(packet));
+                send(fuse, &answer, SendFlags::NOSIGNAL).is_ok()
+            }
+            Verdict::Lower => match WithoutFsetid::begin() {
+                Ok(_until_answered) => handle(fuse, server, packet, &mut reply),
+                Err(_) => false,
+            },
             _ => handle(fuse, server, packet, &mut reply),
         };
         if !handled && filter::is_answered(&header) {
@@ -207,23 +176,39 @@ fn handle(
     handled.is_ok()
 }
 
-/// As [`handle`], for the request that begins a session: its answer is seen here first.
-fn begin(fuse: &OwnedFd, server: &Server<Arc<Vfs>>, packet: &mut [u8], reply: &mut [u8]) -> bool {
-    if !session::offers_mapping(packet) {
-        return handle(fuse, server, packet, reply);
+/// Where answers go that are changed before they are sent.
+#[derive(Debug)]
+struct Inside {
+    ours: OwnedFd,
+    theirs: OwnedFd,
+}
+
+impl Inside {
+    fn new() -> rustix::io::Result<Self> {
+        let flags = SocketFlags::CLOEXEC;
+        let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
+        Ok(Self { ours, theirs })
     }
-    let flags = SocketFlags::CLOEXEC;
-    let Ok((ours, theirs)) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)
-    else {
-        return false;
-    };
-    if !handle(&theirs, server, packet, reply) {
-        return false;
+
+    /// As [`handle`], with the answer changed.
+    fn handle(
+        &self,
+        fuse: &OwnedFd,
+        server: &Server<Arc<Vfs>>,
+        packet: &mut [u8],
+        reply: &mut [u8],
+        change: impl FnOnce(&mut [u8]),
+    ) -> bool {
+        if !handle(&self.theirs, server, packet, reply) {
+            // If there is an answer all the same, it is not that to the next request.
+            while recv(&self.ours, &mut *reply, RecvFlags::DONTWAIT).is_ok() {}
+            return false;
+        }
+        let Ok((_, length)) = recv(&self.ours, &mut *reply, RecvFlags::DONTWAIT) else {
+            return false;
+        };
+        let answer = &mut reply[..length];
+        change(answer);
+        send(fuse, answer, SendFlags::NOSIGNAL).is_ok()
     }
-    let Ok((_, length)) = recv(&ours, &mut *reply, RecvFlags::DONTWAIT) else {
-        return false;
-    };
-    let answer = &mut reply[..length];
-    session::allow_mapping(answer);
-    send(fuse, answer, SendFlags::NOSIGNAL).is_ok()
 }

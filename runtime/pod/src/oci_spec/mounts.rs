@@ -65,22 +65,29 @@ fn asked(container: &ContainerSpec, locals: &[usize], owners: Option<&Owners>) -
     let mounts = container.mounts.iter().enumerate();
     mounts
         .map(|(index, asked)| {
-            let (access, owners) = match asked.source {
+            let (options, owners) = match asked.source {
                 MountSource::Host(_) => {
                     // The host refuses writes. The guest would also to what is mounted below,
                     // which a mount that is not recursively read-only allows: here, all is one
                     // file system. A copy and what the guest keeps are the guest's to protect.
-                    let here = is_live(asked) || locals.contains(&index) && asked.readonly;
+                    let local = locals.contains(&index);
+                    let here = is_live(asked) || local && asked.readonly;
                     let readonly = here || asked.recursive_readonly;
                     let access = if readonly { "ro" } else { "rw" };
+                    // A device node of the host's would be one of the guest's, with the same number.
+                    let options = if local {
+                        vec![access]
+                    } else {
+                        vec!["nodev", access]
+                    };
                     // Checked: they are the pod's, if any.
-                    (access, owners.filter(|_| asked.owners.is_some()))
+                    (options, owners.filter(|_| asked.owners.is_some()))
                 }
-                MountSource::Image { .. } => ("ro", owners),
+                MountSource::Image { .. } => (vec!["ro"], owners),
             };
             let source = format!("{ASKED_SOURCE}{index}");
             let at = asked.container_path.to_string_lossy();
-            bind(&at, &source, &[access], owners)
+            bind(&at, &source, &options, owners)
         })
         .collect()
 }

@@ -256,7 +256,7 @@ fn asked_mounts_replace_standard_ones_and_come_after_their_parents() {
     assert_eq!(*mounts[place("/data/deep/below")].1, source(1));
     assert_eq!(
         mounts[place("/data/")].2,
-        &json!(["rbind", "rprivate", "rw"])
+        &json!(["rbind", "rprivate", "nodev", "rw"])
     );
     // Nobody but the guest can refuse writes to what it keeps by itself.
     assert_eq!(
@@ -265,7 +265,7 @@ fn asked_mounts_replace_standard_ones_and_come_after_their_parents() {
     );
     assert_eq!(
         mounts[place("/data/deep/below")].2,
-        &json!(["rbind", "rprivate", "ro"])
+        &json!(["rbind", "rprivate", "nodev", "ro"])
     );
     assert!(place("/data/") < place("/data/deep/below"));
     assert!(place("/dev") < place("/dev/termination-log"));

@@ -25,12 +25,16 @@ pub const OPEN: u32 = 14;
 pub const READ: u32 = 15;
 pub const WRITE: u32 = 16;
 pub const SETXATTR: u32 = 21;
+pub const GETXATTR: u32 = 22;
 pub const INIT: u32 = 26;
 pub const OPENDIR: u32 = 27;
 pub const READDIR: u32 = 28;
 pub const CREATE: u32 = 35;
 pub const DESTROY: u32 = 38;
 pub const IOCTL: u32 = 39;
+pub const FALLOCATE: u32 = 43;
+pub const RENAME2: u32 = 45;
+pub const LSEEK: u32 = 46;
 /// The root of what is served.
 pub const ROOT: u64 = 1;
 
@@ -204,10 +208,29 @@ impl Server {
         self.call(WRITE, node, &body)
     }
 
+    /// Finds data or a hole.
+    pub fn seek(&mut self, node: u64, handle: u64, offset: u64, whence: i32) -> Result<u64, i32> {
+        let body = [handle, offset, u64::from(whence as u32)];
+        let reply = self.call(LSEEK, node, &body.map(u64::to_le_bytes).concat())?;
+        assert_eq!(reply.len(), 8);
+        Ok(u64_at(&reply, 0))
+    }
+
     /// Creates and opens a file; returns node and handle.
     pub fn create(&mut self, parent: u64, name: &str, mode: u32) -> Result<(u64, u64), i32> {
+        self.create_masked(parent, name, mode, 0)
+    }
+
+    /// As [`Server::create`], of a process with this mask.
+    pub fn create_masked(
+        &mut self,
+        parent: u64,
+        name: &str,
+        mode: u32,
+        mask: u32,
+    ) -> Result<(u64, u64), i32> {
         let mut body = Vec::new();
-        for word in [(libc::O_RDWR | libc::O_CREAT) as u32, mode, 0, 0] {
+        for word in [(libc::O_RDWR | libc::O_CREAT) as u32, mode, mask, 0] {
             body.extend_from_slice(&word.to_le_bytes());
         }
         body.extend_from_slice(&text(name));

@@ -5,7 +5,7 @@
 mod client;
 
 use std::fs;
-use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, chown, symlink};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 
@@ -164,10 +164,41 @@ fn devices_are_neither_made_nor_opened_nor_shared() {
         .args(["c", "1", "3"])
         .status();
     assert!(status.unwrap().success());
-    let node = server.lookup(root, "null").unwrap();
-    assert!(server.open(OPEN, node, libc::O_RDONLY).is_err());
-
     let _listener = UnixListener::bind(host.path().join("socket")).unwrap();
+    for (name, arguments) in [("disk", "b 7 0"), ("fifo", "p")] {
+        let mut mknod = std::process::Command::new("mknod");
+        mknod.arg(host.path().join(name)).args(arguments.split(' '));
+        assert!(mknod.status().unwrap().success());
+    }
+    for name in ["null", "disk", "fifo", "socket"] {
+        let node = server.lookup(root, name).unwrap();
+        for flags in [libc::O_RDONLY, libc::O_RDWR, libc::O_WRONLY | libc::O_TRUNC] {
+            let opened = server.open(OPEN, node, flags);
+            assert_eq!(opened, Err(libc::EBADF), "{name}");
+        }
+        let opened = server.create(root, name, 0o100_600);
+        assert_eq!(opened, Err(libc::EBADF), "{name}");
+        // To truncate it is to open it.
+        let mut body = vec![0; 88];
+        body[0] = 8;
+        assert_eq!(
+            server.call(SETATTR, node, &body),
+            Err(libc::EBADF),
+            "{name}"
+        );
+    }
+    // Not by the way of a rename either, which would leave one behind.
+    fs::write(host.path().join("file"), "").unwrap();
+    for (flags, expected) in [
+        (libc::RENAME_WHITEOUT, Err(libc::EINVAL)),
+        (libc::RENAME_NOREPLACE, Ok(vec![])),
+    ] {
+        let mut body = [root, u64::from(flags)].map(u64::to_le_bytes).concat();
+        body.extend_from_slice(b"file\0moved\0");
+        assert_eq!(server.call(RENAME2, root, &body), expected);
+    }
+    assert!(!host.path().join("file").exists() && host.path().join("moved").exists());
+
     for (name, kind) in [
         ("/dev/null", ErrorKind::Special),
         (
@@ -258,6 +289,149 @@ fn files_are_linked_whoever_opened_them() {
             server.call(LINK, root, &body).unwrap();
         }
         assert_eq!(fs::metadata(host.path().join(&name)).unwrap().nlink(), 4);
+    }
+}
+
+#[test]
+fn holes_are_found_and_handles_of_others_are_not() {
+    const MIB: u64 = 1 << 20;
+    let host = host(false);
+    let file = fs::File::create(host.path().join("f")).unwrap();
+    file.set_len(4 * MIB).unwrap();
+    file.write_all_at(b"data", 2 * MIB).unwrap();
+    let mut server = Server::start();
+    let root = server.share(host.path());
+    let node = server.lookup(root, "f").unwrap();
+    let handle = server.open(OPEN, node, libc::O_RDONLY).unwrap();
+    for (offset, whence, expected) in [
+        (0, libc::SEEK_DATA, Ok(2 * MIB)),
+        (0, libc::SEEK_HOLE, Ok(0)),
+        (3 * MIB, libc::SEEK_DATA, Err(libc::ENXIO)),
+        (4 * MIB, libc::SEEK_HOLE, Err(libc::ENXIO)),
+        (u64::MAX, libc::SEEK_DATA, Err(libc::ENXIO)),
+        // A kernel asks for nothing else.
+        (1, libc::SEEK_SET, Err(libc::EINVAL)),
+        (1, -1, Err(libc::EINVAL)),
+    ] {
+        let found = server.seek(node, handle, offset, whence);
+        assert_eq!(found, expected, "{offset} {whence}");
+    }
+    // Never ENOSYS: then the guest's kernel would not ask again.
+    let other = server.lookup(ROOT, "o").unwrap();
+    for (node, handle) in [
+        (node, handle + 1),
+        (root, handle),
+        (other, handle),
+        (ROOT, handle),
+        (node ^ 1 << 63, handle),
+        (0, 0),
+        (u64::MAX, u64::MAX),
+    ] {
+        let found = server.seek(node, handle, 0, libc::SEEK_DATA);
+        assert_eq!(found, Err(libc::EBADF), "{node:x} {handle}");
+    }
+    assert_eq!(server.call(LSEEK, node, &[0; 16]), Err(libc::EINVAL));
+    // Of an owner that is gone.
+    let remove = Request::Remove { owner: "o".into() };
+    assert_eq!(server.ask(&remove), Response::Ok);
+    let found = server.seek(node, handle, 0, libc::SEEK_DATA);
+    assert_eq!(found, Err(libc::EBADF));
+}
+
+#[test]
+fn reserving_space_takes_the_set_id_bits_away() {
+    let host = host(false);
+    let path = host.path().join("f");
+    fs::write(&path, "text").unwrap();
+    let mut server = Server::start();
+    let root = server.share(host.path());
+    let node = server.lookup(root, "f").unwrap();
+    let handle = server.open(OPEN, node, libc::O_RDWR).unwrap();
+    // Each of the server's threads, several times over. That root's stay shows that the power is
+    // given back.
+    for _ in 0..8 {
+        for (uid, left) in [(1000, 0o777), (u32::MAX, 0o777), (0, 0o6777)] {
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o6777)).unwrap();
+            server.uid = uid;
+            let body = [handle, 0, 100, 0].map(u64::to_le_bytes).concat();
+            server.call(FALLOCATE, node, &body).unwrap();
+            let mode = fs::metadata(&path).unwrap().mode() & 0o7777;
+            assert_eq!(mode, left, "{uid}");
+        }
+    }
+    assert_eq!(fs::metadata(&path).unwrap().len(), 100);
+}
+
+#[test]
+fn masks_are_applied_and_default_acls_in_their_place() {
+    let host = host(false);
+    let acl = host.path().join("acl");
+    fs::create_dir(&acl).unwrap();
+    // Owner rwx, group rwx, others none.
+    let mut list = 2_u32.to_le_bytes().to_vec();
+    for (tag, permissions) in [(1_u16, 7_u16), (4, 7), (32, 0)] {
+        list.extend_from_slice(&tag.to_le_bytes());
+        list.extend_from_slice(&permissions.to_le_bytes());
+        list.extend_from_slice(&u32::MAX.to_le_bytes());
+    }
+    let name = "system.posix_acl_default";
+    rustix::fs::setxattr(&acl, name, &list, rustix::fs::XattrFlags::empty()).unwrap();
+    let mut server = Server::start();
+    let root = server.share(host.path());
+    // FUSE_DONT_MASK, FUSE_POSIX_ACL.
+    let answer = server.init(0).unwrap();
+    let flags = u32::from_le_bytes(answer[12..16].try_into().unwrap());
+    assert_eq!(flags & (1 << 6 | 1 << 20), 1 << 6 | 1 << 20);
+    let owner = server.lookup(ROOT, "o").unwrap();
+    assert_ne!(owner, root);
+    let root = server.lookup(owner, "0").unwrap();
+    let with_acl = server.lookup(root, "acl").unwrap();
+    for (at, parent, mask, modes) in [
+        (host.path(), root, 0, [0o666, 0o666, 0o777]),
+        (host.path(), root, 0o027, [0o640, 0o640, 0o750]),
+        (&acl, with_acl, 0o077, [0o660, 0o660, 0o770]),
+        (host.path(), root, 0o777, [0, 0, 0]),
+        (&acl, with_acl, 0, [0o660, 0o660, 0o770]),
+    ] {
+        let made = server.create_masked(parent, "f", 0o100_666, mask);
+        made.unwrap();
+        let mut body = [libc::S_IFIFO | 0o666, 0, mask, 0]
+            .map(u32::to_le_bytes)
+            .concat();
+        body.extend_from_slice(b"p\0");
+        server.call(MKNOD, parent, &body).unwrap();
+        let mut body = [0o777, mask].map(u32::to_le_bytes).concat();
+        body.extend_from_slice(b"d\0");
+        server.call(MKDIR, parent, &body).unwrap();
+        for (name, expected) in ["f", "p", "d"].into_iter().zip(modes) {
+            let mode = fs::metadata(at.join(name)).unwrap().mode() & 0o7777;
+            assert_eq!(mode, expected, "{name} {mask:o}");
+        }
+        fs::remove_file(at.join("f")).unwrap();
+        fs::remove_file(at.join("p")).unwrap();
+        fs::remove_dir(at.join("d")).unwrap();
+    }
+}
+
+#[test]
+fn a_file_system_without_acls_has_files_without_them() {
+    let host = host(false);
+    let plain = host.path().join("plain");
+    fs::create_dir(&plain).unwrap();
+    mount("none", &plain, "ramfs", MountFlags::empty(), c"").unwrap();
+    let mut server = Server::start();
+    let root = server.share(host.path());
+    let plain = server.lookup(root, "plain").unwrap();
+    for (node, name, expected) in [
+        (root, "system.posix_acl_access", libc::ENODATA),
+        (root, "user.a", libc::ENODATA),
+        (plain, "system.posix_acl_access", libc::ENODATA),
+        (plain, "system.posix_acl_default", libc::ENODATA),
+        (plain, "user.a", libc::EOPNOTSUPP),
+    ] {
+        let body = [&[0, 16, 0, 0, 0, 0, 0, 0][..], &text(name)].concat();
+        let asked = server.call(GETXATTR, node, &body);
+        assert_eq!(asked, Err(expected), "{name}");
     }
 }
 
