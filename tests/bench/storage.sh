@@ -277,6 +277,7 @@ median() { awk -v name="$2" '$1 == name { print $2 }' "$DIR/$1.figures" | sort -
 line() {
     local hull peer ratio target=none word=ok
     hull=$(median hull "$1") peer=$(median containerd "$1")
+    { [ -n "$hull" ] && [ -n "$peer" ]; } || die "$1 was not measured in both"
     case $1 in
         pull-* | start-* | page-cache-* | memory-* | pss-*) ratio=$(ratio "$peer" "$hull") ;;
         *) ratio=$(ratio "$hull" "$peer") ;;
