@@ -37,9 +37,10 @@ config_dir = "$dir/certs.d"
 T
 }
 
-# start_daemon DIR: returns when it answers.
+# start_daemon DIR: returns when it answers. In a session of its own: a signal to the script's group must
+# leave it there for take_down_node.
 start_daemon() {
-    hull --config "$1/hull.toml" serve >"$1/hull.log" 2>&1 &
+    setsid hull --config "$1/hull.toml" serve >"$1/hull.log" 2>&1 &
     DAEMON=$!
     for _ in {1..300}; do
         if hull-cri -r "$1/hull.sock" version >/dev/null 2>&1; then return 0; fi

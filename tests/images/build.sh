@@ -1,13 +1,14 @@
 #!/bin/bash
-# build.sh [critest]: makes the test images (images.py; critest: those that critest names,
-# critest.py) from Debian packages, once, and prints the directory that holds them: a docker-registry
-# storage, to be served with registry.sh. In it is also a file `images` that lists names and digests.
+# build.sh [critest|bench]: makes the test images (images.py; critest: those that critest names,
+# critest.py; bench: those of the storage benchmark, bench.py) from Debian packages, once, and prints
+# the directory that holds them: a docker-registry storage, to be served with registry.sh. In it is
+# also a file `images` that lists names and digests.
 set -euo pipefail
 HERE=$(dirname "$(realpath "$0")")
 . "$HERE/../host/lib.sh"
 
 SET=${1:-images}
-case $SET in images|critest) ;; *) die "unknown set of images: $SET" ;; esac
+case $SET in images | critest | bench) ;; *) die "unknown set of images: $SET" ;; esac
 
 main() {
     local out
@@ -64,12 +65,23 @@ finish_images() {
 
 unpack_critest() { :; }
 push_critest() {
-    install_packages gcc libc6-dev
-    gcc -Os -static -s -DPAUSE -o "$2/pause" "$HERE/critest.c"
+    pause "$2/pause"
     gcc -Os -static -s -o "$2/euid" "$HERE/critest.c"
     python3 -B "$HERE/critest.py" "$1" "$2/tree" "$2" >"$2/pushed"
 }
 finish_critest() { cp "$2/pushed" "$1/images"; }
+
+unpack_bench() { :; }
+push_bench() {
+    pause "$2/pause"
+    python3 -B "$HERE/bench.py" "$1" "$2/tree" "$2" >"$2/pushed"
+}
+finish_bench() { cp "$2/pushed" "$1/images"; }
+
+pause() {
+    install_packages gcc libc6-dev
+    gcc -Os -static -s -DPAUSE -o "$1" "$HERE/critest.c"
+}
 
 # A registry whose disk went bad: the size stays, the content does not.
 flip_bit() {
