@@ -31,11 +31,13 @@ mod tests {
     use super::v1;
 
     #[test]
-    fn debug_hides_the_password() {
+    fn debug_hides_secrets() {
         let request = v1::PullRequest {
             image: "a/b".into(),
             username: "me".into(),
             password: "hidden".into(),
+            identity_token: "hidden".into(),
+            registry_token: "hidden".into(),
         };
         let text = format!("{request:?}");
         assert!(text.contains("me") && !text.contains("hidden"), "{text}");
