@@ -135,7 +135,7 @@ with_vms() {
 }
 
 is_emulated() {
-    [ -n "${EMULATED:-}" ] || EMULATED=$(KVM_HOST_NAME=lane1 tests/host/run.sh 'echo "$HULL_ASSETS"' 2>/dev/null)
+    [ -n "${EMULATED:-}" ] || EMULATED=$(KVM_HOST_NAME=lane1 tests/host/run.sh 'echo "$HULL_ASSETS"' 2>/dev/null </dev/null)
     [ "$EMULATED" = /opt/hull ]
 }
 

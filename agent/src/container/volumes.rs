@@ -201,7 +201,7 @@ mod tests {
         let find = |sub_path: &str, changes| {
             let path = base.clone();
             let found = find(&Base { path, changes }, sub_path)?;
-            fs::read_link(opened(found))
+            fs::read_link(opened(&found))
         };
         assert_eq!(find("", false).unwrap(), base);
         assert_eq!(find("etc/sub", false).unwrap(), base.join("etc/sub"));
