@@ -516,7 +516,11 @@ agent_tests! {
             agent.create(&with(id, sub_path, access)).await;
             agent.start_container(id).await.unwrap();
         };
-        let says = async |id: &str, script: &str| agent.exec_sync(id, "e1", script).await.0;
+        let execs = std::cell::Cell::new(0);
+        let says = async |id: &str, script: &str| {
+            execs.set(execs.get() + 1);
+            agent.exec_sync(id, &format!("e{}", execs.get()), script).await.0
+        };
         start("c1", "", "rw").await;
         let script = "stat -c '%a %g' /volume; ls -A /volume; ln -s / /volume/evil; ln -s ../../.. /volume/up; echo 1 >/volume/file";
         assert_eq!(says("c1", script).await, "2775 77\n");
@@ -529,7 +533,7 @@ agent_tests! {
         // What was bound stays what it was.
         says("c1", "mv /volume/new /volume/other; mkdir -p /volume/new/sub").await;
         assert_eq!(says("c2", "cat /volume/file").await, "2\n");
-        let (output, _) = agent.exec_sync("c1", "e1", "dd if=/dev/zero of=/volume/big bs=64k count=32 2>&1; true").await;
+        let output = says("c1", "dd if=/dev/zero of=/volume/big bs=64k count=32 2>&1; true").await;
         assert!(output.contains("No space left"), "{output}");
         for id in ["c1", "c2", "c3"] {
             agent.delete(id).await;
