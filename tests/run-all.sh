@@ -231,7 +231,7 @@ shown() {
     return "${PIPESTATUS[0]}"
 }
 
-# watched LOG CMD...: as shown; stops the emulated host when LOG has not grown for six minutes: no test
+# watched LOG CMD...: as shown; stops the emulated host when LOG has not grown for ten minutes: no test
 # is silent for so long.
 watched() {
     local log=$1 rc=0 dog; shift
@@ -245,7 +245,7 @@ watched() {
 stalled() {
     trap 'kill $! 2>/dev/null; exit' TERM
     while sleep 30 & wait $!; do
-        if [ -n "$(find "$1" -mmin +6)" ]; then
+        if [ -n "$(find "$1" -mmin +10)" ]; then
             echo "run-all.sh: nothing happens any more"
             tests/host/kvm-host.sh stop
             return

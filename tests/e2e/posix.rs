@@ -263,6 +263,7 @@ async fn names_modes_and_owners_of_a_share_are_posix() {
         );
     }
     compare(&guests, &shared, |_| false, makes_device);
+    disk.unmount();
     end(node, pod).await;
 }
 
@@ -311,6 +312,7 @@ async fn content_locks_and_attributes_of_a_share_are_posix() {
         assert_eq!(guest, host);
     }
     assert_eq!(seen.lines().count(), there.lines().count());
+    disk.unmount();
     end(node, pod).await;
 }
 
