@@ -39,7 +39,7 @@ pub(crate) enum Device {
     Block(BlockDevice),
 }
 
-/// An open block device of the host.
+/// An open block device of the host, or a file that becomes one of the guest.
 #[derive(Debug)]
 pub(crate) struct BlockDevice {
     file: File,
@@ -72,25 +72,18 @@ pub(crate) fn inspect(index: usize, asked: &DeviceSpec) -> Result<Device, PodErr
         return Err(refused(format!("{shown} is no device")));
     }
     let readonly = !asked.permissions.contains('w');
-    let open = || {
-        let mut file = File::options()
-            .read(true)
-            .write(!readonly)
-            .custom_flags(nix::libc::O_NONBLOCK)
-            .open(path)?;
-        let length = file.seek(SeekFrom::End(0))?;
-        Ok((file, length))
-    };
-    let (file, length) =
-        open().map_err(|e: std::io::Error| refused(format!("open {shown}: {e}")))?;
-    if length < SECTOR {
+    let file = File::options()
+        .read(true)
+        .write(!readonly)
+        .custom_flags(nix::libc::O_NONBLOCK)
+        .open(path);
+    let device = file
+        .and_then(|file| BlockDevice::of(file, readonly))
+        .map_err(|e| refused(format!("open {shown}: {e}")))?;
+    if device.length < SECTOR {
         return Err(refused(format!("{shown} is empty")));
     }
-    Ok(Device::Block(BlockDevice {
-        file,
-        length: length - length % SECTOR,
-        readonly,
-    }))
+    Ok(Device::Block(device))
 }
 
 /// The name of a device in the guest; `index` is its place in the request.
@@ -99,6 +92,19 @@ pub(crate) fn storage_id(container: &ContainerId, index: usize) -> String {
 }
 
 impl BlockDevice {
+    /// What an open device or file has, as whole sectors.
+    ///
+    /// # Errors
+    /// When its size can't be found out.
+    pub(super) fn of(mut file: File, readonly: bool) -> std::io::Result<Self> {
+        let length = file.seek(SeekFrom::End(0))?;
+        Ok(Self {
+            file,
+            length: length - length % SECTOR,
+            readonly,
+        })
+    }
+
     /// Whether writes are refused.
     pub(crate) fn readonly(&self) -> bool {
         self.readonly

@@ -36,9 +36,8 @@ const DISK: &str = "block";
 #[derive(Debug, Default)]
 pub(crate) struct ImageDisks {
     slots: Slots,
-    disks: BTreeMap<ImageId, SharedDisk>,
-    /// By name in the guest.
-    volumes: BTreeMap<String, SharedDisk>,
+    /// Those of images by id, those of volumes by name in the guest.
+    shared: BTreeMap<String, SharedDisk>,
     devices: BTreeMap<ContainerId, Vec<DeviceDisk>>,
 }
 
@@ -52,15 +51,10 @@ pub(crate) struct DeviceDisk {
 
 #[derive(Debug)]
 struct SharedDisk {
+    /// Its name in the guest.
+    storage: String,
     slot: u8,
     users: BTreeSet<ContainerId>,
-}
-
-impl SharedDisk {
-    fn new(slot: u8, user: &ContainerId) -> Self {
-        let users = BTreeSet::from([user.clone()]);
-        Self { slot, users }
-    }
 }
 
 /// The name of an image's mount in the guest.
@@ -77,18 +71,31 @@ impl ImageDisks {
     /// Notes a disk that was attached before the daemon was restarted.
     pub(crate) fn adopt(&mut self, image: &ImageId, slot: u8, user: &ContainerId) {
         self.slots.mark(slot);
-        let disk = self.disks.entry(image.clone());
-        let disk = disk.or_insert_with(|| SharedDisk::new(slot, user));
-        disk.users.insert(user.clone());
+        self.use_shared(image.as_str(), storage_id(image), slot, user);
     }
 
     /// Notes the disk of a volume, if it has one, that was attached before the daemon was restarted.
     pub(crate) fn adopt_volume(&mut self, volume: &LocalRecord, user: &ContainerId) {
         let Some(slot) = volume.slot else { return };
         self.slots.mark(slot);
-        let disk = self.volumes.entry(volume.storage.clone());
-        let disk = disk.or_insert_with(|| SharedDisk::new(slot, user));
+        self.use_shared(&volume.storage, volume.storage.clone(), slot, user);
+    }
+
+    fn use_shared(&mut self, key: &str, storage: String, slot: u8, user: &ContainerId) {
+        let disk = self.shared.entry(key.to_owned());
+        let disk = disk.or_insert_with(|| SharedDisk {
+            storage,
+            slot,
+            users: BTreeSet::new(),
+        });
         disk.users.insert(user.clone());
+    }
+
+    /// The slot of a disk that is attached, for one more user.
+    fn join(&mut self, key: &str, user: &ContainerId) -> Option<u8> {
+        let disk = self.shared.get_mut(key)?;
+        disk.users.insert(user.clone());
+        Some(disk.slot)
     }
 
     /// Makes what was noted and what the VM has the same: an earlier daemon may not have lived to
@@ -106,8 +113,7 @@ impl ImageDisks {
         };
         let Self {
             slots,
-            disks,
-            volumes,
+            shared,
             devices,
         } = self;
         let mut is_there = |slot| {
@@ -116,8 +122,7 @@ impl ImageDisks {
             }
             there.contains(&slot)
         };
-        disks.retain(|_, disk| is_there(disk.slot));
-        volumes.retain(|_, disk| is_there(disk.slot));
+        shared.retain(|_, disk| is_there(disk.slot));
         for disks in devices.values_mut() {
             disks.retain(|disk| is_there(disk.slot));
         }
@@ -152,9 +157,8 @@ impl ImageDisks {
         extents: &[DiskExtent],
         user: &ContainerId,
     ) -> Result<u8, PodError> {
-        if let Some(disk) = self.disks.get_mut(image) {
-            disk.users.insert(user.clone());
-            return Ok(disk.slot);
+        if let Some(slot) = self.join(image.as_str(), user) {
+            return Ok(slot);
         }
         let slot = self.plug(vm, || Ok(device(image, extents)?)).await?;
         let id = storage_id(image);
@@ -166,8 +170,7 @@ impl ImageDisks {
             ..Storage::default()
         };
         self.bring_up(vm, agent, storage).await?;
-        let disk = SharedDisk::new(slot, user);
-        self.disks.insert(image.clone(), disk);
+        self.use_shared(image.as_str(), id, slot, user);
         Ok(slot)
     }
 
@@ -188,21 +191,15 @@ impl ImageDisks {
             agent.attach_storage(volume.storage(0)).await?;
             return Ok(None);
         }
-        if let Some(disk) = self.volumes.get_mut(&volume.storage) {
-            disk.users.insert(user.clone());
-            return Ok(Some(disk.slot));
+        let id = &volume.storage;
+        if let Some(slot) = self.join(id, user) {
+            return Ok(Some(slot));
         }
         let (config, made) = (config.clone(), volume.clone());
-        let (device, file) = blocking(move || made.disk(&config)).await?;
-        let disk = || {
-            let file = file.try_clone();
-            let file = file.map_err(|e| PodError::internal("share an open volume", e))?;
-            Ok((device.clone(), vec![file]))
-        };
-        let slot = self.plug(vm, disk).await?;
+        let device = blocking(move || made.disk(&config)).await?;
+        let slot = self.plug_device(vm, &device, id).await?;
         self.bring_up(vm, agent, volume.storage(slot)).await?;
-        let disk = SharedDisk::new(slot, user);
-        self.volumes.insert(volume.storage.clone(), disk);
+        self.use_shared(id, id.clone(), slot, user);
         Ok(Some(slot))
     }
 
@@ -218,11 +215,7 @@ impl ImageDisks {
         id: &str,
         user: &ContainerId,
     ) -> Result<(), PodError> {
-        let disk = || {
-            let disk = device.disk(id);
-            disk.map_err(|e| PodError::internal("share an open device", e))
-        };
-        let slot = self.plug(vm, disk).await?;
+        let slot = self.plug_device(vm, device, id).await?;
         let storage = Storage {
             id,
             slot,
@@ -275,12 +268,13 @@ impl ImageDisks {
         agent: &Agent,
         user: &ContainerId,
     ) -> Result<(), PodError> {
-        let images = unused(&mut self.disks, user);
-        let images = images.map(|(image, slot)| (storage_id(&image), slot));
-        let volumes = unused(&mut self.volumes, user);
+        let shared = self.shared.extract_if(.., |_, disk| {
+            disk.users.remove(user) && disk.users.is_empty()
+        });
+        let shared = shared.map(|(_, disk)| (disk.storage, disk.slot));
         let devices = self.devices.remove(user).unwrap_or_default();
         let devices = devices.into_iter().map(|disk| (disk.storage, disk.slot));
-        let gone: Vec<_> = images.chain(volumes).chain(devices).collect();
+        let gone: Vec<_> = shared.chain(devices).collect();
         let mut result = Ok(());
         for (storage, slot) in gone {
             let detached = match agent.detach_storage(&storage).await {
@@ -290,6 +284,19 @@ impl ImageDisks {
             result = result.and(detached);
         }
         result
+    }
+
+    async fn plug_device(
+        &mut self,
+        vm: &VmClient,
+        device: &BlockDevice,
+        id: &str,
+    ) -> Result<u8, PodError> {
+        let disk = || {
+            let disk = device.disk(id);
+            disk.map_err(|e| PodError::internal("share an open device", e))
+        };
+        self.plug(vm, disk).await
     }
 
     async fn plug(
@@ -321,17 +328,6 @@ impl ImageDisks {
         self.slots.free(slot);
         Ok(())
     }
-}
-
-/// Takes out the disks that only `user` used.
-fn unused<K: Ord>(
-    disks: &mut BTreeMap<K, SharedDisk>,
-    user: &ContainerId,
-) -> impl Iterator<Item = (K, u8)> {
-    let used = disks.extract_if(.., |_, disk| {
-        disk.users.remove(user) && disk.users.is_empty()
-    });
-    used.map(|(key, disk)| (key, disk.slot))
 }
 
 /// Opens the files of a disk, each once, and describes it.

@@ -12,13 +12,12 @@ use std::{
     path::{Component, Path, PathBuf},
 };
 
-use hull_proto_vmm::{DeviceConfig, Extent, FdIndex};
 use nix::{
     libc,
     sys::statfs::{TMPFS_MAGIC, statfs},
 };
 
-use super::{StorageError, scratch};
+use super::{StorageError, devices::BlockDevice, scratch};
 use crate::{
     config::PodsConfig,
     guest::client::{Storage, Volume},
@@ -207,10 +206,7 @@ impl LocalVolume {
     ///
     /// # Errors
     /// When it can't be made, or is not as this daemon makes it.
-    pub(crate) fn disk(
-        &self,
-        config: &PodsConfig,
-    ) -> Result<(DeviceConfig, std::os::fd::OwnedFd), StorageError> {
+    pub(super) fn disk(&self, config: &PodsConfig) -> Result<BlockDevice, StorageError> {
         let path = self.directory.join(IMAGE);
         let failed = |action| {
             let path = path.clone();
@@ -223,18 +219,9 @@ impl LocalVolume {
         if !path.try_exists().map_err(failed("look for"))? {
             scratch::create_volume(config, &path)?;
         }
-        let file = open_image(&path).map_err(failed("open"))?;
-        let length = file.metadata().map_err(failed("measure"))?.len();
-        let device = DeviceConfig::Block {
-            serial: self.storage.chars().take(20).collect(),
-            readonly: false,
-            extents: vec![Extent {
-                file: FdIndex(0),
-                offset: 0,
-                length: length - length % 512,
-            }],
-        };
-        Ok((device, file.into()))
+        open_image(&path)
+            .and_then(|file| BlockDevice::of(file, false))
+            .map_err(failed("open"))
     }
 }
 
@@ -255,6 +242,8 @@ fn open_image(path: &Path) -> io::Result<File> {
 
 #[cfg(test)]
 mod tests {
+    use hull_proto_vmm::DeviceConfig;
+
     use super::*;
 
     fn mount(path: impl Into<PathBuf>) -> MountSpec {
@@ -337,7 +326,8 @@ mod tests {
         };
         let (path, find) = volume(dir.path());
         let local = find(&path, false).unwrap();
-        let (device, _) = local.disk(&config).unwrap();
+        let disk = local.disk(&config).unwrap();
+        let (device, _) = disk.disk(&local.storage).unwrap();
         let DeviceConfig::Block { extents, .. } = device else {
             panic!("{device:?}");
         };
