@@ -14,6 +14,7 @@
 set -euo pipefail
 . "$(dirname "$(realpath "$0")")/../host/lib.sh"
 . "$REPO/tests/node.sh"
+. "$REPO/tests/bench/lib.sh"
 ROUNDS=${ROUNDS:-3} SECONDS_EACH=${SECONDS_EACH:-2}
 FIGURES=(tcp-to-pod tcp-from-pod requests latency packets-to-pod packets-from-pod)
 TARGETS_QEMU=(0.8 0.8 0.8 none none none)
@@ -158,11 +159,6 @@ count_work() {
         echo '!hist:keys=common_pid:size=4096' >"$TRACE/trigger"
     done
 }
-
-ratio() { awk -v a="$1" -v b="$2" 'BEGIN { printf "%.3f", (b > 0 ? a / b : 0) }'; }
-
-# median PEER FIGURE
-median() { awk -v name="$2" '$1 == name { print $2 }' "$DIR/$1.figures" | sort -g | awk '{ v[NR] = $1 } END { print v[int((NR + 1) / 2)] }'; }
 
 # line FIGURE PEER TARGET
 line() {

@@ -29,6 +29,7 @@
 set -euo pipefail
 . "$(dirname "$(realpath "$0")")/../host/lib.sh"
 . "$REPO/tests/node.sh"
+. "$REPO/tests/bench/lib.sh"
 ROUNDS=${ROUNDS:-3} PODS=${PODS:-1 5 20}
 PEERS=(hull containerd)
 # As tests/images/bench.py makes it.
@@ -267,11 +268,6 @@ wait_for_log() {
     tail -n 5 "$1"
     die "$1 does not say $2"
 }
-
-ratio() { awk -v a="$1" -v b="$2" 'BEGIN { printf "%.3f", (b > 0 ? a / b : 0) }'; }
-
-# median PEER FIGURE
-median() { awk -v name="$2" '$1 == name { print $2 }' "$DIR/$1.figures" | sort -g | awk '{ v[NR] = $1 } END { print v[int((NR + 1) / 2)] }'; }
 
 # line FIGURE
 line() {

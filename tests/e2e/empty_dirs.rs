@@ -4,31 +4,36 @@ use std::{
     fs,
     os::unix::fs::{MetadataExt, PermissionsExt, chown},
     path::{Path, PathBuf},
-    process::Command,
     time::{Duration, Instant},
 };
 
-use hull_proto_cri::v1::{ContainerConfig, Mount};
+use hull_proto_cri::v1::ContainerConfig;
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid as ProcessId,
 };
 
-use crate::harness::{Node, PATIENCE, Pod};
+use crate::{
+    harness::{Node, PATIENCE},
+    volumes::{HostDir, host, idle, mount, readonly, run},
+};
 
-/// kubelet's directory of one pod.
-struct Kubelet(PathBuf);
+/// kubelet's directory, of which one pod's is used.
+struct Kubelet {
+    dir: HostDir,
+    pod: PathBuf,
+}
 
 impl Kubelet {
     fn of(node: &Node, pod: &str) -> Self {
-        let path = node.dir.join(format!("kubelet/pods/{pod}-uid"));
-        fs::create_dir_all(&path).unwrap();
-        Self(path)
+        let dir = HostDir::new(node, "kubelet");
+        let pod = dir.path(&format!("pods/{pod}-uid"));
+        Self { dir, pod }
     }
 
     /// A volume, with a group that may write (fsGroup).
     fn empty_dir(&self, name: &str) -> PathBuf {
-        let path = self.0.join("volumes/kubernetes.io~empty-dir").join(name);
+        let path = self.pod.join("volumes/kubernetes.io~empty-dir").join(name);
         fs::create_dir_all(&path).unwrap();
         own(&path);
         path
@@ -36,7 +41,8 @@ impl Kubelet {
 
     fn in_memory(&self, name: &str) -> PathBuf {
         let path = self.empty_dir(name);
-        mount(&["-t", "tmpfs", "-o", "size=1m", "none"], &path);
+        let at = path.to_str().unwrap();
+        host("mount", &["-t", "tmpfs", "-o", "size=1m", "none", at]);
         own(&path);
         path
     }
@@ -44,11 +50,12 @@ impl Kubelet {
     /// A subPath of a volume, as a mount of its own.
     fn sub_path(&self, volume: &Path, sub: &str) -> PathBuf {
         let name = volume.file_name().unwrap();
-        let at = self.0.join("volume-subpaths").join(name).join("main/0");
+        let at = self.pod.join("volume-subpaths").join(name).join("main/0");
         fs::create_dir_all(&at).unwrap();
         let inside = volume.join(sub);
         fs::create_dir_all(&inside).unwrap();
-        mount(&["--bind", inside.to_str().unwrap()], &at);
+        let [from, to] = [&inside, &at].map(|path| path.to_str().unwrap());
+        host("mount", &["--bind", from, to]);
         at
     }
 }
@@ -56,47 +63,6 @@ impl Kubelet {
 fn own(path: &Path) {
     chown(path, None, Some(2000)).unwrap();
     fs::set_permissions(path, fs::Permissions::from_mode(0o2775)).unwrap();
-}
-
-fn mount(arguments: &[&str], at: &Path) {
-    let status = Command::new("mount").args(arguments).arg(at).status();
-    assert!(status.unwrap().success(), "{arguments:?}");
-}
-
-impl Drop for Kubelet {
-    fn drop(&mut self) {
-        let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
-        let points = mounts.lines().filter_map(|line| line.split(' ').nth(1));
-        for point in points.filter(|at| Path::new(at).starts_with(&self.0)) {
-            let _ = Command::new("umount").args(["-l", point]).status();
-        }
-    }
-}
-
-fn at(container: &str, host: &Path) -> Mount {
-    Mount {
-        container_path: container.into(),
-        host_path: host.to_str().unwrap().into(),
-        ..Default::default()
-    }
-}
-
-/// Starts a container that mounts these.
-async fn start(node: &Node, pod: &Pod, name: &str, script: &str, mounts: Vec<Mount>) -> String {
-    let config = ContainerConfig {
-        mounts,
-        ..node.script(name, script)
-    };
-    let id = node.create(pod, config).await.unwrap();
-    node.start_container(&id).await.unwrap();
-    id
-}
-
-async fn says(node: &Node, id: &str, script: &str) -> String {
-    let done = node.exec(id, script).await;
-    let error = String::from_utf8_lossy(&done.stderr);
-    assert_eq!(done.exit_code, 0, "{script}: {error}");
-    String::from_utf8(done.stdout).unwrap()
 }
 
 /// Bytes that kubelet counts for a volume (du).
@@ -114,30 +80,32 @@ async fn containers_share_empty_directories_of_their_guest() {
     let (work, memory) = (kubelet.empty_dir("work"), kubelet.in_memory("memory"));
     let sub = kubelet.sub_path(&work, "deep/sub");
     let pod = node.pod("sharing").await;
-    let both = || vec![at("/work", &work), at("/memory", &memory)];
+    let both = || vec![mount("/work", &work), mount("/memory", &memory)];
     let script = "{ ls -A /work /memory; stat -c '%a %g' /work /memory; } >/work/state; \
                   echo kept >/memory/state; chmod 2777 /work";
-    let init = start(&node, &pod, "init", script, both()).await;
+    let config = ContainerConfig {
+        mounts: both(),
+        ..node.script("init", script)
+    };
+    let init = node.create(&pod, config).await.unwrap();
+    node.start_container(&init).await.unwrap();
     node.client.wait_exited(&init, PATIENCE).await.unwrap();
-    let server = start(&node, &pod, "server", "sleep 100000", both()).await;
-    let mut mounts = vec![at("/sub", &sub)];
-    mounts.extend(both().into_iter().map(|mount| Mount {
-        readonly: true,
-        ..mount
-    }));
-    let client = start(&node, &pod, "client", "sleep 100000", mounts).await;
+    let server = idle(&node, &pod, "server", both()).await;
+    let mut mounts = vec![mount("/sub", &sub)];
+    mounts.extend(both().into_iter().map(|mount| readonly(mount, false)));
+    let client = idle(&node, &pod, "client", mounts).await;
     // Empty and as kubelet made it, also in memory; then as the first container left it.
-    let found = says(&node, &client, "cat /work/state; stat -c '%a %g' /work").await;
+    let found = run(&node, &client, "cat /work/state; stat -c '%a %g' /work").await;
     let expected = "/memory:\n\n/work:\nstate\n2775 2000\n2775 2000\n2777 2000\n";
     assert_eq!(found, expected);
-    assert_eq!(says(&node, &client, "cat /memory/state").await, "kept\n");
+    assert_eq!(run(&node, &client, "cat /memory/state").await, "kept\n");
     let refused = node
         .exec(&client, "touch /work/x || touch /memory/x || echo no")
         .await;
     assert_eq!(refused.stdout, b"no\n", "{refused:?}");
     // A subPath is a directory of the same volume.
-    says(&node, &client, "echo below >/sub/file").await;
-    let below = says(
+    run(&node, &client, "echo below >/sub/file").await;
+    let below = run(
         &node,
         &server,
         "cat /work/deep/sub/file; stat -c %g /work/deep/sub",
@@ -146,11 +114,11 @@ async fn containers_share_empty_directories_of_their_guest() {
     assert_eq!(below, "below\n2000\n");
     // A socket of one is the other's.
     let link = "ln -s /work/log /dev/log";
-    says(&node, &server, &format!("{link}; syslogd -O /tmp/messages")).await;
-    says(&node, &client, &format!("{link}; logger over a socket")).await;
+    run(&node, &server, &format!("{link}; syslogd -O /tmp/messages")).await;
+    run(&node, &client, &format!("{link}; logger over a socket")).await;
     let heard = "for i in $(seq 100); do grep -q 'over a socket' /tmp/messages && exit; sleep 0.1; \
                  done; exit 1";
-    says(&node, &server, heard).await;
+    run(&node, &server, heard).await;
     let full = node
         .exec(&server, "dd if=/dev/zero of=/memory/big bs=64k count=32")
         .await;
@@ -160,10 +128,10 @@ async fn containers_share_empty_directories_of_their_guest() {
     // kubelet counts what it holds, and what was deleted no more.
     let before = counted(&work);
     let write = "dd if=/dev/zero of=/work/big bs=1M count=32 && sync";
-    says(&node, &server, write).await;
+    run(&node, &server, write).await;
     let used = counted(&work);
     assert!(used >= before + (32 << 20), "{before} {used}");
-    says(&node, &server, "rm /work/big && sync").await;
+    run(&node, &server, "rm /work/big && sync").await;
     let begin = Instant::now();
     while counted(&work) > before + (8 << 20) {
         assert!(begin.elapsed() < PATIENCE, "{}", counted(&work));
@@ -174,7 +142,7 @@ async fn containers_share_empty_directories_of_their_guest() {
     assert!(files.is_empty(), "{files:?}");
     node.stop_sandbox(&pod.id).await.unwrap();
     node.remove_sandbox(&pod.id).await.unwrap();
-    drop(kubelet);
+    kubelet.dir.unmount();
     node.finish().await;
 }
 
@@ -184,14 +152,14 @@ async fn an_empty_directory_outlives_containers_daemons_and_machines() {
     let kubelet = Kubelet::of(&node, "lasting");
     let work = kubelet.empty_dir("work");
     let pod = node.pod("lasting").await;
-    let mounts = || vec![at("/work", &work)];
-    let first = start(&node, &pod, "first", "sleep 100000", mounts()).await;
-    says(&node, &first, "echo one >/work/state").await;
+    let mounts = || vec![mount("/work", &work)];
+    let first = idle(&node, &pod, "first", mounts()).await;
+    run(&node, &first, "echo one >/work/state").await;
     node.client = node.daemon.kill_and_restart().await;
     // The volume's disk goes with its only user, and comes back.
     node.remove_container(&first).await.unwrap();
-    let second = start(&node, &pod, "second", "sleep 100000", mounts()).await;
-    says(&node, &second, "echo two >>/work/state && sync").await;
+    let second = idle(&node, &pod, "second", mounts()).await;
+    run(&node, &second, "echo two >>/work/state && sync").await;
     // A machine that dies in the middle.
     for pid in node.vmms() {
         let pid = ProcessId::from_raw(i32::try_from(pid).unwrap());
@@ -201,12 +169,12 @@ async fn an_empty_directory_outlives_containers_daemons_and_machines() {
     let mut again = node.sandbox("lasting");
     again.metadata.as_mut().unwrap().attempt = 1;
     let next = node.run_sandbox(again).await.unwrap();
-    let third = start(&node, &next, "third", "sleep 100000", mounts()).await;
-    assert_eq!(says(&node, &third, "cat /work/state").await, "one\ntwo\n");
+    let third = idle(&node, &next, "third", mounts()).await;
+    assert_eq!(run(&node, &third, "cat /work/state").await, "one\ntwo\n");
     for pod in [&pod, &next] {
         node.stop_sandbox(&pod.id).await.unwrap();
         node.remove_sandbox(&pod.id).await.unwrap();
     }
-    drop(kubelet);
+    kubelet.dir.unmount();
     node.finish().await;
 }
