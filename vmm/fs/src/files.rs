@@ -13,6 +13,7 @@ use fuse_backend_rs::passthrough::{CachePolicy, Config, PassthroughFs};
 use rustix::thread::{CapabilitySet, CapabilitySets, capabilities, set_capabilities};
 
 use crate::filter::{IN_HEADER, double_word, word};
+use crate::kept::Kept;
 
 /// How long a guest may believe in attributes.
 const ATTRIBUTES: Duration = Duration::from_secs(1);
@@ -23,6 +24,8 @@ const INDEX_SHIFT: u32 = 56;
 pub struct Files {
     /// Finds the file system of a request.
     pub vfs: Arc<Vfs>,
+    /// What a guest may keep of files that it opens again.
+    pub kept: Kept,
     /// The path of each, by its number.
     paths: RwLock<BTreeMap<VfsIndex, String>>,
 }
@@ -61,6 +64,7 @@ impl Default for Files {
         vfs.set_remove_pseudo_root();
         Self {
             vfs: Arc::new(vfs),
+            kept: Kept::default(),
             paths: RwLock::default(),
         }
     }

@@ -22,6 +22,7 @@
 pub mod files;
 pub mod filter;
 pub mod jail;
+pub mod kept;
 pub mod manager;
 pub mod owners;
 pub mod server;

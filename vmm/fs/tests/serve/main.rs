@@ -517,6 +517,37 @@ fn changes_of_the_host_are_seen_at_once() {
 }
 
 #[test]
+fn a_guest_keeps_what_it_has_of_a_file_that_did_not_change() {
+    let host = host(false);
+    let path = host.path().join("file");
+    fs::write(&path, "old").unwrap();
+    let times = fs::FileTimes::new().set_modified(fs::metadata(&path).unwrap().modified().unwrap());
+    let mut server = Server::start();
+    let root = server.share(host.path());
+    let node = server.lookup(root, "file").unwrap();
+    let mut keeps = |flags: i32| {
+        let body = [(flags as u32).to_le_bytes(), [0; 4]].concat();
+        let opened = server.call(OPEN, node, &body).unwrap();
+        opened[8] & 1 << 1 != 0
+    };
+    // A file system's clock has ticks.
+    let settle = || std::thread::sleep(std::time::Duration::from_millis(3100));
+    assert_eq!([keeps(libc::O_RDONLY), keeps(libc::O_RDONLY)], [false; 2]);
+    settle();
+    assert!(!keeps(libc::O_RDONLY), "it was too new the last time");
+    assert!(keeps(libc::O_RDWR));
+    // As many bytes, and the same time of modification.
+    let file = fs::File::options().write(true).open(&path).unwrap();
+    file.write_all_at(b"new", 0).unwrap();
+    file.set_times(times).unwrap();
+    settle();
+    assert!(!keeps(libc::O_RDONLY));
+    assert!(keeps(libc::O_RDONLY));
+    assert!(!keeps(libc::O_WRONLY | libc::O_TRUNC));
+    assert_eq!(fs::read(&path).unwrap(), b"");
+}
+
+#[test]
 fn owners_meet_in_what_they_share_in_the_same_way() {
     let host = host(false);
     let dir = host.path().join("dir");
