@@ -12,8 +12,10 @@ use crate::virtio::block::{Block, BlockError};
 use crate::virtio::fs::{Fs, FsError};
 use crate::virtio::net::tap::TapError;
 use crate::virtio::net::{Net, NetError, Tap};
+use crate::virtio::pmem::Pmem;
 use crate::virtio::rng::Rng;
 use crate::virtio::vsock::{Vsock, VsockError};
+use crate::windows::{WindowError, Windows};
 
 /// Why a device was not made.
 #[derive(Debug, thiserror::Error)]
@@ -39,6 +41,9 @@ pub enum DeviceConfigError {
     /// The file system device is not right.
     #[error("create file system device")]
     Fs(#[from] FsError),
+    /// The files are not seen as memory.
+    #[error("open window")]
+    Window(#[from] WindowError),
 }
 
 /// Makes an idle device.
@@ -48,6 +53,7 @@ pub enum DeviceConfigError {
 pub fn create(
     config: &DeviceConfig,
     fds: &Fds,
+    windows: &Arc<Windows>,
 ) -> Result<Box<dyn VirtioDevice>, DeviceConfigError> {
     Ok(match config {
         DeviceConfig::Block {
@@ -57,6 +63,10 @@ pub fn create(
         } => {
             let disk = Disk::new(pieces(extents, fds)?, *readonly)?;
             Box::new(Block::new(disk, serial.clone())?)
+        }
+        DeviceConfig::Pmem { extents } => {
+            let disk = Disk::new(pieces(extents, fds)?, true)?;
+            Box::new(Pmem::new(windows.open(disk.pieces())?))
         }
         DeviceConfig::Net { tap, mac, mtu } => {
             Box::new(Net::new(Tap::new(fds.get(*tap)?)?, *mac, *mtu)?)

@@ -2,7 +2,7 @@
 //!
 //! Read in this order: [`machine`] (how a VM is put together), [`event_loop`] (the main thread: I/O and
 //! answers to the daemon), [`kvm::vcpu`] (the threads that run the guest), [`slots`], [`service`]
-//! and [`virtio`] (devices), then what a guest finds when it starts: [`layout`], [`boot`], [`legacy`].
+//! and [`virtio`] (devices), [`windows`] (files as memory), then what a guest finds when it starts: [`layout`], [`boot`], [`legacy`].
 //!
 //! ```text
 //!   daemon ── control socket ──▶ event loop ──▶ machine ──▶ slots ──▶ device   (block, net, …)
@@ -32,6 +32,7 @@ pub mod probe;
 pub mod service;
 pub mod slots;
 pub mod virtio;
+pub mod windows;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 

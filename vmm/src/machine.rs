@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use hull_proto_vmm::{DeviceConfig, Metrics, VmConfig};
 use kvm_ioctls::VcpuFd;
 use vm_memory::GuestMemoryError;
+use vm_memory::mmap::MmapRegionError;
 use vm_superio::Trigger;
 use vmm_sys_util::epoll::Epoll;
 
@@ -28,6 +29,7 @@ use crate::memory::{self, MemoryError};
 use crate::service::{Epolls, Worker};
 use crate::slots::{SlotError, Slots};
 use crate::virtio::Memory;
+use crate::windows::Windows;
 
 /// Why a machine was not built or changed.
 #[derive(Debug, thiserror::Error)]
@@ -46,6 +48,9 @@ pub enum MachineError {
     /// No guest memory.
     #[error("create guest memory")]
     Memory(#[from] MemoryError),
+    /// No addresses for windows.
+    #[error("set addresses aside")]
+    Windows(#[from] MmapRegionError),
     /// KVM refuses.
     #[error("set up virtual machine")]
     Kvm(#[from] KvmError),
@@ -159,7 +164,9 @@ enum Processors {
 #[derive(Debug)]
 pub struct Machine {
     vm: Arc<Vm>,
+    /// RAM and windows.
     memory: Memory,
+    windows: Arc<Windows>,
     hardware: Arc<Hardware>,
     processors: Processors,
     /// Serves disks; there from the start on.
@@ -183,16 +190,19 @@ impl Machine {
         let mut phases = Phases::default();
 
         let memory = phases.time("memory", || memory::allocate(config.memory_mib))?;
-        let (vm, vcpus) = phases.time("kvm", || create(&memory, total))?;
+        let (vm, vcpus, address_bits) = phases.time("kvm", || create(&memory, total))?;
         phases.time("kernel_load", || {
             load(config, fds, &memory, &vcpus, &cmdline)
         })?;
+        let windows = Arc::new(Windows::new(&memory, address_bits, Arc::clone(&vm) as _)?);
+        let memory = windows.join(&memory);
         let hardware = phases.time("devices", || {
-            populate(config, fds, &memory, &vm, epolls, serial)
+            populate(config, fds, &memory, &windows, &vm, epolls, serial)
         })?;
         Ok(Self {
             vm,
             memory,
+            windows,
             hardware,
             processors: Processors::Ready(vcpus),
             worker: None,
@@ -239,7 +249,8 @@ impl Machine {
     /// # Errors
     /// [`MachineError::Device`], [`MachineError::Slot`]; nothing changed.
     pub fn attach(&self, slot: u8, config: &DeviceConfig, fds: &Fds) -> Result<(), MachineError> {
-        attach(&self.hardware.slots, &self.vm, slot, config, fds)
+        let slots = &self.hardware.slots;
+        attach(slots, &self.windows, &self.vm, slot, config, fds)
     }
 
     /// Takes a device out of its slot.
@@ -313,8 +324,9 @@ impl Drop for Machine {
     }
 }
 
-/// Creates the VM and its vCPUs, in the order that KVM is quickest with.
-fn create(memory: &Memory, vcpus: u8) -> Result<(Arc<Vm>, Vec<VcpuFd>), MachineError> {
+/// Creates the VM and its vCPUs, in the order that KVM is quickest with; returns how many bits the
+/// guest's addresses have, too.
+fn create(memory: &Memory, vcpus: u8) -> Result<(Arc<Vm>, Vec<VcpuFd>, u32), MachineError> {
     let kvm = vm::open()?;
     let vm = Arc::new(Vm::new(&kvm, memory)?);
     let template = cpuid::Template::new(&kvm, vcpus)?;
@@ -326,7 +338,7 @@ fn create(memory: &Memory, vcpus: u8) -> Result<(Arc<Vm>, Vec<VcpuFd>), MachineE
         registers::set_fpu(&fd)?;
         fds.push(fd);
     }
-    Ok((vm, fds))
+    Ok((vm, fds, template.address_bits()))
 }
 
 /// Fills guest memory and points the first vCPU at the kernel. The others wait for it to wake them.
@@ -353,6 +365,7 @@ fn populate(
     config: &VmConfig,
     fds: &Fds,
     memory: &Memory,
+    windows: &Arc<Windows>,
     vm: &Arc<Vm>,
     epolls: &Epolls,
     serial: Option<File>,
@@ -360,7 +373,7 @@ fn populate(
     let ioapic = Arc::new(Ioapic::new(Arc::clone(vm)));
     let slots = Arc::new(Slots::new(&ioapic, memory.clone(), epolls.clone()));
     for (slot, device) in &config.devices {
-        attach(&slots, vm, *slot, device, fds)?;
+        attach(&slots, windows, vm, *slot, device, fds)?;
     }
     let com1 = Com1::new(Com1Line(Arc::clone(&ioapic)), serial);
     Ok(Arc::new(Hardware {
@@ -372,13 +385,14 @@ fn populate(
 
 fn attach(
     slots: &Slots,
+    windows: &Arc<Windows>,
     vm: &Vm,
     slot: u8,
     config: &DeviceConfig,
     fds: &Fds,
 ) -> Result<(), MachineError> {
-    let device =
-        devices::create(config, fds).map_err(|source| MachineError::Device { slot, source })?;
+    let device = devices::create(config, fds, windows)
+        .map_err(|source| MachineError::Device { slot, source })?;
     Ok(slots.attach(slot, device, vm)?)
 }
 

@@ -146,7 +146,7 @@ impl Slots {
         place.generation = place.generation.wrapping_add(1);
         let epoll = match device.kind() {
             Kind::Block => &self.epolls.disks,
-            Kind::Net | Kind::Rng | Kind::Vsock | Kind::Fs => &self.epolls.others,
+            Kind::Net | Kind::Rng | Kind::Vsock | Kind::Fs | Kind::Pmem => &self.epolls.others,
         };
         let watcher = Watcher::new(Arc::clone(epoll), slot, place.generation);
         let address = slot_address(slot) + QUEUE_NOTIFY;

@@ -19,6 +19,10 @@ const SLOT: u32 = 0xd000_0000;
 const SLOT_SIZE: u32 = 0x1000;
 const DEVICE_ID: u32 = 8;
 const STATUS: u32 = 0x70;
+/// A virtual address behind RAM, the entry of the page tables that maps it, and the first window.
+const VIEW: u32 = 0x4000_0000;
+const VIEW_ENTRY: u32 = 0xc000;
+const WINDOW: u64 = 0x1_0800_0000;
 
 fn refused(response: &Response) -> ErrorKind {
     match response {
@@ -247,6 +251,108 @@ fn devices_come_and_go_while_the_guest_runs() {
     assert_eq!(vmm.wait().1.reason, ExitReason::Stopped);
 }
 
+/// Code that maps the first window and waits until slot 5 has a device.
+fn look_through_a_window() -> Code {
+    let entry = WINDOW | 0x83;
+    Code::default()
+        .write(VIEW_ENTRY, entry as u32)
+        .write(VIEW_ENTRY + 4, (entry >> 32) as u32)
+        .read_until_nonzero(SLOT + 5 * SLOT_SIZE + DEVICE_ID)
+        .print()
+}
+
+/// A file of two pages, and pmem that shows the second one first.
+fn window() -> (File, DeviceConfig) {
+    let mut file = tempfile::tempfile().unwrap();
+    for text in [b"one.", b"two."] {
+        file.write_all(&text.repeat(1024)).unwrap();
+    }
+    let extent = |offset| Extent {
+        file: FdIndex(0),
+        offset,
+        length: 4096,
+    };
+    let extents = vec![extent(4096), extent(0)];
+    (file, DeviceConfig::Pmem { extents })
+}
+
+#[test]
+fn a_guest_reads_files_as_memory_and_what_it_writes_is_lost() {
+    if !has_kvm() {
+        return;
+    }
+    let vmm = Vmm::start();
+    let mut control = vmm.connect();
+    let serial = control.boot(
+        &look_through_a_window()
+            .read(VIEW)
+            .print()
+            .write(VIEW, 7)
+            .read(VIEW)
+            .print()
+            .read(VIEW + 4096)
+            .print()
+            .read(VIEW + 8192)
+            .print()
+            .read_until_nonzero(SLOT + 6 * SLOT_SIZE + DEVICE_ID)
+            .read(VIEW)
+            .print()
+            .die(),
+    );
+    let (file, device) = window();
+    control.order(&Request::Attach { slot: 5, device }, &[&file]);
+    wait_until(|| content(&serial).len() == 20);
+    assert_eq!(
+        content(&serial),
+        *[[27, 0, 0, 0], *b"two.", *b"two.", *b"one.", [0; 4]].as_flattened()
+    );
+    assert!(content(&file).ends_with(b"two."));
+    let maps = format!("/proc/{}/maps", vmm.pid());
+    let shows_files = || fs::read_to_string(&maps).unwrap().contains("(deleted)");
+    assert!(shows_files());
+    control.order(&Request::Detach { slot: 5 }, &[]);
+    assert!(!shows_files());
+    let device = DeviceConfig::Rng;
+    control.order(&Request::Attach { slot: 6, device }, &[]);
+    vmm.wait();
+    assert_eq!(
+        content(&serial)[20..],
+        [0xff; 4],
+        "nothing is there any more"
+    );
+}
+
+#[test]
+fn a_file_that_is_cut_ends_the_vm_that_uses_it_and_the_report_says_so() {
+    if !has_kvm() {
+        return;
+    }
+    let vmm = Vmm::start();
+    let mut control = vmm.connect();
+    let serial = control.boot(
+        &look_through_a_window()
+            .read_until_nonzero(SLOT + 6 * SLOT_SIZE + DEVICE_ID)
+            .read(VIEW)
+            .print()
+            .die(),
+    );
+    let (file, device) = window();
+    control.order(&Request::Attach { slot: 5, device }, &[&file]);
+    file.set_len(0).unwrap();
+    let device = DeviceConfig::Rng;
+    control.order(&Request::Attach { slot: 6, device }, &[]);
+    let (_, report) = vmm.wait();
+    if content(&serial)[4..] == [0xff; 4] {
+        println!("SKIPPED: KVM of this host emulates the guest, and finds nothing there");
+        return;
+    }
+    assert_eq!(report.reason, ExitReason::KvmError);
+    assert!(
+        report.message.contains("an image's file was cut"),
+        "{report:?}"
+    );
+}
+
 #[test]
 fn a_paused_guest_stands_still() {
     if !has_kvm() {
@@ -448,6 +554,32 @@ fn a_configuration_that_is_not_possible_has_no_effect() {
             "a disk beyond its file",
             VmConfig {
                 devices: vec![(1, block(extents(2, 0, 1 << 30)))],
+                ..config()
+            },
+            ErrorKind::Invalid,
+        ),
+        (
+            "memory of half a page",
+            VmConfig {
+                devices: vec![(
+                    1,
+                    DeviceConfig::Pmem {
+                        extents: extents(3, 0, 512),
+                    },
+                )],
+                ..config()
+            },
+            ErrorKind::Invalid,
+        ),
+        (
+            "memory beyond its file",
+            VmConfig {
+                devices: vec![(
+                    1,
+                    DeviceConfig::Pmem {
+                        extents: extents(3, 0, 1 << 30),
+                    },
+                )],
                 ..config()
             },
             ErrorKind::Invalid,

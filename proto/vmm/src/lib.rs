@@ -156,6 +156,12 @@ pub enum DeviceConfig {
         /// The disk: these pieces one after another, each a multiple of 512 bytes.
         extents: Vec<Extent>,
     },
+    /// virtio-pmem: memory of the guest that is the host's page cache of these files, read-only.
+    Pmem {
+        /// What it shows: these pieces one after another, each whole pages of 4096 bytes, then
+        /// zeros up to a multiple of 2 MiB.
+        extents: Vec<Extent>,
+    },
     /// virtio-net on a tap.
     Net {
         /// A tap opened with `IFF_TAP | IFF_NO_PI | IFF_VNET_HDR`.
@@ -212,7 +218,7 @@ pub struct Metrics {
 pub struct DeviceMetrics {
     /// The slot.
     pub slot: u8,
-    /// `block`, `net`, `rng`, `vsock`, `fs`.
+    /// `block`, `pmem`, `net`, `rng`, `vsock`, `fs`.
     pub kind: String,
     /// Guest notifications handled.
     pub notifications: u64,

@@ -2,11 +2,13 @@
 
 use hull_proto_vmm::{ErrorKind, Response};
 
+use crate::devices::DeviceConfigError;
 use crate::fds::FdError;
 use crate::log::chain;
 use crate::machine::MachineError;
 use crate::memory::MemoryError;
 use crate::slots::SlotError;
+use crate::windows::WindowError;
 
 /// Makes a response of an error.
 #[must_use]
@@ -22,6 +24,14 @@ fn kind(error: &MachineError) -> ErrorKind {
         MachineError::Memory(MemoryError::Allocate { .. })
         | MachineError::Fd(FdError::Duplicate(_))
         | MachineError::Slot(SlotError::Connect { .. })
+        | MachineError::Windows(_)
+        | MachineError::Device {
+            source:
+                DeviceConfigError::Window(
+                    WindowError::Full(_) | WindowError::Map(_) | WindowError::Slot(_),
+                ),
+            ..
+        }
         | MachineError::Start(_) => ErrorKind::NoResources,
         MachineError::Vcpus { .. }
         | MachineError::Fd(FdError::Missing { .. })

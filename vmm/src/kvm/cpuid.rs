@@ -143,6 +143,19 @@ impl Template {
         template
     }
 
+    /// Returns how many bits the guest's physical addresses have: as the processor has them, or
+    /// what KVM can map of those (AMD APM, CPUID Fn8000_0008_EAX).
+    #[must_use]
+    pub fn address_bits(&self) -> u32 {
+        let sizes = self.entries.iter().find(|e| e.function == AMD_SIZES);
+        // The least that a processor in 64-bit mode has.
+        let eax = sizes.map_or(36, |entry| entry.eax);
+        match (eax & 0xff, eax >> 16 & 0xff) {
+            (bits, 0) => bits,
+            (bits, mapped) => bits.min(mapped),
+        }
+    }
+
     /// Gives a vCPU its CPUID. To be done before its MSRs are read.
     ///
     /// # Errors
@@ -260,10 +273,12 @@ mod tests {
             entry(TOPOLOGY, 0, [1, 2, 3, 77]),
             entry(TOPOLOGY_V2, 0, [1, 2, 3, 77]),
             entry(HYPERVISOR, 0, [0x4000_0001, 0, 0, 0]),
-            entry(AMD_SIZES, 0, [0, 0, 0x7f, 0]),
+            entry(AMD_SIZES, 0, [0x30_3034, 0, 0x7f, 0]),
             entry(AMD_TOPOLOGY, 0, [77, 7, 7, 0]),
         ];
-        let entries = Template::from_supported(&host, 3, true).for_vcpu(2, 2_500_000);
+        let template = Template::from_supported(&host, 3, true);
+        assert_eq!(template.address_bits(), 48);
+        let entries = template.for_vcpu(2, 2_500_000);
 
         let features = find(&entries, FEATURES, 0);
         assert_eq!(features.ebx, 0x0203_0800);

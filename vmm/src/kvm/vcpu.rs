@@ -373,6 +373,12 @@ impl<B: Bus> Vcpu<B> {
                     Step::Continue
                 };
             }
+            Err(error) if error.errno() == libc::EFAULT => {
+                return Step::End(End::Kvm(format!(
+                    "KVM_RUN: {error}: the guest's memory can't be had: an image's file was cut or \
+                     can't be read, or the host has no page for it"
+                )));
+            }
             Err(error) => return Step::End(End::Kvm(format!("KVM_RUN: {error}"))),
         }
         Step::Continue

@@ -3,7 +3,7 @@
 use std::io;
 
 use kvm_bindings::{
-    KVM_CAP_SPLIT_IRQCHIP, KVM_IRQ_ROUTING_MSI, KvmIrqRouting, kvm_enable_cap,
+    KVM_CAP_SPLIT_IRQCHIP, KVM_IRQ_ROUTING_MSI, KVM_MEM_READONLY, KvmIrqRouting, kvm_enable_cap,
     kvm_irq_routing_entry, kvm_msi, kvm_userspace_memory_region,
 };
 use kvm_ioctls::{Cap, IoEventAddress, Kvm, VcpuFd, VmFd};
@@ -15,6 +15,10 @@ use crate::legacy::ioapic::{Message, MessageSink};
 use crate::memory;
 use crate::slots::Doorbells;
 use crate::virtio::Memory;
+use crate::windows::MemorySlots;
+
+/// KVM's slots of windows follow those of RAM, of which there are two at most.
+const FIRST_WINDOW: u32 = 2;
 
 const REQUIRED: [Cap; 7] = [
     Cap::UserMemory,
@@ -88,6 +92,29 @@ impl Vm {
         self.fd
             .create_vcpu(u64::from(id))
             .map_err(KvmError::call("KVM_CREATE_VCPU"))
+    }
+}
+
+impl MemorySlots for Vm {
+    unsafe fn fill(&self, number: u32, guest: u64, host: u64, length: u64) -> io::Result<()> {
+        let region = kvm_userspace_memory_region {
+            slot: FIRST_WINDOW + number,
+            flags: KVM_MEM_READONLY,
+            guest_phys_addr: guest,
+            memory_size: length,
+            userspace_addr: host,
+        };
+        // SAFETY: the caller keeps the range mapped.
+        Ok(unsafe { self.fd.set_user_memory_region(region) }?)
+    }
+
+    fn clear(&self, number: u32) -> io::Result<()> {
+        let region = kvm_userspace_memory_region {
+            slot: FIRST_WINDOW + number,
+            ..Default::default()
+        };
+        // SAFETY: a size of 0 takes the slot out; no memory is given.
+        Ok(unsafe { self.fd.set_user_memory_region(region) }?)
     }
 }
 

@@ -2,13 +2,13 @@
 
 use vm_memory::{GuestMemory, Permissions, VolatileSlice};
 
-use super::Memory;
 use super::queue::Chain;
+use super::{Memory, is_writable};
 
 /// A chain that no driver following virtio 1.2, section 2.7 would make.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum ChainError {
-    /// A descriptor refers to memory that the guest does not have.
+    /// A descriptor refers to memory that the guest does not have, or may not write.
     #[error("descriptor outside guest memory")]
     Address,
     /// A readable descriptor follows a writable one.
@@ -55,6 +55,9 @@ impl<'m> Buffers<'m> {
             let slices = memory
                 .get_slices(descriptor.addr(), descriptor.len() as usize, access)
                 .map_err(|_| ChainError::Address)?;
+            if descriptor.is_write_only() && !is_writable(memory, descriptor.addr()) {
+                return Err(ChainError::Address);
+            }
             for slice in slices {
                 list.push(slice.map_err(|_| ChainError::Address)?);
             }

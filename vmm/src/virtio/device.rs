@@ -28,7 +28,7 @@ use vmm_sys_util::epoll::EventSet;
 use super::interrupt::Interrupt;
 use super::queue::{QueueError, VirtQueue};
 use super::watch::Watcher;
-use super::{Memory, block, fs, net, rng, vsock};
+use super::{Memory, block, fs, net, pmem, rng, vsock};
 
 /// Kinds of virtio device (virtio 1.2, section 5).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,6 +43,8 @@ pub enum Kind {
     Vsock,
     /// File system.
     Fs,
+    /// Persistent memory.
+    Pmem,
 }
 
 impl Kind {
@@ -55,6 +57,7 @@ impl Kind {
             Self::Rng => 4,
             Self::Vsock => 19,
             Self::Fs => 26,
+            Self::Pmem => 27,
         }
     }
 
@@ -67,6 +70,7 @@ impl Kind {
             Self::Rng => "rng",
             Self::Vsock => "vsock",
             Self::Fs => "fs",
+            Self::Pmem => "pmem",
         }
     }
 }
@@ -161,6 +165,8 @@ pub enum DeviceState {
     Vsock(vsock::State),
     /// virtio-fs.
     Fs(fs::State),
+    /// virtio-pmem.
+    Pmem(pmem::State),
 }
 
 /// A virtio device.

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueState, QueueT};
 use vm_memory::{Bytes, GuestAddress};
 
-use super::Memory;
+use super::{Memory, is_writable};
 
 /// A descriptor chain in guest memory.
 pub type Chain<'m> = DescriptorChain<&'m Memory>;
@@ -88,7 +88,8 @@ impl VirtQueue {
             used_ring: record.used,
         };
         let queue = Queue::try_from(state).map_err(|_| refused())?;
-        if !queue.is_valid(memory) {
+        // Its own checks don't know of memory that is not to be written.
+        if !queue.is_valid(memory) || !is_writable(memory, GuestAddress(record.used)) {
             return Err(refused());
         }
         Ok(Self {

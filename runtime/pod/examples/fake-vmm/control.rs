@@ -174,6 +174,7 @@ fn kind(device: &DeviceConfig) -> &'static str {
         DeviceConfig::Rng => "rng",
         DeviceConfig::Vsock { .. } => "vsock",
         DeviceConfig::Fs { .. } => "fs",
+        DeviceConfig::Pmem { .. } => "pmem",
     }
 }
 

@@ -111,6 +111,12 @@ impl Disk {
         self.length
     }
 
+    /// Returns the pieces, in order.
+    #[must_use]
+    pub fn pieces(&self) -> &[Piece] {
+        &self.pieces
+    }
+
     /// Tells whether writes are refused.
     #[must_use]
     pub fn readonly(&self) -> bool {

@@ -3,9 +3,9 @@
 use hull_proto_vmm::fs::MAX_PACKET;
 use vm_memory::{Bytes, GuestAddress};
 
-use crate::virtio::Memory;
 use crate::virtio::buffers::ChainError;
 use crate::virtio::queue::Chain;
+use crate::virtio::{Memory, is_writable};
 
 /// Bytes of `fuse_in_header`.
 pub const IN_HEADER: usize = 40;
@@ -119,6 +119,9 @@ fn follow(
         complete = !descriptor.has_next();
         let length = descriptor.len() as usize;
         if descriptor.is_write_only() {
+            if !is_writable(memory, descriptor.addr()) {
+                return Err(ChainError::Address);
+            }
             room.pieces.push((descriptor.addr(), length));
             room.length = room.length.saturating_add(length);
         } else if room.pieces.is_empty() {
@@ -144,7 +147,8 @@ fn follow(
     }
 }
 
-/// The part of a chain that the device writes. Addresses are checked when it does.
+/// The part of a chain that the device writes. Whether there is memory to the end of each piece shows
+/// when it does.
 #[derive(Debug, Default)]
 pub struct Room {
     pieces: Vec<(GuestAddress, usize)>,

@@ -13,6 +13,7 @@ use crate::virtio::interrupt::CountingInterrupt;
 use crate::virtio::test_driver::{DriverQueue, Piece, memory, readable, writable};
 use crate::virtio::watch::Watcher;
 use crate::virtio::{Activation, DeviceState, Memory, Progress, VirtioDevice};
+use crate::windows::tests::{pages, piece, windows};
 
 const LOOKUP: u32 = 1;
 const FORGET: u32 = 2;
@@ -328,6 +329,23 @@ fn room_outside_of_memory_is_not_written() {
     let name = name_of(&bench.receive().unwrap());
     bench.reply(name, &[0; 16]);
     bench.event();
+    assert_eq!(bench.queues[1].used(), Some((head, 0)));
+    assert_eq!(bench.device.counters().errors, 1);
+}
+
+#[test]
+fn room_in_a_window_is_refused() {
+    let mut bench = Bench::new();
+    let (_, windows, memory) = windows(&bench.memory);
+    bench.device.reset();
+    bench.memory = memory;
+    bench.activate();
+    let window = windows.open(&[piece(&pages(&[1]), 0, 1)]).unwrap();
+    let request = bench.write(LOOKUP, 1, 50);
+    let head = bench.queues[1]
+        .offer(&[request, writable(window.start(), 64)])
+        .unwrap();
+    bench.kick();
     assert_eq!(bench.queues[1].used(), Some((head, 0)));
     assert_eq!(bench.device.counters().errors, 1);
 }

@@ -1,0 +1,179 @@
+//! virtio-pmem (virtio 1.2, section 5.19): a window of read-only files as persistent memory.
+//!
+//! The guest reads without the device. Its only request is a flush, and nothing is ever to be flushed.
+//! What the guest writes is lost: KVM takes it for an access to a device, and there is none.
+
+use serde::{Deserialize, Serialize};
+use vm_memory::Bytes;
+
+use super::buffers::Buffers;
+use super::device::{Activation, Counters, DeviceError, DeviceState, Kind, Progress, VirtioDevice};
+use crate::windows::Window;
+
+const QUEUE_SIZE: u16 = 16;
+/// Descriptors of a request; two are enough.
+const MAX_SEGMENTS: usize = 4;
+/// Requests handled before others have their turn.
+const BUDGET: usize = 32;
+
+/// `VIRTIO_PMEM_REQ_TYPE_FLUSH`
+const FLUSH: u32 = 0;
+/// `VIRTIO_PMEM_RESP_TYPE_OK`
+const OK: u32 = 0;
+/// `VIRTIO_PMEM_RESP_TYPE_EIO`
+const FAILED: u32 = 1;
+
+/// What a snapshot keeps.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct State {
+    /// Where the window is in the guest.
+    pub start: u64,
+    /// Its length in bytes.
+    pub length: u64,
+    /// What was counted so far.
+    pub counters: Counters,
+}
+
+/// The window is not that of the saved state.
+#[derive(Debug, thiserror::Error)]
+#[error("window does not match its saved state")]
+pub struct Mismatch;
+
+/// The device.
+#[derive(Debug)]
+pub struct Pmem {
+    window: Window,
+    active: Option<Activation>,
+    counters: Counters,
+}
+
+impl Pmem {
+    /// Creates an idle device.
+    #[must_use]
+    pub fn new(window: Window) -> Self {
+        Self {
+            window,
+            active: None,
+            counters: Counters::default(),
+        }
+    }
+
+    /// Creates an idle device from what was saved and the same window.
+    ///
+    /// # Errors
+    /// [`Mismatch`]
+    pub fn restore(state: &State, window: Window) -> Result<Self, Mismatch> {
+        if (state.start, state.length) != (window.start(), window.length()) {
+            return Err(Mismatch);
+        }
+        let mut pmem = Self::new(window);
+        pmem.counters = state.counters;
+        Ok(pmem)
+    }
+}
+
+impl VirtioDevice for Pmem {
+    fn kind(&self) -> Kind {
+        Kind::Pmem
+    }
+
+    fn queue_sizes(&self) -> &[u16] {
+        &[QUEUE_SIZE]
+    }
+
+    fn features(&self) -> u64 {
+        0
+    }
+
+    fn read_config(&self, offset: u64, data: &mut [u8]) {
+        let fields = [self.window.start(), self.window.length()].map(u64::to_le_bytes);
+        let rest = usize::try_from(offset)
+            .ok()
+            .and_then(|offset| fields.as_flattened().get(offset..));
+        for (byte, value) in data.iter_mut().zip(rest.unwrap_or_default()) {
+            *byte = *value;
+        }
+    }
+
+    fn activate(&mut self, activation: Activation) -> Result<(), DeviceError> {
+        self.active = Some(activation);
+        Ok(())
+    }
+
+    fn reset(&mut self) {
+        self.active = None;
+    }
+
+    fn active(&self) -> Option<&Activation> {
+        self.active.as_ref()
+    }
+
+    fn on_kick(&mut self, _queue: u16) -> Result<Progress, DeviceError> {
+        let Some(active) = &mut self.active else {
+            return Ok(Progress::Done);
+        };
+        let [queue] = active.queues.as_mut_slice() else {
+            return Err(DeviceError::Broken("pmem has one queue"));
+        };
+        self.counters.notifications += 1;
+        let mut progress = Progress::More(0);
+        let mut served = 0;
+        while served < BUDGET {
+            let Some(chain) = queue.pop(&active.memory)? else {
+                if queue.enable_notification(&active.memory)? {
+                    continue;
+                }
+                progress = Progress::Done;
+                break;
+            };
+            served += 1;
+            let head = chain.head_index();
+            let answer = Buffers::collect(chain, &active.memory, MAX_SEGMENTS)
+                .ok()
+                .and_then(|buffers| answer(&buffers));
+            if answer != Some(OK) {
+                self.counters.errors += 1;
+            }
+            self.counters.requests += 1;
+            let written = answer.map_or(0, |_| size_of::<u32>() as u32);
+            queue.push_used(&active.memory, head, written)?;
+        }
+        if served > 0 {
+            active.notify(0)?;
+        }
+        Ok(progress)
+    }
+
+    fn counters(&self) -> Counters {
+        self.counters
+    }
+
+    fn state(&self) -> DeviceState {
+        DeviceState::Pmem(State {
+            start: self.window.start(),
+            length: self.window.length(),
+            counters: self.counters,
+        })
+    }
+}
+
+/// Answers a request; none if it is malformed. Its fields are one piece each, as Linux has them.
+fn answer(buffers: &Buffers<'_>) -> Option<u32> {
+    let ([request], [response]) = (&*buffers.readable, &*buffers.writable) else {
+        return None;
+    };
+    if request.len() != size_of::<u32>() || response.len() < size_of::<u32>() {
+        return None;
+    }
+    let kind = request.read_obj::<u32>(0).ok()?;
+    let answer = if u32::from_le(kind) == FLUSH {
+        OK
+    } else {
+        FAILED
+    };
+    response.write_obj(answer.to_le(), 0).ok()?;
+    Some(answer)
+}
+
+#[cfg(test)]
+mod tests;
