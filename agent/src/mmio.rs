@@ -33,6 +33,12 @@ pub(crate) enum DeviceError {
     Empty(u32),
     #[error("slot {slot} holds no {what}")]
     Lacks { slot: u32, what: &'static str },
+    #[error("make the disk in slot {slot} read-only")]
+    Protect {
+        slot: u32,
+        #[source]
+        source: io::Error,
+    },
     #[error("release slot {slot}")]
     Release {
         slot: u32,
@@ -115,21 +121,38 @@ impl Slot {
         Some(link.file_name()?.to_str()?.to_owned())
     }
 
-    /// Waits for the disk in the slot and returns its name ("vdb").
+    /// Waits for the disk in the slot and returns its name ("vdb", "pmem0"). One of persistent memory
+    /// is made read-only: what is written there would be lost without an error.
     pub(crate) async fn disk(&self) -> Result<String, DeviceError> {
-        self.wait_for("block", "disk").await
+        let name = self
+            .wait_for("disk", |virtio| {
+                child(&virtio.join("block"), "").or_else(|| pmem_disk(virtio))
+            })
+            .await?;
+        if let Some(region) = self.virtio().and_then(|virtio| pmem_region(&virtio)) {
+            let protect = fs::write(region.join("read_only"), "1");
+            protect.map_err(|source| DeviceError::Protect {
+                slot: self.number,
+                source,
+            })?;
+        }
+        Ok(name)
     }
 
     /// Waits for the network link in the slot and returns its name ("eth0").
     pub(crate) async fn link(&self) -> Result<String, DeviceError> {
-        self.wait_for("net", "network link").await
+        self.wait_for("network link", |virtio| child(&virtio.join("net"), ""))
+            .await
     }
 
-    async fn wait_for(&self, class: &str, what: &'static str) -> Result<String, DeviceError> {
+    async fn wait_for(
+        &self,
+        what: &'static str,
+        find: impl Fn(&Path) -> Option<String>,
+    ) -> Result<String, DeviceError> {
         let deadline = Instant::now() + APPEAR_TIMEOUT;
         loop {
-            let dir = self.virtio().map(|v| v.join(class));
-            if let Some((name, _)) = dir.and_then(|d| entries(&d).into_iter().next()) {
+            if let Some(name) = self.virtio().and_then(|virtio| find(&virtio)) {
                 return Ok(name);
             }
             if Instant::now() > deadline {
@@ -139,6 +162,25 @@ impl Slot {
             sleep(Duration::from_millis(2)).await;
         }
     }
+}
+
+/// What Linux makes of a pmem device: a bus with a region, and in that a namespace, which is a disk.
+fn pmem_region(virtio: &Path) -> Option<PathBuf> {
+    let bus = virtio.join(child(virtio, "ndbus")?);
+    Some(bus.join(child(&bus, "region")?))
+}
+
+fn pmem_disk(virtio: &Path) -> Option<String> {
+    let region = pmem_region(virtio)?;
+    let namespace = child(&region, "namespace")?;
+    child(&region.join(namespace).join("block"), "")
+}
+
+/// The first directory in `dir` whose name begins so.
+fn child(dir: &Path, prefix: &str) -> Option<String> {
+    let mut entries = entries(dir).into_iter();
+    let found = entries.find(|(name, path)| name.starts_with(prefix) && path.is_dir());
+    found.map(|(name, _)| name)
 }
 
 fn entries(dir: &Path) -> Vec<(String, PathBuf)> {
@@ -176,6 +218,20 @@ mod tests {
         slot.probe().unwrap();
         assert_eq!(slot.disk().await.unwrap(), "vdc");
         assert_eq!(slot.driver().unwrap(), "virtio_blk");
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn the_disk_of_a_pmem_device_is_found() {
+        let dir = sysfs();
+        let virtio = "bus/platform/devices/virtio-mmio.5/virtio3";
+        let virtio = dir.path().join(virtio);
+        fs::remove_dir_all(virtio.join("block")).unwrap();
+        let region = virtio.join("ndbus0/region0");
+        fs::create_dir_all(region.join("namespace0.0/block/pmem0")).unwrap();
+        fs::write(region.join("namespace_seed"), "").unwrap();
+        let slot = Slot::in_sysfs(5, dir.path()).unwrap();
+        assert_eq!(slot.disk().await.unwrap(), "pmem0");
+        assert_eq!(fs::read_to_string(region.join("read_only")).unwrap(), "1");
     }
 
     #[test]

@@ -153,7 +153,7 @@ impl Storages {
         request: AttachStorageRequest,
     ) -> Result<Storage, StorageError> {
         let id = Id::parse("storage id", &request.id)?;
-        let options = Options::parse(&request)?;
+        let mut options = Options::parse(&request)?;
         let _changing = self.changing.lock().await;
         if let Some(known) = self.attached().get(&id) {
             return if known.request == request {
@@ -173,7 +173,9 @@ impl Storages {
             _ => {
                 let slot = Slot::new(request.slot)?;
                 slot.probe()?;
-                format!("/dev/{}", slot.disk().await?)
+                let disk = slot.disk().await?;
+                options.choose_access(&request.fstype, &disk);
+                format!("/dev/{disk}")
             }
         };
         let mount_point = if request.fstype.is_empty() {
@@ -356,6 +358,14 @@ impl Options {
         })
     }
 
+    /// Files of an image that is memory are used in place, not copied to the page cache.
+    fn choose_access(&mut self, fstype: &str, disk: &str) {
+        if fstype == "erofs" && disk.starts_with("pmem") {
+            let separator = if self.data.is_empty() { "" } else { "," };
+            self.data = format!("{}{separator}dax=always", self.data);
+        }
+    }
+
     fn mount(&self, fstype: &str, device: &str, path: &Path) -> Result<(), StorageError> {
         fs::create_dir_all(path).map_err(|source| StorageError::Directory {
             path: path.to_owned(),
@@ -404,6 +414,19 @@ mod tests {
         let parsed = options(&["nodev", "size=64k", "rw", "mode=700"]).unwrap();
         assert_eq!(parsed.flags, MsFlags::MS_RDONLY | MsFlags::MS_NODEV);
         assert_eq!(parsed.data, "size=64k,mode=700");
+    }
+
+    #[test]
+    fn an_image_in_memory_is_used_in_place() {
+        for (fstype, disk, data) in [
+            ("erofs", "pmem0", "x=1,dax=always"),
+            ("erofs", "vda", "x=1"),
+            ("ext4", "pmem0", "x=1"),
+        ] {
+            let mut parsed = options(&["x=1"]).unwrap();
+            parsed.choose_access(fstype, disk);
+            assert_eq!(parsed.data, data);
+        }
     }
 
     #[test]

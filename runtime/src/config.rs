@@ -30,6 +30,8 @@
 //! vcpus = 1                         # of a VM whose pod names no quota
 //! scratch_mib = 10240               # quota of a pod's writable layers
 //! guest_volumes = true              # emptyDirs are disks of the guest; false: shared with the host
+//! image_device = "blk"              # what images are for guests: disks; "pmem" is memory of the host,
+//!                                   # for guest kernels with CONFIG_ND_CLAIM
 //! boot_timeout_seconds = 60
 //! [handlers.small]                  # a RuntimeClass handler; the default one has no name
 //! memory_mib = 64                   # for containers of a pod that names no limit
@@ -47,7 +49,7 @@ use std::{
 
 use hull_image::{PinnedImages, Registries, StoreConfig};
 use hull_network::NetworkConfig;
-use hull_pod::PodsConfig;
+use hull_pod::{ImageDevice, PodsConfig};
 use serde::Deserialize;
 
 use self::streaming::StreamingTable;
@@ -133,6 +135,7 @@ struct Vm {
     vcpus: Option<u8>,
     scratch_mib: Option<u64>,
     guest_volumes: Option<bool>,
+    image_device: Option<String>,
     boot_timeout_seconds: Option<u64>,
 }
 
@@ -310,6 +313,13 @@ fn size(pods: &mut PodsConfig, vm: &Vm) -> Result<(), ConfigError> {
     if let Some(guest_volumes) = vm.guest_volumes {
         pods.guest_volumes = guest_volumes;
     }
+    if let Some(device) = &vm.image_device {
+        pods.image_device = match device.as_str() {
+            "pmem" => ImageDevice::Pmem,
+            "blk" => ImageDevice::Block,
+            _ => return Err(invalid("vm.image_device", "it must be \"pmem\" or \"blk\"")),
+        };
+    }
     if let Some(seconds) = vm.boot_timeout_seconds {
         if !(1..=3600).contains(&seconds) {
             return Err(invalid("vm.boot_timeout_seconds", "it must be 1 to 3600"));
@@ -455,6 +465,7 @@ mod tests {
             vcpus = 2
             scratch_mib = 1024
             guest_volumes = false
+            image_device = "pmem"
             boot_timeout_seconds = 9
             [handlers.small]
             memory_mib = 64
@@ -468,6 +479,7 @@ mod tests {
         assert_eq!(settings.pods.memory_mib, 512);
         assert_eq!(settings.pods.scratch_bytes, 1 << 30);
         assert!(!settings.pods.guest_volumes);
+        assert_eq!(settings.pods.image_device, ImageDevice::Pmem);
         assert_eq!(settings.pods.boot_timeout, Duration::from_secs(9));
         assert_eq!(settings.network.bin_dirs.len(), 2);
         assert_eq!(
@@ -500,6 +512,7 @@ mod tests {
         assert!(refused("[vm]\nvcpus = 0").starts_with("vm.vcpus: "));
         assert!(refused("[vm]\nmemory_mib = 1").starts_with("vm.memory_mib: "));
         assert!(refused("[vm]\nscratch_mib = 0").starts_with("vm.scratch_mib: "));
+        assert!(refused("[vm]\nimage_device = 'nvme'").starts_with("vm.image_device: "));
         assert!(refused("[handlers.x]\nvcpus = 0").starts_with("handlers.x.vcpus: "));
         assert!(refused("[handlers.'A B']").starts_with("handlers.\"A B\": "));
         let long = format!("listen = '/{}'", "x".repeat(120));

@@ -101,7 +101,7 @@ impl Classified for DeviceError {
         match self {
             Self::NoSlot(_) => Code::INVALID_ARGUMENT,
             Self::Empty(_) | Self::Lacks { .. } => Code::FAILED_PRECONDITION,
-            Self::Probe { .. } | Self::Release { .. } => Code::INTERNAL,
+            Self::Probe { .. } | Self::Protect { .. } | Self::Release { .. } => Code::INTERNAL,
         }
     }
 }

@@ -2,6 +2,15 @@
 
 use std::{path::PathBuf, time::Duration};
 
+/// As what a guest is given images.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ImageDevice {
+    /// Memory, in which it uses files in place; a disk, where memory does not fit.
+    Pmem,
+    /// A disk, whose files it copies to its page cache.
+    Block,
+}
+
 /// Paths, sizes and times.
 #[derive(Debug, Clone)]
 pub struct PodsConfig {
@@ -29,6 +38,8 @@ pub struct PodsConfig {
     /// Guests keep emptyDirs by themselves: faster, and the host does not see what is in them. Else
     /// they are shared as other paths are.
     pub guest_volumes: bool,
+    /// As what a guest is given images.
+    pub image_device: ImageDevice,
     /// How long a guest may take from the start of its VM to an agent that answers.
     pub boot_timeout: Duration,
     /// How long the agent may take to answer a call.
@@ -62,6 +73,7 @@ impl PodsConfig {
             vcpus: 1,
             scratch_bytes: 10 << 30,
             guest_volumes: true,
+            image_device: ImageDevice::Block,
             boot_timeout: Duration::from_secs(60),
             agent_timeout: Duration::from_secs(60),
             cgroup_root: PathBuf::from("/sys/fs/cgroup"),

@@ -40,7 +40,7 @@ mod storage;
 mod validate;
 mod vm;
 
-pub use config::PodsConfig;
+pub use config::{ImageDevice, PodsConfig};
 pub use error::{ErrorKind, ObjectKind, PodError};
 pub use events::{EventKind, Events, EventsLost, PodEvent};
 pub use id::{ContainerId, PodId};

@@ -202,7 +202,7 @@ impl Recovery {
 
     /// Lets the containers go on where they are.
     async fn go_on(&mut self, vm: VmClient, agent: Agent) {
-        let mut disks = ImageDisks::default();
+        let mut disks = ImageDisks::new(&self.record.spec, &self.node.config);
         for container in &self.containers {
             let image = ImageId::try_from(container.image_id.clone());
             if let (Some(slot), Ok(image)) = (container.image_slot, &image) {

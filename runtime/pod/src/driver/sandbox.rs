@@ -81,7 +81,8 @@ impl Driver {
                     times: up.times,
                     network: up.network,
                 };
-                self.go_live(up.vm, up.agent, ImageDisks::default(), Some(start));
+                let disks = ImageDisks::new(&self.record.spec, &self.node.config);
+                self.go_live(up.vm, up.agent, disks, Some(start));
                 match self.sandbox_event(Event::BringUpDone).await {
                     Ok(()) => Ok(()),
                     // Without its record it would not outlive the daemon: it must not be there.

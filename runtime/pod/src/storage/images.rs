@@ -19,22 +19,28 @@ use super::{
 };
 use crate::{
     blocking::blocking,
-    config::PodsConfig,
+    config::{ImageDevice, PodsConfig},
     error::PodError,
     guest::client::{Agent, Storage},
     id::ContainerId,
     record::LocalRecord,
-    vm::{VmError, client::VmClient, slots::Slots},
+    spec::SandboxSpec,
+    vm::{VmError, client::VmClient, slots::Slots, spec::VmSize},
 };
 
 /// Disks are made of sectors of this size.
 const SECTOR: u64 = 512;
 /// What a VM calls them.
-const DISK: &str = "block";
+const DISKS: [&str; 2] = ["block", "pmem"];
+/// How many times as large as the guest's memory an image that it has as memory may be. The guest's
+/// kernel keeps 64 bytes for each of its pages, so that is the 32nd part of the guest's memory.
+const LARGEST: u64 = 2;
 
 /// The hot-added disks of one VM.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct ImageDisks {
+    /// The largest image that the guest is given as memory, in bytes.
+    largest: u64,
     slots: Slots,
     /// Those of images by id, those of volumes by name in the guest.
     shared: BTreeMap<String, SharedDisk>,
@@ -63,6 +69,21 @@ pub(crate) fn storage_id(image: &ImageId) -> String {
 }
 
 impl ImageDisks {
+    /// Starts without disks, for the VM of this sandbox.
+    pub(crate) fn new(spec: &SandboxSpec, config: &PodsConfig) -> Self {
+        let memory_mib = VmSize::of(spec, config, 1).memory_mib;
+        let largest = match config.image_device {
+            ImageDevice::Pmem => memory_mib.saturating_mul(LARGEST << 20),
+            ImageDevice::Block => 0,
+        };
+        Self {
+            largest,
+            slots: Slots::default(),
+            shared: BTreeMap::new(),
+            devices: BTreeMap::new(),
+        }
+    }
+
     /// Keeps a slot that something else is in.
     pub(crate) fn reserve(&mut self, slot: u8) {
         self.slots.mark(slot);
@@ -103,7 +124,10 @@ impl ImageDisks {
     pub(crate) async fn reconcile(&mut self, vm: &VmClient, agent: &Agent) {
         let there: BTreeSet<u8> = match vm.metrics().await {
             Ok(metrics) => {
-                let disks = metrics.devices.iter().filter(|d| d.kind == DISK);
+                let disks = metrics
+                    .devices
+                    .iter()
+                    .filter(|d| DISKS.contains(&d.kind.as_str()));
                 disks.map(|disk| disk.slot).collect()
             }
             Err(error) => {
@@ -115,6 +139,7 @@ impl ImageDisks {
             slots,
             shared,
             devices,
+            ..
         } = self;
         let mut is_there = |slot| {
             if !there.contains(&slot) {
@@ -160,7 +185,7 @@ impl ImageDisks {
         if let Some(slot) = self.join(image.as_str(), user) {
             return Ok(slot);
         }
-        let slot = self.plug(vm, || Ok(device(image, extents)?)).await?;
+        let slot = self.plug_image(vm, image, extents).await?;
         let id = storage_id(image);
         let storage = Storage {
             id: &id,
@@ -299,6 +324,28 @@ impl ImageDisks {
         self.plug(vm, disk).await
     }
 
+    /// Gives the VM an image as memory; as a disk if it is too large, or the VMM has no room for it
+    /// or is too old for it.
+    async fn plug_image(
+        &mut self,
+        vm: &VmClient,
+        image: &ImageId,
+        extents: &[DiskExtent],
+    ) -> Result<u8, PodError> {
+        let sizes = extents.iter().map(|extent| extent.length);
+        if sizes.fold(0, u64::saturating_add) <= self.largest {
+            let memory = || Ok(device(image, extents, ImageDevice::Pmem)?);
+            match self.plug(vm, memory).await {
+                Ok(slot) => return Ok(slot),
+                Err(error) => {
+                    tracing::info!(%image, %error, "give a VM an image as a disk instead")
+                }
+            }
+        }
+        let disk = || Ok(device(image, extents, ImageDevice::Block)?);
+        self.plug(vm, disk).await
+    }
+
     async fn plug(
         &mut self,
         vm: &VmClient,
@@ -334,6 +381,7 @@ impl ImageDisks {
 fn device(
     image: &ImageId,
     extents: &[DiskExtent],
+    device: ImageDevice,
 ) -> Result<(DeviceConfig, Vec<OwnedFd>), StorageError> {
     let refused = |reason| StorageError::Disk {
         image: image.to_string(),
@@ -372,10 +420,13 @@ fn device(
             length: extent.length,
         });
     }
-    let device = DeviceConfig::Block {
-        serial: image.hex()[..20].to_owned(),
-        readonly: true,
-        extents: pieces,
+    let device = match device {
+        ImageDevice::Pmem => DeviceConfig::Pmem { extents: pieces },
+        ImageDevice::Block => DeviceConfig::Block {
+            serial: image.hex()[..20].to_owned(),
+            readonly: true,
+            extents: pieces,
+        },
     };
     Ok((device, fds))
 }
@@ -401,7 +452,8 @@ mod tests {
             length: 4096,
         };
         let extents = [extent(0, 0), extent(1, 0), extent(0, 4096)];
-        let (device, fds) = device(&image(), &extents).unwrap();
+        let (memory, _) = device(&image(), &extents, ImageDevice::Pmem).unwrap();
+        let (device, fds) = device(&image(), &extents, ImageDevice::Block).unwrap();
         assert_eq!(fds.len(), 2);
         let DeviceConfig::Block {
             extents, readonly, ..
@@ -412,6 +464,7 @@ mod tests {
         assert!(readonly);
         let files: Vec<u32> = extents.iter().map(|e| e.file.0).collect();
         assert_eq!(files, [0, 1, 0]);
+        assert_eq!(memory, DeviceConfig::Pmem { extents });
     }
 
     #[test]
@@ -421,13 +474,14 @@ mod tests {
             offset: 0,
             length: 100,
         };
-        assert!(device(&image(), &[odd]).is_err());
-        assert!(device(&image(), &[]).is_err());
+        let device = |extents: &[DiskExtent]| device(&image(), extents, ImageDevice::Block);
+        assert!(device(&[odd]).is_err());
+        assert!(device(&[]).is_err());
         let absent = DiskExtent {
             path: "/nonexistent".into(),
             offset: 0,
             length: 512,
         };
-        assert!(device(&image(), &[absent]).is_err());
+        assert!(device(&[absent]).is_err());
     }
 }
