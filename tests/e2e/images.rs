@@ -3,7 +3,8 @@
 use std::{fs, os::unix::fs::MetadataExt, path::Path, path::PathBuf, process::Command};
 
 use hull_proto_cri::v1::{
-    ImageFsInfoRequest, ImageStatusRequest, ListImagesRequest, RemoveImageRequest,
+    ImageFsInfoRequest, ImageStatusRequest, LinuxContainerSecurityContext,
+    LinuxSandboxSecurityContext, ListImagesRequest, RemoveImageRequest,
 };
 use hull_tests::client::image;
 use tonic::Code;
@@ -219,5 +220,71 @@ async fn what_images_occupy_is_what_their_files_do() {
     let (removed, _) = told(&node).await;
     assert_eq!(removed, real());
     assert!(removed < empty + (4 << 20), "{empty} {removed}");
+    node.finish().await;
+}
+
+/// Reads all of an image.
+const TREE: &str = "find /bin /etc /lib* -type f -exec cat {} + | md5sum";
+
+/// What a process has mapped of files below a directory: in all, and as its part of what is shared
+/// (proc_pid_smaps(5)), in KiB.
+fn mapped(pid: u32, below: &Path) -> (u64, u64) {
+    let text = fs::read_to_string(format!("/proc/{pid}/smaps")).unwrap();
+    let below = below.to_str().unwrap();
+    let (mut ours, mut all, mut part) = (false, 0, 0);
+    for line in text.lines() {
+        let mut words = line.split_whitespace();
+        let (name, value) = (words.next().unwrap_or_default(), words.next());
+        match (name, value.and_then(|value| value.parse::<u64>().ok())) {
+            ("Rss:", Some(kib)) if ours => all += kib,
+            ("Pss:", Some(kib)) if ours => part += kib,
+            _ if name.contains('-') => ours = line.contains(below),
+            _ => {}
+        }
+    }
+    (all, part)
+}
+
+#[tokio::test]
+async fn pods_use_the_same_memory_for_an_image_and_can_not_write_to_it() {
+    let node = Node::start_with(|text| text + "\n[vm]\nimage_device = \"pmem\"\n").await;
+    let mut pods = Vec::new();
+    let mut trees = Vec::new();
+    for name in ["one", "other"] {
+        let mut config = node.sandbox(name);
+        let privileged = LinuxSandboxSecurityContext {
+            privileged: true,
+            ..Default::default()
+        };
+        config.linux.get_or_insert_default().security_context = Some(privileged);
+        let pod = node.run_sandbox(config).await.unwrap();
+        let mut config = node.script("main", "sleep 100000");
+        let privileged = LinuxContainerSecurityContext {
+            privileged: true,
+            ..Default::default()
+        };
+        config.linux.get_or_insert_default().security_context = Some(privileged);
+        let id = node.create(&pod, config).await.unwrap();
+        node.start_container(&id).await.unwrap();
+        trees.push(node.exec(&id, TREE).await.stdout);
+        pods.push((pod, id));
+    }
+    assert_eq!(trees[0], trees[1]);
+    let images = node.dir.join("root/images");
+    for pid in node.vmms() {
+        let (all, part) = mapped(pid, &images);
+        assert!(all > 1024 && part < all * 6 / 10, "{all} KiB, {part}");
+    }
+
+    let write = "mknod /disk b $(tr : ' ' </sys/block/pmem0/dev) && ! dd if=/bin/busybox of=/disk bs=4096 count=9";
+    let (_, id) = &pods[0];
+    let refused = node.exec(id, write).await;
+    let text = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert_eq!(refused.exit_code, 0, "{text}");
+    assert_eq!(node.exec(id, TREE).await.stdout, trees[0]);
+    for (pod, _) in &pods {
+        node.stop_sandbox(&pod.id).await.unwrap();
+        node.remove_sandbox(&pod.id).await.unwrap();
+    }
     node.finish().await;
 }
