@@ -19,6 +19,7 @@
 set -euo pipefail
 . "$(dirname "$(realpath "$0")")/../host/lib.sh"
 . "$REPO/tests/node.sh"
+. "$REPO/tests/bench/lib.sh"
 PODS=${PODS:-10}
 COUNTS="1 5 10"
 
@@ -153,14 +154,15 @@ stop_pods() {
     done
 }
 
-median() { awk -v name="$2" '$1 == name { print $2 }' "$DIR/$1.figures" | sort -g | awk '{ v[NR] = $1 } END { print v[int((NR + 1) / 2)] }'; }
-
 report() {
-    local figure memory disk
+    local figure memory disk ratio
     while read -r figure; do
         memory=$(median pmem "$figure") disk=$(median blk "$figure")
-        echo "bench pmem-$figure hull=$memory peer=$disk ratio=$(awk -v f="$figure" -v m="$memory" -v d="$disk" \
-            'BEGIN { if (f == "guest-free") { t = m; m = d; d = t } printf "%.3f", (m > 0 ? d / m : 0) }') target=none ok"
+        case $figure in
+            guest-free) ratio=$(ratio "$memory" "$disk") ;;
+            *) ratio=$(ratio "$disk" "$memory") ;;
+        esac
+        echo "bench pmem-$figure hull=$memory peer=$disk ratio=$ratio target=none ok"
     done < <(awk '!seen[$1]++ { print $1 }' "$DIR/pmem.figures")
 }
 
