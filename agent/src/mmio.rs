@@ -52,18 +52,21 @@ pub(crate) enum DeviceError {
 pub(crate) struct Slot {
     number: u32,
     sysfs: PathBuf,
+    /// Where device files are.
+    dev: PathBuf,
 }
 
 impl Slot {
     /// Names slot `number`, which must be on the kernel command line.
     pub(crate) fn new(number: u32) -> Result<Self, DeviceError> {
-        Self::in_sysfs(number, Path::new("/sys"))
+        Self::in_sysfs(number, Path::new("/sys"), Path::new("/dev"))
     }
 
-    fn in_sysfs(number: u32, sysfs: &Path) -> Result<Self, DeviceError> {
+    fn in_sysfs(number: u32, sysfs: &Path, dev: &Path) -> Result<Self, DeviceError> {
         let slot = Self {
             number,
             sysfs: sysfs.to_owned(),
+            dev: dev.to_owned(),
         };
         if number < SLOT_LIMIT && slot.device().exists() {
             Ok(slot)
@@ -126,7 +129,8 @@ impl Slot {
     pub(crate) async fn disk(&self) -> Result<String, DeviceError> {
         let name = self
             .wait_for("disk", |virtio| {
-                child(&virtio.join("block"), "").or_else(|| pmem_disk(virtio))
+                child(&virtio.join("block"), "")
+                    .or_else(|| pmem_disk(virtio).filter(|name| self.is_ready(name)))
             })
             .await?;
         if let Some(region) = self.virtio().and_then(|virtio| pmem_region(&virtio)) {
@@ -137,6 +141,12 @@ impl Slot {
             })?;
         }
         Ok(name)
+    }
+
+    /// Whether a disk that is made at the side, as those of persistent memory are, is complete: sysfs
+    /// and /dev have it a moment before it can be opened.
+    fn is_ready(&self, disk: &str) -> bool {
+        fs::File::open(self.dev.join(disk)).is_ok()
     }
 
     /// Waits for the network link in the slot and returns its name ("eth0").
@@ -214,7 +224,7 @@ mod tests {
     #[tokio::test(flavor = "current_thread")]
     async fn the_disk_of_a_slot_is_found() {
         let dir = sysfs();
-        let slot = Slot::in_sysfs(5, dir.path()).unwrap();
+        let slot = Slot::in_sysfs(5, dir.path(), dir.path()).unwrap();
         slot.probe().unwrap();
         assert_eq!(slot.disk().await.unwrap(), "vdc");
         assert_eq!(slot.driver().unwrap(), "virtio_blk");
@@ -229,15 +239,22 @@ mod tests {
         let region = virtio.join("ndbus0/region0");
         fs::create_dir_all(region.join("namespace0.0/block/pmem0")).unwrap();
         fs::write(region.join("namespace_seed"), "").unwrap();
-        let slot = Slot::in_sysfs(5, dir.path()).unwrap();
-        assert_eq!(slot.disk().await.unwrap(), "pmem0");
+        let dev = dir.path().join("dev");
+        fs::create_dir(&dev).unwrap();
+        let slot = Slot::in_sysfs(5, dir.path(), &dev).unwrap();
+        let made = async {
+            sleep(Duration::from_millis(20)).await;
+            fs::write(dev.join("pmem0"), "").unwrap();
+        };
+        let (disk, ()) = tokio::join!(slot.disk(), made);
+        assert_eq!(disk.unwrap(), "pmem0");
         assert_eq!(fs::read_to_string(region.join("read_only")).unwrap(), "1");
     }
 
     #[test]
     fn an_empty_slot_is_probed_and_named() {
         let dir = sysfs();
-        let slot = Slot::in_sysfs(6, dir.path()).unwrap();
+        let slot = Slot::in_sysfs(6, dir.path(), dir.path()).unwrap();
         assert!(matches!(slot.probe(), Err(DeviceError::Empty(6))));
         let probed = fs::read_to_string(dir.path().join("bus/platform/drivers_probe")).unwrap();
         assert_eq!(probed, "virtio-mmio.6");
@@ -248,9 +265,9 @@ mod tests {
     fn a_slot_beyond_the_command_line_is_refused() {
         let dir = sysfs();
         assert!(matches!(
-            Slot::in_sysfs(7, dir.path()),
+            Slot::in_sysfs(7, dir.path(), dir.path()),
             Err(DeviceError::NoSlot(7))
         ));
-        assert!(Slot::in_sysfs(u32::MAX, dir.path()).is_err());
+        assert!(Slot::in_sysfs(u32::MAX, dir.path(), dir.path()).is_err());
     }
 }
