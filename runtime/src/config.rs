@@ -30,8 +30,7 @@
 //! vcpus = 1                         # of a VM whose pod names no quota
 //! scratch_mib = 10240               # quota of a pod's writable layers
 //! guest_volumes = true              # emptyDirs are disks of the guest; false: shared with the host
-//! image_device = "blk"              # what images are for guests: disks; "pmem" is memory of the host,
-//!                                   # for guest kernels with CONFIG_ND_CLAIM
+//! image_device = "blk"              # what images are for guests: disks; "pmem": memory that all pods share
 //! boot_timeout_seconds = 60
 //! [handlers.small]                  # a RuntimeClass handler; the default one has no name
 //! memory_mib = 64                   # for containers of a pod that names no limit

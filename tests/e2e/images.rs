@@ -223,8 +223,8 @@ async fn what_images_occupy_is_what_their_files_do() {
     node.finish().await;
 }
 
-/// Reads all of an image.
-const TREE: &str = "find /bin /etc /lib* -type f -exec cat {} + | md5sum";
+/// Reads the programs of an image, which are most of it.
+const TREE: &str = "find /bin -type f -exec md5sum {} + | sort | md5sum";
 
 /// What a process has mapped of files below a directory: in all, and as its part of what is shared
 /// (proc_pid_smaps(5)), in KiB.
@@ -248,6 +248,7 @@ fn mapped(pid: u32, below: &Path) -> (u64, u64) {
 #[tokio::test]
 async fn pods_use_the_same_memory_for_an_image_and_can_not_write_to_it() {
     let node = Node::start_with(|text| text + "\n[vm]\nimage_device = \"pmem\"\n").await;
+    node.client.pull(BUSYBOX).await.unwrap();
     let mut pods = Vec::new();
     let mut trees = Vec::new();
     for name in ["one", "other"] {
