@@ -1,10 +1,14 @@
 //! What a guest may keep of a file between two times that it opens it (FOPEN_KEEP_CACHE).
 //!
-//! A guest's kernel drops what it has of a file whenever it opens it, unless it is told not to. It
-//! is told so if the file's change time (ctime: not even its owner can set it) is that of the last
-//! time, and was by then too old for another change within the same tick of the file system's
-//! clock. What is written on the host through a mapping has no time of its own: it is seen when the
-//! host's kernel writes it back, as on a network file system.
+//! A guest's kernel drops what it has of a file whenever a process opens it, also what others use that
+//! have it open, unless it is told not to. It is told so if the file's change time (ctime: not even
+//! its owner can set it) is that of the last time, and was by then too old for another change within
+//! the same tick of the file system's clock. What is written on the host through a mapping has no
+//! time of its own: it is seen when the host's kernel writes it back, as on a network file system.
+//!
+//! A file that nobody has open is read anew: with entries that are not to be believed (see
+//! [`crate::files`]) the guest lets go of it. If it did not, this server would hold it open, and
+//! what the host deletes would occupy the host's disk until the pod ends.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
