@@ -1,12 +1,14 @@
 //! What the guest is told about its network: plain values, in the terms of the
 //! agent's `Configure` call.
 
+use std::net::IpAddr;
+
 use serde::{Deserialize, Serialize};
 
 /// Links, routes and neighbours of the guest.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GuestNetwork {
-    /// Network interfaces.
+    /// Network interfaces, the pod's own first.
     pub interfaces: Vec<GuestInterface>,
     /// Routes, in an order in which each can be added.
     pub routes: Vec<GuestRoute>,
@@ -15,6 +17,17 @@ pub struct GuestNetwork {
     /// Rules that choose a routing table, beyond those that every kernel has.
     #[serde(default)]
     pub rules: Vec<GuestRule>,
+}
+
+impl GuestNetwork {
+    /// Returns the addresses of the pod's own interface, without their prefix lengths.
+    #[must_use]
+    pub fn ips(&self) -> Vec<IpAddr> {
+        let own = self.interfaces.first().into_iter();
+        own.flat_map(|i| i.addresses.iter().chain(&i.lone_addresses))
+            .filter_map(|a| a.split('/').next()?.parse().ok())
+            .collect()
+    }
 }
 
 /// One network interface.

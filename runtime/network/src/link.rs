@@ -5,7 +5,7 @@
 //! same MAC, same addresses, offloads left on. A bridge would need addresses of
 //! its own; macvtap does not work for every plugin.
 
-use std::{net::IpAddr, os::fd::OwnedFd, path::PathBuf};
+use std::{os::fd::OwnedFd, path::PathBuf};
 
 use futures::{TryStreamExt, pin_mut};
 use rtnetlink::{Handle, LinkUnspec};
@@ -81,17 +81,6 @@ pub struct PodLink {
     pub mac: [u8; 6],
     /// Its largest packet in bytes.
     pub mtu: u16,
-}
-
-impl Joined {
-    /// Returns the addresses of the guest without their prefix lengths.
-    pub(crate) fn ips(&self) -> Vec<IpAddr> {
-        let interfaces = self.guest.interfaces.iter();
-        interfaces
-            .flat_map(|i| i.addresses.iter().chain(&i.lone_addresses))
-            .filter_map(|a| a.split('/').next()?.parse().ok())
-            .collect()
-    }
 }
 
 /// Joins `primary` and all other interfaces of the namespace to new taps in it.

@@ -236,7 +236,7 @@ impl Network {
         // MAX_LINKS is far below.
         record.links = u8::try_from(joined.links.len()).unwrap_or(u8::MAX);
         record.ips = if result.ips.is_empty() {
-            joined.ips()
+            joined.guest.ips()
         } else {
             result.ips
         };

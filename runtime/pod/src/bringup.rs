@@ -231,6 +231,7 @@ impl<'a> Housed<'a> {
                 let record = &mut assembled.before.before.record;
                 record.network = Some(assembled.network.record.clone());
                 record.ips = assembled.network.record.ips.clone();
+                record.seen_ips = Some(assembled.network.guest.ips());
                 Ok(assembled)
             }
             (network, vmm, scratch) => {

@@ -63,6 +63,7 @@ impl Pods {
             created_at_ns: clock::now_ns(),
             network: None,
             ips: Vec::new(),
+            seen_ips: None,
             vm: None,
             cgroup: None,
             guest: None,

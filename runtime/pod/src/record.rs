@@ -86,6 +86,9 @@ pub(crate) struct SandboxRecord {
     /// Addresses of the pod while it has a network.
     #[serde(default)]
     pub ips: Vec<IpAddr>,
+    /// What its interface had when `ips` was last settled; none: not known.
+    #[serde(default)]
+    pub seen_ips: Option<Vec<IpAddr>>,
     /// None: the VMM was not started, or is known to be gone.
     #[serde(default)]
     pub vm: Option<VmRecord>,
@@ -388,6 +391,7 @@ mod tests {
             created_at_ns: 5,
             network: None,
             ips: vec!["10.88.0.5".parse().unwrap()],
+            seen_ips: None,
             vm: None,
             cgroup: None,
             guest: None,

@@ -19,6 +19,7 @@ mod update;
 
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
+    net::IpAddr,
     sync::Arc,
     time::Duration,
 };
@@ -149,6 +150,8 @@ enum Done {
     Event(ContainerId, container_life::Event),
     Updated(ContainerId, Result<Resources, PodError>),
     FilesEnded,
+    /// What the pod's interface has now.
+    Addresses(Vec<IpAddr>),
     /// What is wrong with copies of volumes; empty: nothing.
     Volumes(String),
 }
@@ -333,6 +336,7 @@ impl Driver {
             Input::Done(Done::Event(id, event)) => self.container_event(&id, event).await,
             Input::Done(Done::Updated(id, result)) => self.updated(&id, result).await,
             Input::Done(Done::FilesEnded) => self.files_ended(),
+            Input::Done(Done::Addresses(there)) => self.addresses_changed(there).await,
             Input::Done(Done::Volumes(warning)) => {
                 self.volumes_warning = warning;
                 self.publish();

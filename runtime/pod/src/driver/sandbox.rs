@@ -1,6 +1,6 @@
 //! The sandbox as a whole: start, adoption, the end of its VM, stop and removal.
 
-use std::{sync::Arc, time::Duration};
+use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use hull_network::GuestNetwork;
 use tokio::{
@@ -118,7 +118,11 @@ impl Driver {
         let record = self.record.network.clone();
         let network = record.map(|record| {
             let node = Arc::clone(&self.node);
-            Follower::start(node, record, agent.clone(), known)
+            let done = self.done.clone();
+            Follower::start(node, record, agent.clone(), known, move |ips| {
+                // An error means that the pod's task is gone.
+                let _ = done.send(Done::Addresses(ips));
+            })
         });
         let done = self.done.clone();
         let volumes = LiveVolumes::start(self.id().clone(), agent.clone(), move |warning| {
@@ -133,6 +137,21 @@ impl Driver {
             disks: Arc::new(Mutex::new(disks)),
             _network: network,
         });
+    }
+
+    /// Takes over what became of the addresses of the pod's interface.
+    pub(super) async fn addresses_changed(&mut self, there: Vec<IpAddr>) {
+        // A stopped pod has none, whatever was on its way.
+        if self.live.is_none() || self.record.seen_ips.as_ref() == Some(&there) {
+            return;
+        }
+        let before = self.record.seen_ips.take();
+        let before = before.unwrap_or_else(|| self.record.ips.clone());
+        self.record.ips = addresses(&self.record.ips, &before, &there);
+        self.record.seen_ips = Some(there);
+        // A failure was logged. The next daemon compares with what was saved before.
+        let _ = self.save().await;
+        self.publish();
     }
 
     /// Adds a container that an earlier daemon made.
@@ -322,6 +341,7 @@ impl Driver {
                 Ok(()) => {
                     self.record.network = None;
                     self.record.ips.clear();
+                    self.record.seen_ips = None;
                 }
                 Err(error) => result = result.and(Err(network_error(error))),
             }
@@ -403,5 +423,58 @@ impl Driver {
             News::Stopped => self.tell(EventKind::Stopped, None),
             News::Removed => self.tell(EventKind::Removed, None),
         }
+    }
+}
+
+/// The pod's addresses after its interface had `before` and has `there`: those that it keeps, then
+/// those that are new. What CNI named or left out is as it was, unless it came or went. The first one
+/// is of the family that it was, if there is one.
+fn addresses(ips: &[IpAddr], before: &[IpAddr], there: &[IpAddr]) -> Vec<IpAddr> {
+    let is_gone = |ip: &IpAddr| before.contains(ip) && !there.contains(ip);
+    let is_new = |ip: &IpAddr| !before.contains(ip) && !ips.contains(ip);
+    let kept = ips.iter().filter(|ip| !is_gone(ip));
+    let mut next: Vec<_> = kept
+        .chain(there.iter().filter(|ip| is_new(ip)))
+        .copied()
+        .collect();
+    let first = ips.first();
+    let is_alike = |ip: &IpAddr| first.is_some_and(|first| first.is_ipv4() == ip.is_ipv4());
+    if let Some(at) = next.iter().position(is_alike) {
+        next[..=at].rotate_right(1);
+    }
+    next
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_that_come_and_go_are_the_pods() {
+        let parse = |texts: &[&str]| -> Vec<IpAddr> {
+            texts.iter().map(|text| text.parse().unwrap()).collect()
+        };
+        // CNI names one, and one that is not there; another it leaves out.
+        let named = parse(&["10.0.0.2", "192.0.2.1"]);
+        let before = parse(&["10.0.0.2", "10.0.0.3"]);
+        let after = |there: &[&str]| addresses(&named, &before, &parse(there));
+        assert_eq!(after(&["10.0.0.3", "10.0.0.2"]), named);
+        assert_eq!(after(&["10.0.0.2"]), named);
+        assert_eq!(
+            after(&["10.0.0.2", "10.0.0.3", "fd00::2"]),
+            parse(&["10.0.0.2", "192.0.2.1", "fd00::2"])
+        );
+        assert_eq!(after(&["10.0.0.9"]), parse(&["192.0.2.1", "10.0.0.9"]));
+        assert_eq!(after(&[]), parse(&["192.0.2.1"]));
+        // Of two families.
+        let both = parse(&["10.0.0.2", "fd00::2"]);
+        let there = parse(&["fd00::2", "10.0.0.9"]);
+        assert_eq!(
+            addresses(&both, &both, &there),
+            parse(&["10.0.0.9", "fd00::2"])
+        );
+        let there = parse(&["fd00::2"]);
+        assert_eq!(addresses(&both, &both, &there), there);
+        assert!(addresses(&both, &both, &[]).is_empty());
     }
 }

@@ -1,6 +1,6 @@
 //! Keeps the guest's network as the host's is, which plugins may change as long as the pod runs.
 
-use std::{sync::Arc, time::Duration};
+use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use hull_network::{GuestNetwork, NetworkRecord};
 use tokio::{task::AbortHandle, time::sleep};
@@ -17,14 +17,16 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(600);
 pub(crate) struct Follower(AbortHandle);
 
 impl Follower {
-    /// Starts it. `known` is what the guest was configured with, if that is known.
+    /// Starts it. `known` is what the guest was configured with, if that is known. `tell` hears what
+    /// addresses the pod's interface has, as soon as the guest has them.
     pub(crate) fn start(
         node: Arc<Node>,
         record: NetworkRecord,
         agent: Agent,
         known: Option<GuestNetwork>,
+        tell: impl Fn(Vec<IpAddr>) + Send + Sync + 'static,
     ) -> Self {
-        Self(tokio::spawn(follow(node, record, agent, known)).abort_handle())
+        Self(tokio::spawn(follow(node, record, agent, known, tell)).abort_handle())
     }
 }
 
@@ -39,6 +41,7 @@ async fn follow(
     record: NetworkRecord,
     agent: Agent,
     mut known: Option<GuestNetwork>,
+    tell: impl Fn(Vec<IpAddr>),
 ) {
     let pod = &record.pod_id;
     let mut pause = PAUSE;
@@ -51,6 +54,7 @@ async fn follow(
                     match agent.update_network(request).await {
                         Ok(()) => {
                             tracing::info!(pod, "the guest's network follows the host's");
+                            tell(now.ips());
                             known = Some(now);
                             pause = PAUSE;
                         }

@@ -2,6 +2,7 @@
 
 use std::{fs, time::Duration};
 
+use hull_network::{GuestInterface, GuestRoute};
 use hull_pod::{ContainerState, PodId, Pods, SandboxState};
 
 use crate::common::{TestNode, attached, container, daemon, eventually, kill_pid};
@@ -19,7 +20,7 @@ async fn run(pods: &Pods, pod: &PodId, name: &str, args: &[&str]) -> String {
 fn a_guest_hears_of_changes_of_its_network_and_of_nothing_else() {
     let node = TestNode::new();
     let with = |destination: &str| {
-        let route = hull_network::GuestRoute {
+        let route = GuestRoute {
             destination: destination.into(),
             ..Default::default()
         };
@@ -55,6 +56,68 @@ fn a_guest_hears_of_changes_of_its_network_and_of_nothing_else() {
         pods.remove_sandbox(pod.as_str()).await.unwrap();
         let followers = &node.network.guest;
         eventually("the end", async || followers.receiver_count() == 0).await;
+        assert_eq!(node.leftovers(), [""; 0]);
+    });
+}
+
+#[test]
+fn a_pod_has_the_addresses_that_its_interface_gets_later() {
+    let node = TestNode::new();
+    let with = |addresses: &[&str]| {
+        let interface = GuestInterface {
+            mac: "02:00:00:00:00:01".into(),
+            name: "eth0".into(),
+            mtu: 1500,
+            addresses: addresses.iter().map(|a| (*a).to_owned()).collect(),
+            lone_addresses: Vec::new(),
+        };
+        let other = GuestInterface {
+            name: "net1".into(),
+            addresses: vec!["10.99.0.1/24".into()],
+            ..interface.clone()
+        };
+        let guest = &node.network.guest;
+        guest.send_modify(|guest| guest.interfaces = vec![interface, other]);
+    };
+    let ips = async |pods: &Pods, pod: &PodId| {
+        let ips = pods.sandbox(pod.as_str()).await.unwrap().ips;
+        ips.iter().map(ToString::to_string).collect::<Vec<_>>()
+    };
+    // CNI told of the first alone.
+    with(&["10.88.0.5/16", "10.88.0.6/16"]);
+    let first = daemon();
+    let pod = first.block_on(async {
+        let pods = node.open().await;
+        let pod = pods.run_sandbox(node.sandbox("web")).await.unwrap();
+        assert_eq!(ips(&pods, &pod).await, ["10.88.0.5"]);
+        with(&["10.88.0.5/16", "10.88.0.6/16", "fd88::5/64"]);
+        let both = ["10.88.0.5", "fd88::5"];
+        eventually("an address", async || ips(&pods, &pod).await == both).await;
+        pod
+    });
+    first.shutdown_background();
+    std::thread::sleep(Duration::from_millis(100));
+
+    // The next daemon knows them, and that CNI left one out.
+    let second = daemon();
+    second.block_on(async {
+        let pods = node.open().await;
+        assert_eq!(ips(&pods, &pod).await, ["10.88.0.5", "fd88::5"]);
+        with(&["10.88.0.7/16", "10.88.0.6/16", "fd88::5/64"]);
+        let other = ["10.88.0.7", "fd88::5"];
+        eventually("another", async || ips(&pods, &pod).await == other).await;
+    });
+    second.shutdown_background();
+    std::thread::sleep(Duration::from_millis(100));
+
+    // What changed while there was no daemon.
+    with(&["10.88.0.7/16", "10.88.0.6/16"]);
+    daemon().block_on(async {
+        let pods = node.open().await;
+        eventually("one less", async || ips(&pods, &pod).await == ["10.88.0.7"]).await;
+        pods.stop_sandbox(pod.as_str()).await.unwrap();
+        assert_eq!(ips(&pods, &pod).await, [""; 0]);
+        pods.remove_sandbox(pod.as_str()).await.unwrap();
         assert_eq!(node.leftovers(), [""; 0]);
     });
 }
