@@ -12,8 +12,11 @@ use rtnetlink::{
         address::{AddressAttribute, AddressFlags},
         link::{LinkAttribute, LinkMessage},
         neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage},
-        route::{RouteAttribute, RouteFlags, RouteMessage, RouteMetric, RouteScope, RouteType},
-        rule::{RuleAction, RuleAttribute, RuleFlags, RuleMessage},
+        route::{
+            RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteMetric, RouteNextHop,
+            RouteNextHopFlags, RouteScope, RouteType,
+        },
+        rule::{RuleAction, RuleAttribute, RuleFlags, RuleMessage, RulePortRange, RuleUidRange},
     },
 };
 
@@ -38,6 +41,12 @@ pub(crate) enum NetworkError {
     MixedFamilies(String),
     #[error("{0} is no kind of route or rule")]
     Kind(u32),
+    #[error("{0} is no weight of a next hop")]
+    Weight(u32),
+    #[error("{0} is no protocol above IP")]
+    Protocol(u32),
+    #[error("{0} to {1} is no range of ports or users")]
+    Range(u32, u32),
     #[error("{action} {what}")]
     Netlink {
         action: &'static str,
@@ -103,7 +112,7 @@ impl Network {
             link.apply(handle, &before.links).await?;
         }
         // On-link routes first: a gateway must be reachable when it is named.
-        let (direct, via): (Vec<_>, Vec<_>) = self.routes.iter().partition(|r| r.gateway.is_none());
+        let (direct, via): (Vec<_>, Vec<_>) = self.routes.iter().partition(|r| !r.has_gateway());
         for route in direct.into_iter().chain(via) {
             route.apply(handle).await?;
         }
@@ -384,77 +393,98 @@ fn has_mac(link: &LinkMessage, mac: &[u8; 6]) -> bool {
 struct Path {
     text: String,
     destination: (IpAddr, u8),
-    gateway: Option<IpAddr>,
     source: Option<IpAddr>,
-    /// None: it leads nowhere.
-    interface: Option<String>,
+    /// Empty: it leads nowhere.
+    hops: Vec<Hop>,
     mtu: u32,
     metric: u32,
     scope: u8,
-    onlink: bool,
     /// 0: the main one.
     table: u32,
     kind: RouteType,
 }
 
+/// Where a route leads.
+#[derive(Debug)]
+struct Hop {
+    gateway: Option<IpAddr>,
+    interface: String,
+    /// Its weight, less one.
+    hops: u8,
+    onlink: bool,
+}
+
 impl Path {
     fn parse(route: &proto::Route) -> Result<Self> {
         let destination = parse_cidr(&route.destination)?;
-        let optional = |text: &str| {
-            let address = (!text.is_empty()).then(|| parse_address(text));
-            address.transpose()
-        };
-        let (gateway, source) = (optional(&route.gateway)?, optional(&route.source)?);
-        let same = |a: &IpAddr| a.is_ipv4() == destination.0.is_ipv4();
-        if !gateway.iter().chain(&source).all(same) {
-            return Err(NetworkError::MixedFamilies(route.destination.clone()));
-        }
         let kind = match u8::try_from(route.kind).map(RouteType::from) {
             Ok(RouteType::Unspec | RouteType::Unicast) => RouteType::Unicast,
-            Ok(nowhere @ (RouteType::BlackHole | RouteType::Unreachable | RouteType::Prohibit)) => {
-                nowhere
-            }
+            Ok(
+                nowhere @ (RouteType::BlackHole
+                | RouteType::Unreachable
+                | RouteType::Prohibit
+                | RouteType::Throw),
+            ) => nowhere,
             _ => return Err(NetworkError::Kind(route.kind)),
         };
-        let interface = match kind {
-            RouteType::Unicast => Some(parse_name(&route.interface)?),
-            _ => None,
+        let single = proto::NextHop {
+            gateway: route.gateway.clone(),
+            interface: route.interface.clone(),
+            weight: 1,
+            onlink: route.onlink,
+            ..proto::NextHop::default()
         };
+        let hops = match (kind, route.next_hops.as_slice()) {
+            (RouteType::Unicast, []) => &[single],
+            (RouteType::Unicast, several) => several,
+            _ => &[],
+        };
+        let hops: Vec<_> = hops.iter().map(Hop::parse).collect::<Result<_>>()?;
+        let source = parse_optional(&route.source)?;
+        let gateways = hops.iter().filter_map(|hop| hop.gateway);
+        let is_other = |a: IpAddr| a.is_ipv4() != destination.0.is_ipv4();
+        if gateways.chain(source).any(is_other) {
+            return Err(NetworkError::MixedFamilies(route.destination.clone()));
+        }
         Ok(Self {
             text: route.destination.clone(),
             destination,
-            gateway,
             source,
-            interface,
+            hops,
             table: route.table,
             kind,
             mtu: route.mtu,
             metric: route.metric,
             scope: u8::try_from(route.scope).unwrap_or(0),
-            onlink: route.onlink,
         })
     }
 
     async fn apply(&self, handle: &Handle) -> Result<()> {
-        let message = self.message(self.index(handle).await?);
+        let message = self.message(&self.indexes(handle).await?);
         let add = handle.route().add(message).replace().execute().await;
         add.map_err(failed("add route", &self.text))
     }
 
     async fn remove(&self, handle: &Handle) -> Result<()> {
-        let index = match self.index(handle).await {
+        let indexes = match self.indexes(handle).await {
             Err(NetworkError::NoInterface(_)) => return Ok(()),
-            index => index?,
+            indexes => indexes?,
         };
-        let removed = gone(handle.route().del(self.message(index)).execute().await);
+        let removed = gone(handle.route().del(self.message(&indexes)).execute().await);
         removed.map_err(failed("remove route", &self.text))
     }
 
-    async fn index(&self, handle: &Handle) -> Result<Option<u32>> {
-        match &self.interface {
-            Some(name) => index_of(handle, name).await.map(Some),
-            None => Ok(None),
+    /// The interfaces of its hops.
+    async fn indexes(&self, handle: &Handle) -> Result<Vec<u32>> {
+        let mut indexes = Vec::new();
+        for hop in &self.hops {
+            indexes.push(index_of(handle, &hop.interface).await?);
         }
+        Ok(indexes)
+    }
+
+    fn has_gateway(&self) -> bool {
+        self.hops.iter().any(|hop| hop.gateway.is_some())
     }
 
     /// What tells it from another in the kernel's tables.
@@ -462,57 +492,90 @@ impl Path {
         (self.destination, self.table, self.metric)
     }
 
-    fn message(&self, index: Option<u32>) -> RouteMessage {
+    /// As the kernel takes it; `indexes` are those of the hops' interfaces.
+    fn message(&self, indexes: &[u32]) -> RouteMessage {
         let mut message = match self.destination {
-            (IpAddr::V4(to), prefix) => {
-                let mut builder =
-                    RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(to, prefix);
-                if let Some(IpAddr::V4(gateway)) = self.gateway {
-                    builder = builder.gateway(gateway);
-                }
-                if let Some(IpAddr::V4(source)) = self.source {
-                    builder = builder.pref_source(source);
-                }
-                builder.build()
-            }
-            (IpAddr::V6(to), prefix) => {
-                let mut builder =
-                    RouteMessageBuilder::<Ipv6Addr>::new().destination_prefix(to, prefix);
-                if let Some(IpAddr::V6(gateway)) = self.gateway {
-                    builder = builder.gateway(gateway);
-                }
-                if let Some(IpAddr::V6(source)) = self.source {
-                    builder = builder.pref_source(source);
-                }
-                builder.build()
-            }
+            (IpAddr::V4(to), prefix) => RouteMessageBuilder::<Ipv4Addr>::new()
+                .destination_prefix(to, prefix)
+                .build(),
+            (IpAddr::V6(to), prefix) => RouteMessageBuilder::<Ipv6Addr>::new()
+                .destination_prefix(to, prefix)
+                .build(),
         };
-        message.header.scope = match (self.scope, self.gateway) {
+        message.header.scope = match self.scope {
             // The kernel wants the scope "link" for what has no gateway.
-            (0, None) if index.is_some() => RouteScope::Link,
-            (scope, _) => RouteScope::from(scope),
+            0 if !self.hops.is_empty() && !self.has_gateway() => RouteScope::Link,
+            scope => RouteScope::from(scope),
         };
         message.header.kind = self.kind;
-        if let Some(index) = index {
-            message.attributes.push(RouteAttribute::Oif(index));
+        let attributes = &mut message.attributes;
+        match (self.hops.as_slice(), indexes) {
+            ([hop], [index]) => {
+                if let Some(gateway) = hop.gateway {
+                    attributes.push(RouteAttribute::Gateway(address_of(gateway)));
+                }
+                attributes.push(RouteAttribute::Oif(*index));
+                if hop.onlink {
+                    message.header.flags |= RouteFlags::Onlink;
+                }
+            }
+            ([], _) => {}
+            (hops, indexes) => {
+                let hops = hops.iter().zip(indexes);
+                let hops = hops.map(|(hop, index)| hop.message(*index)).collect();
+                attributes.push(RouteAttribute::MultiPath(hops));
+            }
+        }
+        if let Some(source) = self.source {
+            attributes.push(RouteAttribute::PrefSource(address_of(source)));
         }
         if self.table > 0 {
             message.header.table = u8::try_from(self.table).unwrap_or(0);
-            message.attributes.push(RouteAttribute::Table(self.table));
-        }
-        if self.onlink {
-            message.header.flags |= RouteFlags::Onlink;
+            attributes.push(RouteAttribute::Table(self.table));
         }
         if self.metric > 0 {
-            message
-                .attributes
-                .push(RouteAttribute::Priority(self.metric));
+            attributes.push(RouteAttribute::Priority(self.metric));
         }
         if self.mtu > 0 {
             let metrics = vec![RouteMetric::Mtu(self.mtu)];
-            message.attributes.push(RouteAttribute::Metrics(metrics));
+            attributes.push(RouteAttribute::Metrics(metrics));
         }
         message
+    }
+}
+
+impl Hop {
+    fn parse(hop: &proto::NextHop) -> Result<Self> {
+        let weight = hop.weight.checked_sub(1).map(u8::try_from);
+        let Some(Ok(hops)) = weight else {
+            return Err(NetworkError::Weight(hop.weight));
+        };
+        Ok(Self {
+            gateway: parse_optional(&hop.gateway)?,
+            interface: parse_name(&hop.interface)?,
+            hops,
+            onlink: hop.onlink,
+        })
+    }
+
+    /// As one of several.
+    fn message(&self, index: u32) -> RouteNextHop {
+        let mut message = RouteNextHop::default();
+        message.interface_index = index;
+        message.hops = self.hops;
+        if self.onlink {
+            message.flags |= RouteNextHopFlags::Onlink;
+        }
+        let gateway = self.gateway.map(address_of);
+        message.attributes = gateway.map(RouteAttribute::Gateway).into_iter().collect();
+        message
+    }
+}
+
+fn address_of(ip: IpAddr) -> RouteAddress {
+    match ip {
+        IpAddr::V4(ip) => RouteAddress::Inet(ip),
+        IpAddr::V6(ip) => RouteAddress::Inet6(ip),
     }
 }
 
@@ -625,6 +688,24 @@ impl Rule {
         if let Some(length) = rule.suppress_prefix {
             attributes.push(RuleAttribute::SuppressPrefixLen(length));
         }
+        if rule.protocol > 0 {
+            let protocol = u8::try_from(rule.protocol);
+            let protocol = protocol.map_err(|_| NetworkError::Protocol(rule.protocol))?;
+            attributes.push(RuleAttribute::IpProtocol(protocol.into()));
+        }
+        if let Some(ports) = rule.source_ports.as_ref() {
+            attributes.push(RuleAttribute::SourcePortRange(parse_ports(ports)?));
+        }
+        if let Some(ports) = rule.destination_ports.as_ref() {
+            attributes.push(RuleAttribute::DestinationPortRange(parse_ports(ports)?));
+        }
+        if let Some(users) = rule.users.as_ref() {
+            let (start, end) = (users.first, users.last);
+            if start > end {
+                return Err(NetworkError::Range(start, end));
+            }
+            attributes.push(RuleAttribute::UidRange(RuleUidRange { start, end }));
+        }
         Ok(Self(message))
     }
 
@@ -686,6 +767,18 @@ fn parse_name(text: &str) -> Result<String> {
 fn parse_address(text: &str) -> Result<IpAddr> {
     text.parse()
         .map_err(|_| NetworkError::Address(text.to_owned()))
+}
+
+fn parse_optional(text: &str) -> Result<Option<IpAddr>> {
+    let address = (!text.is_empty()).then(|| parse_address(text));
+    address.transpose()
+}
+
+fn parse_ports(range: &proto::Range) -> Result<RulePortRange> {
+    match (u16::try_from(range.first), u16::try_from(range.last)) {
+        (Ok(start), Ok(end)) if (1..=end).contains(&start) => Ok(RulePortRange { start, end }),
+        _ => Err(NetworkError::Range(range.first, range.last)),
+    }
 }
 
 fn parse_cidr(text: &str) -> Result<(IpAddr, u8)> {
@@ -768,14 +861,89 @@ mod tests {
             interface: "eth0".to_owned(),
             ..proto::Route::default()
         };
-        let message = Path::parse(&route).unwrap().message(Some(2));
+        let message = Path::parse(&route).unwrap().message(&[2]);
         assert_eq!(message.header.scope, RouteScope::Link);
         let route = proto::Route {
             gateway: "10.0.0.1".to_owned(),
             metric: 7,
             ..route
         };
-        let message = Path::parse(&route).unwrap().message(Some(2));
+        let message = Path::parse(&route).unwrap().message(&[2]);
         assert_eq!(message.header.scope, RouteScope::Universe);
+    }
+
+    #[test]
+    fn next_hops_share_a_route_by_their_weights() {
+        let hop = |interface: &str, gateway: &str, weight| proto::NextHop {
+            interface: interface.to_owned(),
+            gateway: gateway.to_owned(),
+            weight,
+            ..proto::NextHop::default()
+        };
+        let route = |next_hops| proto::Route {
+            destination: "0.0.0.0/0".to_owned(),
+            next_hops,
+            ..proto::Route::default()
+        };
+        let two = route(vec![
+            hop("eth0", "10.0.0.1", 1),
+            hop("net1", "10.1.0.1", 256),
+        ]);
+        let message = Path::parse(&two).unwrap().message(&[2, 3]);
+        let hops = message.attributes.iter().find_map(|a| match a {
+            RouteAttribute::MultiPath(hops) => Some(hops),
+            _ => None,
+        });
+        let hops = hops.unwrap();
+        let hops: Vec<_> = hops.iter().map(|h| (h.interface_index, h.hops)).collect();
+        assert_eq!(hops, [(2, 0), (3, 255)]);
+        for weight in [0, 257, u32::MAX] {
+            let route = Path::parse(&route(vec![hop("eth0", "", weight)]));
+            assert!(matches!(route, Err(NetworkError::Weight(_))), "{weight}");
+        }
+        let other = Path::parse(&route(vec![hop("eth0", "fe80::1", 1)]));
+        assert!(matches!(other, Err(NetworkError::MixedFamilies(_))));
+    }
+
+    #[test]
+    fn rules_have_ranges_that_are_some() {
+        let range = |first, last| proto::Range {
+            first,
+            last,
+            ..proto::Range::default()
+        };
+        let rule = |ports: proto::Range, users: proto::Range| {
+            Rule::parse(&proto::Rule {
+                action: 1,
+                table: 100,
+                protocol: 17,
+                destination_ports: Some(ports).into(),
+                users: Some(users).into(),
+                ..proto::Rule::default()
+            })
+        };
+        let Rule(message) = rule(range(80, 90), range(0, u32::MAX)).unwrap();
+        for attribute in [
+            RuleAttribute::IpProtocol(17.into()),
+            RuleAttribute::DestinationPortRange(RulePortRange { start: 80, end: 90 }),
+            RuleAttribute::UidRange(RuleUidRange {
+                start: 0,
+                end: u32::MAX,
+            }),
+        ] {
+            assert!(message.attributes.contains(&attribute), "{attribute:?}");
+        }
+        for bad in [(0, 5), (6, 5), (5, 65536)] {
+            let rule = rule(range(bad.0, bad.1), range(0, 0));
+            assert!(matches!(rule, Err(NetworkError::Range(..))), "{bad:?}");
+        }
+        let rule = rule(range(1, 1), range(2, 1));
+        assert!(matches!(rule, Err(NetworkError::Range(2, 1))));
+        let protocol = Rule::parse(&proto::Rule {
+            action: 1,
+            protocol: 256,
+            ..proto::Rule::default()
+        });
+        assert!(matches!(protocol, Err(NetworkError::Protocol(256))));
     }
 }

@@ -3,7 +3,7 @@
 use std::{
     net::{IpAddr, Ipv4Addr},
     process::Command,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use hull_proto_cri::v1::{
@@ -459,6 +459,10 @@ ADD)
         ip neigh add 10.83.1.9 lladdr 02:00:00:00:83:09 dev net1
         ip route add default via 10.83.1.1 dev net1 table 100
         ip route add unreachable 10.83.9.0/24
+        ip addr add fd83:1::2/64 dev net1 nodad
+        ip route add 10.86.0.0/16 nexthop via 10.83.0.1 dev eth0 weight 3 nexthop via 10.83.1.1 dev net1
+        ip -6 route add fd86::/16 nexthop via fd83:1::1 dev net1 weight 2 nexthop via fd83:1::9 dev net1
+        ip rule add ipproto udp dport 81-82 uidrange 5-6 table 100 priority 1003
         ip rule add from 10.83.1.2 table 100 priority 1000' >&2
     ip link set hull-e2e-n1 up mtu 1400; ip addr add 10.83.1.1/24 dev hull-e2e-n1
     sed 's/.*"prevResult"://; s/,"type":.*//' /tmp/hull-e2e-in ;;
@@ -485,7 +489,7 @@ async fn a_guest_has_what_plugins_set_and_change() {
     .await;
     node.configure_network(CHANGING);
     let pod = Tools::start(&node, "changing").await;
-    let all = "for what in addr route 'route show table 100' rule neigh link; do \
+    let all = "for what in addr route '-6 route' 'route show table 100' rule neigh link; do \
         /usr/sbin/ip $what; done";
     let said = pod.sh(all).await;
     for part in [
@@ -496,6 +500,11 @@ async fn a_guest_has_what_plugins_set_and_change() {
         "default via 10.83.0.1 dev eth0",
         "default via 10.83.1.1 dev net1",
         "unreachable 10.83.9.0/24",
+        "nexthop via 10.83.0.1 dev eth0 weight 3",
+        "nexthop via 10.83.1.1 dev net1 weight 1",
+        "nexthop via fd83:1::1 dev net1 weight 2",
+        "nexthop via fd83:1::9 dev net1 weight 1",
+        "1003:\tfrom all ipproto udp dport 81-82 uidrange 5-6 lookup 100",
         "1000:\tfrom 10.83.1.2 lookup 100",
         "10.83.1.9 dev net1 lladdr 02:00:00:00:83:09 PERMANENT",
     ] {
@@ -523,6 +532,9 @@ async fn a_guest_has_what_plugins_set_and_change() {
          ip neigh del 10.83.1.9 dev net1
          ip neigh add 10.83.0.9 lladdr 02:00:00:00:83:0a dev eth0
          ip rule del priority 1000
+         ip rule del priority 1003
+         ip route replace 10.86.0.0/16 via 10.83.1.1
+         ip -6 route replace fd86::/16 via fd83:1::9
          ip rule add fwmark 7 table 100 priority 1001
          ip link set net1 mtu 1300",
     );
@@ -535,15 +547,24 @@ async fn a_guest_has_what_plugins_set_and_change() {
             "default via 10.83.0.254",
             "10.83.0.9 dev eth0 lladdr 02:00:00:00:83:0a",
             "1001:\tfrom all fwmark 0x7 lookup 100",
+            "10.86.0.0/16 via 10.83.1.1 dev net1",
+            "fd86::/16 via fd83:1::9 dev net1",
             "mtu 1300",
         ]
         .iter()
         .all(|part| said.contains(part))
-            && ["10.83.1.9", "default via 10.83.0.1 ", "from 10.83.1.2"]
-                .iter()
-                .all(|part| !said.contains(part))
+            && [
+                "10.83.1.9",
+                "default via 10.83.0.1 ",
+                "from 10.83.1.2",
+                "1003:",
+                "nexthop",
+            ]
+            .iter()
+            .all(|part| !said.contains(part))
     })
     .await;
+    has_addresses(&node, &pod.pod, &["10.83.0.2", "10.83.0.77", "fd83::7"]).await;
 
     // Also what changes while there is no daemon.
     let Tools { pod, container, .. } = pod;
@@ -569,9 +590,26 @@ async fn a_guest_has_what_plugins_set_and_change() {
             && !said.contains("10.83.0.2/24")
     })
     .await;
+    has_addresses(&node, &pod.pod, &["10.83.0.77", "fd83::7", "10.83.0.66"]).await;
     pod.sh("/usr/sbin/ping -c 1 -W 20 10.83.0.1").await;
     pod.end().await;
     node.finish().await;
+}
+
+/// Waits until the status of a pod tells these addresses.
+async fn has_addresses(node: &Node, pod: &Pod, wanted: &[&str]) {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let status = node.client.pod_status(&pod.id).await.unwrap();
+        let network = status.network.unwrap();
+        let additional = network.additional_ips.into_iter().map(|ip| ip.ip);
+        let all: Vec<_> = std::iter::once(network.ip).chain(additional).collect();
+        if all == wanted {
+            return;
+        }
+        assert!(Instant::now() < deadline, "{all:?} are not {wanted:?}");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
 }
 
 const PTP: &str = r#"{"cniVersion":"1.0.0","name":"test","plugins":[

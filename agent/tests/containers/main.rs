@@ -914,6 +914,14 @@ agent_tests! {
         let route = |destination: &str, gateway: &str, table: u32| proto::Route {
             destination: destination.to_owned(), gateway: gateway.to_owned(), interface: "eth0".to_owned(), table, ..Default::default()
         };
+        let several = |destination: &str, hops: &[(&str, &str, u32)]| proto::Route {
+            destination: destination.to_owned(),
+            next_hops: hops.iter().map(|(gateway, interface, weight)| proto::NextHop {
+                gateway: (*gateway).to_owned(), interface: (*interface).to_owned(), weight: *weight, ..Default::default()
+            }).collect(),
+            ..Default::default()
+        };
+        let range = |first, last| Some(proto::Range { first, last, ..Default::default() }).into();
         let rule = |priority: u32, source: &str| proto::Rule {
             priority, source: source.to_owned(), action: 1, table: 100, ..Default::default()
         };
@@ -930,11 +938,14 @@ agent_tests! {
                 route("0.0.0.0/0", "10.88.0.1", 0), route("10.50.0.0/16", "10.88.0.1", 0), route("::/0", "fd00::1", 0),
                 route("0.0.0.0/0", "10.88.0.1", 100),
                 proto::Route { destination: "10.53.0.0/16".to_owned(), kind: 7, ..Default::default() },
+                several("10.54.0.0/16", &[("10.88.0.1", "eth0", 3), ("10.99.0.1", "net1", 1)]),
+                several("fd54::/64", &[("fd00::1", "eth0", 1), ("fd00::2", "eth0", 2)]),
             ],
             neighbors: vec![neighbor("10.88.0.9"), neighbor("fd00::9")],
             rules: vec![
                 rule(1000, "10.88.0.5/32"),
                 proto::Rule { ipv6: true, priority: 1001, destination: "fd77::/64".to_owned(), mark: 7, mask: 0xff, action: 1, table: 100, ..Default::default() },
+                proto::Rule { protocol: 17, source_ports: range(1000, 2000), destination_ports: range(53, 53), users: range(0, 99), ..rule(1003, "") },
             ],
             ..Default::default()
         };
@@ -944,6 +955,9 @@ agent_tests! {
         for part in [
             "default via 10.88.0.1", "10.50.0.0/16 via", "unreachable 10.53.0.0/16", "1000:\tfrom 10.88.0.5 lookup 100",
             "1001:\tfrom all to fd77::/64 fwmark 0x7/0xff lookup 100", "10.88.0.9 dev", "fd00::9 dev", "10.99.0.5/16",
+            "nexthop via 10.88.0.1 dev eth0 weight 3", "nexthop via 10.99.0.1 dev net1 weight 1",
+            "nexthop via fd00::1 dev eth0 weight 1", "nexthop via fd00::2 dev eth0 weight 2",
+            "1003:\tfrom all ipproto udp sport 1000-2000 dport 53 uidrange 0-99 lookup 100",
         ] {
             assert!(said.contains(part), "{part} in {said}");
         }
@@ -952,7 +966,11 @@ agent_tests! {
         let changed = proto::UpdateNetworkRequest {
             // The first address of its network goes, another one stays, and one has another place.
             interfaces: vec![interface(0x17, "eth0", 1400, &["10.88.0.6/16", "fd00::6/64"])],
-            routes: vec![route("0.0.0.0/0", "10.88.0.2", 0), route("::/0", "fd00::2", 0)],
+            routes: vec![
+                route("0.0.0.0/0", "10.88.0.2", 0), route("::/0", "fd00::2", 0),
+                several("10.54.0.0/16", &[("10.88.0.1", "eth0", 1), ("10.88.0.2", "eth0", 1)]),
+                route("fd54::/64", "fd00::7", 0),
+            ],
             neighbors: vec![neighbor("10.88.0.10")],
             rules: vec![rule(1002, "")],
             ..Default::default()
@@ -962,12 +980,13 @@ agent_tests! {
             let said = host(all);
             for part in [
                 "mtu 1400", "02:00:00:00:00:17", "10.88.0.6/16", "fd00::6/64", "default via 10.88.0.2", "default via fd00::2",
-                "1002:\tfrom all lookup 100", "10.88.0.10 dev", "10.60.0.0/16 via 10.88.0.1", "7:\tfrom all lookup 9",
+                "1002:\tfrom all lookup 100", "10.88.0.10 dev", "10.60.0.0/16 via 10.88.0.1",
+                "nexthop via 10.88.0.2 dev eth0 weight 1", "fd54::/64 via fd00::7", "7:\tfrom all lookup 9",
             ] {
                 assert!(said.contains(part), "{part} in {said}");
             }
             for part in [
-                "10.88.0.5", "fd00::5", "default via 10.88.0.1", "10.50.0.0", "10.53.0.0", "1000:", "1001:", "10.88.0.9 ", "fd00::9 ",
+                "10.88.0.5", "fd00::5", "default via 10.88.0.1", "10.50.0.0", "10.53.0.0", "1000:", "1001:", "1003:", "weight 3", "net1 weight", "weight 2", "10.88.0.9 ", "fd00::9 ",
                 "10.99.0.5",
             ] {
                 assert!(!said.contains(part), "{part} in {said}");

@@ -17,6 +17,9 @@ pub struct GuestNetwork {
     /// Rules that choose a routing table, beyond those that every kernel has.
     #[serde(default)]
     pub rules: Vec<GuestRule>,
+    /// What the namespace has besides, in words: guests can't be told of it.
+    #[serde(default)]
+    pub untold: Vec<String>,
 }
 
 impl GuestNetwork {
@@ -54,8 +57,11 @@ pub struct GuestRoute {
     pub gateway: String,
     /// Preferred source address; may be empty.
     pub source: String,
-    /// Interface in the guest; empty for a route that leads nowhere.
+    /// Interface in the guest; empty for a route that leads nowhere or has several next hops.
     pub interface: String,
+    /// Several next hops, which share the traffic; then `gateway` and `interface` are empty.
+    #[serde(default)]
+    pub next_hops: Vec<GuestNextHop>,
     /// MTU of the route; 0 for none.
     pub mtu: u32,
     /// Priority; 0 for none.
@@ -67,9 +73,30 @@ pub struct GuestRoute {
     /// Its table; 0 for the main one.
     #[serde(default)]
     pub table: u32,
-    /// `rtm_type` of a route that leads nowhere (6 blackhole, 7 unreachable, 8 prohibit), else 0.
+    /// `rtm_type` of a route that leads nowhere (6 blackhole, 7 unreachable, 8 prohibit, 9 throw), else 0.
     #[serde(default)]
     pub kind: u32,
+}
+
+impl GuestRoute {
+    /// Tells whether another route must lead to its gateway first.
+    #[must_use]
+    pub fn has_gateway(&self) -> bool {
+        !self.gateway.is_empty() || self.next_hops.iter().any(|hop| !hop.gateway.is_empty())
+    }
+}
+
+/// One of several next hops of a route.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GuestNextHop {
+    /// Gateway; empty when on-link.
+    pub gateway: String,
+    /// Interface in the guest.
+    pub interface: String,
+    /// Its share of the traffic, 1 to 256.
+    pub weight: u32,
+    /// The gateway counts as on the link, whatever other routes say.
+    pub onlink: bool,
 }
 
 /// One rule of policy routing (`ip rule`).
@@ -101,6 +128,27 @@ pub struct GuestRule {
     pub table: u32,
     /// Routes of the table with prefixes of at most this length do not count.
     pub suppress_prefix: Option<u32>,
+    /// Protocol above IP (`IPPROTO_*`); 0 for any.
+    #[serde(default)]
+    pub protocol: u32,
+    /// Source ports; none for any.
+    #[serde(default)]
+    pub source_ports: Option<GuestRange>,
+    /// Destination ports; none for any.
+    #[serde(default)]
+    pub destination_ports: Option<GuestRange>,
+    /// Users whose sockets send; none for any.
+    #[serde(default)]
+    pub users: Option<GuestRange>,
+}
+
+/// Numbers from the first to the last.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GuestRange {
+    /// The first.
+    pub first: u32,
+    /// The last.
+    pub last: u32,
 }
 
 /// One permanent neighbour entry.

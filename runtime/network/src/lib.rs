@@ -23,7 +23,10 @@ pub mod tap;
 mod view;
 mod watch;
 
-pub use guest::{Dns, GuestInterface, GuestNeighbor, GuestNetwork, GuestRoute, GuestRule};
+pub use guest::{
+    Dns, GuestInterface, GuestNeighbor, GuestNetwork, GuestNextHop, GuestRange, GuestRoute,
+    GuestRule,
+};
 pub use link::{LinkError, MAX_LINKS, PodLink};
 pub use request::{PodNetworkRequest, PortMapping, RequestError};
 pub use setup::{Network, NetworkConfig, NetworkError, NetworkRecord, PodNetwork};

@@ -233,6 +233,9 @@ impl Network {
                 pod_id: record.pod_id.clone(),
                 source,
             })?;
+        for what in &joined.guest.untold {
+            follow::warn_untold(&record.netns, what);
+        }
         // MAX_LINKS is far below.
         record.links = u8::try_from(joined.links.len()).unwrap_or(u8::MAX);
         record.ips = if result.ips.is_empty() {

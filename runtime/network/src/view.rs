@@ -3,6 +3,9 @@
 //! The namespace counts, not the plugins' results: a result may be silent on what a plugin set
 //! (neighbours, route metrics), and a later plugin may have changed what an earlier one told.
 
+mod routes;
+mod rules;
+
 use std::{
     collections::BTreeMap,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
@@ -10,26 +13,18 @@ use std::{
 
 use futures::{TryStreamExt, pin_mut};
 use rtnetlink::{
-    Handle, IpVersion, RouteMessageBuilder,
+    Handle,
     packet_route::{
         address::{AddressAttribute, AddressScope},
         link::{LinkAttribute, LinkFlags, LinkLayerType, LinkMessage},
         neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourState},
-        route::{
-            RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteMetric,
-            RouteProtocol, RouteType,
-        },
-        rule::{RuleAction, RuleAttribute, RuleFlags, RuleMessage},
     },
 };
 
 use crate::{
-    guest::{GuestInterface, GuestNeighbor, GuestNetwork, GuestRoute, GuestRule},
+    guest::{GuestInterface, GuestNeighbor, GuestNetwork},
     link::{LinkError, TAP_PREFIX, failed},
 };
-
-/// What a rule says when it suppresses nothing.
-const NOTHING: u32 = u32::MAX;
 
 /// An interface in the namespace that the guest is to have.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -89,10 +84,12 @@ fn ethernet(link: &LinkMessage, name: &str) -> Option<Found> {
     })
 }
 
-/// Reads addresses, routes and neighbours of these interfaces.
+/// Reads addresses, routes and neighbours of these interfaces, and the rules.
 pub(crate) async fn read(handle: &Handle, links: &[Found]) -> Result<GuestNetwork, LinkError> {
     let names: BTreeMap<u32, &str> = links.iter().map(|l| (l.index, l.name.as_str())).collect();
-    let (routes, connected) = routes(handle, &names).await?;
+    let mut untold = Vec::new();
+    let (routes, connected) = routes::read(handle, &names, &mut untold).await?;
+    let rules = rules::read(handle, &mut untold).await?;
     let mut interfaces = Vec::new();
     for link in links {
         let mut interface = GuestInterface {
@@ -118,7 +115,8 @@ pub(crate) async fn read(handle: &Handle, links: &[Found]) -> Result<GuestNetwor
         interfaces,
         routes,
         neighbors: neighbors(handle, &names).await?,
-        rules: rules(handle).await?,
+        rules,
+        untold,
     })
 }
 
@@ -147,205 +145,6 @@ async fn addresses(handle: &Handle, index: u32) -> Result<Vec<(IpAddr, u8)>, Lin
         found.push((ip, message.header.prefix_len));
     }
     Ok(found)
-}
-
-/// A network on an interface.
-type Connected = (u32, IpAddr, u8);
-
-/// The routes that somebody set, and the networks that the kernel made routes for when it got
-/// an address.
-async fn routes(
-    handle: &Handle,
-    names: &BTreeMap<u32, &str>,
-) -> Result<(Vec<GuestRoute>, Vec<Connected>), LinkError> {
-    let (mut found, mut connected) = (Vec::new(), Vec::new());
-    let v4 = RouteMessageBuilder::<Ipv4Addr>::new().build();
-    let v6 = RouteMessageBuilder::<Ipv6Addr>::new().build();
-    for (message, default) in [(v4, "0.0.0.0"), (v6, "::")] {
-        let stream = handle.route().get(message).execute();
-        pin_mut!(stream);
-        while let Some(route) = stream.try_next().await.map_err(failed("list routes"))? {
-            found.extend(guest_route(&route, names, default));
-            connected.extend(connected_network(&route));
-        }
-    }
-    // A gateway is reachable only once its on-link route is there.
-    found.sort_by_key(|route: &GuestRoute| !route.gateway.is_empty());
-    Ok((found, connected))
-}
-
-fn connected_network(route: &RouteMessage) -> Option<Connected> {
-    if route.header.table != RouteHeader::RT_TABLE_MAIN
-        || route.header.protocol != RouteProtocol::Kernel
-    {
-        return None;
-    }
-    let (mut index, mut network) = (None, None);
-    for attribute in &route.attributes {
-        match attribute {
-            RouteAttribute::Oif(oif) => index = Some(*oif),
-            RouteAttribute::Destination(RouteAddress::Inet(ip)) => network = Some((*ip).into()),
-            RouteAttribute::Destination(RouteAddress::Inet6(ip)) => network = Some((*ip).into()),
-            _ => {}
-        }
-    }
-    Some((index?, network?, route.header.destination_prefix_length))
-}
-
-/// The route as the guest needs it; none for those that its kernel makes itself.
-fn guest_route(
-    route: &RouteMessage,
-    names: &BTreeMap<u32, &str>,
-    default: &str,
-) -> Option<GuestRoute> {
-    let header = &route.header;
-    let leads_nowhere = match header.kind {
-        RouteType::Unicast => false,
-        RouteType::BlackHole | RouteType::Unreachable | RouteType::Prohibit => true,
-        _ => return None,
-    };
-    let table = table_of(route);
-    if table == LOCAL || header.protocol == RouteProtocol::Kernel {
-        return None;
-    }
-    let mut to = GuestRoute {
-        destination: format!("{default}/0"),
-        scope: u32::from(u8::from(header.scope)),
-        onlink: header.flags.contains(RouteFlags::Onlink),
-        table: if table == MAIN { 0 } else { table },
-        kind: if leads_nowhere {
-            u32::from(u8::from(header.kind))
-        } else {
-            0
-        },
-        ..GuestRoute::default()
-    };
-    for attribute in &route.attributes {
-        match attribute {
-            // Of IPv6, such a route has the loopback interface.
-            RouteAttribute::Oif(_) if leads_nowhere => {}
-            RouteAttribute::Oif(oif) => to.interface = (*names.get(oif)?).to_owned(),
-            RouteAttribute::Destination(address) => {
-                to.destination = format!("{}/{}", text(address)?, header.destination_prefix_length);
-            }
-            RouteAttribute::Gateway(address) => to.gateway = text(address)?,
-            RouteAttribute::PrefSource(address) => to.source = text(address)?,
-            RouteAttribute::Priority(metric) => to.metric = *metric,
-            RouteAttribute::Metrics(metrics) => {
-                for metric in metrics {
-                    if let RouteMetric::Mtu(mtu) = metric {
-                        to.mtu = *mtu;
-                    }
-                }
-            }
-            _ => {}
-        }
-    }
-    (leads_nowhere || !to.interface.is_empty()).then_some(to)
-}
-
-/// The table that the kernel fills by itself (rtnetlink(7)).
-const LOCAL: u32 = 255;
-/// The number of the main table.
-const MAIN: u32 = RouteHeader::RT_TABLE_MAIN as u32;
-
-/// The header has room for small numbers alone.
-fn table_of(route: &RouteMessage) -> u32 {
-    let long = route.attributes.iter().find_map(|a| match a {
-        RouteAttribute::Table(table) => Some(*table),
-        _ => None,
-    });
-    long.unwrap_or_else(|| u32::from(route.header.table))
-}
-
-/// The rules that somebody set.
-async fn rules(handle: &Handle) -> Result<Vec<GuestRule>, LinkError> {
-    let mut found = Vec::new();
-    for version in [IpVersion::V4, IpVersion::V6] {
-        let ipv6 = version == IpVersion::V6;
-        let stream = handle.rule().get(version).execute();
-        pin_mut!(stream);
-        while let Some(rule) = stream.try_next().await.map_err(failed("list rules"))? {
-            match guest_rule(&rule, ipv6) {
-                Some(Translated::Rule(rule)) => found.push(rule),
-                Some(Translated::Unknown(what)) => {
-                    tracing::warn!(?rule, what, "a rule that guests can't be told of");
-                }
-                None => {}
-            }
-        }
-    }
-    Ok(found)
-}
-
-/// A rule in the guest's terms.
-enum Translated {
-    Rule(GuestRule),
-    /// It would not mean the same without this.
-    Unknown(&'static str),
-}
-
-/// The rule as the guest needs it; none for those that every kernel has.
-fn guest_rule(rule: &RuleMessage, ipv6: bool) -> Option<Translated> {
-    let header = &rule.header;
-    let mut to = GuestRule {
-        ipv6,
-        invert: header.flags.contains(RuleFlags::Invert),
-        tos: u32::from(header.tos),
-        action: u32::from(u8::from(header.action)),
-        table: u32::from(header.table),
-        ..GuestRule::default()
-    };
-    if !matches!(
-        header.action,
-        RuleAction::ToTable
-            | RuleAction::Blackhole
-            | RuleAction::Unreachable
-            | RuleAction::Prohibit
-    ) {
-        return Some(Translated::Unknown("action"));
-    }
-    for attribute in &rule.attributes {
-        match attribute {
-            RuleAttribute::Protocol(RouteProtocol::Kernel) => return None,
-            RuleAttribute::Priority(priority) => to.priority = *priority,
-            RuleAttribute::Table(table) => to.table = *table,
-            RuleAttribute::Source(ip) => to.source = format!("{ip}/{}", header.src_len),
-            RuleAttribute::Destination(ip) => to.destination = format!("{ip}/{}", header.dst_len),
-            RuleAttribute::Iifname(name) => to.input.clone_from(name),
-            RuleAttribute::Oifname(name) => to.output.clone_from(name),
-            RuleAttribute::FwMark(mark) => to.mark = *mark,
-            RuleAttribute::FwMask(mask) => to.mask = *mask,
-            RuleAttribute::SuppressPrefixLen(length) => {
-                to.suppress_prefix = Some(*length).filter(|length| *length != NOTHING);
-            }
-            RuleAttribute::SuppressIfGroup(group) if *group != NOTHING => {
-                return Some(Translated::Unknown("interface group"));
-            }
-            RuleAttribute::SuppressIfGroup(_) | RuleAttribute::Protocol(_) => {}
-            RuleAttribute::UidRange(_) => return Some(Translated::Unknown("users")),
-            RuleAttribute::IpProtocol(_)
-            | RuleAttribute::SourcePortRange(_)
-            | RuleAttribute::DestinationPortRange(_) => {
-                return Some(Translated::Unknown("protocol or ports"));
-            }
-            RuleAttribute::Realm(_)
-            | RuleAttribute::TunId(_)
-            | RuleAttribute::L3MDev(_)
-            | RuleAttribute::Goto(_) => return Some(Translated::Unknown("selector")),
-            // What a later kernel adds.
-            _ => {}
-        }
-    }
-    Some(Translated::Rule(to))
-}
-
-fn text(address: &RouteAddress) -> Option<String> {
-    match address {
-        RouteAddress::Inet(ip) => Some(ip.to_string()),
-        RouteAddress::Inet6(ip) => Some(ip.to_string()),
-        _ => None,
-    }
 }
 
 async fn neighbors(

@@ -45,8 +45,9 @@ pub(crate) async fn start(
     match read(&handle, primary).await {
         Ok(now) => {
             let (sender, receiver) = watch::channel(now);
+            let netns = netns.to_owned();
             tokio::spawn(async move {
-                follow(&handle, primary, changes, &sender).await;
+                follow(&handle, &netns, primary, changes, &sender).await;
                 connection.abort();
             });
             Ok(receiver)
@@ -60,6 +61,7 @@ pub(crate) async fn start(
 
 async fn follow<T>(
     handle: &Handle,
+    netns: &Path,
     primary: &str,
     mut changes: UnboundedReceiver<T>,
     sender: &watch::Sender<GuestNetwork>,
@@ -82,6 +84,10 @@ async fn follow<T>(
             Ok(now) => {
                 sender.send_if_modified(|known| {
                     let is_new = *known != now;
+                    let untold = now.untold.iter();
+                    untold
+                        .filter(|what| !known.untold.contains(what))
+                        .for_each(|what| warn_untold(netns, what));
                     *known = now;
                     is_new
                 });
@@ -90,6 +96,11 @@ async fn follow<T>(
             Err(error) => tracing::debug!(%error, "read a pod's network again"),
         }
     }
+}
+
+/// Says that a namespace has what guests can't be told of.
+pub(crate) fn warn_untold(netns: &Path, what: &str) {
+    tracing::warn!(netns = %netns.display(), what, "the guest's network lacks what the pod's has");
 }
 
 async fn read(handle: &Handle, primary: &str) -> Result<GuestNetwork, LinkError> {

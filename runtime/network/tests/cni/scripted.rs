@@ -2,7 +2,7 @@
 
 use std::{fs, time::Duration};
 
-use hull_network::{NetworkError, NetworkRecord, PodNetwork};
+use hull_network::{GuestRange, NetworkError, NetworkRecord, PodNetwork};
 use serde_json::Value;
 
 use crate::node::{Node, request, run, sh};
@@ -142,7 +142,15 @@ fn everything_in_the_namespace_reaches_the_guest() {
         ip rule add from 10.9.0.5 table 100 priority 1000
         ip rule add not fwmark 0x7/0xff iif lo table main suppress_prefixlength 0 priority 900
         ip -6 rule add to fd77::/64 table 1000 priority 1001
-        ip rule add ipproto tcp dport 80 table 100 priority 1002
+        ip rule add ipproto tcp dport 80 sport 1000-2000 table 100 priority 1002
+        ip rule add uidrange 0-1000 table 100 priority 1003
+        ip rule add tun_id 5 table 100 priority 1004
+        ip rule add ipproto udp dport 53-54 table 100 priority 1005
+        ip route add 10.54.0.0/16 nexthop via 10.222.0.1 dev eth0 weight 3 nexthop via 10.9.0.1 dev net1
+        ip -6 route add fd54::/16 nexthop via fd09::1 dev net1 weight 2 nexthop via fd09::2 dev net1
+        ip route add 10.55.0.0/16 via inet6 fd09::1 dev net1
+        ip route add 10.56.0.0/16 via 10.9.0.1 initcwnd 9
+        ip route add throw 10.57.0.0/16 table 100
         ip route add unreachable 10.53.0.0/16
         ip -6 route add blackhole fd53::/16'"#;
     node.plugin(
@@ -183,8 +191,41 @@ fn everything_in_the_namespace_reaches_the_guest() {
         let route = to("10.53.0.0/16").unwrap();
         assert_eq!((route.kind, route.interface.as_str()), (7, ""));
         assert_eq!(to("fd53::/16").unwrap().kind, 6);
+        let hops = |destination: &str| {
+            let route = to(destination).unwrap();
+            assert_eq!((route.gateway.as_str(), route.interface.as_str()), ("", ""));
+            let hops = route.next_hops.iter();
+            hops.map(|h| format!("{} {} {}", h.gateway, h.interface, h.weight))
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(
+            hops("10.54.0.0/16"),
+            ["10.222.0.1 eth0 3", "10.9.0.1 net1 1"]
+        );
+        let mut v6 = hops("fd54::/16");
+        v6.sort();
+        assert_eq!(v6, ["fd09::1 net1 2", "fd09::2 net1 1"]);
+        assert_eq!(to("10.56.0.0/16").unwrap().gateway, "10.9.0.1");
         let mut routes = pod.guest.routes.iter();
-        let route = routes.find(|r| r.table == 100).unwrap();
+        let route = routes
+            .find(|r| r.table == 100 && r.destination == "10.57.0.0/16")
+            .unwrap();
+        assert_eq!(route.kind, 9);
+        // What is left out is named.
+        assert_eq!(to("10.55.0.0/16"), None);
+        let untold = pod.guest.untold.join("; ");
+        assert_eq!(pod.guest.untold.len(), 3, "{untold}");
+        for part in [
+            "route 10.55.0.0/16 (table 254): its gateway is of the other family",
+            "the metric InitCwnd(9) of route 10.56.0.0/16",
+            "rule 1004: its attribute TunId",
+        ] {
+            assert!(untold.contains(part), "{part} in {untold}");
+        }
+        let mut routes = pod.guest.routes.iter();
+        let route = routes
+            .find(|r| r.table == 100 && r.destination == "0.0.0.0/0")
+            .unwrap();
         assert_eq!(
             (route.gateway.as_str(), route.interface.as_str()),
             ("10.9.0.1", "net1")
@@ -194,8 +235,15 @@ fn everything_in_the_namespace_reaches_the_guest() {
         // One that is told by halves would mean something else.
         assert_eq!(
             rules.iter().map(|r| r.priority).collect::<Vec<_>>(),
-            [900, 1000, 1001]
+            [900, 1000, 1002, 1003, 1005, 1001]
         );
+        let range = |first, last| Some(GuestRange { first, last });
+        assert_eq!(rules[2].protocol, 6);
+        assert_eq!(rules[2].source_ports, range(1000, 2000));
+        assert_eq!(rules[2].destination_ports, range(80, 80));
+        assert_eq!(rules[3].users, range(0, 1000));
+        assert_eq!((rules[4].protocol, rules[4].users), (17, None));
+        assert_eq!(rules[4].destination_ports, range(53, 54));
         assert_eq!(
             (rules[0].mark, rules[0].mask, rules[0].invert),
             (7, 0xff, true)
@@ -208,8 +256,8 @@ fn everything_in_the_namespace_reaches_the_guest() {
             (rules[1].source.as_str(), rules[1].table),
             ("10.9.0.5/32", 100)
         );
-        assert_eq!(rules[2].destination, "fd77::/64");
-        assert!(rules[2].ipv6 && rules[2].table == 1000);
+        assert_eq!(rules[5].destination, "fd77::/64");
+        assert!(rules[5].ipv6 && rules[5].table == 1000);
         assert_eq!(to("10.9.0.0/24"), None);
         node.network.teardown(&pod.record).await.unwrap();
 

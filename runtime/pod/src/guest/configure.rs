@@ -2,9 +2,10 @@
 
 use std::{fmt::Write, net::IpAddr};
 
-use hull_network::GuestNetwork;
+use hull_network::{GuestNetwork, GuestRange};
 use hull_proto_agent::agent::{
-    ConfigureRequest, Interface, Neighbor, Route, Rule, UpdateNetworkRequest, UserNamespace,
+    ConfigureRequest, Interface, Neighbor, NextHop, Range, Route, Rule, UpdateNetworkRequest,
+    UserNamespace,
 };
 
 use crate::{
@@ -82,6 +83,17 @@ fn routes(network: &GuestNetwork) -> Vec<Route> {
         onlink: route.onlink,
         table: route.table,
         kind: route.kind,
+        next_hops: route
+            .next_hops
+            .iter()
+            .map(|hop| NextHop {
+                gateway: hop.gateway.clone(),
+                interface: hop.interface.clone(),
+                weight: hop.weight,
+                onlink: hop.onlink,
+                ..NextHop::default()
+            })
+            .collect(),
         ..Route::default()
     });
     told.collect()
@@ -98,6 +110,14 @@ fn neighbors(network: &GuestNetwork) -> Vec<Neighbor> {
 }
 
 fn rules(network: &GuestNetwork) -> Vec<Rule> {
+    let range = |range: Option<GuestRange>| {
+        let told = range.map(|range| Range {
+            first: range.first,
+            last: range.last,
+            ..Range::default()
+        });
+        told.into()
+    };
     let told = network.rules.iter().map(|rule| Rule {
         ipv6: rule.ipv6,
         priority: rule.priority,
@@ -112,6 +132,10 @@ fn rules(network: &GuestNetwork) -> Vec<Rule> {
         action: rule.action,
         table: rule.table,
         suppress_prefix: rule.suppress_prefix,
+        protocol: rule.protocol,
+        source_ports: range(rule.source_ports),
+        destination_ports: range(rule.destination_ports),
+        users: range(rule.users),
         ..Rule::default()
     });
     told.collect()
