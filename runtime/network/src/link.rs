@@ -4,6 +4,9 @@
 //! by `tc` (mirred), so the guest's interface takes the place of the CNI one:
 //! same MAC, same addresses, offloads left on. A bridge would need addresses of
 //! its own; macvtap does not work for every plugin.
+//!
+//! A tap that a plugin made has a far end already, which is whoever has it open: the guest's frames go
+//! there. One that nobody has open is made for the VM to open, and becomes its end itself.
 
 use std::{os::fd::OwnedFd, path::PathBuf};
 
@@ -13,7 +16,8 @@ use rtnetlink::{Handle, LinkUnspec};
 use crate::{
     guest::GuestNetwork,
     netns::{self, NetnsError},
-    tap, view,
+    tap,
+    view::{self, Found},
 };
 
 /// Prefix of the names of taps.
@@ -118,20 +122,11 @@ async fn join_here(handle: &Handle, primary: &str) -> Result<Joined, LinkError> 
     let guest = view::read(handle, &found).await?;
     let mut links = Vec::new();
     for (number, link) in found.into_iter().enumerate() {
-        let tap_name = format!("{TAP_PREFIX}{number}");
-        let tap = tap::open(&tap_name).map_err(|source| LinkError::Tap {
-            name: tap_name.clone(),
-            source,
-        })?;
-        let tap_index = find(handle, &tap_name).await?;
-        let message = LinkUnspec::new_with_index(tap_index)
-            .mtu(u32::from(link.mtu))
-            .up()
-            .build();
-        let set = handle.link().set(message).execute().await;
-        set.map_err(failed("bring up tap"))?;
-        redirect(handle, link.index, tap_index).await?;
-        redirect(handle, tap_index, link.index).await?;
+        let tap = if link.is_free_tap {
+            tap::attach(&link.name).map_err(tap_error(&link.name))?
+        } else {
+            join_one(handle, &link, &format!("{TAP_PREFIX}{number}")).await?
+        };
         links.push(PodLink {
             name: link.name,
             tap,
@@ -140,6 +135,26 @@ async fn join_here(handle: &Handle, primary: &str) -> Result<Joined, LinkError> 
         });
     }
     Ok(Joined { guest, links })
+}
+
+/// Joins an interface to a new tap.
+async fn join_one(handle: &Handle, link: &Found, tap_name: &str) -> Result<OwnedFd, LinkError> {
+    let tap = tap::open(tap_name).map_err(tap_error(tap_name))?;
+    let tap_index = find(handle, tap_name).await?;
+    let message = LinkUnspec::new_with_index(tap_index)
+        .mtu(u32::from(link.mtu))
+        .up()
+        .build();
+    let set = handle.link().set(message).execute().await;
+    set.map_err(failed("bring up tap"))?;
+    redirect(handle, link.index, tap_index).await?;
+    redirect(handle, tap_index, link.index).await?;
+    Ok(tap)
+}
+
+fn tap_error(name: &str) -> impl FnOnce(std::io::Error) -> LinkError {
+    let name = name.to_owned();
+    move |source| LinkError::Tap { name, source }
 }
 
 /// Names the failed step of a netlink request.

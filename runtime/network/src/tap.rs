@@ -16,17 +16,39 @@ use std::{
 /// # Errors
 /// When /dev/net/tun is missing or refuses.
 pub fn open(name: &str) -> io::Result<OwnedFd> {
-    let file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .custom_flags(nix::libc::O_CLOEXEC | nix::libc::O_NONBLOCK)
-        .open("/dev/net/tun")?;
-    set_interface(&file, name)?;
+    let file = open_tun()?;
+    set_interface(&file, name, FLAGS)?;
     Ok(file.into())
 }
 
+/// Opens a tap that exists, in the same way.
+///
+/// # Errors
+/// As [`open`]; also when another has it open.
+pub(crate) fn attach(name: &str) -> io::Result<OwnedFd> {
+    let file = open_tun()?;
+    match set_interface(&file, name, FLAGS) {
+        // It was made for several queues, which must be said of each.
+        Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
+            set_interface(&file, name, FLAGS | nix::libc::IFF_MULTI_QUEUE)?;
+        }
+        result => result?,
+    }
+    Ok(file.into())
+}
+
+const FLAGS: nix::libc::c_int = nix::libc::IFF_TAP | nix::libc::IFF_NO_PI | nix::libc::IFF_VNET_HDR;
+
+fn open_tun() -> io::Result<File> {
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .custom_flags(nix::libc::O_CLOEXEC | nix::libc::O_NONBLOCK)
+        .open("/dev/net/tun")
+}
+
 #[expect(unsafe_code, reason = "the TUNSETIFF ioctl")]
-fn set_interface(file: &File, name: &str) -> io::Result<()> {
+fn set_interface(file: &File, name: &str, flags: nix::libc::c_int) -> io::Result<()> {
     nix::ioctl_write_ptr_bad!(
         tunsetiff,
         nix::request_code_write!(b'T', 202, size_of::<nix::libc::c_int>()),
@@ -44,7 +66,6 @@ fn set_interface(file: &File, name: &str) -> io::Result<()> {
     for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
         *to = from.cast_signed();
     }
-    let flags = nix::libc::IFF_TAP | nix::libc::IFF_NO_PI | nix::libc::IFF_VNET_HDR;
     request.ifr_ifru.ifru_flags = flags as nix::libc::c_short;
     // SAFETY: TUNSETIFF reads and writes one ifreq, which `request` is, and it
     // outlives the call; the descriptor is open for as long as `file` is borrowed.

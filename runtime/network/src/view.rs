@@ -16,7 +16,7 @@ use rtnetlink::{
     Handle,
     packet_route::{
         address::{AddressAttribute, AddressScope},
-        link::{LinkAttribute, LinkFlags, LinkLayerType, LinkMessage},
+        link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage},
         neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourState},
     },
 };
@@ -33,6 +33,8 @@ pub(crate) struct Found {
     pub name: String,
     pub mac: [u8; 6],
     pub mtu: u16,
+    /// A tap that nobody has open.
+    pub is_free_tap: bool,
 }
 
 /// Lists the interfaces: the pod's own (`primary`) first, then all others of Ethernet that are
@@ -81,7 +83,15 @@ fn ethernet(link: &LinkMessage, name: &str) -> Option<Found> {
         name: name.to_owned(),
         mac,
         mtu: mtu.unwrap_or(1500),
+        is_free_tap: is_tun(link) && !link.header.flags.contains(LinkFlags::LowerUp),
     })
+}
+
+fn is_tun(link: &LinkMessage) -> bool {
+    let tun = LinkInfo::Kind(InfoKind::Tun);
+    link.attributes
+        .iter()
+        .any(|a| matches!(a, LinkAttribute::LinkInfo(infos) if infos.contains(&tun)))
 }
 
 /// Reads addresses, routes and neighbours of these interfaces, and the rules.

@@ -1,6 +1,10 @@
 //! Plugins that do what the test says: all that the real ones do only on a bad day.
 
-use std::{fs, time::Duration};
+use std::{
+    fs,
+    io::{Read, Write},
+    time::{Duration, Instant},
+};
 
 use hull_network::{GuestRange, NetworkError, NetworkRecord, PodNetwork};
 use serde_json::Value;
@@ -275,6 +279,109 @@ fn everything_in_the_namespace_reaches_the_guest() {
         assert!(format!("{error:?}").contains("TooMany(5)"), "{error:?}");
     });
     node.assert_nothing_left();
+}
+
+/// Makes a tap as the plugin `tap` does; when asked to, it returns only after somebody has opened it.
+const TAPS: &str = r#"cat > $DIR/in
+    if [ $CNI_COMMAND = ADD ]; then
+        nsenter --net=$CNI_NETNS sh -ec '
+            ip tuntap add eth0 mode tap '$(cat $DIR/kind)'
+            ip link set eth0 up mtu 1400 address 02:00:00:00:00:55
+            ip addr add 10.222.0.7/24 dev eth0' >&2
+        touch $DIR/made
+        while [ -e $DIR/wait ]; do sleep 0.01; done
+        echo '{"cniVersion":"1.0.0"}'
+    fi"#;
+
+/// Reads frames from `to` until one fits, while `from` sends one again and again: a link takes its time
+/// to know of its carrier.
+fn passes(from: &fs::File, to: &fs::File, sent: &[u8], fits: impl Fn(&[u8]) -> bool) {
+    const VNET_HEADER: usize = 10;
+    let deadline = Instant::now() + Duration::from_secs(10);
+    let mut got = vec![0; 65536];
+    let (mut from, mut to) = (from, to);
+    while Instant::now() < deadline {
+        from.write_all(&[&[0; VNET_HEADER], sent].concat()).unwrap();
+        std::thread::sleep(Duration::from_millis(5));
+        while let Ok(length) = to.read(&mut got) {
+            if got[..length].get(VNET_HEADER..).is_some_and(&fits) {
+                return;
+            }
+        }
+    }
+    panic!("no frame passed");
+}
+
+/// Asks by ARP who has 10.222.0.7.
+fn who_has() -> Vec<u8> {
+    let mut frame = vec![0xff; 6];
+    let own = [2, 0, 0, 0, 0, 0x99];
+    frame.extend_from_slice(&own);
+    frame.extend_from_slice(&[8, 6, 0, 1, 8, 0, 6, 4, 0, 1]);
+    frame.extend_from_slice(&own);
+    frame.extend_from_slice(&[10, 222, 0, 9, 0, 0, 0, 0, 0, 0, 10, 222, 0, 7]);
+    frame
+}
+
+#[test]
+fn a_tap_of_a_plugin_leads_to_who_has_it_open() {
+    let Some(node) = taps("") else { return };
+    fs::write(node.dir.path().join("wait"), "").unwrap();
+    run(async {
+        let opened = async {
+            let made = node.dir.path().join("made");
+            while !made.exists() {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            let netns = node.dir.path().join("netns/hull-pod1");
+            let open = || -> Result<_, hull_network::netns::NetnsError> {
+                Ok(hull_network::tap::open("eth0").unwrap())
+            };
+            let far = hull_network::netns::within(netns, open).await.unwrap();
+            fs::remove_file(node.dir.path().join("wait")).unwrap();
+            fs::File::from(far)
+        };
+        let (pod, far) = tokio::join!(setup(&node), opened);
+        let mut pod = pod.unwrap();
+        let link = &pod.guest.interfaces[0];
+        assert_eq!((link.mac.as_str(), link.mtu), ("02:00:00:00:00:55", 1400));
+        assert_eq!(link.addresses, ["10.222.0.7/24"]);
+        let tap = fs::File::from(pod.links.remove(0).tap);
+        // The guest stands where the namespace stood, which does not answer.
+        let frame = who_has();
+        passes(&tap, &far, &frame, |got| got == frame);
+        passes(&far, &tap, &frame, |got| got == frame);
+        drop((tap, far));
+        node.network.teardown(&pod.record).await.unwrap();
+    });
+    node.assert_nothing_left();
+}
+
+#[test]
+fn a_tap_that_nobody_has_open_is_the_vms_end_of_it() {
+    for kind in ["", "multi_queue"] {
+        let Some(node) = taps(kind) else { return };
+        run(async {
+            let mut pod = setup(&node).await.unwrap();
+            let tap = fs::File::from(pod.links.remove(0).tap);
+            // What is at its other end answers: here the namespace itself.
+            passes(&tap, &tap, &who_has(), |got| {
+                got.get(20..32) == Some(&[0, 2, 2, 0, 0, 0, 0, 0x55, 10, 222, 0, 7])
+            });
+            drop(tap);
+            node.network.teardown(&pod.record).await.unwrap();
+        });
+        node.assert_nothing_left();
+    }
+}
+
+/// A node whose pods have a tap of this kind.
+fn taps(kind: &str) -> Option<Node> {
+    let conf = r#"{"cniVersion":"1.0.0","name":"test","plugins":[{"type":"taps"}]}"#;
+    let node = Node::new(conf)?;
+    node.plugin("taps", TAPS);
+    fs::write(node.dir.path().join("kind"), kind).unwrap();
+    Some(node)
 }
 
 /// What is changed later is told as it is then.
