@@ -1,0 +1,274 @@
+//! `hull serve` with real CNI plugins, over its socket; the VMM and the guest are those of the tests of
+//! `hull-pod` (`examples/fake-vmm`), so that many pods fit and no KVM is needed.
+
+#![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    os::unix::fs::{PermissionsExt, symlink},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use futures::future::join_all;
+use hull_proto_cri::v1::{runtime_service_client::RuntimeServiceClient, *};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tonic::transport::{Channel, Endpoint};
+
+const PLUGINS: &str = "/usr/lib/cni";
+const NETWORK: &str = r#"{"cniVersion":"1.0.0","name":"test","plugins":[
+    {"type":"bridge","bridge":"br-test","isGateway":true,
+     "ipam":{"type":"host-local","dataDir":"DIR/leases","subnet":"10.222.0.0/16"}},
+    {"type":"noter","capabilities":{"dns":true}},{"type":"noter"}]}"#;
+/// Keeps what it was given for each pod, the last of two in a chain beside the first.
+const NOTER: &str = r#"#!/bin/sh
+    cat > DIR/in.$CNI_CONTAINERID
+    [ -e DIR/1.$CNI_CONTAINERID ] && n=2 || n=1
+    cp DIR/in.$CNI_CONTAINERID DIR/$n.$CNI_CONTAINERID
+    [ $CNI_COMMAND != ADD ] || sed 's/.*"prevResult"://; s/,"runtimeConfig":.*//; s/,"type":.*//' \
+        DIR/in.$CNI_CONTAINERID"#;
+
+/// The daemon of a node that has no network but its own; what it mounts goes with it.
+struct Daemon {
+    dir: TempDir,
+    child: Child,
+    client: RuntimeServiceClient<Channel>,
+}
+
+impl Daemon {
+    /// `None` (said on stdout) where it can't be had.
+    async fn start() -> Option<Self> {
+        if !Path::new(PLUGINS).join("bridge").exists() {
+            println!("SKIPPED: serve: no {PLUGINS}/bridge");
+            return None;
+        }
+        if !Command::new("unshare")
+            .args(["-nm", "true"])
+            .status()
+            .unwrap()
+            .success()
+        {
+            println!("SKIPPED: serve: no namespaces of our own");
+            return None;
+        }
+        // Short, because sockets are below it.
+        let dir = tempfile::Builder::new()
+            .prefix("hs")
+            .tempdir_in("/tmp")
+            .unwrap();
+        let path = dir.path();
+        let with_dir = |text: &str| text.replace("DIR", path.to_str().unwrap());
+        for name in ["assets", "net.d", "bin"] {
+            fs::create_dir(path.join(name)).unwrap();
+        }
+        fs::write(path.join("assets/vmlinux"), "").unwrap();
+        fs::write(path.join("assets/root.erofs"), vec![0; 4096]).unwrap();
+        for name in ["hull-vmm", "hull-fs"] {
+            symlink(fake_vmm(), path.join("assets").join(name)).unwrap();
+        }
+        fs::write(path.join("net.d/10-test.conflist"), with_dir(NETWORK)).unwrap();
+        let noter = path.join("bin/noter");
+        fs::write(&noter, with_dir(NOTER)).unwrap();
+        fs::set_permissions(noter, fs::Permissions::from_mode(0o755)).unwrap();
+        let config = format!(
+            "root = 'DIR/root'\nstate = 'DIR/state'\nassets = 'DIR/assets'\n\
+             [cni]\nconf_dir = 'DIR/net.d'\nbin_dirs = ['DIR/bin', '{PLUGINS}']\n\
+             [vm]\nmemory_mib = 32\nscratch_mib = 64\n"
+        );
+        fs::write(path.join("hull.toml"), with_dir(&config)).unwrap();
+        let log = fs::File::create(path.join("log")).unwrap();
+        let child = Command::new("unshare")
+            .args(["-nm", "sh", "-c", "ip link set lo up; exec \"$@\"", "sh"])
+            .args([env!("CARGO_BIN_EXE_hull"), "--config"])
+            .arg(path.join("hull.toml"))
+            .arg("serve")
+            .env_remove("HULL_ASSETS")
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().unwrap())
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        let socket = format!("unix:{}", path.join("state/hull.sock").display());
+        let endpoint = Endpoint::from_shared(socket).unwrap();
+        let deadline = Instant::now() + Duration::from_secs(30);
+        let channel = loop {
+            match endpoint.connect().await {
+                Ok(channel) => break channel,
+                Err(error) => assert!(
+                    Instant::now() < deadline,
+                    "{error}; {:?}",
+                    fs::read_to_string(path.join("log"))
+                ),
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        };
+        Some(Self {
+            client: RuntimeServiceClient::new(channel),
+            dir,
+            child,
+        })
+    }
+
+    async fn run(&self, name: &str, dns: Option<DnsConfig>) -> String {
+        let metadata = PodSandboxMetadata {
+            name: name.into(),
+            uid: name.into(),
+            namespace: "default".into(),
+            attempt: 0,
+        };
+        let config = PodSandboxConfig {
+            metadata: Some(metadata),
+            dns_config: dns,
+            ..Default::default()
+        };
+        let request = RunPodSandboxRequest {
+            config: Some(config),
+            runtime_handler: String::new(),
+        };
+        let answer = self.client.clone().run_pod_sandbox(request).await;
+        answer.unwrap().into_inner().pod_sandbox_id
+    }
+
+    async fn ip(&self, id: &str) -> String {
+        let request = PodSandboxStatusRequest {
+            pod_sandbox_id: id.into(),
+            verbose: false,
+        };
+        let status = self.client.clone().pod_sandbox_status(request).await;
+        let status = status.unwrap().into_inner().status.unwrap();
+        status.network.unwrap().ip
+    }
+
+    async fn end(&self, id: &str) {
+        let pod_sandbox_id = id.to_owned();
+        let request = StopPodSandboxRequest {
+            pod_sandbox_id: pod_sandbox_id.clone(),
+        };
+        self.client.clone().stop_pod_sandbox(request).await.unwrap();
+        let request = RemovePodSandboxRequest { pod_sandbox_id };
+        let removed = self.client.clone().remove_pod_sandbox(request).await;
+        removed.unwrap();
+    }
+
+    /// Names in a directory that pods may have left something in.
+    fn names(&self, dir: &str) -> BTreeSet<String> {
+        let entries = fs::read_dir(self.dir.path().join(dir))
+            .into_iter()
+            .flatten();
+        let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        // What host-local keeps for itself.
+        names
+            .filter(|name| name != "lock" && !name.starts_with("last_reserved"))
+            .collect()
+    }
+
+    /// Processes of this node's VMs.
+    fn vmms(&self) -> Vec<u32> {
+        let state = self.dir.path().join("state").display().to_string();
+        let entries = fs::read_dir("/proc").unwrap().flatten();
+        entries
+            .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+            .filter(|pid| {
+                let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+                String::from_utf8_lossy(&line).contains(&state)
+            })
+            .collect()
+    }
+
+    /// What the noter at this place was given for a pod.
+    fn given(&self, place: u8, id: &str) -> Value {
+        let path = self.dir.path().join(format!("{place}.{id}"));
+        serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
+    }
+
+    fn assert_nothing_left(&self) {
+        for dir in [
+            "leases/test",
+            "state/pods",
+            "state/netns",
+            "root/pods",
+            "root/cni",
+        ] {
+            assert_eq!(self.names(dir), BTreeSet::new(), "{dir}");
+        }
+        assert!(self.vmms().is_empty());
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        for pid in self.vmms() {
+            let _ = Command::new("kill").args(["-9", &pid.to_string()]).status();
+        }
+    }
+}
+
+/// The newest build: `examples/fake-vmm` of `cargo build`, `examples/fake_vmm-…` of `cargo test`.
+fn fake_vmm() -> PathBuf {
+    let target = Path::new(env!("CARGO_BIN_EXE_hull")).parent().unwrap();
+    let entries = fs::read_dir(target.join("examples"));
+    let built = entries.into_iter().flatten().flatten().filter_map(|entry| {
+        let path = entry.path();
+        let name = path.file_name()?.to_str()?;
+        let is_program =
+            path.extension().is_none() && (name == "fake-vmm" || name.starts_with("fake_vmm-"));
+        is_program.then_some((entry.metadata().ok()?.modified().ok()?, path))
+    });
+    let newest = built.max();
+    newest.expect("fake-vmm is built: cargo build --examples").1
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn fifty_pods_at_once_get_fifty_addresses_and_give_them_back() {
+    const PODS: usize = 50;
+    let Some(daemon) = Daemon::start().await else {
+        return;
+    };
+    // Twice: what was given back is there to be given again.
+    for round in 0..2 {
+        let names: Vec<_> = (0..PODS).map(|i| format!("pod-{round}-{i}")).collect();
+        let ids = join_all(names.iter().map(|name| daemon.run(name, None))).await;
+        let ips: BTreeSet<_> = join_all(ids.iter().map(|id| daemon.ip(id)))
+            .await
+            .into_iter()
+            .collect();
+        assert_eq!(ips.len(), PODS, "{ips:?}");
+        assert_eq!(daemon.names("leases/test"), ips);
+        assert_eq!(daemon.names("state/netns").len(), PODS);
+        assert_eq!(daemon.vmms().len(), PODS);
+        join_all(ids.iter().map(|id| daemon.end(id))).await;
+        daemon.assert_nothing_left();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn plugins_with_the_capability_hear_of_the_pods_resolver() {
+    let Some(daemon) = Daemon::start().await else {
+        return;
+    };
+    let dns = DnsConfig {
+        servers: vec!["10.96.0.10".into(), "fd96::10".into()],
+        searches: vec!["default.svc.test".into(), "svc.test".into()],
+        options: vec!["ndots:5".into()],
+    };
+    let id = daemon.run("web", Some(dns)).await;
+    let told = json!({
+        "servers": ["10.96.0.10", "fd96::10"],
+        "searches": ["default.svc.test", "svc.test"],
+        "options": ["ndots:5"],
+    });
+    assert_eq!(daemon.given(1, &id)["runtimeConfig"]["dns"], told);
+    assert_eq!(daemon.given(2, &id).get("runtimeConfig"), None);
+    // The kubelet leaves it out when the pod asks for none.
+    let without = daemon.run("plain", None).await;
+    assert_eq!(daemon.given(1, &without).get("runtimeConfig"), None);
+    for id in [id, without] {
+        daemon.end(&id).await;
+    }
+    daemon.assert_nothing_left();
+}
