@@ -957,7 +957,7 @@ agent_tests! {
             "1001:\tfrom all to fd77::/64 fwmark 0x7/0xff lookup 100", "10.88.0.9 dev", "fd00::9 dev", "10.99.0.5/16",
             "nexthop via 10.88.0.1 dev eth0 weight 3", "nexthop via 10.99.0.1 dev net1 weight 1",
             "nexthop via fd00::1 dev eth0 weight 1", "nexthop via fd00::2 dev eth0 weight 2",
-            "1003:\tfrom all ipproto udp sport 1000-2000 dport 53 uidrange 0-99 lookup 100",
+            "1003:\tfrom all uidrange 0-99 ipproto udp sport 1000-2000 dport 53 lookup 100",
         ] {
             assert!(said.contains(part), "{part} in {said}");
         }

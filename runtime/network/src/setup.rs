@@ -70,6 +70,9 @@ pub struct NetworkRecord {
     /// How many interfaces it has; 0 before set-up.
     #[serde(default)]
     pub links: u8,
+    /// Their names, `eth0` first; empty before set-up, and in records that do not tell.
+    #[serde(default)]
+    interfaces: Vec<String>,
     /// How CNI was called.
     attachment: cni::Attachment,
 }
@@ -181,6 +184,7 @@ impl Network {
             netns: self.netns(&request.pod_id),
             ips: Vec::new(),
             links: 0,
+            interfaces: Vec::new(),
             attachment: cni::Attachment::new(list, INTERFACE, request)?,
         })
     }
@@ -238,6 +242,7 @@ impl Network {
         }
         // MAX_LINKS is far below.
         record.links = u8::try_from(joined.links.len()).unwrap_or(u8::MAX);
+        record.interfaces = joined.links.iter().map(|link| link.name.clone()).collect();
         record.ips = if result.ips.is_empty() {
             joined.guest.ips()
         } else {
@@ -285,7 +290,8 @@ impl Network {
         Ok(self.call(record).check(&record.attachment).await?)
     }
 
-    /// Follows what the guest is to have, which plugins may change as long as the pod runs. The
+    /// Follows what the guest is to have, which plugins may change as long as the pod runs. It has
+    /// the interfaces that were there at set-up; one that comes later is not joined to its VM. The
     /// receiver keeps the namespace alive: drop it before tear-down.
     ///
     /// # Errors
@@ -294,7 +300,7 @@ impl Network {
         &self,
         record: &NetworkRecord,
     ) -> Result<watch::Receiver<GuestNetwork>, NetworkError> {
-        let started = follow::start(&record.netns, INTERFACE).await;
+        let started = follow::start(&record.netns, INTERFACE, record.interfaces.clone()).await;
         started.map_err(|source| NetworkError::Link {
             pod_id: record.pod_id.clone(),
             source,

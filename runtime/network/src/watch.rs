@@ -24,7 +24,8 @@ const QUIET: Duration = Duration::from_millis(50);
 /// But at the latest after so many of these pauses.
 const MOST_PAUSES: u32 = 20;
 
-/// Starts to follow a namespace; the first value is what it is now.
+/// Starts to follow a namespace; the first value is what it is now. Only interfaces of the names in
+/// `joined` lead into the guest; empty: all of them.
 ///
 /// It ends with its last receiver, and until then keeps the namespace alive.
 ///
@@ -33,6 +34,7 @@ const MOST_PAUSES: u32 = 20;
 pub(crate) async fn start(
     netns: &Path,
     primary: &'static str,
+    joined: Vec<String>,
 ) -> Result<watch::Receiver<GuestNetwork>, LinkError> {
     let runtime = tokio::runtime::Handle::current();
     // A socket belongs to the namespace that it was opened in, whoever uses it.
@@ -42,12 +44,12 @@ pub(crate) async fn start(
     });
     let (connection, handle, changes) = opened.await?;
     let connection = tokio::spawn(connection);
-    match read(&handle, primary).await {
+    match read(&handle, primary, &joined).await {
         Ok(now) => {
             let (sender, receiver) = watch::channel(now);
             let netns = netns.to_owned();
             tokio::spawn(async move {
-                follow(&handle, &netns, primary, changes, &sender).await;
+                follow(&handle, &netns, primary, &joined, changes, &sender).await;
                 connection.abort();
             });
             Ok(receiver)
@@ -63,6 +65,7 @@ async fn follow<T>(
     handle: &Handle,
     netns: &Path,
     primary: &str,
+    joined: &[String],
     mut changes: UnboundedReceiver<T>,
     sender: &watch::Sender<GuestNetwork>,
 ) {
@@ -80,7 +83,7 @@ async fn follow<T>(
             // All that came with it.
             while changes.try_recv().is_ok() {}
         }
-        match read(handle, primary).await {
+        match read(handle, primary, joined).await {
             Ok(now) => {
                 sender.send_if_modified(|known| {
                     let is_new = *known != now;
@@ -103,7 +106,17 @@ pub(crate) fn warn_untold(netns: &Path, what: &str) {
     tracing::warn!(netns = %netns.display(), what, "the guest's network lacks what the pod's has");
 }
 
-async fn read(handle: &Handle, primary: &str) -> Result<GuestNetwork, LinkError> {
+async fn read(
+    handle: &Handle,
+    primary: &str,
+    joined: &[String],
+) -> Result<GuestNetwork, LinkError> {
     let links = view::interfaces(handle, primary).await?;
-    view::read(handle, &links).await
+    let is_joined = |name: &String| joined.is_empty() || joined.contains(name);
+    let (links, others): (Vec<_>, Vec<_>) = links.into_iter().partition(|l| is_joined(&l.name));
+    let mut network = view::read(handle, &links).await?;
+    let others = others.iter().map(|link| &link.name);
+    let others = others.map(|name| format!("interface {name}, which came after the pod's start"));
+    network.untold.extend(others);
+    Ok(network)
 }

@@ -425,6 +425,34 @@ fn changes_in_the_namespace_are_followed() {
                 .unwrap()
                 .unwrap(),
         );
+        // An interface that comes later does not lead into the guest, and holds up nothing else.
+        change(
+            "ip link add late type veth peer name far; ip link set late up; ip link set far up; \
+                ip addr add 10.77.0.1/24 dev late; ip route add 10.78.0.0/16 via 10.77.0.2; \
+                ip addr add 10.222.9.8/16 dev eth0",
+        );
+        let all = watch.wait_for(|now| {
+            let link = &now.interfaces[0];
+            link.addresses.contains(&"10.222.9.8/16".to_owned()) && now.untold.len() == 3
+        });
+        let now = tokio::time::timeout(limit, all)
+            .await
+            .unwrap()
+            .unwrap()
+            .clone();
+        assert_eq!((now.interfaces.len(), &now.routes), (1, &pod.guest.routes));
+        let untold = now.untold.join("; ");
+        for part in ["interface late", "interface far", "route 10.78.0.0/16"] {
+            assert!(untold.contains(part), "{part} in {untold}");
+        }
+        change("ip link del late; ip addr del 10.222.9.8/16 dev eth0");
+        let as_before = watch.wait_for(|now| *now == pod.guest);
+        drop(
+            tokio::time::timeout(limit, as_before)
+                .await
+                .unwrap()
+                .unwrap(),
+        );
         // A plugin's work is done when its interface is gone; that is no news for the guest.
         change("ip link del eth0");
         let nothing = tokio::time::timeout(Duration::from_millis(300), watch.changed());
