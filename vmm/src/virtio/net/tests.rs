@@ -354,6 +354,20 @@ mod transmit {
         }
         assert_eq!(got, offered);
     }
+
+    #[test]
+    fn a_flood_of_what_is_no_frame_is_met_in_turns_too() {
+        let (cable, _far) = cable();
+        let mut guest = Guest::new(cable, MERGING);
+        let mut offered = 0;
+        while guest.tx.offer(&[readable(TX_MEMORY, 4)]).is_some() {
+            offered += 1;
+        }
+        assert!(offered > BUDGET);
+        let turn = guest.device.on_kick(TX as u16).unwrap();
+        assert_eq!(turn, Progress::More(TX as u16));
+        assert_eq!(guest.errors(), u64::from(BUDGET));
+    }
 }
 
 mod receive {
