@@ -477,7 +477,10 @@ const CHANGING: &str = r#"{"cniVersion":"1.0.0","name":"test","plugins":[
 
 #[tokio::test]
 async fn a_guest_has_what_plugins_set_and_change() {
-    let _undo = Undo("ip link del hull-e2e3; ip link del hull-e2e-n1; rm /tmp/hull-e2e-in");
+    let _undo = Undo(
+        "ip link del hull-e2e3; ip link del hull-e2e-n1; ip link del hull-e2e-far; \
+         rm /tmp/hull-e2e-in",
+    );
     let mut node = Node::start_with(|text| {
         let dir = text.split('\'').nth(1).unwrap().trim_end_matches("/root");
         let bin = format!("{dir}/bin");
@@ -537,10 +540,7 @@ async fn a_guest_has_what_plugins_set_and_change() {
          ip route replace 10.86.0.0/16 via 10.83.1.1
          ip -6 route replace fd86::/16 via fd83:1::9
          ip rule add fwmark 7 table 100 priority 1001
-         ip link set net1 mtu 1300
-         ip link add late type veth peer name far
-         ip link set late up
-         ip addr add 10.87.0.1/24 dev late",
+         ip link set net1 mtu 1300",
     );
     pod.wait_for(all, "all that changed", |said| {
         [
@@ -563,14 +563,26 @@ async fn a_guest_has_what_plugins_set_and_change() {
                 "from 10.83.1.2",
                 "1003:",
                 "nexthop",
-                // What comes later does not lead into the guest, and holds up nothing else.
-                "10.87.0.1",
             ]
             .iter()
             .all(|part| !said.contains(part))
     })
     .await;
     has_addresses(&node, &pod.pod, &["10.83.0.2", "10.83.0.77", "fd83::7"]).await;
+
+    // An interface that comes later leads into the guest too.
+    host(&format!(
+        "ip link add hull-e2e-far type veth peer name late netns {}
+         ip addr add 10.87.0.9/24 dev hull-e2e-far; ip link set hull-e2e-far up",
+        netns.display()
+    ));
+    change("ip link set late up; ip addr add 10.87.0.1/24 dev late");
+    pod.wait_for(all, "an interface more", |said| {
+        said.contains("inet 10.87.0.1/24")
+    })
+    .await;
+    let far = "/usr/sbin/ping -c 1 -W 20 10.87.0.9";
+    pod.sh(far).await;
 
     // Also what changes while there is no daemon.
     let Tools { pod, container, .. } = pod;
@@ -597,6 +609,12 @@ async fn a_guest_has_what_plugins_set_and_change() {
     })
     .await;
     has_addresses(&node, &pod.pod, &["10.83.0.77", "fd83::7", "10.83.0.66"]).await;
+    pod.sh(far).await;
+    host("ip link del hull-e2e-far");
+    pod.wait_for("/usr/sbin/ip link", "end of the interface", |said| {
+        said.contains("net1") && !said.contains("late")
+    })
+    .await;
     pod.sh("/usr/sbin/ping -c 1 -W 20 10.83.0.1").await;
     pod.end().await;
     node.finish().await;

@@ -20,6 +20,12 @@ pub struct GuestNetwork {
     /// What the namespace has besides, in words: guests can't be told of it.
     #[serde(default)]
     pub untold: Vec<String>,
+    /// Interfaces that are there and up, but lead into no guest: they came later. By name.
+    #[serde(default)]
+    pub unjoined: Vec<String>,
+    /// Interfaces that led into the guest and are gone. By name.
+    #[serde(default)]
+    pub missing: Vec<String>,
 }
 
 impl GuestNetwork {

@@ -11,7 +11,10 @@
 use std::{os::fd::OwnedFd, path::PathBuf};
 
 use futures::{TryStreamExt, pin_mut};
-use rtnetlink::{Handle, LinkUnspec};
+use rtnetlink::{
+    Handle, LinkUnspec,
+    packet_route::tc::{TcAttribute, TcHandle},
+};
 
 use crate::{
     guest::GuestNetwork,
@@ -92,6 +95,51 @@ pub struct PodLink {
 /// # Errors
 /// The step that failed. The taps go with their descriptors, the rest with the namespace.
 pub(crate) async fn join(netns: PathBuf, primary: &'static str) -> Result<Joined, LinkError> {
+    inside(netns, async move |handle| join_here(handle, primary).await).await
+}
+
+/// Joins one more interface to a new tap, whose number nothing else in the namespace has.
+///
+/// # Errors
+/// The step that failed. The tap goes with its descriptor.
+pub(crate) async fn join_later(
+    netns: PathBuf,
+    primary: &'static str,
+    name: String,
+    number: u8,
+) -> Result<PodLink, LinkError> {
+    inside(netns, async move |handle| {
+        let found = view::interfaces(handle, primary).await?;
+        let Some(link) = found.iter().find(|link| link.name == name) else {
+            return Err(LinkError::Missing(name));
+        };
+        let mut others = found.iter().filter(|other| other.index != link.index);
+        if let Some(other) = others.find(|other| other.mac == link.mac) {
+            return Err(LinkError::SameAddress(other.name.clone(), name));
+        }
+        // A daemon that was killed may have left it so, without a tap; most often there is none.
+        let mut qdisc = handle.qdisc().del(link.index.cast_signed());
+        let message = qdisc.message_mut();
+        message.header.parent = TcHandle::INGRESS;
+        // Not what a plugin may have put there (clsact).
+        message.attributes.push(TcAttribute::Kind("ingress".into()));
+        let _ = qdisc.execute().await;
+        let tap = take(handle, link, usize::from(number)).await?;
+        Ok(PodLink {
+            name,
+            tap,
+            mac: link.mac,
+            mtu: link.mtu,
+        })
+    })
+    .await
+}
+
+/// Works in a namespace, with a netlink socket of it.
+async fn inside<T: Send + 'static>(
+    netns: PathBuf,
+    work: impl AsyncFnOnce(&Handle) -> Result<T, LinkError> + Send + 'static,
+) -> Result<T, LinkError> {
     netns::within(netns, move || {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_io()
@@ -101,7 +149,7 @@ pub(crate) async fn join(netns: PathBuf, primary: &'static str) -> Result<Joined
             let (connection, handle, _) = rtnetlink::new_connection().map_err(LinkError::Open)?;
             // Dropped with the runtime when this block is done.
             tokio::spawn(connection);
-            join_here(&handle, primary).await
+            work(&handle).await
         })
     })
     .await
@@ -122,11 +170,7 @@ async fn join_here(handle: &Handle, primary: &str) -> Result<Joined, LinkError> 
     let guest = view::read(handle, &found).await?;
     let mut links = Vec::new();
     for (number, link) in found.into_iter().enumerate() {
-        let tap = if link.is_free_tap {
-            tap::attach(&link.name).map_err(tap_error(&link.name))?
-        } else {
-            join_one(handle, &link, &format!("{TAP_PREFIX}{number}")).await?
-        };
+        let tap = take(handle, &link, number).await?;
         links.push(PodLink {
             name: link.name,
             tap,
@@ -137,10 +181,14 @@ async fn join_here(handle: &Handle, primary: &str) -> Result<Joined, LinkError> 
     Ok(Joined { guest, links })
 }
 
-/// Joins an interface to a new tap.
-async fn join_one(handle: &Handle, link: &Found, tap_name: &str) -> Result<OwnedFd, LinkError> {
-    let tap = tap::open(tap_name).map_err(tap_error(tap_name))?;
-    let tap_index = find(handle, tap_name).await?;
+/// Joins an interface to the new tap of this number, or takes it when it is a tap itself.
+async fn take(handle: &Handle, link: &Found, number: usize) -> Result<OwnedFd, LinkError> {
+    if link.is_free_tap {
+        return tap::attach(&link.name).map_err(tap_error(&link.name));
+    }
+    let tap_name = format!("{TAP_PREFIX}{number}");
+    let tap = tap::open(&tap_name).map_err(tap_error(&tap_name))?;
+    let tap_index = find(handle, &tap_name).await?;
     let message = LinkUnspec::new_with_index(tap_index)
         .mtu(u32::from(link.mtu))
         .up()
@@ -162,7 +210,7 @@ pub(crate) fn failed(action: &'static str) -> impl FnOnce(rtnetlink::Error) -> L
     move |source| LinkError::Netlink { action, source }
 }
 
-async fn find(handle: &Handle, name: &str) -> Result<u32, LinkError> {
+pub(crate) async fn find(handle: &Handle, name: &str) -> Result<u32, LinkError> {
     let links = handle.link().get().match_name(name).execute();
     pin_mut!(links);
     match links.try_next().await {

@@ -7,7 +7,14 @@
 //! gc(pods): what plugins still hold for pods that are gone; alone, no ADD or DEL beside it
 //! ```
 
-use std::{collections::BTreeSet, io, net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    net::IpAddr,
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::{RwLock, watch};
@@ -16,7 +23,7 @@ use crate::{
     cache::{self, Cache},
     cni::{self, CniError, Plugins},
     guest::{Dns, GuestNetwork},
-    link::{self, LinkError, PodLink},
+    link::{self, LinkError, MAX_LINKS, PodLink},
     netns::{self, NetnsError},
     request::{PodNetworkRequest, RequestError},
     watch as follow,
@@ -67,14 +74,61 @@ pub struct NetworkRecord {
     pub netns: PathBuf,
     /// The pod's addresses, the primary one first; empty before set-up.
     pub ips: Vec<IpAddr>,
-    /// How many interfaces it has; 0 before set-up.
+    /// How many interfaces it had at set-up; 0 before.
     #[serde(default)]
     pub links: u8,
-    /// Their names, `eth0` first; empty before set-up, and in records that do not tell.
+    /// The interfaces that lead into the guest, by the numbers of their taps; empty before set-up, and
+    /// in records that do not tell.
     #[serde(default)]
-    interfaces: Vec<String>,
+    joined: BTreeMap<u8, String>,
     /// How CNI was called.
     attachment: cni::Attachment,
+}
+
+impl NetworkRecord {
+    /// The numbers of its taps.
+    #[must_use]
+    pub fn numbers(&self) -> Vec<u8> {
+        if self.joined.is_empty() {
+            (0..self.links).collect()
+        } else {
+            self.joined.keys().copied().collect()
+        }
+    }
+
+    /// Notes the interfaces that lead into the guest from the start, the pod's own first.
+    pub fn join_first(&mut self, names: impl IntoIterator<Item = String>) {
+        self.joined = (0..).zip(names).collect();
+        // MAX_LINKS is far below.
+        self.links = u8::try_from(self.joined.len()).unwrap_or(u8::MAX);
+    }
+
+    /// Notes that an interface leads into the guest from now on; returns its number. None: no number
+    /// is free, or the record does not tell which are.
+    pub fn join(&mut self, name: &str) -> Option<u8> {
+        if self.joined.is_empty() {
+            return None;
+        }
+        let mut numbers = (1..).take(MAX_LINKS - 1);
+        let number = numbers.find(|number| !self.joined.contains_key(number))?;
+        self.joined.insert(number, name.to_owned());
+        Some(number)
+    }
+
+    /// Notes that one does not any more.
+    pub fn part(&mut self, number: u8) {
+        self.joined.remove(&number);
+    }
+
+    /// The numbers of interfaces that are gone.
+    #[must_use]
+    pub fn gone(&self, now: &GuestNetwork) -> Vec<u8> {
+        let joined = self.joined.iter();
+        let gone = joined.filter(|(_, name)| now.missing.contains(name));
+        let numbers = gone.map(|(number, _)| *number);
+        // Without the pod's own there is no network.
+        numbers.filter(|number| *number > 0).collect()
+    }
 }
 
 /// A network that is up.
@@ -184,7 +238,7 @@ impl Network {
             netns: self.netns(&request.pod_id),
             ips: Vec::new(),
             links: 0,
-            interfaces: Vec::new(),
+            joined: BTreeMap::new(),
             attachment: cni::Attachment::new(list, INTERFACE, request)?,
         })
     }
@@ -240,9 +294,7 @@ impl Network {
         for what in &joined.guest.untold {
             follow::warn_untold(&record.netns, what);
         }
-        // MAX_LINKS is far below.
-        record.links = u8::try_from(joined.links.len()).unwrap_or(u8::MAX);
-        record.interfaces = joined.links.iter().map(|link| link.name.clone()).collect();
+        record.join_first(joined.links.iter().map(|link| link.name.clone()));
         record.ips = if result.ips.is_empty() {
             joined.guest.ips()
         } else {
@@ -291,8 +343,8 @@ impl Network {
     }
 
     /// Follows what the guest is to have, which plugins may change as long as the pod runs. It has
-    /// the interfaces that were there at set-up; one that comes later is not joined to its VM. The
-    /// receiver keeps the namespace alive: drop it before tear-down.
+    /// the interfaces that the record names; others that are there are told by name. The receiver
+    /// keeps the namespace alive: drop it before tear-down.
     ///
     /// # Errors
     /// When the namespace can't be read.
@@ -300,8 +352,23 @@ impl Network {
         &self,
         record: &NetworkRecord,
     ) -> Result<watch::Receiver<GuestNetwork>, NetworkError> {
-        let started = follow::start(&record.netns, INTERFACE, record.interfaces.clone()).await;
+        let joined = record.joined.values().cloned().collect();
+        let started = follow::start(&record.netns, INTERFACE, joined).await;
         started.map_err(|source| NetworkError::Link {
+            pod_id: record.pod_id.clone(),
+            source,
+        })
+    }
+
+    /// Joins an interface that came after set-up to a tap, which [`NetworkRecord::join`] has given
+    /// this number.
+    ///
+    /// # Errors
+    /// When it is gone, or the guest could not tell it from another.
+    pub async fn join(&self, record: &NetworkRecord, number: u8) -> Result<PodLink, NetworkError> {
+        let name = record.joined.get(&number).cloned().unwrap_or_default();
+        let joined = link::join_later(record.netns.clone(), INTERFACE, name, number).await;
+        joined.map_err(|source| NetworkError::Link {
             pod_id: record.pod_id.clone(),
             source,
         })

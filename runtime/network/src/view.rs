@@ -127,6 +127,7 @@ pub(crate) async fn read(handle: &Handle, links: &[Found]) -> Result<GuestNetwor
         neighbors: neighbors(handle, &names).await?,
         rules,
         untold,
+        ..GuestNetwork::default()
     })
 }
 

@@ -6,7 +6,11 @@ use futures::{StreamExt, channel::mpsc::UnboundedReceiver};
 use rtnetlink::{Handle, MulticastGroup, new_multicast_connection};
 use tokio::{sync::watch, time::timeout};
 
-use crate::{guest::GuestNetwork, link::LinkError, netns, view};
+use crate::{
+    guest::GuestNetwork,
+    link::{self, LinkError},
+    netns, view,
+};
 
 /// All that [`view`] reads.
 const GROUPS: [MulticastGroup; 8] = [
@@ -115,8 +119,16 @@ async fn read(
     let is_joined = |name: &String| joined.is_empty() || joined.contains(name);
     let (links, others): (Vec<_>, Vec<_>) = links.into_iter().partition(|l| is_joined(&l.name));
     let mut network = view::read(handle, &links).await?;
-    let others = others.iter().map(|link| &link.name);
-    let others = others.map(|name| format!("interface {name}, which came after the pod's start"));
-    network.untold.extend(others);
+    for name in joined {
+        // One that is down only is not among them either.
+        if !links.iter().any(|link| link.name == *name) {
+            match link::find(handle, name).await {
+                Ok(_) => {}
+                Err(LinkError::Missing(name)) => network.missing.push(name),
+                Err(error) => return Err(error),
+            }
+        }
+    }
+    network.unjoined = others.into_iter().map(|link| link.name).collect();
     Ok(network)
 }

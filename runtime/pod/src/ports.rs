@@ -5,7 +5,7 @@ use std::fmt::Debug;
 use futures::future::{BoxFuture, FutureExt};
 use hull_image::{DiskExtent, Image, ImageId, ImageStore, StoreError};
 use hull_network::{
-    GuestNetwork, Network, NetworkError, NetworkRecord, PodNetwork, PodNetworkRequest,
+    GuestNetwork, Network, NetworkError, NetworkRecord, PodLink, PodNetwork, PodNetworkRequest,
 };
 use tokio::sync::watch;
 
@@ -35,6 +35,13 @@ pub trait PodNetworking: Debug + Send + Sync + 'static {
         &'a self,
         record: &'a NetworkRecord,
     ) -> BoxFuture<'a, Result<watch::Receiver<GuestNetwork>, NetworkError>>;
+
+    /// Joins an interface that came later to a tap of this number, which the record has.
+    fn join<'a>(
+        &'a self,
+        record: &'a NetworkRecord,
+        number: u8,
+    ) -> BoxFuture<'a, Result<PodLink, NetworkError>>;
 
     /// Frees what plugins hold for other pods than these. Nothing is set up or torn down from
     /// this call on until the future is done.
@@ -84,6 +91,14 @@ impl PodNetworking for Network {
         record: &'a NetworkRecord,
     ) -> BoxFuture<'a, Result<watch::Receiver<GuestNetwork>, NetworkError>> {
         self.watch(record).boxed()
+    }
+
+    fn join<'a>(
+        &'a self,
+        record: &'a NetworkRecord,
+        number: u8,
+    ) -> BoxFuture<'a, Result<PodLink, NetworkError>> {
+        self.join(record, number).boxed()
     }
 
     fn gc(

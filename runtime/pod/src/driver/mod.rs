@@ -19,7 +19,6 @@ mod update;
 
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
-    net::IpAddr,
     sync::Arc,
     time::Duration,
 };
@@ -37,7 +36,7 @@ use crate::{
     guest::{
         client::Agent,
         events::{GuestEvent, ProcessExit},
-        network::Follower,
+        network::{Follower, NetworkNews},
         stdio::{OutputEnd, OutputKind},
     },
     id::{ContainerId, PodId},
@@ -150,8 +149,7 @@ enum Done {
     Event(ContainerId, container_life::Event),
     Updated(ContainerId, Result<Resources, PodError>),
     FilesEnded,
-    /// What the pod's interface has now.
-    Addresses(Vec<IpAddr>),
+    Network(NetworkNews),
     /// What is wrong with copies of volumes; empty: nothing.
     Volumes(String),
 }
@@ -336,7 +334,7 @@ impl Driver {
             Input::Done(Done::Event(id, event)) => self.container_event(&id, event).await,
             Input::Done(Done::Updated(id, result)) => self.updated(&id, result).await,
             Input::Done(Done::FilesEnded) => self.files_ended(),
-            Input::Done(Done::Addresses(there)) => self.addresses_changed(there).await,
+            Input::Done(Done::Network(news)) => self.network_changed(news).await,
             Input::Done(Done::Volumes(warning)) => {
                 self.volumes_warning = warning;
                 self.publish();

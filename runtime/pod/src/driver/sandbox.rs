@@ -15,7 +15,12 @@ use crate::{
     clock,
     error::PodError,
     events::EventKind,
-    guest::{self, client::Agent, network::Follower, stdio::OutputEnd},
+    guest::{
+        self,
+        client::Agent,
+        network::{Follower, NetworkNews, Reach},
+        stdio::OutputEnd,
+    },
     id::ContainerId,
     info::BootTimes,
     lifecycle::{
@@ -110,19 +115,28 @@ impl Driver {
         mut disks: ImageDisks,
         start: Option<Start>,
     ) {
-        let links = self.record.network.as_ref().map_or(0, |n| n.links);
-        (1..links).for_each(|interface| disks.reserve(slots::net(interface)));
+        let links = self.record.network.iter().flat_map(|n| n.numbers());
+        links.for_each(|number| disks.reserve(slots::net(number)));
         let events = guest::events::follow(agent.clone());
         self.boot = start.as_ref().map(|start| start.times);
         let known = start.map(|start| start.network);
         let record = self.record.network.clone();
+        let disks = Arc::new(Mutex::new(disks));
         let network = record.map(|record| {
-            let node = Arc::clone(&self.node);
             let done = self.done.clone();
-            Follower::start(node, record, agent.clone(), known, move |ips| {
-                // An error means that the pod's task is gone.
-                let _ = done.send(Done::Addresses(ips));
-            })
+            let reach = Reach {
+                node: Arc::clone(&self.node),
+                vm: vm.clone(),
+                agent: agent.clone(),
+                disks: Arc::clone(&disks),
+                // The agent would have to move them there.
+                takes_links: self.record.spec.namespaces.user_namespace.is_none(),
+                tell: move |news| {
+                    // An error means that the pod's task is gone.
+                    let _ = done.send(Done::Network(news));
+                },
+            };
+            Follower::start(reach, record, known)
         });
         let done = self.done.clone();
         let volumes = LiveVolumes::start(self.id().clone(), agent.clone(), move |warning| {
@@ -134,15 +148,33 @@ impl Driver {
             agent,
             volumes,
             events,
-            disks: Arc::new(Mutex::new(disks)),
+            disks,
             _network: network,
         });
     }
 
-    /// Takes over what became of the addresses of the pod's interface.
-    pub(super) async fn addresses_changed(&mut self, there: Vec<IpAddr>) {
+    /// Takes over what became of the pod's network.
+    pub(super) async fn network_changed(&mut self, news: NetworkNews) {
         // A stopped pod has none, whatever was on its way.
-        if self.live.is_none() || self.record.seen_ips.as_ref() == Some(&there) {
+        if self.live.is_none() {
+            return;
+        }
+        match news {
+            NetworkNews::Addresses(there) => self.addresses_changed(there).await,
+            NetworkNews::Record(record, kept) => {
+                let before = self.record.network.replace(*record);
+                let saved = self.save().await;
+                if saved.is_err() {
+                    self.record.network = before;
+                }
+                // An error means that nobody waits any more.
+                let _ = kept.send(saved.is_ok());
+            }
+        }
+    }
+
+    async fn addresses_changed(&mut self, there: Vec<IpAddr>) {
+        if self.record.seen_ips.as_ref() == Some(&there) {
             return;
         }
         let before = self.record.seen_ips.take();

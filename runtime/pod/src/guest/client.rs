@@ -9,9 +9,10 @@ use std::{
 use hull_proto_agent::{
     RPC_PORT, VERSION,
     agent::{
-        AttachStorageRequest, ConfigureRequest, CreateRequest, DeleteRequest, DetachStorageRequest,
-        Directory, Empty, EventsRequest, ExecRequest, HelloRequest, ResizeTtyRequest,
-        SignalRequest, StartRequest, StatsResponse, UpdateNetworkRequest, UpdateRequest,
+        AttachDeviceRequest, AttachStorageRequest, ConfigureRequest, CreateRequest, DeleteRequest,
+        DetachDeviceRequest, DetachStorageRequest, Directory, Empty, EventsRequest, ExecRequest,
+        HelloRequest, ResizeTtyRequest, SignalRequest, StartRequest, StatsResponse,
+        UpdateNetworkRequest, UpdateRequest,
     },
     rpc::AgentClient,
 };
@@ -97,6 +98,36 @@ impl Agent {
         self.ask(
             "change the guest's network",
             client.update_network(Context::default(), &request),
+        )
+        .await
+        .map(drop)
+    }
+
+    /// Has the driver take the network device behind a slot; one that it has is fine.
+    pub(crate) async fn attach_link(&self, slot: u8) -> Result<(), GuestError> {
+        let client = self.client();
+        let request = AttachDeviceRequest {
+            slot: slot.into(),
+            ..AttachDeviceRequest::default()
+        };
+        self.ask(
+            "bring up a network device in the guest",
+            client.attach_device(Context::default(), &request),
+        )
+        .await
+        .map(drop)
+    }
+
+    /// Has the driver let go of it; none is fine.
+    pub(crate) async fn detach_link(&self, slot: u8) -> Result<(), GuestError> {
+        let client = self.client();
+        let request = DetachDeviceRequest {
+            slot: slot.into(),
+            ..DetachDeviceRequest::default()
+        };
+        self.ask(
+            "release a network device in the guest",
+            client.detach_device(Context::default(), &request),
         )
         .await
         .map(drop)

@@ -89,6 +89,16 @@ impl ImageDisks {
         self.slots.mark(slot);
     }
 
+    /// Keeps a slot for something else, unless something is in it; tells whether it does.
+    pub(crate) fn claim(&mut self, slot: u8) -> bool {
+        self.slots.claim(slot)
+    }
+
+    /// Gives a slot back that something else was in.
+    pub(crate) fn give_back(&mut self, slot: u8) {
+        self.slots.free(slot);
+    }
+
     /// Notes a disk that was attached before the daemon was restarted.
     pub(crate) fn adopt(&mut self, image: &ImageId, slot: u8, user: &ContainerId) {
         self.slots.mark(slot);

@@ -45,6 +45,11 @@ impl Slots {
         Ok(slot)
     }
 
+    /// Takes this slot; tells whether it was free.
+    pub(crate) fn claim(&mut self, slot: u8) -> bool {
+        self.taken.insert(slot)
+    }
+
     /// Marks a slot that is known to be taken.
     pub(crate) fn mark(&mut self, slot: u8) {
         self.taken.insert(slot);
@@ -75,6 +80,7 @@ mod tests {
         assert_eq!(taken.len(), usize::from(SLOTS - FIRST_FREE) - 1);
         assert_eq!((net(0), net(1), net(3)), (NET, SLOTS - 1, SLOTS - 3));
         assert!(!slots.is_unknown(9) && !slots.is_unknown(SCRATCH) && !slots.is_unknown(SLOTS));
+        assert!(!slots.claim(9));
         slots.free(9);
         assert!(slots.is_unknown(9));
         assert_eq!(slots.take().unwrap(), 9);

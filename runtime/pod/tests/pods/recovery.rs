@@ -123,6 +123,102 @@ fn a_pod_has_the_addresses_that_its_interface_gets_later() {
 }
 
 #[test]
+fn an_interface_that_comes_later_is_put_into_the_vm_until_it_goes() {
+    let node = TestNode::new();
+    let comes = |name: &str| {
+        let guest = &node.network.guest;
+        guest.send_modify(|guest| guest.unjoined = vec![name.into()]);
+    };
+    let goes = |name: &str| {
+        node.network.guest.send_modify(|guest| {
+            guest.interfaces.retain(|interface| interface.name != name);
+            guest.missing = vec![name.into()];
+        });
+    };
+    let links = |pod: &PodId| {
+        let run = node.config.state.join("pods").join(pod.as_str());
+        fs::read_to_string(run.join("links")).unwrap_or_default()
+    };
+    let first = daemon();
+    let pod = first.block_on(async {
+        let pods = node.open().await;
+        let pod = pods.run_sandbox(node.sandbox("web")).await.unwrap();
+        assert_eq!(attached(&pods, &pod).await, 5);
+        comes("net1");
+        eventually("a link", async || links(&pod) == "in 31\n").await;
+        assert_eq!(attached(&pods, &pod).await, 6);
+        // This one comes no further than the record.
+        node.network.faults.lock().unwrap().join = true;
+        comes("net2");
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        pod
+    });
+    first.shutdown_background();
+    std::thread::sleep(Duration::from_millis(100));
+
+    node.network.faults.lock().unwrap().join = false;
+    let second = daemon();
+    second.block_on(async {
+        let pods = node.open().await;
+        // The guest is told of the first again, and the second gets its slot after all.
+        let both = "in 31\nin 31\nin 30\n";
+        eventually("both links", async || links(&pod) == both).await;
+        assert_eq!(attached(&pods, &pod).await, 7);
+        goes("net1");
+        eventually("one less", async || attached(&pods, &pod).await == 6).await;
+        assert_eq!(links(&pod), format!("{both}out 31\n"));
+        comes("net3");
+        eventually("its place is taken", async || {
+            links(&pod) == format!("{both}out 31\nin 31\n")
+        })
+        .await;
+    });
+    second.shutdown_background();
+    std::thread::sleep(Duration::from_millis(100));
+
+    daemon().block_on(async {
+        let pods = node.open().await;
+        assert_eq!(attached(&pods, &pod).await, 7);
+        // A disk does not get a slot of theirs.
+        let id = run(&pods, &pod, "app", &["wait"]).await;
+        assert_eq!(attached(&pods, &pod).await, 8);
+        pods.remove_container(&id).await.unwrap();
+        pods.stop_sandbox(pod.as_str()).await.unwrap();
+        pods.remove_sandbox(pod.as_str()).await.unwrap();
+        assert_eq!(node.leftovers(), [""; 0]);
+    });
+}
+
+#[test]
+fn an_interface_that_the_vm_does_not_take_holds_up_nothing() {
+    for script in [
+        r#"{"refuse":["attach_device"]}"#,
+        r#"{"refuse_attach":"busy"}"#,
+    ] {
+        let node = TestNode::new();
+        node.script(script);
+        daemon().block_on(async {
+            let pods = node.open().await;
+            let pod = pods.run_sandbox(node.sandbox("web")).await.unwrap();
+            node.network.guest.send_modify(|guest| {
+                guest.unjoined = vec!["net1".into()];
+                guest.routes = vec![GuestRoute {
+                    destination: "10.9.0.0/16".into(),
+                    ..Default::default()
+                }];
+            });
+            let run = node.config.state.join("pods").join(pod.as_str());
+            let told = || fs::read_to_string(run.join("network")).unwrap_or_default();
+            eventually("news", async || told().ends_with("10.9.0.0/16\n")).await;
+            assert_eq!(attached(&pods, &pod).await, 5, "{script}");
+            pods.stop_sandbox(pod.as_str()).await.unwrap();
+            pods.remove_sandbox(pod.as_str()).await.unwrap();
+            assert_eq!(node.leftovers(), [""; 0]);
+        });
+    }
+}
+
+#[test]
 fn running_pods_are_adopted_and_no_log_line_is_lost_or_doubled() {
     const LINES: usize = 600;
     let node = TestNode::new();

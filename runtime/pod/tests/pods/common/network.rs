@@ -10,8 +10,8 @@ use std::{
 
 use futures::future::{BoxFuture, FutureExt};
 use hull_network::{
-    Dns, GuestNetwork, Network, NetworkConfig, NetworkError, NetworkRecord, PodLink, PodNetwork,
-    PodNetworkRequest,
+    Dns, GuestInterface, GuestNetwork, Network, NetworkConfig, NetworkError, NetworkRecord,
+    PodLink, PodNetwork, PodNetworkRequest,
 };
 use hull_pod::PodNetworking;
 use tokio::sync::watch;
@@ -21,6 +21,8 @@ use tokio::sync::watch;
 pub struct Faults {
     pub setup: bool,
     pub teardown: bool,
+    /// It never ends.
+    pub join: bool,
 }
 
 #[derive(Debug)]
@@ -86,6 +88,7 @@ impl PodNetworking for FakeNetwork {
             }
             self.up.lock().unwrap().insert(record.pod_id.clone());
             record.ips = vec!["10.88.0.5".parse().unwrap()];
+            record.join_first(["eth0".to_owned()]);
             Ok(PodNetwork {
                 record,
                 guest: self.guest.borrow().clone(),
@@ -129,6 +132,37 @@ impl PodNetworking for FakeNetwork {
     ) -> BoxFuture<'a, Result<watch::Receiver<GuestNetwork>, NetworkError>> {
         let receiver = self.guest.subscribe();
         async { Ok(receiver) }.boxed()
+    }
+
+    /// What is joined leads into the guest.
+    fn join<'a>(
+        &'a self,
+        _: &'a NetworkRecord,
+        number: u8,
+    ) -> BoxFuture<'a, Result<PodLink, NetworkError>> {
+        async move {
+            if self.faults.lock().unwrap().join {
+                std::future::pending::<()>().await;
+            }
+            self.guest.send_modify(|guest| {
+                let names = guest.unjoined.drain(..);
+                let interfaces = names.map(|name| GuestInterface {
+                    mac: String::new(),
+                    name,
+                    mtu: 1500,
+                    addresses: Vec::new(),
+                    lone_addresses: Vec::new(),
+                });
+                guest.interfaces.extend(interfaces);
+            });
+            Ok(PodLink {
+                name: String::new(),
+                tap: File::open("/dev/null").unwrap().into(),
+                mac: [2, 0, 0, 0, 1, number],
+                mtu: 1500,
+            })
+        }
+        .boxed()
     }
 
     fn gc(
