@@ -1,4 +1,4 @@
-//! The main thread: the control socket and all device I/O but that of disks.
+//! The main thread: the control socket and all device I/O but that of disks and network cards.
 //!
 //! Devices have an epoll set of their own inside of the loop's. Pausing takes it out, so that a paused
 //! VM does no I/O, and the control socket goes on.

@@ -10,7 +10,6 @@ use kvm_ioctls::VcpuFd;
 use vm_memory::GuestMemoryError;
 use vm_memory::mmap::MmapRegionError;
 use vm_superio::Trigger;
-use vmm_sys_util::epoll::Epoll;
 
 use crate::boot::cmdline::{self, CmdlineError};
 use crate::boot::kernel::{self, KernelError};
@@ -169,9 +168,9 @@ pub struct Machine {
     windows: Arc<Windows>,
     hardware: Arc<Hardware>,
     processors: Processors,
-    /// Serves disks; there from the start on.
-    worker: Option<Worker>,
-    disks: Arc<Epoll>,
+    /// Serve disks and network cards; there from the start on.
+    workers: Vec<Worker>,
+    epolls: Epolls,
     phases: Phases,
 }
 
@@ -205,8 +204,8 @@ impl Machine {
             windows,
             hardware,
             processors: Processors::Ready(vcpus),
-            worker: None,
-            disks: Arc::clone(&epolls.disks),
+            workers: Vec::new(),
+            epolls: epolls.clone(),
             phases,
         })
     }
@@ -218,10 +217,14 @@ impl Machine {
     pub fn start(&mut self) -> Result<(), MachineError> {
         if let Processors::Ready(fds) = &mut self.processors {
             let fds = std::mem::take(fds);
-            let slots = Arc::clone(&self.hardware.slots);
-            let worker =
-                Worker::start(slots, Arc::clone(&self.disks)).map_err(MachineError::Start)?;
-            self.worker = Some(worker);
+            for (name, epoll) in [
+                ("disks", &self.epolls.disks),
+                ("network", &self.epolls.network),
+            ] {
+                let slots = Arc::clone(&self.hardware.slots);
+                let worker = Worker::start(name, slots, Arc::clone(epoll));
+                self.workers.push(worker.map_err(MachineError::Start)?);
+            }
             let vcpus =
                 Vcpus::start(fds, &self.hardware, &self.memory).map_err(MachineError::Start)?;
             self.processors = Processors::Started(vcpus);
@@ -269,18 +272,14 @@ impl Machine {
         if !self.vcpus().is_none_or(Vcpus::pause) {
             return Err(MachineError::Stuck);
         }
-        if let Some(worker) = &self.worker {
-            worker.pause();
-        }
+        self.workers.iter().for_each(Worker::pause);
         self.hardware.slots.drain();
         Ok(())
     }
 
     /// Lets the vCPUs run again.
     pub fn resume(&self) {
-        if let Some(worker) = &self.worker {
-            worker.resume();
-        }
+        self.workers.iter().for_each(Worker::resume);
         if let Some(vcpus) = self.vcpus() {
             vcpus.resume();
         }

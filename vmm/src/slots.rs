@@ -5,6 +5,7 @@
 //! holding the slot. Lock order: slot, device, IOAPIC.
 
 use std::io;
+use std::os::fd::AsRawFd;
 use std::sync::atomic::AtomicU32;
 use std::sync::{Arc, Mutex};
 
@@ -15,23 +16,25 @@ use crate::layout::{SLOT_BASE, SLOT_END, SLOT_SIZE, slot_address, slot_pin};
 use crate::legacy::ioapic::{Ioapic, MessageSink};
 use crate::lock;
 use crate::service::Epolls;
-use crate::virtio::mmio::{self, Line, MmioInterrupt, QUEUE_NOTIFY, SharedDevice, Transport};
+use crate::virtio::mmio::{
+    self, INTERRUPT_ACKNOWLEDGE, Line, MmioInterrupt, QUEUE_NOTIFY, SharedDevice, Transport,
+};
 use crate::virtio::watch::Watcher;
 use crate::virtio::{Counters, Kind, Memory, VirtioDevice};
 
 /// Makes guest notifications reach descriptors without an exit to user space.
 pub trait Doorbells {
-    /// Has writes of `queue` to `address` signalled to `kick`.
+    /// Has writes of `value` to `address`, or of any value, signalled to `kick`.
     ///
     /// # Errors
     /// What KVM says.
-    fn connect(&self, kick: &EventFd, address: u64, queue: u32) -> io::Result<()>;
+    fn connect(&self, kick: &EventFd, address: u64, value: Option<u32>) -> io::Result<()>;
 
     /// Undoes [`Doorbells::connect`].
     ///
     /// # Errors
     /// What KVM says.
-    fn disconnect(&self, kick: &EventFd, address: u64, queue: u32) -> io::Result<()>;
+    fn disconnect(&self, kick: &EventFd, address: u64, value: Option<u32>) -> io::Result<()>;
 }
 
 /// Why a device was not attached or detached.
@@ -80,6 +83,8 @@ struct Slot {
     /// Counts the devices that were here, so that events of an old one are not taken for a new one's.
     generation: u16,
     transport: Option<Transport>,
+    /// What the driver's acknowledgements go to while there is a device; nobody reads it.
+    acknowledgements: Option<EventFd>,
     /// What the device had counted when it was last asked.
     counters: Counters,
 }
@@ -118,6 +123,7 @@ impl Slots {
                     line,
                     generation: 0,
                     transport: None,
+                    acknowledgements: None,
                     counters: Counters::default(),
                 })
             })
@@ -146,29 +152,30 @@ impl Slots {
         place.generation = place.generation.wrapping_add(1);
         let epoll = match device.kind() {
             Kind::Block => &self.epolls.disks,
-            Kind::Net | Kind::Rng | Kind::Vsock | Kind::Fs | Kind::Pmem => &self.epolls.others,
+            Kind::Net => &self.epolls.network,
+            Kind::Rng | Kind::Vsock | Kind::Fs | Kind::Pmem => &self.epolls.others,
         };
         let watcher = Watcher::new(Arc::clone(epoll), slot, place.generation);
-        let address = slot_address(slot) + QUEUE_NOTIFY;
-        let failed = |source| SlotError::Connect { slot, source };
-
-        let mut kicks: Vec<EventFd> = Vec::new();
-        for queue in 0..device.queue_sizes().len() {
-            let queue = queue as u16;
-            let connected = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).and_then(|kick| {
-                doorbells.connect(&kick, address, u32::from(queue))?;
+        let mut kicks = Vec::new();
+        let connected = (0..device.queue_sizes().len())
+            .try_for_each(|queue| {
+                let queue = queue as u16;
+                let kick = doorbell()?;
+                doorbells.connect(&kick, slot_address(slot) + QUEUE_NOTIFY, Some(queue.into()))?;
+                let fd = kick.as_raw_fd();
                 kicks.push(kick);
-                Ok(())
+                watcher.add_kick(fd, queue)
+            })
+            .and_then(|()| {
+                let all = doorbell()?;
+                doorbells.connect(&all, slot_address(slot) + INTERRUPT_ACKNOWLEDGE, None)?;
+                Ok(all)
             });
-            let watched = connected.and_then(|()| {
-                use std::os::fd::AsRawFd;
-                kicks
-                    .last()
-                    .map_or(Ok(()), |kick| watcher.add_kick(kick.as_raw_fd(), queue))
-            });
-            if let Err(error) = watched {
-                disconnect(&kicks, address, doorbells);
-                return Err(failed(error));
+        match connected {
+            Ok(all) => place.acknowledgements = Some(all),
+            Err(source) => {
+                disconnect(slot, &kicks, None, doorbells);
+                return Err(SlotError::Connect { slot, source });
             }
         }
         let line = Arc::clone(&place.line);
@@ -191,9 +198,11 @@ impl Slots {
         let mut place = self.lock(slot)?;
         let mut transport = place.transport.take().ok_or(SlotError::Empty(slot))?;
         transport.shut_down();
+        let acknowledgements = place.acknowledgements.take();
         disconnect(
+            slot,
             transport.kicks(),
-            slot_address(slot) + QUEUE_NOTIFY,
+            acknowledgements.as_ref(),
             doorbells,
         );
         Ok(())
@@ -213,22 +222,13 @@ impl Slots {
         })
     }
 
-    /// Takes the count of a queue's notification descriptor, so that it is quiet until the next one.
-    pub fn hush(&self, slot: u8, queue: u16) {
-        self.with_kick(slot, queue, |kick| drop(kick.read()));
-    }
-
     /// Signals a queue's notification descriptor as if the guest had.
     pub fn kick(&self, slot: u8, queue: u16) {
-        self.with_kick(slot, queue, |kick| drop(kick.write(1)));
-    }
-
-    fn with_kick(&self, slot: u8, queue: u16, use_kick: impl FnOnce(&EventFd)) {
         if let Ok(place) = self.lock(slot)
             && let Some(transport) = &place.transport
             && let Some(kick) = transport.kicks().get(usize::from(queue))
         {
-            use_kick(kick);
+            let _ = kick.write(1);
         }
     }
 
@@ -304,11 +304,24 @@ impl Slots {
     }
 }
 
-fn disconnect(kicks: &[EventFd], address: u64, doorbells: &dyn Doorbells) {
-    for (queue, kick) in (0..).zip(kicks) {
-        if let Err(error) = doorbells.disconnect(kick, address, queue) {
+fn doorbell() -> io::Result<EventFd> {
+    EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)
+}
+
+fn disconnect(
+    slot: u8,
+    kicks: &[EventFd],
+    acknowledgements: Option<&EventFd>,
+    doorbells: &dyn Doorbells,
+) {
+    let kicks = (0..)
+        .zip(kicks)
+        .map(|(queue, kick)| (kick, QUEUE_NOTIFY, Some(queue)));
+    let rest = acknowledgements.map(|all| (all, INTERRUPT_ACKNOWLEDGE, None));
+    for (bell, register, value) in kicks.chain(rest) {
+        if let Err(error) = doorbells.disconnect(bell, slot_address(slot) + register, value) {
             crate::log::note(&format!(
-                "disconnect doorbell {queue} at {address:#x}: {error}"
+                "disconnect doorbell at {register:#x} of slot {slot}: {error}"
             ));
         }
     }

@@ -6,7 +6,7 @@ use kvm_bindings::{
     KVM_CAP_SPLIT_IRQCHIP, KVM_IRQ_ROUTING_MSI, KVM_MEM_READONLY, KvmIrqRouting, kvm_enable_cap,
     kvm_irq_routing_entry, kvm_msi, kvm_userspace_memory_region,
 };
-use kvm_ioctls::{Cap, IoEventAddress, Kvm, VcpuFd, VmFd};
+use kvm_ioctls::{Cap, IoEventAddress, Kvm, NoDatamatch, VcpuFd, VmFd};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::KvmError;
@@ -159,15 +159,21 @@ impl MessageSink for Vm {
 }
 
 impl Doorbells for Vm {
-    fn connect(&self, kick: &EventFd, address: u64, queue: u32) -> io::Result<()> {
-        Ok(self
-            .fd
-            .register_ioevent(kick, &IoEventAddress::Mmio(address), queue)?)
+    fn connect(&self, kick: &EventFd, address: u64, value: Option<u32>) -> io::Result<()> {
+        let address = IoEventAddress::Mmio(address);
+        match value {
+            Some(value) => self.fd.register_ioevent(kick, &address, value)?,
+            None => self.fd.register_ioevent(kick, &address, NoDatamatch)?,
+        }
+        Ok(())
     }
 
-    fn disconnect(&self, kick: &EventFd, address: u64, queue: u32) -> io::Result<()> {
-        Ok(self
-            .fd
-            .unregister_ioevent(kick, &IoEventAddress::Mmio(address), queue)?)
+    fn disconnect(&self, kick: &EventFd, address: u64, value: Option<u32>) -> io::Result<()> {
+        let address = IoEventAddress::Mmio(address);
+        match value {
+            Some(value) => self.fd.unregister_ioevent(kick, &address, value)?,
+            None => self.fd.unregister_ioevent(kick, &address, NoDatamatch)?,
+        }
+        Ok(())
     }
 }

@@ -77,12 +77,14 @@ impl Watcher {
         )
     }
 
-    /// Watches the notification descriptor of a queue; for the slot.
+    /// Watches the notification descriptor of a queue; for the slot. Each notification is one
+    /// event (edge-triggered), so nobody has to read the descriptor.
     ///
     /// # Errors
     /// What epoll says.
     pub(crate) fn add_kick(&self, fd: RawFd, queue: u16) -> io::Result<()> {
-        self.control(ControlOperation::Add, fd, Source::Kick(queue), EventSet::IN)
+        let events = EventSet::IN | EventSet::EDGE_TRIGGERED;
+        self.control(ControlOperation::Add, fd, Source::Kick(queue), events)
     }
 
     fn control(

@@ -164,13 +164,13 @@ impl VirtioDevice for Block {
     }
 
     fn on_kick(&mut self, _queue: u16) -> Result<Progress, DeviceError> {
+        self.counters.notifications += 1;
         let Some(active) = &mut self.active else {
             return Ok(Progress::Done);
         };
         let [queue] = active.queues.as_mut_slice() else {
             return Err(DeviceError::Broken("block device has one queue"));
         };
-        self.counters.notifications += 1;
         let limits = Limits {
             sectors: self.disk.length() / SECTOR,
             data: u64::from(MAX_SEGMENTS) * u64::from(MAX_SEGMENT_BYTES),
