@@ -21,7 +21,7 @@ pub enum ChainError {
 
 /// The parts of a chain. Guest memory changes under these slices whenever the guest likes:
 /// copy what is examined more than once.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Buffers<'m> {
     /// What the device may read.
     pub readable: Vec<VolatileSlice<'m>>,
@@ -35,10 +35,24 @@ impl<'m> Buffers<'m> {
     /// # Errors
     /// [`ChainError`] when the chain is not well-formed.
     pub fn collect(chain: Chain<'m>, memory: &'m Memory, limit: usize) -> Result<Self, ChainError> {
-        let mut buffers = Self {
-            readable: Vec::new(),
-            writable: Vec::new(),
-        };
+        let mut buffers = Self::default();
+        buffers.refill(chain, memory, limit)?;
+        Ok(buffers)
+    }
+
+    /// Follows a chain as [`Buffers::collect`] does, into the lists that are there already. After
+    /// an error they have part of it.
+    ///
+    /// # Errors
+    /// [`ChainError`] when the chain is not well-formed.
+    pub fn refill(
+        &mut self,
+        chain: Chain<'m>,
+        memory: &'m Memory,
+        limit: usize,
+    ) -> Result<(), ChainError> {
+        self.readable.clear();
+        self.writable.clear();
         let mut complete = false;
         for (count, descriptor) in chain.enumerate() {
             if count == limit {
@@ -46,9 +60,9 @@ impl<'m> Buffers<'m> {
             }
             complete = !descriptor.has_next();
             let (list, access) = if descriptor.is_write_only() {
-                (&mut buffers.writable, Permissions::Write)
-            } else if buffers.writable.is_empty() {
-                (&mut buffers.readable, Permissions::Read)
+                (&mut self.writable, Permissions::Write)
+            } else if self.writable.is_empty() {
+                (&mut self.readable, Permissions::Read)
             } else {
                 return Err(ChainError::Order);
             };
@@ -63,7 +77,7 @@ impl<'m> Buffers<'m> {
             }
         }
         if complete {
-            Ok(buffers)
+            Ok(())
         } else {
             Err(ChainError::Length)
         }

@@ -1,6 +1,7 @@
 //! The device: queues and configuration space.
 
-use std::io::{self, ErrorKind, Read};
+use std::collections::VecDeque;
+use std::io::{self, ErrorKind};
 use std::os::fd::AsRawFd;
 
 use virtio_bindings::virtio_net::{
@@ -14,9 +15,12 @@ use vmm_sys_util::epoll::EventSet;
 
 use super::header::{HEADER_SIZE, Header, NUM_BUFFERS};
 use super::state::State;
-use super::tap::{Port, Tap, offloads, write_frame};
+use super::tap::{Port, Tap, offloads, read_frame, write_frame};
 use crate::virtio::buffers::{Buffers, total};
-use crate::virtio::{Activation, Counters, DeviceError, DeviceState, Kind, Progress, VirtioDevice};
+use crate::virtio::queue::{QueueError, VirtQueue};
+use crate::virtio::{
+    Activation, Counters, DeviceError, DeviceState, Kind, Memory, Progress, VirtioDevice,
+};
 
 /// The queue of frames for the guest.
 pub(super) const RX: usize = 0;
@@ -49,11 +53,24 @@ pub enum NetError {
 }
 
 /// The frame that was read last.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Frame {
+    /// Its header, and what of it is not in buffers of the guest.
     bytes: Vec<u8>,
-    /// Bytes of it that wait for buffers; 0: none.
+    /// Bytes of it, all in `bytes`, that wait for buffers; 0: none.
     len: usize,
+    /// How long the next one may be, from those before.
+    expected: usize,
+}
+
+/// What became of reading a frame.
+enum Reading {
+    /// It is in the guest's buffers, which were returned; its length without header.
+    Delivered(usize),
+    /// It waits in the [`Frame`] for more buffers than there was room in.
+    Kept,
+    /// It was no frame.
+    Nonsense,
 }
 
 /// What is to be done about a frame for the guest.
@@ -63,6 +80,35 @@ enum Delivery {
     NoBuffers,
     /// No buffers that the guest can offer will do.
     Impossible,
+}
+
+/// What the driver of the receive queue asked for.
+#[derive(Debug, Clone, Copy)]
+struct Wishes {
+    /// The most chains that a frame may take.
+    most: usize,
+    /// It knows the flags of checksums.
+    checksums: bool,
+}
+
+/// A chain of the receive queue.
+#[derive(Debug)]
+struct Place {
+    head: u16,
+    slices: usize,
+    len: usize,
+}
+
+/// Chains that were taken from the receive queue to read frames into. What is left of them at the
+/// end of a turn goes back.
+#[derive(Debug, Default)]
+struct Room<'m> {
+    places: VecDeque<Place>,
+    /// The memory of all places, in order.
+    slices: VecDeque<VolatileSlice<'m>>,
+    len: usize,
+    /// Reused for each chain.
+    buffers: Buffers<'m>,
 }
 
 /// A virtio-net device.
@@ -76,12 +122,10 @@ pub struct Net<P = Tap> {
     active: Option<Activation>,
     /// The port has ended; nothing is read or written any more.
     unplugged: bool,
-    /// The frame waits for buffers.
-    starved: bool,
     /// The port is full and a frame of the guest waits.
     blocked: bool,
-    /// What the port is watched for.
-    watched: EventSet,
+    /// The last turn of receiving was over before the port was empty.
+    unfinished: bool,
 }
 
 impl<P: Port> Net<P> {
@@ -100,16 +144,12 @@ impl<P: Port> Net<P> {
             mac,
             mtu,
             port,
-            frame: Frame {
-                bytes: Vec::new(),
-                len: 0,
-            },
+            frame: Frame::default(),
             counters: Counters::default(),
             active: None,
             unplugged: false,
-            starved: false,
             blocked: false,
-            watched: EventSet::empty(),
+            unfinished: false,
         })
     }
 
@@ -132,54 +172,92 @@ impl<P: Port> Net<P> {
         config
     }
 
-    /// Gives frames to the guest until there are none, it has no buffers, or the
-    /// turn is over. The port stays ready in the last case, so the loop comes back.
+    /// Moves frames in these directions, and for the guest if there are some left from before.
+    fn turn(&mut self, receive: bool, transmit: bool) -> Result<Progress, DeviceError> {
+        let mut progress = Progress::Done;
+        if transmit {
+            progress = self.transmit()?;
+        }
+        if receive || self.unfinished {
+            self.receive()?;
+        }
+        // The turn for either queue goes on with both.
+        if self.unfinished && progress == Progress::Done {
+            progress = Progress::More(RX as u16);
+        }
+        Ok(progress)
+    }
+
+    /// Gives frames to the guest until there are none, it has no buffers, or the turn is over.
     fn receive(&mut self) -> Result<(), DeviceError> {
         let Some(active) = &mut self.active else {
             return Ok(());
         };
-        self.starved = false;
-        let mut unplugged = self.unplugged;
+        let wishes = Wishes {
+            most: if active.has(VIRTIO_NET_F_MRG_RXBUF) {
+                usize::from(active.queues[RX].size())
+            } else {
+                1
+            },
+            checksums: active.has(VIRTIO_NET_F_GUEST_CSUM),
+        };
+        let (memory, queue) = (&active.memory, &mut active.queues[RX]);
+        let frame = &mut self.frame;
+        let mut room = Room::default();
+        self.unfinished = true;
+        let mut unplugged = false;
         let mut used = false;
         for _ in 0..BUDGET {
-            if self.frame.len == 0 && !unplugged {
-                match self.frame.read(&self.port) {
-                    Ok(true) => {}
-                    Ok(false) => {
+            if frame.len == 0 {
+                if self.unplugged || !room.fill(frame.expected, wishes, queue, memory)? {
+                    self.unfinished = false;
+                    break;
+                }
+                match frame.read(&self.port, &mut room, wishes, queue, memory) {
+                    Ok(Reading::Kept) => {}
+                    Ok(Reading::Delivered(len)) => {
+                        used = true;
+                        self.counters.requests += 1;
+                        self.counters.bytes_in += len as u64;
+                        continue;
+                    }
+                    Ok(Reading::Nonsense) => {
                         self.counters.errors += 1;
                         continue;
                     }
-                    Err(error) if error.kind() == ErrorKind::WouldBlock => break,
-                    Err(_) => unplugged = true,
+                    Err(ReadError::Ring(error)) => return Err(error.into()),
+                    Err(ReadError::Port(error)) => {
+                        unplugged = error.kind() != ErrorKind::WouldBlock;
+                        self.unfinished = false;
+                        break;
+                    }
                 }
             }
-            if self.frame.len == 0 {
-                break;
-            }
-            match self.frame.deliver(active)? {
+            match frame.deliver(wishes, queue, memory)? {
                 Delivery::Done => {
                     used = true;
                     self.counters.requests += 1;
-                    self.counters.bytes_in += (self.frame.len - HEADER_SIZE) as u64;
-                    self.frame.len = 0;
+                    self.counters.bytes_in += (frame.len - HEADER_SIZE) as u64;
+                    frame.len = 0;
                 }
                 Delivery::Impossible => {
                     self.counters.errors += 1;
-                    self.frame.len = 0;
+                    frame.len = 0;
                 }
                 Delivery::NoBuffers => {
-                    self.starved = true;
+                    self.unfinished = false;
                     break;
                 }
             }
         }
+        room.give_back(queue);
         if used {
             active.notify(RX)?;
         }
         if unplugged {
             self.unplug();
         }
-        self.watch()
+        Ok(())
     }
 
     /// Takes frames of the guest until there are none, the port is full, or the
@@ -190,6 +268,7 @@ impl<P: Port> Net<P> {
         };
         let memory = &active.memory;
         let queue = &mut active.queues[TX];
+        let mut buffers = Buffers::default();
         let mut progress = Progress::More(TX as u16);
         self.blocked = false;
         let mut used = false;
@@ -203,11 +282,12 @@ impl<P: Port> Net<P> {
                 break;
             };
             let head = chain.head_index();
-            let buffers = Buffers::collect(chain, memory, MAX_DESCRIPTORS).ok();
-            let slices = buffers.map(|it| it.readable).unwrap_or_default();
-            let len = total(&slices);
-            match send(&self.port, slices, active.features) {
-                Ok(()) => self.counters.bytes_out += (len - HEADER_SIZE) as u64,
+            let sent = buffers
+                .refill(chain, memory, MAX_DESCRIPTORS)
+                .map_err(io::Error::other)
+                .and_then(|()| send(&self.port, &mut buffers.readable, active.features));
+            match sent {
+                Ok(len) => self.counters.bytes_out += len as u64,
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {
                     queue.undo_pop();
                     self.blocked = true;
@@ -224,30 +304,7 @@ impl<P: Port> Net<P> {
         if used {
             active.notify(TX)?;
         }
-        self.watch()?;
         Ok(progress)
-    }
-
-    /// Watches the port for just what can be used now.
-    fn watch(&mut self) -> Result<(), DeviceError> {
-        let Some(active) = self.active.as_ref().filter(|_| !self.unplugged) else {
-            return Ok(());
-        };
-        let mut wanted = EventSet::empty();
-        if !self.starved {
-            wanted |= EventSet::IN;
-        }
-        if self.blocked {
-            wanted |= EventSet::OUT;
-        }
-        if wanted != self.watched {
-            active
-                .watcher
-                .modify(self.port.file().as_raw_fd(), PORT, wanted)
-                .map_err(DeviceError::Watch)?;
-            self.watched = wanted;
-        }
-        Ok(())
     }
 
     /// Tells the guest that the link is down.
@@ -261,35 +318,166 @@ impl<P: Port> Net<P> {
     }
 }
 
-impl Frame {
-    /// Reads the next frame. False: it was no frame.
-    fn read(&mut self, port: &impl Port) -> io::Result<bool> {
-        self.bytes.resize(MAX_FRAME, 0);
-        let count = loop {
-            match port.file().read(&mut self.bytes) {
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
-                result => break result?,
-            }
-        };
-        if count < MIN_FRAME {
-            return Ok(false);
+/// Chains that have a frame, with the number of bytes in each.
+#[derive(Debug, Default)]
+struct Used<'m> {
+    chains: Vec<(u16, u32)>,
+    slices: Vec<VolatileSlice<'m>>,
+}
+
+impl Used<'_> {
+    /// Writes to their start.
+    fn write(&self, mut bytes: &[u8]) {
+        for slice in &self.slices {
+            let (now, later) = bytes.split_at(bytes.len().min(slice.len()));
+            slice.copy_from(now);
+            bytes = later;
         }
-        self.len = count;
+    }
+}
+
+/// Why no frame was read.
+enum ReadError {
+    Port(io::Error),
+    Ring(QueueError),
+}
+
+impl<'m> Room<'m> {
+    /// Takes chains until there is room for `wanted` bytes, or no chain is left. False: the guest
+    /// has none at all, and will notify. A chain of no use stays where it is, and so do those after
+    /// it: [`Frame::deliver`] sees to them, without any room here.
+    fn fill(
+        &mut self,
+        wanted: usize,
+        wishes: Wishes,
+        queue: &mut VirtQueue,
+        memory: &'m Memory,
+    ) -> Result<bool, QueueError> {
+        while self.places.is_empty() || (self.len < wanted && self.places.len() < wishes.most) {
+            let Some(chain) = queue.pop(memory)? else {
+                if self.places.is_empty() && queue.enable_notification(memory)? {
+                    continue;
+                }
+                return Ok(!self.places.is_empty());
+            };
+            let head = chain.head_index();
+            let proper = self.buffers.refill(chain, memory, MAX_DESCRIPTORS).is_ok();
+            let len = total(&self.buffers.writable);
+            if !proper || !self.buffers.readable.is_empty() || len == 0 {
+                queue.undo_pop();
+                break;
+            }
+            self.places.push_back(Place {
+                head,
+                slices: self.buffers.writable.len(),
+                len,
+            });
+            self.slices.extend(self.buffers.writable.drain(..));
+            self.len += len;
+        }
         Ok(true)
+    }
+
+    /// Returns the memory after the first `skip` bytes.
+    fn after(&self, skip: usize) -> Vec<VolatileSlice<'m>> {
+        let mut skip = skip;
+        let mut rest = Vec::with_capacity(self.slices.len());
+        for slice in &self.slices {
+            let now = skip.min(slice.len());
+            skip -= now;
+            rest.extend(slice.offset(now).ok().filter(|it| !it.is_empty()));
+        }
+        rest
+    }
+
+    /// Takes away the first places, as many as `len` bytes fill.
+    fn use_up(&mut self, len: usize) -> Used<'m> {
+        let mut used = Used::default();
+        let mut left = len;
+        while left > 0
+            && let Some(place) = self.places.pop_front()
+        {
+            let here = left.min(place.len);
+            left -= here;
+            self.len -= place.len;
+            used.slices.extend(self.slices.drain(..place.slices));
+            used.chains.push((place.head, here as u32));
+        }
+        used
+    }
+
+    /// Puts all chains back.
+    fn give_back(&mut self, queue: &mut VirtQueue) {
+        for _ in 0..self.places.len() {
+            queue.undo_pop();
+        }
+        *self = Self::default();
+    }
+}
+
+impl Frame {
+    /// Reads the next frame, into `room` if it is large enough.
+    fn read<'m>(
+        &mut self,
+        port: &impl Port,
+        room: &mut Room<'m>,
+        wishes: Wishes,
+        queue: &mut VirtQueue,
+        memory: &'m Memory,
+    ) -> Result<Reading, ReadError> {
+        self.bytes.resize(MAX_FRAME, 0);
+        let (header, rest) = self.bytes.split_at_mut(HEADER_SIZE);
+        let inside = room.len.clamp(HEADER_SIZE, MAX_FRAME) - HEADER_SIZE;
+        let body = room.after(HEADER_SIZE);
+        let count =
+            read_frame(port.file(), header, &body, &mut rest[inside..]).map_err(ReadError::Port)?;
+        if count == 0 {
+            return Err(ReadError::Port(ErrorKind::UnexpectedEof.into()));
+        }
+        if count < MIN_FRAME {
+            return Ok(Reading::Nonsense);
+        }
+        self.expected = count.max(self.expected / 2);
+        if count > room.len {
+            // What is in the guest's buffers joins the rest; whether the guest has changed it
+            // meanwhile is the guest's affair.
+            let mut at = 0;
+            for slice in &body {
+                let len = slice.len().min(inside - at);
+                slice.copy_to(&mut rest[at..at + len]);
+                at += len;
+            }
+            room.give_back(queue);
+            self.len = count;
+            return Ok(Reading::Kept);
+        }
+        let used = room.use_up(count);
+        self.set_header(used.chains.len() as u16, wishes);
+        used.write(&self.bytes[..HEADER_SIZE]);
+        queue
+            .push_used_together(memory, &used.chains)
+            .map_err(ReadError::Ring)?;
+        Ok(Reading::Delivered(count - HEADER_SIZE))
+    }
+
+    /// Fills in what the tap does not know: the number of buffers that the frame takes.
+    fn set_header(&mut self, buffers: u16, wishes: Wishes) {
+        self.bytes[NUM_BUFFERS..HEADER_SIZE].copy_from_slice(&buffers.to_le_bytes());
+        if !wishes.checksums {
+            // A driver that knows no checksum offload must see no flags (5.1.6.4.1).
+            self.bytes[0] = 0;
+        }
     }
 
     /// Copies the frame to the guest, in as many buffers as it takes when the
     /// driver merges buffers, else in one.
-    fn deliver(&mut self, active: &mut Activation) -> Result<Delivery, DeviceError> {
-        let most = if active.has(VIRTIO_NET_F_MRG_RXBUF) {
-            usize::from(active.queues[RX].size())
-        } else {
-            1
-        };
-        let checksums = active.has(VIRTIO_NET_F_GUEST_CSUM);
-        let memory = &active.memory;
-        let queue = &mut active.queues[RX];
+    fn deliver(
+        &mut self,
+        wishes: Wishes,
+        queue: &mut VirtQueue,
+        memory: &Memory,
+    ) -> Result<Delivery, QueueError> {
+        let most = wishes.most;
         let mut taken: Vec<(u16, Vec<VolatileSlice<'_>>)> = Vec::with_capacity(1);
         let mut useless = 0;
         let mut room = 0;
@@ -330,11 +518,7 @@ impl Frame {
             taken.push((head, slices));
         }
         let count = (taken.len() - useless) as u16;
-        self.bytes[NUM_BUFFERS..HEADER_SIZE].copy_from_slice(&count.to_le_bytes());
-        if !checksums {
-            // A driver that knows no checksum offload must see no flags (5.1.6.4.1).
-            self.bytes[0] = 0;
-        }
+        self.set_header(count, wishes);
         // The buffers of a frame follow one another in the used ring, and a driver that polls
         // it must find all of them as soon as it finds the first (5.1.6.4).
         taken.sort_by_key(|(_, slices)| total(slices) > 0);
@@ -354,23 +538,24 @@ impl Frame {
     }
 }
 
-/// Sends a frame of the guest, header and all.
-fn send(port: &impl Port, mut slices: Vec<VolatileSlice<'_>>, features: u64) -> io::Result<()> {
-    let len = total(&slices);
+/// Sends a frame of the guest, header and all; returns its length without header.
+fn send(port: &impl Port, slices: &mut [VolatileSlice<'_>], features: u64) -> io::Result<usize> {
+    let len = total(slices);
     if !(MIN_FRAME..=MAX_FRAME).contains(&len) {
         return Err(ErrorKind::InvalidInput.into());
     }
     // The header is copied, so that what is checked is what is sent.
     let mut bytes = [0; HEADER_SIZE];
     let mut done = 0;
-    for slice in &mut slices {
+    for slice in slices.iter_mut() {
         let count = (HEADER_SIZE - done).min(slice.len());
         slice.copy_to(&mut bytes[done..done + count]);
         done += count;
         *slice = slice.offset(count).map_err(io::Error::other)?;
     }
     let header = Header::check(&bytes, len - HEADER_SIZE, features).map_err(io::Error::other)?;
-    write_frame(port.file(), &header.encode(), &slices)
+    write_frame(port.file(), &header.encode(), slices)?;
+    Ok(len - HEADER_SIZE)
 }
 
 impl<P: Port> VirtioDevice for Net<P> {
@@ -421,11 +606,13 @@ impl<P: Port> VirtioDevice for Net<P> {
             self.port
                 .set_offloads(offloads(activation.features))
                 .map_err(|_| DeviceError::Broken("tap refuses offloads"))?;
+            // Edge-triggered: it is read until it is empty or the guest has no buffers, and written
+            // until it is full, so there is nothing to change from turn to turn.
+            let events = EventSet::IN | EventSet::OUT | EventSet::EDGE_TRIGGERED;
             activation
                 .watcher
-                .add(self.port.file().as_raw_fd(), PORT, EventSet::IN)
+                .add(self.port.file().as_raw_fd(), PORT, events)
                 .map_err(DeviceError::Watch)?;
-            self.watched = EventSet::IN;
         }
         self.active = Some(activation);
         Ok(())
@@ -438,8 +625,8 @@ impl<P: Port> VirtioDevice for Net<P> {
             let _ = active.watcher.remove(self.port.file().as_raw_fd());
         }
         self.frame.len = 0;
-        self.starved = false;
         self.blocked = false;
+        self.unfinished = false;
     }
 
     fn active(&self) -> Option<&Activation> {
@@ -448,28 +635,22 @@ impl<P: Port> VirtioDevice for Net<P> {
 
     fn on_kick(&mut self, queue: u16) -> Result<Progress, DeviceError> {
         self.counters.notifications += 1;
-        match usize::from(queue) {
-            TX => self.transmit(),
-            RX if self.starved => self.receive().map(|()| Progress::Done),
-            _ => Ok(Progress::Done),
-        }
+        let queue = usize::from(queue);
+        self.turn(queue == RX, queue == TX)
     }
 
     fn on_event(&mut self, token: u32, ready: EventSet) -> Result<Progress, DeviceError> {
         if token != PORT || self.unplugged {
             return Ok(Progress::Done);
         }
-        if ready.contains(EventSet::IN) {
-            self.receive()?;
-        }
+        let progress = self.turn(
+            ready.contains(EventSet::IN),
+            ready.contains(EventSet::OUT) && self.blocked,
+        )?;
         if ready.intersects(EventSet::ERROR | EventSet::HANG_UP) && !self.unplugged {
-            // This would be reported for ever.
             self.unplug();
         }
-        if ready.contains(EventSet::OUT) {
-            return self.transmit();
-        }
-        Ok(Progress::Done)
+        Ok(progress)
     }
 
     fn counters(&self) -> Counters {

@@ -1,9 +1,10 @@
 //! virtio-net on a tap.
 //!
-//! Frames of the guest go from its memory to the tap without a copy; frames for
-//! the guest are copied once, into as many of its buffers as they need. Checksums
-//! and TCP segmentation are left to whoever sends the frame on at last. The tap
-//! is opened, named and connected by the daemon.
+//! Frames of the guest go from its memory to the tap without a copy, and frames for
+//! the guest from the tap into as many of its buffers as they need; only what is longer
+//! than those before it is copied once more. Checksums and TCP segmentation are left to
+//! whoever sends the frame on at last. The tap is opened, named and connected by the
+//! daemon.
 //!
 //! Read in this order: [`header`], [`tap`], [`device`].
 //!

@@ -155,6 +155,45 @@ pub fn write_frame(
     }
 }
 
+/// Reads a frame: its header, then into guest memory, then what `rest` has room for. Returns the
+/// number of bytes of all.
+///
+/// # Errors
+/// What the file says; `WouldBlock` when there is no frame.
+pub fn read_frame(
+    file: &File,
+    header: &mut [u8],
+    body: &[VolatileSlice<'_>],
+    rest: &mut [u8],
+) -> io::Result<usize> {
+    let guards: Vec<_> = body.iter().map(VolatileSlice::ptr_guard_mut).collect();
+    let own = |bytes: &mut [u8]| libc::iovec {
+        iov_base: bytes.as_mut_ptr().cast(),
+        iov_len: bytes.len(),
+    };
+    let pieces: Vec<libc::iovec> = std::iter::once(own(header))
+        .chain(guards.iter().zip(body).map(|(guard, slice)| libc::iovec {
+            iov_base: guard.as_ptr().cast(),
+            iov_len: slice.len(),
+        }))
+        .chain(std::iter::once(own(rest)))
+        .collect();
+    let count = libc::c_int::try_from(pieces.len()).unwrap_or(libc::c_int::MAX);
+    loop {
+        // SAFETY: `pieces` has `count` entries. The first and the last are borrowed mutably; the
+        // others are guest memory that `body` borrows and `guards` keep mapped, which no reference
+        // points to and anybody may change at any time.
+        let read = unsafe { libc::readv(file.as_raw_fd(), pieces.as_ptr(), count) };
+        if let Ok(count) = usize::try_from(read) {
+            return Ok(count);
+        }
+        let error = io::Error::last_os_error();
+        if error.kind() != io::ErrorKind::Interrupted {
+            return Err(error);
+        }
+    }
+}
+
 fn check(result: libc::c_int) -> io::Result<()> {
     if result < 0 {
         Err(io::Error::last_os_error())
