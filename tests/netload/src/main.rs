@@ -1,8 +1,8 @@
 //! Loads a network and measures what it carries, for the benchmark.
 //!
 //! ```text
-//! hull-netload serve                    in the pod: does what a client asks for
-//! hull-netload measure ADDRESS SECONDS  outside: one line `NAME FIGURE` for each measurement
+//! hull-netload serve                           in the pod: does what a client asks for
+//! hull-netload measure ADDRESS SECONDS [NAME]  outside: one line `NAME FIGURE` for each measurement
 //! ```
 //!
 //! All clocks are the client's; a server only sends, receives and counts.
@@ -51,13 +51,18 @@ fn main() -> ExitCode {
     let arguments: Vec<String> = env::args().skip(1).collect();
     let result = match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["serve"] => serve(),
-        ["measure", address, seconds] => match (address.parse(), seconds.parse()) {
-            (Ok(address), Ok(seconds)) => measure(address, Duration::from_secs(seconds)),
-            _ => Err(io::Error::other(
-                "ADDRESS is an IP address, SECONDS a number",
-            )),
-        },
-        _ => Err(io::Error::other("serve | measure ADDRESS SECONDS")),
+        ["measure", address, seconds, ref names @ ..] if names.len() < 2 => {
+            match (address.parse(), seconds.parse()) {
+                (Ok(address), Ok(seconds)) => {
+                    let only = names.first().copied();
+                    measure(address, Duration::from_secs(seconds), only)
+                }
+                _ => Err(io::Error::other(
+                    "ADDRESS is an IP address, SECONDS a number",
+                )),
+            }
+        }
+        _ => Err(io::Error::other("serve | measure ADDRESS SECONDS [NAME]")),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -127,15 +132,27 @@ fn answer_datagrams(socket: &UdpSocket) -> io::Result<()> {
     }
 }
 
-fn measure(address: IpAddr, time: Duration) -> io::Result<()> {
+/// Takes all measurements, or only that of this name.
+fn measure(address: IpAddr, time: Duration, only: Option<&str>) -> io::Result<()> {
     let server = SocketAddr::new(address, PORT);
-    println!("tcp-to-pod {:.2}", tcp_to_pod(server, time)?);
-    println!("tcp-from-pod {:.2}", tcp_from_pod(server, time)?);
-    let requests = requests(server, time)?;
-    println!("requests {:.1}", requests.len() as f64 / time.as_secs_f64());
-    println!("latency {:.1}", median(requests).as_secs_f64() * 1e6);
-    println!("packets-to-pod {:.0}", packets_to_pod(server, time)?);
-    println!("packets-from-pod {:.0}", packets_from_pod(server, time)?);
+    let wanted = |name| only.is_none_or(|only| only == name);
+    if wanted("tcp-to-pod") {
+        println!("tcp-to-pod {:.2}", tcp_to_pod(server, time)?);
+    }
+    if wanted("tcp-from-pod") {
+        println!("tcp-from-pod {:.2}", tcp_from_pod(server, time)?);
+    }
+    if wanted("requests") {
+        let requests = requests(server, time)?;
+        println!("requests {:.1}", requests.len() as f64 / time.as_secs_f64());
+        println!("latency {:.1}", median(requests).as_secs_f64() * 1e6);
+    }
+    if wanted("packets-to-pod") {
+        println!("packets-to-pod {:.0}", packets_to_pod(server, time)?);
+    }
+    if wanted("packets-from-pod") {
+        println!("packets-from-pod {:.0}", packets_from_pod(server, time)?);
+    }
     Ok(())
 }
 
