@@ -107,6 +107,8 @@ struct Room<'m> {
     /// The memory of all places, in order.
     slices: VecDeque<VolatileSlice<'m>>,
     len: usize,
+    /// The chains of the frame that was read last, with the number of bytes in each.
+    used: Vec<(u16, u32)>,
     /// Reused for each chain.
     buffers: Buffers<'m>,
 }
@@ -318,24 +320,6 @@ impl<P: Port> Net<P> {
     }
 }
 
-/// Chains that have a frame, with the number of bytes in each.
-#[derive(Debug, Default)]
-struct Used<'m> {
-    chains: Vec<(u16, u32)>,
-    slices: Vec<VolatileSlice<'m>>,
-}
-
-impl Used<'_> {
-    /// Writes to their start.
-    fn write(&self, mut bytes: &[u8]) {
-        for slice in &self.slices {
-            let (now, later) = bytes.split_at(bytes.len().min(slice.len()));
-            slice.copy_from(now);
-            bytes = later;
-        }
-    }
-}
-
 /// Why no frame was read.
 enum ReadError {
     Port(io::Error),
@@ -390,20 +374,30 @@ impl<'m> Room<'m> {
         rest
     }
 
-    /// Takes away the first places, as many as `len` bytes fill.
-    fn use_up(&mut self, len: usize) -> Used<'m> {
-        let mut used = Used::default();
-        let mut left = len;
+    /// Takes away the first places, as many as a frame of `len` bytes fills, into `used`. Returns
+    /// the number of their slices.
+    fn use_up(&mut self, len: usize) -> usize {
+        self.used.clear();
+        let (mut left, mut slices) = (len, 0);
         while left > 0
             && let Some(place) = self.places.pop_front()
         {
             let here = left.min(place.len);
             left -= here;
             self.len -= place.len;
-            used.slices.extend(self.slices.drain(..place.slices));
-            used.chains.push((place.head, here as u32));
+            slices += place.slices;
+            self.used.push((place.head, here as u32));
         }
-        used
+        slices
+    }
+
+    /// Forgets the first slices, and writes the header to their start.
+    fn finish(&mut self, slices: usize, mut header: &[u8]) {
+        for slice in self.slices.drain(..slices) {
+            let (now, later) = header.split_at(header.len().min(slice.len()));
+            slice.copy_from(now);
+            header = later;
+        }
     }
 
     /// Puts all chains back.
@@ -451,11 +445,11 @@ impl Frame {
             self.len = count;
             return Ok(Reading::Kept);
         }
-        let used = room.use_up(count);
-        self.set_header(used.chains.len() as u16, wishes);
-        used.write(&self.bytes[..HEADER_SIZE]);
+        let slices = room.use_up(count);
+        self.set_header(room.used.len() as u16, wishes);
+        room.finish(slices, &self.bytes[..HEADER_SIZE]);
         queue
-            .push_used_together(memory, &used.chains)
+            .push_used_together(memory, &room.used)
             .map_err(ReadError::Ring)?;
         Ok(Reading::Delivered(count - HEADER_SIZE))
     }
