@@ -8,8 +8,8 @@
 //!
 //! Read in this order: [`header`], [`tap`], [`device`].
 //!
-//! Not here: several queue pairs, the control queue (so no filters by MAC or
-//! VLAN), UDP segmentation.
+//! Not here: several queue pairs (a virtio-mmio device has one interrupt, so they would share
+//! a CPU of the guest), the control queue (so no filters by MAC or VLAN), UDP segmentation.
 
 pub mod device;
 pub mod header;
