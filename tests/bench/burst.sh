@@ -1,5 +1,5 @@
 #!/bin/bash
-# burst.sh: PODS pods (50) that are asked for at once, each a VM of 64 MiB, and all ended at once. Checks
+# burst.sh: PODS pods that are asked for at once, each a VM of 64 MiB, and all ended at once. Checks
 # that each has an address of its own and reaches the node's end of the bridge with it, and that nothing of
 # any is left: no VMM, network namespace, lease, or interface. Lines are
 #   bench burst-NAME hull=… peer=none ratio=none target=… ok|short
@@ -11,7 +11,8 @@
 set -euo pipefail
 . "$(dirname "$(realpath "$0")")/../host/lib.sh"
 . "$REPO/tests/node.sh"
-PODS=${PODS:-50}
+. "$REPO/tests/bench/lib.sh"
+PODS=${PODS:-12}
 
 outside() {
     local images
@@ -25,7 +26,7 @@ inside() {
     trap 'take_down_node "$DIR"' EXIT
     trap 'exit 143' TERM INT
     set_up_node "$DIR" "$HULL_TEST_IMAGES" bench.registry
-    # Emulated, fifty guests boot as slowly as one that boots fifty times.
+    # Emulated, guests boot one after another.
     printf '[vm]\nmemory_mib = 64\nboot_timeout_seconds = 3600\n' >>"$DIR/hull.toml"
     start_daemon "$DIR" || die "hull serve does not answer"
     local number begin memory first ready addresses SHORT=0
@@ -33,19 +34,19 @@ inside() {
     for ((number = 1; number <= HULL_PODS; number++)); do start "$number" & done
     wait_for "$HULL_PODS" ids
     first=$(sort -n "$DIR"/begun.* | head -n 1)
-    ready=$(cri pods --quiet --state ready | wc -l)
+    ready=$(cri pods | awk -F '\t' '$2 == "Ready"' | wc -l)
     addresses=$(for id in $(cat "$DIR"/ids.*); do cri inspectp "$id" | jq -r '.status.network.ip'; done | sort -u)
-    say ready "$ready" "$HULL_PODS"
-    say addresses "$(grep -c . <<<"$addresses")" "$HULL_PODS"
-    say answering "$(for ip in $addresses; do ping -q -c 1 -W 30 "$ip" >/dev/null && echo "$ip"; done | wc -l)" "$HULL_PODS"
-    say first "$(seconds "$begin" "$first")"
-    say start "$(seconds "$begin" "$(sort -n "$DIR"/begun.* | tail -n 1)")"
-    say memory $((($(used) - memory) / HULL_PODS / 1024))
+    tell ready "$ready" "$HULL_PODS"
+    tell addresses "$(grep -c . <<<"$addresses")" "$HULL_PODS"
+    tell answering "$(for ip in $addresses; do ping -q -c 1 -W 30 "$ip" >/dev/null && echo "$ip"; done | wc -l)" "$HULL_PODS"
+    tell first "$(seconds "$begin" "$first")"
+    tell start "$(seconds "$begin" "$(sort -n "$DIR"/begun.* | tail -n 1)")"
+    tell memory $((($(used) - memory) / HULL_PODS / 1024))
     begin=$(now)
     for id in $(cat "$DIR"/ids.*); do end "$id" & done
     wait_for "$HULL_PODS" ended
-    say stop "$(seconds "$begin" "$(now)")"
-    say left "$(left)" 0
+    tell stop "$(seconds "$begin" "$(now)")"
+    tell left "$(left)" 0
     return $SHORT
 }
 
@@ -88,8 +89,8 @@ left() {
     } | wc -l
 }
 
-# say NAME VALUE [TARGET]
-say() {
+# tell NAME VALUE [TARGET]
+tell() {
     local word=ok
     [ $# -lt 3 ] || [ "$2" = "$3" ] || word=short SHORT=1
     echo "bench burst-$1 hull=$2 peer=none ratio=none target=${3:-none} $word"

@@ -1,6 +1,9 @@
 # shellcheck shell=bash
-# Shared by the benchmarks: arithmetic on figures. Source it; DIR has the files PEER.figures, of lines
+# Shared by the benchmarks: the emulated machine's size, and arithmetic on figures. Source it; DIR has the files PEER.figures, of lines
 # "FIGURE VALUE".
+
+# With more, guests die and connections stand still in all peers, most likely by faults of the emulation.
+export KVM_HOST_CPUS=${KVM_HOST_CPUS:-1}
 
 ratio() { awk -v a="$1" -v b="$2" 'BEGIN { printf "%.3f", (b > 0 ? a / b : 0) }'; }
 

@@ -57,7 +57,8 @@ inside() {
     for peer in "${PEERS[@]}"; do wait_for "$peer"; done
     for ((round = 0; round < HULL_ROUNDS; round++)); do
         for peer in "${PEERS[@]}"; do
-            "$DIR/netload" measure "$(address "$peer")" "$HULL_SECONDS" >>"$DIR/$peer.figures"
+            "$DIR/netload" measure "$(address "$peer")" "$HULL_SECONDS" >>"$DIR/$peer.figures" ||
+                die "measure $peer"
         done
     done
     count_work

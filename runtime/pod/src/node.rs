@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use tokio::sync::Semaphore;
+
 use crate::{
     config::PodsConfig,
     events::Hub,
@@ -23,6 +25,8 @@ pub(crate) struct Node {
     pub events: Hub,
     pub samples: Samples,
     pub watches: Watches,
+    /// A permit for each sandbox that may be brought up at a time.
+    pub starts: Semaphore,
 }
 
 impl Node {
@@ -41,6 +45,15 @@ impl Node {
             events: Hub::default(),
             samples: Samples::default(),
             watches: Watches::start(),
+            starts: Semaphore::new(starts()),
         }
     }
+}
+
+/// How many sandboxes are brought up at a time. Of many that are asked for at once, the first are up
+/// when the last begin: side by side, all would take as long as the whole, and exceed the time that
+/// a network plugin or a guest's boot may take.
+fn starts() -> usize {
+    let host_cpus = std::thread::available_parallelism().map_or(1, usize::from);
+    (2 * host_cpus).max(4)
 }

@@ -78,7 +78,11 @@ impl Driver {
     }
 
     async fn bring_up(&mut self) -> Result<(), PodError> {
-        match bringup::bring_up(&self.node, self.record.clone()).await {
+        // It is never closed, so this is never an error.
+        let turn = self.node.starts.acquire().await;
+        let brought_up = bringup::bring_up(&self.node, self.record.clone()).await;
+        drop(turn);
+        match brought_up {
             Ok(up) => {
                 tracing::info!(pod = %self.id(), times = ?up.times, "sandbox is up");
                 self.record = up.record;

@@ -230,6 +230,32 @@ async fn nothing_of_a_short_and_loud_container_is_lost() {
 }
 
 #[tokio::test]
+async fn of_many_pods_at_once_the_first_do_not_wait_for_the_last() {
+    let node = TestNode::new();
+    let pods = node.open().await;
+    let host_cpus = std::thread::available_parallelism().unwrap().get();
+    let at_once = (2 * host_cpus).max(4);
+    node.network.held.send_replace(true);
+    let starts = (0..at_once + 3).map(|number| {
+        let (pods, spec) = (pods.clone(), node.sandbox(&format!("pod{number}")));
+        tokio::spawn(async move { pods.run_sandbox(spec).await })
+    });
+    let starts: Vec<_> = starts.collect();
+    eventually("pods that start", async || {
+        node.network.up().len() == at_once
+    })
+    .await;
+    tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+    assert_eq!(node.network.up().len(), at_once);
+    node.network.held.send_replace(false);
+    for start in starts {
+        let id = start.await.unwrap().unwrap();
+        pods.remove_sandbox(id.as_str()).await.unwrap();
+    }
+    assert!(node.network.up().is_empty());
+}
+
+#[tokio::test]
 async fn names_are_unique_and_a_retry_gets_the_same_object() {
     let node = TestNode::new();
     let pods = node.open().await;

@@ -32,6 +32,8 @@ pub struct FakeNetwork {
     /// The pods that the last GC was told of.
     pub valid: Mutex<Option<Vec<String>>>,
     pub faults: Mutex<Faults>,
+    /// While it is true, no set-up ends.
+    pub held: watch::Sender<bool>,
     /// What the guest is to have.
     pub guest: watch::Sender<GuestNetwork>,
 }
@@ -56,6 +58,7 @@ impl FakeNetwork {
             up: Mutex::default(),
             valid: Mutex::default(),
             faults: Mutex::default(),
+            held: watch::channel(false).0,
             guest: watch::channel(GuestNetwork::default()).0,
         }
     }
@@ -87,6 +90,8 @@ impl PodNetworking for FakeNetwork {
                 return Err(fault());
             }
             self.up.lock().unwrap().insert(record.pod_id.clone());
+            let mut held = self.held.subscribe();
+            held.wait_for(|held| !held).await.unwrap();
             record.ips = vec!["10.88.0.5".parse().unwrap()];
             record.join_first(["eth0".to_owned()]);
             Ok(PodNetwork {
