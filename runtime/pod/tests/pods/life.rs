@@ -245,7 +245,7 @@ async fn of_many_pods_at_once_the_first_do_not_wait_for_the_last() {
         node.network.up().len() == at_once
     })
     .await;
-    tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+    tokio::time::sleep(Duration::from_millis(200)).await;
     assert_eq!(node.network.up().len(), at_once);
     node.network.held.send_replace(false);
     for start in starts {
