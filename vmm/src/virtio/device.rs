@@ -20,13 +20,14 @@
 //! host resources (fds) are given to its constructor again on restore.
 
 use std::fmt::Debug;
+use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use vmm_sys_util::epoll::EventSet;
 
 use super::interrupt::Interrupt;
-use super::queue::{QueueError, VirtQueue};
+use super::queue::{Chain, QueueError, VirtQueue};
 use super::watch::Watcher;
 use super::{Memory, block, fs, net, pmem, rng, vsock};
 
@@ -108,6 +109,44 @@ impl Activation {
             self.interrupt.signal_queue();
         }
         Ok(())
+    }
+
+    /// Takes a turn of a device with one queue: gives it chains until there are none, `budget` are
+    /// served, or it breaks. It returns the number of bytes that it wrote to a chain.
+    ///
+    /// # Errors
+    /// [`DeviceError`] when the device has another number of queues, or the ring is broken.
+    pub fn serve(
+        &mut self,
+        budget: usize,
+        mut handle: impl for<'m> FnMut(Chain<'m>, &'m Memory) -> ControlFlow<u32, u32>,
+    ) -> Result<Progress, DeviceError> {
+        let [queue] = self.queues.as_mut_slice() else {
+            return Err(DeviceError::Broken("device has one queue"));
+        };
+        let mut progress = Progress::More(0);
+        let mut served = 0;
+        while served < budget {
+            let Some(chain) = queue.pop(&self.memory)? else {
+                if queue.enable_notification(&self.memory)? {
+                    continue;
+                }
+                progress = Progress::Done;
+                break;
+            };
+            served += 1;
+            let head = chain.head_index();
+            let flow = handle(chain, &self.memory);
+            let (ControlFlow::Continue(written) | ControlFlow::Break(written)) = flow;
+            queue.push_used(&self.memory, head, written)?;
+            if flow.is_break() {
+                break;
+            }
+        }
+        if served > 0 {
+            self.notify(0)?;
+        }
+        Ok(progress)
     }
 }
 

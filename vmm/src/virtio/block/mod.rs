@@ -5,6 +5,8 @@
 pub mod disk;
 pub mod request;
 
+use std::ops::ControlFlow;
+
 use serde::{Deserialize, Serialize};
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO,
@@ -168,47 +170,32 @@ impl VirtioDevice for Block {
         let Some(active) = &mut self.active else {
             return Ok(Progress::Done);
         };
-        let [queue] = active.queues.as_mut_slice() else {
-            return Err(DeviceError::Broken("block device has one queue"));
-        };
         let limits = Limits {
             sectors: self.disk.length() / SECTOR,
             data: u64::from(MAX_SEGMENTS) * u64::from(MAX_SEGMENT_BYTES),
             segments: MAX_PUNCHES as usize,
             segment_sectors: MAX_PUNCH_SECTORS,
         };
-        let start = self.counters.bytes_in + self.counters.bytes_out;
-        let mut progress = Progress::More(0);
-        let mut served = 0;
-        while served < BUDGET_REQUESTS
-            && self.counters.bytes_in + self.counters.bytes_out - start < BUDGET_BYTES
-        {
-            let Some(chain) = queue.pop(&active.memory)? else {
-                if queue.enable_notification(&active.memory)? {
-                    continue;
-                }
-                progress = Progress::Done;
-                break;
-            };
-            served += 1;
-            let head = chain.head_index();
-            let request = Buffers::collect(chain, &active.memory, usize::from(QUEUE_SIZE))
+        let (disk, serial, counters) = (&self.disk, &self.serial, &mut self.counters);
+        let start = counters.bytes_in + counters.bytes_out;
+        active.serve(BUDGET_REQUESTS, |chain, memory| {
+            let request = Buffers::collect(chain, memory, usize::from(QUEUE_SIZE))
                 .ok()
                 .and_then(|buffers| Request::parse(buffers, &limits));
             let written = match request {
-                Some(request) => answer(&request, &self.disk, &self.serial, &mut self.counters),
+                Some(request) => answer(&request, disk, serial, counters),
                 None => {
-                    self.counters.errors += 1;
+                    counters.errors += 1;
                     0
                 }
             };
-            self.counters.requests += 1;
-            queue.push_used(&active.memory, head, written)?;
-        }
-        if served > 0 {
-            active.notify(0)?;
-        }
-        Ok(progress)
+            counters.requests += 1;
+            if counters.bytes_in + counters.bytes_out - start < BUDGET_BYTES {
+                ControlFlow::Continue(written)
+            } else {
+                ControlFlow::Break(written)
+            }
+        })
     }
 
     fn counters(&self) -> Counters {

@@ -3,6 +3,8 @@
 //! The guest reads without the device. Its only request is a flush, and nothing is ever to be flushed.
 //! What the guest writes is lost: KVM takes it for an access to a device, and there is none.
 
+use std::ops::ControlFlow;
+
 use serde::{Deserialize, Serialize};
 use vm_memory::Bytes;
 
@@ -112,36 +114,18 @@ impl VirtioDevice for Pmem {
         let Some(active) = &mut self.active else {
             return Ok(Progress::Done);
         };
-        let [queue] = active.queues.as_mut_slice() else {
-            return Err(DeviceError::Broken("pmem has one queue"));
-        };
-        self.counters.notifications += 1;
-        let mut progress = Progress::More(0);
-        let mut served = 0;
-        while served < BUDGET {
-            let Some(chain) = queue.pop(&active.memory)? else {
-                if queue.enable_notification(&active.memory)? {
-                    continue;
-                }
-                progress = Progress::Done;
-                break;
-            };
-            served += 1;
-            let head = chain.head_index();
-            let answer = Buffers::collect(chain, &active.memory, MAX_SEGMENTS)
+        let counters = &mut self.counters;
+        counters.notifications += 1;
+        active.serve(BUDGET, |chain, memory| {
+            let answer = Buffers::collect(chain, memory, MAX_SEGMENTS)
                 .ok()
                 .and_then(|buffers| answer(&buffers));
             if answer != Some(OK) {
-                self.counters.errors += 1;
+                counters.errors += 1;
             }
-            self.counters.requests += 1;
-            let written = answer.map_or(0, |_| size_of::<u32>() as u32);
-            queue.push_used(&active.memory, head, written)?;
-        }
-        if served > 0 {
-            active.notify(0)?;
-        }
-        Ok(progress)
+            counters.requests += 1;
+            ControlFlow::Continue(answer.map_or(0, |_| size_of::<u32>() as u32))
+        })
     }
 
     fn counters(&self) -> Counters {

@@ -1,6 +1,7 @@
 //! virtio-rng (virtio 1.2, section 5.4): the host's `getrandom` for the guest.
 
 use std::io;
+use std::ops::ControlFlow;
 
 use serde::{Deserialize, Serialize};
 use vm_memory::VolatileSlice;
@@ -77,37 +78,20 @@ impl VirtioDevice for Rng {
         let Some(active) = &mut self.active else {
             return Ok(Progress::Done);
         };
-        let [queue] = active.queues.as_mut_slice() else {
-            return Err(DeviceError::Broken("rng has one queue"));
-        };
-        self.counters.notifications += 1;
-        let mut progress = Progress::More(0);
-        let mut served = 0;
-        while served < BUDGET {
-            let Some(chain) = queue.pop(&active.memory)? else {
-                if queue.enable_notification(&active.memory)? {
-                    continue;
-                }
-                progress = Progress::Done;
-                break;
-            };
-            served += 1;
-            let head = chain.head_index();
-            let filled = match Buffers::collect(chain, &active.memory, usize::from(QUEUE_SIZE)) {
+        let counters = &mut self.counters;
+        counters.notifications += 1;
+        active.serve(BUDGET, |chain, memory| {
+            let filled = match Buffers::collect(chain, memory, usize::from(QUEUE_SIZE)) {
                 Ok(buffers) => fill(&buffers.writable),
                 Err(_) => 0,
             };
             if filled == 0 {
-                self.counters.errors += 1;
+                counters.errors += 1;
             }
-            self.counters.requests += 1;
-            self.counters.bytes_in += u64::from(filled);
-            queue.push_used(&active.memory, head, filled)?;
-        }
-        if served > 0 {
-            active.notify(0)?;
-        }
-        Ok(progress)
+            counters.requests += 1;
+            counters.bytes_in += u64::from(filled);
+            ControlFlow::Continue(filled)
+        })
     }
 
     fn counters(&self) -> Counters {
