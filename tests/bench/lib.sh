@@ -1,6 +1,6 @@
 # shellcheck shell=bash
-# Shared by the benchmarks: the emulated machine's size, and arithmetic on figures. Source it; DIR has the files PEER.figures, of lines
-# "FIGURE VALUE".
+# Shared by the benchmarks: the emulated machine's size, the time, and arithmetic on figures. Source it;
+# DIR has the files PEER.figures, of lines "FIGURE VALUE".
 
 # With more, guests die and connections stand still in all peers, most likely by faults of the emulation.
 export KVM_HOST_CPUS=${KVM_HOST_CPUS:-1}
@@ -9,3 +9,6 @@ ratio() { awk -v a="$1" -v b="$2" 'BEGIN { printf "%.3f", (b > 0 ? a / b : 0) }'
 
 # median PEER FIGURE
 median() { awk -v name="$2" '$1 == name { print $2 }' "$DIR/$1.figures" | sort -g | awk '{ v[NR] = $1 } END { print v[int((NR + 1) / 2)] }'; }
+
+# The time, ns.
+now() { date +%s%N; }

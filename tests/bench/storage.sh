@@ -116,7 +116,6 @@ cri() { local peer=$1; shift; hull-cri -r "$DIR/$peer.sock" "$@"; }
 figure() { echo "$2 $3" >>"$DIR/$1.figures"; }
 # since PEER NAME BEGIN: the figure is the time since BEGIN (of `now`), s.
 since() { figure "$1" "$2" "$(awk -v ns="$(($(now) - $3))" 'BEGIN { printf "%.3f", ns / 1e9 }')"; }
-now() { date +%s%N; }
 
 # Nothing of any disk is in the host's memory then.
 drop() { sync; echo 3 >/proc/sys/vm/drop_caches; }

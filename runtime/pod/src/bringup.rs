@@ -32,7 +32,7 @@ use crate::{
         configure,
     },
     info::{BootTimes, GuestInfo},
-    node::Node,
+    node::{Node, host_cpus},
     record::{SandboxRecord, VmRecord},
     spec::SandboxSpec,
     storage::scratch,
@@ -129,8 +129,7 @@ fn check(node: &Node, spec: &SandboxSpec) -> Result<VmSize, PodError> {
             ));
         }
     }
-    let host_cpus = std::thread::available_parallelism().map_or(1, usize::from);
-    let size = VmSize::of(spec, config, host_cpus);
+    let size = VmSize::of(spec, config, host_cpus());
     size.check_memory(available_mib())?;
     Ok(size)
 }

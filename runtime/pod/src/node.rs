@@ -54,6 +54,10 @@ impl Node {
 /// when the last begin: side by side, all would take as long as the whole, and exceed the time that
 /// a network plugin or a guest's boot may take.
 fn starts() -> usize {
-    let host_cpus = std::thread::available_parallelism().map_or(1, usize::from);
-    (2 * host_cpus).max(4)
+    (2 * host_cpus()).max(4)
+}
+
+/// The CPUs that this process may use; one, if the host does not tell.
+pub(crate) fn host_cpus() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
 }

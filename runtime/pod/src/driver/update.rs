@@ -5,6 +5,7 @@ use crate::{
     error::{ErrorKind, PodError},
     id::ContainerId,
     lifecycle::{container::State, sandbox},
+    node::host_cpus,
     oci_spec,
     resources::{check, check_fits, merge, restoring},
     spec::{Resources, SandboxSpec},
@@ -135,8 +136,7 @@ impl Driver {
                 .or_else(|| record.spec.overhead.clone()),
             ..SandboxSpec::default()
         };
-        let host_cpus = std::thread::available_parallelism().map_or(1, usize::from);
-        let wanted = VmSize::of(&sizes, &self.node.config, host_cpus);
+        let wanted = VmSize::of(&sizes, &self.node.config, host_cpus());
         if wanted.memory_mib > vm.memory_mib {
             let reason = format!(
                 "it needs {} MiB of memory, its VM has {} MiB, and a VM that runs does not get \
