@@ -50,6 +50,9 @@ pub enum MachineError {
     /// No addresses for windows.
     #[error("set addresses aside")]
     Windows(#[from] MmapRegionError),
+    /// No memory for registers.
+    #[error("allocate registers of slots")]
+    Registers(#[source] MmapRegionError),
     /// KVM refuses.
     #[error("set up virtual machine")]
     Kvm(#[from] KvmError),
@@ -96,7 +99,7 @@ impl Trigger for Com1Line {
     type E = std::convert::Infallible;
 
     fn trigger(&self) -> Result<(), Self::E> {
-        self.0.pulse(COM1_PIN);
+        self.0.raise(COM1_PIN);
         Ok(())
     }
 }
@@ -112,7 +115,6 @@ struct Hardware {
 impl Bus for Hardware {
     fn mmio_read(&self, address: u64, data: &mut [u8]) {
         match address {
-            SLOT_BASE..SLOT_END => self.slots.read(address, data),
             IOAPIC..IOAPIC_END => self.ioapic.read(address - IOAPIC, data),
             _ => data.fill(0xff),
         }
@@ -132,10 +134,6 @@ impl Bus for Hardware {
 
     fn pio_write(&self, port: u16, data: &[u8]) -> bool {
         ports::write(&self.com1, port, data) == Effect::Reset
-    }
-
-    fn end_of_interrupt(&self, vector: u8) {
-        self.ioapic.end_of_interrupt(vector);
     }
 }
 
@@ -370,16 +368,20 @@ fn populate(
     serial: Option<File>,
 ) -> Result<Arc<Hardware>, MachineError> {
     let ioapic = Arc::new(Ioapic::new(Arc::clone(vm)));
-    let slots = Arc::new(Slots::new(&ioapic, memory.clone(), epolls.clone()));
+    let slots = Slots::new(&ioapic, memory.clone(), epolls.clone());
+    let slots = Arc::new(slots.map_err(MachineError::Registers)?);
     for (slot, device) in &config.devices {
         attach(&slots, windows, vm, *slot, device, fds)?;
     }
     let com1 = Com1::new(Com1Line(Arc::clone(&ioapic)), serial);
-    Ok(Arc::new(Hardware {
+    let hardware = Hardware {
         ioapic,
         com1,
         slots,
-    }))
+    };
+    // SAFETY: the registers are the slots', which vCPUs hold as their bus's.
+    unsafe { vm.show_registers(hardware.slots.registers()) }?;
+    Ok(Arc::new(hardware))
 }
 
 fn attach(

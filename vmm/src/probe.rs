@@ -121,8 +121,6 @@ impl Bus for Port {
         }
         false
     }
-
-    fn end_of_interrupt(&self, _: u8) {}
 }
 
 /// Runs the guest.

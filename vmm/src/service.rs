@@ -208,14 +208,13 @@ mod tests {
 
     impl MessageSink for Nothing {
         fn send(&self, _: Message) {}
-        fn announce_level(&self, _: &[(u8, Message)]) {}
     }
 
     impl Doorbells for Nothing {
-        fn connect(&self, _: &EventFd, _: u64, _: Option<u32>) -> io::Result<()> {
+        fn connect(&self, _: &EventFd, _: u64, _: u32) -> io::Result<()> {
             Ok(())
         }
-        fn disconnect(&self, _: &EventFd, _: u64, _: Option<u32>) -> io::Result<()> {
+        fn disconnect(&self, _: &EventFd, _: u64, _: u32) -> io::Result<()> {
             Ok(())
         }
     }
@@ -247,7 +246,7 @@ mod tests {
     fn the_worker_serves_disks_unless_paused_and_ends_when_dropped() {
         let epolls = Epolls::new().unwrap();
         let ioapic = Arc::new(Ioapic::new(Nothing));
-        let slots = Arc::new(Slots::new(&ioapic, memory(0x10000), epolls.clone()));
+        let slots = Arc::new(Slots::new(&ioapic, memory(0x10000), epolls.clone()).unwrap());
         slots.attach(1, disk(), &Nothing).unwrap();
         let worker = Worker::start("disks", Arc::clone(&slots), Arc::clone(&epolls.disks)).unwrap();
         let long = Duration::from_secs(10);

@@ -6,35 +6,37 @@
 
 use std::io;
 use std::os::fd::AsRawFd;
-use std::sync::atomic::AtomicU32;
 use std::sync::{Arc, Mutex};
 
 use hull_proto_vmm::{DeviceMetrics, SLOTS};
+use vm_memory::mmap::MmapRegionError;
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::layout::{SLOT_BASE, SLOT_END, SLOT_SIZE, slot_address, slot_pin};
+use crate::layout::{SLOT_BASE, SLOT_SIZE, slot_address, slot_pin};
 use crate::legacy::ioapic::{Ioapic, MessageSink};
 use crate::lock;
 use crate::service::Epolls;
 use crate::virtio::mmio::{
-    self, INTERRUPT_ACKNOWLEDGE, Line, MmioInterrupt, QUEUE_NOTIFY, SharedDevice, Transport,
+    self, INTERRUPT_ACKNOWLEDGE, INTERRUPT_QUEUE, Line, MmioInterrupt, QUEUE_NOTIFY, SharedDevice,
+    Transport,
 };
+use crate::virtio::registers::Registers;
 use crate::virtio::watch::Watcher;
 use crate::virtio::{Counters, Kind, Memory, VirtioDevice};
 
 /// Makes guest notifications reach descriptors without an exit to user space.
 pub trait Doorbells {
-    /// Has writes of `value` to `address`, or of any value, signalled to `kick`.
+    /// Has writes of `value` (4 bytes) to `address` signalled to `kick`.
     ///
     /// # Errors
     /// What KVM says.
-    fn connect(&self, kick: &EventFd, address: u64, value: Option<u32>) -> io::Result<()>;
+    fn connect(&self, kick: &EventFd, address: u64, value: u32) -> io::Result<()>;
 
     /// Undoes [`Doorbells::connect`].
     ///
     /// # Errors
     /// What KVM says.
-    fn disconnect(&self, kick: &EventFd, address: u64, value: Option<u32>) -> io::Result<()>;
+    fn disconnect(&self, kick: &EventFd, address: u64, value: u32) -> io::Result<()>;
 }
 
 /// Why a device was not attached or detached.
@@ -68,12 +70,8 @@ struct SlotLine<S> {
 }
 
 impl<S: MessageSink> Line for SlotLine<S> {
-    fn raise(&self, status: &AtomicU32) {
-        self.ioapic.raise(slot_pin(self.slot), self.slot, status);
-    }
-
-    fn lower(&self, status: &AtomicU32) {
-        self.ioapic.lower(slot_pin(self.slot), self.slot, status);
+    fn raise(&self) {
+        self.ioapic.raise(slot_pin(self.slot));
     }
 }
 
@@ -83,7 +81,7 @@ struct Slot {
     /// Counts the devices that were here, so that events of an old one are not taken for a new one's.
     generation: u16,
     transport: Option<Transport>,
-    /// What the driver's acknowledgements go to while there is a device; nobody reads it.
+    /// What acknowledgements of used buffers go to while there is a device; nobody reads it.
     acknowledgements: Option<EventFd>,
     /// What the device had counted when it was last asked.
     counters: Counters,
@@ -102,23 +100,29 @@ pub struct Attached {
 #[derive(Debug)]
 pub struct Slots {
     slots: Vec<Mutex<Slot>>,
+    registers: Registers,
     memory: Memory,
     epolls: Epolls,
 }
 
 impl Slots {
     /// Creates empty slots whose devices are watched through `epolls`.
+    ///
+    /// # Errors
+    /// When the host has no memory.
     pub fn new<S: MessageSink + 'static>(
         ioapic: &Arc<Ioapic<S>>,
         memory: Memory,
         epolls: Epolls,
-    ) -> Self {
+    ) -> Result<Self, MmapRegionError> {
+        let registers = Registers::new()?;
         let slots = (0..SLOTS)
             .map(|slot| {
                 let line = Arc::new(SlotLine {
                     ioapic: Arc::clone(ioapic),
                     slot,
                 });
+                mmio::clear(&registers.page(slot));
                 Mutex::new(Slot {
                     line,
                     generation: 0,
@@ -128,11 +132,18 @@ impl Slots {
                 })
             })
             .collect();
-        Self {
+        Ok(Self {
             slots,
+            registers,
             memory,
             epolls,
-        }
+        })
+    }
+
+    /// Returns what the guest reads, with the first slot first.
+    #[must_use]
+    pub fn registers(&self) -> &Registers {
+        &self.registers
     }
 
     /// Puts a device behind an empty slot.
@@ -161,14 +172,15 @@ impl Slots {
             .try_for_each(|queue| {
                 let queue = queue as u16;
                 let kick = doorbell()?;
-                doorbells.connect(&kick, slot_address(slot) + QUEUE_NOTIFY, Some(queue.into()))?;
+                doorbells.connect(&kick, slot_address(slot) + QUEUE_NOTIFY, queue.into())?;
                 let fd = kick.as_raw_fd();
                 kicks.push(kick);
                 watcher.add_kick(fd, queue)
             })
             .and_then(|()| {
                 let all = doorbell()?;
-                doorbells.connect(&all, slot_address(slot) + INTERRUPT_ACKNOWLEDGE, None)?;
+                let address = slot_address(slot) + INTERRUPT_ACKNOWLEDGE;
+                doorbells.connect(&all, address, INTERRUPT_QUEUE)?;
                 Ok(all)
             });
         match connected {
@@ -183,6 +195,7 @@ impl Slots {
         place.transport = Some(Transport::new(
             device,
             self.memory.clone(),
+            self.registers.page(slot),
             line,
             kicks,
             watcher,
@@ -268,32 +281,17 @@ impl Slots {
             .collect()
     }
 
-    /// Handles a read of guest-physical `address`, which is inside of the slots.
-    pub fn read(&self, address: u64, data: &mut [u8]) {
-        let Some((place, offset)) = self.at(address) else {
-            return data.fill(0xff);
-        };
-        match &lock(place).transport {
-            Some(transport) => transport.read(offset, data),
-            None => mmio::read_empty(offset, data),
-        }
-    }
-
     /// Handles a write to guest-physical `address`, which is inside of the slots.
     pub fn write(&self, address: u64, data: &[u8]) {
-        if let Some((place, offset)) = self.at(address)
+        let Some(offset) = address.checked_sub(SLOT_BASE) else {
+            return;
+        };
+        let slot = usize::try_from(offset / SLOT_SIZE).unwrap_or(usize::MAX);
+        if let Some(place) = self.slots.get(slot)
             && let Some(transport) = &mut lock(place).transport
         {
-            transport.write(offset, data);
+            transport.write(offset % SLOT_SIZE, data);
         }
-    }
-
-    fn at(&self, address: u64) -> Option<(&Mutex<Slot>, u64)> {
-        let offset = address
-            .checked_sub(SLOT_BASE)
-            .filter(|_| address < SLOT_END)?;
-        let place = self.slots.get(usize::try_from(offset / SLOT_SIZE).ok()?)?;
-        Some((place, offset % SLOT_SIZE))
     }
 
     fn lock(&self, slot: u8) -> Result<std::sync::MutexGuard<'_, Slot>, SlotError> {
@@ -316,8 +314,8 @@ fn disconnect(
 ) {
     let kicks = (0..)
         .zip(kicks)
-        .map(|(queue, kick)| (kick, QUEUE_NOTIFY, Some(queue)));
-    let rest = acknowledgements.map(|all| (all, INTERRUPT_ACKNOWLEDGE, None));
+        .map(|(queue, kick)| (kick, QUEUE_NOTIFY, queue));
+    let rest = acknowledgements.map(|all| (all, INTERRUPT_ACKNOWLEDGE, INTERRUPT_QUEUE));
     for (bell, register, value) in kicks.chain(rest) {
         if let Err(error) = doorbells.disconnect(bell, slot_address(slot) + register, value) {
             crate::log::note(&format!(

@@ -54,11 +54,9 @@ fn linux_starts_and_ends_without_pit_pic_keyboard_acpi_and_pci() {
     // A register of a missing device that is polled costs thousands.
     let total: u64 = metrics.exits.iter().map(|(_, count)| count).sum();
     assert!(total < 2500, "{total} exits to user space until init");
-    assert_eq!(
-        exits(&metrics, "ioapic_eoi"),
-        0,
-        "edge-triggered lines need no end of interrupt"
-    );
+    // Registers of devices are read as memory; what is left reads the IOAPIC.
+    let reads = exits(&metrics, "mmio_read");
+    assert!(reads < 200, "{reads} reads");
     guest.wait_for("done");
     let output = guest.output();
     assert!(

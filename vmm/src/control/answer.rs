@@ -25,6 +25,7 @@ fn kind(error: &MachineError) -> ErrorKind {
         | MachineError::Fd(FdError::Duplicate(_))
         | MachineError::Slot(SlotError::Connect { .. })
         | MachineError::Windows(_)
+        | MachineError::Registers(_)
         | MachineError::Device {
             source:
                 DeviceConfigError::Window(

@@ -43,8 +43,6 @@ pub trait Bus: Send + Sync + 'static {
     fn pio_read(&self, port: u16, data: &mut [u8]);
     /// Writes to a port; true asks for a reset of the machine.
     fn pio_write(&self, port: u16, data: &[u8]) -> bool;
-    /// Ends a level-triggered interrupt.
-    fn end_of_interrupt(&self, vector: u8);
 }
 
 /// Why a machine's processors stopped by themselves.
@@ -64,19 +62,17 @@ enum Exit {
     PioRead,
     PioWrite,
     Hlt,
-    EndOfInterrupt,
     Signal,
     Shutdown,
     Other,
 }
 
-const EXITS: [&str; 9] = [
+const EXITS: [&str; 8] = [
     "mmio_read",
     "mmio_write",
     "pio_read",
     "pio_write",
     "hlt",
-    "ioapic_eoi",
     "signal",
     "shutdown",
     "other",
@@ -324,10 +320,6 @@ impl<B: Bus> Vcpu<B> {
                 if bus.pio_write(port, data) {
                     return Step::End(End::Shutdown("the guest asked for a reset"));
                 }
-            }
-            Ok(VcpuExit::IoapicEoi(vector)) => {
-                count(Exit::EndOfInterrupt);
-                bus.end_of_interrupt(vector);
             }
             Ok(VcpuExit::Hlt) => {
                 // KVM keeps halted vCPUs to itself, so this is one of a KVM that can't.

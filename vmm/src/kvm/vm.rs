@@ -3,25 +3,27 @@
 use std::io;
 
 use kvm_bindings::{
-    KVM_CAP_SPLIT_IRQCHIP, KVM_IRQ_ROUTING_MSI, KVM_MEM_READONLY, KvmIrqRouting, kvm_enable_cap,
-    kvm_irq_routing_entry, kvm_msi, kvm_userspace_memory_region,
+    KVM_CAP_SPLIT_IRQCHIP, KVM_MEM_READONLY, kvm_enable_cap, kvm_msi, kvm_userspace_memory_region,
 };
-use kvm_ioctls::{Cap, IoEventAddress, Kvm, NoDatamatch, VcpuFd, VmFd};
+use kvm_ioctls::{Cap, IoEventAddress, Kvm, VcpuFd, VmFd};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::KvmError;
-use crate::layout::{IOAPIC_PINS, KVM_TSS};
+use crate::layout::{IOAPIC_PINS, KVM_TSS, SLOT_BASE};
 use crate::legacy::ioapic::{Message, MessageSink};
 use crate::memory;
 use crate::slots::Doorbells;
 use crate::virtio::Memory;
+use crate::virtio::registers::Registers;
 use crate::windows::MemorySlots;
 
-/// KVM's slots of windows follow those of RAM, of which there are two at most.
-const FIRST_WINDOW: u32 = 2;
+/// KVM's slot of registers follows those of RAM, of which there are two at most.
+const REGISTERS: u32 = 2;
+const FIRST_WINDOW: u32 = REGISTERS + 1;
 
-const REQUIRED: [Cap; 7] = [
+const REQUIRED: [Cap; 8] = [
     Cap::UserMemory,
+    Cap::ReadonlyMem,
     Cap::SplitIrqchip,
     Cap::SignalMsi,
     Cap::Ioeventfd,
@@ -84,6 +86,42 @@ impl Vm {
         Ok(Self { fd })
     }
 
+    /// Lets the guest read the registers of its slots without an exit. Its writes remain exits.
+    ///
+    /// # Safety
+    /// `registers` stays as long as vCPUs may run.
+    ///
+    /// # Errors
+    /// [`KvmError::Call`]
+    pub unsafe fn show_registers(&self, registers: &Registers) -> Result<(), KvmError> {
+        let (host, length) = registers.place();
+        // SAFETY: the caller keeps the range mapped.
+        unsafe { self.map_read_only(REGISTERS, SLOT_BASE, host, length) }
+            .map_err(KvmError::call("KVM_SET_USER_MEMORY_REGION"))
+    }
+
+    /// Makes `length` bytes at `host` the guest's at `guest`; what it writes is an exit.
+    ///
+    /// # Safety
+    /// The bytes stay mapped as long as the slot is there.
+    unsafe fn map_read_only(
+        &self,
+        slot: u32,
+        guest: u64,
+        host: u64,
+        length: u64,
+    ) -> Result<(), kvm_ioctls::Error> {
+        let region = kvm_userspace_memory_region {
+            slot,
+            flags: KVM_MEM_READONLY,
+            guest_phys_addr: guest,
+            memory_size: length,
+            userspace_addr: host,
+        };
+        // SAFETY: the caller keeps the range mapped.
+        unsafe { self.fd.set_user_memory_region(region) }
+    }
+
     /// Creates a vCPU. Its id is its local APIC's.
     ///
     /// # Errors
@@ -97,15 +135,8 @@ impl Vm {
 
 impl MemorySlots for Vm {
     unsafe fn fill(&self, number: u32, guest: u64, host: u64, length: u64) -> io::Result<()> {
-        let region = kvm_userspace_memory_region {
-            slot: FIRST_WINDOW + number,
-            flags: KVM_MEM_READONLY,
-            guest_phys_addr: guest,
-            memory_size: length,
-            userspace_addr: host,
-        };
         // SAFETY: the caller keeps the range mapped.
-        Ok(unsafe { self.fd.set_user_memory_region(region) }?)
+        Ok(unsafe { self.map_read_only(FIRST_WINDOW + number, guest, host, length) }?)
     }
 
     fn clear(&self, number: u32) -> io::Result<()> {
@@ -130,50 +161,16 @@ impl MessageSink for Vm {
             crate::log::note(&format!("KVM_SIGNAL_MSI: {error}"));
         }
     }
-
-    fn announce_level(&self, pins: &[(u8, Message)]) {
-        let entries: Vec<_> = pins
-            .iter()
-            .map(|(pin, message)| {
-                let mut entry = kvm_irq_routing_entry {
-                    gsi: u32::from(*pin),
-                    type_: KVM_IRQ_ROUTING_MSI,
-                    ..Default::default()
-                };
-                entry.u.msi.address_lo = message.address;
-                entry.u.msi.data = message.data;
-                entry
-            })
-            .collect();
-        let result = KvmIrqRouting::from_entries(&entries)
-            .map_err(|error| format!("{error:?}"))
-            .and_then(|routes| {
-                self.fd
-                    .set_gsi_routing(&routes)
-                    .map_err(|error| error.to_string())
-            });
-        if let Err(error) = result {
-            crate::log::note(&format!("KVM_SET_GSI_ROUTING: {error}"));
-        }
-    }
 }
 
 impl Doorbells for Vm {
-    fn connect(&self, kick: &EventFd, address: u64, value: Option<u32>) -> io::Result<()> {
+    fn connect(&self, kick: &EventFd, address: u64, value: u32) -> io::Result<()> {
         let address = IoEventAddress::Mmio(address);
-        match value {
-            Some(value) => self.fd.register_ioevent(kick, &address, value)?,
-            None => self.fd.register_ioevent(kick, &address, NoDatamatch)?,
-        }
-        Ok(())
+        Ok(self.fd.register_ioevent(kick, &address, value)?)
     }
 
-    fn disconnect(&self, kick: &EventFd, address: u64, value: Option<u32>) -> io::Result<()> {
+    fn disconnect(&self, kick: &EventFd, address: u64, value: u32) -> io::Result<()> {
         let address = IoEventAddress::Mmio(address);
-        match value {
-            Some(value) => self.fd.unregister_ioevent(kick, &address, value)?,
-            None => self.fd.unregister_ioevent(kick, &address, NoDatamatch)?,
-        }
-        Ok(())
+        Ok(self.fd.unregister_ioevent(kick, &address, value)?)
     }
 }

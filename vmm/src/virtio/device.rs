@@ -7,7 +7,7 @@
 //!   [`VirtioDevice::drain`]. All I/O is done there and none of it blocks. (Disks, which block, are
 //!   called by a thread of their own: [`crate::service`].)
 //! - A vCPU that writes a transport register calls [`VirtioDevice::activate`] (`DRIVER_OK`),
-//!   [`VirtioDevice::reset`] (status 0) and the config accessors. These do no I/O.
+//!   [`VirtioDevice::reset`] (status 0) . These do no I/O.
 //!
 //! ```text
 //!            activate (DRIVER_OK)
@@ -220,13 +220,9 @@ pub trait VirtioDevice: Debug + Send {
     /// `VERSION_1`, `INDIRECT_DESC` and `EVENT_IDX`.
     fn features(&self) -> u64;
 
-    /// Reads device configuration; what is beyond its end reads as zero.
-    fn read_config(&self, offset: u64, data: &mut [u8]);
-
-    /// Writes device configuration; ignored unless the device has writable fields.
-    fn write_config(&mut self, offset: u64, data: &[u8]) {
-        let _ = (offset, data);
-    }
+    /// Returns the device configuration, which no driver can write. What is beyond its end reads as
+    /// zero. It changes with [`Interrupt::signal_config`] only.
+    fn config(&self) -> Vec<u8>;
 
     /// Takes the device into use. Called on an idle device only; the queues are valid.
     ///

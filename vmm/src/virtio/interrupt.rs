@@ -6,8 +6,8 @@ use std::fmt::Debug;
 pub trait Interrupt: Debug + Send + Sync {
     /// Tells the driver that a used ring changed.
     fn signal_queue(&self);
-    /// Tells the driver that the configuration changed.
-    fn signal_config(&self);
+    /// Tells the driver that the configuration is `config` now.
+    fn signal_config(&self, config: &[u8]);
 }
 
 /// An interrupt that only counts, for tests.
@@ -26,7 +26,7 @@ impl Interrupt for CountingInterrupt {
         self.queue.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
     }
 
-    fn signal_config(&self) {
+    fn signal_config(&self, _: &[u8]) {
         self.config
             .fetch_add(1, std::sync::atomic::Ordering::SeqCst);
     }

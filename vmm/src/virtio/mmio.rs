@@ -1,8 +1,8 @@
 //! The virtio-mmio transport, version 2 (virtio 1.2, section 4.2), of one attached device.
 //!
-//! vCPU threads come here with register accesses. The registers belong to them; the device is behind
-//! its own mutex, taken for configuration, activation and reset only, so that the registers that
-//! are read at each interrupt never wait for I/O.
+//! vCPU threads come here with writes of registers. The registers belong to them; the device is behind
+//! its own mutex, taken for activation and reset only. The guest reads registers as memory, a [`Page`],
+//! where each write leaves what can be read from then on, so that no read is an exit.
 //!
 //! ```text
 //! 0 ─▶ ACKNOWLEDGE ─▶ DRIVER ─▶ FEATURES_OK ─▶ DRIVER_OK     queue registers are frozen from here
@@ -11,12 +11,13 @@
 //! ```
 //! A bit is only ever added, in this order; what does not fit is ignored.
 //!
-//! An interrupt costs the guest a read of `InterruptStatus` and a write of `InterruptACK`. The read
-//! acknowledges already, as that of the PCI transport's ISR does (4.1.4.5), so the write means
-//! nothing and KVM swallows it: one exit to user space per interrupt in place of two. A driver sees
-//! no difference unless it reads twice before it acknowledges.
+//! An interrupt costs the guest a read of `InterruptStatus`, which is no exit, and a write of
+//! `InterruptACK`, which KVM swallows unless a change of the configuration is acknowledged. So the
+//! bit for used buffers stays once it was set (the specification has the write clear it): drivers look
+//! at all rings at each interrupt, and every interrupt is one of its own, because lines are
+//! edge-triggered.
 
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use serde::{Deserialize, Serialize};
@@ -27,8 +28,10 @@ use vmm_sys_util::eventfd::EventFd;
 use super::device::{Activation, DeviceState, Kind, VirtioDevice};
 use super::interrupt::Interrupt;
 use super::queue::{QueueRecord, VirtQueue};
+use super::registers::Page;
 use super::watch::Watcher;
 use super::{DeviceError, Memory};
+use crate::layout::SLOT_SIZE;
 use crate::{lock, log};
 
 /// "virt"
@@ -52,7 +55,7 @@ const QUEUE_READY: u64 = 0x44;
 /// Where the driver notifies; ioeventfds sit here.
 pub const QUEUE_NOTIFY: u64 = 0x50;
 const INTERRUPT_STATUS: u64 = 0x60;
-/// Where the driver acknowledges an interrupt, which it did by reading the status.
+/// Where the driver acknowledges interrupts.
 pub const INTERRUPT_ACKNOWLEDGE: u64 = 0x64;
 const STATUS: u64 = 0x70;
 const QUEUE_DESCRIPTORS_LOW: u64 = 0x80;
@@ -62,8 +65,7 @@ const QUEUE_DRIVER_HIGH: u64 = 0x94;
 const QUEUE_DEVICE_LOW: u64 = 0xa0;
 const QUEUE_DEVICE_HIGH: u64 = 0xa4;
 /// Length and base of a shared memory region, two registers each.
-const SHARED_MEMORY: u64 = 0xb0;
-const SHARED_MEMORY_END: u64 = 0xc0;
+const SHARED_MEMORY: [u64; 4] = [0xb0, 0xb4, 0xb8, 0xbc];
 const CONFIG_GENERATION: u64 = 0xfc;
 const CONFIG: u64 = 0x100;
 
@@ -74,7 +76,8 @@ const FEATURES_OK: u32 = 8;
 const NEEDS_RESET: u32 = 64;
 const FAILED: u32 = 128;
 
-const INTERRUPT_QUEUE: u32 = 1;
+/// Used buffers. To acknowledge this alone means nothing.
+pub const INTERRUPT_QUEUE: u32 = 1;
 const INTERRUPT_CONFIG: u32 = 2;
 
 const VERSION_1: u64 = 1 << VIRTIO_F_VERSION_1;
@@ -87,28 +90,24 @@ pub type SharedDevice = Arc<Mutex<Box<dyn VirtioDevice>>>;
 
 /// A slot's interrupt line.
 pub trait Line: std::fmt::Debug + Send + Sync {
-    /// Signals an interrupt; `status` is nonzero until the driver reads it.
-    fn raise(&self, status: &AtomicU32);
-    /// Tells that `status` may have become zero.
-    fn lower(&self, status: &AtomicU32);
+    /// Signals an interrupt.
+    fn raise(&self);
 }
 
 /// The part of the registers that a device changes.
 #[derive(Debug)]
 pub struct MmioInterrupt {
-    status: AtomicU32,
+    page: Page,
     needs_reset: AtomicBool,
-    generation: AtomicU32,
     raised: AtomicU64,
     line: Arc<dyn Line>,
 }
 
 impl MmioInterrupt {
-    fn new(line: Arc<dyn Line>) -> Self {
+    fn new(page: Page, line: Arc<dyn Line>) -> Self {
         Self {
-            status: AtomicU32::new(0),
+            page,
             needs_reset: AtomicBool::new(false),
-            generation: AtomicU32::new(0),
             raised: AtomicU64::new(0),
             line,
         }
@@ -116,22 +115,23 @@ impl MmioInterrupt {
 
     fn signal(&self, bit: u32) {
         // The status comes first: a handler that is running must either see it or run again.
-        self.status.fetch_or(bit, Ordering::SeqCst);
+        self.page.update(INTERRUPT_STATUS, |status| status | bit);
         self.raised.fetch_add(1, Ordering::Relaxed);
-        self.line.raise(&self.status);
+        self.line.raise();
     }
 
-    /// Returns what was signalled since the last call. What is signalled later has an interrupt
-    /// of its own, so the driver misses nothing whether it looks at the rings before or after.
-    fn take(&self) -> u32 {
-        let status = self.status.swap(0, Ordering::SeqCst);
-        self.line.lower(&self.status);
-        status
+    /// Takes the acknowledgement of a change of the configuration. A change that follows is seen, too:
+    /// a driver reads the configuration after it acknowledged.
+    fn acknowledge(&self, value: u32) {
+        self.page
+            .update(INTERRUPT_STATUS, |old| old & !(value & INTERRUPT_CONFIG));
     }
 
     /// Tells the driver that the device is of no use until it is reset.
     pub fn needs_reset(&self) {
+        // In this order, see [`Transport::publish`].
         self.needs_reset.store(true, Ordering::SeqCst);
+        self.page.update(STATUS, |status| status | NEEDS_RESET);
         self.signal(INTERRUPT_CONFIG);
     }
 
@@ -146,8 +146,10 @@ impl Interrupt for MmioInterrupt {
         self.signal(INTERRUPT_QUEUE);
     }
 
-    fn signal_config(&self) {
-        self.generation.fetch_add(1, Ordering::SeqCst);
+    fn signal_config(&self, config: &[u8]) {
+        self.page.fill(CONFIG, config);
+        self.page
+            .update(CONFIG_GENERATION, |old| old.wrapping_add(1));
         self.signal(INTERRUPT_CONFIG);
     }
 }
@@ -159,7 +161,7 @@ pub struct State {
     pub status: u32,
     /// Whether the device gave up.
     pub needs_reset: bool,
-    /// Interrupts that the driver has not seen.
+    /// Interrupts that the driver may not have seen.
     pub interrupt: u32,
     /// Configuration generation.
     pub generation: u32,
@@ -206,6 +208,7 @@ pub struct Transport {
     kind: Kind,
     features: u64,
     interrupt: Arc<MmioInterrupt>,
+    page: Page,
     kicks: Vec<EventFd>,
     memory: Memory,
     watcher: Watcher,
@@ -218,20 +221,29 @@ pub struct Transport {
 }
 
 impl Transport {
-    /// Puts registers in front of a device that is idle. `kicks` has one descriptor per queue.
+    /// Puts registers in front of a device that is idle. `page` is that of an empty slot, `kicks` has
+    /// one descriptor per queue.
     pub fn new(
         device: Box<dyn VirtioDevice>,
         memory: Memory,
+        page: Page,
         line: Arc<dyn Line>,
         kicks: Vec<EventFd>,
         watcher: Watcher,
     ) -> Self {
         let queues = fresh_queues(device.queue_sizes());
-        Self {
+        page.fill(CONFIG, &device.config());
+        page.set(VENDOR_ID, VENDOR);
+        // There is no shared memory region.
+        for offset in SHARED_MEMORY {
+            page.set(offset, u32::MAX);
+        }
+        let new = Self {
             kind: device.kind(),
             features: device.features() | TRANSPORT_FEATURES,
             device: Arc::new(Mutex::new(device)),
-            interrupt: Arc::new(MmioInterrupt::new(line)),
+            interrupt: Arc::new(MmioInterrupt::new(page.clone(), line)),
+            page,
             kicks,
             memory,
             watcher,
@@ -241,7 +253,10 @@ impl Transport {
             driver_features: 0,
             queue_select: 0,
             queues,
-        }
+        };
+        new.publish();
+        new.page.set(DEVICE_ID, new.kind.id());
+        new
     }
 
     /// Puts saved registers in front of a device that was made from the same saved state.
@@ -274,9 +289,7 @@ impl Transport {
                 ..*saved
             };
         }
-        self.interrupt
-            .generation
-            .store(state.generation, Ordering::SeqCst);
+        self.page.set(CONFIG_GENERATION, state.generation);
         self.interrupt
             .needs_reset
             .store(state.needs_reset, Ordering::SeqCst);
@@ -290,6 +303,7 @@ impl Transport {
         if state.interrupt != 0 {
             self.interrupt.signal(state.interrupt);
         }
+        self.publish();
         Ok(self)
     }
 
@@ -304,8 +318,8 @@ impl Transport {
         State {
             status: self.status,
             needs_reset: self.interrupt.needs_reset.load(Ordering::SeqCst),
-            interrupt: self.interrupt.status.load(Ordering::SeqCst),
-            generation: self.interrupt.generation.load(Ordering::SeqCst),
+            interrupt: self.page.get(INTERRUPT_STATUS),
+            generation: self.page.get(CONFIG_GENERATION),
             device_features_select: self.device_features_select,
             driver_features_select: self.driver_features_select,
             driver_features: self.driver_features,
@@ -339,54 +353,36 @@ impl Transport {
         &self.kicks
     }
 
-    /// Makes the device idle and its line quiet, before it is taken out.
+    /// Makes the device idle and the slot empty, before the device is taken out.
     pub fn shut_down(&mut self) {
         self.reset();
-    }
-
-    /// Handles a read at `offset` from the start of the slot.
-    pub fn read(&self, offset: u64, data: &mut [u8]) {
-        if offset >= CONFIG {
-            data.fill(0);
-            lock(&self.device).read_config(offset - CONFIG, data);
-        } else if offset.is_multiple_of(4) && data.len() == 4 {
-            data.copy_from_slice(&self.read_register(offset).to_le_bytes());
-        } else {
-            data.fill(0xff);
-        }
+        clear(&self.page);
     }
 
     /// Handles a write at `offset` from the start of the slot.
     pub fn write(&mut self, offset: u64, data: &[u8]) {
-        if offset >= CONFIG {
-            if self.status & (DRIVER | FAILED) == DRIVER {
-                lock(&self.device).write_config(offset - CONFIG, data);
-            }
-        } else if let (true, Ok(value)) = (offset.is_multiple_of(4), data.try_into()) {
+        if let (true, Ok(value)) = (offset.is_multiple_of(4), data.try_into()) {
             self.write_register(offset, u32::from_le_bytes(value));
+            self.publish();
         }
     }
 
-    fn read_register(&self, offset: u64) -> u32 {
-        let queue = self.queues.get(self.queue_select as usize);
-        match offset {
-            REGISTER_MAGIC => MAGIC,
-            REGISTER_VERSION => VERSION,
-            DEVICE_ID => self.kind.id(),
-            VENDOR_ID => VENDOR,
-            DEVICE_FEATURES => match self.device_features_select {
-                0 => self.features as u32,
-                1 => (self.features >> 32) as u32,
-                _ => 0,
-            },
-            QUEUE_SIZE_MAX => queue.map_or(0, |queue| u32::from(queue.max_size)),
-            QUEUE_READY => queue.map_or(0, |queue| u32::from(queue.ready)),
-            INTERRUPT_STATUS => self.interrupt.take(),
-            STATUS => self.read_status(),
-            // There is no shared memory region.
-            SHARED_MEMORY..SHARED_MEMORY_END => u32::MAX,
-            CONFIG_GENERATION => self.interrupt.generation.load(Ordering::SeqCst),
+    /// Makes readable what depends on what the driver wrote.
+    fn publish(&self) {
+        let features = match self.device_features_select {
+            0 => self.features as u32,
+            1 => (self.features >> 32) as u32,
             _ => 0,
+        };
+        let queue = self.queues.get(self.queue_select as usize);
+        let (max_size, ready) = queue.map_or((0, false), |queue| (queue.max_size, queue.ready));
+        self.page.set(DEVICE_FEATURES, features);
+        self.page.set(QUEUE_SIZE_MAX, max_size.into());
+        self.page.set(QUEUE_READY, ready.into());
+        self.page.set(STATUS, self.status);
+        // A device that gives up meanwhile has set the flag before it sets the bit.
+        if self.interrupt.needs_reset.load(Ordering::SeqCst) {
+            self.page.update(STATUS, |status| status | NEEDS_RESET);
         }
     }
 
@@ -402,6 +398,7 @@ impl Transport {
             DRIVER_FEATURES => self.write_features(value),
             QUEUE_SELECT => self.queue_select = value,
             QUEUE_NOTIFY => self.notify(value),
+            INTERRUPT_ACKNOWLEDGE => self.interrupt.acknowledge(value),
             STATUS => self.write_status(value),
             QUEUE_READY => self.write_ready(value),
             QUEUE_SIZE..=QUEUE_DEVICE_HIGH => self.write_queue(offset, value),
@@ -548,7 +545,7 @@ impl Transport {
         self.driver_features = 0;
         self.queue_select = 0;
         self.interrupt.needs_reset.store(false, Ordering::SeqCst);
-        self.interrupt.take();
+        self.page.set(INTERRUPT_STATUS, 0);
     }
 }
 
@@ -563,18 +560,12 @@ fn fresh_queues(sizes: &[u16]) -> Vec<QueueRecord> {
         .collect()
 }
 
-/// Reads a register of a slot without a device. Drivers go away quietly when the device id is 0
-/// (virtio 1.2, section 4.2.2.2).
-pub fn read_empty(offset: u64, data: &mut [u8]) {
-    let value = match offset {
-        REGISTER_MAGIC => MAGIC,
-        REGISTER_VERSION => VERSION,
-        _ => 0,
-    };
-    data.fill(0);
-    for (byte, value) in data.iter_mut().zip(value.to_le_bytes()) {
-        *byte = value;
-    }
+/// Makes the registers those of a slot without a device. Drivers go away quietly when the device id is
+/// 0 (virtio 1.2, section 4.2.2.2).
+pub fn clear(page: &Page) {
+    page.set(REGISTER_MAGIC, MAGIC);
+    page.set(REGISTER_VERSION, VERSION);
+    page.fill(DEVICE_ID, &[0; (SLOT_SIZE - DEVICE_ID) as usize]);
 }
 
 #[cfg(test)]

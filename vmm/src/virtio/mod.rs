@@ -16,6 +16,7 @@ pub mod mmio;
 pub mod net;
 pub mod pmem;
 pub mod queue;
+pub mod registers;
 pub mod rng;
 #[cfg(test)]
 pub(crate) mod test_driver;

@@ -205,16 +205,36 @@ impl VirtQueue {
         if !self.queue.event_idx_enabled() {
             return Ok(true);
         }
+        let new = self.considered;
+        let beyond = new.wrapping_sub(self.wish(memory)?);
+        Ok(beyond.wrapping_sub(1) < new.wrapping_sub(old))
+    }
+
+    /// Returns how many chains were returned since the one that the driver wants to be told of, with
+    /// that one; 0 if it wants to be told of a later one. None: it has no way to say.
+    ///
+    /// # Errors
+    /// [`QueueError::Ring`]: the device needs a reset.
+    pub fn unseen(&self, memory: &Memory) -> Result<Option<u16>, QueueError> {
+        if !self.queue.event_idx_enabled() {
+            return Ok(None);
+        }
+        let beyond = self.queue.next_used().wrapping_sub(self.wish(memory)?);
+        // A wish for one that is not there yet is far behind the last.
+        Ok(Some(if beyond > self.size() { 0 } else { beyond }))
+    }
+
+    /// Returns the entry of the used ring that the driver wants to be told of.
+    fn wish(&self, memory: &Memory) -> Result<u16, QueueError> {
         // The driver writes its wish, then looks at the index; here it is the reverse.
         fence(Ordering::SeqCst);
         // After flags, index and entries of 2 bytes (virtio 1.2, 2.7.10); see is_valid.
         let wish = 4 + 2 * u64::from(self.queue.size());
-        let event: u16 = memory
+        let event = memory
             .read_obj(GuestAddress(self.queue.avail_ring() + wish))
             .map(u16::from_le)
             .map_err(|error| QueueError::Ring(virtio_queue::Error::GuestMemory(error)))?;
-        let new = self.considered;
-        Ok(new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old))
+        Ok(event)
     }
 
     /// Returns the number of entries.

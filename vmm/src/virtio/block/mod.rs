@@ -94,31 +94,6 @@ impl Block {
         block.counters = state.counters;
         Ok(block)
     }
-
-    fn config(&self) -> [u8; CONFIG] {
-        let mut config = [0; CONFIG];
-        let mut put = |offset: usize, value: u32| {
-            config[offset..offset + 4].copy_from_slice(&value.to_le_bytes());
-        };
-        let sectors = self.disk.length() / SECTOR;
-        put(0, sectors as u32);
-        put(4, (sectors >> 32) as u32);
-        put(8, MAX_SEGMENT_BYTES);
-        put(12, MAX_SEGMENTS);
-        put(20, SECTOR as u32);
-        // Discard: sectors, segments, alignment; then write zeroes: sectors, segments, may unmap.
-        for (offset, value) in [
-            (36, MAX_PUNCH_SECTORS),
-            (40, MAX_PUNCHES),
-            (44, 8),
-            (48, MAX_PUNCH_SECTORS),
-            (52, MAX_PUNCHES),
-            (56, 1),
-        ] {
-            put(offset, value);
-        }
-        config
-    }
 }
 
 impl VirtioDevice for Block {
@@ -142,14 +117,29 @@ impl VirtioDevice for Block {
         }
     }
 
-    fn read_config(&self, offset: u64, data: &mut [u8]) {
-        let config = self.config();
-        let rest = usize::try_from(offset)
-            .ok()
-            .and_then(|offset| config.get(offset..));
-        for (byte, value) in data.iter_mut().zip(rest.unwrap_or_default()) {
-            *byte = *value;
+    fn config(&self) -> Vec<u8> {
+        let mut config = vec![0; CONFIG];
+        let mut put = |offset: usize, value: u32| {
+            config[offset..offset + 4].copy_from_slice(&value.to_le_bytes());
+        };
+        let sectors = self.disk.length() / SECTOR;
+        put(0, sectors as u32);
+        put(4, (sectors >> 32) as u32);
+        put(8, MAX_SEGMENT_BYTES);
+        put(12, MAX_SEGMENTS);
+        put(20, SECTOR as u32);
+        // Discard: sectors, segments, alignment; then write zeroes: sectors, segments, may unmap.
+        for (offset, value) in [
+            (36, MAX_PUNCH_SECTORS),
+            (40, MAX_PUNCHES),
+            (44, 8),
+            (48, MAX_PUNCH_SECTORS),
+            (52, MAX_PUNCHES),
+            (56, 1),
+        ] {
+            put(offset, value);
         }
+        config
     }
 
     fn activate(&mut self, activation: Activation) -> Result<(), DeviceError> {

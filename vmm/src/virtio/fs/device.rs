@@ -310,19 +310,14 @@ impl VirtioDevice for Fs {
         0
     }
 
-    fn read_config(&self, offset: u64, data: &mut [u8]) {
-        let mut config = [0; CONFIG];
+    fn config(&self) -> Vec<u8> {
+        let mut config = vec![0; CONFIG];
         config
             .iter_mut()
             .zip(self.tag.bytes())
             .for_each(|(place, byte)| *place = byte);
         config[TAG..].copy_from_slice(&1u32.to_le_bytes());
-        let rest = usize::try_from(offset)
-            .ok()
-            .and_then(|offset| config.get(offset..));
-        for (byte, value) in data.iter_mut().zip(rest.unwrap_or_default()) {
-            *byte = *value;
-        }
+        config
     }
 
     fn activate(&mut self, activation: Activation) -> Result<(), DeviceError> {

@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind};
 use std::os::fd::AsRawFd;
+use std::time::Duration;
 
 use virtio_bindings::virtio_net::{
     VIRTIO_NET_F_CSUM, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_ECN, VIRTIO_NET_F_GUEST_TSO4,
@@ -12,6 +13,7 @@ use virtio_bindings::virtio_net::{
 };
 use vm_memory::VolatileSlice;
 use vmm_sys_util::epoll::EventSet;
+use vmm_sys_util::timerfd::TimerFd;
 
 use super::header::{HEADER_SIZE, Header, NUM_BUFFERS};
 use super::state::State;
@@ -40,6 +42,14 @@ const MIN_MTU: u16 = 68;
 const MAX_DESCRIPTORS: usize = 64;
 /// The token of the port.
 const PORT: u32 = 0;
+/// The token of the clock.
+const CLOCK: u32 = 1;
+/// How long the guest may wait to be told that a lone frame was sent. It mostly finds out before that, as
+/// it looks when a frame comes or the next one goes. One frame stops no sender: TCP has two under way,
+/// other sockets buffers for more.
+const LONE_PATIENCE: Duration = Duration::from_millis(4);
+/// The most that is called a lone frame, bytes. What is larger may be memory that the sender waits for.
+const LONE_FRAME: usize = 2048;
 
 /// Why the device could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -50,6 +60,9 @@ pub enum NetError {
     /// An MTU that the guest would not take.
     #[error("MTU {0} is below 68")]
     Mtu(u16),
+    /// The host has no more descriptors.
+    #[error("create clock")]
+    Clock(#[source] io::Error),
 }
 
 /// The frame that was read last.
@@ -128,6 +141,9 @@ pub struct Net<P = Tap> {
     blocked: bool,
     /// The last turn of receiving was over before the port was empty.
     unfinished: bool,
+    /// The guest has not been told of a lone frame that was sent, and the clock runs.
+    untold: bool,
+    clock: TimerFd,
 }
 
 impl<P: Port> Net<P> {
@@ -152,6 +168,8 @@ impl<P: Port> Net<P> {
             unplugged: false,
             blocked: false,
             unfinished: false,
+            untold: false,
+            clock: TimerFd::new().map_err(|error| NetError::Clock(error.into()))?,
         })
     }
 
@@ -161,17 +179,6 @@ impl<P: Port> Net<P> {
     /// [`NetError`].
     pub fn restore(state: &State, port: P) -> Result<Self, NetError> {
         Self::new(port, state.mac, state.mtu)
-    }
-
-    fn config(&self) -> [u8; 12] {
-        let mut config = [0; 12];
-        config[..6].copy_from_slice(&self.mac);
-        if !self.unplugged {
-            config[6] = VIRTIO_NET_S_LINK_UP as u8;
-        }
-        config[8] = 1;
-        config[10..].copy_from_slice(&self.mtu.unwrap_or_default().to_le_bytes());
-        config
     }
 
     /// Moves frames in these directions, and for the guest if there are some left from before.
@@ -274,6 +281,7 @@ impl<P: Port> Net<P> {
         let mut progress = Progress::More(TX as u16);
         self.blocked = false;
         let mut used = false;
+        let mut last = 0;
         queue.disable_notification(memory)?;
         for _ in 0..BUDGET {
             let Some(chain) = queue.pop(memory)? else {
@@ -289,7 +297,10 @@ impl<P: Port> Net<P> {
                 .map_err(io::Error::other)
                 .and_then(|()| send(&self.port, &mut buffers.readable, active.features));
             match sent {
-                Ok(len) => self.counters.bytes_out += len as u64,
+                Ok(len) => {
+                    self.counters.bytes_out += len as u64;
+                    last = len;
+                }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {
                     queue.undo_pop();
                     self.blocked = true;
@@ -303,10 +314,25 @@ impl<P: Port> Net<P> {
             queue.push_used(memory, head, 0)?;
             used = true;
         }
-        if used {
-            active.notify(TX)?;
+        if used && (queue.needs_interrupt(memory)? || self.untold) {
+            let lone = last <= LONE_FRAME && queue.unseen(memory)? == Some(1);
+            self.untold = lone && self.clock.reset(LONE_PATIENCE, None).is_ok();
+            if !self.untold && queue.unseen(memory)? != Some(0) {
+                active.interrupt.signal_queue();
+            }
         }
         Ok(progress)
+    }
+
+    /// Tells the guest of a lone frame that was sent some time ago, unless it knows.
+    fn tell_of_lone_frame(&mut self) -> Result<(), DeviceError> {
+        let untold = std::mem::take(&mut self.untold);
+        if let Some(active) = self.active.as_ref().filter(|_| untold)
+            && active.queues[TX].unseen(&active.memory)? != Some(0)
+        {
+            active.interrupt.signal_queue();
+        }
+        Ok(())
     }
 
     /// Tells the guest that the link is down.
@@ -315,7 +341,7 @@ impl<P: Port> Net<P> {
         self.blocked = false;
         if let Some(active) = &self.active {
             let _ = active.watcher.remove(self.port.file().as_raw_fd());
-            active.interrupt.signal_config();
+            active.interrupt.signal_config(&self.config());
         }
     }
 }
@@ -583,13 +609,15 @@ impl<P: Port> VirtioDevice for Net<P> {
         features
     }
 
-    fn read_config(&self, offset: u64, data: &mut [u8]) {
-        let config = self.config();
-        let start = usize::try_from(offset).unwrap_or(usize::MAX);
-        let rest = config.get(start..).unwrap_or_default();
-        for (at, byte) in data.iter_mut().enumerate() {
-            *byte = rest.get(at).copied().unwrap_or_default();
+    fn config(&self) -> Vec<u8> {
+        let mut config = vec![0; 12];
+        config[..6].copy_from_slice(&self.mac);
+        if !self.unplugged {
+            config[6] = VIRTIO_NET_S_LINK_UP as u8;
         }
+        config[8] = 1;
+        config[10..].copy_from_slice(&self.mtu.unwrap_or_default().to_le_bytes());
+        config
     }
 
     fn activate(&mut self, activation: Activation) -> Result<(), DeviceError> {
@@ -607,6 +635,11 @@ impl<P: Port> VirtioDevice for Net<P> {
                 .watcher
                 .add(self.port.file().as_raw_fd(), PORT, events)
                 .map_err(DeviceError::Watch)?;
+            let events = EventSet::IN | EventSet::EDGE_TRIGGERED;
+            activation
+                .watcher
+                .add(self.clock.as_raw_fd(), CLOCK, events)
+                .map_err(DeviceError::Watch)?;
         }
         self.active = Some(activation);
         Ok(())
@@ -617,10 +650,12 @@ impl<P: Port> VirtioDevice for Net<P> {
             && !self.unplugged
         {
             let _ = active.watcher.remove(self.port.file().as_raw_fd());
+            let _ = active.watcher.remove(self.clock.as_raw_fd());
         }
         self.frame.len = 0;
         self.blocked = false;
         self.unfinished = false;
+        self.untold = false;
     }
 
     fn active(&self) -> Option<&Activation> {
@@ -634,6 +669,9 @@ impl<P: Port> VirtioDevice for Net<P> {
     }
 
     fn on_event(&mut self, token: u32, ready: EventSet) -> Result<Progress, DeviceError> {
+        if token == CLOCK {
+            self.tell_of_lone_frame()?;
+        }
         if token != PORT || self.unplugged {
             return Ok(Progress::Done);
         }

@@ -87,14 +87,10 @@ impl VirtioDevice for Pmem {
         0
     }
 
-    fn read_config(&self, offset: u64, data: &mut [u8]) {
-        let fields = [self.window.start(), self.window.length()].map(u64::to_le_bytes);
-        let rest = usize::try_from(offset)
-            .ok()
-            .and_then(|offset| fields.as_flattened().get(offset..));
-        for (byte, value) in data.iter_mut().zip(rest.unwrap_or_default()) {
-            *byte = *value;
-        }
+    fn config(&self) -> Vec<u8> {
+        [self.window.start(), self.window.length()]
+            .map(u64::to_le_bytes)
+            .concat()
     }
 
     fn activate(&mut self, activation: Activation) -> Result<(), DeviceError> {

@@ -59,7 +59,9 @@ impl VirtioDevice for Rng {
         0
     }
 
-    fn read_config(&self, _offset: u64, _data: &mut [u8]) {}
+    fn config(&self) -> Vec<u8> {
+        Vec::new()
+    }
 
     fn activate(&mut self, activation: Activation) -> Result<(), DeviceError> {
         self.active = Some(activation);

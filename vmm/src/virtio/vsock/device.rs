@@ -328,13 +328,8 @@ impl VirtioDevice for Vsock {
         0
     }
 
-    fn read_config(&self, offset: u64, data: &mut [u8]) {
-        let config = u64::from(self.cid).to_le_bytes();
-        let start = usize::try_from(offset).unwrap_or(usize::MAX);
-        let rest = config.get(start..).unwrap_or_default();
-        for (at, byte) in data.iter_mut().enumerate() {
-            *byte = rest.get(at).copied().unwrap_or_default();
-        }
+    fn config(&self) -> Vec<u8> {
+        u64::from(self.cid).to_le_bytes().to_vec()
     }
 
     fn activate(&mut self, activation: Activation) -> Result<(), DeviceError> {
