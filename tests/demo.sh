@@ -82,8 +82,6 @@ inside() {
     step "Done"
 }
 
-cri() { hull-cri -r "$DIR/hull.sock" "$@"; }
-
 # The node, and what runs on it.
 set_up() {
     set_up_node "$DIR" "$HULL_TEST_IMAGES" demo.registry

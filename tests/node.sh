@@ -51,6 +51,9 @@ start_daemon() {
     return 1
 }
 
+# The CRI client of the node in DIR.
+cri() { hull-cri -r "$DIR/hull.sock" "$@"; }
+
 # take_down_node DIR: removes pods that are left, then everything that set_up_node made.
 take_down_node() {
     local cri=(hull-cri -r "$1/hull.sock") pod

@@ -50,7 +50,6 @@ inside() {
     return $SHORT
 }
 
-cri() { hull-cri -r "$DIR/hull.sock" "$@"; }
 seconds() { awk -v ns="$(($2 - $1))" 'BEGIN { printf "%.1f", ns / 1e9 }'; }
 used() { awk '{ v[$1] = $2 } END { print v["MemTotal:"] - v["MemFree:"] - v["Cached:"] - v["Buffers:"] + v["Shmem:"] }' /proc/meminfo; }
 

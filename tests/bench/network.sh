@@ -65,8 +65,6 @@ inside() {
     report
 }
 
-cri() { hull-cri -r "$DIR/hull.sock" "$@"; }
-
 start_hull() {
     cat >"$DIR/pod.json" <<J
 {"metadata": {"name": "bench", "uid": "bench-uid", "namespace": "default", "attempt": 0},

@@ -73,8 +73,6 @@ make_image() {
     rm -rf "$work"
 }
 
-cri() { hull-cri -r "$DIR/hull.sock" "$@"; }
-
 # start MODE NUMBER: sets POD, CONTAINER and VMM.
 start() {
     local begin

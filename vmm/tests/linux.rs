@@ -44,6 +44,7 @@ fn patterned(bytes: usize) -> File {
 #[test]
 fn linux_starts_and_ends_without_pit_pic_keyboard_acpi_and_pci() {
     let script = "echo up $(cut -d' ' -f1 /proc/uptime); grep . /sys/devices/system/clocksource/clocksource0/current_clocksource\n\
+        cat /sys/devices/system/cpu/cpuidle/current_driver /sys/devices/system/cpu/cpuidle/current_governor\n\
         cat /proc/interrupts; sleep 1; echo done";
     let Some(mut guest) = boot(script, &machine(128), &[]) else {
         return;
@@ -63,6 +64,8 @@ fn linux_starts_and_ends_without_pit_pic_keyboard_acpi_and_pci() {
         output.contains("kvm-clock") || output.contains("tsc"),
         "{output}"
     );
+    // Else every idle period would stop the tick.
+    assert!(output.contains("haltpoll\nmenu"), "{output}");
     let (_, report) = guest.vmm.wait();
     assert_eq!(report.reason, ExitReason::GuestShutdown, "reboot=t");
 }

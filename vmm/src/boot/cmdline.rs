@@ -15,10 +15,11 @@ pub const MAX: usize = 2047;
 /// - `8250.nr_uarts=1`: look for one serial port, each look costs exits;
 /// - `tsc=reliable`, `no_timer_check`: KVM's clock needs no second opinion;
 /// - `random.trust_cpu=on`: the boot parameters carry a seed as well;
+/// - `cpuidle_haltpoll.force=1 cpuidle.governor=menu`: a vCPU that wakes soon keeps its tick;
 /// - `cryptomgr.notests`, `swiotlb=noforce`, `nomodule`, `rcupdate.rcu_expedited=1`: start faster.
 const BASE: &str = "console=ttyS0 reboot=t panic=-1 nomodule 8250.nr_uarts=1 tsc=reliable \
     no_timer_check random.trust_cpu=on cryptomgr.notests swiotlb=noforce \
-    rcupdate.rcu_expedited=1 noreplace-smp";
+    rcupdate.rcu_expedited=1 noreplace-smp cpuidle_haltpoll.force=1 cpuidle.governor=menu";
 /// For a console that nobody sees: only a panic is printed.
 const QUIET: &str = "quiet loglevel=1";
 

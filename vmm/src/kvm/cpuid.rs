@@ -17,6 +17,7 @@ const PERFORMANCE: u32 = 0xa;
 const TOPOLOGY: u32 = 0xb;
 const TOPOLOGY_V2: u32 = 0x1f;
 const HYPERVISOR: u32 = 0x4000_0000;
+const KVM: u32 = 0x4000_0001;
 const TIMING: u32 = 0x4000_0010;
 const AMD_HIGHEST: u32 = 0x8000_0000;
 /// The processor's name.
@@ -32,6 +33,8 @@ const ECX_TSC_DEADLINE: u32 = 1 << 24;
 const ECX_HYPERVISOR: u32 = 1 << 31;
 const EDX_HTT: u32 = 1 << 28;
 const EAX_ARAT: u32 = 1 << 2;
+/// `KVM_FEATURE_POLL_CONTROL`
+const EAX_POLL_CONTROL: u32 = 1 << 12;
 const ECX_CMP_LEGACY: u32 = 1 << 1;
 
 /// The frequency of KVM's local APIC timer, in kHz.
@@ -139,6 +142,9 @@ impl Template {
                 id_bits(cores) << 12 | (cores - 1)
             };
         });
+        // The guest's idle driver would turn the host's polling off, in favour of its own, which it
+        // is told not to do. Whether to poll is for the host.
+        template.change(KVM, |entry| entry.eax &= !EAX_POLL_CONTROL);
         template.change(HYPERVISOR, |entry| entry.eax = entry.eax.max(TIMING));
         template
     }
@@ -273,6 +279,7 @@ mod tests {
             entry(TOPOLOGY, 0, [1, 2, 3, 77]),
             entry(TOPOLOGY_V2, 0, [1, 2, 3, 77]),
             entry(HYPERVISOR, 0, [0x4000_0001, 0, 0, 0]),
+            entry(KVM, 0, [0x0100_7efb, 0, 0, 0]),
             entry(AMD_SIZES, 0, [0x30_3034, 0, 0x7f, 0]),
             entry(AMD_TOPOLOGY, 0, [77, 7, 7, 0]),
         ];
@@ -297,6 +304,7 @@ mod tests {
         assert_eq!((core.eax, core.ebx, core.ecx, core.edx), (2, 3, 0x201, 2));
         assert!(entries.iter().all(|e| e.function != TOPOLOGY_V2));
         assert_eq!(find(&entries, HYPERVISOR, 0).eax, TIMING);
+        assert_eq!(find(&entries, KVM, 0).eax, 0x0100_6efb);
         assert_eq!(find(&entries, TIMING, 0).eax, 2_500_000);
     }
 
