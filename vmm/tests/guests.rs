@@ -182,14 +182,14 @@ fn a_kernel_that_panics_is_told_from_one_that_shuts_down() {
 }
 
 #[test]
-fn running_off_into_device_memory_is_a_kvm_error() {
+fn running_off_into_nowhere_is_a_kvm_error() {
     if !has_kvm() {
         return;
     }
     let vmm = Vmm::start();
-    // mov eax, SLOT; jmp rax
+    // mov eax, …; jmp rax
     vmm.connect()
-        .boot(&Code::default().load(SLOT + 0x10).raw(&[0xff, 0xe0]));
+        .boot(&Code::default().load(0xe000_0000).raw(&[0xff, 0xe0]));
     let (status, report) = vmm.wait();
     assert!(!status.success());
     assert_eq!(report.reason, ExitReason::KvmError);
