@@ -6,12 +6,13 @@
 //! whoever sends the frame on at last. The tap is opened, named and connected by the
 //! daemon.
 //!
-//! Read in this order: [`header`], [`tap`], [`device`].
+//! Read in this order: [`header`], [`tap`], `frame` (what is read from a tap), [`device`].
 //!
 //! Not here: several queue pairs (a virtio-mmio device has one interrupt, so they would share
 //! a CPU of the guest), the control queue (so no filters by MAC or VLAN), UDP segmentation.
 
 pub mod device;
+mod frame;
 pub mod header;
 pub mod state;
 pub mod tap;

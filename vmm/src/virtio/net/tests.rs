@@ -16,7 +16,8 @@ use virtio_bindings::virtio_net::{
 use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::epoll::{Epoll, EpollEvent, EventSet};
 
-use super::device::{BUDGET, MAX_FRAME, MIN_FRAME, RX, TX};
+use super::device::{BUDGET, RX, TX};
+use super::frame::{MAX_FRAME, MIN_FRAME};
 use super::header::HEADER_SIZE;
 use super::tap::{Port, offloads};
 use super::{Net, NetError, State, Tap, TapError};
