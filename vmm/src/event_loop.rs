@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixListener;
+use std::sync::Arc;
 use std::time::Instant;
 
 use hull_proto_vmm::{
@@ -19,7 +20,7 @@ use crate::control::connection::{Connection, ConnectionError, Incoming};
 use crate::fds::Fds;
 use crate::kvm::vcpu::Vcpus;
 use crate::machine::{Machine, MachineError};
-use crate::service::{self, Epolls};
+use crate::service;
 use crate::{exit, log};
 
 /// Connections at a time; the daemon needs one, a person debugging another.
@@ -51,7 +52,7 @@ pub enum LoopError {
 #[derive(Debug)]
 pub struct EventLoop {
     epoll: Epoll,
-    devices: Epolls,
+    devices: Arc<Epoll>,
     listener: Option<UnixListener>,
     /// Whether connections are not looked for.
     recess: bool,
@@ -71,7 +72,7 @@ impl EventLoop {
     pub fn new(start: Instant) -> Result<Self, LoopError> {
         let new = Self {
             epoll: Epoll::new().map_err(LoopError::Epoll)?,
-            devices: Epolls::new().map_err(LoopError::Epoll)?,
+            devices: Arc::new(Epoll::new().map_err(LoopError::Epoll)?),
             listener: None,
             recess: false,
             signal: None,
@@ -81,7 +82,7 @@ impl EventLoop {
             state: VmState::Empty,
             start,
         };
-        new.watch(new.devices.others.as_raw_fd(), DEVICES, EventSet::IN)?;
+        new.watch(new.devices.as_raw_fd(), DEVICES, EventSet::IN)?;
         Ok(new)
     }
 
@@ -168,7 +169,7 @@ impl EventLoop {
                     ENDED => self.ended(),
                     DEVICES => {
                         if let Some(machine) = &self.machine {
-                            service::serve_ready(machine.slots(), &self.devices.others)
+                            service::serve_ready(machine.slots(), &self.devices)
                                 .map_err(LoopError::Epoll)?;
                         }
                         None
@@ -397,7 +398,7 @@ impl EventLoop {
         self.epoll
             .ctl(
                 ControlOperation::Delete,
-                self.devices.others.as_raw_fd(),
+                self.devices.as_raw_fd(),
                 EpollEvent::default(),
             )
             .map_err(LoopError::Epoll)?;
@@ -406,7 +407,7 @@ impl EventLoop {
     }
 
     fn resume(&mut self) -> Result<(), LoopError> {
-        self.watch(self.devices.others.as_raw_fd(), DEVICES, EventSet::IN)?;
+        self.watch(self.devices.as_raw_fd(), DEVICES, EventSet::IN)?;
         if let Some(machine) = &self.machine {
             machine.resume();
         }

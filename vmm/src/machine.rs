@@ -10,6 +10,7 @@ use kvm_ioctls::VcpuFd;
 use vm_memory::GuestMemoryError;
 use vm_memory::mmap::MmapRegionError;
 use vm_superio::Trigger;
+use vmm_sys_util::epoll::Epoll;
 
 use crate::boot::cmdline::{self, CmdlineError};
 use crate::boot::kernel::{self, KernelError};
@@ -173,17 +174,18 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// Builds a machine that is ready to start. Its devices are watched through `epolls`.
+    /// Builds a machine that is ready to start. Devices without a thread are watched through `epoll`.
     ///
     /// # Errors
     /// [`MachineError`]; nothing is left.
-    pub fn build(config: &VmConfig, fds: &Fds, epolls: &Epolls) -> Result<Self, MachineError> {
+    pub fn build(config: &VmConfig, fds: &Fds, epoll: &Arc<Epoll>) -> Result<Self, MachineError> {
         let (boot, total) = (config.boot_vcpus, config.vcpus);
         if boot == 0 || boot > total || total == u8::MAX {
             return Err(MachineError::Vcpus { boot, total });
         }
         let serial = config.serial.map(|index| fds.file(index)).transpose()?;
         let cmdline = cmdline::compose(&config.cmdline, boot, serial.is_some())?;
+        let epolls = Epolls::new(Arc::clone(epoll), total).map_err(MachineError::Start)?;
         let mut phases = Phases::default();
 
         let memory = phases.time("memory", || memory::allocate(config.memory_mib))?;
@@ -194,7 +196,7 @@ impl Machine {
         let windows = Arc::new(Windows::new(&memory, address_bits, Arc::clone(&vm) as _)?);
         let memory = windows.join(&memory);
         let hardware = phases.time("devices", || {
-            populate(config, fds, &memory, &windows, &vm, epolls, serial)
+            populate(config, fds, &memory, &windows, &vm, &epolls, serial)
         })?;
         Ok(Self {
             vm,
@@ -203,7 +205,7 @@ impl Machine {
             hardware,
             processors: Processors::Ready(vcpus),
             workers: Vec::new(),
-            epolls: epolls.clone(),
+            epolls,
             phases,
         })
     }
@@ -215,13 +217,19 @@ impl Machine {
     pub fn start(&mut self) -> Result<(), MachineError> {
         if let Processors::Ready(fds) = &mut self.processors {
             let fds = std::mem::take(fds);
-            for (name, epoll) in [
+            for (name, epolls) in [
                 ("disks", &self.epolls.disks),
                 ("network", &self.epolls.network),
             ] {
-                let slots = Arc::clone(&self.hardware.slots);
-                let worker = Worker::start(name, slots, Arc::clone(epoll));
-                self.workers.push(worker.map_err(MachineError::Start)?);
+                for (number, epoll) in (1..).zip(epolls.iter()) {
+                    let name = match number {
+                        1 => name.to_owned(),
+                        _ => format!("{name}{number}"),
+                    };
+                    let slots = Arc::clone(&self.hardware.slots);
+                    let worker = Worker::start(name, slots, Arc::clone(epoll));
+                    self.workers.push(worker.map_err(MachineError::Start)?);
+                }
             }
             let vcpus =
                 Vcpus::start(fds, &self.hardware, &self.memory).map_err(MachineError::Start)?;

@@ -1,21 +1,24 @@
 //! Serving devices: taking events of an epoll set to the devices that they are for.
 //!
 //! Disks have a thread of their own ([`Worker`]), because a host's file system may take its time, and
-//! the network and the agent's connection must not wait for it. Network cards have one, so that a guest
-//! that floods does not hold up its agent, and a packet costs no detour over the event loop's set. All
-//! else is served by the event loop.
+//! the network and the agent's connection must not wait for it. Network cards have others, so that a
+//! guest that floods does not hold up its agent, and a packet costs no detour over the event loop's set:
+//! one for each vCPU, up to the number of pairs of queues that a card may have. The first serves the
+//! first pair of each card, and so on. All else is served by the event loop.
 
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
 
+use hull_proto_vmm::MAX_QUEUE_PAIRS;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::slots::Slots;
-use crate::virtio::Progress;
+use crate::slots::{Attached, Slots};
+use crate::virtio::device::lane_of;
 use crate::virtio::watch::{Source, decode};
+use crate::virtio::{DeviceError, Progress};
 use crate::{lock, log};
 
 /// Events taken at a time.
@@ -28,24 +31,26 @@ const WAKE: u64 = u64::MAX;
 /// The sets that devices are watched through.
 #[derive(Debug, Clone)]
 pub struct Epolls {
-    /// Of disks.
-    pub disks: Arc<Epoll>,
-    /// Of network cards.
-    pub network: Arc<Epoll>,
-    /// Of all other devices.
-    pub others: Arc<Epoll>,
+    /// Of disks: one.
+    pub disks: Arc<[Arc<Epoll>]>,
+    /// Of network cards: one per lane.
+    pub network: Arc<[Arc<Epoll>]>,
+    /// Of all other devices: one.
+    pub others: Arc<[Arc<Epoll>]>,
 }
 
 impl Epolls {
-    /// Creates empty sets.
+    /// Creates empty sets for a VM of so many vCPUs, beside the event loop's.
     ///
     /// # Errors
     /// When the host has no more descriptors.
-    pub fn new() -> io::Result<Self> {
+    pub fn new(others: Arc<Epoll>, vcpus: u8) -> io::Result<Self> {
+        let lanes = usize::from(vcpus).clamp(1, MAX_QUEUE_PAIRS);
+        let network: io::Result<Vec<_>> = (0..lanes).map(|_| Epoll::new().map(Arc::new)).collect();
         Ok(Self {
-            disks: Arc::new(Epoll::new()?),
-            network: Arc::new(Epoll::new()?),
-            others: Arc::new(Epoll::new()?),
+            disks: [Arc::new(Epoll::new()?)].into(),
+            network: network?.into(),
+            others: [others].into(),
         })
     }
 }
@@ -79,26 +84,39 @@ fn serve(slots: &Slots, event: EpollEvent) {
     let Some(attached) = slots.find(slot, generation) else {
         return;
     };
-    let mut device = lock(&attached.device);
-    let result = match source {
-        Source::Kick(queue) => device.on_kick(queue),
-        Source::Device(token) => device.on_event(token, event.event_set()),
-    };
-    match result {
+    match handle(&attached, source, event.event_set()) {
         Ok(Progress::Done) => {}
-        Ok(Progress::More(queue)) => {
-            drop(device);
-            slots.kick(slot, queue);
-        }
+        Ok(Progress::More(queue)) => slots.kick(slot, queue),
         Err(error) => {
             log::note(&format!(
                 "device in slot {slot} needs a reset: {}",
                 log::chain(&error)
             ));
-            device.reset();
-            drop(device);
+            // A driver that has reset it meanwhile has to do so once more.
+            lock(&attached.device).reset();
             attached.interrupt.needs_reset();
         }
+    }
+}
+
+/// Has the lane handle what is its own, if it has any part of the device in use, else the device.
+fn handle(attached: &Attached, source: Source, ready: EventSet) -> Result<Progress, DeviceError> {
+    let lane = match source {
+        Source::Kick(queue) => lane_of(queue.into()),
+        Source::Device(token) => lane_of(token),
+    };
+    if let Some(mut lane) = attached.lanes.get(lane).map(|lane| lock(lane))
+        && lane.is_active()
+    {
+        return match source {
+            Source::Kick(queue) => lane.on_kick(queue),
+            Source::Device(token) => lane.on_event(token, ready),
+        };
+    }
+    let mut device = lock(&attached.device);
+    match source {
+        Source::Kick(queue) => device.on_kick(queue),
+        Source::Device(token) => device.on_event(token, ready),
     }
 }
 
@@ -122,7 +140,7 @@ impl Worker {
     ///
     /// # Errors
     /// When the host has no more threads or descriptors.
-    pub fn start(name: &'static str, slots: Arc<Slots>, epoll: Arc<Epoll>) -> io::Result<Self> {
+    pub fn start(name: String, slots: Arc<Slots>, epoll: Arc<Epoll>) -> io::Result<Self> {
         let wake = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?;
         epoll.ctl(
             ControlOperation::Add,
@@ -137,7 +155,7 @@ impl Worker {
         });
         let theirs = Arc::clone(&control);
         thread::Builder::new()
-            .name(name.to_owned())
+            .name(name.clone())
             .stack_size(STACK)
             .spawn(move || {
                 if let Err(error) = theirs.run(&slots, &epoll) {
@@ -244,11 +262,16 @@ mod tests {
 
     #[test]
     fn the_worker_serves_disks_unless_paused_and_ends_when_dropped() {
-        let epolls = Epolls::new().unwrap();
+        let epolls = Epolls::new(Arc::new(Epoll::new().unwrap()), 1).unwrap();
         let ioapic = Arc::new(Ioapic::new(Nothing));
         let slots = Arc::new(Slots::new(&ioapic, memory(0x10000), epolls.clone()).unwrap());
         slots.attach(1, disk(), &Nothing).unwrap();
-        let worker = Worker::start("disks", Arc::clone(&slots), Arc::clone(&epolls.disks)).unwrap();
+        let worker = Worker::start(
+            "disks".to_owned(),
+            Arc::clone(&slots),
+            Arc::clone(&epolls.disks[0]),
+        )
+        .unwrap();
         let long = Duration::from_secs(10);
         for count in 1..4 {
             slots.kick(1, 0);

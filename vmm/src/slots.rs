@@ -2,7 +2,7 @@
 //!
 //! A slot is empty or holds a [`Transport`]. vCPUs lock a slot for a register access; the event loop
 //! locks it to attach and detach, and otherwise only to find the device, which it uses without
-//! holding the slot. Lock order: slot, device, IOAPIC.
+//! holding the slot. Lock order: slot, device, lane of a device, IOAPIC.
 
 use std::io;
 use std::os::fd::AsRawFd;
@@ -16,6 +16,7 @@ use crate::layout::{SLOT_BASE, SLOT_SIZE, slot_address, slot_pin};
 use crate::legacy::ioapic::{Ioapic, MessageSink};
 use crate::lock;
 use crate::service::Epolls;
+use crate::virtio::device::{SharedLane, lane_of};
 use crate::virtio::mmio::{
     self, INTERRUPT_ACKNOWLEDGE, INTERRUPT_QUEUE, Line, MmioInterrupt, QUEUE_NOTIFY, SharedDevice,
     Transport,
@@ -92,6 +93,8 @@ struct Slot {
 pub struct Attached {
     /// The device.
     pub device: SharedDevice,
+    /// Its lanes.
+    pub lanes: Arc<[SharedLane]>,
     /// Its interrupt.
     pub interrupt: Arc<MmioInterrupt>,
 }
@@ -161,12 +164,12 @@ impl Slots {
             return Err(SlotError::Taken(slot));
         }
         place.generation = place.generation.wrapping_add(1);
-        let epoll = match device.kind() {
+        let sets = match device.kind() {
             Kind::Block => &self.epolls.disks,
             Kind::Net => &self.epolls.network,
             Kind::Rng | Kind::Vsock | Kind::Fs | Kind::Pmem => &self.epolls.others,
         };
-        let watcher = Watcher::new(Arc::clone(epoll), slot, place.generation);
+        let watcher = Watcher::new(Arc::clone(sets), slot, place.generation);
         let mut kicks = Vec::new();
         let connected = (0..device.queue_sizes().len())
             .try_for_each(|queue| {
@@ -175,7 +178,7 @@ impl Slots {
                 doorbells.connect(&kick, slot_address(slot) + QUEUE_NOTIFY, queue.into())?;
                 let fd = kick.as_raw_fd();
                 kicks.push(kick);
-                watcher.add_kick(fd, queue)
+                watcher.for_lane(lane_of(queue.into())).add_kick(fd, queue)
             })
             .and_then(|()| {
                 let all = doorbell()?;
@@ -231,6 +234,7 @@ impl Slots {
             .filter(|_| place.generation == generation)?;
         Some(Attached {
             device: Arc::clone(transport.device()),
+            lanes: Arc::clone(transport.lanes()),
             interrupt: Arc::clone(transport.interrupt()),
         })
     }

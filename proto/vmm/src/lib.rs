@@ -25,6 +25,9 @@ pub const MAX_FDS: usize = 253;
 /// The number of virtio-mmio slots of every VM.
 pub const SLOTS: u8 = 32;
 
+/// The most pairs of queues that a network card has.
+pub const MAX_QUEUE_PAIRS: usize = 8;
+
 /// A position in the list of file descriptors sent with the request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FdIndex(pub u32);

@@ -52,8 +52,8 @@ struct Machine {
 fn machine(most: usize) -> Machine {
     let sink = Arc::new(Sink::default());
     let ioapic = Arc::new(Ioapic::new(Arc::clone(&sink)));
-    let epolls = Epolls::new().unwrap();
-    let epoll = Arc::clone(&epolls.others);
+    let epoll = Arc::new(Epoll::new().unwrap());
+    let epolls = Epolls::new(Arc::clone(&epoll), 1).unwrap();
     let slots = Slots::new(&ioapic, memory(0x10000), epolls).unwrap();
     Machine {
         slots,

@@ -9,6 +9,9 @@
 //! - A vCPU that writes a transport register calls [`VirtioDevice::activate`] (`DRIVER_OK`),
 //!   [`VirtioDevice::reset`] (status 0) . These do no I/O.
 //!
+//! A device of several queues may consist of [`Lane`]s, each with a mutex of its own, which threads of
+//! their own serve without the device's. The device locks them for all else that it does.
+//!
 //! ```text
 //!            activate (DRIVER_OK)
 //!   idle ──────────────────────────▶ active ── on_kick / on_event …
@@ -20,14 +23,15 @@
 //! host resources (fds) are given to its constructor again on restore.
 
 use std::fmt::Debug;
+use std::iter::Sum;
 use std::ops::ControlFlow;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use serde::{Deserialize, Serialize};
 use vmm_sys_util::epoll::EventSet;
 
 use super::interrupt::Interrupt;
-use super::queue::{Chain, QueueError, VirtQueue};
+use super::queue::{Chain, QueueError, QueueRecord, VirtQueue};
 use super::watch::Watcher;
 use super::{Memory, block, fs, net, pmem, rng, vsock};
 
@@ -92,6 +96,12 @@ pub struct Activation {
 }
 
 impl Activation {
+    /// Returns what a snapshot keeps of the queues.
+    #[must_use]
+    pub fn records(&self) -> Vec<QueueRecord> {
+        self.queues.iter().map(VirtQueue::record).collect()
+    }
+
     /// Tells whether the driver accepted the feature with this bit number.
     #[must_use]
     pub fn has(&self, feature: u32) -> bool {
@@ -175,6 +185,18 @@ pub struct Counters {
     pub errors: u64,
 }
 
+impl Sum for Counters {
+    fn sum<I: Iterator<Item = Self>>(parts: I) -> Self {
+        parts.fold(Self::default(), |all, part| Self {
+            notifications: all.notifications + part.notifications,
+            requests: all.requests + part.requests,
+            bytes_out: all.bytes_out + part.bytes_out,
+            bytes_in: all.bytes_in + part.bytes_in,
+            errors: all.errors + part.errors,
+        })
+    }
+}
+
 /// The guest broke the device: it needs a reset. Malformed requests that the device can answer
 /// with an error are not of this kind.
 #[derive(Debug, thiserror::Error)]
@@ -208,6 +230,35 @@ pub enum DeviceState {
     Pmem(pmem::State),
 }
 
+/// A lane, for its device and the slot.
+pub type SharedLane = Arc<Mutex<dyn Lane>>;
+
+/// A part of a device that is served on its own: queues 2*i* and 2*i* + 1, and the descriptors that
+/// are watched with these tokens, for lane *i*. [`VirtioDevice`] says what the methods do. Its lock comes
+/// after the device's.
+pub trait Lane: Debug + Send {
+    /// Tells whether it has its queues. If not, its events are the device's.
+    fn is_active(&self) -> bool;
+
+    /// See [`VirtioDevice::on_kick`].
+    ///
+    /// # Errors
+    /// A [`DeviceError`]: the loop resets the whole device and tells the guest.
+    fn on_kick(&mut self, queue: u16) -> Result<Progress, DeviceError>;
+
+    /// See [`VirtioDevice::on_event`].
+    ///
+    /// # Errors
+    /// As for [`Lane::on_kick`].
+    fn on_event(&mut self, token: u32, ready: EventSet) -> Result<Progress, DeviceError>;
+}
+
+/// Returns the lane that a queue or a token belongs to, if the device has so many.
+#[must_use]
+pub fn lane_of(number: u32) -> usize {
+    (number / 2) as usize
+}
+
 /// A virtio device.
 pub trait VirtioDevice: Debug + Send {
     /// Returns what kind of device this is.
@@ -215,6 +266,18 @@ pub trait VirtioDevice: Debug + Send {
 
     /// Returns the largest size of each queue: powers of two. Their number is fixed.
     fn queue_sizes(&self) -> &[u16];
+
+    /// Returns how many of the queues, from the first on, a driver has to set up that accepted these
+    /// features.
+    fn queues_for(&self, features: u64) -> usize {
+        let _ = features;
+        self.queue_sizes().len()
+    }
+
+    /// Returns the parts that are served without the device's lock: always the same.
+    fn lanes(&self) -> Vec<SharedLane> {
+        Vec::new()
+    }
 
     /// Returns the features of the device's own kind that it offers. The transport adds
     /// `VERSION_1`, `INDIRECT_DESC` and `EVENT_IDX`.
@@ -234,8 +297,8 @@ pub trait VirtioDevice: Debug + Send {
     /// [`Activation`]. After it returns the device touches no guest memory. Works in any state.
     fn reset(&mut self);
 
-    /// Returns the activation while active.
-    fn active(&self) -> Option<&Activation>;
+    /// Returns what a snapshot keeps of the queues that it was activated with; none when idle.
+    fn queues(&self) -> Vec<QueueRecord>;
 
     /// Handles a notification of `queue`. May be called when there is nothing in it, or when idle.
     ///

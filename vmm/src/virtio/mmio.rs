@@ -25,7 +25,7 @@ use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::device::{Activation, DeviceState, Kind, VirtioDevice};
+use super::device::{Activation, DeviceState, Kind, SharedLane, VirtioDevice};
 use super::interrupt::Interrupt;
 use super::queue::{QueueRecord, VirtQueue};
 use super::registers::Page;
@@ -205,6 +205,7 @@ pub enum RestoreError {
 #[derive(Debug)]
 pub struct Transport {
     device: SharedDevice,
+    lanes: Arc<[SharedLane]>,
     kind: Kind,
     features: u64,
     interrupt: Arc<MmioInterrupt>,
@@ -241,6 +242,7 @@ impl Transport {
         let new = Self {
             kind: device.kind(),
             features: device.features() | TRANSPORT_FEATURES,
+            lanes: device.lanes().into(),
             device: Arc::new(Mutex::new(device)),
             interrupt: Arc::new(MmioInterrupt::new(page.clone(), line)),
             page,
@@ -311,10 +313,10 @@ impl Transport {
     #[must_use]
     pub fn state(&self) -> State {
         let device = lock(&self.device);
-        let queues = match device.active() {
-            Some(active) => active.queues.iter().map(VirtQueue::record).collect(),
-            None => self.queues.clone(),
-        };
+        let mut queues = self.queues.clone();
+        for (queue, now) in queues.iter_mut().zip(device.queues()) {
+            *queue = now;
+        }
         State {
             status: self.status,
             needs_reset: self.interrupt.needs_reset.load(Ordering::SeqCst),
@@ -333,6 +335,12 @@ impl Transport {
     #[must_use]
     pub fn device(&self) -> &SharedDevice {
         &self.device
+    }
+
+    /// Returns the lanes of the device.
+    #[must_use]
+    pub fn lanes(&self) -> &Arc<[SharedLane]> {
+        &self.lanes
     }
 
     /// Returns what kind of device this is.
@@ -520,12 +528,14 @@ impl Transport {
     }
 
     fn activate(&mut self) -> Result<(), DeviceError> {
-        let mut queues = Vec::with_capacity(self.queues.len());
-        for queue in &mut self.queues {
+        let mut device = lock(&self.device);
+        let count = device.queues_for(self.driver_features);
+        let mut queues = Vec::with_capacity(count);
+        for queue in self.queues.iter_mut().take(count) {
             queue.event_idx = self.driver_features & EVENT_IDX != 0;
             queues.push(VirtQueue::new(queue, &self.memory)?);
         }
-        lock(&self.device).activate(Activation {
+        device.activate(Activation {
             memory: self.memory.clone(),
             queues,
             features: self.driver_features,

@@ -18,10 +18,12 @@ pub enum Source {
 /// Registers descriptors on behalf of the device in one slot.
 ///
 /// Each attached device has its own generation, so that events of a device that was taken out are
-/// told apart from those of its successor.
+/// told apart from those of its successor. The lanes of a device ([`super::device::Lane`]) take turns
+/// at the sets that there are; all else is watched through the first.
 #[derive(Debug, Clone)]
 pub struct Watcher {
-    epoll: Arc<Epoll>,
+    sets: Arc<[Arc<Epoll>]>,
+    lane: usize,
     slot: u8,
     generation: u16,
 }
@@ -29,13 +31,23 @@ pub struct Watcher {
 const KICK: u64 = 1 << 63;
 
 impl Watcher {
-    /// Creates the watcher of the device with this generation in `slot`.
+    /// Creates the watcher of the device with this generation in `slot`. There is at least one set.
     #[must_use]
-    pub fn new(epoll: Arc<Epoll>, slot: u8, generation: u16) -> Self {
+    pub fn new(sets: Arc<[Arc<Epoll>]>, slot: u8, generation: u16) -> Self {
         Self {
-            epoll,
+            sets,
+            lane: 0,
             slot,
             generation,
+        }
+    }
+
+    /// Returns the watcher of a lane of the device.
+    #[must_use]
+    pub fn for_lane(&self, lane: usize) -> Self {
+        Self {
+            lane,
+            ..self.clone()
         }
     }
 
@@ -45,7 +57,7 @@ impl Watcher {
     /// When the system has no more descriptors.
     #[cfg(test)]
     pub fn detached() -> io::Result<Self> {
-        Ok(Self::new(Arc::new(Epoll::new()?), 0, 0))
+        Ok(Self::new([Arc::new(Epoll::new()?)].into(), 0, 0))
     }
 
     /// Starts watching `fd` (level-triggered unless `events` says otherwise).
@@ -95,7 +107,8 @@ impl Watcher {
         events: EventSet,
     ) -> io::Result<()> {
         let data = encode(self.slot, self.generation, source);
-        self.epoll.ctl(operation, fd, EpollEvent::new(events, data))
+        let set = &self.sets[self.lane % self.sets.len()];
+        set.ctl(operation, fd, EpollEvent::new(events, data))
     }
 }
 

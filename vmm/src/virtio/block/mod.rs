@@ -18,6 +18,7 @@ use self::disk::Disk;
 use self::request::{Action, Limits, Request, SECTOR, SERIAL, Status};
 use super::buffers::{Buffers, total};
 use super::device::{Activation, Counters, DeviceError, DeviceState, Kind, Progress, VirtioDevice};
+use super::queue::QueueRecord;
 
 const QUEUE_SIZE: u16 = 128;
 /// Data segments of a request: a chain has a header and a status byte as well.
@@ -151,8 +152,11 @@ impl VirtioDevice for Block {
         self.active = None;
     }
 
-    fn active(&self) -> Option<&Activation> {
-        self.active.as_ref()
+    fn queues(&self) -> Vec<QueueRecord> {
+        self.active
+            .as_ref()
+            .map(Activation::records)
+            .unwrap_or_default()
     }
 
     fn on_kick(&mut self, _queue: u16) -> Result<Progress, DeviceError> {

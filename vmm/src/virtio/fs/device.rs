@@ -11,6 +11,7 @@ use vmm_sys_util::epoll::EventSet;
 use super::request::{Handling, Request, Room, unique};
 use super::socket::{Outcome, Socket};
 use super::state::State;
+use crate::virtio::queue::QueueRecord;
 use crate::virtio::{Activation, Counters, DeviceError, DeviceState, Kind, Progress, VirtioDevice};
 
 /// The hiprio queue: requests without an answer.
@@ -341,8 +342,11 @@ impl VirtioDevice for Fs {
         }
     }
 
-    fn active(&self) -> Option<&Activation> {
-        self.active.as_ref().map(|active| &active.activation)
+    fn queues(&self) -> Vec<QueueRecord> {
+        self.active
+            .as_ref()
+            .map(|active| active.activation.records())
+            .unwrap_or_default()
     }
 
     fn on_kick(&mut self, _queue: u16) -> Result<Progress, DeviceError> {

@@ -4,13 +4,14 @@ use vmm_sys_util::epoll::EventSet;
 
 use super::*;
 use crate::virtio::device::{Counters, Kind, Progress};
-use crate::virtio::queue::VirtQueue;
 use crate::virtio::registers::Registers;
 use crate::virtio::rng;
 use crate::virtio::test_driver::memory;
 
 const SIZES: [u16; 2] = [16, 8];
 const OWN_FEATURE: u64 = 1 << 5;
+/// With it the driver has one queue only.
+const FEWER_QUEUES: u64 = 1 << 7;
 
 /// What the test device was told.
 #[derive(Debug, Default)]
@@ -33,8 +34,11 @@ impl VirtioDevice for Fake {
     fn queue_sizes(&self) -> &[u16] {
         &SIZES
     }
+    fn queues_for(&self, features: u64) -> usize {
+        if features & FEWER_QUEUES == 0 { 2 } else { 1 }
+    }
     fn features(&self) -> u64 {
-        OWN_FEATURE
+        OWN_FEATURE | FEWER_QUEUES
     }
     fn config(&self) -> Vec<u8> {
         vec![5, 6, 7, 8, 9]
@@ -51,8 +55,11 @@ impl VirtioDevice for Fake {
         log.resets += 1;
         log.activated = self.active.take();
     }
-    fn active(&self) -> Option<&Activation> {
-        self.active.as_ref()
+    fn queues(&self) -> Vec<QueueRecord> {
+        self.active
+            .as_ref()
+            .map(Activation::records)
+            .unwrap_or_default()
     }
     fn on_kick(&mut self, _: u16) -> Result<Progress, DeviceError> {
         Ok(Progress::Done)
@@ -166,14 +173,7 @@ impl Driver {
     }
 
     fn records(&self) -> Vec<QueueRecord> {
-        let device = lock(self.transport.device());
-        device
-            .active()
-            .unwrap()
-            .queues
-            .iter()
-            .map(VirtQueue::record)
-            .collect()
+        lock(self.transport.device()).queues()
     }
 }
 
@@ -219,7 +219,7 @@ fn steps_can_not_be_skipped_and_bits_not_taken_back() {
         driver.status(ACKNOWLEDGE | DRIVER | DRIVER_OK),
         ACKNOWLEDGE | DRIVER
     );
-    assert!(lock(driver.transport.device()).active().is_none());
+    assert!(lock(driver.transport.device()).queues().is_empty());
 }
 
 #[test]
@@ -306,7 +306,10 @@ fn queues_that_are_not_valid_break_the_device() {
         driver.write(QUEUE_READY, 0);
         change(&mut driver);
         assert_eq!(driver.status(LIVE), LIVE | NEEDS_RESET, "{case}");
-        assert!(lock(driver.transport.device()).active().is_none(), "{case}");
+        assert!(
+            lock(driver.transport.device()).queues().is_empty(),
+            "{case}"
+        );
         assert_eq!(driver.read(INTERRUPT_STATUS), INTERRUPT_CONFIG);
         // A reset makes it as good as new.
         assert_eq!(driver.status(0), 0);
@@ -342,7 +345,7 @@ fn a_failed_driver_can_only_reset() {
     let failed = ACKNOWLEDGE | DRIVER | FEATURES_OK | FAILED;
     assert_eq!(driver.status(failed), failed);
     assert_eq!(driver.status(failed | DRIVER_OK), failed);
-    assert!(lock(driver.transport.device()).active().is_none());
+    assert!(lock(driver.transport.device()).queues().is_empty());
 }
 
 #[test]
@@ -427,12 +430,30 @@ fn a_live_device_survives_a_snapshot() {
 
     let fresh = device(false);
     let wire = Arc::clone(&fresh.wire);
-    let restored = fresh.transport.restore(&state).unwrap();
+    let mut restored = fresh.transport.restore(&state).unwrap();
     assert_eq!(restored.state(), state);
-    assert!(lock(restored.device()).active().unwrap().features & OWN_FEATURE != 0);
     assert_eq!(wire.0.load(Ordering::SeqCst), 1);
     // It looks at its queues, because a notification may have been under way.
     assert!(restored.kicks().iter().all(|kick| kick.read().is_ok()));
+    restored.shut_down();
+    let activated = lock(&fresh.log).activated.take().unwrap();
+    assert!(activated.has(5) && activated.queues.len() == 2);
+}
+
+#[test]
+fn queues_that_the_features_need_not_have_are_left_alone() {
+    let mut driver = device(false);
+    driver.status(ACKNOWLEDGE | DRIVER);
+    driver.accept(VERSION_1 | FEWER_QUEUES);
+    driver.status(ACKNOWLEDGE | DRIVER | FEATURES_OK);
+    driver.set_queue(0, 16, 0x1000);
+    assert_eq!(driver.status(LIVE), LIVE);
+    assert_eq!(driver.records().len(), 1);
+    let state = driver.transport.state();
+    assert_eq!(state.queues.len(), 2);
+    assert!(state.queues[0].ready && !state.queues[1].ready);
+    let restored = device(false).transport.restore(&state).unwrap();
+    assert_eq!(restored.state(), state);
 }
 
 #[test]
@@ -442,7 +463,7 @@ fn a_device_that_is_not_live_survives_a_snapshot_as_it_is() {
     let state = driver.transport.state();
     let restored = device(false).transport.restore(&state).unwrap();
     assert_eq!(restored.state(), state);
-    assert!(lock(restored.device()).active().is_none());
+    assert!(lock(restored.device()).queues().is_empty());
 }
 
 #[test]

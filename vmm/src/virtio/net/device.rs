@@ -21,6 +21,7 @@ use super::header::{HEADER_SIZE, Header};
 use super::state::State;
 use super::tap::{Port, Tap, offloads, write_frame};
 use crate::virtio::buffers::{Buffers, total};
+use crate::virtio::queue::QueueRecord;
 use crate::virtio::{Activation, Counters, DeviceError, DeviceState, Kind, Progress, VirtioDevice};
 
 /// The queue of frames for the guest.
@@ -378,8 +379,11 @@ impl<P: Port> VirtioDevice for Net<P> {
         self.untold = false;
     }
 
-    fn active(&self) -> Option<&Activation> {
-        self.active.as_ref()
+    fn queues(&self) -> Vec<QueueRecord> {
+        self.active
+            .as_ref()
+            .map(Activation::records)
+            .unwrap_or_default()
     }
 
     fn on_kick(&mut self, queue: u16) -> Result<Progress, DeviceError> {

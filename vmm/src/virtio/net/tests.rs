@@ -109,7 +109,7 @@ impl<P: Port> Guest<P> {
             queues: vec![self.rx.device_side(true), self.tx.device_side(true)],
             features,
             interrupt: Arc::clone(&self.interrupt) as _,
-            watcher: Watcher::new(Arc::clone(&self.epoll), 0, 0),
+            watcher: Watcher::new([Arc::clone(&self.epoll)].into(), 0, 0),
         };
         self.device.activate(activation).unwrap();
     }
@@ -562,10 +562,7 @@ mod receive {
         for _ in 0..100 {
             guest.offer(1500).unwrap();
         }
-        let next = |guest: &Guest<Cable>| {
-            let active = guest.device.active().unwrap();
-            active.queues[RX].record().next_avail
-        };
+        let next = |guest: &Guest<Cable>| guest.device.queues()[RX].next_avail;
         // The first makes the device expect more of its size.
         for (len, taken) in [(40_000, 27), (100, 28), (3000, 30), (100, 31)] {
             far.write_all(&frame(len)).unwrap();
@@ -732,7 +729,7 @@ mod receive {
         guest.device.reset();
         guest.rx = DriverQueue::new(&guest.memory, 0, 256);
         guest.tx = DriverQueue::new(&guest.memory, DriverQueue::SPAN, 256);
-        assert!(guest.device.active().is_none());
+        assert!(guest.device.queues().is_empty());
     }
 
     proptest! {

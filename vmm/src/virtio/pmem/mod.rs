@@ -10,6 +10,7 @@ use vm_memory::Bytes;
 
 use super::buffers::Buffers;
 use super::device::{Activation, Counters, DeviceError, DeviceState, Kind, Progress, VirtioDevice};
+use super::queue::QueueRecord;
 use crate::windows::Window;
 
 const QUEUE_SIZE: u16 = 16;
@@ -102,8 +103,11 @@ impl VirtioDevice for Pmem {
         self.active = None;
     }
 
-    fn active(&self) -> Option<&Activation> {
-        self.active.as_ref()
+    fn queues(&self) -> Vec<QueueRecord> {
+        self.active
+            .as_ref()
+            .map(Activation::records)
+            .unwrap_or_default()
     }
 
     fn on_kick(&mut self, _queue: u16) -> Result<Progress, DeviceError> {

@@ -114,8 +114,7 @@ fn a_device_reads_from_a_window_as_from_ram() {
 #[test]
 fn a_ring_that_the_device_writes_is_not_in_a_window() {
     let setup = start();
-    let queue = setup.pmem.active().unwrap().queues.first().unwrap();
-    let mut record = queue.record();
+    let mut record = setup.pmem.queues()[0];
     VirtQueue::new(&record, &setup.memory).unwrap();
     record.used = setup.pmem.window.start();
     VirtQueue::new(&record, &setup.memory).unwrap_err();

@@ -8,6 +8,7 @@ use vm_memory::VolatileSlice;
 
 use super::buffers::Buffers;
 use super::device::{Activation, Counters, DeviceError, DeviceState, Kind, Progress, VirtioDevice};
+use super::queue::QueueRecord;
 
 const QUEUE_SIZE: u16 = 32;
 /// The most that one request gets; the driver asks again.
@@ -72,8 +73,11 @@ impl VirtioDevice for Rng {
         self.active = None;
     }
 
-    fn active(&self) -> Option<&Activation> {
-        self.active.as_ref()
+    fn queues(&self) -> Vec<QueueRecord> {
+        self.active
+            .as_ref()
+            .map(Activation::records)
+            .unwrap_or_default()
     }
 
     fn on_kick(&mut self, _queue: u16) -> Result<Progress, DeviceError> {

@@ -12,6 +12,7 @@ use super::muxer::Muxer;
 use super::packet::{RxBuffer, TxPacket};
 use super::state::State;
 use crate::virtio::buffers::Buffers;
+use crate::virtio::queue::QueueRecord;
 use crate::virtio::{Activation, Counters, DeviceError, DeviceState, Kind, Progress, VirtioDevice};
 
 /// The receive queue: packets for the guest.
@@ -364,8 +365,11 @@ impl VirtioDevice for Vsock {
         self.reset_owed = false;
     }
 
-    fn active(&self) -> Option<&Activation> {
-        self.active.as_ref().map(|active| &active.activation)
+    fn queues(&self) -> Vec<QueueRecord> {
+        self.active
+            .as_ref()
+            .map(|active| active.activation.records())
+            .unwrap_or_default()
     }
 
     fn on_kick(&mut self, queue: u16) -> Result<Progress, DeviceError> {

@@ -82,7 +82,7 @@ impl Guest {
             queues,
             features: 0,
             interrupt: Arc::clone(&self.interrupt) as _,
-            watcher: Watcher::new(Arc::clone(&self.epoll), 0, 0),
+            watcher: Watcher::new([Arc::clone(&self.epoll)].into(), 0, 0),
         };
         self.device.activate(activation).unwrap();
     }
@@ -644,7 +644,7 @@ mod ends {
         let mut guest = Guest::new();
         let (mut client, _) = guest.open(65536);
         guest.device.reset();
-        assert!(guest.device.active().is_none());
+        assert!(guest.device.queues().is_empty());
         assert!(at_end(&mut client));
         assert_eq!(guest.run(), 0);
         assert_eq!(guest.device.on_kick(0).unwrap(), Progress::Done);
