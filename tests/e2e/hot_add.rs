@@ -109,7 +109,7 @@ async fn a_network_interface_is_added_and_removed() {
     for round in 0..3 {
         let tap = tap("hull-e2etap");
         let device = DeviceConfig::Net {
-            tap: FdIndex(0),
+            taps: vec![FdIndex(0)],
             mac: [2, 0, 0, 0, 0, 7],
             mtu: Some(1400),
         };
@@ -159,7 +159,7 @@ async fn a_network_interface_is_added_and_removed() {
 /// A new tap: the one before went with the device that held it.
 fn tap(name: &str) -> OwnedFd {
     let _ = Command::new("ip").args(["link", "del", name]).output();
-    hull_network::tap::open(name).unwrap()
+    hull_network::tap::open(name, 1).unwrap().remove(0)
 }
 
 #[tokio::test]

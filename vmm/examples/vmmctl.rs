@@ -58,7 +58,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         }
         ["attach-tap", slot, interface] => {
             let device = DeviceConfig::Net {
-                tap: FdIndex(0),
+                taps: vec![FdIndex(0)],
                 mac: MAC,
                 mtu: None,
             };

@@ -68,8 +68,9 @@ pub fn create(
             let disk = Disk::new(pieces(extents, fds)?, true)?;
             Box::new(Pmem::new(windows.open(disk.pieces())?))
         }
-        DeviceConfig::Net { tap, mac, mtu } => {
-            Box::new(Net::new(Tap::new(fds.get(*tap)?)?, *mac, *mtu)?)
+        DeviceConfig::Net { taps, mac, mtu } => {
+            let taps: Result<Vec<_>, _> = taps.iter().map(|tap| fds.get(*tap)).collect();
+            Box::new(Net::new(Tap::all(taps?)?, *mac, *mtu)?)
         }
         DeviceConfig::Rng => Box::new(Rng::new()),
         DeviceConfig::Vsock { cid, listener } => Box::new(Vsock::new(*cid, fds.get(*listener)?)?),

@@ -593,7 +593,22 @@ fn a_configuration_that_is_not_possible_has_no_effect() {
                 devices: vec![(
                     1,
                     DeviceConfig::Net {
-                        tap: FdIndex(2),
+                        taps: vec![FdIndex(2)],
+                        mac: [2; 6],
+                        mtu: None,
+                    },
+                )],
+                ..config()
+            },
+            ErrorKind::Invalid,
+        ),
+        (
+            "a network card without a tap",
+            VmConfig {
+                devices: vec![(
+                    1,
+                    DeviceConfig::Net {
+                        taps: Vec::new(),
                         mac: [2; 6],
                         mtu: None,
                     },

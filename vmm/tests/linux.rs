@@ -5,13 +5,15 @@
 mod support;
 
 use std::fs::File;
-use std::io::Write;
+use std::io::{Read, Write};
+use std::net::TcpListener;
 use std::os::unix::fs::FileExt;
+use std::path::Path;
 
-use hull_proto_vmm::{ExitReason, Metrics, Request, VmConfig};
+use hull_proto_vmm::{DeviceConfig, ExitReason, FdIndex, Metrics, Request, VmConfig};
 
-use support::config;
-use support::linux::{boot, disk};
+use support::linux::{boot, disk, host, tap};
+use support::{config, wait_until};
 
 const MIB: usize = 1 << 20;
 
@@ -222,6 +224,96 @@ fn disks_come_and_go_by_themselves() {
         guest.control.order(&Request::Detach { slot }, &[]);
     }
     assert_eq!(guest.vmm.wait().1.reason, ExitReason::GuestShutdown);
+}
+
+/// What each flow carries, there and back.
+const FLOW: usize = 256 << 10;
+
+/// Sends back what comes, flow by flow.
+fn echo(listener: TcpListener) {
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            std::thread::spawn(move || {
+                let mut stream = stream.unwrap();
+                let mut bytes = vec![0; FLOW];
+                stream.read_exact(&mut bytes).unwrap();
+                stream.write_all(&bytes).unwrap();
+            });
+        }
+    });
+}
+
+#[test]
+fn flows_use_all_pairs_of_a_card() {
+    // Four flows of each CPU at the same time; twice, with another driver.
+    let script = format!(
+        "cd /sys/bus/platform; echo ready; dd if=/dev/urandom of=/tmp/sent bs={FLOW} count=1 2>/dev/null\n\
+         for n in 1 2; do\n\
+           until [ -e /sys/class/net/eth0 ]; do echo virtio-mmio.5 > drivers_probe; done\n\
+           ip address add 10.89.0.2/24 dev eth0; ip link set eth0 up\n\
+           echo queues $n $(cd /sys/class/net/eth0/queues; echo *)\n\
+           for i in 1 2 3 4 5 6 7 8; do\n\
+             taskset $((1 + i % 2)) nc 10.89.0.1 7000 < /tmp/sent > /tmp/got.$i &\n\
+           done; wait\n\
+           echo same $n $(for i in 1 2 3 4 5 6 7 8; do cmp -s /tmp/sent /tmp/got.$i && echo $i; done)\n\
+           echo virtio-mmio.5 > drivers/virtio-mmio/unbind; rm /tmp/got.*; [ -e /sys/class/net/eth0 ] || echo gone $n\n\
+         done; sleep 600"
+    );
+    let config = VmConfig {
+        vcpus: 2,
+        boot_vcpus: 2,
+        ..machine(128)
+    };
+    let Some(mut guest) = boot(&script, &config, &[]) else {
+        return;
+    };
+    guest.wait_for("ready");
+    let name = format!("hull-mq{}", guest.vmm.pid());
+    let queues = tap(&name, 2);
+    host(&format!(
+        "ip address add 10.89.0.1/24 dev {name}; ip link set {name} up"
+    ));
+    echo(TcpListener::bind("10.89.0.1:7000").unwrap());
+    let device = DeviceConfig::Net {
+        taps: vec![FdIndex(0), FdIndex(1)],
+        mac: [2, 0, 0, 0, 0, 1],
+        mtu: None,
+    };
+    guest.control.order(
+        &Request::Attach { slot: 5, device },
+        &queues.iter().collect::<Vec<_>>(),
+    );
+    // The VM has the only ones.
+    drop(queues);
+    let counts = format!(
+        "tc -s class show dev {name} | sed -nE 's/^ Sent .* bytes ([0-9]+) pkt.*/\\1/p' | head -n 2"
+    );
+    let sent = || -> Vec<u64> {
+        let counts = host(&counts);
+        counts.lines().map(|count| count.parse().unwrap()).collect()
+    };
+    let mut before = sent();
+    for n in 1..3 {
+        guest.wait_for(&format!("gone {n}\n"));
+        let output = guest.output();
+        let queues = format!("queues {n} rx-0 rx-1 tx-0 tx-1\n");
+        assert!(output.contains(&queues), "{output}");
+        let same = format!("same {n} 1 2 3 4 5 6 7 8\n");
+        assert!(output.contains(&same), "{output}");
+        // The host's kernel sends a flow by the queue that the guest sent it by.
+        let now = sent();
+        for (before, now) in before.iter().zip(&now) {
+            assert!(now - before > 10, "{now} packets more than {before}");
+        }
+        before = now;
+    }
+    let metrics = guest.control.metrics();
+    let card = metrics.devices.iter().find(|card| card.slot == 5).unwrap();
+    let bytes = 2 * 8 * FLOW as u64;
+    assert!(card.bytes_in > bytes && card.bytes_out > bytes, "{card:?}");
+    guest.control.order(&Request::Detach { slot: 5 }, &[]);
+    let interface = Path::new("/sys/class/net").join(name);
+    wait_until(|| !interface.exists());
 }
 
 #[test]

@@ -167,8 +167,9 @@ pub enum DeviceConfig {
     },
     /// virtio-net on a tap.
     Net {
-        /// A tap opened with `IFF_TAP | IFF_NO_PI | IFF_VNET_HDR`.
-        tap: FdIndex,
+        /// A tap opened with `IFF_TAP | IFF_NO_PI | IFF_VNET_HDR`; for more than one pair of queues
+        /// with `IFF_MULTI_QUEUE` too, once for each pair, of which there may be [`MAX_QUEUE_PAIRS`].
+        taps: Vec<FdIndex>,
         /// The guest's MAC address.
         mac: [u8; 6],
         /// MTU offered to the guest.

@@ -82,20 +82,27 @@ pub(crate) struct Joined {
 pub struct PodLink {
     /// Its name in the guest.
     pub name: String,
-    /// The VM's end of it, opened with `IFF_VNET_HDR`.
-    pub tap: OwnedFd,
+    /// The VM's end of it, opened with `IFF_VNET_HDR`: its queues, of which there is at least one.
+    pub taps: Vec<OwnedFd>,
     /// Its hardware address, which becomes the guest's.
     pub mac: [u8; 6],
     /// Its largest packet in bytes.
     pub mtu: u16,
 }
 
-/// Joins `primary` and all other interfaces of the namespace to new taps in it.
+/// Joins `primary` and all other interfaces of the namespace to new taps in it, of so many queues.
 ///
 /// # Errors
 /// The step that failed. The taps go with their descriptors, the rest with the namespace.
-pub(crate) async fn join(netns: PathBuf, primary: &'static str) -> Result<Joined, LinkError> {
-    inside(netns, async move |handle| join_here(handle, primary).await).await
+pub(crate) async fn join(
+    netns: PathBuf,
+    primary: &'static str,
+    queues: u8,
+) -> Result<Joined, LinkError> {
+    inside(netns, async move |handle| {
+        join_here(handle, primary, queues).await
+    })
+    .await
 }
 
 /// Joins one more interface to a new tap, whose number nothing else in the namespace has.
@@ -107,6 +114,7 @@ pub(crate) async fn join_later(
     primary: &'static str,
     name: String,
     number: u8,
+    queues: u8,
 ) -> Result<PodLink, LinkError> {
     inside(netns, async move |handle| {
         let found = view::interfaces(handle, primary).await?;
@@ -124,10 +132,10 @@ pub(crate) async fn join_later(
         // Not what a plugin may have put there (clsact).
         message.attributes.push(TcAttribute::Kind("ingress".into()));
         let _ = qdisc.execute().await;
-        let tap = take(handle, link, usize::from(number)).await?;
+        let taps = take(handle, link, usize::from(number), queues).await?;
         Ok(PodLink {
             name,
-            tap,
+            taps,
             mac: link.mac,
             mtu: link.mtu,
         })
@@ -155,7 +163,7 @@ async fn inside<T: Send + 'static>(
     .await
 }
 
-async fn join_here(handle: &Handle, primary: &str) -> Result<Joined, LinkError> {
+async fn join_here(handle: &Handle, primary: &str, queues: u8) -> Result<Joined, LinkError> {
     set_up(handle, find(handle, "lo").await?).await?;
     let found = view::interfaces(handle, primary).await?;
     if found.len() > MAX_LINKS {
@@ -170,10 +178,10 @@ async fn join_here(handle: &Handle, primary: &str) -> Result<Joined, LinkError> 
     let guest = view::read(handle, &found).await?;
     let mut links = Vec::new();
     for (number, link) in found.into_iter().enumerate() {
-        let tap = take(handle, &link, number).await?;
+        let taps = take(handle, &link, number, queues).await?;
         links.push(PodLink {
             name: link.name,
-            tap,
+            taps,
             mac: link.mac,
             mtu: link.mtu,
         });
@@ -182,12 +190,17 @@ async fn join_here(handle: &Handle, primary: &str) -> Result<Joined, LinkError> 
 }
 
 /// Joins an interface to the new tap of this number, or takes it when it is a tap itself.
-async fn take(handle: &Handle, link: &Found, number: usize) -> Result<OwnedFd, LinkError> {
+async fn take(
+    handle: &Handle,
+    link: &Found,
+    number: usize,
+    queues: u8,
+) -> Result<Vec<OwnedFd>, LinkError> {
     if link.is_free_tap {
-        return tap::attach(&link.name).map_err(tap_error(&link.name));
+        return tap::attach(&link.name, queues).map_err(tap_error(&link.name));
     }
     let tap_name = format!("{TAP_PREFIX}{number}");
-    let tap = tap::open(&tap_name).map_err(tap_error(&tap_name))?;
+    let taps = tap::open(&tap_name, queues).map_err(tap_error(&tap_name))?;
     let tap_index = find(handle, &tap_name).await?;
     let message = LinkUnspec::new_with_index(tap_index)
         .mtu(u32::from(link.mtu))
@@ -197,7 +210,7 @@ async fn take(handle: &Handle, link: &Found, number: usize) -> Result<OwnedFd, L
     set.map_err(failed("bring up tap"))?;
     redirect(handle, link.index, tap_index).await?;
     redirect(handle, tap_index, link.index).await?;
-    Ok(tap)
+    Ok(taps)
 }
 
 fn tap_error(name: &str) -> impl FnOnce(std::io::Error) -> LinkError {

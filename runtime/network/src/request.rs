@@ -38,6 +38,9 @@ pub struct PodNetworkRequest {
     pub annotations: BTreeMap<String, String>,
     /// Resolver settings (capability `dns`).
     pub dns: Dns,
+    /// How many queues the VM's end of an interface is to have, if it can: one for each pair of queues
+    /// of a card. 0 is 1.
+    pub queues: u8,
 }
 
 /// A host port that leads to the pod (CNI capability `portMappings`).

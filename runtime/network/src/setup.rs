@@ -81,6 +81,9 @@ pub struct NetworkRecord {
     /// in records that do not tell.
     #[serde(default)]
     joined: BTreeMap<u8, String>,
+    /// How many queues its taps have, where they can; 0, in records that do not tell: one.
+    #[serde(default)]
+    queues: u8,
     /// How CNI was called.
     attachment: cni::Attachment,
 }
@@ -239,6 +242,7 @@ impl Network {
             ips: Vec::new(),
             links: 0,
             joined: BTreeMap::new(),
+            queues: request.queues,
             attachment: cni::Attachment::new(list, INTERFACE, request)?,
         })
     }
@@ -285,7 +289,7 @@ impl Network {
             }
         });
         let result = added.await?;
-        let joined = link::join(record.netns.clone(), INTERFACE)
+        let joined = link::join(record.netns.clone(), INTERFACE, record.queues)
             .await
             .map_err(|source| NetworkError::Link {
                 pod_id: record.pod_id.clone(),
@@ -367,7 +371,8 @@ impl Network {
     /// When it is gone, or the guest could not tell it from another.
     pub async fn join(&self, record: &NetworkRecord, number: u8) -> Result<PodLink, NetworkError> {
         let name = record.joined.get(&number).cloned().unwrap_or_default();
-        let joined = link::join_later(record.netns.clone(), INTERFACE, name, number).await;
+        let netns = record.netns.clone();
+        let joined = link::join_later(netns, INTERFACE, name, number, record.queues).await;
         joined.map_err(|source| NetworkError::Link {
             pod_id: record.pod_id.clone(),
             source,

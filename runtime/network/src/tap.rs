@@ -10,34 +10,46 @@ use std::{
 
 /// Makes a tap named `name` in the calling thread's network namespace and opens
 /// it for whole Ethernet frames with a virtio-net header (`IFF_TAP | IFF_NO_PI |
-/// IFF_VNET_HDR`, linux/Documentation/networking/tuntap.rst), not blocking. It
-/// lives as long as the file is open.
+/// IFF_VNET_HDR`, linux/Documentation/networking/tuntap.rst), not blocking; for
+/// several queues (`IFF_MULTI_QUEUE`) once for each. It lives as long as one of
+/// the files is open.
 ///
 /// # Errors
 /// When /dev/net/tun is missing or refuses.
-pub fn open(name: &str) -> io::Result<OwnedFd> {
-    let file = open_tun()?;
-    set_interface(&file, name, FLAGS)?;
-    Ok(file.into())
+pub fn open(name: &str, queues: u8) -> io::Result<Vec<OwnedFd>> {
+    if queues > 1 {
+        open_queues(name, queues)
+    } else {
+        Ok(vec![open_queue(name, FLAGS)?])
+    }
 }
 
-/// Opens a tap that exists, in the same way.
+/// Opens a tap that exists, in the same way. One that was made for a single queue is opened once.
 ///
 /// # Errors
 /// As [`open`]; also when another has it open.
-pub(crate) fn attach(name: &str) -> io::Result<OwnedFd> {
-    let file = open_tun()?;
-    match set_interface(&file, name, FLAGS) {
+pub(crate) fn attach(name: &str, queues: u8) -> io::Result<Vec<OwnedFd>> {
+    match open_queue(name, FLAGS) {
         // It was made for several queues, which must be said of each.
-        Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
-            set_interface(&file, name, FLAGS | nix::libc::IFF_MULTI_QUEUE)?;
-        }
-        result => result?,
+        Err(error) if error.kind() == io::ErrorKind::InvalidInput => open_queues(name, queues),
+        result => Ok(vec![result?]),
     }
-    Ok(file.into())
 }
 
 const FLAGS: nix::libc::c_int = nix::libc::IFF_TAP | nix::libc::IFF_NO_PI | nix::libc::IFF_VNET_HDR;
+
+fn open_queues(name: &str, queues: u8) -> io::Result<Vec<OwnedFd>> {
+    let flags = FLAGS | nix::libc::IFF_MULTI_QUEUE;
+    (0..queues.max(1))
+        .map(|_| open_queue(name, flags))
+        .collect()
+}
+
+fn open_queue(name: &str, flags: nix::libc::c_int) -> io::Result<OwnedFd> {
+    let file = open_tun()?;
+    set_interface(&file, name, flags)?;
+    Ok(file.into())
+}
 
 fn open_tun() -> io::Result<File> {
     OpenOptions::new()

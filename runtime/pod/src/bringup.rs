@@ -47,7 +47,7 @@ use crate::{
 };
 use hull_network::{GuestNetwork, NetworkError, PodNetwork, PodNetworkRequest, RequestError};
 use hull_proto_agent::GUEST_CID;
-use hull_proto_vmm::{DeviceConfig, Extent, FdIndex, VmConfig};
+use hull_proto_vmm::{DeviceConfig, Extent, FdIndex, MAX_QUEUE_PAIRS, VmConfig};
 
 /// The guest's kernel command line, added to the VMM's own.
 const CMDLINE: &str = "root=/dev/vda rootfstype=erofs ro init=/init";
@@ -89,7 +89,7 @@ pub(crate) async fn bring_up(node: &Node, record: SandboxRecord) -> Result<Up, F
     let mut times = BootTimes::default();
 
     let size = check(node, &record.spec).map_err(untouched)?;
-    let recorded = Recorded::new(node, record).await?;
+    let recorded = Recorded::new(node, record, size).await?;
     let housed = recorded.house().await?;
     let assembled = housed.assemble(&mut times).await?;
     let booted = assembled.boot(size, &mut times).await?;
@@ -141,8 +141,8 @@ struct Recorded<'a> {
 }
 
 impl<'a> Recorded<'a> {
-    async fn new(node: &'a Node, mut record: SandboxRecord) -> Result<Self, Failed> {
-        let request = network_request(&record);
+    async fn new(node: &'a Node, mut record: SandboxRecord, size: VmSize) -> Result<Self, Failed> {
+        let request = network_request(&record, size.vcpus);
         // Nothing is made yet: what fails here is the node's configuration.
         let plan = node
             .network
@@ -463,10 +463,10 @@ impl<'a> Assembled<'a> {
             ),
         ];
         for (number, link) in (0..).zip(&self.network.links) {
-            let tap = link.tap.try_clone();
-            let tap = tap.map_err(|e| PodError::internal("duplicate the tap", e))?;
+            let taps: io::Result<Vec<_>> = link.taps.iter().map(OwnedFd::try_clone).collect();
+            let taps = taps.map_err(|e| PodError::internal("duplicate the tap", e))?;
             let net = DeviceConfig::Net {
-                tap: send(tap),
+                taps: taps.into_iter().map(&mut send).collect(),
                 mac: link.mac,
                 mtu: Some(link.mtu).filter(|mtu| *mtu > 0),
             };
@@ -573,7 +573,8 @@ async fn kill(vmm: VmmProcess) -> Result<(), PodError> {
     Ok(vmm.gone(Duration::ZERO).await?)
 }
 
-fn network_request(record: &SandboxRecord) -> PodNetworkRequest {
+/// What a pod's network is to be; its VM has so many vCPUs.
+fn network_request(record: &SandboxRecord, vcpus: u8) -> PodNetworkRequest {
     let spec = &record.spec;
     PodNetworkRequest {
         pod_id: record.id.to_string(),
@@ -601,6 +602,7 @@ fn network_request(record: &SandboxRecord) -> PodNetworkRequest {
                 options: dns.options,
                 ..hull_network::Dns::default()
             }),
+        queues: vcpus.min(MAX_QUEUE_PAIRS as u8),
     }
 }
 

@@ -2,6 +2,7 @@
 //! /dev/kvm that can run it, as the KVM host of the tests has.
 
 use std::fs::{self, File};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -11,9 +12,10 @@ use tempfile::TempDir;
 
 use super::{Control, Vmm, content, wait_until};
 
-const APPLETS: [&str; 22] = [
+const APPLETS: [&str; 26] = [
     "sh", "mount", "umount", "echo", "cat", "grep", "cut", "ls", "seq", "sleep", "dd", "md5sum",
-    "reboot", "sync", "wc", "rm", "cp", "mkdir", "test", "[", "tail", "nproc",
+    "reboot", "sync", "wc", "rm", "cp", "mkdir", "test", "[", "tail", "nproc", "ip", "nc", "cmp",
+    "taskset",
 ];
 const PROLOGUE: &str = "#!/bin/sh\n\
     export PATH=/bin\n\
@@ -100,6 +102,33 @@ pub fn disk(file: &File, index: u32, readonly: bool) -> DeviceConfig {
         readonly,
         extents,
     }
+}
+
+/// Opens a new tap of this name, once for each queue.
+pub fn tap(name: &str, queues: usize) -> Vec<File> {
+    let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR | libc::IFF_MULTI_QUEUE;
+    // SAFETY: ifreq is plain old data, for which all zeroes is a value.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
+        *to = from.cast_signed();
+    }
+    request.ifr_ifru.ifru_flags = flags as libc::c_short;
+    let open = |_| {
+        let mut tun = File::options();
+        let tun = tun.read(true).write(true).open("/dev/net/tun").unwrap();
+        // SAFETY: TUNSETIFF reads and writes one ifreq, which outlives the call.
+        let set = unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNSETIFF, &raw mut request) };
+        assert_eq!(set, 0, "{}", std::io::Error::last_os_error());
+        tun
+    };
+    (0..queues).map(open).collect()
+}
+
+/// Runs a shell script on the host that must succeed.
+pub fn host(script: &str) -> String {
+    let output = Command::new("sh").args(["-ec", script]).output().unwrap();
+    assert!(output.status.success(), "{script}: {output:?}");
+    String::from_utf8(output.stdout).unwrap()
 }
 
 fn prerequisites() -> Result<(PathBuf, PathBuf), String> {

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use hull_network::{Network, NetworkConfig, PodNetworkRequest};
+use hull_network::{Network, NetworkConfig, PodLink, PodNetworkRequest};
 use nix::sched::{CloneFlags, unshare};
 
 pub const PLUGINS: &str = "/usr/lib/cni";
@@ -108,6 +108,13 @@ pub fn request(pod_id: &str) -> PodNetworkRequest {
         uid: "uid".into(),
         ..PodNetworkRequest::default()
     }
+}
+
+/// The VM's end of an interface, which has one queue.
+pub fn tap_of(mut link: PodLink) -> fs::File {
+    let tap = link.taps.pop().unwrap();
+    assert!(link.taps.is_empty());
+    tap.into()
 }
 
 pub fn run<T>(work: impl Future<Output = T>) -> T {

@@ -10,7 +10,7 @@ use std::{
 
 use hull_network::{NetworkError, PodNetwork, PodNetworkRequest, PortMapping};
 
-use crate::node::{Node, plugins_are_new, request, run, sh};
+use crate::node::{Node, plugins_are_new, request, run, sh, tap_of};
 
 const VNET_HEADER: usize = 10;
 
@@ -39,7 +39,7 @@ fn frames_pass_between_the_bridge_and_the_tap() {
         assert_eq!(node.leases().len(), 1);
 
         // The node asks by ARP who has the pod's address; we answer as the guest would.
-        let mut tap = fs::File::from(pod.links.remove(0).tap);
+        let mut tap = tap_of(pod.links.remove(0));
         let host = UdpSocket::bind("10.222.0.1:0").unwrap();
         host.send_to(b"hello guest", (ip, 4000)).unwrap();
         let asked = frame(&mut tap, |f| f[12..14] == [8, 6] && f[38..42] == octets(ip));
@@ -73,7 +73,7 @@ fn a_guest_that_lies_about_its_mac_is_filtered_by_the_bridge() {
     run(async {
         let mut pod = setup(&node, &request("pod1")).await.unwrap();
         let mac = pod.links[0].mac;
-        let mut tap = fs::File::from(pod.links.remove(0).tap);
+        let mut tap = tap_of(pod.links.remove(0));
         let host = UdpSocket::bind("10.222.0.1:4000").unwrap();
         host.set_read_timeout(Some(Duration::from_secs(10)))
             .unwrap();
@@ -315,7 +315,7 @@ fn a_macvlan_of_a_single_plugin_configuration_works() {
         let mut pod = setup(&node, &request("pod1")).await.unwrap();
         assert_eq!(pod.guest.interfaces[0].mtu, 1450);
         // From up1 over the wire to up0, its macvlan, and the tap.
-        let mut tap = fs::File::from(pod.links.remove(0).tap);
+        let mut tap = tap_of(pod.links.remove(0));
         let host = UdpSocket::bind("10.222.0.250:0").unwrap();
         host.send_to(b"hello", (pod.record.ips[0], 4000)).unwrap();
         let ip = octets(pod.record.ips[0]);

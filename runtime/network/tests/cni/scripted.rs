@@ -6,10 +6,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use hull_network::{GuestRange, NetworkError, NetworkRecord, PodNetwork};
+use hull_network::{GuestRange, NetworkError, NetworkRecord, PodNetwork, PodNetworkRequest};
 use serde_json::Value;
 
-use crate::node::{Node, request, run, sh};
+use crate::node::{Node, request, run, sh, tap_of};
 
 /// Two plugins behind a real bridge.
 const CHAIN: &str = r#"{"cniVersion":"1.0.0","name":"test","plugins":[
@@ -344,7 +344,7 @@ fn a_tap_of_a_plugin_leads_to_who_has_it_open() {
             }
             let netns = node.dir.path().join("netns/hull-pod1");
             let open = || -> Result<_, hull_network::netns::NetnsError> {
-                Ok(hull_network::tap::open("eth0").unwrap())
+                Ok(hull_network::tap::open("eth0", 1).unwrap().remove(0))
             };
             let far = hull_network::netns::within(netns, open).await.unwrap();
             fs::remove_file(node.dir.path().join("wait")).unwrap();
@@ -355,7 +355,7 @@ fn a_tap_of_a_plugin_leads_to_who_has_it_open() {
         let link = &pod.guest.interfaces[0];
         assert_eq!((link.mac.as_str(), link.mtu), ("02:00:00:00:00:55", 1400));
         assert_eq!(link.addresses, ["10.222.0.7/24"]);
-        let tap = fs::File::from(pod.links.remove(0).tap);
+        let tap = tap_of(pod.links.remove(0));
         // The guest stands where the namespace stood, which does not answer.
         let frame = who_has([10, 222, 0, 9], [10, 222, 0, 7]);
         passes(&tap, &far, &frame, |got| got == frame);
@@ -372,7 +372,7 @@ fn a_tap_that_nobody_has_open_is_the_vms_end_of_it() {
         let Some(node) = taps(kind) else { return };
         run(async {
             let mut pod = setup(&node).await.unwrap();
-            let tap = fs::File::from(pod.links.remove(0).tap);
+            let tap = tap_of(pod.links.remove(0));
             // What is at its other end answers: here the namespace itself.
             let asked = who_has([10, 222, 0, 9], [10, 222, 0, 7]);
             passes(&tap, &tap, &asked, |got| answers(got, [10, 222, 0, 7]));
@@ -381,6 +381,62 @@ fn a_tap_that_nobody_has_open_is_the_vms_end_of_it() {
         });
         node.assert_nothing_left();
     }
+}
+
+/// A VM with more than one CPU reads and writes a tap by as many queues.
+#[test]
+fn a_tap_has_the_queues_that_are_asked_for_where_it_can() {
+    for (kind, expected) in [("", 1), ("multi_queue", 3)] {
+        let Some(node) = taps(kind) else { return };
+        run(async {
+            let mut pod = setup_with_queues(&node, 3).await;
+            let mut taps = pod.links.remove(0).taps;
+            assert_eq!(taps.len(), expected);
+            let asked = who_has([10, 222, 0, 9], [10, 222, 0, 7]);
+            let last = fs::File::from(taps.pop().unwrap());
+            drop(taps);
+            passes(&last, &last, &asked, |got| answers(got, [10, 222, 0, 7]));
+            node.network.teardown(&pod.record).await.unwrap();
+        });
+        node.assert_nothing_left();
+    }
+    let Some(node) = chain() else { return };
+    run(async {
+        let pod = setup_with_queues(&node, 2).await;
+        assert_eq!(pod.links[0].taps.len(), 2);
+        let netns = node.dir.path().join("netns/hull-pod1");
+        let inside = |command: &str| sh(&format!("nsenter --net={} {command}", netns.display()));
+        let shown = inside("ip -d link show hulltap0");
+        assert!(shown.contains("multi_queue numqueues 2"), "{shown}");
+        // Also one that comes later, and then to a daemon that has only the record.
+        inside(
+            "sh -c 'ip link add late type veth peer name far; ip link set far up; ip link set late up; ip addr add 10.77.0.1/24 dev late'",
+        );
+        let record = serde_json::to_string(&pod.record).unwrap();
+        let mut record: NetworkRecord = serde_json::from_str(&record).unwrap();
+        let number = record.join("late").unwrap();
+        let link = node.network.join(&record, number).await.unwrap();
+        assert_eq!(link.taps.len(), 2);
+        // A record of a daemon that knew of no queues means one.
+        let mut old = serde_json::to_value(&record).unwrap();
+        old.as_object_mut().unwrap().remove("queues").unwrap();
+        let old: NetworkRecord = serde_json::from_value(old).unwrap();
+        drop(link);
+        let link = node.network.join(&old, number).await.unwrap();
+        assert_eq!(link.taps.len(), 1);
+        drop(link);
+        node.network.teardown(&pod.record).await.unwrap();
+    });
+    node.assert_nothing_left();
+}
+
+async fn setup_with_queues(node: &Node, queues: u8) -> PodNetwork {
+    let request = PodNetworkRequest {
+        queues,
+        ..request("pod1")
+    };
+    let plan = node.network.plan(&request).await.unwrap();
+    node.network.setup(plan).await.unwrap()
 }
 
 /// A node whose pods have a tap of this kind.
@@ -464,7 +520,7 @@ fn changes_in_the_namespace_are_followed() {
         assert_eq!((number, more), (1, [Some(2), Some(3), None]));
         for _ in 0..2 {
             let link = node.network.join(&record, number).await.unwrap();
-            let tap = fs::File::from(link.tap);
+            let tap = tap_of(link);
             let asked = who_has([10, 77, 0, 1], [10, 77, 0, 9]);
             passes(&tap, &tap, &asked, |got| answers(got, [10, 77, 0, 9]));
         }

@@ -111,7 +111,10 @@ fn handle(vm: &Mutex<Vm>, request: Request, fds: Vec<OwnedFd>) -> Response {
                     assert!(extents.iter().all(|e| (e.file.0 as usize) < fds.len()));
                 }
                 DeviceConfig::Fs { .. } => vm.files = fds,
-                DeviceConfig::Net { tap, .. } => assert!((tap.0 as usize) < fds.len()),
+                DeviceConfig::Net { taps, .. } => {
+                    assert!(!taps.is_empty());
+                    assert!(taps.iter().all(|tap| (tap.0 as usize) < fds.len()));
+                }
                 _ => return refuse(ErrorKind::Invalid),
             }
             if let Some(kind) = vm.script.refuse_attach {

@@ -200,11 +200,11 @@ impl<F: Fn(NetworkNews) + Send + Sync> Follow<F> {
         let joined = node.network.join(&self.record, number).await;
         let link = joined.map_err(network_error)?;
         let device = DeviceConfig::Net {
-            tap: FdIndex(0),
+            taps: (0..).map(FdIndex).take(link.taps.len()).collect(),
             mac: link.mac,
             mtu: Some(link.mtu).filter(|mtu| *mtu > 0),
         };
-        vm.attach(slot, device, vec![link.tap]).await?;
+        vm.attach(slot, device, link.taps).await?;
         match agent.attach_link(slot).await {
             Ok(()) => Ok(()),
             Err(error) => {

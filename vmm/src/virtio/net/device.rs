@@ -1,49 +1,33 @@
-//! The device: queues and configuration space.
+//! The device: its pairs of queues, the control queue and the configuration space.
 
-use std::io::{self, ErrorKind};
-use std::os::fd::AsRawFd;
-use std::time::Duration;
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
+use std::{io, iter};
 
+use hull_proto_vmm::MAX_QUEUE_PAIRS;
 use virtio_bindings::virtio_net::{
-    VIRTIO_NET_F_CSUM, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_ECN, VIRTIO_NET_F_GUEST_TSO4,
-    VIRTIO_NET_F_GUEST_TSO6, VIRTIO_NET_F_HOST_ECN, VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_HOST_TSO6,
-    VIRTIO_NET_F_MAC, VIRTIO_NET_F_MRG_RXBUF, VIRTIO_NET_F_MTU, VIRTIO_NET_F_STATUS,
-    VIRTIO_NET_S_LINK_UP,
+    VIRTIO_NET_F_CSUM, VIRTIO_NET_F_CTRL_VQ, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_ECN,
+    VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_GUEST_TSO6, VIRTIO_NET_F_HOST_ECN,
+    VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_HOST_TSO6, VIRTIO_NET_F_MAC, VIRTIO_NET_F_MQ,
+    VIRTIO_NET_F_MRG_RXBUF, VIRTIO_NET_F_MTU, VIRTIO_NET_F_STATUS,
 };
-use vm_memory::VolatileSlice;
 use vmm_sys_util::epoll::EventSet;
-use vmm_sys_util::timerfd::TimerFd;
 
-use super::frame::{
-    Delivery, Frame, MAX_DESCRIPTORS, MAX_FRAME, MIN_FRAME, ReadError, Reading, Room, Wishes,
-};
-use super::header::{HEADER_SIZE, Header};
+use super::control::{Allowance, Control};
+use super::pair::{CONFIG, Link, Pair};
 use super::state::State;
-use super::tap::{Port, Tap, offloads, write_frame};
-use crate::virtio::buffers::{Buffers, total};
+use super::tap::{Port, Tap, offloads};
+use crate::virtio::device::{Lane, SharedLane, lane_of};
 use crate::virtio::queue::QueueRecord;
 use crate::virtio::{Activation, Counters, DeviceError, DeviceState, Kind, Progress, VirtioDevice};
+use crate::{lock, log};
 
-/// The queue of frames for the guest.
-pub(super) const RX: usize = 0;
-/// The queue of frames of the guest.
-pub(super) const TX: usize = 1;
-
-const QUEUE_SIZES: [u16; 2] = [256, 256];
-/// Frames per turn of the event loop.
-pub(super) const BUDGET: u32 = 128;
+const QUEUE_SIZE: u16 = 256;
+const CONTROL_QUEUE_SIZE: u16 = 64;
 /// The least MTU that Linux accepts (`ETH_MIN_MTU`).
 const MIN_MTU: u16 = 68;
-/// The token of the port.
-const PORT: u32 = 0;
-/// The token of the clock.
-const CLOCK: u32 = 1;
-/// How long the guest may wait to be told that a lone frame was sent. It mostly finds out before that, as
-/// it looks when a frame comes or the next one goes. One frame stops no sender: TCP has two under way,
-/// other sockets buffers for more.
-const LONE_PATIENCE: Duration = Duration::from_millis(4);
-/// The most that is called a lone frame, bytes. What is larger may be memory that the sender waits for.
-const LONE_FRAME: usize = 2048;
+/// What it takes to use more than one pair (5.1.3.1).
+const MULTIQUEUE: u64 = 1 << VIRTIO_NET_F_CTRL_VQ | 1 << VIRTIO_NET_F_MQ;
 
 /// Why the device could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -54,9 +38,15 @@ pub enum NetError {
     /// An MTU that the guest would not take.
     #[error("MTU {0} is below 68")]
     Mtu(u16),
+    /// No queues, or too many.
+    #[error("a card has 1 to {MAX_QUEUE_PAIRS} pairs of queues, not {0}")]
+    Pairs(usize),
     /// The host has no more descriptors.
     #[error("create clock")]
     Clock(#[source] io::Error),
+    /// The port's queues can't be used apart.
+    #[error("turn off a queue of the port")]
+    Switch(#[source] io::Error),
 }
 
 /// A virtio-net device.
@@ -64,45 +54,58 @@ pub enum NetError {
 pub struct Net<P = Tap> {
     mac: [u8; 6],
     mtu: Option<u16>,
-    port: P,
-    frame: Frame,
-    counters: Counters,
-    active: Option<Activation>,
-    /// The port has ended; nothing is read or written any more.
-    unplugged: bool,
-    /// The port is full and a frame of the guest waits.
-    blocked: bool,
-    /// The last turn of receiving was over before the port was empty.
-    unfinished: bool,
-    /// The guest has not been told of a lone frame that was sent, and the clock runs.
-    untold: bool,
-    clock: TimerFd,
+    link: Arc<Link>,
+    queue_sizes: Vec<u16>,
+    /// In the order of their queues. Those that the driver does not use are off.
+    pairs: Vec<Arc<Mutex<Pair<P>>>>,
+    control: Control,
+    /// How many pairs a driver uses once it is there: one, until it says how many.
+    used_pairs: u16,
+    changes: Allowance,
 }
 
 impl<P: Port> Net<P> {
-    /// Creates a card with this address on a port; `mtu` is offered to the guest.
+    /// Creates a card with this address on a cable that has these ports, one for each pair of queues;
+    /// `mtu` is offered to the guest.
     ///
     /// # Errors
     /// [`NetError`].
-    pub fn new(port: P, mac: [u8; 6], mtu: Option<u16>) -> Result<Self, NetError> {
+    pub fn new(ports: Vec<P>, mac: [u8; 6], mtu: Option<u16>) -> Result<Self, NetError> {
         if mac[0] & 1 != 0 || mac == [0; 6] {
             return Err(NetError::Mac(mac));
         }
         if let Some(mtu) = mtu.filter(|mtu| *mtu < MIN_MTU) {
             return Err(NetError::Mtu(mtu));
         }
+        let count = ports.len();
+        if !(1..=MAX_QUEUE_PAIRS).contains(&count) {
+            return Err(NetError::Pairs(count));
+        }
+        let mut queue_sizes = vec![QUEUE_SIZE; 2 * count];
+        if count > 1 {
+            queue_sizes.push(CONTROL_QUEUE_SIZE);
+        }
+        let mut config = [0; CONFIG];
+        config[..6].copy_from_slice(&mac);
+        config[8] = count as u8;
+        config[10..].copy_from_slice(&mtu.unwrap_or_default().to_le_bytes());
+        let link = Arc::new(Link::new(config));
+        let mut pairs = Vec::with_capacity(count);
+        for (index, port) in ports.into_iter().enumerate() {
+            let pair = Pair::new(index, port, Arc::clone(&link));
+            let mut pair = pair.map_err(NetError::Clock)?;
+            pair.switch(index == 0).map_err(NetError::Switch)?;
+            pairs.push(Arc::new(Mutex::new(pair)));
+        }
         Ok(Self {
             mac,
             mtu,
-            port,
-            frame: Frame::default(),
-            counters: Counters::default(),
-            active: None,
-            unplugged: false,
-            blocked: false,
-            unfinished: false,
-            untold: false,
-            clock: TimerFd::new().map_err(|error| NetError::Clock(error.into()))?,
+            link,
+            queue_sizes,
+            pairs,
+            control: Control::default(),
+            used_pairs: 1,
+            changes: Allowance::new(Instant::now()),
         })
     }
 
@@ -110,202 +113,101 @@ impl<P: Port> Net<P> {
     ///
     /// # Errors
     /// [`NetError`].
-    pub fn restore(state: &State, port: P) -> Result<Self, NetError> {
-        Self::new(port, state.mac, state.mtu)
+    pub fn restore(state: &State, ports: Vec<P>) -> Result<Self, NetError> {
+        let used_pairs = state.used_pairs;
+        Ok(Self {
+            used_pairs,
+            ..Self::new(ports, state.mac, state.mtu)?
+        })
     }
 
-    /// Moves frames in these directions, and for the guest if there are some left from before.
-    fn turn(&mut self, receive: bool, transmit: bool) -> Result<Progress, DeviceError> {
-        let mut progress = Progress::Done;
-        if transmit {
-            progress = self.transmit()?;
-        }
-        if receive || self.unfinished {
-            self.receive()?;
-        }
-        // The turn for either queue goes on with both.
-        if self.unfinished && progress == Progress::Done {
-            progress = Progress::More(RX as u16);
-        }
-        Ok(progress)
+    /// Returns how many pairs and how many control queues a driver has that accepted `features`.
+    fn queues_by_kind(&self, features: u64) -> (usize, usize) {
+        let pairs = if features & MULTIQUEUE == MULTIQUEUE {
+            self.pairs.len()
+        } else {
+            1
+        };
+        let has_control = features & (1 << VIRTIO_NET_F_CTRL_VQ) != 0;
+        (pairs, usize::from(has_control))
     }
 
-    /// Gives frames to the guest until there are none, it has no buffers, or the turn is over.
-    fn receive(&mut self) -> Result<(), DeviceError> {
-        let Some(active) = &mut self.active else {
-            return Ok(());
-        };
-        let wishes = Wishes {
-            most: if active.has(VIRTIO_NET_F_MRG_RXBUF) {
-                usize::from(active.queues[RX].size())
-            } else {
-                1
-            },
-            checksums: active.has(VIRTIO_NET_F_GUEST_CSUM),
-        };
-        let (memory, queue) = (&active.memory, &mut active.queues[RX]);
-        let frame = &mut self.frame;
-        let mut room = Room::default();
-        self.unfinished = true;
-        let mut unplugged = false;
-        let mut used = false;
-        for _ in 0..BUDGET {
-            if frame.len == 0 {
-                if self.unplugged || !room.fill(frame.expected, wishes, queue, memory)? {
-                    self.unfinished = false;
-                    break;
-                }
-                match frame.read(&self.port, &mut room, wishes, queue, memory) {
-                    Ok(Reading::Kept) => {}
-                    Ok(Reading::Delivered(len)) => {
-                        used = true;
-                        self.counters.requests += 1;
-                        self.counters.bytes_in += len as u64;
-                        continue;
-                    }
-                    Ok(Reading::Nonsense) => {
-                        self.counters.errors += 1;
-                        continue;
-                    }
-                    Err(ReadError::Ring(error)) => return Err(error.into()),
-                    Err(ReadError::Port(error)) => {
-                        unplugged = error.kind() != ErrorKind::WouldBlock;
-                        self.unfinished = false;
-                        break;
-                    }
-                }
-            }
-            match frame.deliver(wishes, queue, memory)? {
-                Delivery::Done => {
-                    used = true;
-                    self.counters.requests += 1;
-                    self.counters.bytes_in += (frame.len - HEADER_SIZE) as u64;
-                    frame.len = 0;
-                }
-                Delivery::Impossible => {
-                    self.counters.errors += 1;
-                    frame.len = 0;
-                }
-                Delivery::NoBuffers => {
-                    self.unfinished = false;
-                    break;
-                }
-            }
+    /// Returns the pair of a queue or token, if there is one.
+    fn pair(&self, index: usize) -> Option<&Mutex<Pair<P>>> {
+        self.pairs.get(index).map(AsRef::as_ref)
+    }
+
+    fn begin(&mut self, activation: Activation) -> Result<(), DeviceError> {
+        let Activation {
+            memory,
+            queues,
+            features,
+            interrupt,
+            watcher,
+        } = activation;
+        let (pairs, controls) = self.queues_by_kind(features);
+        if queues.len() != 2 * pairs + controls {
+            return Err(DeviceError::Broken("net has other queues"));
         }
-        room.give_back(queue);
-        if used {
-            active.notify(RX)?;
+        let mut queues = queues.into_iter();
+        let mut part = |count, lane| Activation {
+            memory: memory.clone(),
+            queues: queues.by_ref().take(count).collect(),
+            features,
+            interrupt: Arc::clone(&interrupt),
+            watcher: watcher.for_lane(lane),
+        };
+        for (index, pair) in self.pairs.iter().enumerate().take(pairs) {
+            let mut pair = lock(pair);
+            if index == 0 && !self.link.is_down() {
+                // Of the whole cable.
+                pair.port()
+                    .set_offloads(offloads(features))
+                    .map_err(|_| DeviceError::Broken("tap refuses offloads"))?;
+            }
+            pair.activate(part(2, index))?;
         }
-        if unplugged {
-            self.unplug();
+        if controls > 0 {
+            self.control.activate(part(1, 0), 2 * pairs as u16);
+        }
+        // More than one only after a restore.
+        let used = self.used_pairs;
+        if !(1..=pairs).contains(&used.into()) || !use_pairs(&self.pairs, used) {
+            return Err(DeviceError::Broken("net can't use so many pairs"));
         }
         Ok(())
     }
-
-    /// Takes frames of the guest until there are none, the port is full, or the
-    /// turn is over.
-    fn transmit(&mut self) -> Result<Progress, DeviceError> {
-        let Some(active) = &mut self.active else {
-            return Ok(Progress::Done);
-        };
-        let memory = &active.memory;
-        let queue = &mut active.queues[TX];
-        let mut buffers = Buffers::default();
-        let mut progress = Progress::More(TX as u16);
-        self.blocked = false;
-        let mut used = false;
-        let mut last = 0;
-        queue.disable_notification(memory)?;
-        for _ in 0..BUDGET {
-            let Some(chain) = queue.pop(memory)? else {
-                if queue.enable_notification(memory)? {
-                    continue;
-                }
-                progress = Progress::Done;
-                break;
-            };
-            let head = chain.head_index();
-            let sent = buffers
-                .refill(chain, memory, MAX_DESCRIPTORS)
-                .map_err(io::Error::other)
-                .and_then(|()| send(&self.port, &mut buffers.readable, active.features));
-            match sent {
-                Ok(len) => {
-                    self.counters.bytes_out += len as u64;
-                    last = len;
-                }
-                Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                    queue.undo_pop();
-                    self.blocked = true;
-                    progress = Progress::Done;
-                    break;
-                }
-                // The frame is lost, as on any network.
-                Err(_) => self.counters.errors += 1,
-            }
-            self.counters.requests += 1;
-            queue.push_used(memory, head, 0)?;
-            used = true;
-        }
-        if used && (queue.needs_interrupt(memory)? || self.untold) {
-            let lone = last <= LONE_FRAME && queue.unseen(memory)? == Some(1);
-            self.untold = lone && self.clock.reset(LONE_PATIENCE, None).is_ok();
-            if !self.untold && queue.unseen(memory)? != Some(0) {
-                active.interrupt.signal_queue();
-            }
-        }
-        Ok(progress)
-    }
-
-    /// Tells the guest of a lone frame that was sent some time ago, unless it knows.
-    fn tell_of_lone_frame(&mut self) -> Result<(), DeviceError> {
-        let untold = std::mem::take(&mut self.untold);
-        if let Some(active) = self.active.as_ref().filter(|_| untold)
-            && active.queues[TX].unseen(&active.memory)? != Some(0)
-        {
-            active.interrupt.signal_queue();
-        }
-        Ok(())
-    }
-
-    /// Tells the guest that the link is down.
-    fn unplug(&mut self) {
-        self.unplugged = true;
-        self.blocked = false;
-        if let Some(active) = &self.active {
-            let _ = active.watcher.remove(self.port.file().as_raw_fd());
-            active.interrupt.signal_config(&self.config());
-        }
-    }
 }
 
-/// Sends a frame of the guest, header and all; returns its length without header.
-fn send(port: &impl Port, slices: &mut [VolatileSlice<'_>], features: u64) -> io::Result<usize> {
-    let len = total(slices);
-    if !(MIN_FRAME..=MAX_FRAME).contains(&len) {
-        return Err(ErrorKind::InvalidInput.into());
+/// Turns the first pairs on and all others off. Tells whether that was possible.
+fn use_pairs<P: Port>(pairs: &[Arc<Mutex<Pair<P>>>], count: u16) -> bool {
+    let wanted = iter::repeat_n(true, count.into()).chain(iter::repeat(false));
+    for (pair, on) in pairs.iter().zip(wanted) {
+        if let Err(error) = lock(pair).switch(on) {
+            log::note(&format!("use {count} pairs of queues: {error}"));
+            return false;
+        }
     }
-    // The header is copied, so that what is checked is what is sent.
-    let mut bytes = [0; HEADER_SIZE];
-    let mut done = 0;
-    for slice in slices.iter_mut() {
-        let count = (HEADER_SIZE - done).min(slice.len());
-        slice.copy_to(&mut bytes[done..done + count]);
-        done += count;
-        *slice = slice.offset(count).map_err(io::Error::other)?;
-    }
-    let header = Header::check(&bytes, len - HEADER_SIZE, features).map_err(io::Error::other)?;
-    write_frame(port.file(), &header.encode(), slices)?;
-    Ok(len - HEADER_SIZE)
+    true
 }
 
-impl<P: Port> VirtioDevice for Net<P> {
+impl<P: Port + 'static> VirtioDevice for Net<P> {
     fn kind(&self) -> Kind {
         Kind::Net
     }
 
     fn queue_sizes(&self) -> &[u16] {
-        &QUEUE_SIZES
+        &self.queue_sizes
+    }
+
+    fn queues_for(&self, features: u64) -> usize {
+        let (pairs, controls) = self.queues_by_kind(features);
+        2 * pairs + controls
+    }
+
+    fn lanes(&self) -> Vec<SharedLane> {
+        let lane = |pair: &Arc<Mutex<Pair<P>>>| Arc::clone(pair) as SharedLane;
+        self.pairs.iter().map(lane).collect()
     }
 
     fn features(&self) -> u64 {
@@ -327,96 +229,80 @@ impl<P: Port> VirtioDevice for Net<P> {
         if self.mtu.is_some() {
             features |= 1 << VIRTIO_NET_F_MTU;
         }
+        if self.pairs.len() > 1 {
+            features |= MULTIQUEUE;
+        }
         features
     }
 
     fn config(&self) -> Vec<u8> {
-        let mut config = vec![0; 12];
-        config[..6].copy_from_slice(&self.mac);
-        if !self.unplugged {
-            config[6] = VIRTIO_NET_S_LINK_UP as u8;
-        }
-        config[8] = 1;
-        config[10..].copy_from_slice(&self.mtu.unwrap_or_default().to_le_bytes());
-        config
+        self.link.config()
     }
 
     fn activate(&mut self, activation: Activation) -> Result<(), DeviceError> {
-        if activation.queues.len() != QUEUE_SIZES.len() {
-            return Err(DeviceError::Broken("net has two queues"));
+        let begun = self.begin(activation);
+        if begun.is_err() {
+            self.reset();
         }
-        if !self.unplugged {
-            self.port
-                .set_offloads(offloads(activation.features))
-                .map_err(|_| DeviceError::Broken("tap refuses offloads"))?;
-            // Edge-triggered: it is read until it is empty or the guest has no buffers, and written
-            // until it is full, so there is nothing to change from turn to turn.
-            let events = EventSet::IN | EventSet::OUT | EventSet::EDGE_TRIGGERED;
-            activation
-                .watcher
-                .add(self.port.file().as_raw_fd(), PORT, events)
-                .map_err(DeviceError::Watch)?;
-            let events = EventSet::IN | EventSet::EDGE_TRIGGERED;
-            activation
-                .watcher
-                .add(self.clock.as_raw_fd(), CLOCK, events)
-                .map_err(DeviceError::Watch)?;
-        }
-        self.active = Some(activation);
-        Ok(())
+        begun
     }
 
     fn reset(&mut self) {
-        if let Some(active) = self.active.take()
-            && !self.unplugged
-        {
-            let _ = active.watcher.remove(self.port.file().as_raw_fd());
-            let _ = active.watcher.remove(self.clock.as_raw_fd());
+        for pair in &self.pairs {
+            lock(pair).reset();
         }
-        self.frame.len = 0;
-        self.blocked = false;
-        self.unfinished = false;
-        self.untold = false;
+        self.control.reset();
+        self.used_pairs = 1;
+        use_pairs(&self.pairs, 1);
     }
 
     fn queues(&self) -> Vec<QueueRecord> {
-        self.active
-            .as_ref()
-            .map(Activation::records)
-            .unwrap_or_default()
+        let pairs = self.pairs.iter().flat_map(|pair| lock(pair).queues());
+        pairs.chain(self.control.queues()).collect()
     }
 
     fn on_kick(&mut self, queue: u16) -> Result<Progress, DeviceError> {
-        self.counters.notifications += 1;
-        let queue = usize::from(queue);
-        self.turn(queue == RX, queue == TX)
+        if !self.control.has(queue) {
+            return match self.pair(lane_of(queue.into())) {
+                Some(pair) => lock(pair).on_kick(queue),
+                None => Ok(Progress::Done),
+            };
+        }
+        let (pairs, used, changes) = (&self.pairs, &mut self.used_pairs, &mut self.changes);
+        self.control.turn(|count| {
+            if count == *used {
+                return true;
+            }
+            if !(1..=pairs.len()).contains(&count.into()) || !changes.take(Instant::now()) {
+                return false;
+            }
+            let done = use_pairs(pairs, count);
+            if done {
+                *used = count;
+            } else {
+                use_pairs(pairs, *used);
+            }
+            done
+        })
     }
 
     fn on_event(&mut self, token: u32, ready: EventSet) -> Result<Progress, DeviceError> {
-        if token == CLOCK {
-            self.tell_of_lone_frame()?;
+        match self.pair(lane_of(token)) {
+            Some(pair) => lock(pair).on_event(token, ready),
+            None => Ok(Progress::Done),
         }
-        if token != PORT || self.unplugged {
-            return Ok(Progress::Done);
-        }
-        let progress = self.turn(
-            ready.contains(EventSet::IN),
-            ready.contains(EventSet::OUT) && self.blocked,
-        )?;
-        if ready.intersects(EventSet::ERROR | EventSet::HANG_UP) && !self.unplugged {
-            self.unplug();
-        }
-        Ok(progress)
     }
 
     fn counters(&self) -> Counters {
-        self.counters
+        let pairs = self.pairs.iter().map(|pair| lock(pair).counters());
+        pairs.chain(iter::once(self.control.counters())).sum()
     }
 
     fn state(&self) -> DeviceState {
         DeviceState::Net(State {
             mac: self.mac,
             mtu: self.mtu,
+            used_pairs: self.used_pairs,
         })
     }
 }

@@ -6,14 +6,20 @@
 //! whoever sends the frame on at last. The tap is opened, named and connected by the
 //! daemon.
 //!
-//! Read in this order: [`header`], [`tap`], `frame` (what is read from a tap), [`device`].
+//! A card has a pair of queues for each port that it is given: the queues of one multi-queue tap, on
+//! which the host's kernel spreads flows. With one pair it has no control queue.
 //!
-//! Not here: several queue pairs (a virtio-mmio device has one interrupt, so they would share
-//! a CPU of the guest), the control queue (so no filters by MAC or VLAN), UDP segmentation.
+//! Read in this order: [`header`], [`tap`], `frame` (what is read from a tap), `pair` (a receive and a
+//! transmit queue), `control`, [`device`].
+//!
+//! Not here: filters by MAC or VLAN and other commands of the control queue than the number of pairs;
+//! receive hashes (RSS): flows go to the pair that they were last sent from; UDP segmentation.
 
+mod control;
 pub mod device;
 mod frame;
 pub mod header;
+mod pair;
 pub mod state;
 pub mod tap;
 #[cfg(test)]

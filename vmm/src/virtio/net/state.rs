@@ -10,4 +10,6 @@ pub struct State {
     pub mac: [u8; 6],
     /// The MTU offered to the guest.
     pub mtu: Option<u16>,
+    /// How many pairs of queues the driver uses.
+    pub used_pairs: u16,
 }

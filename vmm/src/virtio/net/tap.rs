@@ -23,6 +23,14 @@ pub trait Port: Debug + Send {
     /// # Errors
     /// When the host can't.
     fn set_offloads(&self, offloads: u32) -> io::Result<()>;
+
+    /// Has frames come out of it, as from the start, or not: then they come out of others on the same
+    /// cable, and those that were in it are lost. What is written goes in either way. Not called if it
+    /// already is so.
+    ///
+    /// # Errors
+    /// When the host can't; nothing changed then.
+    fn switch(&self, on: bool) -> io::Result<()>;
 }
 
 /// Why a descriptor is no tap for us.
@@ -34,6 +42,9 @@ pub enum TapError {
     /// A tap that was opened with other flags.
     #[error("tap flags {0:#x} are not IFF_TAP | IFF_NO_PI | IFF_VNET_HDR")]
     Flags(i32),
+    /// Descriptors that are not the queues of one tap.
+    #[error("descriptors are not queues of one tap that was opened with IFF_MULTI_QUEUE")]
+    Queues,
     /// The tap refuses our kind of header.
     #[error("set size of tap header")]
     HeaderSize(#[source] io::Error),
@@ -49,7 +60,27 @@ pub struct Tap {
 }
 
 impl Tap {
-    /// Takes over a tap that was opened with `IFF_TAP | IFF_NO_PI | IFF_VNET_HDR`.
+    /// Takes over a tap that was opened with `IFF_TAP | IFF_NO_PI | IFF_VNET_HDR`, once, or with
+    /// `IFF_MULTI_QUEUE` too as often as it is to have queues.
+    ///
+    /// # Errors
+    /// [`TapError`].
+    pub fn all(fds: Vec<OwnedFd>) -> Result<Vec<Self>, TapError> {
+        let taps: Result<Vec<_>, _> = fds.into_iter().map(Self::new).collect();
+        let taps = taps?;
+        if let [first, others @ ..] = &taps[..] {
+            let (name, _) = first.interface().map_err(TapError::Query)?;
+            for other in others {
+                let (other_name, flags) = other.interface().map_err(TapError::Query)?;
+                if other_name != name || flags & libc::IFF_MULTI_QUEUE == 0 {
+                    return Err(TapError::Queues);
+                }
+            }
+        }
+        Ok(taps)
+    }
+
+    /// Takes over a tap, or a queue of it.
     ///
     /// # Errors
     /// [`TapError`].
@@ -57,7 +88,7 @@ impl Tap {
         let tap = Self {
             file: File::from(fd),
         };
-        let flags = tap.flags().map_err(TapError::Query)?;
+        let (_, flags) = tap.interface().map_err(TapError::Query)?;
         let kinds = libc::IFF_TUN | libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
         if flags & kinds != libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR {
             return Err(TapError::Flags(flags));
@@ -73,14 +104,15 @@ impl Tap {
         Ok(tap)
     }
 
-    fn flags(&self) -> io::Result<i32> {
+    /// Returns its name and its flags.
+    fn interface(&self) -> io::Result<([libc::c_char; libc::IFNAMSIZ], i32)> {
         // SAFETY: ifreq is plain old data, for which all zeroes is a value.
         let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
         // SAFETY: TUNGETIFF writes one ifreq, which outlives the call.
         check(unsafe { libc::ioctl(self.file.as_raw_fd(), libc::TUNGETIFF, &raw mut request) })?;
         // SAFETY: TUNGETIFF fills in the flags member; any bits are a short.
         let flags = unsafe { request.ifr_ifru.ifru_flags };
-        Ok(i32::from(flags))
+        Ok((request.ifr_name, i32::from(flags)))
     }
 }
 
@@ -93,6 +125,19 @@ impl Port for Tap {
         let fd = self.file.as_raw_fd();
         // SAFETY: TUNSETOFFLOAD takes its argument by value.
         check(unsafe { libc::ioctl(fd, libc::TUNSETOFFLOAD, libc::c_ulong::from(offloads)) })
+    }
+
+    fn switch(&self, on: bool) -> io::Result<()> {
+        // SAFETY: ifreq is plain old data, for which all zeroes is a value.
+        let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+        let flag = if on {
+            libc::IFF_ATTACH_QUEUE
+        } else {
+            libc::IFF_DETACH_QUEUE
+        };
+        request.ifr_ifru.ifru_flags = flag as libc::c_short;
+        // SAFETY: TUNSETQUEUE reads one ifreq, which outlives the call.
+        check(unsafe { libc::ioctl(self.file.as_raw_fd(), libc::TUNSETQUEUE, &raw const request) })
     }
 }
 

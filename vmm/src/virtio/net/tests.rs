@@ -16,15 +16,18 @@ use virtio_bindings::virtio_net::{
 use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::epoll::{Epoll, EpollEvent, EventSet};
 
-use super::device::{BUDGET, RX, TX};
 use super::frame::{MAX_FRAME, MIN_FRAME};
 use super::header::HEADER_SIZE;
+use super::pair::{BUDGET, RX, TX};
 use super::tap::{Port, offloads};
 use super::{Net, NetError, State, Tap, TapError};
 use crate::virtio::interrupt::CountingInterrupt;
 use crate::virtio::test_driver::{DriverQueue, Piece, memory, readable, writable};
 use crate::virtio::watch::{Source, Watcher, decode};
-use crate::virtio::{Activation, DeviceState, Memory, Progress, VirtioDevice};
+use crate::virtio::{Activation, DeviceError, DeviceState, Memory, Progress, VirtioDevice};
+
+mod multiqueue;
+mod plugged;
 
 const MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
 const RX_MEMORY: u64 = 0x10_0000;
@@ -37,6 +40,7 @@ const MERGING: u64 = 1 << VIRTIO_NET_F_MRG_RXBUF;
 struct Cable {
     file: File,
     offloads: Arc<AtomicU32>,
+    on: Arc<AtomicBool>,
 }
 
 impl Port for Cable {
@@ -46,6 +50,11 @@ impl Port for Cable {
 
     fn set_offloads(&self, offloads: u32) -> io::Result<()> {
         self.offloads.store(offloads, Ordering::SeqCst);
+        Ok(())
+    }
+
+    fn switch(&self, on: bool) -> io::Result<()> {
+        assert_ne!(self.on.swap(on, Ordering::SeqCst), on);
         Ok(())
     }
 }
@@ -71,6 +80,7 @@ fn cable() -> (Cable, File) {
         Cable {
             file: ours,
             offloads,
+            on: Arc::new(AtomicBool::new(true)),
         },
         far,
     )
@@ -87,13 +97,13 @@ struct Guest<P> {
     turns: usize,
 }
 
-impl<P: Port> Guest<P> {
+impl<P: Port + 'static> Guest<P> {
     fn new(port: P, features: u64) -> Self {
         let memory = memory(0x400_0000);
         let mut guest = Self {
             rx: DriverQueue::new(&memory, 0, 256),
             tx: DriverQueue::new(&memory, DriverQueue::SPAN, 256),
-            device: Net::new(port, MAC, Some(1450)).unwrap(),
+            device: Net::new(vec![port], MAC, Some(1450)).unwrap(),
             interrupt: Arc::default(),
             epoll: Arc::new(Epoll::new().unwrap()),
             memory,
@@ -791,7 +801,7 @@ mod device {
         let mtu = 1 << VIRTIO_NET_F_MTU;
         assert_ne!(guest.device.features() & mtu, 0);
         let (cable, _far) = super::cable();
-        let without = Net::new(cable, MAC, None).unwrap();
+        let without = Net::new(vec![cable], MAC, None).unwrap();
         assert_eq!(without.features() & mtu, 0);
     }
 
@@ -799,11 +809,14 @@ mod device {
     fn impossible_addresses_and_mtus_are_refused() {
         for mac in [[0; 6], [0xff; 6], [1, 0, 0, 0, 0, 1]] {
             let (cable, _far) = cable();
-            assert!(matches!(Net::new(cable, mac, None), Err(NetError::Mac(_))));
+            assert!(matches!(
+                Net::new(vec![cable], mac, None),
+                Err(NetError::Mac(_))
+            ));
         }
         let (cable, _far) = cable();
         assert!(matches!(
-            Net::new(cable, MAC, Some(67)),
+            Net::new(vec![cable], MAC, Some(67)),
             Err(NetError::Mtu(67))
         ));
     }
@@ -874,7 +887,7 @@ mod device {
         let json = serde_json::to_string(&state).unwrap();
         let state: State = serde_json::from_str(&json).unwrap();
         let (cable, _far) = super::cable();
-        let again = Net::restore(&state, cable).unwrap();
+        let again = Net::restore(&state, vec![cable]).unwrap();
         assert_eq!(again.state(), guest.device.state());
         assert_eq!(again.features(), guest.device.features());
     }
@@ -906,30 +919,39 @@ mod device {
 mod tap {
     use super::*;
 
-    /// Runs `test` with a tap and a packet socket on the same interface.
-    fn with_tap(test: fn(OwnedFd, File)) {
+    const FLAGS: libc::c_int = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
+
+    /// Runs `test` in a network namespace of its own.
+    pub(super) fn with_namespace(test: impl FnOnce() + Send + 'static) {
         let run = move || {
             // SAFETY: unshare takes no memory; only this thread changes its namespace.
             if unsafe { libc::unshare(libc::CLONE_NEWNET) } != 0 {
                 eprintln!("skipped: no right to make a network namespace");
                 return;
             }
-            let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
-            match open_tap(flags) {
-                Ok((tap, socket)) => test(tap, socket),
-                Err(error) => eprintln!("skipped: no tap: {error}"),
-            }
+            test();
         };
         std::thread::spawn(run).join().unwrap();
     }
 
-    fn open_tap(flags: libc::c_int) -> io::Result<(OwnedFd, File)> {
+    /// Runs `test` with a tap and a packet socket on the same interface.
+    fn with_tap(test: fn(OwnedFd, File)) {
+        with_namespace(move || match open_tap("tap0", FLAGS) {
+            Ok((tap, socket)) => test(tap, socket),
+            Err(error) => eprintln!("skipped: no tap: {error}"),
+        });
+    }
+
+    pub(super) fn open_tap(name: &str, flags: libc::c_int) -> io::Result<(OwnedFd, File)> {
         let tun = File::options()
             .read(true)
             .write(true)
             .open("/dev/net/tun")?;
         // SAFETY: ifreq is plain old data, for which all zeroes is a value.
         let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+        for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
+            *to = from.cast_signed();
+        }
         request.ifr_ifru.ifru_flags = flags as libc::c_short;
         ioctl(&tun, libc::TUNSETIFF, &mut request)?;
         // SAFETY: socket takes no memory.
@@ -968,6 +990,15 @@ mod tap {
         Ok((tun.into(), socket))
     }
 
+    /// Returns what the kernel says of a tap's queue (`TUNGETIFF`).
+    pub(super) fn interface_flags(queue: &File) -> i32 {
+        // SAFETY: ifreq is plain old data, for which all zeroes is a value.
+        let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+        ioctl(queue, libc::TUNGETIFF, &mut request).unwrap();
+        // SAFETY: TUNGETIFF filled in the flags; any bits are a short.
+        i32::from(unsafe { request.ifr_ifru.ifru_flags })
+    }
+
     fn ioctl(file: &File, request: libc::Ioctl, argument: &mut libc::ifreq) -> io::Result<()> {
         use std::os::fd::AsRawFd;
         // SAFETY: the requests used here take an ifreq, which outlives the call.
@@ -979,14 +1010,14 @@ mod tap {
     }
 
     /// An Ethernet frame of a private type, so that the kernel's own traffic is told apart.
-    fn ethernet(len: usize) -> Vec<u8> {
+    pub(super) fn ethernet(len: usize) -> Vec<u8> {
         let mut bytes = vec![0xff; 12];
         bytes.extend([0x88, 0xb5]);
         bytes.extend((14..len).map(|at| at as u8));
         bytes
     }
 
-    fn ours(bytes: &[u8]) -> bool {
+    pub(super) fn ours(bytes: &[u8]) -> bool {
         bytes.get(12..14) == Some(&[0x88, 0xb5])
     }
 
@@ -1012,7 +1043,7 @@ mod tap {
     fn the_tap_takes_all_offloads() {
         with_tap(|tap, mut socket| {
             let (cable, _far) = cable();
-            let all = Net::new(cable, MAC, None).unwrap().features();
+            let all = Net::new(vec![cable], MAC, None).unwrap().features();
             let mut guest = Guest::new(Tap::new(tap).unwrap(), all);
             // A TCP segment of IPv4 that the tap must take as one frame.
             let mut bytes = vec![1, 1, 54, 0, 0xa8, 5, 34, 0, 16, 0, 0, 0];
@@ -1036,7 +1067,7 @@ mod tap {
     #[test]
     fn a_tap_with_other_flags_is_refused() {
         with_tap(|_tap, _socket| {
-            let (tap, _socket) = open_tap(libc::IFF_TAP | libc::IFF_NO_PI).unwrap();
+            let (tap, _socket) = open_tap("tap1", libc::IFF_TAP | libc::IFF_NO_PI).unwrap();
             assert!(matches!(Tap::new(tap), Err(TapError::Flags(_))));
         });
     }

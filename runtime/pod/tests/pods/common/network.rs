@@ -99,7 +99,7 @@ impl PodNetworking for FakeNetwork {
                 guest: self.guest.borrow().clone(),
                 links: vec![PodLink {
                     name: "eth0".into(),
-                    tap: File::open("/dev/null").unwrap().into(),
+                    taps: vec![File::open("/dev/null").unwrap().into()],
                     mac: [2, 0, 0, 0, 0, 1],
                     mtu: 1500,
                 }],
@@ -162,7 +162,7 @@ impl PodNetworking for FakeNetwork {
             });
             Ok(PodLink {
                 name: String::new(),
-                tap: File::open("/dev/null").unwrap().into(),
+                taps: vec![File::open("/dev/null").unwrap().into()],
                 mac: [2, 0, 0, 0, 1, number],
                 mtu: 1500,
             })
