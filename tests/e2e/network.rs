@@ -14,6 +14,8 @@ use hull_tests::client::image;
 
 use crate::harness::{NETWORK_TOOLS, Node, PATIENCE, Place, Pod};
 
+mod queues;
+
 /// A bridge with addresses of both families. Links whose names begin so are no leftovers of pods.
 const DUAL: &str = r#"{"cniVersion":"1.0.0","name":"test","plugins":[
     {"type":"bridge","bridge":"hull-e2e1","isGateway":true,"ipMasq":true,"mtu":1500,
