@@ -124,6 +124,10 @@ async fn the_card_of_a_pod_with_two_cpus_has_two_pairs_of_queues() {
             .exec(&pod.container, "ethtool -L eth0 combined 3")
             .await;
         assert_ne!(refused.exit_code, 0);
+    } else {
+        println!(
+            "SKIPPED: two pairs of queues in a pod: this host has one CPU; vmm/linux has them in a guest"
+        );
     }
     pod.end().await;
     node.finish().await;
