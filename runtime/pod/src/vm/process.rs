@@ -128,9 +128,13 @@ impl VmmProcess {
     /// # Errors
     /// [`VmError::Unkillable`].
     pub(crate) async fn gone(&self, grace: Duration) -> Result<(), VmError> {
-        const AFTER_KILL: Duration = Duration::from_secs(10);
+        // A busy host takes its time to free a guest's memory.
+        const AFTER_KILL: Duration = Duration::from_secs(30);
+        const LONGEST_PAUSE: Duration = Duration::from_millis(50);
         let asked = Instant::now();
         let mut killed = false;
+        // Many pods may end at once: who waits long looks less often.
+        let mut pause = Duration::from_millis(2);
         while self.is_alive() {
             if !killed && asked.elapsed() >= grace {
                 self.kill();
@@ -142,7 +146,8 @@ impl VmmProcess {
                     seconds: AFTER_KILL.as_secs(),
                 });
             }
-            sleep(Duration::from_millis(2)).await;
+            sleep(pause).await;
+            pause = (pause * 2).min(LONGEST_PAUSE);
         }
         Ok(())
     }
