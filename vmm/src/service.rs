@@ -215,27 +215,10 @@ mod tests {
     use std::time::{Duration, Instant};
 
     use super::*;
-    use crate::legacy::ioapic::{Ioapic, Message, MessageSink};
-    use crate::slots::Doorbells;
+    use crate::legacy::ioapic::Ioapic;
     use crate::virtio::block::Block;
     use crate::virtio::block::disk::{Disk, Piece};
-    use crate::virtio::test_driver::memory;
-
-    #[derive(Debug)]
-    struct Nothing;
-
-    impl MessageSink for Nothing {
-        fn send(&self, _: Message) {}
-    }
-
-    impl Doorbells for Nothing {
-        fn connect(&self, _: &EventFd, _: u64, _: u32) -> io::Result<()> {
-            Ok(())
-        }
-        fn disconnect(&self, _: &EventFd, _: u64, _: u32) -> io::Result<()> {
-            Ok(())
-        }
-    }
+    use crate::virtio::test_driver::{Nothing, memory};
 
     fn disk() -> Box<Block> {
         let file = tempfile::tempfile().unwrap();

@@ -7,7 +7,7 @@
 //!   [`VirtioDevice::drain`]. All I/O is done there and none of it blocks. (Disks, which block, are
 //!   called by a thread of their own: [`crate::service`].)
 //! - A vCPU that writes a transport register calls [`VirtioDevice::activate`] (`DRIVER_OK`),
-//!   [`VirtioDevice::reset`] (status 0) . These do no I/O.
+//!   [`VirtioDevice::reset`] (status 0). These do no I/O.
 //!
 //! A device of several queues may consist of [`Lane`]s, each with a mutex of its own, which threads of
 //! their own serve without the device's. The device locks them for all else that it does.
@@ -96,10 +96,11 @@ pub struct Activation {
 }
 
 impl Activation {
-    /// Returns what a snapshot keeps of the queues.
+    /// Returns what a snapshot keeps of the queues of what may be active.
     #[must_use]
-    pub fn records(&self) -> Vec<QueueRecord> {
-        self.queues.iter().map(VirtQueue::record).collect()
+    pub fn records(active: Option<&Self>) -> Vec<QueueRecord> {
+        let queues = active.into_iter().flat_map(|active| &active.queues);
+        queues.map(VirtQueue::record).collect()
     }
 
     /// Tells whether the driver accepted the feature with this bit number.

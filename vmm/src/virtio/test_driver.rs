@@ -1,11 +1,17 @@
-//! The driver's side of a split virtqueue, for tests of devices.
+//! The driver's side of a split virtqueue, and what else stands around devices, for their tests.
 
 use std::collections::HashMap;
+use std::io;
 
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vmm_sys_util::epoll::{Epoll, EpollEvent};
+use vmm_sys_util::eventfd::EventFd;
 
-use super::Memory;
 use super::queue::{QueueRecord, VirtQueue};
+use super::watch::{Source, decode};
+use super::{Memory, Progress, VirtioDevice};
+use crate::legacy::ioapic::{Message, MessageSink};
+use crate::slots::Doorbells;
 
 const NEXT: u16 = 1;
 const WRITE: u16 = 2;
@@ -43,6 +49,52 @@ pub fn writable(address: u64, len: usize) -> Piece {
 /// Makes guest memory of `len` bytes at address 0.
 pub fn memory(len: usize) -> Memory {
     GuestMemoryMmap::from_ranges(&[(GuestAddress(0), len)]).unwrap()
+}
+
+/// Stands for a KVM that takes messages and doorbells, and does nothing with them.
+#[derive(Debug)]
+pub struct Nothing;
+
+impl MessageSink for Nothing {
+    fn send(&self, _: Message) {}
+}
+
+impl Doorbells for Nothing {
+    fn connect(&self, _: &EventFd, _: u64, _: u32) -> io::Result<()> {
+        Ok(())
+    }
+    fn disconnect(&self, _: &EventFd, _: u64, _: u32) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Notifies a device of a queue, and gives it the turns that it asks for.
+pub fn kick(device: &mut dyn VirtioDevice, queue: u16) {
+    let progress = device.on_kick(queue).unwrap();
+    finish(device, progress);
+}
+
+/// Has a device handle what its descriptors are ready for now; returns their tokens.
+pub fn serve_ready(device: &mut dyn VirtioDevice, epoll: &Epoll) -> Vec<u32> {
+    let mut events = [EpollEvent::default(); 64];
+    let ready = epoll.wait(0, &mut events).unwrap();
+    events[..ready]
+        .iter()
+        .map(|event| {
+            let (_, _, Source::Device(token)) = decode(event.data()) else {
+                panic!("a kick");
+            };
+            let progress = device.on_event(token, event.event_set()).unwrap();
+            finish(device, progress);
+            token
+        })
+        .collect()
+}
+
+fn finish(device: &mut dyn VirtioDevice, mut progress: Progress) {
+    while let Progress::More(queue) = progress {
+        progress = device.on_kick(queue).unwrap();
+    }
 }
 
 /// A virtqueue as its driver sees it.

@@ -343,10 +343,7 @@ impl VirtioDevice for Fs {
     }
 
     fn queues(&self) -> Vec<QueueRecord> {
-        self.active
-            .as_ref()
-            .map(|active| active.activation.records())
-            .unwrap_or_default()
+        Activation::records(self.active.as_ref().map(|active| &active.activation))
     }
 
     fn on_kick(&mut self, _queue: u16) -> Result<Progress, DeviceError> {

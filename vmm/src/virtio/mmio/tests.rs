@@ -56,10 +56,7 @@ impl VirtioDevice for Fake {
         log.activated = self.active.take();
     }
     fn queues(&self) -> Vec<QueueRecord> {
-        self.active
-            .as_ref()
-            .map(Activation::records)
-            .unwrap_or_default()
+        Activation::records(self.active.as_ref())
     }
     fn on_kick(&mut self, _: u16) -> Result<Progress, DeviceError> {
         Ok(Progress::Done)

@@ -90,10 +90,7 @@ impl Control {
 
     /// Returns what a snapshot keeps of its queue; none when idle.
     pub fn queues(&self) -> Vec<QueueRecord> {
-        self.active
-            .as_ref()
-            .map(Activation::records)
-            .unwrap_or_default()
+        Activation::records(self.active.as_ref())
     }
 
     /// Answers commands. `use_pairs` is given the number of pairs that the driver wants to use, and

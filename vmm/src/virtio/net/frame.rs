@@ -19,6 +19,7 @@ pub(super) const MIN_FRAME: usize = HEADER_SIZE + 14;
 /// The most descriptors of a frame. Linux uses at most 2 + `MAX_SKB_FRAGS` (45).
 pub(super) const MAX_DESCRIPTORS: usize = 64;
 
+/// The frame that was read last.
 #[derive(Debug, Default)]
 pub(super) struct Frame {
     /// Its header, and what of it is not in buffers of the guest.

@@ -139,10 +139,7 @@ impl<P: Port> Pair<P> {
 
     /// Returns what a snapshot keeps of its queues; none when idle.
     pub fn queues(&self) -> Vec<QueueRecord> {
-        self.active
-            .as_ref()
-            .map(Activation::records)
-            .unwrap_or_default()
+        Activation::records(self.active.as_ref())
     }
 
     /// Takes it into use, with its two queues.
@@ -370,9 +367,10 @@ impl<P: Port> Pair<P> {
             used = true;
         }
         if used && (queue.needs_interrupt(memory)? || self.untold) {
-            let lone = last <= LONE_FRAME && queue.unseen(memory)? == Some(1);
+            let unseen = queue.unseen(memory)?;
+            let lone = last <= LONE_FRAME && unseen == Some(1);
             self.untold = lone && self.clock.reset(LONE_PATIENCE, None).is_ok();
-            if !self.untold && queue.unseen(memory)? != Some(0) {
+            if !self.untold && unseen != Some(0) {
                 active.interrupt.signal_queue();
             }
         }

@@ -14,7 +14,7 @@ use virtio_bindings::virtio_net::{
     VIRTIO_NET_F_GUEST_TSO6, VIRTIO_NET_F_MRG_RXBUF, VIRTIO_NET_F_MTU,
 };
 use vm_memory::{Bytes, GuestAddress};
-use vmm_sys_util::epoll::{Epoll, EpollEvent, EventSet};
+use vmm_sys_util::epoll::{Epoll, EventSet};
 
 use super::frame::{MAX_FRAME, MIN_FRAME};
 use super::header::HEADER_SIZE;
@@ -22,8 +22,8 @@ use super::pair::{BUDGET, RX, TX};
 use super::tap::{Port, offloads};
 use super::{Net, NetError, State, Tap, TapError};
 use crate::virtio::interrupt::CountingInterrupt;
-use crate::virtio::test_driver::{DriverQueue, Piece, memory, readable, writable};
-use crate::virtio::watch::{Source, Watcher, decode};
+use crate::virtio::test_driver::{self as driver, DriverQueue, Piece, memory, readable, writable};
+use crate::virtio::watch::{Source, Watcher};
 use crate::virtio::{Activation, DeviceError, DeviceState, Memory, Progress, VirtioDevice};
 
 mod multiqueue;
@@ -125,33 +125,20 @@ impl<P: Port + 'static> Guest<P> {
     }
 
     fn kick(&mut self, queue: usize) {
-        let mut progress = self.device.on_kick(queue as u16).unwrap();
-        while let Progress::More(queue) = progress {
-            progress = self.device.on_kick(queue).unwrap();
-        }
+        driver::kick(&mut self.device, queue as u16);
     }
 
     /// Lets the event loop work until nothing is ready. Returns the number of events.
     fn run(&mut self) -> usize {
         let mut count = 0;
         loop {
-            let mut events = [EpollEvent::default(); 4];
-            let ready = self.epoll.wait(0, &mut events).unwrap();
+            let ready = driver::serve_ready(&mut self.device, &self.epoll).len();
             if ready == 0 {
                 return count;
             }
-            for event in &events[..ready] {
-                let (_, _, Source::Device(token)) = decode(event.data()) else {
-                    panic!("a kick");
-                };
-                count += 1;
-                self.turns += 1;
-                assert!(self.turns < 100_000, "busy loop");
-                let mut progress = self.device.on_event(token, event.event_set()).unwrap();
-                while let Progress::More(queue) = progress {
-                    progress = self.device.on_kick(queue).unwrap();
-                }
-            }
+            count += ready;
+            self.turns += ready;
+            assert!(self.turns < 100_000, "busy loop");
         }
     }
 

@@ -104,10 +104,7 @@ impl VirtioDevice for Pmem {
     }
 
     fn queues(&self) -> Vec<QueueRecord> {
-        self.active
-            .as_ref()
-            .map(Activation::records)
-            .unwrap_or_default()
+        Activation::records(self.active.as_ref())
     }
 
     fn on_kick(&mut self, _queue: u16) -> Result<Progress, DeviceError> {

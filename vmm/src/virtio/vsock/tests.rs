@@ -22,7 +22,7 @@ use super::packet::{
 };
 use super::{State, Vsock};
 use crate::virtio::interrupt::CountingInterrupt;
-use crate::virtio::test_driver::{DriverQueue, Piece, memory, readable, writable};
+use crate::virtio::test_driver::{self as driver, DriverQueue, Piece, memory, readable, writable};
 use crate::virtio::watch::{Source, Watcher, decode};
 use crate::virtio::{Activation, DeviceState, Memory, Progress, VirtioDevice};
 
@@ -101,33 +101,20 @@ impl Guest {
     }
 
     fn kick(&mut self, queue: usize) {
-        let mut progress = self.device.on_kick(u16::try_from(queue).unwrap()).unwrap();
-        while let Progress::More(queue) = progress {
-            progress = self.device.on_kick(queue).unwrap();
-        }
+        driver::kick(&mut self.device, u16::try_from(queue).unwrap());
     }
 
     /// Lets the event loop work until nothing is ready. Returns the number of events.
     fn run(&mut self) -> usize {
         let mut count = 0;
         loop {
-            let mut events = vec![EpollEvent::default(); 64];
-            let ready = self.epoll.wait(0, &mut events).unwrap();
+            let ready = driver::serve_ready(&mut self.device, &self.epoll).len();
             if ready == 0 {
                 return count;
             }
-            for event in &events[..ready] {
-                let (_, _, Source::Device(token)) = decode(event.data()) else {
-                    panic!("a kick");
-                };
-                count += 1;
-                self.turns += 1;
-                assert!(self.turns < 1_000_000, "busy loop");
-                let mut progress = self.device.on_event(token, event.event_set()).unwrap();
-                while let Progress::More(queue) = progress {
-                    progress = self.device.on_kick(queue).unwrap();
-                }
-            }
+            count += ready;
+            self.turns += ready;
+            assert!(self.turns < 1_000_000, "busy loop");
         }
     }
 

@@ -86,21 +86,11 @@ impl<P: Port + 'static> Card<P> {
     fn run(&mut self) -> Vec<u32> {
         let mut tokens = Vec::new();
         loop {
-            let mut events = [EpollEvent::default(); 4];
-            let ready = self.epoll.wait(0, &mut events).unwrap();
-            if ready == 0 {
+            let ready = driver::serve_ready(&mut self.device, &self.epoll);
+            if ready.is_empty() {
                 return tokens;
             }
-            for event in &events[..ready] {
-                let (_, _, Source::Device(token)) = decode(event.data()) else {
-                    panic!("a kick");
-                };
-                tokens.push(token);
-                let mut progress = self.device.on_event(token, event.event_set()).unwrap();
-                while let Progress::More(queue) = progress {
-                    progress = self.device.on_kick(queue).unwrap();
-                }
-            }
+            tokens.extend(ready);
         }
     }
 }

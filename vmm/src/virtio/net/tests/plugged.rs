@@ -1,29 +1,12 @@
 //! A card with several pairs of queues behind its registers, served by threads as the VMM's are.
 
-use vmm_sys_util::eventfd::EventFd;
-
 use super::multiqueue::{ANSWER, COMMAND, CONTROL, MULTI, PAIRS, cables, driver_queues, states};
 use super::*;
 use crate::layout::slot_address;
-use crate::legacy::ioapic::{Ioapic, Message, MessageSink};
+use crate::legacy::ioapic::Ioapic;
 use crate::service::{Epolls, serve_ready};
-use crate::slots::{Doorbells, Slots};
-
-#[derive(Debug)]
-struct Nothing;
-
-impl MessageSink for Nothing {
-    fn send(&self, _: Message) {}
-}
-
-impl Doorbells for Nothing {
-    fn connect(&self, _: &EventFd, _: u64, _: u32) -> io::Result<()> {
-        Ok(())
-    }
-    fn disconnect(&self, _: &EventFd, _: u64, _: u32) -> io::Result<()> {
-        Ok(())
-    }
-}
+use crate::slots::Slots;
+use crate::virtio::test_driver::Nothing;
 
 /// A card in slot 1, as its driver reaches it, and the sets of the threads that serve its pairs.
 struct Plugged {
