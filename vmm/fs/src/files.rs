@@ -2,30 +2,50 @@
 //! systems' own code would get wrong.
 
 use std::collections::BTreeMap;
-use std::io;
+use std::path::Path;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
+use std::{fs, io};
 
 use fuse_backend_rs::abi::fuse_abi::FsOptions;
 use fuse_backend_rs::api::filesystem::Context;
 use fuse_backend_rs::api::{Vfs, VfsIndex, VfsOptions};
 use fuse_backend_rs::passthrough::{CachePolicy, Config, PassthroughFs};
+use rustix::process::{Resource, getrlimit};
 use rustix::thread::{CapabilitySet, CapabilitySets, capabilities, set_capabilities};
 
+use crate::bounded::Bounded;
 use crate::filter::{IN_HEADER, double_word, word};
-use crate::kept::Kept;
+use crate::held::{Budget, Held, Numbers};
 
 /// How long a guest may believe in attributes.
 const ATTRIBUTES: Duration = Duration::from_secs(1);
 /// Where a node's number has that of its file system.
 const INDEX_SHIFT: u32 = 56;
+/// Descriptors for all else than what a guest holds: two for each of 255 owners, and what a request
+/// has open meanwhile.
+const OTHER_DESCRIPTORS: u64 = 1024;
+/// Files whose numbers are remembered ([`Numbers::Own`]). One takes some 60 bytes, of what
+/// [`crate::jail`] allows.
+const REMEMBERED: u64 = 10 << 20;
+/// Mounts of an owner whose files can be numbered as on the host. The file system tells 254 mounts, and
+/// devices in them, apart.
+const MOUNTS: usize = 128;
+/// File systems of the host that number files in few bits, and whose mounts are of one device, or of
+/// few.
+const PLAIN: [&str; 12] = [
+    "btrfs", "erofs", "exfat", "ext2", "ext3", "ext4", "f2fs", "squashfs", "tmpfs", "vfat", "xfs",
+    "zfs",
+];
 
 /// All owners' file systems, under one root.
 pub struct Files {
     /// Finds the file system of a request.
     pub vfs: Arc<Vfs>,
-    /// What a guest may keep of files that it opens again.
-    pub kept: Kept,
+    /// What the guest may hold of all, by descriptors.
+    held: Arc<Budget>,
+    /// What all may remember of files that the guest forgot.
+    remembered: Arc<Budget>,
     /// The path of each, by its number.
     paths: RwLock<BTreeMap<VfsIndex, String>>,
 }
@@ -60,11 +80,13 @@ impl Default for Files {
                 | FsOptions::DONT_MASK,
             ..VfsOptions::default()
         });
+        let descriptors = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
         // An owner that is gone is not listed.
         vfs.set_remove_pseudo_root();
         Self {
             vfs: Arc::new(vfs),
-            kept: Kept::default(),
+            held: Budget::new(descriptors.saturating_sub(OTHER_DESCRIPTORS)),
+            remembered: Budget::new(REMEMBERED),
             paths: RwLock::default(),
         }
     }
@@ -77,9 +99,12 @@ impl Files {
     /// Why not.
     pub fn add(&self, owner: &str) -> Result<(), String> {
         let path = format!("/{owner}");
+        let mounts = fs::read_to_string("/proc/self/mountinfo").map_err(|e| e.to_string())?;
+        let numbers = numbers(&mounts, &path);
         let config = Config {
             root_dir: path.clone(),
             do_import: false,
+            use_host_ino: numbers == Numbers::Hosts,
             // Every walk of a path asks here, and brings fresh attributes along: what the host
             // changes is seen at once. An open file's are kept for a moment, or each read would
             // ask for them.
@@ -92,7 +117,8 @@ impl Files {
         };
         let share = PassthroughFs::<()>::new(config).map_err(|e| e.to_string())?;
         share.import().map_err(|e| e.to_string())?;
-        let mounted = self.vfs.mount(Box::new(share), &path);
+        let held = Held::new(numbers, &self.held, &self.remembered);
+        let mounted = self.vfs.mount(Box::new(Bounded::new(share, held)), &path);
         let index = mounted.map_err(|e| e.to_string())?;
         let mut paths = self.paths.write().unwrap_or_else(PoisonError::into_inner);
         paths.insert(index, path);
@@ -149,6 +175,31 @@ impl Files {
     }
 }
 
+/// How files below `path` can be numbered, with these mounts, as proc_pid_mountinfo(5) tells them.
+///
+/// As on the host, so that the file system remembers nothing of what the guest forgot; if it can't tell
+/// them apart by that, or others may be mounted later, it numbers them itself.
+fn numbers(mounts: &str, path: &str) -> Numbers {
+    let mut count = 0;
+    for mount in mounts.lines() {
+        let (first, last) = mount.split_once(" - ").unwrap_or((mount, ""));
+        let mut fields = first.split(' ').skip(4);
+        if !fields
+            .next()
+            .is_some_and(|at| Path::new(at).starts_with(path))
+        {
+            continue;
+        }
+        count += 1;
+        let follows = fields.skip(1).any(|field| field.starts_with("master:"));
+        let kind = last.split(' ').next().unwrap_or_default();
+        if follows || count > MOUNTS || !PLAIN.contains(&kind) {
+            return Numbers::Own;
+        }
+    }
+    Numbers::Hosts
+}
+
 /// Takes this thread's power to change files that are run as another user, without that they no
 /// longer are, until it is dropped.
 ///
@@ -180,5 +231,44 @@ impl Drop for WithoutFsetid {
     fn drop(&mut self) {
         // What is permitted may be had again at any time.
         let _ = set_capabilities(None, self.0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_are_numbered_as_on_the_host_where_that_tells_them_apart() {
+        let line = |at: &str, peers: &str, kind: &str| {
+            format!("36 35 98:0 /dir {at} rw,noatime{peers} - {kind} /dev/root rw\n")
+        };
+        let plain = line("/o/0", "", "ext4");
+        for (mounts, expected) in [
+            (plain.clone(), Numbers::Hosts),
+            (
+                plain.clone() + &line("/o/0/deep\\040er", "", "tmpfs"),
+                Numbers::Hosts,
+            ),
+            (
+                plain.clone() + &line("/o/0/slave", " master:1", "ext4"),
+                Numbers::Own,
+            ),
+            (
+                plain.clone() + &line("/o/1", " shared:2 master:1", "ext4"),
+                Numbers::Own,
+            ),
+            (plain.clone() + &line("/o/1", "", "nfs4"), Numbers::Own),
+            (plain.clone() + &line("/o", "", "overlay"), Numbers::Own),
+            (
+                plain.clone() + &line("/other/0", " master:1", "nfs4"),
+                Numbers::Hosts,
+            ),
+            (plain.repeat(MOUNTS), Numbers::Hosts),
+            (plain.repeat(MOUNTS + 1), Numbers::Own),
+            ("nonsense\n\n".to_owned(), Numbers::Hosts),
+        ] {
+            assert_eq!(numbers(&mounts, "/o"), expected, "{mounts}");
+        }
     }
 }

@@ -83,8 +83,6 @@ pub enum Verdict {
     Seek,
     /// As [`Verdict::Pass`]; it asks for an ACL, see [`tell_of_none`].
     Acl,
-    /// As [`Verdict::Pass`]; it opens a file, see [`crate::kept`].
-    Open,
     /// It is answered with this error number.
     Refuse(i32),
     /// Nobody handles or answers it.
@@ -111,11 +109,7 @@ pub fn judge(packet: &mut [u8]) -> Verdict {
         Opcode::Lookup => name(&packet[IN_HEADER..]),
         Opcode::Mknod => node(packet),
         // The flags are the first word.
-        Opcode::Open => match restrict_flags(packet, IN_HEADER) {
-            Verdict::Pass => Verdict::Open,
-            refused => refused,
-        },
-        Opcode::Opendir | Opcode::Create => restrict_flags(packet, IN_HEADER),
+        Opcode::Open | Opcode::Opendir | Opcode::Create => restrict_flags(packet, IN_HEADER),
         Opcode::Read | Opcode::Readdir | Opcode::Readdirplus | Opcode::Write => {
             match word(packet, IN_HEADER + 16) {
                 Some(size) if size as usize <= MAX_DATA => restrict_flags(packet, IN_HEADER + 32),
@@ -323,7 +317,7 @@ mod tests {
     fn flags_that_a_guest_may_not_have_are_taken_away() {
         let flags = (libc::O_RDWR | libc::O_DIRECT | libc::O_PATH | libc::O_TMPFILE) as u32;
         let mut open = packet(Opcode::Open, &[flags.to_le_bytes(), [0; 4]].concat());
-        assert_eq!(judge(&mut open), Verdict::Open);
+        assert_eq!(judge(&mut open), Verdict::Pass);
         let left = (libc::O_RDWR | libc::O_DIRECTORY) as u32;
         assert_eq!(word(&open, IN_HEADER), Some(left));
         let mut read = [0; 40];

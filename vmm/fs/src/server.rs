@@ -128,11 +128,8 @@ fn serve(fuse: &OwnedFd, files: &Files, server: &Server<Arc<Vfs>>, inside: &Insi
                 continue;
             }
             // A session that was not ended goes with the guest's kernel that had it.
-            Verdict::Begin => {
-                files.vfs.destroy();
-                files.kept.clear();
-            }
-            Verdict::Pass | Verdict::Lower | Verdict::Seek | Verdict::Acl | Verdict::Open => {}
+            Verdict::Begin => files.vfs.destroy(),
+            Verdict::Pass | Verdict::Lower | Verdict::Seek | Verdict::Acl => {}
         }
         let header = packet[..filter::IN_HEADER].to_vec();
         if let Some(mask) = filter::take_mask(packet) {
@@ -144,10 +141,6 @@ fn serve(fuse: &OwnedFd, files: &Files, server: &Server<Arc<Vfs>>, inside: &Insi
                 inside.handle(fuse, server, packet, &mut reply, change)
             }
             Verdict::Acl => inside.handle(fuse, server, packet, &mut reply, filter::tell_of_none),
-            Verdict::Open => {
-                let change = |answer: &mut [u8]| files.kept.tell(&files.vfs, &header, answer);
-                inside.handle(fuse, server, packet, &mut reply, change)
-            }
             Verdict::Seek => {
                 let answer = filter::answer(packet, files.seek(packet));
                 send(fuse, &answer, SendFlags::NOSIGNAL).is_ok()

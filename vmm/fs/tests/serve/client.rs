@@ -3,6 +3,7 @@
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -10,8 +11,11 @@ use std::time::{Duration, Instant};
 use hull_proto_vmm::fs::{Access, MAX_PACKET, Propagation, Request, Response, SEND_BUFFER, Share};
 use hull_proto_vmm::{body_length, decode, encode};
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, sockopt};
+use rustix::process::{Resource, Rlimit, setrlimit};
+use rustix::thread::{CapabilitySet, remove_capability_from_bounding_set};
 
 pub const LOOKUP: u32 = 1;
+pub const FORGET: u32 = 2;
 pub const GETATTR: u32 = 3;
 pub const SETATTR: u32 = 4;
 pub const READLINK: u32 = 5;
@@ -24,15 +28,19 @@ pub const LINK: u32 = 13;
 pub const OPEN: u32 = 14;
 pub const READ: u32 = 15;
 pub const WRITE: u32 = 16;
+pub const RELEASE: u32 = 18;
 pub const SETXATTR: u32 = 21;
 pub const GETXATTR: u32 = 22;
 pub const INIT: u32 = 26;
 pub const OPENDIR: u32 = 27;
 pub const READDIR: u32 = 28;
+pub const RELEASEDIR: u32 = 29;
 pub const CREATE: u32 = 35;
 pub const DESTROY: u32 = 38;
 pub const IOCTL: u32 = 39;
+pub const BATCH_FORGET: u32 = 42;
 pub const FALLOCATE: u32 = 43;
+pub const READDIRPLUS: u32 = 44;
 pub const RENAME2: u32 = 45;
 pub const LSEEK: u32 = 46;
 /// The root of what is served.
@@ -53,6 +61,28 @@ pub struct Server {
 
 impl Server {
     pub fn start() -> Self {
+        Self::start_with(|_| {})
+    }
+
+    /// Starts one that can't have more descriptors than these.
+    pub fn start_with_descriptors(count: u64) -> Self {
+        Self::start_with(|command| {
+            let limit = Rlimit {
+                current: Some(count),
+                maximum: Some(count),
+            };
+            let restrict = move || {
+                setrlimit(Resource::Nofile, limit)?;
+                // Or it would lift the limit.
+                remove_capability_from_bounding_set(CapabilitySet::SYS_RESOURCE)?;
+                Ok(())
+            };
+            // SAFETY: nothing but system calls between fork and exec.
+            unsafe { command.pre_exec(restrict) };
+        })
+    }
+
+    fn start_with(prepare: impl FnOnce(&mut Command)) -> Self {
         let run = tempfile::tempdir().unwrap();
         let (vm, theirs) = rustix::net::socketpair(
             AddressFamily::UNIX,
@@ -64,12 +94,15 @@ impl Server {
         for end in [&vm, &theirs] {
             sockopt::set_socket_send_buffer_size_force(end, SEND_BUFFER).unwrap();
         }
-        let process = Command::new(env!("CARGO_BIN_EXE_hull-fs"))
+        let mut command = Command::new(env!("CARGO_BIN_EXE_hull-fs"));
+        command
             .args(["run", "--id", "test", "--socket"])
             .arg(run.path().join("fs.sock"))
-            .stdin(Stdio::from(theirs))
-            .spawn()
-            .unwrap();
+            .stdin(Stdio::from(theirs));
+        prepare(&mut command);
+        let process = command.spawn().unwrap();
+        // It has the other end of the socket, too.
+        drop(command);
         let mut server = Self {
             process,
             run,
@@ -266,6 +299,42 @@ impl Server {
         names
     }
 
+    /// Forgets files, so many times each.
+    pub fn forget(&mut self, files: &[(u64, u64)]) {
+        if let [(node, count)] = files {
+            return self.send(FORGET, *node, &count.to_le_bytes());
+        }
+        let mut body = (files.len() as u64).to_le_bytes().to_vec();
+        for (node, count) in files {
+            body.extend_from_slice(&node.to_le_bytes());
+            body.extend_from_slice(&count.to_le_bytes());
+        }
+        self.send(BATCH_FORGET, 0, &body);
+    }
+
+    /// Releases what was opened with `opcode`.
+    pub fn release(&mut self, opcode: u32, node: u64, handle: u64) -> Answer {
+        let body = [&handle.to_le_bytes()[..], &[0; 16]].concat();
+        self.call(opcode, node, &body)
+    }
+
+    /// The process that serves.
+    pub fn serving(&self) -> u32 {
+        let pid = self.process.id();
+        let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
+        children.unwrap().trim().parse().unwrap()
+    }
+
+    /// What that process has in memory of its own, in KiB.
+    pub fn memory(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.serving())).unwrap();
+        let line = status
+            .lines()
+            .find_map(|line| line.strip_prefix("RssAnon:"));
+        let size = line.unwrap().trim().strip_suffix(" kB").unwrap();
+        size.parse().unwrap()
+    }
+
     /// Waits for the process to end by itself.
     pub fn ended(&mut self) -> bool {
         let deadline = Instant::now() + Duration::from_secs(30);
@@ -298,6 +367,19 @@ pub fn text(name: &str) -> Vec<u8> {
     let mut bytes = name.as_bytes().to_vec();
     bytes.push(0);
     bytes
+}
+
+/// Where a directory goes on after these entries of FUSE_READDIRPLUS.
+pub fn last_offset(entries: &[u8]) -> Option<u64> {
+    let (mut at, mut last) = (0, None);
+    while at < entries.len() {
+        // 128 bytes of the entry, then number, offset, length of the name and type.
+        let listed = at + 128;
+        last = Some(u64_at(entries, listed + 8));
+        let length = u32_at(entries, listed + 16) as usize;
+        at = listed + (24 + length).next_multiple_of(8);
+    }
+    last
 }
 
 fn u32_at(bytes: &[u8], at: usize) -> u32 {

@@ -653,6 +653,148 @@ fn an_owners_shares_end_with_all_that_the_guest_holds_of_them() {
 }
 
 #[test]
+fn nothing_is_left_of_files_that_were_forgotten() {
+    let host = host(false);
+    // Where each new file has a number that no other had.
+    tmpfs(host.path());
+    let mut server = Server::start();
+    let root = server.share(host.path());
+    let file = [&0o100_600_u32.to_le_bytes()[..], &[0; 12], b"f\0"].concat();
+    let mut churn = |count: u64| {
+        for _ in 0..count {
+            let entry = server.call(MKNOD, root, &file).unwrap();
+            server.call(UNLINK, root, &text("f")).unwrap();
+            server.forget(&[(u64::from_le_bytes(entry[..8].try_into().unwrap()), 1)]);
+        }
+        server.memory()
+    };
+    let before = churn(5_000);
+    let after = churn(25_000);
+    assert!(after < before + 512, "{before} KiB became {after} KiB");
+}
+
+#[test]
+fn a_share_whose_files_are_never_forgotten_leaves_room_for_others() {
+    let host = host(false);
+    for name in ["a", "b"] {
+        fs::create_dir(host.path().join(name)).unwrap();
+        fs::write(host.path().join(name).join("file"), "x").unwrap();
+    }
+    let mut server = Server::start_with_descriptors(4096);
+    let root = server.share(&host.path().join("a"));
+    let other = host.path().join("b");
+    server.add("p", &[(&other, Access::ReadWrite, Propagation::Private)]);
+    let second = server.lookup(ROOT, "p").unwrap();
+    let other = server.lookup(second, "0").unwrap();
+    let fine = |server: &mut Server| {
+        assert_eq!(server.cat(other, "file").unwrap(), "x");
+        assert_eq!(server.names(other), ["file"]);
+        let (node, handle) = server.create(other, "new", 0o100_600).unwrap();
+        server.write(node, handle, 0, b"y").unwrap();
+        server.release(RELEASE, node, handle).unwrap();
+        server.call(UNLINK, other, &text("new")).unwrap();
+    };
+
+    // Each way to be told of a file.
+    let directory = |at: u64| [&0o755_u64.to_le_bytes()[..], &text(&format!("d{at}"))].concat();
+    let mut known = Vec::new();
+    let refused = loop {
+        match server.call(MKDIR, root, &directory(known.len() as u64)) {
+            Ok(entry) => known.push((u64::from_le_bytes(entry[..8].try_into().unwrap()), 1)),
+            Err(error) => break error,
+        }
+        assert!(known.len() < 5000);
+    };
+    assert_eq!(refused, libc::ENFILE);
+    assert!(known.len() > 1000, "{}", known.len());
+    let more = format!("d{}", known.len());
+    assert!(
+        !host.path().join("a").join(&more).exists(),
+        "made, and not told"
+    );
+    let (node, _) = known[0];
+    let enfile = Err(libc::ENFILE);
+    let link = [&node.to_le_bytes()[..], b"link\0"].concat();
+    assert_eq!(server.lookup(root, "file"), enfile);
+    assert_eq!(
+        server.create(root, "new", 0o100_600).map(drop),
+        Err(libc::ENFILE)
+    );
+    for (opcode, body) in [
+        (SYMLINK, &b"link\0to\0"[..]),
+        (LINK, &link),
+        (MKNOD, &[&[0; 16], &b"n\0"[..]].concat()),
+    ] {
+        assert_eq!(
+            server.call(opcode, root, body).map(drop),
+            Err(libc::ENFILE),
+            "{opcode}"
+        );
+    }
+    assert_eq!(server.open(OPENDIR, node, libc::O_RDONLY), enfile);
+    // What is known goes on.
+    server.call(GETATTR, node, &[0; 16]).unwrap();
+    fine(&mut server);
+
+    // Forgotten in part, and listed with all that there is to know.
+    let some = known.split_off(known.len() - 200);
+    server.forget(&some);
+    let handle = server.open(OPENDIR, root, libc::O_RDONLY).unwrap();
+    let mut at = 0;
+    let refused = loop {
+        match server.call(READDIRPLUS, root, &transfer(handle, at, 8192)) {
+            Ok(entries) => at = last_offset(&entries).expect("the directory does not end here"),
+            Err(error) => break error,
+        }
+    };
+    assert_eq!(refused, libc::ENFILE);
+    fine(&mut server);
+    server.release(RELEASEDIR, root, handle).unwrap();
+
+    // A new session holds nothing; then it is files that are never closed.
+    server.init(0).unwrap();
+    let owner = server.lookup(ROOT, "o").unwrap();
+    let root = server.lookup(owner, "0").unwrap();
+    let node = server.lookup(root, "file").unwrap();
+    let mut open = Vec::new();
+    let refused = loop {
+        match server.open(OPEN, node, libc::O_RDONLY) {
+            Ok(handle) => open.push(handle),
+            Err(error) => break error,
+        }
+        assert!(open.len() < 5000);
+    };
+    assert_eq!(refused, libc::ENFILE);
+    let second = server.lookup(ROOT, "p").unwrap();
+    let other = server.lookup(second, "0").unwrap();
+    assert_eq!(server.cat(other, "file").unwrap(), "x");
+    for handle in open {
+        server.release(RELEASE, node, handle).unwrap();
+    }
+    assert_eq!(server.cat_node(node).unwrap(), "x");
+}
+
+#[test]
+fn a_file_that_can_not_be_opened_is_not_held() {
+    let host = host(false);
+    fs::create_dir(host.path().join("dir")).unwrap();
+    fs::write(host.path().join("file"), "old").unwrap();
+    let mut server = Server::start();
+    let root = server.share(host.path());
+    let descriptors = |server: &Server| {
+        let path = format!("/proc/{}/fd", server.serving());
+        fs::read_dir(path).unwrap().count()
+    };
+    let before = descriptors(&server);
+    assert_eq!(server.create(root, "dir", 0o100_600), Err(libc::EISDIR));
+    assert_eq!(descriptors(&server), before);
+    // One that exists and can is what it was.
+    let (node, handle) = server.create(root, "file", 0o100_600).unwrap();
+    assert_eq!(server.read(node, handle, 0, 9).unwrap(), b"old");
+    assert_eq!(server.lookup(root, "file"), Ok(node));
+}
+
+#[test]
 fn many_owners_come_and_go() {
     let host = host(false);
     fs::write(host.path().join("f"), "x").unwrap();

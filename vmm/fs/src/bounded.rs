@@ -1,0 +1,442 @@
+//! A file system of the host of which a guest holds no more than it may, see [`crate::held`].
+
+use std::any::Any;
+use std::ffi::CStr;
+use std::io;
+use std::time::{Duration, SystemTime};
+
+use fuse_backend_rs::abi::fuse_abi::{CreateIn, stat64, statvfs64};
+use fuse_backend_rs::api::BackendFileSystem;
+use fuse_backend_rs::api::filesystem::{
+    Context, DirEntry, Entry, FileSystem, FsOptions, GetxattrReply, ListxattrReply, OpenOptions,
+    SetattrValid, ZeroCopyReader, ZeroCopyWriter,
+};
+use fuse_backend_rs::passthrough::PassthroughFs;
+
+use crate::held::Held;
+use crate::kept;
+
+/// What opening a file comes to: its handle, and how the guest is to use it.
+type Opened = (Option<u64>, OpenOptions, Option<u32>);
+
+/// How many times a file is looked for and made, while the host makes and removes it.
+const ATTEMPTS: u32 = 8;
+
+/// A file system that counts what the guest holds of it.
+pub struct Bounded {
+    host: PassthroughFs<()>,
+    held: Held,
+}
+
+impl std::fmt::Debug for Bounded {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Bounded")
+            .field("held", &self.held)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Bounded {
+    /// Counts in `held` what a guest gets of `host`.
+    #[must_use]
+    pub fn new(host: PassthroughFs<()>, held: Held) -> Self {
+        Self { host, held }
+    }
+
+    /// Does what tells the guest of a file.
+    fn entry(&self, tell: impl FnOnce() -> io::Result<Entry>) -> io::Result<Entry> {
+        self.held.room()?;
+        tell().inspect(|entry| self.held.looked_up(entry.inode))
+    }
+
+    fn open_file(
+        &self,
+        context: &Context,
+        inode: u64,
+        flags: u32,
+        fuse_flags: u32,
+    ) -> io::Result<Opened> {
+        self.held.room()?;
+        let opened = self.host.open(context, inode, flags, fuse_flags)?;
+        self.held.opened();
+        Ok(opened)
+    }
+}
+
+impl BackendFileSystem for Bounded {
+    fn mount(&self) -> io::Result<(Entry, u64)> {
+        self.host.mount()
+    }
+
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+}
+
+impl FileSystem for Bounded {
+    type Inode = u64;
+    type Handle = u64;
+
+    fn init(&self, capable: FsOptions) -> io::Result<FsOptions> {
+        self.host.init(capable)
+    }
+
+    fn destroy(&self) {
+        self.held.clear();
+        self.host.destroy();
+    }
+
+    fn lookup(&self, context: &Context, parent: u64, name: &CStr) -> io::Result<Entry> {
+        self.entry(|| self.host.lookup(context, parent, name))
+    }
+
+    fn forget(&self, context: &Context, inode: u64, count: u64) {
+        self.held.forgotten(inode, count);
+        self.host.forget(context, inode, count);
+    }
+
+    fn getattr(
+        &self,
+        context: &Context,
+        inode: u64,
+        handle: Option<u64>,
+    ) -> io::Result<(stat64, Duration)> {
+        self.host.getattr(context, inode, handle)
+    }
+
+    fn setattr(
+        &self,
+        context: &Context,
+        inode: u64,
+        attributes: stat64,
+        handle: Option<u64>,
+        valid: SetattrValid,
+    ) -> io::Result<(stat64, Duration)> {
+        self.host.setattr(context, inode, attributes, handle, valid)
+    }
+
+    fn readlink(&self, context: &Context, inode: u64) -> io::Result<Vec<u8>> {
+        self.host.readlink(context, inode)
+    }
+
+    fn symlink(
+        &self,
+        context: &Context,
+        target: &CStr,
+        parent: u64,
+        name: &CStr,
+    ) -> io::Result<Entry> {
+        self.entry(|| self.host.symlink(context, target, parent, name))
+    }
+
+    fn mknod(
+        &self,
+        context: &Context,
+        parent: u64,
+        name: &CStr,
+        mode: u32,
+        device: u32,
+        mask: u32,
+    ) -> io::Result<Entry> {
+        self.entry(|| self.host.mknod(context, parent, name, mode, device, mask))
+    }
+
+    fn mkdir(
+        &self,
+        context: &Context,
+        parent: u64,
+        name: &CStr,
+        mode: u32,
+        mask: u32,
+    ) -> io::Result<Entry> {
+        self.entry(|| self.host.mkdir(context, parent, name, mode, mask))
+    }
+
+    fn unlink(&self, context: &Context, parent: u64, name: &CStr) -> io::Result<()> {
+        self.host.unlink(context, parent, name)
+    }
+
+    fn rmdir(&self, context: &Context, parent: u64, name: &CStr) -> io::Result<()> {
+        self.host.rmdir(context, parent, name)
+    }
+
+    fn rename(
+        &self,
+        context: &Context,
+        parent: u64,
+        name: &CStr,
+        new_parent: u64,
+        new_name: &CStr,
+        flags: u32,
+    ) -> io::Result<()> {
+        self.host
+            .rename(context, parent, name, new_parent, new_name, flags)
+    }
+
+    fn link(&self, context: &Context, inode: u64, parent: u64, name: &CStr) -> io::Result<Entry> {
+        self.entry(|| self.host.link(context, inode, parent, name))
+    }
+
+    fn open(
+        &self,
+        context: &Context,
+        inode: u64,
+        flags: u32,
+        fuse_flags: u32,
+    ) -> io::Result<Opened> {
+        let (handle, mut options, backing) = self.open_file(context, inode, flags, fuse_flags)?;
+        let changed = self.host.getattr(context, inode, None);
+        let changed = changed.ok().and_then(|(now, _)| kept::change_time(&now));
+        if self.held.keeps(inode, changed, SystemTime::now()) {
+            options |= OpenOptions::KEEP_CACHE;
+        }
+        Ok((handle, options, backing))
+    }
+
+    /// Here, because [`PassthroughFs`] counts a file as looked up also if it is there already and can't
+    /// be opened, of which the guest is not told.
+    fn create(
+        &self,
+        context: &Context,
+        parent: u64,
+        name: &CStr,
+        arguments: CreateIn,
+    ) -> io::Result<(Entry, Option<u64>, OpenOptions, Option<u32>)> {
+        let exclusive = libc::O_EXCL as u32;
+        let may_exist = arguments.flags & exclusive == 0;
+        for _ in 0..ATTEMPTS {
+            if may_exist {
+                match self.lookup(context, parent, name) {
+                    Ok(entry) => {
+                        let (flags, fuse_flags) = (arguments.flags, arguments.fuse_flags);
+                        let opened = self.open_file(context, entry.inode, flags, fuse_flags);
+                        if opened.is_err() {
+                            self.forget(context, entry.inode, 1);
+                        }
+                        let (handle, options, backing) = opened?;
+                        return Ok((entry, handle, options, backing));
+                    }
+                    Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
+                    Err(error) => return Err(error),
+                }
+            }
+            self.held.room()?;
+            let arguments = CreateIn {
+                flags: arguments.flags | exclusive,
+                ..arguments
+            };
+            match self.host.create(context, parent, name, arguments) {
+                Err(error) if may_exist && error.raw_os_error() == Some(libc::EEXIST) => {}
+                Err(error) => return Err(error),
+                Ok(created) => {
+                    self.held.looked_up(created.0.inode);
+                    self.held.opened();
+                    return Ok(created);
+                }
+            }
+        }
+        Err(io::Error::from_raw_os_error(libc::EBUSY))
+    }
+
+    fn read(
+        &self,
+        context: &Context,
+        inode: u64,
+        handle: u64,
+        writer: &mut dyn ZeroCopyWriter,
+        size: u32,
+        offset: u64,
+        lock_owner: Option<u64>,
+        flags: u32,
+    ) -> io::Result<usize> {
+        self.host.read(
+            context, inode, handle, writer, size, offset, lock_owner, flags,
+        )
+    }
+
+    fn write(
+        &self,
+        context: &Context,
+        inode: u64,
+        handle: u64,
+        reader: &mut dyn ZeroCopyReader,
+        size: u32,
+        offset: u64,
+        lock_owner: Option<u64>,
+        delayed: bool,
+        flags: u32,
+        fuse_flags: u32,
+    ) -> io::Result<usize> {
+        self.host.write(
+            context, inode, handle, reader, size, offset, lock_owner, delayed, flags, fuse_flags,
+        )
+    }
+
+    fn flush(&self, context: &Context, inode: u64, handle: u64, lock_owner: u64) -> io::Result<()> {
+        self.host.flush(context, inode, handle, lock_owner)
+    }
+
+    fn fsync(&self, context: &Context, inode: u64, data_only: bool, handle: u64) -> io::Result<()> {
+        self.host.fsync(context, inode, data_only, handle)
+    }
+
+    fn fallocate(
+        &self,
+        context: &Context,
+        inode: u64,
+        handle: u64,
+        mode: u32,
+        offset: u64,
+        length: u64,
+    ) -> io::Result<()> {
+        self.host
+            .fallocate(context, inode, handle, mode, offset, length)
+    }
+
+    fn release(
+        &self,
+        context: &Context,
+        inode: u64,
+        flags: u32,
+        handle: u64,
+        flush: bool,
+        flock: bool,
+        lock_owner: Option<u64>,
+    ) -> io::Result<()> {
+        self.host
+            .release(context, inode, flags, handle, flush, flock, lock_owner)
+            .inspect(|()| self.held.released())
+    }
+
+    fn statfs(&self, context: &Context, inode: u64) -> io::Result<statvfs64> {
+        self.host.statfs(context, inode)
+    }
+
+    fn setxattr(
+        &self,
+        context: &Context,
+        inode: u64,
+        name: &CStr,
+        value: &[u8],
+        flags: u32,
+    ) -> io::Result<()> {
+        self.host.setxattr(context, inode, name, value, flags)
+    }
+
+    fn getxattr(
+        &self,
+        context: &Context,
+        inode: u64,
+        name: &CStr,
+        size: u32,
+    ) -> io::Result<GetxattrReply> {
+        self.host.getxattr(context, inode, name, size)
+    }
+
+    fn listxattr(&self, context: &Context, inode: u64, size: u32) -> io::Result<ListxattrReply> {
+        self.host.listxattr(context, inode, size)
+    }
+
+    fn removexattr(&self, context: &Context, inode: u64, name: &CStr) -> io::Result<()> {
+        self.host.removexattr(context, inode, name)
+    }
+
+    fn opendir(
+        &self,
+        context: &Context,
+        inode: u64,
+        flags: u32,
+    ) -> io::Result<(Option<u64>, OpenOptions)> {
+        self.held.room()?;
+        let opened = self.host.opendir(context, inode, flags)?;
+        self.held.opened();
+        Ok(opened)
+    }
+
+    fn readdir(
+        &self,
+        context: &Context,
+        inode: u64,
+        handle: u64,
+        size: u32,
+        offset: u64,
+        add_entry: &mut dyn FnMut(DirEntry<'_>) -> io::Result<usize>,
+    ) -> io::Result<()> {
+        // It looks up what it lists, and forgets it again.
+        self.held.room()?;
+        let mut add = |entry: DirEntry<'_>| {
+            self.held.saw(entry.ino);
+            add_entry(entry)
+        };
+        self.host
+            .readdir(context, inode, handle, size, offset, &mut add)
+    }
+
+    fn readdirplus(
+        &self,
+        context: &Context,
+        inode: u64,
+        handle: u64,
+        size: u32,
+        offset: u64,
+        add_entry: &mut dyn FnMut(DirEntry<'_>, Entry) -> io::Result<usize>,
+    ) -> io::Result<()> {
+        self.held.room()?;
+        let mut refused = None;
+        let mut is_empty = true;
+        let mut add = |listed: DirEntry<'_>, entry: Entry| {
+            let number = entry.inode;
+            let added = self.held.room().and_then(|()| add_entry(listed, entry));
+            match added {
+                Ok(0) => return Ok(0),
+                Ok(length) => {
+                    is_empty = false;
+                    self.held.looked_up(number);
+                    return Ok(length);
+                }
+                Err(error) => refused = Some(error),
+            }
+            // An entry of which nothing was added is forgotten there.
+            self.held.saw(number);
+            Ok(0)
+        };
+        self.host
+            .readdirplus(context, inode, handle, size, offset, &mut add)?;
+        match refused {
+            // Nothing would mean that the directory has no more.
+            Some(error) if is_empty => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    fn fsyncdir(
+        &self,
+        context: &Context,
+        inode: u64,
+        data_only: bool,
+        handle: u64,
+    ) -> io::Result<()> {
+        self.host.fsyncdir(context, inode, data_only, handle)
+    }
+
+    fn releasedir(&self, context: &Context, inode: u64, flags: u32, handle: u64) -> io::Result<()> {
+        self.host
+            .releasedir(context, inode, flags, handle)
+            .inspect(|()| self.held.released())
+    }
+
+    fn access(&self, context: &Context, inode: u64, mask: u32) -> io::Result<()> {
+        self.host.access(context, inode, mask)
+    }
+
+    fn lseek(
+        &self,
+        context: &Context,
+        inode: u64,
+        handle: u64,
+        offset: u64,
+        whence: u32,
+    ) -> io::Result<u64> {
+        self.host.lseek(context, inode, handle, offset, whence)
+    }
+}
