@@ -25,7 +25,7 @@ fn code(error: &CriError) -> Code {
         CriError::Stream(RequestError::Missing(_) | RequestError::Invalid { .. }) => {
             Code::InvalidArgument
         }
-        CriError::Task { .. } => Code::Internal,
+        CriError::Task { .. } | CriError::Stream(RequestError::Random(_)) => Code::Internal,
     }
 }
 

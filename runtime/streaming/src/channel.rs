@@ -1,6 +1,12 @@
 //! One stream of a session, whatever carries it.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use bytes::Bytes;
 use tokio::{
@@ -51,29 +57,42 @@ enum Item {
     Lost,
 }
 
-/// Where a connection puts what came for a stream.
+/// Where a connection puts what came for a stream. Clones share its end.
+///
+/// The queue itself has no bound: bytes are bounded by the connection's [`Budget`], and there is
+/// one end, however often a peer says so.
 #[derive(Debug, Clone)]
-pub(crate) struct InputSender(mpsc::UnboundedSender<Item>);
+pub(crate) struct InputSender {
+    items: mpsc::UnboundedSender<Item>,
+    ended: Arc<AtomicBool>,
+}
 
 impl InputSender {
-    /// Passes bytes on, waiting until there is room for them. Nobody may want them any more.
+    /// Passes bytes on, waiting until there is room for them. Nobody may want them any more, and
+    /// after the end nobody does.
     pub(crate) async fn bytes(&self, budget: &Budget, bytes: Bytes) {
-        if bytes.is_empty() || self.0.is_closed() {
+        if bytes.is_empty() || self.items.is_closed() || self.ended.load(Ordering::Acquire) {
             return;
         }
         if let Ok(permit) = budget.take(bytes.len()).await {
-            let _ = self.0.send(Item::Bytes(bytes, permit));
+            let _ = self.items.send(Item::Bytes(bytes, permit));
         }
     }
 
     /// The other side sends no more.
     pub(crate) fn end(&self) {
-        let _ = self.0.send(Item::End);
+        self.last(Item::End);
     }
 
     /// See [`Lost`].
     pub(crate) fn lost(&self) {
-        let _ = self.0.send(Item::Lost);
+        self.last(Item::Lost);
+    }
+
+    fn last(&self, item: Item) {
+        if !self.ended.swap(true, Ordering::AcqRel) {
+            let _ = self.items.send(item);
+        }
     }
 }
 
@@ -106,10 +125,20 @@ pub(crate) fn input() -> (InputSender, Input) {
         held: None,
         end: None,
     };
-    (InputSender(sender), input)
+    let sender = InputSender {
+        items: sender,
+        ended: Arc::default(),
+    };
+    (sender, input)
 }
 
 impl Input {
+    /// How many pieces and ends wait to be taken.
+    #[cfg(test)]
+    pub(crate) fn waiting(&self) -> usize {
+        self.items.len()
+    }
+
     /// The next bytes; none after the last. May be dropped and called again.
     ///
     /// # Errors

@@ -15,7 +15,7 @@ pub struct Config {
     pub idle_timeout: Duration,
     /// How long a client may take to open the streams that it announced.
     pub creation_timeout: Duration,
-    /// How long a client may take for TLS and HTTP.
+    /// How long a client may take for TLS, HTTP and its token.
     pub handshake_timeout: Duration,
     /// How long a URL that nobody opens is good.
     pub token_ttl: Duration,
@@ -31,7 +31,7 @@ impl Default for Config {
             tls: None,
             idle_timeout: Duration::from_secs(4 * 60 * 60),
             creation_timeout: Duration::from_secs(30),
-            handshake_timeout: Duration::from_secs(30),
+            handshake_timeout: Duration::from_secs(10),
             token_ttl: Duration::from_secs(60),
             limits: Limits::default(),
         }
@@ -52,8 +52,10 @@ pub struct TlsFiles {
 pub struct Limits {
     /// URLs that nobody has opened yet.
     pub tokens: usize,
-    /// Connections at a time; one more is closed at once.
+    /// Connections at a time whose clients have shown a token; one more is refused.
     pub connections: usize,
+    /// Connections at a time whose clients have not; for one more the oldest is closed.
+    pub strangers: usize,
     /// Streams at a time in a port-forward connection: two for each forwarded one.
     pub streams: usize,
     /// Bytes that came for the streams of a connection and wait there.
@@ -67,6 +69,7 @@ impl Default for Limits {
         Self {
             tokens: 1000,
             connections: 1024,
+            strangers: 256,
             streams: 1024,
             buffered: 512 << 10,
             message: 4 << 20,

@@ -14,7 +14,6 @@ use hyper::{
     upgrade::Upgraded,
 };
 use hyper_util::rt::TokioIo;
-use tokio::sync::OwnedSemaphorePermit;
 use tokio_tungstenite::tungstenite::{handshake::derive_accept_key, protocol::Role};
 use tracing::{Instrument, debug, info_span};
 
@@ -26,8 +25,9 @@ use crate::{
         RemoteCommand, SPDY, SPDY_COMMANDS, STREAM_PROTOCOL, choose, offered_channels,
         offered_streams, wants_upgrade,
     },
-    request::{Command, Request},
+    request::{Command, FORWARD, Request},
     server::{FAREWELL, Shared},
+    strangers::Stranger,
     websocket::{self, Channels, Tunnel},
 };
 
@@ -50,14 +50,20 @@ enum Session {
 pub(crate) fn respond(
     mut request: HttpRequest<Incoming>,
     shared: Arc<Shared>,
-    permit: Arc<OwnedSemaphorePermit>,
+    stranger: &Stranger,
 ) -> Answer {
     let (answer, session) = match decide(&request, &shared) {
         Ok(decision) => decision,
         Err(refusal) => return refusal.into(),
     };
+    let Ok(permit) = Arc::clone(&shared.connections).try_acquire_owned() else {
+        debug!("too many streaming clients; one more is refused");
+        let reason = "too many streams are open";
+        return Refusal::new(StatusCode::SERVICE_UNAVAILABLE, reason).into();
+    };
+    stranger.known();
     let upgrade = hyper::upgrade::on(&mut request);
-    let span = info_span!("stream", path = request.uri().path());
+    let span = info_span!("stream", kind = session.kind(), target = session.target());
     let limit = shared.config.handshake_timeout;
     let tasks = shared.tasks.clone();
     let work = async move {
@@ -188,6 +194,24 @@ fn websocket_session(
 }
 
 impl Session {
+    /// For a person who reads the log.
+    fn kind(&self) -> &'static str {
+        match self {
+            Self::SpdyCommand(command, _) | Self::ChannelCommand(command, _) => command.verb(),
+            Self::SpdyForward(_) | Self::ChannelForward(..) | Self::TunnelForward(_) => FORWARD,
+        }
+    }
+
+    /// The container or pod.
+    fn target(&self) -> &str {
+        match self {
+            Self::SpdyCommand(command, _) | Self::ChannelCommand(command, _) => command.id(),
+            Self::SpdyForward(pod) | Self::ChannelForward(pod, ..) | Self::TunnelForward(pod) => {
+                pod
+            }
+        }
+    }
+
     async fn run(self, io: TokioIo<Upgraded>, shared: &Shared) {
         let limits = shared.config.limits;
         let open = |io| websocket::open(io, Role::Server, limits.message);

@@ -19,7 +19,13 @@ pub enum RequestError {
     /// Too many URLs wait to be opened.
     #[error("{0} streaming requests wait for their client already")]
     TooMany(usize),
+    /// The system gives no random numbers, so there is no token.
+    #[error("make a token: {0}")]
+    Random(String),
 }
+
+/// The first part of a URL's path for port-forward.
+pub(crate) const FORWARD: &str = "portforward";
 
 /// What a token stands for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -48,9 +54,8 @@ impl Request {
     /// Its first part in a URL's path.
     pub(crate) fn verb(&self) -> &'static str {
         match self {
-            Self::Command(Command::Exec(_)) => "exec",
-            Self::Command(Command::Attach(_)) => "attach",
-            Self::PortForward(_) => "portforward",
+            Self::Command(command) => command.verb(),
+            Self::PortForward(_) => FORWARD,
         }
     }
 
@@ -66,6 +71,21 @@ impl Request {
 }
 
 impl Command {
+    pub(crate) fn verb(&self) -> &'static str {
+        match self {
+            Self::Exec(_) => "exec",
+            Self::Attach(_) => "attach",
+        }
+    }
+
+    /// The container.
+    pub(crate) fn id(&self) -> &str {
+        match self {
+            Self::Exec(request) => &request.container_id,
+            Self::Attach(request) => &request.container_id,
+        }
+    }
+
     pub(crate) fn streams(&self) -> Streams {
         match self {
             Self::Exec(r) => Streams {
@@ -84,11 +104,7 @@ impl Command {
     }
 
     fn check(&self) -> Result<(), RequestError> {
-        let id = match self {
-            Self::Exec(request) => &request.container_id,
-            Self::Attach(request) => &request.container_id,
-        };
-        if id.is_empty() {
+        if self.id().is_empty() {
             return Err(RequestError::Missing("container_id"));
         }
         if let Self::Exec(request) = self

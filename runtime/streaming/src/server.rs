@@ -7,8 +7,8 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
-    sync::{OwnedSemaphorePermit, Semaphore},
-    time::{sleep, timeout},
+    sync::Semaphore,
+    time::sleep,
 };
 use tokio_rustls::TlsAcceptor;
 use tokio_util::{
@@ -22,6 +22,7 @@ use crate::{
     config::Config,
     http,
     request::{Command, Request, RequestError},
+    strangers::{Stranger, Strangers},
     tls::{self, TlsError},
     tokens::Tokens,
 };
@@ -62,6 +63,8 @@ pub struct Streaming {
 pub(crate) struct Shared {
     pub(crate) config: Config,
     pub(crate) tokens: Tokens,
+    /// A permit for each connection whose client has shown a token.
+    pub(crate) connections: Arc<Semaphore>,
     pub(crate) backend: Arc<dyn Backend>,
     /// All tasks.
     pub(crate) tasks: TaskTracker,
@@ -97,6 +100,7 @@ impl Streaming {
         let stop = CancellationToken::new();
         let shared = Arc::new(Shared {
             tokens: Tokens::new(config.limits.tokens, config.token_ttl),
+            connections: Arc::new(Semaphore::new(config.limits.connections)),
             config,
             backend,
             tasks: TaskTracker::new(),
@@ -180,7 +184,7 @@ fn reachable(mut address: SocketAddr) -> SocketAddr {
 }
 
 async fn accept(listener: TcpListener, tls: Option<TlsAcceptor>, shared: Arc<Shared>) {
-    let free = Arc::new(Semaphore::new(shared.config.limits.connections));
+    let strangers = Strangers::new(shared.config.limits.strangers);
     loop {
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
@@ -190,11 +194,8 @@ async fn accept(listener: TcpListener, tls: Option<TlsAcceptor>, shared: Arc<Sha
                 continue;
             }
         };
-        let Ok(permit) = Arc::clone(&free).try_acquire_owned() else {
-            debug!("too many streaming clients; one more is turned away");
-            continue;
-        };
-        let connection = connect(stream, tls.clone(), Arc::clone(&shared), permit);
+        let stranger = Arc::new(strangers.admit());
+        let connection = connect(stream, tls.clone(), Arc::clone(&shared), stranger);
         let stop = shared.stop.clone();
         shared.tasks.spawn(async move {
             stop.run_until_cancelled(connection).await;
@@ -202,21 +203,29 @@ async fn accept(listener: TcpListener, tls: Option<TlsAcceptor>, shared: Arc<Sha
     }
 }
 
+/// Serves a connection up to its upgrade, for as long as its client may take for that.
 async fn connect(
     stream: TcpStream,
     tls: Option<TlsAcceptor>,
     shared: Arc<Shared>,
-    permit: OwnedSemaphorePermit,
+    stranger: Arc<Stranger>,
 ) {
     // Keystrokes are small; a failure changes only how quick they are.
     let _ = stream.set_nodelay(true);
-    let Some(tls) = tls else {
-        return serve(stream, shared, permit).await;
+    let limit = shared.config.handshake_timeout;
+    let work = async {
+        let Some(tls) = tls else {
+            return serve(stream, shared, Arc::clone(&stranger)).await;
+        };
+        match tls.accept(stream).await {
+            Ok(stream) => serve(stream, shared, Arc::clone(&stranger)).await,
+            Err(error) => debug!(%error, "TLS handshake failed"),
+        }
     };
-    match timeout(shared.config.handshake_timeout, tls.accept(stream)).await {
-        Ok(Ok(stream)) => serve(stream, shared, permit).await,
-        Ok(Err(error)) => debug!(%error, "TLS handshake failed"),
-        Err(_) => debug!("TLS handshake timed out"),
+    tokio::select! {
+        () = work => {}
+        () = stranger.turned_away() => debug!("too many streaming clients without a token"),
+        () = sleep(limit) => debug!("a streaming client took too long for its handshake"),
     }
 }
 
@@ -224,13 +233,11 @@ async fn connect(
 async fn serve(
     io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     shared: Arc<Shared>,
-    permit: OwnedSemaphorePermit,
+    stranger: Arc<Stranger>,
 ) {
-    // The session that the request begins takes it along.
-    let permit = Arc::new(permit);
     let limit = shared.config.handshake_timeout;
     let service = service_fn(move |request| {
-        let response = http::respond(request, Arc::clone(&shared), Arc::clone(&permit));
+        let response = http::respond(request, Arc::clone(&shared), &stranger);
         async { Ok::<_, std::convert::Infallible>(response) }
     });
     // Not `keep_alive(false)`: that puts `close` beside `Upgrade` (see `switch`). Refusals have it.
@@ -240,10 +247,7 @@ async fn serve(
         .header_read_timeout(limit)
         .serve_connection(TokioIo::new(io), service)
         .with_upgrades();
-    // Also the answer must be taken in time.
-    match timeout(limit * 2, connection).await {
-        Ok(Ok(())) => {}
-        Ok(Err(error)) => debug!(%error, "HTTP of a streaming client failed"),
-        Err(_) => debug!("a streaming client did not take its answer"),
+    if let Err(error) = connection.await {
+        debug!(%error, "HTTP of a streaming client failed");
     }
 }

@@ -1,4 +1,8 @@
 //! URLs that nobody has opened yet.
+//!
+//! A token is all that proves a client, so it can't be guessed: 128 bits of the system's random
+//! numbers, good once and for a minute. It is found by a hash whose key is secret, so the time that
+//! a wrong one takes says nothing about the right ones.
 
 use std::{
     collections::HashMap,
@@ -7,12 +11,13 @@ use std::{
 };
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+use rand::{TryRngCore, rngs::OsRng};
 use tokio::time::Instant;
 
 use crate::request::{Request, RequestError};
 
-/// Random bytes of a token: eight characters in a URL.
-const RANDOM: usize = 6;
+/// Random bytes of a token: 22 characters in a URL.
+const RANDOM: usize = 16;
 
 /// Requests by token; each is given out once, and forgotten after a while.
 #[derive(Debug)]
@@ -41,13 +46,13 @@ impl Tokens {
         if pending.len() >= self.max {
             return Err(RequestError::TooMany(self.max));
         }
-        loop {
-            let token = URL_SAFE_NO_PAD.encode(rand::random::<[u8; RANDOM]>());
-            if !pending.contains_key(&token) {
-                pending.insert(token.clone(), (now + self.ttl, request));
-                return Ok(token);
-            }
-        }
+        let mut random = [0; RANDOM];
+        OsRng
+            .try_fill_bytes(&mut random)
+            .map_err(|error| RequestError::Random(error.to_string()))?;
+        let token = URL_SAFE_NO_PAD.encode(random);
+        pending.insert(token.clone(), (now + self.ttl, request));
+        Ok(token)
     }
 
     /// Gives a token's request, once.
@@ -76,7 +81,7 @@ mod tests {
     async fn a_token_is_good_once_and_for_a_while() {
         let tokens = Tokens::new(10, Duration::from_secs(60));
         let token = tokens.put(request()).unwrap();
-        assert_eq!(token.len(), 8);
+        assert_eq!(URL_SAFE_NO_PAD.decode(&token).unwrap().len(), 16);
         assert_eq!(tokens.take(&token), Some(request()));
         assert_eq!(tokens.take(&token), None);
         let late = tokens.put(request()).unwrap();

@@ -21,6 +21,9 @@ use crate::{
     server::Shared,
 };
 
+/// The longest id of a pair, bytes; clients count. Each open pair keeps its own.
+const MAX_REQUEST: usize = 64;
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Error,
@@ -47,6 +50,7 @@ impl Role {
         };
         let port = headers.get("port")?.parse().ok().filter(|port| *port > 0)?;
         let request = match (headers.get("requestid"), kind) {
+            (Some(id), _) if id.len() > MAX_REQUEST => return None,
             (Some(id), _) if !id.is_empty() => id.to_owned(),
             // Clients of old open the error stream, then the data stream.
             (_, Kind::Error) => stream.id.to_string(),

@@ -281,3 +281,46 @@ impl Shared {
         entry.is_some()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use bytes::BytesMut;
+    use hull_spdy::{Decoder, Encoder};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_stream_ends_once_however_often_a_client_says_so() {
+        let (ours, mut client) = duplex(64 << 10);
+        let (_mux, mut incoming) = Mux::start(ours, Side::Server, 16, 512 << 10);
+        let (mut encoder, mut wire) = (Encoder::new(), BytesMut::new());
+        let syn = Frame::SynStream {
+            stream: 1,
+            associated: 0,
+            priority: 0,
+            headers: Headers::default(),
+            fin: false,
+            unidirectional: false,
+        };
+        encoder.encode(&syn, &mut wire).unwrap();
+        for _ in 0..10_000 {
+            let headers = Frame::Headers {
+                stream: 1,
+                headers: Headers::default(),
+                fin: true,
+            };
+            encoder.encode(&headers, &mut wire).unwrap();
+        }
+        encoder.encode(&Frame::Ping(1), &mut wire).unwrap();
+        client.write_all(&wire).await.unwrap();
+        // All before the ping was looked at when it comes back.
+        let mut decoder = Decoder::new();
+        while decoder.frame().unwrap() != Some(Frame::Ping(1)) {
+            let mut buffer = decoder.buffer();
+            assert_ne!(client.read_buf(&mut buffer).await.unwrap(), 0);
+        }
+        let stream = incoming.recv().await.unwrap();
+        assert_eq!(stream.input.waiting(), 1);
+    }
+}

@@ -11,7 +11,7 @@ use tokio::{
 };
 use tokio_tungstenite::tungstenite::Message;
 
-use super::{ALL, FULL, PATIENCE, Server, bytes, pattern, wait, within};
+use super::{ALL, FULL, PATIENCE, Server, bytes, pattern, read_exactly, wait, within};
 use crate::{
     Config,
     client::{self, Dialer},
@@ -375,6 +375,70 @@ async fn messages_that_make_no_sense_end_a_websocket_or_are_ignored() {
             assert_eq!(pong, Message::Pong(Bytes::new()), "{protocol} {message:?}");
         }
     }
+    server.assert_idle().await;
+}
+
+#[tokio::test]
+async fn a_pair_with_a_long_id_is_refused() {
+    let server = Server::start().await;
+    let url = server.forward(&[]);
+    let mut raw = Raw::open(&url, "portforward.k8s.io").await;
+    let id = "7".repeat(10_000);
+    let headers = [("streamtype", "error"), ("port", "7"), ("requestid", &id)];
+    raw.syn(1, &headers, false).await;
+    let answer = raw.next().await;
+    assert!(
+        matches!(answer, Some(Frame::RstStream { stream: 1, .. })),
+        "{answer:?}"
+    );
+    drop(raw);
+    server.assert_idle().await;
+}
+
+#[tokio::test]
+async fn a_flood_without_tokens_holds_up_nobody_who_has_one() {
+    let limits = Limits {
+        connections: 4,
+        strangers: 8,
+        ..Limits::default()
+    };
+    let server = Server::start_with(Config {
+        limits,
+        ..Config::default()
+    })
+    .await;
+    let flood = async || {
+        let mut all = Vec::new();
+        for n in 0..50 {
+            let address = server.streaming.address();
+            let mut stream = TcpStream::connect(address).await.unwrap();
+            if n % 2 == 0 {
+                stream.write_all(b"POST /exec/").await.unwrap();
+            }
+            all.push(stream);
+        }
+        all
+    };
+    let mut held = flood().await;
+    let dialer = Dialer::default();
+    let mut sessions = Vec::new();
+    for n in 0..4 {
+        let url = server.exec(&["cat"], ALL);
+        let session = client::command(&dialer, &url, ALL, FULL[n % 2]);
+        sessions.push(within(session).await.unwrap());
+        held.extend(flood().await);
+    }
+    // Nor do those that come later end a session.
+    for session in &mut sessions {
+        let stdin = session.stdin.as_mut().unwrap();
+        stdin.send(bytes("still here")).await.unwrap();
+        let stdout = session.stdout.as_mut().unwrap();
+        assert_eq!(read_exactly(stdout, 10).await, b"still here");
+    }
+    // The first of them are gone.
+    let mut rest = Vec::new();
+    let _ = within(held[0].read_to_end(&mut rest)).await;
+    drop((sessions, held));
     server.assert_idle().await;
 }
 

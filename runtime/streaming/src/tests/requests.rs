@@ -52,7 +52,7 @@ async fn a_url_is_absolute_and_names_what_it_is_for() {
         let token = url
             .strip_prefix(&format!("http://{address}/{verb}/"))
             .unwrap();
-        assert_eq!(token.len(), 8, "{url}");
+        assert_eq!(token.len(), 22, "{url}");
     }
     let config = Config {
         advertise: Some("node.example:1234".into()),

@@ -276,10 +276,13 @@ impl Reader {
         let Some(sender) = self.senders.get(&channel) else {
             return Ok(());
         };
-        if self.codec.base64 {
+        message = if self.codec.base64 {
             let decoded = BASE64.decode(&message).map_err(|_| ChannelError::Base64)?;
-            message = decoded.into();
-        }
+            decoded.into()
+        } else {
+            // Copied, so that a few bytes that wait don't keep the whole buffer they were read to.
+            Bytes::copy_from_slice(&message)
+        };
         let probe = || self.messages.try_send(Message::Ping(Bytes::new()));
         probing(sender.bytes(&self.budget, message), probe).await;
         Ok(())
@@ -304,4 +307,57 @@ async fn write(
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::duplex;
+
+    use super::*;
+
+    const V5: Codec = Codec {
+        base64: false,
+        close_signal: true,
+    };
+
+    /// A server's channel 0 and a client that writes messages to it as it likes.
+    async fn pair() -> (Channels, Input, WebSocketStream<tokio::io::DuplexStream>) {
+        let (ours, theirs) = duplex(64 << 10);
+        let server = open(ours, Role::Server, 1 << 20).await;
+        let (channels, mut inputs) = Channels::start(server, Role::Server, V5, &[0], 512 << 10);
+        let client = open(theirs, Role::Client, 1 << 20).await;
+        (channels, inputs.remove(0), client)
+    }
+
+    /// Waits until all that was sent before was looked at.
+    async fn settle(client: &mut WebSocketStream<tokio::io::DuplexStream>) {
+        client.send(Message::Ping(Bytes::new())).await.unwrap();
+        let answer = timeout(Duration::from_secs(30), client.next()).await;
+        assert!(matches!(answer, Ok(Some(Ok(Message::Pong(_))))));
+    }
+
+    #[tokio::test]
+    async fn a_channel_ends_once_however_often_a_client_says_so() {
+        let (_channels, mut input, mut client) = pair().await;
+        client.send(Message::binary(vec![0, 7])).await.unwrap();
+        for _ in 0..10_000 {
+            client.send(Message::binary(vec![CLOSE, 0])).await.unwrap();
+        }
+        client.send(Message::binary(vec![0; 1000])).await.unwrap();
+        settle(&mut client).await;
+        // The byte and the end.
+        assert_eq!(input.waiting(), 2);
+        assert_eq!(input.recv().await, Ok(Some(Bytes::from_static(&[7]))));
+        assert_eq!(input.recv().await, Ok(None));
+    }
+
+    #[tokio::test]
+    async fn bytes_that_wait_keep_no_more_than_themselves() {
+        let (_channels, mut input, mut client) = pair().await;
+        client.send(Message::binary(vec![0, 7])).await.unwrap();
+        settle(&mut client).await;
+        let bytes = input.recv().await.unwrap().unwrap();
+        // Else it shares the buffer that the socket was read to, 128 KiB or a whole message.
+        assert!(bytes.is_unique());
+    }
 }
