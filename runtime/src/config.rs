@@ -24,6 +24,7 @@
 //! advertise = "127.0.0.1:1234"      # host and port that URLs name; what was listened at
 //! tls_cert = "/etc/hull/tls.crt"    # serve https, with tls_key; none
 //! tls_key = "/etc/hull/tls.key"
+//! allow_plaintext = false           # listen for other hosts without TLS
 //! [vm]
 //! memory_mib = 256                  # of a VM whose pod names no limit, and the least of any VM
 //! overhead_mib = 64                 # for the guest itself, when the pod names no overhead

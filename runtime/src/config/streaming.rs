@@ -15,6 +15,7 @@ pub(super) struct StreamingTable {
     advertise: Option<String>,
     tls_cert: Option<PathBuf>,
     tls_key: Option<PathBuf>,
+    allow_plaintext: bool,
 }
 
 impl StreamingTable {
@@ -43,6 +44,16 @@ impl StreamingTable {
                 return Err(invalid("streaming.tls_cert", "it is needed with tls_key"));
             }
         };
+        // A token in a URL is all that keeps others out, and so is what they type and read.
+        let elsewhere = !config.address.ip().to_canonical().is_loopback();
+        if elsewhere && config.tls.is_none() && !self.allow_plaintext {
+            let reason = format!(
+                "{} is reached from other hosts, and without TLS they read tokens and streams: \
+                 listen on 127.0.0.1, or set tls_cert and tls_key, or else allow_plaintext = true",
+                config.address
+            );
+            return Err(invalid("streaming.address", &reason));
+        }
         Ok(config)
     }
 }
@@ -71,6 +82,31 @@ mod tests {
         assert_eq!(config.advertise.as_deref(), Some("node:5"));
         let tls = config.tls.unwrap();
         assert_eq!((tls.cert, tls.key), ("/c".into(), "/k".into()));
+    }
+
+    #[test]
+    fn other_hosts_need_tls_unless_it_is_said_that_they_do_not() {
+        for address in [
+            "0.0.0.0:0",
+            "[::]:99",
+            "10.0.0.5:10250",
+            "[::ffff:10.0.0.5]:1",
+        ] {
+            let bare = format!("address = '{address}'");
+            let refused = check(&bare).unwrap_err();
+            assert!(refused.starts_with("streaming.address: "), "{refused}");
+            assert!(refused.contains("allow_plaintext"), "{refused}");
+            check(&format!("{bare}\ntls_cert = '/c'\ntls_key = '/k'")).unwrap();
+            check(&format!("{bare}\nallow_plaintext = true")).unwrap();
+        }
+        for address in [
+            "127.0.0.1:0",
+            "127.8.0.1:5",
+            "[::1]:0",
+            "[::ffff:127.0.0.1]:1",
+        ] {
+            check(&format!("address = '{address}'")).unwrap();
+        }
     }
 
     #[test]
