@@ -22,7 +22,7 @@ use crate::layer::clean_path;
 use crate::layer::source::{BUFFER, Chunk, decompress};
 use crate::layer::tar::{Member, MemberKind, TarError, TarReader};
 use crate::manifest::{Descriptor, choose, types};
-use crate::pull::PullError;
+use crate::pull::{MAX_CONFIGURATION, PullError};
 use crate::reference::Name;
 use crate::registry::{Document, verify};
 use crate::store::{Limits, StoreError, blocking};
@@ -37,8 +37,6 @@ const MAX_NAMES: usize = 8 << 20;
 const OVERHEAD: u64 = 256 << 20;
 /// Most links that lead to each other.
 const MAX_LINKS: usize = 8;
-/// Largest image configuration, bytes.
-const MAX_CONFIGURATION: u64 = 8 << 20;
 
 /// Annotations that name an image: containerd's with the whole name, the specification's with
 /// whatever the writer likes, often the tag alone.

@@ -32,13 +32,14 @@ pub(crate) async fn export(
     names: &[String],
     out: impl Write + Send + 'static,
 ) -> Result<(), StoreError> {
+    let place = shared.budget.pull().await?;
     let pins = Pins::new(shared);
     let work = blocking({
         let (shared, pins, names) = (Arc::clone(shared), pins.clone(), names.to_vec());
         move || {
             let images = choose(&shared, &names, &pins)?;
             let result = Writer::new(&shared, out).layout(&images);
-            drop(pins);
+            drop((pins, place));
             result
         }
     });

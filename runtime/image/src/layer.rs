@@ -1,7 +1,7 @@
 //! From a layer's stream to its three files: `data`, the contents of all regular files, each at a
 //! block boundary; `tree`, all else that a disk needs; `recipe`, how to make the stream again.
 //!
-//! One pass over the stream; file contents never stay in memory. Nothing is trusted before the
+//! One pass over the stream; neither file contents nor entries stay in memory. Nothing is trusted before the
 //! digests of the whole stream, compressed and plain, are those that the manifest and the
 //! configuration name.
 
@@ -15,17 +15,18 @@ pub(crate) mod tree;
 
 use std::fs::File;
 use std::io::{self, BufReader, BufWriter, Read, Seek, SeekFrom, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::digest::Digest;
 use crate::erofs::BLOCK_SIZE;
+use crate::merge::Estimate;
 use crate::pull::PullError;
 use crate::store::{Limits, StoreError};
 
 use recipe::Recorder;
 use source::{BUFFER, HashReader, decompress};
 use tar::{Member, MemberKind, Piece, TarError, TarReader};
-use tree::{Attributes, Entry, EntryKind};
+use tree::{Attributes, Entry, EntryKind, TreeWriter};
 
 /// Longest path and link target that Linux takes.
 const MAX_PATH: usize = 4095;
@@ -114,8 +115,8 @@ fn unpack_plain(
         expected,
         limits,
         data: DataFile::create(&directory.join("data"))?,
-        entries: Vec::new(),
-        memory: 0,
+        tree: TreeFile::create(&directory.join("tree"))?,
+        estimate: Estimate::default(),
         contents: 0,
     };
     let recipe = directory.join("recipe");
@@ -140,25 +141,16 @@ fn unpack_plain(
         });
     }
     unpacker.data.finish()?;
-    write_tree(&directory.join("tree"), &unpacker.entries)
-}
-
-fn write_tree(path: &Path, entries: &[Entry]) -> Result<(), PullError> {
-    let action = || format!("write {}", path.display());
-    let file = File::create_new(path).map_err(|e| StoreError::io(action(), e))?;
-    let mut out = BufWriter::with_capacity(BUFFER, file);
-    tree::write(&mut out, entries)
-        .and_then(|()| out.flush())
-        .and_then(|()| out.get_ref().sync_all())
-        .map_err(|e| StoreError::io(action(), e).into())
+    unpacker.tree.finish(unpacker.estimate.memory())?;
+    Ok(())
 }
 
 struct Unpacker<'a> {
     expected: &'a ExpectedLayer,
     limits: &'a Limits,
     data: DataFile,
-    entries: Vec<Entry>,
-    memory: u64,
+    tree: TreeFile,
+    estimate: Estimate,
     contents: u64,
 }
 
@@ -173,19 +165,25 @@ impl Unpacker<'_> {
                 return Err(self.too_large(self.limits.max_entries, "entries"));
             }
             if let Some(entry) = self.entry(member, &mut archive)? {
-                self.memory += entry.memory();
-                if self.memory > self.limits.max_tree_bytes {
-                    return Err(
-                        self.too_large(self.limits.max_tree_bytes, "bytes of names and attributes")
-                    );
-                }
-                self.entries.push(entry);
+                self.take(&entry)?;
             }
         }
         // What follows the end mark belongs to the digest as well.
         let mut stream = archive.into_inner();
         io::copy(&mut stream, &mut io::sink()).map_err(|e| self.expected.corrupt(e.to_string()))?;
         Ok(stream)
+    }
+
+    fn take(&mut self, entry: &Entry) -> Result<(), PullError> {
+        self.estimate.add(entry);
+        if self.estimate.memory() > self.limits.tree_memory {
+            return Err(self.too_large(self.limits.tree_memory, "bytes of memory for its entries"));
+        }
+        self.tree.add(entry)?;
+        if self.tree.length() > self.limits.max_tree_bytes {
+            return Err(self.too_large(self.limits.max_tree_bytes, "bytes of names and attributes"));
+        }
+        Ok(())
     }
 
     /// What a member means; `None` for bookkeeping of other storage drivers.
@@ -294,6 +292,10 @@ impl Unpacker<'_> {
 /// A relative path without empty components, `.` and `..`. A leading `/` is the root of the
 /// image; a path that climbs above it is refused, as no honest archive has one.
 pub(crate) fn clean_path(path: &[u8]) -> Result<Vec<u8>, &'static str> {
+    // Before it is taken apart: an extended header may have a name of a MiB.
+    if path.len() > 2 * MAX_PATH {
+        return Err("is a path too long");
+    }
     if path.contains(&0) {
         return Err("has a zero byte in its name");
     }
@@ -351,13 +353,12 @@ impl Whiteout {
 
 fn attributes(member: &Member) -> Result<Attributes, String> {
     let owner = |id: u64| u32::try_from(id).ok().filter(|id| *id != u32::MAX);
-    let mut xattrs: Vec<(Vec<u8>, Vec<u8>)> = member
+    let xattrs: Box<[(Vec<u8>, Vec<u8>)]> = member
         .xattrs
         .iter()
         .filter(|(name, _)| is_kept_xattr(name, member.kind))
-        .cloned()
+        .map(|(name, value)| (name.clone(), value.clone()))
         .collect();
-    xattrs.sort();
     let mut total = 0;
     for (name, value) in &xattrs {
         if name.len() > MAX_NAME || name.contains(&0) || value.len() > usize::from(u16::MAX) {
@@ -399,9 +400,44 @@ fn is_kept_xattr(name: &[u8], kind: MemberKind) -> bool {
     !overlay && (known || user)
 }
 
+/// The `tree` file.
+struct TreeFile {
+    path: PathBuf,
+    writer: TreeWriter<BufWriter<File>>,
+}
+
+impl TreeFile {
+    fn create(path: &Path) -> Result<Self, StoreError> {
+        let created = File::create_new(path)
+            .and_then(|file| TreeWriter::new(BufWriter::with_capacity(BUFFER, file)));
+        Ok(Self {
+            writer: created.map_err(|e| StoreError::io(format!("create {}", path.display()), e))?,
+            path: path.to_owned(),
+        })
+    }
+
+    fn add(&mut self, entry: &Entry) -> Result<(), StoreError> {
+        let added = self.writer.add(entry);
+        added.map_err(|e| StoreError::io(format!("write {}", self.path.display()), e))
+    }
+
+    fn length(&self) -> u64 {
+        self.writer.length()
+    }
+
+    fn finish(self, memory: u64) -> Result<(), StoreError> {
+        let finish = || {
+            let mut out = self.writer.finish(memory)?;
+            out.flush()?;
+            out.get_ref().sync_all()
+        };
+        finish().map_err(|e| StoreError::io(format!("write {}", self.path.display()), e))
+    }
+}
+
 /// The `data` file: contents one after the other, each from a block boundary on.
 struct DataFile {
-    path: std::path::PathBuf,
+    path: PathBuf,
     file: File,
     buffer: Vec<u8>,
     /// Bytes in `buffer` that are not in the file yet.

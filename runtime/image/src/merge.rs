@@ -4,8 +4,12 @@
 //! Paths are resolved as inside a chroot of the image: symbolic links in parent directories are
 //! followed, and can't lead out. A layer's whiteouts hide what is below it, never its own files,
 //! whatever their order.
+//!
+//! A tree is in memory as a whole, and layers come from strangers: what it takes is known before
+//! ([`Estimate`]), reserved, and held to ([`Merger::new`]).
 
 use std::collections::BTreeMap;
+use std::io;
 
 use crate::layer::tree::{Attributes, Entry, EntryKind};
 
@@ -13,6 +17,14 @@ use crate::layer::tree::{Attributes, Entry, EntryKind};
 const MAX_LINKS: usize = 40;
 /// Most steps of path resolution for one image: far above any real one, low enough to end soon.
 const MAX_STEPS: u64 = 1 << 30;
+
+/// Bytes that a file takes besides its name until its image is written: the node, its place in a
+/// directory, and the plan of its inode. With the allocator's own; `tests/memory.rs` measures it.
+const NODE_MEMORY: u64 = 216;
+/// What a directory takes besides: its map, and a node of that with room for eleven names.
+const DIRECTORY_MEMORY: u64 = 304;
+/// What an extended attribute takes besides its name and value.
+const XATTR_MEMORY: u64 = 112;
 
 /// Index into [`Tree::nodes`].
 pub(crate) type NodeId = u32;
@@ -33,21 +45,25 @@ pub(crate) struct Node {
     pub(crate) kind: NodeKind,
 }
 
+/// What is in a directory, by name.
+pub(crate) type Children = BTreeMap<Box<[u8]>, NodeId>;
+
 /// What the file is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum NodeKind {
     Directory {
         parent: NodeId,
-        children: BTreeMap<Box<[u8]>, NodeId>,
+        /// Apart, as most nodes are no directories.
+        children: Box<Children>,
     },
     /// Contents are in the data of layer number `layer`, counted as they were applied.
     File {
-        layer: usize,
+        layer: u32,
         offset: u64,
         size: u64,
     },
     Symlink {
-        target: Vec<u8>,
+        target: Box<[u8]>,
     },
     Char {
         major: u32,
@@ -67,50 +83,103 @@ pub(crate) enum MergeError {
     Invalid { path: String, reason: &'static str },
     #[error("image has more than {0} entries")]
     TooManyEntries(u64),
+    #[error("image needs more than {0} bytes of memory for its tree")]
+    TooMuchMemory(u64),
+    #[error("read the entries of a layer")]
+    Read(#[from] io::Error),
+}
+
+/// What the entries of a layer, in their order, will take in memory when they are merged.
+///
+/// Directories that an archive uses without naming them are counted where a path leaves that of
+/// the entry before it. Links in the path can lead to more of them, which is why [`Merger`] counts
+/// again.
+#[derive(Debug, Default)]
+pub(crate) struct Estimate {
+    memory: u64,
+    previous: Vec<u8>,
+}
+
+impl Estimate {
+    pub(crate) fn add(&mut self, entry: &Entry) {
+        let target = match &entry.kind {
+            EntryKind::Whiteout | EntryKind::Opaque => return,
+            EntryKind::Symlink { target } => target.len(),
+            _ => 0,
+        };
+        let (parent, name) = split(&entry.path);
+        let mut before = self.previous.split(|b| *b == b'/');
+        let parents = parent.split(|b| *b == b'/').filter(|name| !name.is_empty());
+        for implied in parents.skip_while(|name| before.next() == Some(name)) {
+            self.memory += node_memory(implied, true);
+        }
+        self.memory += node_memory(name, entry.kind == EntryKind::Directory)
+            + target as u64
+            + xattr_memory(&entry.attributes);
+        self.previous.clone_from(&entry.path);
+    }
+
+    /// Bytes.
+    pub(crate) fn memory(&self) -> u64 {
+        self.memory
+    }
+}
+
+fn node_memory(name: &[u8], is_directory: bool) -> u64 {
+    let directory = if is_directory { DIRECTORY_MEMORY } else { 0 };
+    NODE_MEMORY + name.len() as u64 + directory
+}
+
+fn xattr_memory(attributes: &Attributes) -> u64 {
+    let of = |(name, value): &(Vec<u8>, Vec<u8>)| XATTR_MEMORY + (name.len() + value.len()) as u64;
+    attributes.xattrs.iter().map(of).sum()
 }
 
 /// A tree in the making.
 #[derive(Debug)]
 pub(crate) struct Merger {
     nodes: Vec<Node>,
-    layers: usize,
+    layers: u32,
     max_entries: u64,
+    /// Bytes that the tree has taken so far, and may take.
+    memory: u64,
+    max_memory: u64,
     steps: u64,
 }
 
 impl Merger {
-    pub(crate) fn new(max_entries: u64) -> Self {
+    /// Starts with an empty root; `max_memory` is in bytes.
+    pub(crate) fn new(max_entries: u64, max_memory: u64) -> Self {
         Self {
             nodes: vec![implied_directory(ROOT)],
             layers: 0,
             max_entries,
+            memory: 0,
+            max_memory,
             steps: 0,
         }
     }
 
-    /// Lays the next layer over those applied before.
-    pub(crate) fn apply(&mut self, entries: Vec<Entry>) -> Result<(), MergeError> {
-        for entry in &entries {
-            match entry.kind {
-                EntryKind::Whiteout => self.hide(&entry.path)?,
-                EntryKind::Opaque => self.hide_children(&entry.path)?,
-                _ => {}
-            }
+    /// Takes away what the next layer's entry hides. All of a layer's entries go through this
+    /// before the first goes through [`Merger::add`].
+    pub(crate) fn hide(&mut self, entry: &Entry) -> Result<(), MergeError> {
+        match entry.kind {
+            EntryKind::Whiteout => self.hide_path(&entry.path),
+            EntryKind::Opaque => self.hide_children(&entry.path),
+            _ => Ok(()),
         }
-        for entry in entries {
-            if !matches!(entry.kind, EntryKind::Whiteout | EntryKind::Opaque) {
-                self.add(entry)?;
-            }
-        }
+    }
+
+    /// Ends a layer: what is hidden and added next belongs to the one above it.
+    pub(crate) fn end_layer(&mut self) {
         self.layers += 1;
-        Ok(())
     }
 
     pub(crate) fn finish(self) -> Tree {
         Tree { nodes: self.nodes }
     }
 
-    fn hide(&mut self, path: &[u8]) -> Result<(), MergeError> {
+    fn hide_path(&mut self, path: &[u8]) -> Result<(), MergeError> {
         let (parent, name) = split(path);
         if let Some(parent) = self.directory(parent, Missing::Stop)? {
             self.children(parent).remove(name);
@@ -125,12 +194,17 @@ impl Merger {
         Ok(())
     }
 
-    fn add(&mut self, entry: Entry) -> Result<(), MergeError> {
+    /// Adds what an entry of the next layer brings.
+    pub(crate) fn add(&mut self, entry: Entry) -> Result<(), MergeError> {
         let Entry {
             path,
             attributes,
             kind,
         } = entry;
+        if matches!(kind, EntryKind::Whiteout | EntryKind::Opaque) {
+            return Ok(());
+        }
+        self.charge(xattr_memory(&attributes))?;
         if path.is_empty() {
             // The unpacker lets only directories through.
             overlay_attributes(&mut self.nodes[ROOT as usize].attributes, attributes);
@@ -158,7 +232,7 @@ impl Merger {
                 }
                 NodeKind::Directory {
                     parent,
-                    children: BTreeMap::new(),
+                    children: Box::default(),
                 }
             }
             EntryKind::Hardlink { target } => {
@@ -177,6 +251,7 @@ impl Merger {
                     _ => attributes.mode,
                 };
                 overlay_attributes(&mut node.attributes, Attributes { mode, ..attributes });
+                self.charge(node_memory(name, false))?;
                 self.children(parent).insert(name.into(), target);
                 return Ok(());
             }
@@ -185,13 +260,18 @@ impl Merger {
                 offset,
                 size,
             },
-            EntryKind::Symlink { target } => NodeKind::Symlink { target },
+            EntryKind::Symlink { target } => {
+                self.charge(target.len() as u64)?;
+                NodeKind::Symlink {
+                    target: target.into(),
+                }
+            }
             EntryKind::Char { major, minor } => NodeKind::Char { major, minor },
             EntryKind::Block { major, minor } => NodeKind::Block { major, minor },
             EntryKind::Fifo => NodeKind::Fifo,
             EntryKind::Whiteout | EntryKind::Opaque => return Ok(()),
         };
-        let node = self.push(Node { attributes, kind })?;
+        let node = self.push(name, Node { attributes, kind })?;
         self.children(parent).insert(name.into(), node);
         Ok(())
     }
@@ -233,7 +313,7 @@ impl Merger {
                 match missing {
                     Missing::Stop => return Ok(None),
                     Missing::Create => {
-                        let created = self.push(implied_directory(here))?;
+                        let created = self.push(&name, implied_directory(here))?;
                         self.children(here).insert(name, created);
                         here = created;
                         continue;
@@ -261,7 +341,18 @@ impl Merger {
         Ok(Some(here))
     }
 
-    fn push(&mut self, node: Node) -> Result<NodeId, MergeError> {
+    fn charge(&mut self, bytes: u64) -> Result<(), MergeError> {
+        self.memory = self.memory.saturating_add(bytes);
+        if self.memory > self.max_memory {
+            return Err(MergeError::TooMuchMemory(self.max_memory));
+        }
+        Ok(())
+    }
+
+    /// Takes in a node that gets this name.
+    fn push(&mut self, name: &[u8], node: Node) -> Result<NodeId, MergeError> {
+        let is_directory = matches!(node.kind, NodeKind::Directory { .. });
+        self.charge(node_memory(name, is_directory))?;
         let too_many = || MergeError::TooManyEntries(self.max_entries);
         if self.nodes.len() as u64 > self.max_entries {
             return Err(too_many());
@@ -271,7 +362,7 @@ impl Merger {
         Ok(id)
     }
 
-    fn children(&mut self, directory: NodeId) -> &mut BTreeMap<Box<[u8]>, NodeId> {
+    fn children(&mut self, directory: NodeId) -> &mut Children {
         match &mut self.nodes[directory as usize].kind {
             NodeKind::Directory { children, .. } => children,
             other => unreachable!("directory() returned {other:?}"),
@@ -294,11 +385,11 @@ fn implied_directory(parent: NodeId) -> Node {
             gid: 0,
             mtime: 0,
             mtime_nsec: 0,
-            xattrs: Vec::new(),
+            xattrs: Box::default(),
         },
         kind: NodeKind::Directory {
             parent,
-            children: BTreeMap::new(),
+            children: Box::default(),
         },
     }
 }
@@ -330,6 +421,21 @@ fn components(path: &[u8]) -> Vec<Box<[u8]>> {
 
 fn shown(path: &[u8]) -> String {
     path.escape_ascii().to_string()
+}
+
+#[cfg(test)]
+impl Merger {
+    /// Lays a whole layer over those applied before.
+    pub(crate) fn apply(&mut self, entries: Vec<Entry>) -> Result<(), MergeError> {
+        for entry in &entries {
+            self.hide(entry)?;
+        }
+        for entry in entries {
+            self.add(entry)?;
+        }
+        self.end_layer();
+        Ok(())
+    }
 }
 
 #[cfg(test)]
@@ -387,7 +493,7 @@ mod tests {
 
     /// Paths of the merged tree; files with the layer that they are from.
     fn merged(layers: Vec<Vec<Entry>>) -> Result<Vec<String>, MergeError> {
-        let mut merger = Merger::new(100_000);
+        let mut merger = Merger::new(100_000, u64::MAX);
         for layer in layers {
             merger.apply(layer)?;
         }
@@ -397,7 +503,7 @@ mod tests {
         while let Some((path, id)) = pending.pop() {
             match &tree.nodes[id as usize].kind {
                 NodeKind::Directory { children, .. } => {
-                    for (name, child) in children {
+                    for (name, child) in &**children {
                         pending.push((format!("{path}/{}", name.escape_ascii()), *child));
                     }
                     paths.push(format!("{path}/"));
@@ -408,6 +514,50 @@ mod tests {
         }
         paths.sort();
         Ok(paths)
+    }
+
+    #[test]
+    fn a_tree_takes_no_more_memory_than_it_may() {
+        let layer = |names: &[&str]| names.iter().map(|name| file(name)).collect::<Vec<_>>();
+        let entries = layer(&["a/b/c/d", "a/b/c/e", "x/y/z", "a/b/f"]);
+        let mut estimate = Estimate::default();
+        entries.iter().for_each(|entry| estimate.add(entry));
+        Merger::new(100, estimate.memory()).apply(entries).unwrap();
+        // What no entry shows: a link that leads to directories which are made for each of its names.
+        let deep = "d/".repeat(100);
+        let entries = vec![link("l", &deep), file("l/x")];
+        let mut estimate = Estimate::default();
+        entries.iter().for_each(|entry| estimate.add(entry));
+        let merged = Merger::new(1000, estimate.memory()).apply(entries);
+        assert!(matches!(merged, Err(MergeError::TooMuchMemory(_))));
+    }
+
+    proptest::proptest! {
+        /// Without links, what is estimated is enough for any entries in any order.
+        #[test]
+        fn estimates_are_enough(
+            paths in proptest::collection::vec("[ab](/[ab]{1,2}){0,4}", 1..40),
+            kinds in proptest::collection::vec(0u8..5, 40),
+        ) {
+            let mut merger = Merger::new(10_000, 0);
+            for entries in paths.chunks(10) {
+                let of_kind = |(path, kind): (&String, &u8)| match kind {
+                    0 => gone(path),
+                    1 => opaque(path),
+                    2 => file(path),
+                    3 => hardlink(path, "a"),
+                    _ => dir(path),
+                };
+                let entries: Vec<_> = entries.iter().zip(&kinds).map(of_kind).collect();
+                let mut estimate = Estimate::default();
+                entries.iter().for_each(|entry| estimate.add(entry));
+                merger.max_memory += estimate.memory();
+                if let Err(error) = merger.apply(entries) {
+                    proptest::prop_assert!(matches!(error, MergeError::Invalid { .. }), "{}", error);
+                    break;
+                }
+            }
+        }
     }
 
     #[test]
@@ -501,10 +651,10 @@ mod tests {
     fn a_directory_keeps_its_children_and_replaces_a_link() {
         let mut again = dir("d");
         again.attributes.mode = 0o755;
-        again.attributes.xattrs = vec![(b"user.b".to_vec(), vec![2])];
+        again.attributes.xattrs = [(b"user.b".to_vec(), vec![2])].into();
         let mut before = dir("d");
-        before.attributes.xattrs = vec![(b"user.a".to_vec(), vec![1])];
-        let mut merger = Merger::new(100);
+        before.attributes.xattrs = [(b"user.a".to_vec(), vec![1])].into();
+        let mut merger = Merger::new(100, u64::MAX);
         merger
             .apply(vec![before, file("d/x"), link("l", "d")])
             .unwrap();

@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::StreamExt;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
 use tokio::time::Instant;
 use tracing::{debug, info};
 
@@ -30,11 +30,11 @@ use crate::manifest::{Configuration, Descriptor, Manifest};
 use crate::reference::Name;
 use crate::registry::{Document, Registry};
 use crate::store::files::Pins;
-use crate::store::records::ImageRecord;
-use crate::store::{Shared, StoreError, blocking};
+use crate::store::records::{DiskPiece, ImageRecord};
+use crate::store::{Shared, StoreError, blocking, disk};
 
-/// Largest image configuration, bytes.
-const MAX_CONFIGURATION: u64 = 8 << 20;
+/// Largest image configuration, bytes; as for other runtimes.
+pub(crate) const MAX_CONFIGURATION: u64 = 4 << 20;
 /// Most indexes that lead to each other.
 const MAX_INDEXES: usize = 3;
 /// Chunks of a layer that may wait for the unpacker; a chunk is what the network gave at once.
@@ -185,6 +185,7 @@ pub(crate) async fn pull(
     auth: Option<Auth>,
     progress: &watch::Sender<PullProgress>,
 ) -> Result<ImageId, PullError> {
+    let _place = shared.budget.pull().await?;
     let pins = Pins::new(shared);
     let pull = Pull {
         shared,
@@ -205,11 +206,14 @@ pub(crate) async fn import(
     progress: &watch::Sender<PullProgress>,
 ) -> Result<Vec<ImageId>, PullError> {
     let name = name.map(Name::parse).transpose()?;
+    let place = Arc::new(shared.budget.pull().await?);
     let read = blocking({
-        let shared = Arc::clone(shared);
+        let (shared, place) = (Arc::clone(shared), Arc::clone(&place));
         move || {
             let directory = shared.files.new_directory()?;
-            Archive::read(archive, directory, name.as_ref(), &shared.config.limits)
+            let read = Archive::read(archive, directory, name.as_ref(), &shared.config.limits);
+            drop(place);
+            read
         }
     });
     let (archive, images) = read.await??;
@@ -456,8 +460,12 @@ impl Pull<'_> {
                 unit: "bytes",
             });
         }
+        let place = tokio::select! {
+            place = self.shared.budget.transfer() => place?,
+            () = &mut stop => return Ok(()),
+        };
         let (chunks, receiver) = mpsc::channel(CHUNKS_AHEAD);
-        let unpacked = self.unpack(&descriptor, diff_id, receiver);
+        let unpacked = self.unpack(&descriptor, diff_id, receiver, place);
         let transfer = async {
             let received = |count| {
                 self.progress
@@ -486,6 +494,7 @@ impl Pull<'_> {
         descriptor: &Descriptor,
         diff_id: Digest,
         receiver: mpsc::Receiver<Chunk>,
+        place: OwnedSemaphorePermit,
     ) -> impl Future<Output = Result<Result<(), PullError>, StoreError>> + use<> {
         let expected = ExpectedLayer {
             digest: descriptor.digest.clone(),
@@ -504,31 +513,41 @@ impl Pull<'_> {
                 limits,
             )?;
             shared.files.keep_layer(directory, &expected.diff_id)?;
-            drop(pins);
+            drop((pins, place));
             Ok(())
         })
     }
 
     /// Makes the image's disk, or finds it.
-    async fn disk(
-        &self,
-        id: &ImageId,
-        layers: &[Digest],
-    ) -> Result<Vec<crate::store::records::DiskPiece>, PullError> {
+    async fn disk(&self, id: &ImageId, layers: &[Digest]) -> Result<Vec<DiskPiece>, PullError> {
         let (shared, pins) = (Arc::clone(self.shared), self.pins.clone());
         let (id, layers) = (id.clone(), layers.to_vec());
-        blocking(move || {
-            if let Some(record) = shared.records.image(&id)?
-                && shared.files.has_image(&id)
-            {
-                return Ok(record.disk);
+        let found = blocking({
+            let (shared, id, layers) = (Arc::clone(&shared), id.clone(), layers.clone());
+            move || match shared.records.image(&id)? {
+                Some(record) if shared.files.has_image(&id) => Ok(Found::Disk(record.disk)),
+                _ => disk::memory(&shared, &layers).map(Found::Layers),
             }
-            let disk = crate::store::disk::build(&shared, &id, &layers);
-            drop(pins);
+        });
+        let memory = match found.await?? {
+            Found::Disk(disk) => return Ok(disk),
+            Found::Layers(memory) => memory,
+        };
+        let memory = self.shared.budget.tree(memory).await?;
+        blocking(move || {
+            let disk = disk::build(&shared, &id, &layers, &memory);
+            drop((pins, memory));
             disk
         })
         .await?
     }
+}
+
+/// What there is of an image.
+enum Found {
+    Disk(Vec<DiskPiece>),
+    /// Its layers alone; bytes of memory that its disk takes to make.
+    Layers(u64),
 }
 
 /// The image's own manifest, through indexes if need be.

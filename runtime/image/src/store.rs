@@ -7,10 +7,13 @@
 //! <root>/tmp/                            work in progress; emptied at open
 //! ```
 
+pub(crate) mod budget;
 pub(crate) mod disk;
 pub(crate) mod files;
 mod locks;
 pub(crate) mod records;
+#[cfg(test)]
+mod tests;
 
 use std::io;
 use std::path::PathBuf;
@@ -25,6 +28,7 @@ use crate::pinned::PinnedImages;
 use crate::pull::{self, Auth, PullError, PullProgress};
 use crate::registry::HttpClients;
 
+use budget::Budget;
 use files::Files;
 use locks::Locks;
 use records::Records;
@@ -43,16 +47,23 @@ pub struct Limits {
     pub no_progress: Duration,
     /// How often a transfer that broke off is taken up again.
     pub retries: u32,
+    /// Pulls, imports and exports at the same time; more wait.
+    pub parallel_pulls: usize,
     /// Layers of one pull that are in transfer at the same time.
     pub parallel_layers: usize,
+    /// Layers of all pulls that are in transfer at the same time; more wait.
+    pub parallel_transfers: usize,
     /// Largest compressed layer, bytes.
     pub max_layer_bytes: u64,
     /// Largest unpacked layer (sum of file contents), bytes.
     pub max_unpacked_bytes: u64,
     /// Most entries in one layer and in one merged image.
     pub max_entries: u64,
-    /// Most bytes of memory for the names and attributes of one layer.
+    /// Most bytes on disk for the names and attributes of one layer.
     pub max_tree_bytes: u64,
+    /// Bytes of memory for the trees of all images that are made at the same time. A layer or image
+    /// that does not fit is refused; one for which there is no room now waits.
+    pub tree_memory: u64,
     /// Most layers of an image.
     pub max_layers: usize,
     /// Largest archive that is imported, unpacked, bytes.
@@ -64,11 +75,15 @@ impl Default for Limits {
         Self {
             no_progress: Duration::from_secs(60),
             retries: 3,
+            parallel_pulls: 16,
             parallel_layers: 3,
+            // A decompressor's window and the buffers of one are up to 48 MiB.
+            parallel_transfers: 10,
             max_layer_bytes: 64 << 30,
             max_unpacked_bytes: 128 << 30,
             max_entries: 4 << 20,
             max_tree_bytes: 2 << 30,
+            tree_memory: 512 << 20,
             max_layers: 512,
             max_archive_bytes: 256 << 30,
         }
@@ -170,6 +185,7 @@ pub(crate) struct Shared {
     pub(crate) records: Records,
     pub(crate) locks: Locks,
     pub(crate) clients: HttpClients,
+    pub(crate) budget: Budget,
 }
 
 impl ImageStore {
@@ -182,6 +198,7 @@ impl ImageStore {
             let files = Files::open(&config.root)?;
             let records = Records::open(&config.root.join("images.redb"))?;
             let shared = Shared {
+                budget: Budget::new(&config.limits),
                 config,
                 files,
                 records,

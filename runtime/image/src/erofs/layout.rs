@@ -1,29 +1,40 @@
 //! Where everything goes: decided completely before the first byte is written.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{HashMap, VecDeque};
+use std::ops::Bound::{Excluded, Unbounded};
 
-use crate::merge::{Node, NodeId, NodeKind, ROOT, Tree};
+use crate::merge::{Children, Node, NodeId, NodeKind, ROOT, Tree};
 
 use super::format::{BLOCK, BLOCK_SIZE, COMPACT_INODE, DIRENT, DataLayout, EXTENDED_INODE, SLOT};
 use super::write::WriteError;
 use super::xattr;
 
-/// The plan for one inode.
+/// Different times of files that are counted: there may be as many as files.
+const MAX_TIMES: usize = 1 << 14;
+
+/// The plan for one inode. Small, as there are as many as files.
 #[derive(Debug, Clone)]
 pub(super) struct Placed {
-    pub(super) node: NodeId,
-    /// Byte offset of the inode.
-    pub(super) offset: u64,
-    pub(super) extended: bool,
-    pub(super) xattr_count: u16,
-    pub(super) links: u32,
     pub(super) size: u64,
-    pub(super) layout: DataLayout,
+    pub(super) node: NodeId,
+    /// Number of the inode: where it is, in slots.
+    pub(super) nid: u32,
+    pub(super) links: u32,
     /// First block of what does not follow the inode.
-    pub(super) first_block: u64,
+    pub(super) first_block: u32,
     /// Number of these blocks.
-    pub(super) blocks: u64,
+    pub(super) blocks: u32,
+    pub(super) xattr_count: u16,
+    pub(super) extended: bool,
+    pub(super) layout: DataLayout,
+}
+
+impl Placed {
+    /// Byte offset of the inode.
+    pub(super) fn offset(&self) -> u64 {
+        u64::from(self.nid) * SLOT
+    }
 }
 
 /// The plan for the whole.
@@ -54,8 +65,8 @@ impl Layout {
         }
         let mut block = cursor.div_ceil(BLOCK_SIZE);
         for inode in &mut inodes {
-            inode.first_block = block;
-            block += inode.blocks;
+            inode.first_block = u32::try_from(block).map_err(|_| WriteError::TooManyBlocks)?;
+            block += u64::from(inode.blocks);
         }
         Ok(Self {
             inodes,
@@ -66,8 +77,8 @@ impl Layout {
     }
 
     /// The inode number of a node.
-    pub(super) fn nid(&self, node: NodeId) -> u64 {
-        self.inodes[self.index[node as usize] as usize].offset / SLOT
+    pub(super) fn nid(&self, node: NodeId) -> u32 {
+        self.inodes[self.index[node as usize] as usize].nid
     }
 }
 
@@ -104,9 +115,12 @@ fn most_common_time(tree: &Tree, order: &[NodeId]) -> (i64, u32) {
     let mut counts: HashMap<(i64, u32), usize> = HashMap::new();
     for id in order {
         let attributes = &tree.nodes[*id as usize].attributes;
-        *counts
-            .entry((attributes.mtime, attributes.mtime_nsec))
-            .or_default() += 1;
+        let time = (attributes.mtime, attributes.mtime_nsec);
+        if let Some(count) = counts.get_mut(&time) {
+            *count += 1;
+        } else if counts.len() < MAX_TIMES {
+            counts.insert(time, 1);
+        }
     }
     counts
         .into_iter()
@@ -168,7 +182,7 @@ fn place(
     };
     Ok(Placed {
         node: id,
-        offset,
+        nid: u32::try_from(offset / SLOT).map_err(|_| WriteError::TooManyBlocks)?,
         extended,
         xattr_count,
         links,
@@ -179,7 +193,7 @@ fn place(
             DataLayout::Plain
         },
         first_block: 0,
-        blocks,
+        blocks: u32::try_from(blocks).map_err(|_| WriteError::TooManyBlocks)?,
     })
 }
 
@@ -187,14 +201,23 @@ fn place(
 pub(super) fn directory_entries(
     id: NodeId,
     parent: NodeId,
-    children: &BTreeMap<Box<[u8]>, NodeId>,
-) -> Vec<(&[u8], NodeId)> {
-    let mut entries: Vec<(&[u8], NodeId)> = Vec::with_capacity(children.len() + 2);
-    entries.extend([(&b"."[..], id), (b"..", parent)]);
-    entries.extend(children.iter().map(|(name, child)| (&**name, *child)));
-    // Nearly sorted already, and names such as `!` come before `.`.
-    entries.sort_unstable();
-    entries
+    children: &Children,
+) -> impl Iterator<Item = (&[u8], NodeId)> {
+    let (here, up) = (&b"."[..], &b".."[..]);
+    // Names such as `!` come before `.`, and `.!` between the two.
+    let before = children.range::<[u8], _>((Unbounded, Excluded(here)));
+    let between = children.range::<[u8], _>((Excluded(here), Excluded(up)));
+    let after = children.range::<[u8], _>((Excluded(up), Unbounded));
+    before
+        .map(named)
+        .chain([(here, id)])
+        .chain(between.map(named))
+        .chain([(up, parent)])
+        .chain(after.map(named))
+}
+
+fn named<'a>((name, child): (&'a impl AsRef<[u8]>, &NodeId)) -> (&'a [u8], NodeId) {
+    (name.as_ref(), *child)
 }
 
 /// Cuts the entries of a directory into blocks: each entry has a fixed part and its name.

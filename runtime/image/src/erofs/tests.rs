@@ -14,7 +14,7 @@ fn attributes() -> Attributes {
         gid: 0,
         mtime: 1_700_000_000,
         mtime_nsec: 0,
-        xattrs: Vec::new(),
+        xattrs: Box::default(),
     }
 }
 
@@ -27,7 +27,7 @@ fn entry(path: &str, kind: EntryKind) -> Entry {
 }
 
 fn tree(layers: Vec<Vec<Entry>>) -> Tree {
-    let mut merger = Merger::new(1 << 20);
+    let mut merger = Merger::new(1 << 20, u64::MAX);
     for layer in layers {
         merger.apply(layer).unwrap();
     }
@@ -79,12 +79,13 @@ fn every_kind_of_file_comes_back() {
         gid: 7,
         mtime: -3,
         mtime_nsec: 999_999_999,
-        xattrs: vec![
+        xattrs: [
             (b"security.capability".to_vec(), vec![1, 0, 0, 2]),
             (b"system.posix_acl_access".to_vec(), vec![2, 0, 0, 0]),
             (b"trusted.t".to_vec(), vec![]),
             (b"user.long".to_vec(), vec![b'x'; 9000]),
-        ],
+        ]
+        .into(),
     };
     let mut again = entry(
         "usr/bin/again",
@@ -93,7 +94,7 @@ fn every_kind_of_file_comes_back() {
         },
     );
     again.attributes = Attributes {
-        xattrs: Vec::new(),
+        xattrs: Box::default(),
         ..file.attributes.clone()
     };
     let contents: Vec<u8> = (0..5000u32).map(|i| (i % 251) as u8).collect();
@@ -125,7 +126,7 @@ fn every_kind_of_file_comes_back() {
     assert_eq!((tool.mode, tool.uid, tool.gid), (0o104_755, 100_000, 7));
     assert_eq!(seen[&b"/usr/bin/again"[..]].nid, tool.nid);
     assert_eq!(tool.links, 2);
-    assert_eq!(tool.xattrs, file.attributes.xattrs);
+    assert_eq!(tool.xattrs[..], file.attributes.xattrs[..]);
     assert_eq!(seen[&b"/bin"[..]].data, b"usr/bin");
     assert_eq!(seen[&b"/bin"[..]].mtime, (1_700_000_000, 0));
     assert_eq!(seen[&b"/dev/null"[..]].device, 0x103);
@@ -177,7 +178,7 @@ fn links_of_all_lengths_come_back() {
         })
         .collect();
     layer[2].attributes.mtime = 5;
-    layer[4].attributes.xattrs = vec![(b"trusted.x".to_vec(), vec![1; 60])];
+    layer[4].attributes.xattrs = [(b"trusted.x".to_vec(), vec![1; 60])].into();
     let seen = round_trip(&tree(vec![layer]), &[]);
     for length in lengths {
         assert_eq!(

@@ -4,9 +4,7 @@ use std::io::{self, Write};
 
 use crate::merge::{Node, NodeId, NodeKind, Tree};
 
-use super::format::{
-    BLOCK, BLOCK_SIZE, DIRENT, DataLayout, Inode, SLOT, Superblock, encode_device,
-};
+use super::format::{BLOCK, BLOCK_SIZE, DIRENT, DataLayout, Inode, Superblock, encode_device};
 use super::layout::{Layout, Packer, Placed, directory_entries};
 use super::xattr;
 
@@ -46,7 +44,7 @@ pub(crate) fn write(
             layer, size: 1.., ..
         } = tree.nodes[inode.node as usize].kind
         {
-            used[layer] = true;
+            used[layer as usize] = true;
         }
     }
     let mut total = layout.blocks;
@@ -63,7 +61,7 @@ pub(crate) fn write(
     let root = &layout.inodes[0];
     let superblock = Superblock {
         // The root is the first inode, so its number is small.
-        root_nid: u16::try_from(root.offset / SLOT).map_err(|_| WriteError::TooManyBlocks)?,
+        root_nid: u16::try_from(root.nid).map_err(|_| WriteError::TooManyBlocks)?,
         inodes: layout.inodes.len() as u64,
         build_time: layout.common_time.0,
         build_time_nsec: layout.common_time.1,
@@ -98,12 +96,16 @@ impl Writer<'_> {
         for (number, placed) in (1u32..).zip(&self.layout.inodes) {
             let node = &self.tree.nodes[placed.node as usize];
             bytes.clear();
-            bytes.resize((placed.offset - position) as usize, 0);
+            bytes.resize((placed.offset() - position) as usize, 0);
             self.inode(number, placed, node, &mut bytes)?;
             xattr::encode(&node.attributes.xattrs, &mut bytes);
             if placed.layout == DataLayout::Inline {
-                let own = self.own_data(placed.node, node);
-                bytes.extend(&own[(placed.blocks * BLOCK_SIZE) as usize..]);
+                self.own_data(placed.node, node, |number, block| {
+                    if number == placed.blocks {
+                        bytes.extend(block);
+                    }
+                    Ok(())
+                })?;
             }
             out.write_all(&bytes)?;
             position += bytes.len() as u64;
@@ -115,10 +117,14 @@ impl Writer<'_> {
     /// Links and directories, or the parts of them, that are not behind their inodes.
     fn blocks(&mut self, out: &mut impl Write) -> io::Result<()> {
         for placed in self.layout.inodes.iter().filter(|placed| placed.blocks > 0) {
-            let own = self.own_data(placed.node, &self.tree.nodes[placed.node as usize]);
-            let length = own.len().min((placed.blocks * BLOCK_SIZE) as usize);
-            out.write_all(&own[..length])?;
-            pad(out, length as u64)?;
+            let node = &self.tree.nodes[placed.node as usize];
+            self.own_data(placed.node, node, |number, block| {
+                if number >= placed.blocks {
+                    return Ok(());
+                }
+                out.write_all(block)?;
+                pad(out, block.len() as u64)
+            })?;
         }
         Ok(())
     }
@@ -135,9 +141,9 @@ impl Writer<'_> {
                 layer,
                 offset,
                 size: 1..,
-            } => self.data_starts[*layer] + offset / BLOCK_SIZE,
+            } => self.data_starts[*layer as usize] + offset / BLOCK_SIZE,
             NodeKind::File { .. } | NodeKind::Fifo => 0,
-            NodeKind::Directory { .. } | NodeKind::Symlink { .. } => placed.first_block,
+            NodeKind::Directory { .. } | NodeKind::Symlink { .. } => u64::from(placed.first_block),
             NodeKind::Char { major, minor } | NodeKind::Block { major, minor } => {
                 u64::from(encode_device(*major, *minor))
             }
@@ -161,26 +167,35 @@ impl Writer<'_> {
         Ok(())
     }
 
-    /// The bytes of a link or directory.
-    fn own_data(&self, id: NodeId, node: &Node) -> Vec<u8> {
+    /// Gives out the bytes of a link or directory, block by block with their numbers; the last may
+    /// be shorter, and padding is left out.
+    fn own_data(
+        &self,
+        id: NodeId,
+        node: &Node,
+        mut give: impl FnMut(u32, &[u8]) -> io::Result<()>,
+    ) -> io::Result<()> {
         match &node.kind {
-            NodeKind::Symlink { target } => target.clone(),
+            NodeKind::Symlink { target } => give(0, target),
             NodeKind::Directory { parent, children } => {
-                let entries = directory_entries(id, *parent, children);
-                let mut data = Vec::new();
                 let mut packer = Packer::default();
-                let mut first = 0;
-                for (position, (name, _)) in entries.iter().enumerate() {
-                    if packer.add(name) {
-                        self.directory_block(&entries[first..position], &mut data);
-                        data.resize(data.len().next_multiple_of(BLOCK), 0);
-                        first = position;
+                let mut entries = Vec::new();
+                let mut block = Vec::with_capacity(BLOCK);
+                let mut number = 0;
+                for entry in directory_entries(id, *parent, children) {
+                    if packer.add(entry.0) {
+                        self.directory_block(&entries, &mut block);
+                        give(number, &block)?;
+                        number += 1;
+                        block.clear();
+                        entries.clear();
                     }
+                    entries.push(entry);
                 }
-                self.directory_block(&entries[first..], &mut data);
-                data
+                self.directory_block(&entries, &mut block);
+                give(number, &block)
             }
-            _ => Vec::new(),
+            _ => Ok(()),
         }
     }
 
@@ -190,7 +205,7 @@ impl Writer<'_> {
         let mut name_offset = entries.len() * DIRENT;
         for (name, node) in entries {
             let kind = &self.tree.nodes[*node as usize].kind;
-            out.extend(self.layout.nid(*node).to_le_bytes());
+            out.extend(u64::from(self.layout.nid(*node)).to_le_bytes());
             out.extend((name_offset as u16).to_le_bytes());
             out.extend([dirent_type(kind), 0]);
             name_offset += name.len();

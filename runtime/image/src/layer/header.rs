@@ -1,6 +1,8 @@
 //! One 512-byte tar header and the PAX records that may precede it (POSIX.1-2017 pax, "ustar
 //! Interchange Format"; GNU extensions: base-256 numbers and its own magic).
 
+use std::collections::BTreeMap;
+
 use super::tar::TarError;
 
 pub(super) const BLOCK: usize = 512;
@@ -131,7 +133,7 @@ pub(super) struct Extensions {
     pub(super) uid: Option<u64>,
     pub(super) gid: Option<u64>,
     pub(super) mtime: Option<(i64, u32)>,
-    pub(super) xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+    pub(super) xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
     pub(super) sparse: PaxSparse,
 }
 
@@ -171,8 +173,7 @@ impl Extensions {
     fn take(&mut self, key: &[u8], value: &[u8]) -> Result<(), TarError> {
         const XATTR: &[u8] = b"SCHILY.xattr.";
         if let Some(name) = key.strip_prefix(XATTR) {
-            self.xattrs.retain(|(known, _)| known != name);
-            self.xattrs.push((name.to_vec(), value.to_vec()));
+            self.xattrs.insert(name.to_vec(), value.to_vec());
             return Ok(());
         }
         // An empty value takes back what a record before it said.
@@ -319,7 +320,7 @@ mod tests {
         assert_eq!(extensions.path.as_deref(), Some(&b"a=\n"[..]));
         assert_eq!(
             extensions.xattrs,
-            [(b"user.k".to_vec(), b"\0\xff\nv".to_vec())]
+            [(b"user.k".to_vec(), b"\0\xff\nv".to_vec())].into()
         );
         extensions.read_pax(b"8 path=\n").unwrap();
         assert_eq!(extensions.path, None);

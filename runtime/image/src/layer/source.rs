@@ -11,6 +11,11 @@ use crate::digest::{Digest, Hasher};
 /// Bytes that go from one stage to the next at a time.
 pub(crate) const BUFFER: usize = 128 << 10;
 
+/// Largest window of a zstd stream, as a power of two: 32 MiB, what the strongest level of the
+/// compressor in Go's image tools needs. The stream says itself what memory it wants, and the
+/// library would give it 128 MiB.
+const ZSTD_WINDOW_LOG: u32 = 25;
+
 /// The blocking end of a channel of chunks; an end without [`Chunk::End`] is an error.
 #[derive(Debug)]
 pub(crate) struct ChannelReader {
@@ -134,7 +139,11 @@ pub(crate) fn decompress<'a>(mut source: impl Read + 'a) -> io::Result<Box<dyn R
     Ok(match compression {
         Compression::None => Box::new(source),
         Compression::Gzip => Box::new(flate2::bufread::MultiGzDecoder::new(source)),
-        Compression::Zstd => Box::new(zstd::stream::read::Decoder::with_buffer(source)?),
+        Compression::Zstd => {
+            let mut decoder = zstd::stream::read::Decoder::with_buffer(source)?;
+            decoder.window_log_max(ZSTD_WINDOW_LOG)?;
+            Box::new(decoder)
+        }
     })
 }
 
@@ -155,6 +164,26 @@ mod tests {
             .unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::ConnectionAborted);
         assert_eq!(out, b"abc");
+    }
+
+    #[test]
+    fn a_stream_does_not_say_what_memory_it_gets() {
+        let stream = |window: u32| {
+            let mut encoder = zstd::Encoder::new(Vec::new(), 1).unwrap();
+            encoder.window_log(window).unwrap();
+            io::Write::write_all(&mut encoder, b"abc").unwrap();
+            io::Write::flush(&mut encoder).unwrap();
+            encoder.finish().unwrap()
+        };
+        let mut out = Vec::new();
+        let read = |stream: Vec<u8>, out: &mut Vec<u8>| {
+            decompress(io::Cursor::new(stream))
+                .unwrap()
+                .read_to_end(out)
+        };
+        read(stream(25), &mut out).unwrap();
+        assert_eq!(out, b"abc");
+        read(stream(26), &mut out).unwrap_err();
     }
 
     #[test]

@@ -1,14 +1,15 @@
 //! A tar stream, member by member. Written here because extension headers must be bounded in
 //! memory and all sparse formats understood, whatever the writer was.
 
+use std::collections::BTreeMap;
 use std::io::{self, Read};
 
 use super::header::{BLOCK, Extensions, RawHeader, decimal, number};
 
 /// Largest extended header or long name, bytes; real ones are a few KiB, or 64 KiB per xattr.
 const MAX_EXTENSION: u64 = 1 << 20;
-/// Most pieces of one sparse file.
-const MAX_SPARSE: usize = 1 << 20;
+/// Most pieces of one sparse file; Go's tar reader takes as many as fit into 1 MiB of text.
+const MAX_SPARSE: usize = 1 << 16;
 
 /// Why a tar stream cannot be read.
 #[derive(Debug, thiserror::Error)]
@@ -50,7 +51,7 @@ pub(crate) struct Member {
     pub(crate) mtime: i64,
     pub(crate) mtime_nsec: u32,
     pub(crate) device: (u64, u64),
-    pub(crate) xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+    pub(crate) xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
     /// Length of the file, with its holes.
     pub(crate) size: u64,
     /// Where the bytes of the stream belong, when the file has holes.
@@ -223,6 +224,9 @@ impl<R: Read> TarReader<R> {
         };
         if !map.len().is_multiple_of(2) {
             return Err(bad());
+        }
+        if map.len() > 2 * MAX_SPARSE {
+            return Err(TarError::malformed("sparse map is too long"));
         }
         let mut pieces = Vec::with_capacity(map.len() / 2);
         let (mut end, mut stored) = (0u64, 0u64);

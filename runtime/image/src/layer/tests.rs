@@ -121,7 +121,7 @@ fn try_unpack(archive: &[u8], limits: &Limits) -> Result<Unpacked, PullError> {
 fn load(directory: &Path) -> Unpacked {
     let data = std::fs::read(directory.join("data")).unwrap();
     assert_eq!(data.len() as u64 % BLOCK_SIZE, 0);
-    let entries = tree::read(File::open(directory.join("tree")).unwrap()).unwrap();
+    let entries = tree::all(File::open(directory.join("tree")).unwrap()).unwrap();
     Unpacked { entries, data }
 }
 
@@ -277,7 +277,7 @@ fn names_and_attributes_come_from_where_they_are_best() {
         (-2, 500_000_000)
     );
     assert_eq!(
-        first.attributes.xattrs,
+        first.attributes.xattrs[..],
         [
             (b"security.capability".to_vec(), vec![1, 2]),
             (b"user.k".to_vec(), b"a=b\n\0".to_vec())
@@ -607,6 +607,22 @@ fn bombs_meet_their_limits() {
         ..Limits::default()
     };
     assert_eq!(too_large(&fat, &small), "bytes of names and attributes");
+    let little = Limits {
+        tree_memory: 10_000,
+        ..Limits::default()
+    };
+    let memory = "bytes of memory for its entries";
+    assert_eq!(too_large(&fat, &little), memory);
+    let deep = Tar::default().file(&"d/".repeat(45), b"").end();
+    assert_eq!(too_large(&deep, &little), memory);
+    let map = vec!["0,0"; 70_000].join(",");
+    let pieces = Tar::default()
+        .pax(&[
+            ("GNU.sparse.size", b"1"),
+            ("GNU.sparse.map", map.as_bytes()),
+        ])
+        .file("a", b"");
+    assert!(refused(&pieces.end()).contains("too long"));
     // A stream that only decompresses to padding has to end as well.
     let plain = [Tar::default().end(), vec![0; 4 << 20]].concat();
     let bomb = zstd::encode_all(&plain[..], 3).unwrap();
@@ -778,7 +794,7 @@ proptest! {
                         prop_assert!(offset + size <= data_length);
                     }
                 }
-                let mut merger = crate::merge::Merger::new(1000);
+                let mut merger = crate::merge::Merger::new(1000, u64::MAX);
                 if merger.apply(entries).is_ok() {
                     let tree = merger.finish();
                     crate::erofs::write(io::sink(), &tree, &[data_length], [0; 16]).unwrap();
@@ -810,7 +826,7 @@ fn try_unpack_to_entries(archive: &[u8], limits: &Limits) -> Result<(Vec<Entry>,
         .unwrap()
         .len();
     Ok((
-        tree::read(File::open(directory.path().join("tree")).unwrap()).unwrap(),
+        tree::all(File::open(directory.path().join("tree")).unwrap()).unwrap(),
         length,
     ))
 }

@@ -1,34 +1,49 @@
 //! An image's disk: made once, then handed out as extents.
 
 use std::fs::{self, File};
-use std::io::{BufWriter, Write};
-use std::path::PathBuf;
+use std::io::{self, BufReader, BufWriter, Write};
+use std::path::{Path, PathBuf};
 
 use crate::digest::Digest;
 use crate::erofs::{self, BLOCK_SIZE};
 use crate::image::{DiskExtent, ImageId};
+use crate::layer::source::BUFFER;
 use crate::layer::tree;
 use crate::merge::{MergeError, Merger};
 use crate::pull::PullError;
 
+use super::budget::TreeMemory;
 use super::records::DiskPiece;
 use super::{Shared, StoreError};
+
+/// Bytes of memory that the image's tree takes while it is made; all layers are in the store.
+pub(crate) fn memory(shared: &Shared, layers: &[Digest]) -> Result<u64, StoreError> {
+    let mut sum = 0u64;
+    for layer in layers {
+        let path = shared.files.layer(layer).join("tree");
+        let summary = File::open(&path).and_then(|mut file| tree::summary(&mut file));
+        let summary = summary.map_err(|e| StoreError::io(format!("read {}", path.display()), e))?;
+        sum = sum.saturating_add(summary.memory);
+    }
+    // Links in paths can lead to directories that no layer counts. There are few.
+    Ok(sum.saturating_add(sum / 4).saturating_add(1 << 20))
+}
 
 /// Merges the layers and writes the image's metadata; all layers are in the store.
 pub(crate) fn build(
     shared: &Shared,
     id: &ImageId,
     layers: &[Digest],
+    memory: &TreeMemory,
 ) -> Result<Vec<DiskPiece>, PullError> {
     let limits = &shared.config.limits;
-    let mut merger = Merger::new(limits.max_entries);
+    let mut merger = Merger::new(limits.max_entries, memory.bytes());
     let mut lengths = Vec::with_capacity(layers.len());
     for layer in layers {
         let directory = shared.files.layer(layer);
         let path = directory.join("tree");
         let read = |e| StoreError::io(format!("read {}", path.display()), e);
-        let entries = File::open(&path).and_then(tree::read).map_err(read)?;
-        merger.apply(entries).map_err(|e| match e {
+        lay_over(&mut merger, &path).map_err(|e| match e {
             MergeError::Invalid { .. } => PullError::CorruptLayer {
                 layer: layer.to_string(),
                 reason: e.to_string(),
@@ -38,6 +53,12 @@ pub(crate) fn build(
                 limit,
                 unit: "entries",
             },
+            MergeError::TooMuchMemory(limit) => PullError::TooLarge {
+                what: format!("image {id}"),
+                limit,
+                unit: "bytes of memory for its entries",
+            },
+            MergeError::Read(e) => read(e).into(),
         })?;
         lengths.push(fs::metadata(directory.join("data")).map_err(read)?.len());
     }
@@ -74,6 +95,15 @@ pub(crate) fn build(
     Ok(pieces)
 }
 
+/// Lays the layer with this tree file over those before it.
+fn lay_over(merger: &mut Merger, path: &Path) -> Result<(), MergeError> {
+    let open = || -> io::Result<_> { Ok(BufReader::with_capacity(BUFFER, File::open(path)?)) };
+    tree::read(open()?, |entry| merger.hide(&entry))?;
+    tree::read(open()?, |entry| merger.add(entry))?;
+    merger.end_layer();
+    Ok(())
+}
+
 /// Where the pieces of an image's disk are.
 pub(crate) fn extents(shared: &Shared, id: &ImageId) -> Result<Vec<DiskExtent>, StoreError> {
     let record = shared
@@ -94,7 +124,7 @@ pub(crate) fn extents(shared: &Shared, id: &ImageId) -> Result<Vec<DiskExtent>, 
                 .len();
             if length != piece.length {
                 let reason = format!("has {length} bytes and should have {}", piece.length);
-                return Err(StoreError::io(action, std::io::Error::other(reason)));
+                return Err(StoreError::io(action, io::Error::other(reason)));
             }
             Ok(DiskExtent {
                 path,

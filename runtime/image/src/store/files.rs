@@ -12,6 +12,7 @@ use tracing::{info, warn};
 
 use crate::digest::Digest;
 use crate::image::ImageId;
+use crate::layer::tree;
 
 use super::{Shared, StoreError, Usage, blocking};
 
@@ -67,8 +68,10 @@ impl Files {
         self.root.join(image_path(id))
     }
 
+    /// Whether the layer is there, in the form that this program reads.
     pub(crate) fn has_layer(&self, diff_id: &Digest) -> bool {
-        self.layer(diff_id).join("tree").exists()
+        let tree = File::open(self.layer(diff_id).join("tree"));
+        tree.and_then(|mut file| tree::summary(&mut file)).is_ok()
     }
 
     pub(crate) fn has_image(&self, id: &ImageId) -> bool {
