@@ -23,7 +23,10 @@ use std::{
     time::{Duration, Instant},
 };
 
+use rustix::fs::OFlags;
+
 use crate::{
+    beneath,
     blocking::blocking,
     cgroup::PodCgroup,
     error::PodError,
@@ -40,7 +43,7 @@ use crate::{
         VmError,
         client::VmClient,
         process::VmmProcess,
-        rundir::{self, DataDir, RunDir},
+        rundir::{DataDir, RunDir},
         slots,
         spec::{VmSize, available_mib},
     },
@@ -297,8 +300,7 @@ impl<'a> Housed<'a> {
 
     async fn scratch(&self) -> Result<File, PodError> {
         let (config, path) = (self.before.node.config.clone(), self.data.scratch());
-        let make = move || scratch::create(&config, &path).and_then(|()| scratch::open(&path));
-        Ok(blocking(make).await?)
+        Ok(blocking(move || scratch::create(&config, &path)).await?)
     }
 
     async fn undo(self) -> Result<(), Left> {
@@ -424,7 +426,8 @@ impl<'a> Assembled<'a> {
         let root_bytes = file_bytes(&root, &config.guest_root)?;
         let serial = if config.serial_console {
             let path = run.console();
-            let file = File::create(&path)
+            let file = beneath::split(&path)
+                .and_then(|(run, name)| run.replace(name, OFlags::WRONLY, 0o600))
                 .map_err(|e| PodError::internal(format!("create {}", path.display()), e))?;
             Some(send(file.into()))
         } else {
@@ -555,7 +558,7 @@ impl Booted<'_> {
 /// Removes a pod's directories.
 pub(crate) fn remove_dirs(run: &RunDir, data: &DataDir) -> Result<(), PodError> {
     let remove = |path: &Path| {
-        rundir::remove(path)
+        beneath::remove_dir(path)
             .map_err(|e| PodError::internal(format!("remove {}", path.display()), e))
     };
     // Both are tried, whatever becomes of the first.
@@ -624,7 +627,9 @@ fn file_bytes(file: &File, path: &Path) -> Result<u64, PodError> {
 /// The last lines of a guest's console, when there is one.
 fn console_tail(run: &RunDir) -> String {
     let read = || -> io::Result<String> {
-        let mut file = File::open(run.console())?;
+        let path = run.console();
+        let (run, name) = beneath::split(&path)?;
+        let mut file = run.file(name, OFlags::RDONLY)?;
         let length = file.metadata()?.len();
         file.seek(SeekFrom::Start(length.saturating_sub(CONSOLE_TAIL)))?;
         let mut bytes = Vec::new();

@@ -10,6 +10,7 @@
 
 #![forbid(unsafe_code)]
 
+mod beneath;
 mod blocking;
 mod bringup;
 mod cgroup;

@@ -25,6 +25,7 @@ use hull_image::ImageId;
 use tokio::time::{Instant, timeout};
 
 use crate::{
+    beneath,
     blocking::blocking,
     cgroup,
     config::PodsConfig,
@@ -36,7 +37,10 @@ use crate::{
         container::State as ContainerState,
         sandbox::{After, Event, State, after_restart},
     },
-    logs::pump::{ContainerLog, LogTarget},
+    logs::{
+        file::LogPath,
+        pump::{ContainerLog, LogTarget},
+    },
     node::Node,
     ports::{PodImages, PodNetworking},
     record::{ContainerRecord, RecordedState, Records, SandboxRecord},
@@ -45,7 +49,7 @@ use crate::{
     vm::{
         client::VmClient,
         process::VmmProcess,
-        rundir::{self, DataDir, RunDir},
+        rundir::{DataDir, RunDir},
     },
 };
 
@@ -227,7 +231,10 @@ impl Recovery {
                 let run = RunDir::of(&self.node.config, &container.pod);
                 let target = LogTarget {
                     container: container.id.to_string(),
-                    path: container.log_path.clone(),
+                    path: container.log_path.clone().map(|file| LogPath {
+                        directory: self.record.spec.log_directory.clone(),
+                        file,
+                    }),
                     position: run.log_position(container.id.as_str()),
                     tty: container.spec.tty,
                 };
@@ -357,7 +364,7 @@ async fn remove_orphans(
             if !pods.contains(name.as_str()) {
                 let path = parent.join(name);
                 tracing::warn!(path = %path.display(), "directory that nobody owns");
-                if let Err(error) = rundir::remove(&path) {
+                if let Err(error) = beneath::remove_dir(&path) {
                     tracing::error!(%error, path = %path.display(), "remove a directory");
                 }
             }

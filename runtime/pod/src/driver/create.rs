@@ -3,9 +3,7 @@
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},
-    fs::File,
     io::Read,
-    os::unix::fs::OpenOptionsExt,
     path::PathBuf,
     sync::Arc,
 };
@@ -17,10 +15,12 @@ use hull_proto_agent::agent::{
 use hull_proto_vmm::fs::Share;
 use oci_spec::runtime::Spec;
 use protobuf::EnumOrUnknown;
+use rustix::fs::OFlags;
 use tokio::sync::{Mutex, Notify};
 
 use super::{Container, CreatedContainer, Done, Driver, Reply};
 use crate::{
+    beneath,
     blocking::blocking,
     cgroup::PodCgroup,
     clock,
@@ -32,7 +32,10 @@ use crate::{
         container::{Event, State},
         sandbox,
     },
-    logs::pump::{ContainerLog, LogTarget},
+    logs::{
+        file::LogPath,
+        pump::{ContainerLog, LogTarget},
+    },
     node::Node,
     oci_spec::{Inputs, LOCALHOST_FIELD, ProfileFile, asked_mount, build},
     record::{ContainerRecord, LocalRecord, RecordedState, VolumeRecord},
@@ -42,7 +45,7 @@ use crate::{
         devices::{self, BlockDevice, Device},
         files::{self, FILES_ID, HostFiles, Reach},
         images::{DeviceDisk, ImageDisks, storage_id},
-        local::{self, LocalVolume},
+        local::{self, InUse, LocalVolume},
         volumes::{Watched, is_live},
     },
     validate,
@@ -233,7 +236,10 @@ impl Driver {
             request,
             log: LogTarget {
                 container: id.to_string(),
-                path: log_path.clone(),
+                path: log_path.clone().map(|file| LogPath {
+                    directory: log_directory.clone(),
+                    file,
+                }),
                 position: run.log_position(id.as_str()),
                 tty: spec.tty,
             },
@@ -296,17 +302,24 @@ impl Driver {
             let Some(directory) = local::directory(uid, mount) else {
                 continue;
             };
-            let shared = self.containers.values().any(|other| {
-                let mut mounts = other.record.spec.mounts.iter().enumerate();
-                mounts.any(|(index, mount)| {
-                    !other.record.is_local(index)
-                        && local::directory(uid, mount).as_ref() == Some(&directory)
+            let shared = || {
+                self.containers.values().any(|other| {
+                    let mut mounts = other.record.spec.mounts.iter().enumerate();
+                    mounts.any(|(index, mount)| {
+                        !other.record.is_local(index)
+                            && local::directory(uid, mount).as_ref() == Some(&directory)
+                    })
                 })
-            });
-            let known = kept.contains(&directory);
-            let shared = shared || !known && kept.len() >= local::MOST;
+            };
+            let in_use = if kept.contains(&directory) {
+                InUse::ByGuest
+            } else if kept.len() >= local::MOST || shared() {
+                InUse::ByHost
+            } else {
+                InUse::No
+            };
             let (mount, at) = (mount.clone(), directory.clone());
-            let volume = blocking(move || local::find(&mount, &at, shared)).await;
+            let volume = blocking(move || local::find(&mount, &at, in_use)).await;
             if let Some(volume) = volume {
                 found.push((index, volume));
                 kept.insert(directory);
@@ -512,14 +525,7 @@ async fn read_profile(path: PathBuf) -> Result<ProfileFile, PodError> {
     let shown = path.display().to_string();
     let refused = |reason: String| PodError::invalid(LOCALHOST_FIELD, reason);
     let read = blocking(move || -> std::io::Result<Vec<u8>> {
-        // Never block on a FIFO.
-        let file = File::options()
-            .read(true)
-            .custom_flags(nix::libc::O_NONBLOCK)
-            .open(&path)?;
-        if !file.metadata()?.is_file() {
-            return Err(std::io::Error::other("it is no file"));
-        }
+        let file = beneath::regular(beneath::hold(&path)?, OFlags::RDONLY)?;
         let mut bytes = Vec::new();
         file.take(PROFILE_MAX + 1).read_to_end(&mut bytes)?;
         if bytes.len() as u64 > PROFILE_MAX {

@@ -10,6 +10,7 @@ use tokio::{
 
 use super::{Container, Done, Driver, Live, Queue, next_input};
 use crate::{
+    beneath,
     blocking::blocking,
     bringup::{self, network_error},
     clock,
@@ -32,7 +33,7 @@ use crate::{
     storage::{files::HostFiles, images::ImageDisks, volumes::LiveVolumes},
     vm::{
         client::VmClient,
-        rundir::{DataDir, RunDir, remove},
+        rundir::{DataDir, RunDir},
         slots,
     },
 };
@@ -390,7 +391,7 @@ impl Driver {
         }
         // Nobody can use the disk any more, and it may be large.
         let data = DataDir::of(&self.node.config, &self.record.id);
-        let removed = remove(data.path()).map_err(|source| {
+        let removed = beneath::remove_dir(data.path()).map_err(|source| {
             let action = format!("remove {}", data.path().display());
             PodError::internal(action, source)
         });

@@ -14,6 +14,7 @@ use tokio::{
 };
 
 use super::GuestError;
+use crate::beneath;
 
 /// Longest answer to `CONNECT`: `OK `, ten digits and the line end.
 const ANSWER_MAX: usize = 32;
@@ -24,7 +25,7 @@ const PAUSE_MAX: Duration = Duration::from_millis(50);
 
 /// Connects once.
 pub(crate) async fn dial(vsock: &Path, port: u32) -> io::Result<UnixStream> {
-    let mut stream = UnixStream::connect(vsock).await?;
+    let mut stream = beneath::connect(vsock).await?;
     stream
         .write_all(format!("CONNECT {port}\n").as_bytes())
         .await?;

@@ -11,7 +11,7 @@ use tokio::{sync::watch, task::JoinHandle, time::sleep};
 use super::{
     LogError,
     fanout::{Fanout, LiveOutput},
-    file::LogFile,
+    file::{LogFile, LogPath},
     line::LineSplitter,
 };
 use crate::{
@@ -59,7 +59,7 @@ impl LogHandle {
 pub(crate) struct LogTarget {
     pub container: String,
     /// None: output is thrown away.
-    pub path: Option<PathBuf>,
+    pub path: Option<LogPath>,
     pub position: PathBuf,
     pub tty: bool,
 }
@@ -71,7 +71,7 @@ impl ContainerLog {
     /// When its files can't be opened.
     pub(crate) async fn start(agent: &Agent, target: LogTarget) -> Result<Self, LogError> {
         let (container, tty) = (target.container.clone(), target.tty);
-        let open = move || LogFile::open(target.path.as_deref(), &target.position);
+        let open = move || LogFile::open(target.path, &target.position);
         let file = Arc::new(Mutex::new(blocking(open).await?));
         let (stdout_end, stdout) = watch::channel(OutputEnd::Open);
         let (stderr_end, stderr) = watch::channel(OutputEnd::Open);

@@ -3,17 +3,15 @@
 
 use std::{
     fs::File,
-    io::{Seek, SeekFrom},
-    os::{
-        fd::OwnedFd,
-        unix::fs::{FileTypeExt, OpenOptionsExt},
-    },
+    io::{self, Seek, SeekFrom},
+    os::fd::OwnedFd,
     path::Path,
 };
 
 use hull_proto_vmm::{DeviceConfig, Extent, FdIndex};
+use rustix::fs::{FileType, OFlags};
 
-use crate::{error::PodError, id::ContainerId, spec::DeviceSpec};
+use crate::{beneath, error::PodError, id::ContainerId, spec::DeviceSpec};
 
 /// Disks are made of sectors of this size.
 const SECTOR: u64 = 512;
@@ -59,25 +57,27 @@ pub(crate) fn inspect(index: usize, asked: &DeviceSpec) -> Result<Device, PodErr
     let field = format!("config.devices[{index}].host_path");
     let shown = path.display();
     let refused = |reason: String| PodError::invalid(&field, reason);
-    let kind = std::fs::metadata(path)
-        .map_err(|e| refused(format!("look at {shown}: {e}")))?
-        .file_type();
-    if kind.is_char_device() {
+    let look = || {
+        let held = beneath::hold(path)?;
+        Ok((beneath::file_type(&held)?, held))
+    };
+    let (kind, held) = look().map_err(|e: io::Error| refused(format!("look at {shown}: {e}")))?;
+    if kind == FileType::CharacterDevice {
         return Err(PodError::unimplemented(
             &field,
             format!("{shown} is a character device of the host, which a VM can't be given"),
         ));
     }
-    if !kind.is_block_device() {
+    if kind != FileType::BlockDevice {
         return Err(refused(format!("{shown} is no device")));
     }
     let readonly = !asked.permissions.contains('w');
-    let file = File::options()
-        .read(true)
-        .write(!readonly)
-        .custom_flags(nix::libc::O_NONBLOCK)
-        .open(path);
-    let device = file
+    let access = if readonly {
+        OFlags::RDONLY
+    } else {
+        OFlags::RDWR
+    };
+    let device = beneath::reopen(&held, access)
         .and_then(|file| BlockDevice::of(file, readonly))
         .map_err(|e| refused(format!("open {shown}: {e}")))?;
     if device.length < SECTOR {
@@ -96,7 +96,7 @@ impl BlockDevice {
     ///
     /// # Errors
     /// When its size can't be found out.
-    pub(super) fn of(mut file: File, readonly: bool) -> std::io::Result<Self> {
+    pub(super) fn of(mut file: File, readonly: bool) -> io::Result<Self> {
         let length = file.seek(SeekFrom::End(0))?;
         Ok(Self {
             file,
@@ -111,7 +111,7 @@ impl BlockDevice {
     }
 
     /// What the VMM is told, and the open file that belongs to it.
-    pub(crate) fn disk(&self, serial: &str) -> std::io::Result<(DeviceConfig, Vec<OwnedFd>)> {
+    pub(crate) fn disk(&self, serial: &str) -> io::Result<(DeviceConfig, Vec<OwnedFd>)> {
         let device = DeviceConfig::Block {
             serial: serial.chars().take(20).collect(),
             readonly: self.readonly,

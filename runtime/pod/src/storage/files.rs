@@ -19,11 +19,11 @@ use hull_proto_vmm::{
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, setsockopt, socketpair, sockopt};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::UnixStream,
     time::{Instant, sleep, timeout},
 };
 
 use crate::{
+    beneath,
     cgroup::PodCgroup,
     error::PodError,
     guest::client::{Agent, Storage},
@@ -326,13 +326,12 @@ impl Server {
 async fn ask(run: &RunDir, request: &Request) -> Result<Response, FilesError> {
     let path = run.files_socket();
     let exchange = async {
-        let mut stream =
-            UnixStream::connect(&path)
-                .await
-                .map_err(|source| FilesError::Connect {
-                    path: path.clone(),
-                    source,
-                })?;
+        let mut stream = beneath::connect(&path)
+            .await
+            .map_err(|source| FilesError::Connect {
+                path: path.clone(),
+                source,
+            })?;
         stream.write_all(&hull_proto_vmm::encode(request)?).await?;
         let mut prefix = [0_u8; 4];
         stream.read_exact(&mut prefix).await?;

@@ -4,21 +4,29 @@
 //! occupies and removes it with the pod; it outlives containers and sandboxes. One in memory is a
 //! tmpfs of the guest, as large as kubelet's, until the VM ends. The existence of the image is all
 //! that is to be known of a volume: nothing is recorded about it but who has it attached.
+//!
+//! Containers that share the directory with the host can make any file there, as root too. So an
+//! image is only what has a mark that they can't give: an attribute of the host's administrator
+//! (`trusted.*` of xattr(7)), which a file server has not the power to set. All else in the
+//! directory are the pod's files, whatever they are called. The image never has a name before it is
+//! whole, and what is given to a VM is the file that was checked or made, not what its path names.
 
 use std::{
-    fs::{self, File, OpenOptions},
+    fs::File,
     io,
-    os::unix::fs::{MetadataExt, OpenOptionsExt},
+    os::unix::fs::MetadataExt,
     path::{Component, Path, PathBuf},
 };
 
-use nix::{
-    libc,
-    sys::statfs::{TMPFS_MAGIC, statfs},
+use nix::sys::statfs::{TMPFS_MAGIC, fstatfs};
+use rustix::{
+    fs::{OFlags, XattrFlags, fgetxattr, fsetxattr, fstat},
+    io::Errno,
 };
 
 use super::{StorageError, devices::BlockDevice, scratch};
 use crate::{
+    beneath::Directory,
     config::PodsConfig,
     guest::client::{Storage, Volume},
     spec::{MountPropagation, MountSource, MountSpec},
@@ -30,8 +38,12 @@ const PLUGIN: &str = "kubernetes.io~empty-dir";
 const IMAGE: &str = ".hull-volume.img";
 /// Most volumes of a pod that its guest keeps: each disk takes one of the VM's slots.
 pub(crate) const MOST: usize = 8;
-/// Directories that are looked at in one volume.
-const MOST_DIRECTORIES: usize = 1000;
+/// What is looked at in one volume, of files and directories.
+const MOST_ENTRIES: usize = 1000;
+/// The attribute by which an image is known; its value is the image's size in bytes, as it was made.
+const MARK: &str = "trusted.hull.volume";
+/// The permissions of an image.
+const MODE: u32 = 0o600;
 
 /// A volume as a container mounts it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -92,49 +104,147 @@ fn is_label(name: &str) -> bool {
             .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
 }
 
+/// Who among a pod's containers uses a volume.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum InUse {
+    No,
+    /// The guest keeps it for one.
+    ByGuest,
+    /// One shares kubelet's directory, or another is to.
+    ByHost,
+}
+
 /// Tells how the guest keeps a volume, or that it can't: because the host has files in it, shares
-/// it with a container already (`shared`), or mounts things there. Blocks.
-pub(crate) fn find(mount: &MountSpec, directory: &Path, shared: bool) -> Option<LocalVolume> {
-    let MountSource::Host(path) = &mount.source else {
-        return None;
-    };
-    let known = fs::symlink_metadata(directory.join(IMAGE)).is_ok_and(|m| m.is_file());
-    let follows_host = mount.propagation != MountPropagation::Private;
-    if !known && (shared || follows_host) {
-        return None;
-    }
-    let look = || -> io::Result<Option<LocalVolume>> {
-        let metadata = fs::symlink_metadata(directory)?;
-        let parent = fs::metadata(directory.parent().unwrap_or_else(|| Path::new("/")))?;
-        let about = statfs(directory)?;
-        let medium = if metadata.dev() == parent.dev() {
-            Medium::Disk
-        } else if about.filesystem_type() == TMPFS_MAGIC {
-            let blocks = u64::try_from(about.block_size()).unwrap_or(0);
-            let bytes = about.blocks().saturating_mul(blocks);
-            Medium::Memory { bytes }
-        } else {
-            // Huge pages, or something that is not kubelet's.
-            return Ok(None);
-        };
-        let target = fs::metadata(path)?;
-        let content = Content::look_for(&target, directory)?;
-        let Some(sub_path) = content.found.filter(|_| known || !content.files) else {
-            return Ok(None);
-        };
-        let name = directory.file_name().unwrap_or_default();
-        Ok(metadata.is_dir().then(|| LocalVolume {
-            storage: format!("volume-{}", name.to_string_lossy()),
-            medium,
-            sub_path,
-            mode: metadata.mode() & 0o7777,
-            uid: metadata.uid(),
-            gid: metadata.gid(),
-            directory: directory.to_owned(),
-        }))
-    };
+/// it with a container already, or mounts things there. Blocks.
+pub(crate) fn find(mount: &MountSpec, directory: &Path, in_use: InUse) -> Option<LocalVolume> {
     // Whatever is wrong with the path, sharing it will tell.
-    look().ok().flatten()
+    look(mount, directory, in_use).ok().flatten()
+}
+
+fn look(mount: &MountSpec, path: &Path, in_use: InUse) -> io::Result<Option<LocalVolume>> {
+    let MountSource::Host(mounted) = &mount.source else {
+        return Ok(None);
+    };
+    let place = Place::open(path)?;
+    let known = in_use == InUse::ByGuest || matches!(place.image(), Ok(Some(_)));
+    let follows_host = mount.propagation != MountPropagation::Private;
+    if !known && (in_use == InUse::ByHost || follows_host) {
+        return Ok(None);
+    }
+    let stat = fstat(&place.volume)?;
+    let about = fstatfs(&place.volume)?;
+    let medium = if stat.st_dev == fstat(&place.plugin)?.st_dev {
+        Medium::Disk
+    } else if about.filesystem_type() == TMPFS_MAGIC {
+        let blocks = u64::try_from(about.block_size()).unwrap_or(0);
+        let bytes = about.blocks().saturating_mul(blocks);
+        Medium::Memory { bytes }
+    } else {
+        // Huge pages, or something that is not kubelet's.
+        return Ok(None);
+    };
+    if !known && medium == Medium::Disk && !place.can_have_image() {
+        return Ok(None);
+    }
+    let Ok(inside) = mounted.strip_prefix(&place.pod_path) else {
+        return Ok(None);
+    };
+    let target = place.pod.enter(inside)?;
+    let content = Content::look_for(&target, &place.volume)?;
+    let Some(sub_path) = content.found.filter(|_| known || !content.files) else {
+        return Ok(None);
+    };
+    let name = path.file_name().unwrap_or_default();
+    Ok(Some(LocalVolume {
+        storage: format!("volume-{}", name.to_string_lossy()),
+        medium,
+        sub_path,
+        mode: stat.st_mode & 0o7777,
+        uid: stat.st_uid,
+        gid: stat.st_gid,
+        directory: path.to_owned(),
+    }))
+}
+
+/// kubelet's directories of a pod and of one of its volumes, as they are when they are opened.
+struct Place {
+    pod_path: PathBuf,
+    pod: Directory,
+    /// That of all emptyDirs of the pod.
+    plugin: Directory,
+    volume: Directory,
+}
+
+impl Place {
+    /// Opens them by the path of the volume, as [`directory`] tells it. Up to the pod's own, the
+    /// path is the administrator's.
+    fn open(path: &Path) -> io::Result<Self> {
+        let pod_path = path.ancestors().nth(3);
+        let pod_path = pod_path.ok_or(io::ErrorKind::InvalidInput)?.to_owned();
+        let pod = Directory::open(&pod_path)?;
+        let plugin = pod.enter(&Path::new("volumes").join(PLUGIN))?;
+        let volume = plugin.enter(Path::new(path.file_name().unwrap_or_default()))?;
+        Ok(Self {
+            pod_path,
+            pod,
+            plugin,
+            volume,
+        })
+    }
+
+    /// The image of the volume; none when nothing has its name.
+    ///
+    /// # Errors
+    /// When what has its name is not as this runtime makes it.
+    fn image(&self) -> io::Result<Option<File>> {
+        let file = match self.volume.file(Path::new(IMAGE), OFlags::RDWR) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            other => other?,
+        };
+        if is_ours(&file)? {
+            Ok(Some(file))
+        } else {
+            Err(io::Error::other("it is not as this runtime made it"))
+        }
+    }
+
+    /// Gives a file the mark and the name of the image.
+    fn keep_image(&self, file: &File) -> io::Result<()> {
+        mark(file)?;
+        self.volume.link(file, Path::new(IMAGE))
+    }
+
+    /// Whether the file system can have files without a name, and marks.
+    fn can_have_image(&self) -> bool {
+        self.volume
+            .unnamed(MODE)
+            .is_ok_and(|file| mark(&file).is_ok())
+    }
+}
+
+fn mark(image: &File) -> io::Result<()> {
+    let bytes = image.metadata()?.len().to_string();
+    Ok(fsetxattr(
+        image,
+        MARK,
+        bytes.as_bytes(),
+        XattrFlags::CREATE,
+    )?)
+}
+
+fn is_ours(image: &File) -> io::Result<bool> {
+    let metadata = image.metadata()?;
+    let mut mark = [0; 20];
+    let mark = match fgetxattr(image, MARK, &mut mark) {
+        Ok(length) => mark.get(..length).unwrap_or_default(),
+        Err(Errno::NODATA | Errno::NOTSUP | Errno::RANGE) => return Ok(false),
+        Err(error) => return Err(error.into()),
+    };
+    Ok(metadata.is_file()
+        && metadata.nlink() == 1
+        && metadata.uid() == 0
+        && metadata.mode() & 0o7777 == MODE
+        && mark == metadata.len().to_string().as_bytes())
 }
 
 /// What the host has in kubelet's directory of a volume: of kubelet, only directories, those of
@@ -143,42 +253,40 @@ pub(crate) fn find(mount: &MountSpec, directory: &Path, shared: bool) -> Option<
 struct Content {
     /// Where the directory is that was looked for.
     found: Option<String>,
-    /// There are files, or too many directories.
+    /// There is more than directories, or too much to look at.
     files: bool,
 }
 
 impl Content {
-    fn look_for(target: &fs::Metadata, directory: &Path) -> io::Result<Self> {
-        let is_target = |m: &fs::Metadata| (m.dev(), m.ino()) == (target.dev(), target.ino());
+    fn look_for(target: &Directory, volume: &Directory) -> io::Result<Self> {
+        let target = fstat(target)?;
         let mut content = Self::default();
-        let mut left = vec![directory.to_owned()];
+        let mut left = vec![PathBuf::new()];
         let mut seen = 0;
         while let Some(at) = left.pop() {
-            seen += 1;
-            if seen > MOST_DIRECTORIES {
-                content.files = true;
-                break;
-            }
-            if is_target(&fs::symlink_metadata(&at)?) {
-                let inside = at.strip_prefix(directory).ok().and_then(Path::to_str);
-                content.found = inside.map(str::to_owned);
-            }
-            for entry in fs::read_dir(&at)? {
-                let entry = entry?;
-                if entry.file_type()?.is_dir() {
-                    left.push(entry.path());
-                } else if at != directory || !is_ours(&entry.file_name()) {
+            let directory = match volume.enter(&at) {
+                Ok(directory) => directory,
+                // A file, a link, or what nobody can enter.
+                Err(_) => {
                     content.files = true;
+                    continue;
                 }
+            };
+            let stat = fstat(&directory)?;
+            if (stat.st_dev, stat.st_ino) == (target.st_dev, target.st_ino) {
+                content.found = at.to_str().map(str::to_owned);
+            }
+            for name in directory.names()? {
+                seen += 1;
+                if seen > MOST_ENTRIES {
+                    content.files = true;
+                    return Ok(content);
+                }
+                left.push(at.join(name?));
             }
         }
         Ok(content)
     }
-}
-
-/// The image, or one that was not finished.
-fn is_ours(name: &std::ffi::OsStr) -> bool {
-    name.to_str().is_some_and(|name| name.starts_with(IMAGE))
 }
 
 impl LocalVolume {
@@ -205,7 +313,7 @@ impl LocalVolume {
     /// The image as a disk for the VM; made when there is none. Blocks.
     ///
     /// # Errors
-    /// When it can't be made, or is not as this daemon makes it.
+    /// When it can't be made, or is not as this runtime makes it.
     pub(super) fn disk(&self, config: &PodsConfig) -> Result<BlockDevice, StorageError> {
         let path = self.directory.join(IMAGE);
         let failed = |action| {
@@ -216,33 +324,29 @@ impl LocalVolume {
                 source,
             }
         };
-        if !path.try_exists().map_err(failed("look for"))? {
-            scratch::create_volume(config, &path)?;
-        }
-        open_image(&path)
-            .and_then(|file| BlockDevice::of(file, false))
-            .map_err(failed("open"))
-    }
-}
-
-/// A pod that shared the directory before could have left anything under this name.
-fn open_image(path: &Path) -> io::Result<File> {
-    let file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
-        .open(path)?;
-    let metadata = file.metadata()?;
-    if metadata.is_file() && metadata.nlink() == 1 && metadata.uid() == 0 {
-        Ok(file)
-    } else {
-        Err(io::Error::other("it is not as this runtime made it"))
+        let place = Place::open(&self.directory).map_err(failed("find the place of"))?;
+        let file = match place.image().map_err(failed("open"))? {
+            Some(file) => file,
+            None => {
+                let file = place.volume.unnamed(MODE).map_err(failed("make"))?;
+                scratch::fill_volume(config, &file, &path)?;
+                place.keep_image(&file).map_err(failed("keep"))?;
+                file
+            }
+        };
+        BlockDevice::of(file, false).map_err(failed("measure"))
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::{
+        fs,
+        os::unix::fs::{PermissionsExt, chown, symlink},
+    };
+
     use hull_proto_vmm::DeviceConfig;
+    use nix::sys::stat::Mode;
 
     use super::*;
 
@@ -284,14 +388,21 @@ mod tests {
     }
 
     /// A kubelet's directory of one volume, and the volume as it is found.
-    fn volume(dir: &Path) -> (PathBuf, impl Fn(&Path, bool) -> Option<LocalVolume>) {
+    fn volume(dir: &Path) -> (PathBuf, impl Fn(&Path, InUse) -> Option<LocalVolume>) {
         let path = dir.join("pods/u1/volumes").join(PLUGIN).join("data");
         fs::create_dir_all(&path).unwrap();
         let found = {
             let path = path.clone();
-            move |at: &Path, shared| find(&mount(at), &path, shared)
+            move |at: &Path, in_use| find(&mount(at), &path, in_use)
         };
         (path, found)
+    }
+
+    fn config(root: &Path) -> PodsConfig {
+        PodsConfig {
+            scratch_bytes: 64 << 20,
+            ..PodsConfig::new(root, root, root)
+        }
     }
 
     #[test]
@@ -299,33 +410,78 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (path, find) = volume(dir.path());
         fs::create_dir_all(path.join("a/b")).unwrap();
-        let found = find(&path, false).unwrap();
+        let found = find(&path, InUse::No).unwrap();
         assert_eq!((found.medium, found.sub_path.as_str()), (Medium::Disk, ""));
         assert_eq!(found.storage, "volume-data");
-        assert_eq!(find(&path.join("a/b"), false).unwrap().sub_path, "a/b");
-        assert_eq!(find(&path, true), None);
-        assert_eq!(find(dir.path(), false), None);
+        assert_eq!(find(&path.join("a/b"), InUse::No).unwrap().sub_path, "a/b");
+        assert_eq!(find(&path, InUse::ByHost), None);
+        assert_eq!(find(dir.path(), InUse::No), None);
         fs::write(path.join("a/file"), "").unwrap();
-        assert_eq!(find(&path, false), None);
-        fs::remove_file(path.join("a/file")).unwrap();
-        // What an earlier daemon did not finish.
-        fs::write(path.join(".hull-volume.img.tmp"), "").unwrap();
-        assert!(find(&path, false).is_some());
+        assert_eq!(find(&path, InUse::No), None);
         // What is the guest's stays so.
-        fs::write(path.join(IMAGE), "").unwrap();
-        fs::write(path.join("a/file"), "").unwrap();
-        assert!(find(&path, true).is_some());
+        assert_eq!(find(&path, InUse::ByGuest).unwrap(), found);
+        found.disk(&config(dir.path())).unwrap();
+        assert_eq!(find(&path, InUse::ByHost).unwrap(), found);
+    }
+
+    /// Names of an image, and what containers that share the directory can give them: none is ours.
+    #[test]
+    fn what_a_container_leaves_is_never_an_image() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = config(dir.path());
+        let victim = dir.path().join("victim");
+        fs::write(&victim, "precious").unwrap();
+        let (path, find) = volume(dir.path());
+        let local = find(&path, InUse::No).unwrap();
+        type Plant = fn(&Path, &Path);
+        let plants: [(&str, Plant); 6] = [
+            ("link", |at, victim| symlink(victim, at).unwrap()),
+            ("dangling link", |at, _| {
+                symlink("/nonexistent", at).unwrap()
+            }),
+            ("hard link", |at, victim| fs::hard_link(victim, at).unwrap()),
+            ("FIFO", |at, _| {
+                nix::unistd::mkfifo(at, Mode::S_IRWXU).unwrap()
+            }),
+            ("directory", |at, _| {
+                fs::create_dir(at).unwrap();
+                fs::write(at.join("file"), "").unwrap();
+            }),
+            ("root's file", |at, _| {
+                let file = File::create_new(at).unwrap();
+                file.set_len(64 << 20).unwrap();
+                file.set_permissions(fs::Permissions::from_mode(MODE))
+                    .unwrap();
+            }),
+        ];
+        for (what, plant) in plants {
+            for name in [IMAGE, ".hull-volume.img.tmp", ".hull-volume.imgx"] {
+                let at = path.join(name);
+                plant(&at, &victim);
+                assert_eq!(find(&path, InUse::No), None, "{what} {name}");
+                let disk = local.disk(&config);
+                if name == IMAGE {
+                    disk.expect_err(what);
+                } else {
+                    disk.unwrap();
+                    fs::remove_file(path.join(IMAGE)).unwrap();
+                }
+                assert_eq!(fs::read(&victim).unwrap(), b"precious", "{what} {name}");
+                let there = fs::symlink_metadata(&at).unwrap();
+                assert!(!there.is_file() || there.len() != 0, "{what} {name}");
+                let _ = fs::remove_file(&at).or_else(|_| fs::remove_dir_all(&at));
+            }
+        }
+        assert_eq!(fs::metadata(&victim).unwrap().nlink(), 1);
+        assert!(find(&path, InUse::No).is_some());
     }
 
     #[test]
     fn an_image_is_made_once_and_only_ours_is_used() {
         let dir = tempfile::tempdir().unwrap();
-        let config = PodsConfig {
-            scratch_bytes: 64 << 20,
-            ..PodsConfig::new(dir.path(), dir.path(), dir.path())
-        };
+        let config = config(dir.path());
         let (path, find) = volume(dir.path());
-        let local = find(&path, false).unwrap();
+        let local = find(&path, InUse::No).unwrap();
         let disk = local.disk(&config).unwrap();
         let (device, _) = disk.disk(&local.storage).unwrap();
         let DeviceConfig::Block { extents, .. } = device else {
@@ -335,14 +491,79 @@ mod tests {
         let image = path.join(IMAGE);
         let number = fs::metadata(&image).unwrap().ino();
         assert!(fs::metadata(&image).unwrap().blocks() * 512 < 16 << 20);
+        assert_eq!(fs::read_dir(&path).unwrap().count(), 1);
         local.disk(&config).unwrap();
         assert_eq!(fs::metadata(&image).unwrap().ino(), number);
 
-        fs::hard_link(&image, path.join("second")).unwrap();
+        let change = |wrong: &dyn Fn(), right: &dyn Fn()| {
+            wrong();
+            assert!(local.disk(&config).is_err());
+            right();
+            local.disk(&config).unwrap();
+        };
+        let second = path.join("second");
+        change(&|| fs::hard_link(&image, &second).unwrap(), &|| {
+            fs::remove_file(&second).unwrap();
+        });
+        let size = |bytes| {
+            File::options()
+                .write(true)
+                .open(&image)
+                .unwrap()
+                .set_len(bytes)
+        };
+        change(&|| size(1 << 40).unwrap(), &|| size(64 << 20).unwrap());
+        let mode = |mode| fs::set_permissions(&image, fs::Permissions::from_mode(mode));
+        change(&|| mode(0o644).unwrap(), &|| mode(MODE).unwrap());
+        let owner = |uid| chown(&image, Some(uid), None);
+        change(&|| owner(1000).unwrap(), &|| owner(0).unwrap());
+        let elsewhere = dir.path().join("elsewhere");
+        fs::rename(&image, &elsewhere).unwrap();
+        change(&|| symlink(&elsewhere, &image).unwrap(), &|| {
+            fs::rename(&elsewhere, &image).unwrap();
+        });
+        // A copy has no mark.
+        fs::copy(&image, &elsewhere).unwrap();
+        fs::rename(&elsewhere, &image).unwrap();
+        mode(MODE).unwrap();
         assert!(local.disk(&config).is_err());
-        fs::remove_file(path.join("second")).unwrap();
-        fs::rename(&image, dir.path().join("elsewhere")).unwrap();
-        std::os::unix::fs::symlink(dir.path().join("elsewhere"), &image).unwrap();
+    }
+
+    #[test]
+    fn a_directory_that_became_a_link_is_not_followed() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = config(dir.path());
+        // kubelet's own directory may be reached by one: that is the administrator's.
+        let kubelet = dir.path().join("kubelet");
+        fs::create_dir(dir.path().join("data")).unwrap();
+        symlink("data", &kubelet).unwrap();
+        let (path, find) = volume(&kubelet);
+        fs::create_dir(path.join("sub")).unwrap();
+        let local = find(&path, InUse::No).unwrap();
+        let elsewhere = dir.path().join("elsewhere");
+        fs::rename(&path, &elsewhere).unwrap();
+        symlink(&elsewhere, &path).unwrap();
         assert!(local.disk(&config).is_err());
+        assert_eq!(find(&path, InUse::No), None);
+        assert_eq!(fs::read_dir(&elsewhere).unwrap().count(), 1);
+        fs::remove_file(&path).unwrap();
+        fs::rename(&elsewhere, &path).unwrap();
+        local.disk(&config).unwrap();
+        fs::remove_dir(path.join("sub")).unwrap();
+        fs::create_dir(dir.path().join("sub")).unwrap();
+        symlink(dir.path().join("sub"), path.join("sub")).unwrap();
+        assert_eq!(find(&path.join("sub"), InUse::No), None);
+    }
+
+    #[test]
+    fn not_all_of_a_large_volume_is_looked_at() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, find) = volume(dir.path());
+        for number in 0..=MOST_ENTRIES {
+            fs::create_dir(path.join(number.to_string())).unwrap();
+        }
+        assert_eq!(find(&path, InUse::No), None);
+        fs::remove_dir(path.join("7")).unwrap();
+        assert!(find(&path, InUse::No).is_some());
     }
 }

@@ -5,7 +5,7 @@
 //! blocks that a fresh file system has.
 
 use std::{
-    fs::{self, File, OpenOptions},
+    fs::{self, File},
     io::{self, Read, Seek, SeekFrom, Write},
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
@@ -50,36 +50,27 @@ pub(crate) fn is_unfinished(name: &str) -> bool {
     kind.is_some_and(|kind| kinds.contains(&kind)) && name.ends_with(".tmp")
 }
 
-/// Makes a pod's scratch disk at `path`. Blocks.
-pub(crate) fn create(config: &PodsConfig, path: &Path) -> Result<(), StorageError> {
-    copy(config, Kind::Scratch, path)
+/// Makes a pod's scratch disk at `path`, where nothing is yet. Blocks.
+pub(crate) fn create(config: &PodsConfig, path: &Path) -> Result<File, StorageError> {
+    let template = open_template(config, Kind::Scratch)?;
+    let disk = open_new(path)?;
+    copy_sparse(&template, &disk).map_err(failed("copy", path))?;
+    Ok(disk)
 }
 
-/// Makes the disk of a volume at `path`: all of it, or nothing. Blocks.
-pub(crate) fn create_volume(config: &PodsConfig, path: &Path) -> Result<(), StorageError> {
-    let work = path.with_extension("img.tmp");
-    let made = copy(config, Kind::Volume, &work)
-        .and_then(|()| fs::rename(&work, path).map_err(failed("rename", &work)));
-    if made.is_err() {
-        let _ = fs::remove_file(&work);
-    }
-    made
+/// Makes an empty file the disk of a volume; `path` is where it will be. Blocks.
+pub(super) fn fill_volume(
+    config: &PodsConfig,
+    disk: &File,
+    path: &Path,
+) -> Result<(), StorageError> {
+    let template = open_template(config, Kind::Volume)?;
+    copy_sparse(&template, disk).map_err(failed("copy", path))
 }
 
-fn copy(config: &PodsConfig, kind: Kind, path: &Path) -> Result<(), StorageError> {
-    let template = template(config, kind)?;
-    let from = File::open(&template).map_err(failed("open", &template))?;
-    let to = open_new(path)?;
-    copy_sparse(&from, &to).map_err(failed("copy", path))
-}
-
-/// Opens a scratch disk for the VM.
-pub(crate) fn open(path: &Path) -> Result<File, StorageError> {
-    OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open(path)
-        .map_err(failed("open", path))
+fn open_template(config: &PodsConfig, kind: Kind) -> Result<File, StorageError> {
+    let path = template(config, kind)?;
+    File::open(&path).map_err(failed("open", &path))
 }
 
 fn template(config: &PodsConfig, kind: Kind) -> Result<PathBuf, StorageError> {
@@ -139,11 +130,10 @@ fn format(path: &Path, kind: Kind, bytes: u64) -> Result<(), StorageError> {
 }
 
 fn open_new(path: &Path) -> Result<File, StorageError> {
-    OpenOptions::new()
+    File::options()
         .read(true)
         .write(true)
-        .create(true)
-        .truncate(true)
+        .create_new(true)
         .mode(0o600)
         .open(path)
         .map_err(failed("create", path))
@@ -204,14 +194,13 @@ mod tests {
         let config = config(dir.path(), 10 << 30);
         for name in ["a", "b"] {
             let path = dir.path().join(name);
-            create(&config, &path).unwrap();
+            let mut file = create(&config, &path).unwrap();
             let metadata = fs::metadata(&path).unwrap();
             assert_eq!(metadata.len(), 10 << 30);
             let used = metadata.blocks() * 512;
             assert!(used < 1 << 20, "{used} bytes");
             // The magic number of ext4, in its superblock.
             let mut magic = [0; 2];
-            let mut file = open(&path).unwrap();
             file.seek(SeekFrom::Start(1024 + 56)).unwrap();
             file.read_exact(&mut magic).unwrap();
             assert_eq!(magic, [0x53, 0xef]);

@@ -11,9 +11,7 @@
 
 use std::{
     collections::HashMap,
-    fs::File,
     io,
-    os::{fd::AsRawFd, unix::fs::OpenOptionsExt},
     path::{Component, Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     thread,
@@ -22,7 +20,6 @@ use std::{
 
 use nix::{
     errno::Errno,
-    libc,
     sys::inotify::{AddWatchFlags, InitFlags, Inotify, WatchDescriptor},
 };
 use tokio::{
@@ -32,6 +29,7 @@ use tokio::{
 };
 
 use crate::{
+    beneath,
     guest::client::Agent,
     id::{ContainerId, PodId},
     spec::{ContainerSpec, MountPropagation, MountSource, MountSpec},
@@ -185,14 +183,11 @@ impl Watch {
             | AddWatchFlags::IN_DELETE
             | AddWatchFlags::IN_ATTRIB;
         // A file system that hangs must not hold up others.
-        let place = File::options()
-            .read(true)
-            .custom_flags(libc::O_PATH | libc::O_DIRECTORY)
-            .open(path)?;
-        let path = format!("/proc/self/fd/{}", place.as_raw_fd());
+        let (parent, name) = beneath::split(path)?;
+        let place = parent.enter(name)?;
         // The kernel has one descriptor for a directory: it must not go before this is noted.
         let mut watched = table.watched();
-        let descriptor = table.inotify.add_watch(path.as_str(), flags)?;
+        let descriptor = table.inotify.add_watch(&beneath::path_of(&place), flags)?;
         let changed = Arc::clone(changed);
         let those = watched.entry(descriptor).or_default();
         those.push(Arc::clone(&changed));

@@ -4,7 +4,7 @@
 //! and in between waits for the end of file that tells that the VM is gone.
 
 use std::{
-    io::{self, IoSlice},
+    io::{self, IoSlice, Read},
     os::fd::{AsRawFd, OwnedFd, RawFd},
     path::{Path, PathBuf},
     time::Duration,
@@ -14,6 +14,7 @@ use hull_proto_vmm::{
     DeviceConfig, ExitReport, Metrics, Request, Response, VERSION, VmConfig, VmState,
 };
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
+use rustix::fs::OFlags;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, Interest},
     net::UnixStream,
@@ -22,6 +23,7 @@ use tokio::{
 };
 
 use super::VmError;
+use crate::beneath;
 
 /// How long the VMM may take to answer; it allocates memory and loads a kernel in this time.
 const CALL_TIMEOUT: Duration = Duration::from_secs(30);
@@ -55,7 +57,7 @@ impl VmClient {
         alive: impl Fn() -> bool,
     ) -> Result<(Self, VmState), VmError> {
         let stream = loop {
-            match UnixStream::connect(socket).await {
+            match beneath::connect(socket).await {
                 Ok(stream) => break stream,
                 Err(_) if alive() && Instant::now() < deadline => {
                     sleep(Duration::from_millis(1)).await;
@@ -256,10 +258,16 @@ async fn send(stream: &mut UnixStream, frame: &[u8], fds: &[OwnedFd]) -> io::Res
 
 /// Reads the last words of a VMM, which is not trusted.
 pub(crate) fn read_report(path: &Path) -> String {
-    let report = std::fs::read(path)
-        .ok()
-        .filter(|bytes| bytes.len() <= hull_proto_vmm::MAX_MESSAGE)
-        .and_then(|bytes| serde_json::from_slice::<ExitReport>(&bytes).ok());
+    let read = || -> io::Result<ExitReport> {
+        let (run, name) = beneath::split(path)?;
+        let file = run.file(name, OFlags::RDONLY)?;
+        let mut bytes = Vec::new();
+        // What is longer is cut, and then no report.
+        file.take(hull_proto_vmm::MAX_MESSAGE as u64)
+            .read_to_end(&mut bytes)?;
+        Ok(serde_json::from_slice(&bytes)?)
+    };
+    let report = read().ok();
     match report {
         Some(report) => clean(&format!("{:?}: {}", report.reason, report.message)),
         None => "it left no exit report, so it was killed".into(),
@@ -309,5 +317,26 @@ mod tests {
             Err(VmError::Gone { report, .. }) => assert_eq!(report, "KvmError: no\u{fffd} luck"),
             other => panic!("{other:?}"),
         }
+    }
+
+    #[test]
+    fn an_exit_report_that_is_none_is_not_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let (report, other) = (dir.path().join("exit.json"), dir.path().join("other.json"));
+        let text = br#"{"reason":"guest_panic","message":"x"}"#;
+        std::fs::write(&other, text).unwrap();
+        let absent = read_report(&report);
+        nix::unistd::mkfifo(&report, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        assert_eq!(read_report(&report), absent);
+        std::fs::remove_file(&report).unwrap();
+        std::os::unix::fs::symlink(&other, &report).unwrap();
+        assert_eq!(read_report(&report), absent);
+        std::fs::remove_file(&report).unwrap();
+        // More than memory has.
+        let endless = std::fs::File::create(&report).unwrap();
+        endless.set_len(1 << 40).unwrap();
+        assert_eq!(read_report(&report), absent);
+        std::fs::rename(&other, &report).unwrap();
+        assert_ne!(read_report(&report), absent);
     }
 }

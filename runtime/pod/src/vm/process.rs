@@ -6,7 +6,7 @@
 //! the start time of its process, so a reused pid is never signalled.
 
 use std::{
-    fs::{self, File},
+    fs,
     os::{fd::OwnedFd, unix::process::CommandExt},
     path::{Path, PathBuf},
     process::{Command, Stdio},
@@ -17,6 +17,7 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
+use rustix::fs::OFlags;
 use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, sleep};
 
@@ -24,7 +25,7 @@ use super::{
     VmError,
     rundir::{FILES_SOCKET, RunDir},
 };
-use crate::id::PodId;
+use crate::{beneath, id::PodId};
 
 /// A process that can't be mistaken for a later one with the same pid.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -77,7 +78,9 @@ impl VmmProcess {
             path: log_path.to_owned(),
             source,
         };
-        let log = File::create(log_path).map_err(file_error)?;
+        let log = beneath::split(log_path)
+            .and_then(|(run, name)| run.replace(name, OFlags::WRONLY, 0o600))
+            .map_err(file_error)?;
         let stdout = log.try_clone().map_err(file_error)?;
         let spawn_error = |source| VmError::Spawn {
             program: program.to_owned(),

@@ -1,9 +1,7 @@
-//! A pod's directories on the host.
+//! A pod's directories on the host. A VMM that is lost can write in the run directory, so what is
+//! there is used as [`crate::beneath`] does.
 
-use std::{
-    io,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
 use crate::{config::PodsConfig, id::PodId};
 
@@ -91,13 +89,5 @@ impl DataDir {
 
     pub(crate) fn scratch(&self) -> PathBuf {
         self.0.join("scratch.img")
-    }
-}
-
-/// Removes a directory with all in it; one that is absent is removed already.
-pub(crate) fn remove(path: &Path) -> io::Result<()> {
-    match std::fs::remove_dir_all(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
     }
 }

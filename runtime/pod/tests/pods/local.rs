@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    os::unix::fs::MetadataExt,
+    os::unix::fs::{MetadataExt, symlink},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -140,4 +140,61 @@ fn nothing_is_kept_by_guests_when_the_node_says_so() {
         pods.remove_sandbox(pod.as_str()).await.unwrap();
         assert_eq!(node.leftovers(), [""; 0]);
     });
+}
+
+#[test]
+fn what_a_container_left_in_a_volume_leads_nowhere() {
+    let node = TestNode::new();
+    let directory = empty_dir(&node, "data");
+    let victim = node.dir.path().join("victim");
+    fs::write(&victim, "precious").unwrap();
+    daemon().block_on(async {
+        let pods = node.open().await;
+        let pod = pods.run_sandbox(node.sandbox("web")).await.unwrap();
+        let mut spec = with("one", &[&directory]);
+        spec.mounts[0].propagation = MountPropagation::HostToContainer;
+        let one = pods.create_container(pod.as_str(), spec).await.unwrap();
+        // The image of the container, and the one device of all shares.
+        assert_eq!(attached(&pods, &pod).await, 5 + 2);
+        for name in [".hull-volume.img.tmp", ".hull-volume.img"] {
+            symlink(&victim, directory.join(name)).unwrap();
+        }
+        pods.remove_container(one.as_str()).await.unwrap();
+        let spec = with("two", &[&directory]);
+        pods.create_container(pod.as_str(), spec).await.unwrap();
+        // It shares what is there, as files like others.
+        assert_eq!(attached(&pods, &pod).await, 5 + 2);
+        assert_eq!(fs::read_dir(&directory).unwrap().count(), 2);
+        pods.remove_sandbox(pod.as_str()).await.unwrap();
+        assert_eq!(node.leftovers(), [""; 0]);
+    });
+    assert_eq!(fs::read(&victim).unwrap(), b"precious");
+}
+
+#[test]
+fn what_a_vmm_leaves_in_its_directory_leads_nowhere() {
+    let node = TestNode::new();
+    let outside = node.dir.path().join("outside");
+    fs::create_dir(&outside).unwrap();
+    let victim = outside.join("victim");
+    fs::write(&victim, "precious").unwrap();
+    let full = empty_dir(&node, "full");
+    fs::write(full.join("file"), "").unwrap();
+    daemon().block_on(async {
+        let pods = node.open().await;
+        let pod = pods.run_sandbox(node.sandbox("web")).await.unwrap();
+        let run = node.config.state.join("pods").join(pod.as_str());
+        // The file server is still to come, with a log of its own.
+        symlink(&victim, run.join("fs.log")).unwrap();
+        symlink(&outside, run.join("directory")).unwrap();
+        fs::create_dir_all(run.join("nested/deeper")).unwrap();
+        symlink(&outside, run.join("nested/deeper/link")).unwrap();
+        let spec = with("one", &[&full]);
+        pods.create_container(pod.as_str(), spec).await.unwrap();
+        assert!(fs::symlink_metadata(run.join("fs.log")).unwrap().is_file());
+        pods.remove_sandbox(pod.as_str()).await.unwrap();
+        assert_eq!(node.leftovers(), [""; 0]);
+    });
+    assert_eq!(fs::read(&victim).unwrap(), b"precious");
+    assert_eq!(fs::read_dir(&outside).unwrap().count(), 1);
 }
