@@ -8,12 +8,18 @@ use std::time::{Duration, Instant};
 const BURST: u32 = 20;
 /// How long the allowance of lines lasts.
 const PERIOD: Duration = Duration::from_secs(60);
+/// Lines allowed in all: the file is as old as the VM. How that ended is in the exit report.
+const LINES: u32 = 2000;
+/// Bytes of a line.
+const LINE: usize = 500;
 
 #[derive(Debug)]
 struct Allowance {
     since: Option<Instant>,
     used: u32,
     dropped: u64,
+    /// Lines in all until now.
+    lines: u32,
 }
 
 impl Allowance {
@@ -26,11 +32,12 @@ impl Allowance {
             self.since = Some(now);
             self.used = 0;
         }
-        if self.used == BURST {
+        if self.used == BURST || self.lines == LINES {
             self.dropped += 1;
             return None;
         }
         self.used += 1;
+        self.lines += 1;
         Some(std::mem::take(&mut self.dropped))
     }
 }
@@ -39,10 +46,12 @@ static ALLOWANCE: Mutex<Allowance> = Mutex::new(Allowance {
     since: None,
     used: 0,
     dropped: 0,
+    lines: 0,
 });
 
-/// Writes a line, or drops it when there were too many.
+/// Writes a line, cut if it is long, or drops it when there were too many.
 pub fn note(line: &str) {
+    let line = cut(line);
     let dropped = crate::lock(&ALLOWANCE).take(Instant::now());
     let mut error = std::io::stderr().lock();
     // Nobody is left to tell when standard error is gone.
@@ -54,6 +63,11 @@ pub fn note(line: &str) {
             "hull-vmm: {line} ({dropped} lines before it dropped)"
         ),
     };
+}
+
+/// Returns as much of a line as is written.
+fn cut(line: &str) -> &str {
+    line.get(..line.floor_char_boundary(LINE)).unwrap_or(line)
 }
 
 /// Describes an error and its causes in one line.
@@ -73,13 +87,18 @@ pub fn chain(error: &dyn std::error::Error) -> String {
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_flood_is_dropped_and_counted() {
-        let mut allowance = Allowance {
+    fn fresh() -> Allowance {
+        Allowance {
             since: None,
             used: 0,
             dropped: 0,
-        };
+            lines: 0,
+        }
+    }
+
+    #[test]
+    fn a_flood_is_dropped_and_counted() {
+        let mut allowance = fresh();
         let start = Instant::now();
         assert_eq!(
             (0..100).filter(|_| allowance.take(start).is_some()).count(),
@@ -87,5 +106,21 @@ mod tests {
         );
         assert_eq!(allowance.take(start + PERIOD), Some(80));
         assert_eq!(allowance.take(start + PERIOD), Some(0));
+    }
+
+    #[test]
+    fn a_flood_without_end_fills_no_disk() {
+        let mut allowance = fresh();
+        let start = Instant::now();
+        let written = (0..1_000_000)
+            .filter(|second| {
+                let now = start + Duration::from_secs(*second);
+                allowance.take(now).is_some()
+            })
+            .count();
+        assert_eq!(written, LINES as usize);
+        assert_eq!(cut("short"), "short");
+        let long = "\u{e9}".repeat(LINE);
+        assert!((LINE - 1..=LINE).contains(&cut(&long).len()));
     }
 }

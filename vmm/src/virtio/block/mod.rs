@@ -27,7 +27,8 @@ const MAX_SEGMENTS: u32 = QUEUE_SIZE as u32 - 2;
 const MAX_SEGMENT_BYTES: u32 = 256 << 10;
 const MAX_PUNCHES: u32 = 16;
 const MAX_PUNCH_SECTORS: u32 = 1 << 21;
-/// Bytes moved and requests handled before other devices have their turn.
+/// Bytes moved and requests handled before other devices have their turn. What takes the host's file
+/// system long, a flush or holes, is a turn of its own.
 const BUDGET_BYTES: u64 = 4 << 20;
 const BUDGET_REQUESTS: usize = 64;
 /// Bytes of the configuration space.
@@ -173,15 +174,19 @@ impl VirtioDevice for Block {
             let request = Buffers::collect(chain, memory, usize::from(QUEUE_SIZE))
                 .ok()
                 .and_then(|buffers| Request::parse(buffers, &limits));
+            let mut is_slow = false;
             let written = match request {
-                Some(request) => answer(&request, disk, serial, counters),
+                Some(request) => {
+                    is_slow = matches!(request.action, Action::Flush | Action::Punch(_));
+                    answer(&request, disk, serial, counters)
+                }
                 None => {
                     counters.errors += 1;
                     0
                 }
             };
             counters.requests += 1;
-            if counters.bytes_in + counters.bytes_out - start < BUDGET_BYTES {
+            if counters.bytes_in + counters.bytes_out - start < BUDGET_BYTES && !is_slow {
                 ControlFlow::Continue(written)
             } else {
                 ControlFlow::Break(written)

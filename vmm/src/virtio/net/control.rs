@@ -1,7 +1,6 @@
 //! The control queue: the driver says how many pairs of queues it uses (virtio 1.2, 5.1.6.5).
 
 use std::ops::ControlFlow;
-use std::time::{Duration, Instant};
 
 use virtio_bindings::virtio_net::{
     VIRTIO_NET_CTRL_MQ, VIRTIO_NET_CTRL_MQ_VQ_PAIRS_SET, VIRTIO_NET_ERR, VIRTIO_NET_F_MQ,
@@ -19,43 +18,6 @@ const BUDGET: usize = 16;
 const MAX_DESCRIPTORS: usize = 8;
 /// Class and command, and a number of pairs, in little endian.
 const VQ_PAIRS_SET_SIZE: usize = 4;
-
-/// How many changes of the number of pairs a driver may make at once.
-const CHANGES: u32 = 8;
-/// How long it waits for each one more.
-const CHANGE_INTERVAL: Duration = Duration::from_secs(1);
-
-/// What a driver may still change. Each change takes a lock of the host's kernel that all who set up
-/// networks need (RTNL), and holds it for a while.
-#[derive(Debug)]
-pub(super) struct Allowance {
-    left: u32,
-    /// When the last one was added.
-    filled: Instant,
-}
-
-impl Allowance {
-    pub fn new(now: Instant) -> Self {
-        Self {
-            left: CHANGES,
-            filled: now,
-        }
-    }
-
-    /// Takes one. False: there is none.
-    pub fn take(&mut self, now: Instant) -> bool {
-        while self.left < CHANGES && now.duration_since(self.filled) >= CHANGE_INTERVAL {
-            self.left += 1;
-            self.filled += CHANGE_INTERVAL;
-        }
-        if self.left == CHANGES {
-            self.filled = now;
-        }
-        let may = self.left > 0;
-        self.left = self.left.saturating_sub(1);
-        may
-    }
-}
 
 /// The control queue of a card.
 #[derive(Debug, Default)]

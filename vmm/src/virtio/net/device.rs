@@ -13,7 +13,8 @@ use virtio_bindings::virtio_net::{
 };
 use vmm_sys_util::epoll::EventSet;
 
-use super::control::{Allowance, Control};
+use super::allowance::Allowance;
+use super::control::Control;
 use super::pair::{CONFIG, Link, Pair};
 use super::state::State;
 use super::tap::{Port, Tap, offloads};
@@ -61,6 +62,8 @@ pub struct Net<P = Tap> {
     control: Control,
     /// How many pairs a driver uses once it is there: one, until it says how many.
     used_pairs: u16,
+    /// Which frames may come out of the cable (`TUN_F_*`); none: not known.
+    offloads: Option<u32>,
     changes: Allowance,
 }
 
@@ -105,6 +108,7 @@ impl<P: Port> Net<P> {
             pairs,
             control: Control::default(),
             used_pairs: 1,
+            offloads: None,
             changes: Allowance::new(Instant::now()),
         })
     }
@@ -137,6 +141,26 @@ impl<P: Port> Net<P> {
         self.pairs.get(index).map(AsRef::as_ref)
     }
 
+    /// Has only such frames come out of the cable (`TUN_F_*`), if others may now.
+    fn set_offloads(&mut self, wanted: u32) -> Result<(), DeviceError> {
+        let Some(first) = self.pairs.first() else {
+            return Ok(());
+        };
+        if self.offloads == Some(wanted) || self.link.is_down() {
+            return Ok(());
+        }
+        if !self.changes.take(Instant::now()) {
+            return Err(DeviceError::Broken("net changes its offloads too often"));
+        }
+        self.offloads = None;
+        lock(first)
+            .port()
+            .set_offloads(wanted)
+            .map_err(|_| DeviceError::Broken("tap refuses offloads"))?;
+        self.offloads = Some(wanted);
+        Ok(())
+    }
+
     fn begin(&mut self, activation: Activation) -> Result<(), DeviceError> {
         let Activation {
             memory,
@@ -157,15 +181,9 @@ impl<P: Port> Net<P> {
             interrupt: Arc::clone(&interrupt),
             watcher: watcher.for_lane(lane),
         };
+        self.set_offloads(offloads(features))?;
         for (index, pair) in self.pairs.iter().enumerate().take(pairs) {
-            let mut pair = lock(pair);
-            if index == 0 && !self.link.is_down() {
-                // Of the whole cable.
-                pair.port()
-                    .set_offloads(offloads(features))
-                    .map_err(|_| DeviceError::Broken("tap refuses offloads"))?;
-            }
-            pair.activate(part(2, index))?;
+            lock(pair).activate(part(2, index))?;
         }
         if controls > 0 {
             self.control.activate(part(1, 0), 2 * pairs as u16);

@@ -10,11 +10,12 @@
 //! which the host's kernel spreads flows. With one pair it has no control queue.
 //!
 //! Read in this order: [`header`], [`tap`], `frame` (what is read from a tap), `pair` (a receive and a
-//! transmit queue), `control`, [`device`].
+//! transmit queue), `control`, `allowance`, [`device`].
 //!
 //! Not here: filters by MAC or VLAN and other commands of the control queue than the number of pairs;
 //! receive hashes (RSS): flows go to the pair that they were last sent from; UDP segmentation.
 
+mod allowance;
 mod control;
 pub mod device;
 mod frame;

@@ -40,6 +40,8 @@ const MERGING: u64 = 1 << VIRTIO_NET_F_MRG_RXBUF;
 struct Cable {
     file: File,
     offloads: Arc<AtomicU32>,
+    /// How many times those were set.
+    changes: Arc<AtomicU32>,
     on: Arc<AtomicBool>,
 }
 
@@ -50,6 +52,7 @@ impl Port for Cable {
 
     fn set_offloads(&self, offloads: u32) -> io::Result<()> {
         self.offloads.store(offloads, Ordering::SeqCst);
+        self.changes.fetch_add(1, Ordering::SeqCst);
         Ok(())
     }
 
@@ -80,6 +83,7 @@ fn cable() -> (Cable, File) {
         Cable {
             file: ours,
             offloads,
+            changes: Arc::default(),
             on: Arc::new(AtomicBool::new(true)),
         },
         far,
@@ -114,6 +118,10 @@ impl<P: Port + 'static> Guest<P> {
     }
 
     fn activate(&mut self, features: u64) {
+        self.try_activate(features).unwrap();
+    }
+
+    fn try_activate(&mut self, features: u64) -> Result<(), DeviceError> {
         let activation = Activation {
             memory: self.memory.clone(),
             queues: vec![self.rx.device_side(true), self.tx.device_side(true)],
@@ -121,7 +129,7 @@ impl<P: Port + 'static> Guest<P> {
             interrupt: Arc::clone(&self.interrupt) as _,
             watcher: Watcher::new([Arc::clone(&self.epoll)].into(), 0, 0),
         };
-        self.device.activate(activation).unwrap();
+        self.device.activate(activation)
     }
 
     fn kick(&mut self, queue: usize) {
@@ -834,6 +842,43 @@ mod device {
             let _guest = Guest::new(cable, features);
             assert_eq!(seen.load(Ordering::SeqCst), expected);
         }
+    }
+
+    #[test]
+    fn a_driver_that_starts_over_changes_the_tap_now_and_then_only() {
+        let checksums = 1 << VIRTIO_NET_F_GUEST_CSUM;
+        let (cable, mut far) = cable();
+        let changes = Arc::clone(&cable.changes);
+        let mut guest = Guest::new(cable, checksums);
+        for _ in 0..100 {
+            guest.device.reset();
+            guest.activate(checksums | MERGING);
+        }
+        assert_eq!(
+            changes.load(Ordering::SeqCst),
+            1,
+            "they stay what they were"
+        );
+
+        let start = Instant::now();
+        let begun = (0..100).filter(|round| {
+            guest.device.reset();
+            guest.try_activate(checksums * (round % 2)).is_ok()
+        });
+        let begun = begun.count();
+        let allowed = 8 + start.elapsed().as_secs() as u32;
+        let made = changes.load(Ordering::SeqCst);
+        assert!((8..=allowed).contains(&made), "{made} of {allowed}");
+        // What is refused is idle, and no change for the worse.
+        assert!(begun < 60, "{begun}");
+        while guest.try_activate(checksums).is_err() {
+            assert!(start.elapsed() < Duration::from_secs(20));
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        guest.offer(2000).unwrap();
+        far.write_all(&frame(100)).unwrap();
+        guest.run();
+        assert!(guest.receive().is_some());
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::thread;
 
 use virtio_bindings::virtio_net::{VIRTIO_NET_F_CTRL_VQ, VIRTIO_NET_F_MQ};
 
-use super::super::control::Allowance;
+use super::super::allowance::Allowance;
 use super::tap::{ethernet, interface_flags, open_tap, ours, with_namespace};
 use super::*;
 use crate::lock;
@@ -220,7 +220,8 @@ fn a_driver_that_changes_its_mind_all_the_time_has_to_wait() {
             card.activate(MULTI);
         }
     }
-    assert!(changes >= 8);
+    // One was the first.
+    assert!(changes >= 7);
     // What is so already is no change.
     let pairs = states(&on).iter().filter(|on| **on).count() as u16;
     assert_eq!(card.set_pairs(pairs), OK);
