@@ -25,6 +25,7 @@ use crate::manifest::{Descriptor, choose, types};
 use crate::pull::{MAX_CONFIGURATION, PullError};
 use crate::reference::Name;
 use crate::registry::{Document, verify};
+use crate::shown::{json_error, line};
 use crate::store::{Limits, StoreError, blocking};
 
 /// Largest document of the archive's own (index, `manifest.json`), bytes.
@@ -262,7 +263,8 @@ impl Spool {
         span: Span,
     ) -> Result<T, PullError> {
         let bytes = read_span(&self.file, span, MAX_DOCUMENT, name)?;
-        serde_json::from_slice(&bytes).map_err(|e| unusable(format!("has a broken {name}: {e}")))
+        serde_json::from_slice(&bytes)
+            .map_err(|e| unusable(format!("has a broken {name}: {}", json_error(&e))))
     }
 
     fn into_archive(self, blobs: HashMap<Digest, Span>) -> Archive {
@@ -278,7 +280,7 @@ impl Found {
     /// What a member is, under its clean path; `None` for what can be neither a file nor lead to one.
     fn of(member: &Member, position: u64) -> Result<Option<(Vec<u8>, Self)>, PullError> {
         let bad = |reason: &str| {
-            let shown = member.path.escape_ascii().to_string();
+            let shown = line(&member.path.escape_ascii().to_string(), 300);
             unusable(format!("has the file {shown:?}, which {reason}"))
         };
         let path = clean_path(&member.path).map_err(bad)?;

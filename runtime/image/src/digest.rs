@@ -5,6 +5,8 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256, Sha512};
 
+use crate::shown;
+
 /// A well-formed digest of a supported algorithm.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
@@ -49,15 +51,19 @@ impl TryFrom<String> for Digest {
         let hex_length = match text.split_once(':') {
             Some(("sha256", _)) => 64,
             Some(("sha512", _)) => 128,
-            _ => return Err(InvalidDigest(text)),
+            _ => return Err(invalid(&text)),
         };
         let hex = &text["shaNNN:".len()..];
         if hex.len() == hex_length && hex.bytes().all(is_lower_hex) {
             Ok(Self(text))
         } else {
-            Err(InvalidDigest(text))
+            Err(invalid(&text))
         }
     }
+}
+
+fn invalid(text: &str) -> InvalidDigest {
+    InvalidDigest(shown::line(text, 150))
 }
 
 impl From<Digest> for String {

@@ -21,6 +21,7 @@ use crate::digest::Digest;
 use crate::erofs::BLOCK_SIZE;
 use crate::merge::Estimate;
 use crate::pull::PullError;
+use crate::shown;
 use crate::store::{Limits, StoreError};
 
 use recipe::Recorder;
@@ -192,7 +193,7 @@ impl Unpacker<'_> {
         member: Member,
         archive: &mut TarReader<Recorder<impl Read>>,
     ) -> Result<Option<Entry>, PullError> {
-        let shown = member.path.escape_ascii().to_string();
+        let shown = shown::line(&member.path.escape_ascii().to_string(), 300);
         let bad = |reason: String| self.expected.corrupt(format!("{shown:?}: {reason}"));
         let path = clean_path(&member.path).map_err(|reason| bad(reason.into()))?;
         let attributes = attributes(&member).map_err(&bad)?;

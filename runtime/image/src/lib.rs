@@ -26,6 +26,7 @@ mod pinned;
 mod pull;
 mod reference;
 mod registry;
+mod shown;
 mod store;
 
 pub use image::{DiskExtent, Image, ImageConfig, ImageId, InvalidImageId};

@@ -9,6 +9,10 @@ use crate::digest::Digest;
 use crate::image::ImageConfig;
 use crate::pull::PullError;
 use crate::registry::Document;
+use crate::shown::{json_error, line};
+
+/// Most characters of a document's text in a message.
+const MAX_SHOWN: usize = 100;
 
 /// What is asked for, in the form of an `Accept` header.
 pub(crate) const MANIFEST_TYPES: &str = concat!(
@@ -94,7 +98,7 @@ impl Manifest {
             reason,
         };
         let raw: RawManifest = serde_json::from_slice(&document.bytes)
-            .map_err(|e| unusable(format!("is not a manifest: {e}")))?;
+            .map_err(|e| unusable(format!("is not a manifest: {}", json_error(&e))))?;
         if raw.schema_version != 2 {
             return Err(unusable(format!(
                 "has schema version {}",
@@ -122,7 +126,8 @@ impl Manifest {
         }
         if !IMAGE_TYPES.contains(&media_type) {
             return Err(unusable(format!(
-                "has the media type {media_type:?}, which is no image's"
+                "has the media type {:?}, which is no image's",
+                line(media_type, MAX_SHOWN)
             )));
         }
         let (Some(config), Some(layers)) = (raw.config, raw.layers) else {
@@ -131,14 +136,14 @@ impl Manifest {
         if !CONFIG_TYPES.contains(&config.media_type.as_str()) {
             return Err(unusable(format!(
                 "has a configuration of the type {:?}: not a container image",
-                config.media_type
+                line(&config.media_type, MAX_SHOWN)
             )));
         }
         for layer in &layers {
             if !LAYER_TYPES.contains(&layer.media_type.as_str()) {
                 return Err(unusable(format!(
                     "has a layer of the unknown type {:?}",
-                    layer.media_type
+                    line(&layer.media_type, MAX_SHOWN)
                 )));
             }
         }
@@ -213,13 +218,14 @@ impl Configuration {
             reason,
         };
         let configuration: Self =
-            serde_json::from_slice(bytes).map_err(|e| unusable(e.to_string()))?;
+            serde_json::from_slice(bytes).map_err(|e| unusable(json_error(&e)))?;
         let linux = matches!(configuration.os.as_str(), "linux" | "");
         let amd64 = matches!(configuration.architecture.as_str(), "amd64" | "x86_64" | "");
         if !linux || !amd64 {
             return Err(unusable(format!(
                 "is for {}/{}, and this node is linux/amd64",
-                configuration.os, configuration.architecture
+                line(&configuration.os, MAX_SHOWN),
+                line(&configuration.architecture, MAX_SHOWN)
             )));
         }
         Ok(configuration)

@@ -12,6 +12,7 @@ use std::collections::BTreeMap;
 use std::io;
 
 use crate::layer::tree::{Attributes, Entry, EntryKind};
+use crate::shown::line;
 
 /// Most symbolic links followed in one path, as in Linux.
 const MAX_LINKS: usize = 40;
@@ -420,7 +421,7 @@ fn components(path: &[u8]) -> Vec<Box<[u8]>> {
 }
 
 fn shown(path: &[u8]) -> String {
-    path.escape_ascii().to_string()
+    line(&path.escape_ascii().to_string(), 300)
 }
 
 #[cfg(test)]

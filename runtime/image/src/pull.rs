@@ -155,8 +155,16 @@ pub enum PullError {
         /// What happened.
         message: String,
     },
-    /// No byte came for the configured time.
-    #[error("fetch {what} from {registry}: no progress for {seconds} s")]
+    /// The registry leads to where it may not.
+    #[error("follow {registry} to {to}: refused")]
+    Misled {
+        /// Who was asked.
+        registry: String,
+        /// Where it leads, and why not there.
+        to: String,
+    },
+    /// Nothing came for the configured time, or next to nothing.
+    #[error("fetch {what} from {registry}: next to nothing came in {seconds} s")]
     Timeout {
         /// What was being fetched.
         what: String,

@@ -6,16 +6,19 @@
 
 mod auth;
 mod client;
+mod follow;
 pub(crate) mod hosts;
 mod retry;
 mod tls;
 mod token;
+mod zone;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_RANGE, CONTENT_TYPE, RANGE};
-use reqwest::{Client, Response, StatusCode, Url};
+use reqwest::{Client, RequestBuilder, Response, StatusCode, Url};
 use tokio::sync::{Mutex, mpsc};
 use tokio::time::Instant;
 use tracing::{debug, warn};
@@ -25,11 +28,13 @@ use crate::layer::source::Chunk;
 use crate::manifest::{Descriptor, MANIFEST_TYPES};
 use crate::pull::{Auth, PullError};
 use crate::reference::{Name, Target};
+use crate::shown;
 use crate::store::{Limits, Registries};
 
 use auth::Authorization;
 pub(crate) use client::HttpClients;
 use client::{CONNECT_TIMEOUT, describe};
+use follow::{Answer, Way};
 use hosts::Host;
 use retry::{backoff, retry_after};
 
@@ -37,6 +42,12 @@ use retry::{backoff, retry_after};
 const MAX_MANIFEST: u64 = 4 << 20;
 /// Largest reply of a token server or error message, bytes.
 const MAX_REPLY: u64 = 1 << 20;
+/// What a body has to bring at least in each time without progress (a minute): 1 KiB/s. A modem
+/// brings five times that, and may have to serve several layers at once. Who sends less holds a
+/// place that others wait for, for days.
+const LEAST_BYTES: u64 = 64 << 10;
+/// How many times without progress a manifest, configuration or token may take as a whole.
+const DOCUMENT_TIMES: u32 = 5;
 /// A connection that brought this many bytes before it broke off is not counted as a failure.
 const WORTHWHILE: u64 = 1 << 20;
 
@@ -45,6 +56,10 @@ const WORTHWHILE: u64 = 1 << 20;
 pub(crate) struct Registry {
     name: Name,
     endpoints: Vec<Endpoint>,
+    /// Whether the administrator named these servers.
+    from_file: bool,
+    registries: Registries,
+    clients: Arc<HttpClients>,
     auth: Option<Auth>,
     no_progress: Duration,
     retries: u32,
@@ -75,10 +90,11 @@ impl Registry {
         auth: Option<Auth>,
         registries: &Registries,
         limits: &Limits,
-        clients: &HttpClients,
+        clients: &Arc<HttpClients>,
     ) -> Result<Self, PullError> {
         let mut endpoints = Vec::new();
-        for host in hosts::hosts_for(name.registry(), registries)? {
+        let (hosts, from_file) = hosts::hosts_for(name.registry(), registries)?;
+        for host in hosts {
             let client = clients
                 .get(&host)
                 .map_err(|message| PullError::RegistryUnavailable {
@@ -96,6 +112,9 @@ impl Registry {
         Ok(Self {
             name: name.clone(),
             endpoints,
+            from_file,
+            registries: registries.clone(),
+            clients: Arc::clone(clients),
             auth,
             no_progress: limits.no_progress,
             retries: limits.retries,
@@ -219,7 +238,7 @@ impl Registry {
     async fn stream(
         &self,
         endpoint: &Endpoint,
-        mut response: Response,
+        response: Response,
         chunks: &mpsc::Sender<Chunk>,
         transfer: Transfer<'_, impl FnMut(u64)>,
     ) -> Result<(), PullError> {
@@ -231,14 +250,15 @@ impl Registry {
                 return Err(PullError::RegistryUnavailable {
                     what: transfer.what.to_owned(),
                     registry: endpoint.host.shown(),
-                    message: format!("answered with the range {range:?}"),
+                    message: "answered with another range than asked for".into(),
                 });
             }
             0
         } else {
             *transfer.sent
         };
-        while let Some(mut bytes) = self.chunk(endpoint, transfer.what, &mut response).await? {
+        let mut body = Body::new(response);
+        while let Some(mut bytes) = self.chunk(endpoint, transfer.what, &mut body).await? {
             if skip > 0 {
                 let known = usize::try_from(skip).unwrap_or(usize::MAX).min(bytes.len());
                 let _ = bytes.split_to(known);
@@ -371,21 +391,23 @@ impl Registry {
                 .filter(|auth| !auth.registry_token.is_empty())
                 .map(|auth| Authorization::Bearer(auth.registry_token.clone()));
         }
-        let response = self
+        let answer = self
             .send(endpoint, what, &url, accept, from, used.as_ref())
             .await?;
-        let response = if response.status() == StatusCode::UNAUTHORIZED {
-            match self.authorize(endpoint, &response, used.as_ref()).await? {
+        let refused = answer.own && answer.response.status() == StatusCode::UNAUTHORIZED;
+        let answer = if refused {
+            let response = &answer.response;
+            match self.authorize(endpoint, response, used.as_ref()).await? {
                 Some(authorization) => {
                     self.send(endpoint, what, &url, accept, from, Some(&authorization))
                         .await?
                 }
-                None => response,
+                None => answer,
             }
         } else {
-            response
+            answer
         };
-        self.check(endpoint, what, response).await
+        self.check(endpoint, what, answer).await
     }
 
     async fn send(
@@ -396,31 +418,40 @@ impl Registry {
         accept: Option<&str>,
         from: u64,
         authorization: Option<&Authorization>,
-    ) -> Result<Response, PullError> {
+    ) -> Result<Answer, PullError> {
         let busy_until = *endpoint.busy_until.lock().await;
         if let Some(until) = busy_until {
             tokio::time::sleep_until(until).await;
         }
-        let mut request = endpoint.client.get(url.clone());
-        for (name, value) in &endpoint.host.headers {
-            request = request.header(name, value);
-        }
-        if let Some(accept) = accept {
-            request = request.header(ACCEPT, accept);
-        }
-        if from > 0 {
-            request = request.header(RANGE, format!("bytes={from}-"));
-        }
-        request = match authorization {
-            Some(Authorization::Basic { username, password }) => {
-                request.basic_auth(username, Some(password))
+        let request = |way: &Way, own: bool| -> RequestBuilder {
+            let mut request = way.client.get(way.url.clone());
+            if let Some(accept) = accept {
+                request = request.header(ACCEPT, accept);
             }
-            Some(Authorization::Bearer(token)) => {
-                request.header(AUTHORIZATION, format!("Bearer {token}"))
+            if from > 0 {
+                request = request.header(RANGE, format!("bytes={from}-"));
             }
-            None => request,
+            if !own {
+                return request;
+            }
+            for (name, value) in &endpoint.host.headers {
+                request = request.header(name, value);
+            }
+            match authorization {
+                Some(Authorization::Basic { username, password }) => {
+                    request.basic_auth(username, Some(password))
+                }
+                Some(Authorization::Bearer(token)) => {
+                    request.header(AUTHORIZATION, format!("Bearer {token}"))
+                }
+                None => request,
+            }
         };
-        self.timely(endpoint, what, request.send()).await
+        let way = Way {
+            client: endpoint.client.clone(),
+            url: url.clone(),
+        };
+        self.follow(endpoint, what, way, None, request).await
     }
 
     /// Turns everything but success into the error it is.
@@ -428,8 +459,13 @@ impl Registry {
         &self,
         endpoint: &Endpoint,
         what: &str,
-        response: Response,
+        answer: Answer,
     ) -> Result<Response, PullError> {
+        let Answer {
+            response,
+            own,
+            from,
+        } = answer;
         let status = response.status();
         if status == StatusCode::OK || status == StatusCode::PARTIAL_CONTENT {
             return Ok(response);
@@ -442,20 +478,23 @@ impl Registry {
                 registry,
             });
         }
-        if matches!(
-            status,
-            StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE
-        ) && let Some(wait) = retry_after(response.headers())
+        if own
+            && matches!(
+                status,
+                StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE
+            )
+            && let Some(wait) = retry_after(response.headers())
         {
             // Waiting is no progress either, so it has the same limit.
             let until = Instant::now() + wait.min(self.no_progress);
             *endpoint.busy_until.lock().await = Some(until);
         }
-        let said = self
-            .body(endpoint, &what, response, MAX_REPLY)
-            .await
-            .unwrap_or_default();
-        let message = format!("{status}{}", said_by_registry(&said));
+        let message = if own {
+            let said = self.body(endpoint, &what, response, MAX_REPLY).await;
+            format!("{status}{}", said_by_registry(&said.unwrap_or_default()))
+        } else {
+            format!("{status} from {from}")
+        };
         if matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) {
             return Err(PullError::Unauthorized {
                 reference: self.name.full(),
@@ -474,30 +513,52 @@ impl Registry {
         &self,
         endpoint: &Endpoint,
         what: &str,
-        mut response: Response,
+        response: Response,
         limit: u64,
     ) -> Result<Bytes, PullError> {
-        let mut body = Vec::new();
-        while let Some(bytes) = self.chunk(endpoint, what, &mut response).await? {
-            body.extend_from_slice(&bytes);
-            if body.len() as u64 > limit {
-                return Err(PullError::TooLarge {
-                    what: what.to_owned(),
-                    limit,
-                    unit: "bytes",
-                });
+        let mut body = Body::new(response);
+        let whole = async {
+            let mut whole = Vec::new();
+            while let Some(bytes) = self.chunk(endpoint, what, &mut body).await? {
+                whole.extend_from_slice(&bytes);
+                if whole.len() as u64 > limit {
+                    return Err(PullError::TooLarge {
+                        what: what.to_owned(),
+                        limit,
+                        unit: "bytes",
+                    });
+                }
             }
-        }
-        Ok(body.into())
+            Ok(whole.into())
+        };
+        let most = self.no_progress * DOCUMENT_TIMES;
+        let result = tokio::time::timeout(most, whole).await;
+        result.unwrap_or_else(|_| Err(too_slow(endpoint, what, most)))
     }
 
+    /// The next bytes of a body, if it brings enough of them. Only waiting for the server counts,
+    /// not what the receiver takes for them.
     async fn chunk(
         &self,
         endpoint: &Endpoint,
         what: &str,
-        response: &mut Response,
+        body: &mut Body,
     ) -> Result<Option<Bytes>, PullError> {
-        self.timely(endpoint, what, response.chunk()).await
+        loop {
+            let begun = Instant::now();
+            let left = self.no_progress.saturating_sub(body.waited);
+            let next = tokio::time::timeout(left, body.response.chunk()).await;
+            body.waited += begun.elapsed();
+            if let Ok(next) = next {
+                let next = next.map_err(|e| failed(endpoint, what, &e))?;
+                body.brought += next.as_ref().map_or(0, |bytes| bytes.len() as u64);
+                return Ok(next);
+            }
+            if body.brought < LEAST_BYTES {
+                return Err(too_slow(endpoint, what, self.no_progress));
+            }
+            (body.waited, body.brought) = (Duration::ZERO, 0);
+        }
     }
 
     async fn timely<T>(
@@ -506,25 +567,52 @@ impl Registry {
         what: &str,
         work: impl Future<Output = reqwest::Result<T>>,
     ) -> Result<T, PullError> {
-        let (what, registry) = (what.to_owned(), endpoint.host.shown());
         match tokio::time::timeout(self.no_progress, work).await {
-            Ok(Ok(value)) => Ok(value),
-            Ok(Err(e)) if e.is_timeout() => Err(PullError::Timeout {
-                what,
-                registry,
-                seconds: CONNECT_TIMEOUT.as_secs(),
-            }),
-            Ok(Err(e)) => Err(PullError::RegistryUnavailable {
-                what,
-                registry,
-                message: describe(&e),
-            }),
-            Err(_) => Err(PullError::Timeout {
-                what,
-                registry,
-                seconds: self.no_progress.as_secs(),
-            }),
+            Ok(result) => result.map_err(|e| failed(endpoint, what, &e)),
+            Err(_) => Err(too_slow(endpoint, what, self.no_progress)),
         }
+    }
+}
+
+/// A body on its way.
+#[derive(Debug)]
+struct Body {
+    response: Response,
+    /// For how long it was waited for, and the bytes that this brought.
+    waited: Duration,
+    brought: u64,
+}
+
+impl Body {
+    fn new(response: Response) -> Self {
+        Self {
+            response,
+            waited: Duration::ZERO,
+            brought: 0,
+        }
+    }
+}
+
+fn failed(endpoint: &Endpoint, what: &str, error: &reqwest::Error) -> PullError {
+    if error.is_timeout() {
+        return too_slow(endpoint, what, CONNECT_TIMEOUT);
+    }
+    if let Some(reason) = zone::out_of_reach(error) {
+        let to = error.url().map(follow::origin).unwrap_or_default();
+        return follow::refused(endpoint, format!("{to}, {reason}"));
+    }
+    PullError::RegistryUnavailable {
+        what: what.to_owned(),
+        registry: endpoint.host.shown(),
+        message: describe(error),
+    }
+}
+
+fn too_slow(endpoint: &Endpoint, what: &str, time: Duration) -> PullError {
+    PullError::Timeout {
+        what: what.to_owned(),
+        registry: endpoint.host.shown(),
+        seconds: time.as_secs(),
     }
 }
 
@@ -573,7 +661,9 @@ pub(crate) fn verify(what: &str, bytes: &[u8], expected: &Digest) -> Result<(), 
     }
 }
 
-/// The message in an error body, short enough and safe to show; or nothing.
+/// The message in an error body, short enough and safe to show; or nothing. What is not in the
+/// specification's form is not quoted: who names an image chooses who is asked, and that may be
+/// anything that speaks HTTP.
 fn said_by_registry(body: &[u8]) -> String {
     #[derive(serde::Deserialize)]
     struct Envelope {
@@ -586,17 +676,18 @@ fn said_by_registry(body: &[u8]) -> String {
         #[serde(default)]
         message: String,
     }
-    let text = match serde_json::from_slice::<Envelope>(body) {
-        Ok(envelope) => envelope
-            .errors
-            .iter()
-            .map(|entry| format!("{} {}", entry.code, entry.message))
-            .collect::<Vec<_>>()
-            .join("; "),
-        Err(_) => String::from_utf8_lossy(&body[..body.len().min(200)]).into_owned(),
+    let Ok(envelope) = serde_json::from_slice::<Envelope>(body) else {
+        return String::new();
     };
-    let text: String = text.chars().filter(|c| !c.is_control()).take(300).collect();
-    let text = text.trim();
+    let entries = envelope.errors.iter().take(5);
+    let texts: Vec<_> = entries
+        .map(|entry| {
+            format!("{} {}", entry.code, entry.message)
+                .trim()
+                .to_owned()
+        })
+        .collect();
+    let text = shown::line(&texts.join("; "), 300);
     if text.is_empty() {
         String::new()
     } else {

@@ -184,7 +184,7 @@ pub(crate) struct Shared {
     pub(crate) files: Files,
     pub(crate) records: Records,
     pub(crate) locks: Locks,
-    pub(crate) clients: HttpClients,
+    pub(crate) clients: Arc<HttpClients>,
     pub(crate) budget: Budget,
 }
 
@@ -203,7 +203,7 @@ impl ImageStore {
                 files,
                 records,
                 locks: Locks::default(),
-                clients: HttpClients::default(),
+                clients: Arc::default(),
             };
             shared.collect_garbage()?;
             Ok(Self {

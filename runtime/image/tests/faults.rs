@@ -28,6 +28,11 @@ fn blob_path(blob: &Blob) -> String {
     format!("/v2/a/b/blobs/{}", blob.digest())
 }
 
+/// What a registry says in an error (distribution-spec, "Error Codes").
+fn said(message: &str) -> String {
+    serde_json::json!({"errors": [{"code": "X", "message": message}]}).to_string()
+}
+
 /// Serves a good image, damages it, pulls it, and checks that nothing stays.
 async fn damaged(damage: impl FnOnce(&Faulty, &TestImage)) -> PullError {
     let (faulty, image) = (Faulty::start().await, image(1));
@@ -272,7 +277,7 @@ async fn a_registry_that_hangs_is_a_timeout() {
 async fn a_registry_with_errors_of_its_own_is_unavailable() {
     for status in [500, 502, 429] {
         let error = damaged(|faulty, _| {
-            let broken = Answer::Status(status, String::new(), "out of order".into());
+            let broken = Answer::Status(status, String::new(), said("out of order"));
             faulty.set("/v2/a/b/manifests/t", vec![broken]);
         })
         .await;
@@ -530,7 +535,7 @@ async fn credentials_are_used_as_the_registry_asks() {
     };
     faulty.set(
         "/token",
-        vec![Answer::Status(401, String::new(), "who are you".into())],
+        vec![Answer::Status(401, String::new(), said("who are you"))],
     );
     for auth in [None, Some(elsewhere), Some(password)] {
         let given = auth

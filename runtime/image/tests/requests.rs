@@ -64,7 +64,8 @@ async fn a_busy_registry_is_left_alone_for_as_long_as_it_asks() {
     faulty.put("a/b", "t", &image);
     let busy = |seconds: u32| {
         let header = format!("Retry-After: {seconds}\r\n");
-        Answer::Status(429, header, "too many requests".into())
+        let said = r#"{"errors":[{"code":"TOOMANYREQUESTS","message":"too many requests"}]}"#;
+        Answer::Status(429, header, said.into())
     };
     faulty.set("/v2/a/b/manifests/t", vec![busy(1), manifest(&image)]);
     let test = TestStore::open().await;

@@ -49,9 +49,9 @@ fn of_pull(error: &PullError) -> Code {
         PullError::NotFound { .. } => Code::NotFound,
         PullError::Unauthorized { .. } => Code::PermissionDenied,
         PullError::DigestMismatch { .. } | PullError::CorruptLayer { .. } => Code::DataLoss,
-        PullError::Unsupported { .. } | PullError::RegistryConfig { .. } => {
-            Code::FailedPrecondition
-        }
+        PullError::Unsupported { .. }
+        | PullError::RegistryConfig { .. }
+        | PullError::Misled { .. } => Code::FailedPrecondition,
         PullError::TooLarge { .. } => Code::ResourceExhausted,
         PullError::RegistryUnavailable { .. } => Code::Unavailable,
         PullError::Timeout { .. } => Code::DeadlineExceeded,

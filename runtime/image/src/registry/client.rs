@@ -2,13 +2,16 @@
 
 use std::collections::HashMap;
 use std::error::Error;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use reqwest::{Client, Identity};
+use reqwest::{Client, Identity, Url, redirect};
 
-use super::hosts::{Host, Tls};
+use crate::shown;
+
+use super::hosts::{self, Host, Tls};
 use super::tls::client_config;
+use super::zone::{Within, Zone, proxies};
 
 /// A server that does not accept a connection for this long is not there.
 pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
@@ -24,16 +27,37 @@ struct Kind {
     tls: Tls,
     secure: bool,
     loopback: bool,
+    /// Where the registry is that led here; none for those that the administrator or an image's
+    /// name names.
+    led_from: Option<Zone>,
 }
 
 impl HttpClients {
     /// A client for a host; the error is for a message.
     pub(crate) fn get(&self, host: &Host) -> Result<Client, String> {
-        let kind = Kind {
+        self.of_kind(Kind {
             tls: host.tls.clone(),
             secure: host.base.scheme() == "https",
             loopback: host.is_loopback(),
-        };
+            led_from: None,
+        })
+    }
+
+    /// A client for a URL that a registry names, itself with this configuration and in this zone.
+    /// Only its authorities are trusted there too.
+    pub(super) fn elsewhere(&self, tls: &Tls, url: &Url, zone: Zone) -> Result<Client, String> {
+        self.of_kind(Kind {
+            tls: Tls {
+                authorities: tls.authorities.clone(),
+                ..Tls::default()
+            },
+            secure: url.scheme() == "https",
+            loopback: url.host_str().is_some_and(hosts::is_loopback),
+            led_from: Some(zone),
+        })
+    }
+
+    fn of_kind(&self, kind: Kind) -> Result<Client, String> {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(client) = known.get(&kind) {
             return Ok(client.clone());
@@ -63,7 +87,12 @@ impl Kind {
     fn builder(&self) -> Result<reqwest::ClientBuilder, String> {
         let mut builder = Client::builder()
             .user_agent(concat!("hull/", env!("CARGO_PKG_VERSION")))
-            .connect_timeout(CONNECT_TIMEOUT);
+            .connect_timeout(CONNECT_TIMEOUT)
+            .redirect(redirect::Policy::none());
+        if let Some(zone) = self.led_from {
+            let proxies = proxies();
+            builder = builder.dns_resolver(Arc::new(Within { zone, proxies }));
+        }
         if self.tls.skip_verify {
             builder = builder.tls_danger_accept_invalid_certs(true);
         }
@@ -89,9 +118,10 @@ pub(super) fn describe(error: &reqwest::Error) -> String {
         next = cause.source();
     }
     causes.dedup();
-    if causes.is_empty() {
+    let text = if causes.is_empty() {
         error.to_string()
     } else {
         causes.join(": ")
-    }
+    };
+    shown::line(&text, 300)
 }

@@ -54,10 +54,7 @@ impl Host {
 
     /// Host and port as written in names of images.
     pub(crate) fn authority(&self) -> String {
-        let host = self.base.host_str().unwrap_or_default();
-        self.base
-            .port()
-            .map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"))
+        authority(&self.base)
     }
 
     pub(crate) fn is_loopback(&self) -> bool {
@@ -65,23 +62,20 @@ impl Host {
     }
 }
 
-/// The servers for a registry, in the order to ask them.
-pub(crate) fn hosts_for(registry: &str, registries: &Registries) -> Result<Vec<Host>, PullError> {
-    for directory in candidates(registry, registries) {
-        let file = directory.join("hosts.toml");
-        match fs::read_to_string(&file) {
-            Ok(text) => {
-                return parse(registry, &text, &directory)
-                    .map_err(|reason| PullError::RegistryConfig { path: file, reason });
-            }
-            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-            Err(e) => {
-                return Err(PullError::RegistryConfig {
-                    path: file,
-                    reason: e.to_string(),
-                });
-            }
-        }
+/// The servers for a registry, in the order to ask them, and whether a file names them.
+pub(crate) fn hosts_for(
+    registry: &str,
+    registries: &Registries,
+) -> Result<(Vec<Host>, bool), PullError> {
+    let default = registries
+        .config_dir
+        .as_ref()
+        .map(|root| root.join("_default"));
+    let of_default = || default.map_or(Ok(None), |directory| in_directory(registry, &directory));
+    if let Some(hosts) =
+        of_file(registry, registries)?.map_or_else(of_default, |hosts| Ok(Some(hosts)))?
+    {
+        return Ok((hosts, true));
     }
     let raw = RawHost::default();
     let host = raw
@@ -90,10 +84,40 @@ pub(crate) fn hosts_for(registry: &str, registries: &Registries) -> Result<Vec<H
             reference: registry.to_owned(),
             reason,
         })?;
-    Ok(vec![host])
+    Ok((vec![host], false))
 }
 
-fn candidates(registry: &str, registries: &Registries) -> Vec<PathBuf> {
+/// The servers that a registry's own file names; `None` without a file.
+pub(super) fn of_file(
+    registry: &str,
+    registries: &Registries,
+) -> Result<Option<Vec<Host>>, PullError> {
+    // The name may be a stranger's; none of a host has these.
+    if registry.contains('/') || registry.starts_with('.') {
+        return Ok(None);
+    }
+    for directory in own_directories(registry, registries) {
+        if let Some(hosts) = in_directory(registry, &directory)? {
+            return Ok(Some(hosts));
+        }
+    }
+    Ok(None)
+}
+
+fn in_directory(registry: &str, directory: &Path) -> Result<Option<Vec<Host>>, PullError> {
+    let file = directory.join("hosts.toml");
+    let broken = |reason: String| PullError::RegistryConfig {
+        path: file.clone(),
+        reason,
+    };
+    match fs::read_to_string(&file) {
+        Ok(text) => parse(registry, &text, directory).map(Some).map_err(broken),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(broken(e.to_string())),
+    }
+}
+
+fn own_directories(registry: &str, registries: &Registries) -> Vec<PathBuf> {
     let Some(root) = &registries.config_dir else {
         return Vec::new();
     };
@@ -102,7 +126,7 @@ fn candidates(registry: &str, registries: &Registries) -> Vec<PathBuf> {
     if let Some((host, port)) = registry.split_once(':') {
         names.push(format!("{host}_{port}_"));
     }
-    names.extend([registry.to_owned(), "_default".to_owned()]);
+    names.push(registry.to_owned());
     names.into_iter().map(|name| root.join(name)).collect()
 }
 
@@ -118,7 +142,14 @@ fn origin(registry: &str) -> String {
     }
 }
 
-fn is_loopback(host: &str) -> bool {
+/// Host and port of a URL, the port only when it is not the usual one.
+pub(super) fn authority(url: &Url) -> String {
+    let host = url.host_str().unwrap_or_default();
+    url.port()
+        .map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"))
+}
+
+pub(super) fn is_loopback(host: &str) -> bool {
     let host = host.trim_start_matches('[').trim_end_matches(']');
     host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
@@ -282,8 +313,9 @@ mod tests {
             ("localhost:5000", "http://localhost:5000/v2"),
             ("127.0.0.1", "http://127.0.0.1/v2"),
         ] {
-            let hosts = hosts_for(registry, &Registries::default()).unwrap();
+            let (hosts, from_file) = hosts_for(registry, &Registries::default()).unwrap();
             assert_eq!(urls(&hosts), [url]);
+            assert!(!from_file);
             assert!(hosts[0].pull && hosts[0].resolve && !hosts[0].mirror);
         }
     }
@@ -337,7 +369,9 @@ mod tests {
             ("c.d:2", "http://underscore/v2"),
             ("docker.io", "http://any/v2"),
         ] {
-            assert_eq!(urls(&hosts_for(registry, &registries).unwrap()), [url]);
+            let (hosts, from_file) = hosts_for(registry, &registries).unwrap();
+            assert_eq!(urls(&hosts), [url]);
+            assert!(from_file);
         }
     }
 

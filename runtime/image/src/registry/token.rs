@@ -6,6 +6,8 @@ use reqwest::{Response, StatusCode, Url};
 use crate::pull::{Auth, PullError};
 
 use super::auth::{Authorization, Challenge, TokenReply};
+use super::follow::{Way, origin, refused};
+use super::zone::Zone;
 use super::{Endpoint, MAX_REPLY, Registry, said_by_registry};
 
 impl Registry {
@@ -14,8 +16,9 @@ impl Registry {
         self.auth.as_ref().filter(|auth| auth.is_for(&authority))
     }
 
-    /// Answers a challenge; `None` when there is nothing to answer it with. Of layers that are
-    /// refused at the same time, one gets the new token for all.
+    /// Answers a challenge of the registry's own, never that of who it led to; `None` when there is
+    /// nothing to answer it with. Of layers that are refused at the same time, one gets the new
+    /// token for all.
     pub(super) async fn authorize(
         &self,
         endpoint: &Endpoint,
@@ -47,10 +50,13 @@ impl Registry {
             }) => {
                 let scope =
                     scope.unwrap_or_else(|| format!("repository:{}:pull", self.name.repository()));
-                Some(
-                    self.token(endpoint, &realm, service.as_deref(), &scope, auth)
-                        .await?,
-                )
+                let ask = TokenRequest {
+                    realm: &realm,
+                    service: service.as_deref(),
+                    scope: &scope,
+                };
+                let here = endpoint.zone(refused);
+                Some(self.token(endpoint, here, ask, auth).await?)
             }
             None => None,
         };
@@ -62,33 +68,32 @@ impl Registry {
         Ok(authorization)
     }
 
+    /// Gets a token from where the registry says. Whoever is named there gets the credentials: the
+    /// registry could ask for them itself, and it has its tokens made elsewhere as a rule. But it
+    /// can only name a server that it may lead to (see `follow`).
     async fn token(
         &self,
         endpoint: &Endpoint,
-        realm: &str,
-        service: Option<&str>,
-        scope: &str,
+        here: Zone,
+        ask: TokenRequest<'_>,
         auth: Option<&Auth>,
     ) -> Result<Authorization, PullError> {
-        let what = format!("token from {realm}");
-        let refuse = |message: String| PullError::Unauthorized {
-            reference: self.name.full(),
-            registry: endpoint.host.shown(),
-            message,
-        };
-        let mut url = Url::parse(realm)
-            .map_err(|_| refuse(format!("token server {realm:?} is no address")))?;
-        let downgrade = endpoint.host.base.scheme() == "https" && url.scheme() != "https";
-        if downgrade || !matches!(url.scheme(), "http" | "https") {
-            return Err(refuse(format!(
-                "token server {realm:?} is not reached by https"
-            )));
-        }
+        let TokenRequest {
+            realm,
+            service,
+            scope,
+        } = ask;
+        let url = Url::parse(realm)
+            .map_err(|_| refused(endpoint, "a token server whose address is none".into()))?;
+        let mut way = self.way(endpoint, here, None, url)?;
+        let server = origin(&way.url);
+        let what = format!("token from {server}");
+        let is_registry = way.url.origin() == endpoint.host.base.origin();
         let identity = auth
             .map(|auth| auth.identity_token.as_str())
             .filter(|token| !token.is_empty());
-        let request = if let Some(identity) = identity {
-            // OAuth 2 (RFC 6749, section 6), as the distribution token specification has it.
+        // OAuth 2 (RFC 6749, section 6), as the distribution token specification has it.
+        let form = identity.map(|identity| {
             let mut form = vec![
                 ("grant_type", "refresh_token"),
                 ("refresh_token", identity),
@@ -96,22 +101,42 @@ impl Registry {
                 ("scope", scope),
             ];
             form.extend(service.map(|service| ("service", service)));
-            endpoint.client.post(url).form(&form)
-        } else {
-            url.query_pairs_mut()
+            form
+        });
+        if form.is_none() {
+            way.url
+                .query_pairs_mut()
                 .extend_pairs(service.map(|service| ("service", service)))
                 .append_pair("scope", scope);
-            let request = endpoint.client.get(url);
-            match auth.filter(|auth| auth.has_password()) {
-                Some(auth) => request.basic_auth(&auth.username, Some(&auth.password)),
-                None => request,
-            }
+        }
+        let password = auth.filter(|auth| auth.has_password());
+        let request = |way: &Way, own: bool| match (&form, password) {
+            (Some(form), _) if own => way.client.post(way.url.clone()).form(form),
+            (None, Some(auth)) if own => way
+                .client
+                .get(way.url.clone())
+                .basic_auth(&auth.username, Some(&auth.password)),
+            _ => way.client.get(way.url.clone()),
         };
-        let response = self.timely(endpoint, &what, request.send()).await?;
-        let status = response.status();
-        let body = self.body(endpoint, &what, response, MAX_REPLY).await?;
+        let answer = self
+            .follow(endpoint, &what, way, Some(here), request)
+            .await?;
+        let status = answer.response.status();
+        let body = self
+            .body(endpoint, &what, answer.response, MAX_REPLY)
+            .await?;
+        let said = if answer.own && is_registry {
+            said_by_registry(&body)
+        } else {
+            String::new()
+        };
+        let message = format!("token server {}: {status}{said}", answer.from);
+        let refuse = |message| PullError::Unauthorized {
+            reference: self.name.full(),
+            registry: endpoint.host.shown(),
+            message,
+        };
         if status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS {
-            let message = format!("{status}{}", said_by_registry(&body));
             return Err(PullError::RegistryUnavailable {
                 what,
                 registry: endpoint.host.shown(),
@@ -119,15 +144,20 @@ impl Registry {
             });
         }
         if !status.is_success() {
-            return Err(refuse(format!(
-                "token server: {status}{}",
-                said_by_registry(&body)
-            )));
+            return Err(refuse(message));
         }
         serde_json::from_slice::<TokenReply>(&body)
             .ok()
             .and_then(TokenReply::token)
             .map(Authorization::Bearer)
-            .ok_or_else(|| refuse("token server sent no token".into()))
+            .ok_or_else(|| refuse(format!("token server {server} sent no token")))
     }
+}
+
+/// What a challenge says about the token to get.
+#[derive(Debug, Clone, Copy)]
+struct TokenRequest<'a> {
+    realm: &'a str,
+    service: Option<&'a str>,
+    scope: &'a str,
 }

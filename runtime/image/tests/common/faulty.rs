@@ -24,6 +24,8 @@ pub enum Answer {
     Stall(Vec<u8>, usize),
     /// Whole body, some bytes at a time with a pause.
     Slow(Vec<u8>, usize, Duration),
+    /// One byte of a header at a time with a pause, without end.
+    SlowHead(Duration),
     /// Nothing, ever.
     Hang,
     /// Asks for `Authorization` of this value, then goes on.
@@ -62,7 +64,16 @@ struct State {
 
 impl Faulty {
     pub async fn start() -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        Self::start_at("127.0.0.1:0").await
+    }
+
+    /// As [`Faulty::start`], at all addresses of this machine.
+    pub async fn start_for_all() -> Self {
+        Self::start_at("0.0.0.0:0").await
+    }
+
+    async fn start_at(address: &str) -> Self {
+        let listener = TcpListener::bind(address).await.unwrap();
         let faulty = Self {
             port: listener.local_addr().unwrap().port(),
             state: Arc::default(),
@@ -237,6 +248,13 @@ async fn reply(
                 .await?;
             for part in body.chunks(count) {
                 stream.write_all(part).await?;
+                tokio::time::sleep(pause).await;
+            }
+        }
+        Answer::SlowHead(pause) => {
+            stream.write_all(b"HTTP/1.1 200 X\r\nX-Y: ").await?;
+            loop {
+                stream.write_all(b"z").await?;
                 tokio::time::sleep(pause).await;
             }
         }
