@@ -214,7 +214,7 @@ pub enum DeviceError {
 }
 
 /// A device's own part of a snapshot: no file descriptors, no paths, no queues
-/// (the transport saves those by [`VirtioDevice::active`]).
+/// (the transport saves those by [`VirtioDevice::queues`]).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum DeviceState {
     /// virtio-blk.

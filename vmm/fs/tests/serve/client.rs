@@ -325,6 +325,12 @@ impl Server {
         children.unwrap().trim().parse().unwrap()
     }
 
+    /// How many descriptors that process has.
+    pub fn descriptors(&self) -> usize {
+        let directory = std::fs::read_dir(format!("/proc/{}/fd", self.serving()));
+        directory.unwrap().count()
+    }
+
     /// What that process has in memory of its own, in KiB.
     pub fn memory(&self) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.serving())).unwrap();
