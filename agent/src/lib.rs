@@ -5,7 +5,7 @@
 //! volumes that change ([`live`]), runs containers ([`container`]) and carries
 //! their bytes ([`stdio`]). The host speaks to it in the contract of
 //! `proto/agent` ([`rpc`], [`events`], [`stats`]) over vsock ([`transport`]).
-//! [`reaper`] is the only place that waits for processes.
+//! [`reaper`] is the only place that waits for processes, [`pidfd`] what they are known by.
 //!
 //! The program has one thread for all of this, and more only for file work.
 //! Whatever has to fork does so in a child process: this program itself, called
@@ -28,6 +28,7 @@ mod live;
 mod log;
 mod mmio;
 mod network;
+mod pidfd;
 mod reaper;
 mod rpc;
 mod sandbox;

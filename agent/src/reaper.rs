@@ -6,7 +6,7 @@
 //! steal from this one.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, hash_map::Entry},
     io,
     process::Command,
     sync::{Arc, Mutex, PoisonError},
@@ -22,6 +22,8 @@ use tokio::{
     sync::oneshot,
 };
 use tracing::{debug, warn};
+
+use crate::pidfd::Process;
 
 /// How a process ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,25 +65,32 @@ pub(crate) struct Reaper {
 
 impl Reaper {
     /// Starts `command`.
-    pub(crate) fn spawn(&self, command: &mut Command) -> io::Result<(Pid, Exit)> {
+    pub(crate) fn spawn(&self, command: &mut Command) -> io::Result<(Process, Exit)> {
         let mut waiters = self.waiters.lock().unwrap_or_else(PoisonError::into_inner);
         // The handle of std is not used: it would wait by itself.
         let child = command.spawn()?;
         let pid = Pid::from_raw(i32::try_from(child.id()).map_err(io::Error::other)?);
         let (tx, rx) = oneshot::channel();
         waiters.insert(pid, tx);
-        Ok((pid, rx))
+        // It cannot be collected as long as the lock is held.
+        Ok((Process::open(pid)?, rx))
     }
 
-    /// Watches `pid`, a process that is about to be reparented to the agent.
+    /// Watches a process that is about to be reparented to the agent.
     /// Its present parent must stay until this call returned.
-    pub(crate) fn adopt(&self, pid: Pid) -> Exit {
-        let (tx, rx) = oneshot::channel();
-        self.waiters
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .insert(pid, tx);
-        rx
+    ///
+    /// # Errors
+    /// `AlreadyExists` when somebody waits for it: nobody loses a process to another.
+    pub(crate) fn adopt(&self, process: &Process) -> io::Result<Exit> {
+        let mut waiters = self.waiters.lock().unwrap_or_else(PoisonError::into_inner);
+        match waiters.entry(process.pid()) {
+            Entry::Occupied(_) => Err(io::ErrorKind::AlreadyExists.into()),
+            Entry::Vacant(vacant) => {
+                let (tx, rx) = oneshot::channel();
+                vacant.insert(tx);
+                Ok(rx)
+            }
+        }
     }
 
     /// Collects processes until the agent ends.
@@ -120,5 +129,30 @@ impl Reaper {
                 None => debug!(%pid, ?status, "collected an orphan"),
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Stdio;
+
+    use super::*;
+
+    #[test]
+    fn nobody_loses_a_process_to_another() {
+        let reaper = Reaper::default();
+        let mut command = Command::new("cat");
+        command.stdin(Stdio::piped());
+        let (process, mut exit) = reaper.spawn(&mut command).unwrap();
+        let again = reaper.adopt(&process).unwrap_err();
+        assert_eq!(again.kind(), io::ErrorKind::AlreadyExists);
+        assert!(
+            exit.try_recv()
+                .is_err_and(|e| e == oneshot::error::TryRecvError::Empty)
+        );
+        process.signal(libc::SIGKILL).unwrap();
+        // Other tests of this program have children too, which are none of this reaper's.
+        let pid = rustix::process::Pid::from_raw(process.pid().as_raw()).unwrap();
+        rustix::process::waitpid(Some(pid), WaitOptions::empty()).unwrap();
     }
 }

@@ -90,6 +90,19 @@ pub(crate) fn default_sigpipe() {
     let _ = unsafe { signal(Signal::SIGPIPE, SigHandler::SigDfl) };
 }
 
+/// Closes all descriptors but the standard streams (close_range(2)). Only for the first
+/// moment of a program.
+pub(crate) fn keep_standard_streams() -> io::Result<()> {
+    // SAFETY: no other memory is used. The caller's program has opened nothing yet, so none of
+    // these descriptors is owned by a value in it.
+    let result = unsafe { libc::close_range(3, libc::c_uint::MAX, 0) };
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
 /// `struct mount_attr` of `linux/mount.h`.
 #[repr(C)]
 struct MountAttr {

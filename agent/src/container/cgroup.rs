@@ -6,7 +6,10 @@ use std::{
     time::Duration,
 };
 
+use nix::unistd::Pid;
 use tokio::time::{Instant, sleep};
+
+use crate::pidfd::Process;
 
 /// Longest wait for killed processes to leave.
 const EMPTY_TIMEOUT: Duration = Duration::from_secs(10);
@@ -39,7 +42,19 @@ impl Cgroup {
         absent_is_fine(fs::write(self.0.join("cgroup.kill"), "1"))
     }
 
-    /// Returns the processes in it and below.
+    /// Opens the processes in it and below.
+    pub(crate) fn members(&self) -> io::Result<Vec<Process>> {
+        let opened = self.processes()?.into_iter();
+        let mut opened: Vec<_> = opened
+            .filter_map(|pid| Process::open(Pid::from_raw(pid)).ok())
+            .collect();
+        // A pid that is still listed meant the process that has it now.
+        let still = self.processes()?;
+        opened.retain(|process| still.contains(&process.pid().as_raw()) && process.is_there());
+        Ok(opened)
+    }
+
+    /// Returns the pids of the processes in it and below.
     pub(crate) fn processes(&self) -> io::Result<Vec<i32>> {
         let mut pids = Vec::new();
         let mut todo = vec![self.0.clone()];

@@ -3,7 +3,9 @@
 //!
 //! ```text
 //! agent ── request + stdio fds ──▶ child ── libcontainer ──▶ container process
-//!       ◀── {"started":{"pid"}} ──                                   │
+//!       ◀── "waiting" (an exec) ─────────────────────────────────────┤
+//!       ── a byte through the gate ─────────────────────────────────▶│
+//!       ◀── "started" ────────────                                   │
 //!       ── go on ────────────────▶ ends; its process becomes         │
 //!                                  the agent's (PID 1)               │
 //!       ◀── {"exec_failed":…}, or the end of the socket: it runs ────┘
@@ -11,6 +13,13 @@
 //!
 //! The container process holds the socket until its `execve` closes it, so the
 //! agent learns whether the command could be executed, and why not.
+//!
+//! No command runs before the agent has taken its process over: the first one of a container
+//! waits for its start, and one of an exec at the gate.
+//!
+//! In the container's namespaces, but before its `execve`, the process has powers and files
+//! that others there must not get at. It is not dumpable, which none of the calls that change
+//! credentials undoes, and so belongs to the guest's root for all who would trace it.
 
 use std::{
     error::Error,
@@ -36,7 +45,7 @@ use libcontainer::{
 };
 use nix::{
     sched::{CloneFlags, setns},
-    sys::prctl::set_keepcaps,
+    sys::prctl::{set_dumpable, set_keepcaps},
     unistd::{Gid, Uid, setgroups, setresgid, setresuid},
 };
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
@@ -48,8 +57,11 @@ use crate::sys;
 /// directory of its own, and a short name keeps socket paths short.
 pub(crate) const INNER_ID: &str = "c";
 
-/// Most characters of a detail: some hold a whole specification.
-const DETAIL_LENGTH: usize = 400;
+/// Most characters of a message: some hold a whole specification.
+const MESSAGE_LENGTH: usize = 1000;
+
+/// Most bytes of a report: a character takes six at most, as an escape.
+pub(crate) const REPORT_SIZE: u64 = 6 * MESSAGE_LENGTH as u64 + 200;
 
 /// What the child shall do.
 #[derive(Debug, Serialize, Deserialize)]
@@ -110,8 +122,11 @@ pub(crate) struct LateUser {
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Report {
-    /// The process is there.
-    Started { pid: i32 },
+    /// The process of an exec is there, and waits to execute its command.
+    Waiting,
+    /// The process is there: the first one of a container waits for its start, another one
+    /// executes its command.
+    Started,
     /// It could not be made.
     Failed { message: String },
     /// What libcontainer logged as an error; its answers often lack the cause.
@@ -130,11 +145,13 @@ impl Report {
 
 /// Serves one request on the socket that is standard input.
 pub(crate) fn main() -> ExitCode {
-    let served = io::stdin()
-        .as_fd()
-        .try_clone_to_owned()
-        .and_then(|fd| serve(UnixStream::from(fd)));
-    match served {
+    let served = || {
+        // What the agent has open is closed on its own; this is in case that something is not.
+        sys::keep_standard_streams()?;
+        set_dumpable(false)?;
+        serve(UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?))
+    };
+    match served() {
         Ok(()) => ExitCode::SUCCESS,
         Err(_) => ExitCode::FAILURE,
     }
@@ -149,9 +166,9 @@ fn serve(agent: UnixStream) -> io::Result<()> {
     let agent = Arc::new(agent);
     report_errors(&agent);
     let report = match run(request, fds, &agent) {
-        Ok(pid) => Report::Started { pid },
+        Ok(()) => Report::Started,
         Err(e) => Report::Failed {
-            message: chain(e.as_ref()),
+            message: brief(&chain(e.as_ref())),
         },
     };
     report.send(&agent)?;
@@ -181,7 +198,7 @@ struct Details(Arc<UnixStream>);
 impl Write for Details {
     fn write(&mut self, text: &[u8]) -> io::Result<usize> {
         let message = String::from_utf8_lossy(text);
-        let message = message.trim().chars().take(DETAIL_LENGTH).collect();
+        let message = brief(message.trim());
         Report::Detail { message }.send(&self.0)?;
         Ok(text.len())
     }
@@ -191,9 +208,9 @@ impl Write for Details {
     }
 }
 
-/// Receives the standard streams: none, or stdin, stdout and stderr.
+/// Receives the gate, and stdin, stdout and stderr unless there is to be a terminal.
 fn receive_fds(agent: &UnixStream) -> io::Result<Vec<OwnedFd>> {
-    let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(3))];
+    let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
     let mut byte = [0];
     recvmsg(
@@ -209,19 +226,19 @@ fn receive_fds(agent: &UnixStream) -> io::Result<Vec<OwnedFd>> {
     Ok(fds.flatten().collect())
 }
 
-fn run(
-    request: Request,
-    fds: Vec<OwnedFd>,
-    agent: &Arc<UnixStream>,
-) -> Result<i32, Box<dyn Error>> {
+fn run(request: Request, fds: Vec<OwnedFd>, agent: &Arc<UnixStream>) -> Result<(), Box<dyn Error>> {
     // The agent's own protection; the specification's value follows, if any.
     fs::write("/proc/self/oom_score_adj", "0")?;
     let mut workload = Workload {
         agent: Arc::clone(agent),
+        gate: None,
         late: Late::default(),
         user_namespace: None,
     };
+    let mut fds = fds.into_iter();
+    let gate = fds.next().ok_or("no gate")?;
     if let Action::Exec { late, .. } = &request.action {
+        workload.gate = Some(Arc::new(fs::File::from(gate)));
         workload.late = late.as_ref().clone();
         if let Some(user) = &late.user {
             // Out of sight once the process is in the container.
@@ -232,7 +249,6 @@ fn run(
         .with_root_path(request.state)?
         .with_console_socket(request.console)
         .with_executor(workload);
-    let mut fds = fds.into_iter();
     if let (Some(stdin), Some(stdout), Some(stderr)) = (fds.next(), fds.next(), fds.next()) {
         builder = builder
             .with_stdin(stdin)
@@ -241,26 +257,29 @@ fn run(
     }
     match request.action {
         Action::Create { bundle } => {
-            let container = builder
+            builder
                 .as_init(bundle)
                 .with_systemd(false)
                 .with_detach(true)
                 .build()?;
-            let pid = container.pid().ok_or("the container has no process")?;
-            Ok(pid.as_raw())
         }
         Action::Exec {
             process, cgroup, ..
         } => {
-            let pid = builder
+            builder
                 .as_tenant()
                 .with_detach(true)
                 .with_process(Some(process))
                 .with_sub_cgroup(Some(cgroup))
                 .build()?;
-            Ok(pid.as_raw())
         }
     }
+    Ok(())
+}
+
+/// Returns the beginning of a text.
+fn brief(text: &str) -> String {
+    text.chars().take(MESSAGE_LENGTH).collect()
 }
 
 /// Joins an error and its causes; libcontainer repeats some of them.
@@ -281,11 +300,23 @@ pub(crate) fn chain(error: &dyn Error) -> String {
 #[derive(Debug, Clone)]
 struct Workload {
     agent: Arc<UnixStream>,
+    /// Where the process of an exec waits.
+    gate: Option<Arc<fs::File>>,
     late: Late,
     user_namespace: Option<Arc<fs::File>>,
 }
 
 impl Workload {
+    /// Waits until the agent has taken this process over.
+    fn wait(&self) -> io::Result<()> {
+        let Some(gate) = &self.gate else {
+            return Ok(());
+        };
+        Report::Waiting.send(&self.agent)?;
+        // Its end means that the agent gave up.
+        gate.as_ref().read_exact(&mut [0])
+    }
+
     fn finish(&self) -> Result<(), String> {
         if let (Some(user), Some(namespace)) = (&self.late.user, &self.user_namespace) {
             join(user, namespace).map_err(|e| format!("join the user namespace: {e}"))?;
@@ -314,7 +345,7 @@ impl Workload {
 
     fn fail(&self, message: String, errno: i32) -> ExecutorError {
         let report = Report::ExecFailed {
-            message: message.clone(),
+            message: brief(&message),
             errno,
         };
         // Nobody else could be told.
@@ -347,10 +378,13 @@ impl Executor for Workload {
         let Some(command) = args.first() else {
             return Err(self.fail("no command".to_owned(), 0));
         };
+        self.wait()
+            .map_err(|e| self.fail(format!("wait for the agent: {e}"), 0))?;
         self.finish().map_err(|e| self.fail(e, 0))?;
         sys::default_sigpipe();
         let Err(errno) = nix::unistd::execvp(command, &args);
-        let message = format!("exec {}: {}", command.to_string_lossy(), errno.desc());
+        let name: String = command.to_string_lossy().chars().take(200).collect();
+        let message = format!("exec {name}: {}", errno.desc());
         Err(self.fail(message, errno as i32))
     }
 
@@ -384,5 +418,15 @@ mod tests {
             Some(layer("mount /x: denied", Some(layer("denied", None)))),
         );
         assert_eq!(chain(&error), "create: mount /x: denied");
+    }
+
+    #[test]
+    fn the_longest_message_fits_a_report() {
+        for character in ["\u{1}", "\u{10ffff}", "\""] {
+            let message = brief(&character.repeat(2 * MESSAGE_LENGTH));
+            let report = Report::ExecFailed { message, errno: -1 };
+            let line = serde_json::to_vec(&report).unwrap();
+            assert!((line.len() as u64) < REPORT_SIZE, "{}", line.len());
+        }
     }
 }

@@ -20,7 +20,7 @@ use super::{
     cgroup::Cgroup,
     child::{Action, INNER_ID},
     devices,
-    launch::{Launch, Process, launch},
+    launch::{Launch, launch},
     limits, nodes,
     oom::OomKills,
     pause::PodUser,
@@ -33,6 +33,7 @@ use super::{
 use crate::{
     ident::Id,
     live::LiveVolumes,
+    pidfd::Process,
     stdio::{InputEnd, Stdio, Wanted},
 };
 
@@ -42,7 +43,6 @@ pub(crate) struct Created {
     pub(crate) made: Made,
     /// The specification that libcontainer got.
     pub(crate) spec: Spec,
-    pub(crate) init: Process,
     pub(crate) executed: Executed,
     pub(crate) ended: Ended,
     pub(crate) oom: Arc<OomKills>,
@@ -113,7 +113,7 @@ pub(crate) async fn create(
     context: &Context,
     id: &Id,
     request: &CreateRequest,
-    target: Option<i32>,
+    target: Option<Arc<Process>>,
 ) -> Result<Created, ContainerError> {
     let mut remains = Remains {
         id: id.clone(),
@@ -135,7 +135,6 @@ pub(crate) async fn create(
 struct Launched {
     made: Made,
     spec: Spec,
-    init: Process,
     executed: Executed,
     ended: Ended,
     oom: Arc<OomKills>,
@@ -147,7 +146,6 @@ impl Launched {
         Created {
             made: self.made,
             spec: self.spec,
-            init: self.init,
             executed: self.executed,
             ended: self.ended,
             oom: self.oom,
@@ -161,7 +159,7 @@ async fn stages(
     context: &Context,
     id: &Id,
     request: &CreateRequest,
-    target: Option<i32>,
+    target: Option<Arc<Process>>,
     remains: &mut Remains,
 ) -> Result<Launched, ContainerError> {
     let mut asked = spec::parse(&request.spec)?;
@@ -180,7 +178,7 @@ async fn stages(
     let pod_user = context.pod.user().cloned();
     let lower = layers(context, request)?;
     let scratch = request.writable.then(|| writable_dir(context, id));
-    let pid = pid_namespace(context, request, target).await?;
+    let (pid, joined) = pid_namespace(context, request, target).await?;
     let (dir, upper, user) = (remains.dir.clone(), scratch.clone(), pod_user.clone());
     let rootfs = blocking(move || {
         make_dir(&dir)?;
@@ -261,6 +259,8 @@ async fn stages(
             action: Action::Create {
                 bundle: remains.dir.clone(),
             },
+            cgroup: &cgroup,
+            joins: joined.into_iter().chain(user_init(context)).collect(),
             stdio: &stdio,
             ends,
             consoles: context.layout.consoles(),
@@ -294,7 +294,7 @@ async fn stages(
     );
     Arc::clone(&oom).watch(ended.clone());
     let made = Made {
-        pid: launched.process.pid.as_raw(),
+        init: Arc::new(launched.process),
         user,
         cgroup,
         upper,
@@ -302,7 +302,6 @@ async fn stages(
     Ok(Launched {
         made,
         spec,
-        init: launched.process,
         executed,
         ended,
         oom,
@@ -345,22 +344,31 @@ fn writable_dir(context: &Context, id: &Id) -> PathBuf {
         .join(id)
 }
 
+/// Returns the pid namespace of the container, and the process that it is another's by.
 async fn pid_namespace(
     context: &Context,
     request: &CreateRequest,
-    target: Option<i32>,
-) -> Result<PidNamespaceOf, ContainerError> {
-    match (request.pid.enum_value_or_default(), target) {
-        (PidNamespace::CONTAINER, _) => Ok(PidNamespaceOf::Own),
-        (PidNamespace::NODE, _) => Ok(PidNamespaceOf::Guest),
-        (PidNamespace::TARGET, Some(pid)) => Ok(PidNamespaceOf::Process(pid)),
-        (PidNamespace::TARGET, None) => Err(ContainerError::NoStorage(request.pid_target.clone())),
-        (PidNamespace::POD, _) => {
-            let pid = context.pod.init(&context.reaper).await;
-            let pid = pid.map_err(ContainerError::PodPid)?;
-            Ok(PidNamespaceOf::Process(pid.as_raw()))
+    target: Option<Arc<Process>>,
+) -> Result<(PidNamespaceOf, Option<Arc<Process>>), ContainerError> {
+    let process = match (request.pid.enum_value_or_default(), target) {
+        (PidNamespace::CONTAINER, _) => return Ok((PidNamespaceOf::Own, None)),
+        (PidNamespace::NODE, _) => return Ok((PidNamespaceOf::Guest, None)),
+        (PidNamespace::TARGET, Some(target)) => target,
+        (PidNamespace::TARGET, None) => {
+            return Err(ContainerError::NoStorage(request.pid_target.clone()));
         }
-    }
+        (PidNamespace::POD, _) => {
+            let init = context.pod.init(&context.reaper).await;
+            init.map_err(ContainerError::PodPid)?
+        }
+    };
+    let namespace = PidNamespaceOf::Process(process.pid().as_raw());
+    Ok((namespace, Some(process)))
+}
+
+/// The process that holds the pod's user namespace, if it has one.
+pub(crate) fn user_init(context: &Context) -> Option<Arc<Process>> {
+    context.pod.user().map(|user| Arc::clone(user.init()))
 }
 
 fn device_rules(spec: &Spec) -> Vec<LinuxDeviceCgroup> {

@@ -14,13 +14,14 @@ use super::{
     ContainerError, Context, Public,
     cgroup::Cgroup,
     child::Action,
-    create::{Created, blocking, owner, write_json},
-    launch::{Launch, Process, launch},
+    create::{Created, blocking, owner, user_init, write_json},
+    launch::{Launch, launch},
     process::{Ended, Subject, follow},
     spec,
 };
 use crate::{
     ident::Id,
+    pidfd::Process,
     stdio::{InputEnd, Stdio, Wanted},
 };
 
@@ -86,7 +87,7 @@ impl Execs {
         let id = Id::parse("exec id", &request.exec_id)?;
         if let Some(known) = self.all.get(&id) {
             return if known.request == request {
-                Ok(known.process.pid.as_raw())
+                Ok(known.process.pid().as_raw())
             } else {
                 Err(ContainerError::ExecExists(id))
             };
@@ -131,6 +132,11 @@ impl Execs {
                     cgroup: name,
                     late: Box::new(late),
                 },
+                cgroup: &cgroup,
+                joins: user_init(context)
+                    .into_iter()
+                    .chain([Arc::clone(&created.made.init)])
+                    .collect(),
                 stdio: &stdio,
                 ends,
                 consoles: context.layout.consoles(),
@@ -151,7 +157,7 @@ impl Execs {
         // libcontainer waited for the command's execution, so the outcome that
         // came with the process holds nothing new.
         drop(launched.outcome);
-        let pid = launched.process.pid.as_raw();
+        let pid = launched.process.pid().as_raw();
         let ended = follow(
             Subject {
                 container: container.clone(),
@@ -199,7 +205,7 @@ impl Execs {
         for id in gone {
             if let Some(exec) = self.all.remove(&id) {
                 public.stdio().remove(id.as_str());
-                self.past.push_back((id, exec.process.pid.as_raw()));
+                self.past.push_back((id, exec.process.pid().as_raw()));
                 self.left.push(exec.cgroup);
             }
         }

@@ -43,6 +43,7 @@ use crate::{
     ident::Id,
     layout::Layout,
     live::LiveVolumes,
+    pidfd::Process,
     reaper::Reaper,
     stdio::{Stdio, server::Directory},
     storage::Storages,
@@ -102,7 +103,8 @@ pub(crate) struct Public {
 /// Facts of a container that do not change.
 #[derive(Debug, Clone)]
 pub(crate) struct Made {
-    pub(crate) pid: i32,
+    /// The first process.
+    pub(crate) init: Arc<Process>,
     pub(crate) user: User,
     pub(crate) cgroup: Cgroup,
     /// Directory with the container's changes to its root.
@@ -132,7 +134,7 @@ impl Containers {
     pub(crate) async fn create(&self, request: CreateRequest) -> Result<Made, ContainerError> {
         let id = Id::parse("container id", &request.container_id)?;
         let request = Arc::new(request);
-        let target = self.target_pid(&request)?;
+        let target = self.target(&request)?;
         let handle = {
             let mut all = self.all();
             match all.get(&id) {
@@ -149,7 +151,7 @@ impl Containers {
     }
 
     /// Starts the task that makes and then owns the container.
-    fn spawn(&self, id: &Id, request: &Arc<CreateRequest>, target: Option<i32>) -> Handle {
+    fn spawn(&self, id: &Id, request: &Arc<CreateRequest>, target: Option<Arc<Process>>) -> Handle {
         let (commands, queue) = mpsc::channel(QUEUE);
         let public = Arc::new(Public::default());
         let run = task::run(
@@ -178,7 +180,7 @@ impl Containers {
     }
 
     /// Returns the process whose pid namespace a container wants to join.
-    fn target_pid(&self, request: &CreateRequest) -> Result<Option<i32>, ContainerError> {
+    fn target(&self, request: &CreateRequest) -> Result<Option<Arc<Process>>, ContainerError> {
         if request.pid.enum_value() != Ok(PidNamespace::TARGET) {
             return Ok(None);
         }
@@ -186,7 +188,7 @@ impl Containers {
         let handle = self.all().get(&target).cloned();
         let made = handle.as_ref().and_then(|h| h.public.made.get());
         match made {
-            Some(made) => Ok(Some(made.pid)),
+            Some(made) => Ok(Some(Arc::clone(&made.init))),
             None => Err(ContainerError::NotFound(target)),
         }
     }

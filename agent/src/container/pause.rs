@@ -22,7 +22,7 @@ use std::{
     os::{fd::AsFd, fd::OwnedFd},
     path::PathBuf,
     process::{Command, ExitCode, Stdio},
-    sync::OnceLock,
+    sync::{Arc, OnceLock},
     time::Duration,
 };
 
@@ -33,7 +33,10 @@ use nix::{
     sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask},
     unistd::{Gid, Pid, Uid, setgroups, setresgid, setresuid},
 };
-use rustix::process::{PidfdFlags, WaitOptions, pidfd_open, wait};
+use rustix::{
+    fs::OFlags,
+    process::{WaitOptions, wait},
+};
 use tokio::{
     io::{AsyncBufReadExt, AsyncWriteExt},
     net::unix::{OwnedReadHalf, OwnedWriteHalf},
@@ -42,7 +45,7 @@ use tokio::{
 };
 use tracing::warn;
 
-use crate::{reaper::Reaper, sandbox::sysctl};
+use crate::{pidfd::Process, reaper::Reaper, sandbox::sysctl};
 
 /// How long the process may take to be there.
 const START_TIMEOUT: Duration = Duration::from_secs(30);
@@ -50,15 +53,15 @@ const START_TIMEOUT: Duration = Duration::from_secs(30);
 /// The pod's namespaces.
 #[derive(Debug, Default)]
 pub(crate) struct PodNamespaces {
-    init: Mutex<Option<Pid>>,
+    init: Mutex<Option<Arc<Process>>>,
     user: OnceLock<PodUser>,
 }
 
 /// The pod's user namespace.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
 pub(crate) struct PodUser {
     map: UserNamespace,
-    init: Pid,
+    init: Arc<Process>,
 }
 
 /// A user namespace to make.
@@ -70,9 +73,19 @@ pub(crate) struct NewUser<'a> {
 }
 
 impl PodUser {
-    /// The namespace as a file of /proc.
+    /// The namespace as a file of /proc, which is it as long as [`Self::init`] is there.
     pub(crate) fn file(&self) -> PathBuf {
-        PathBuf::from(format!("/proc/{}/ns/user", self.init))
+        PathBuf::from(format!("/proc/{}/ns/user", self.init.pid()))
+    }
+
+    /// Opens the namespace.
+    pub(crate) fn open(&self) -> io::Result<fs::File> {
+        self.init.open_file("ns/user", OFlags::RDONLY)
+    }
+
+    /// Returns the process that holds the namespace.
+    pub(crate) fn init(&self) -> &Arc<Process> {
+        &self.init
     }
 
     /// Returns what the user id `uid` of a container is in the guest; `None`: it is not mapped.
@@ -98,14 +111,13 @@ impl PodUser {
 
 impl PodNamespaces {
     /// Returns the first process of the pid namespace; makes it when there is none.
-    pub(crate) async fn init(&self, reaper: &Reaper) -> io::Result<Pid> {
+    pub(crate) async fn init(&self, reaper: &Reaper) -> io::Result<Arc<Process>> {
         let mut init = self.init.lock().await;
-        if let Some(pid) = *init {
-            return Ok(pid);
+        if let Some(process) = &*init {
+            return Ok(Arc::clone(process));
         }
-        let started = timeout(START_TIMEOUT, start(reaper, None)).await??;
-        *init = Some(started);
-        Ok(started)
+        let started = Arc::new(timeout(START_TIMEOUT, start(reaper, None)).await??);
+        Ok(Arc::clone(init.insert(started)))
     }
 
     /// Returns the pod's user namespace, if it has one.
@@ -128,28 +140,26 @@ impl PodNamespaces {
             return Ok(());
         }
         let started = timeout(START_TIMEOUT, start(reaper, Some(&user))).await;
-        let pid = started.map_err(io::Error::from)??;
-        move_devices(pid).await?;
-        join(pid)?;
-        *init = Some(pid);
+        let started = Arc::new(started.map_err(io::Error::from)??);
+        move_devices(started.pid()).await?;
+        join(&started)?;
+        *init = Some(Arc::clone(&started));
         // The lock is held, so it was not set meanwhile.
         let _ = self.user.set(PodUser {
             map: user.map.clone(),
-            init: pid,
+            init: started,
         });
         Ok(())
     }
 }
 
 /// Moves this thread, which is the only one that starts processes and opens sockets.
-fn join(pid: Pid) -> io::Result<()> {
-    let pid = rustix::process::Pid::from_raw(pid.as_raw()).ok_or(io::ErrorKind::NotFound)?;
-    let process = pidfd_open(pid, PidfdFlags::empty())?;
+fn join(process: &Process) -> io::Result<()> {
     let namespaces = CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWIPC | CloneFlags::CLONE_NEWUTS;
     Ok(setns(process, namespaces)?)
 }
 
-async fn start(reaper: &Reaper, user: Option<&NewUser<'_>>) -> io::Result<Pid> {
+async fn start(reaper: &Reaper, user: Option<&NewUser<'_>>) -> io::Result<Process> {
     let (ours, theirs) = UnixStream::pair()?;
     let sysctls = user.iter().flat_map(|user| &user.sysctls);
     let sysctls = sysctls.map(|(name, value)| format!("{name}={value}"));
@@ -169,7 +179,7 @@ async fn start(reaper: &Reaper, user: Option<&NewUser<'_>>) -> io::Result<Pid> {
     let (reader, mut writer) = tokio::net::UnixStream::from_std(ours)?.into_split();
     let mut reader = tokio::io::BufReader::new(reader);
     if let Some(user) = user {
-        map_ids(opener, user.map, &mut reader, &mut writer).await?;
+        map_ids(&opener, user.map, &mut reader, &mut writer).await?;
     }
     let line = said(&mut reader).await?;
     let pid = line.parse().map(Pid::from_raw).map_err(|_| {
@@ -180,7 +190,11 @@ async fn start(reaper: &Reaper, user: Option<&NewUser<'_>>) -> io::Result<Pid> {
         };
         io::Error::new(kind, line)
     })?;
-    let exit = reaper.adopt(pid);
+    let init = Process::open(pid)?;
+    if init.parent()? != opener.pid() {
+        return Err(io::Error::other("the opener names a process of another"));
+    }
+    let exit = reaper.adopt(&init)?;
     writer.shutdown().await?;
     let _ = ended.await;
     tokio::spawn(async move {
@@ -188,12 +202,12 @@ async fn start(reaper: &Reaper, user: Option<&NewUser<'_>>) -> io::Result<Pid> {
             warn!(?status, "the pod's pid namespace is gone");
         }
     });
-    Ok(pid)
+    Ok(init)
 }
 
 /// Writes the id maps of the opener's user namespace; it lacks the right to do so itself.
 async fn map_ids(
-    opener: Pid,
+    opener: &Process,
     map: &UserNamespace,
     reader: &mut tokio::io::BufReader<OwnedReadHalf>,
     writer: &mut OwnedWriteHalf,
@@ -208,10 +222,7 @@ async fn map_ids(
         ("uid_map", map.host_uid, map.uid_count),
         ("gid_map", map.host_gid, map.gid_count),
     ] {
-        fs::write(
-            format!("/proc/{opener}/{file}"),
-            format!("0 {host} {count}"),
-        )?;
+        opener.write(file, &format!("0 {host} {count}"))?;
     }
     writer.write_all(b"\n").await
 }

@@ -131,8 +131,7 @@ fn overlay_of_user(
         let path = path.to_owned();
         move |source| RootfsError::Map { path, source }
     };
-    let file = user.file();
-    let namespace = fs::File::open(&file).map_err(failed(&file))?;
+    let namespace = user.open().map_err(failed(&user.file()))?;
     let mut copies = Copies::default();
     let mut mapped = Vec::with_capacity(lower.len());
     for (index, layer) in lower.iter().enumerate() {

@@ -26,7 +26,7 @@ use super::{
     process::StartFailure,
     update::{self, Change},
 };
-use crate::ident::Id;
+use crate::{ident::Id, pidfd::Process};
 
 /// How long a killed container may take to end.
 const KILL_TIMEOUT: Duration = Duration::from_secs(20);
@@ -83,7 +83,7 @@ pub(crate) async fn run(
     context: Arc<Context>,
     id: Id,
     request: Arc<CreateRequest>,
-    target: Option<i32>,
+    target: Option<Arc<Process>>,
     public: Arc<Public>,
     mut queue: mpsc::Receiver<Command>,
 ) -> mpsc::Receiver<Command> {
@@ -94,7 +94,7 @@ pub(crate) async fn run(
             return queue;
         }
     };
-    info!(container = %id, pid = created.made.pid, "created");
+    info!(container = %id, pid = %created.made.init.pid(), "created");
     public
         .stdio()
         .insert(String::new(), Arc::clone(&created.stdio));
@@ -231,7 +231,7 @@ impl Task {
         };
         if outcome.is_err() {
             // It ends by itself; a start that failed is a container that stopped.
-            let _ = self.created.init.signal(libc::SIGKILL);
+            let _ = self.created.made.init.signal(libc::SIGKILL);
             let mut ended = self.created.ended.clone();
             let _ = timeout(KILL_TIMEOUT, ended.wait_for(Option::is_some)).await;
             return Ok(outcome);
@@ -288,7 +288,7 @@ impl Task {
                 let cgroup = &self.created.made.cgroup;
                 return signal_all(cgroup, signal).map_err(failed);
             }
-            None => &self.created.init,
+            None => &*self.created.made.init,
             Some(exec) => match (self.execs.process(exec), self.execs.cgroup(exec)) {
                 (Some(_), Some(cgroup)) if all => {
                     return signal_all(cgroup, signal).map_err(failed);
@@ -374,7 +374,11 @@ impl Task {
         };
         self.created.oom.killed_on_request();
         self.created.made.cgroup.kill().map_err(failed)?;
-        self.created.init.signal(libc::SIGKILL).map_err(failed)?;
+        self.created
+            .made
+            .init
+            .signal(libc::SIGKILL)
+            .map_err(failed)?;
         let mut ended = self.created.ended.clone();
         match timeout(KILL_TIMEOUT, ended.wait_for(Option::is_some)).await {
             Ok(Ok(_)) => Ok(()),
@@ -387,10 +391,8 @@ fn signal_all(cgroup: &Cgroup, signal: i32) -> io::Result<()> {
     if signal == libc::SIGKILL {
         return cgroup.kill();
     }
-    let signal = nix::sys::signal::Signal::try_from(signal)?;
-    for pid in cgroup.processes()? {
-        // Who is gone meanwhile needs no signal.
-        let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), signal);
+    for process in cgroup.members()? {
+        process.signal(signal)?;
     }
     Ok(())
 }

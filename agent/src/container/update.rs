@@ -1,6 +1,6 @@
 //! Changes of a container's limits.
 
-use std::{fs, io::ErrorKind, path::PathBuf};
+use std::{io::ErrorKind, path::PathBuf};
 
 use libcgroups::common::{
     AnyCgroupManager, CgroupConfig, CgroupManager, ControllerOpt, create_cgroup_manager,
@@ -47,14 +47,12 @@ pub(crate) fn apply(
 }
 
 fn adjust_oom_scores(cgroup: &Cgroup, adjustment: i32) -> Result<(), String> {
-    let pids = cgroup.processes().map_err(|e| e.to_string())?;
-    for pid in pids {
-        let path = format!("/proc/{pid}/oom_score_adj");
-        match fs::write(&path, adjustment.to_string()) {
+    let failed = |e: std::io::Error| format!("set oom_score_adj: {e}");
+    for process in cgroup.members().map_err(failed)? {
+        match process.write("oom_score_adj", &adjustment.to_string()) {
             // It ended meanwhile.
             Err(e) if e.kind() == ErrorKind::NotFound || e.raw_os_error() == Some(libc::ESRCH) => {}
-            Err(e) => return Err(format!("write {path}: {e}")),
-            Ok(()) => {}
+            result => result.map_err(failed)?,
         }
     }
     Ok(())

@@ -136,8 +136,7 @@ impl Copies {
             };
             let from = held.map_or_else(|| source.clone(), opened);
             let at = dir.join(format!("bind-{index}"));
-            let user = user.filter(|_| mapped).map(PodUser::file);
-            let namespace = user.map(fs::File::open).transpose();
+            let namespace = user.filter(|_| mapped).map(PodUser::open).transpose();
             namespace
                 .and_then(|namespace| copies.add(&from, &at, namespace))
                 .map_err(|error| ContainerError::File {

@@ -190,7 +190,7 @@ impl rpc::Agent for Service {
         complete(async move {
             let made = containers.create(request).await.map_err(|e| status(&e))?;
             Ok(proto::CreateResponse {
-                pid: u32::try_from(made.pid).unwrap_or(0),
+                pid: u32::try_from(made.init.pid().as_raw()).unwrap_or(0),
                 uid: made.user.uid,
                 gid: made.user.gid,
                 groups: made.user.groups,

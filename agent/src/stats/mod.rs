@@ -83,7 +83,7 @@ impl Stats {
                 .as_deref()
                 .and_then(|u| self.disks.usage(u))
                 .into(),
-            ulimits: process::ulimits(made.pid),
+            ulimits: process::ulimits(&made.init),
             ..ContainerStats::default()
         }
     }

@@ -4,8 +4,7 @@ use std::{fs, path::Path};
 
 use hull_proto_agent::agent::{CgroupStats, Ulimit};
 
-use super::text;
-use crate::container::cgroup::Cgroup;
+use crate::{container::cgroup::Cgroup, pidfd::Process};
 
 /// Descriptors are counted by listing them: a container with more than this many
 /// does not make every request slow, and has this count.
@@ -36,8 +35,8 @@ pub(super) fn count(cgroup: &Cgroup, stats: &mut CgroupStats) {
 }
 
 /// The limits of a process; none when it is gone.
-pub(super) fn ulimits(pid: i32) -> Vec<Ulimit> {
-    parse(&text(Path::new(&format!("/proc/{pid}/limits"))))
+pub(super) fn ulimits(process: &Process) -> Vec<Ulimit> {
+    parse(&process.read("limits").unwrap_or_default())
 }
 
 fn parse(text: &str) -> Vec<Ulimit> {
@@ -73,8 +72,7 @@ Max realtime priority     0                    0                    \n";
         assert!(all[0].unlimited);
         assert_eq!((&*all[1].name, all[1].soft), ("max_open_files", 1024));
         assert_eq!(&*all[2].name, "max_realtime_priority");
-        assert!(!ulimits(std::process::id() as i32).is_empty());
-        assert!(ulimits(i32::MAX).is_empty());
+        assert!(!ulimits(&Process::open(nix::unistd::Pid::this()).unwrap()).is_empty());
     }
 
     #[test]
