@@ -93,6 +93,10 @@ fn complete_process(process: &mut Process, add: &Additions<'_>) -> Result<(), Sp
     }
     process.set_user(user.build().map_err(SpecError::Build)?);
     process.set_terminal(Some(add.tty));
+    let capabilities = process.capabilities().clone();
+    process.set_capabilities(Some(explicit(
+        &capabilities.unwrap_or_else(no_capabilities),
+    )));
     // For libcontainer, Some(false) is as good as true.
     if process.no_new_privileges() == Some(false) {
         process.set_no_new_privileges(None);
@@ -198,7 +202,7 @@ pub(crate) fn exec_process(
             root = root.umask(umask);
         }
         process.set_user(root.build().map_err(SpecError::Build)?);
-        process.set_capabilities(Some(able_to_filter(&no_capabilities())));
+        process.set_capabilities(Some(able_to_filter(&explicit(&no_capabilities()))));
         late.capabilities = Some(real);
     } else if late.filter.is_some() && !late.filter_last {
         process.set_capabilities(Some(able_to_filter(&real)));
@@ -225,6 +229,18 @@ fn no_capabilities() -> LinuxCapabilities {
         .set_permitted(None)
         .set_ambient(None);
     none
+}
+
+/// Makes sets that are left out empty ones: libcontainer would leave the agent's.
+fn explicit(capabilities: &LinuxCapabilities) -> LinuxCapabilities {
+    let mut explicit = capabilities.clone();
+    explicit
+        .set_bounding(Some(capabilities.bounding().clone().unwrap_or_default()))
+        .set_effective(Some(capabilities.effective().clone().unwrap_or_default()))
+        .set_inheritable(Some(capabilities.inheritable().clone().unwrap_or_default()))
+        .set_permitted(Some(capabilities.permitted().clone().unwrap_or_default()))
+        .set_ambient(Some(capabilities.ambient().clone().unwrap_or_default()));
+    explicit
 }
 
 /// Adds what loading a filter and then dropping the additions takes.
@@ -279,6 +295,10 @@ mod tests {
     }
 
     fn completed(pid: PidNamespaceOf) -> Spec {
+        complete_with(host_spec(), pid)
+    }
+
+    fn complete_with(spec: Spec, pid: PidNamespaceOf) -> Spec {
         let user = user();
         let add = Additions {
             rootfs: Path::new("/run/rootfs"),
@@ -288,7 +308,7 @@ mod tests {
             pid,
             user_namespace: None,
         };
-        complete(host_spec(), add).unwrap()
+        complete(spec, add).unwrap()
     }
 
     fn kinds(spec: &Spec) -> Vec<(LinuxNamespaceType, bool)> {
@@ -328,6 +348,30 @@ mod tests {
         let root = spec.root().as_ref().unwrap();
         assert_eq!(root.path(), Path::new("/run/rootfs"));
         assert_eq!(root.readonly(), Some(true));
+    }
+
+    #[test]
+    fn every_set_of_capabilities_is_named() {
+        let named = |spec: &Spec| {
+            let process = spec.process().as_ref().unwrap();
+            let sets = process.capabilities().clone().unwrap();
+            [
+                sets.bounding(),
+                sets.effective(),
+                sets.inheritable(),
+                sets.permitted(),
+                sets.ambient(),
+            ]
+            .map(|set| set.as_ref().map(|set| set.len()))
+        };
+        let some = named(&completed(PidNamespaceOf::Own));
+        assert_eq!(some, [1, 1, 0, 1, 0].map(Some));
+        let mut spec = host_spec();
+        spec.process_mut().as_mut().unwrap().set_capabilities(None);
+        assert_eq!(
+            named(&complete_with(spec, PidNamespaceOf::Own)),
+            [Some(0); 5]
+        );
     }
 
     #[test]
