@@ -31,7 +31,7 @@ use libcontainer::oci_spec::runtime::LinuxIdMapping;
 use nix::{
     sched::{CloneFlags, setns, unshare},
     sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask},
-    unistd::{Gid, Pid, Uid, setgroups, setresgid, setresuid},
+    unistd::{Gid, Pid, Uid, chdir, chroot, setgroups, setresgid, setresuid},
 };
 use rustix::{
     fs::OFlags,
@@ -290,6 +290,13 @@ fn open_user(
 
 /// The first process of the namespace: collects what ends, for ever.
 pub(crate) fn init() -> ExitCode {
+    // Containers in the namespace may be able to look at its root, which need not be the guest's.
+    if chroot("/proc/self/fdinfo")
+        .and_then(|()| chdir("/"))
+        .is_err()
+    {
+        return ExitCode::FAILURE;
+    }
     let mut children = SigSet::empty();
     children.add(Signal::SIGCHLD);
     let blocked = sigprocmask(SigmaskHow::SIG_BLOCK, Some(&children), None);
