@@ -24,6 +24,13 @@ use ttrpc::context::{Context, with_duration};
 /// Generous: emulated machines are slow.
 pub const LIMIT: Duration = Duration::from_secs(60);
 
+/// Runs the agent from a read-only file system, and with capabilities to hand on that must not reach
+/// containers.
+const AS_IN_A_GUEST: &str = r#"
+    mount --bind "$0" "$0"
+    mount -o remount,bind,ro "$0"
+    exec setpriv --inh-caps +all "$0" "$@""#;
+
 /// A running agent; dropping it ends it and checks that nothing is left.
 pub struct Agent {
     pub dir: PathBuf,
@@ -63,6 +70,7 @@ impl Agent {
         let process = Command::new("unshare")
             .args(["--pid", "--fork", "--kill-child", "--mount-proc"])
             .args(["--net", "--ipc", "--uts", "--propagation", "private"])
+            .args(["sh", "-ec", AS_IN_A_GUEST])
             .arg(program(base))
             .arg("--listen")
             .arg(format!("unix:{}", dir.display()))
@@ -383,7 +391,7 @@ fn image(dir: &Path) {
     for tool in [
         "sh", "cat", "echo", "sleep", "id", "ls", "env", "pwd", "yes", "head", "ps", "stty", "dd",
         "grep", "kill", "touch", "nc", "seq", "tail", "hostname", "mount", "wc", "mknod", "setsid",
-        "true", "printf", "chmod", "chown", "ip", "tr", "cut",
+        "true", "printf", "chmod", "chown", "ip", "tr", "cut", "ln", "rm",
     ] {
         symlink("busybox", dir.join("bin").join(tool)).unwrap();
     }

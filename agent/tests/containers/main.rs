@@ -8,6 +8,7 @@
 )]
 
 mod harness;
+mod hostile;
 
 use std::{os::unix::fs::symlink, time::Duration};
 
@@ -47,6 +48,8 @@ macro_rules! agent_tests {
         }
     )*};
 }
+
+pub(crate) use agent_tests;
 
 fn message<T: std::fmt::Debug>(result: ttrpc::Result<T>) -> (ttrpc::Code, String) {
     match result.unwrap_err() {
@@ -653,7 +656,15 @@ agent_tests! {
         agent.create(&readonly).await;
         agent.start_container("c5").await.unwrap();
         assert_eq!(agent.output(StreamKind::Stdout, "c5", "").await, "root");
-        for id in ["c1", "c2", "c3", "c5"] { agent.delete(id).await; }
+        let mut request = container("c6", "sleep 1000");
+        request.user = Some(proto::User { user: "app".to_owned(), ..Default::default() }).into();
+        agent.create(&request).await;
+        agent.start_container("c6").await.unwrap();
+        let mut exec = exec_request("c6", "e1", "busybox stat -c %u $(busybox tty); id -u > $(busybox tty)");
+        exec.tty = true;
+        agent.client.exec(context(), &exec).await.unwrap();
+        assert_eq!(agent.output(StreamKind::Stdout, "c6", "e1").await, "1000\r\n1000\r\n");
+        for id in ["c1", "c2", "c3", "c5", "c6"] { agent.delete(id).await; }
         agent.assert_clean();
     }
 
