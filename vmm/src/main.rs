@@ -5,8 +5,9 @@ mod direct;
 use std::io;
 use std::os::fd::RawFd;
 use std::os::unix::net::UnixListener;
+use std::panic;
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
+use std::process::{self, ExitCode};
 use std::time::Instant;
 
 use clap::{Parser, Subcommand};
@@ -43,6 +44,7 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    abort_on_panic();
     let start = Instant::now();
     match Arguments::parse().command {
         Command::Run {
@@ -62,6 +64,16 @@ fn main() -> ExitCode {
         },
         Command::Boot(boot) => direct::run(start, &boot),
     }
+}
+
+/// Has a panic of any thread end the process: what the others hold may be halfway changed, and a VM
+/// that goes on without one of them would only seem to run.
+fn abort_on_panic() {
+    let print = panic::take_hook();
+    panic::set_hook(Box::new(move |panic| {
+        print(panic);
+        process::abort();
+    }));
 }
 
 fn serve(start: Instant, id: &str, socket: &Path, exit_report: &Path) -> ExitCode {

@@ -27,6 +27,7 @@ mod lifecycle;
 mod logs;
 mod node;
 mod oci_spec;
+mod panics;
 mod pods;
 mod ports;
 mod record;

@@ -74,11 +74,11 @@ impl Pods {
         let entry = match self.node.registry.reserve(new.clone())? {
             Some(other) => other,
             None => {
-                tokio::spawn(driver.start());
+                recover::supervise(&self.node, new.id.clone(), driver.start());
                 new
             }
         };
-        let mut started = entry.started;
+        let mut started = entry.started.subscribe();
         let result = match started.wait_for(Option::is_some).await {
             Ok(result) => result.clone(),
             Err(_) => None,
@@ -216,7 +216,7 @@ impl Pods {
     /// [`PodError::NotFound`], also when it is removed meanwhile.
     pub async fn wait_container(&self, id: &str) -> Result<ContainerInfo, PodError> {
         let (id, entry) = self.node.registry.container(id)?;
-        let mut view = entry.view;
+        let mut view = entry.view.subscribe();
         let ended = view
             .wait_for(|view| {
                 let container = view.containers.get(&id);
@@ -290,7 +290,9 @@ impl Pods {
         let exec_id = ContainerId::random().short().to_owned();
         let command = |reply| Command::Exec(id.clone(), exec_id.clone(), reply);
         let handle = ask(&entry, command).await?;
-        exec::sync(handle, &id, &exec_id, args, timeout).await
+        let agent = handle.agent.clone();
+        let work = exec::sync(handle, &id, &exec_id, args, timeout);
+        agent.guard(work).await?
     }
 
     /// Starts a command in a running container, with streams and perhaps a terminal.
@@ -313,7 +315,9 @@ impl Pods {
         let exec_id = ContainerId::random().short().to_owned();
         let command = |reply| Command::Exec(id.clone(), exec_id.clone(), reply);
         let handle = ask(&entry, command).await?;
-        session::exec::start(handle, permit, id, exec_id, args, streams).await
+        let agent = handle.agent.clone();
+        let work = session::exec::start(handle, permit, id, exec_id, args, streams);
+        agent.guard(work).await?
     }
 
     /// Connects a client to a running container's first process. It sees what the process writes
@@ -333,7 +337,9 @@ impl Pods {
         let (id, entry) = self.node.registry.container(id)?;
         let permit = entry.permits.session("attach to the container")?;
         let handle = ask(&entry, |reply| Command::Attach(id.clone(), reply)).await?;
-        session::attach::start(handle, permit, entry.view, id, streams).await
+        let agent = handle.agent.clone();
+        let work = session::attach::start(handle, permit, entry.view.subscribe(), id, streams);
+        agent.guard(work).await?
     }
 
     /// Connects to a TCP port of a sandbox from inside: 127.0.0.1, then ::1.
@@ -346,7 +352,9 @@ impl Pods {
         let entry = self.node.registry.sandbox(pod)?;
         let permit = entry.permits.dial("connect to the sandbox")?;
         let agent = ask(&entry, Command::Agent).await?;
-        session::dial::dial(&agent, permit, port).await
+        agent
+            .guard(session::dial::dial(&agent, permit, port))
+            .await?
     }
 
     /// Counters of a sandbox's VM.
@@ -389,16 +397,24 @@ async fn ask<T>(
     entry: &PodEntry,
     command: impl FnOnce(Reply<T>) -> Command,
 ) -> Result<T, PodError> {
-    // The task ends when the pod is removed.
-    let removed = || PodError::NotFound {
-        object: ObjectKind::Sandbox,
-        id: entry.id.to_string(),
+    // The task ends when the pod is removed, or in a panic, of which the pod tells.
+    let ended = || match entry.view.borrow().phase {
+        Phase::Gone => PodError::NotFound {
+            object: ObjectKind::Sandbox,
+            id: entry.id.to_string(),
+        },
+        Phase::Starting | Phase::Up => PodError::internal("ask the pod's task", TaskEnded),
     };
     let (reply, answer) = oneshot::channel();
     let sent = entry.commands.send(command(reply)).await;
-    sent.map_err(|_| removed())?;
-    answer.await.map_err(|_| removed())?
+    sent.map_err(|_| ended())?;
+    answer.await.map_err(|_| ended())?
 }
+
+/// What was asked of a pod's task was not done, or it is not known whether.
+#[derive(Debug, thiserror::Error)]
+#[error("it ended by an internal error")]
+struct TaskEnded;
 
 fn absent_is_done(result: Result<(), PodError>) -> Result<(), PodError> {
     match result {

@@ -22,7 +22,10 @@ use std::{
 
 use futures::future::join_all;
 use hull_image::ImageId;
-use tokio::time::{Instant, timeout};
+use tokio::{
+    task::JoinHandle,
+    time::{Instant, timeout},
+};
 
 use crate::{
     beneath,
@@ -42,9 +45,10 @@ use crate::{
         pump::{ContainerLog, LogTarget},
     },
     node::Node,
+    panics::{Panic, caught},
     ports::{PodImages, PodNetworking},
     record::{ContainerRecord, RecordedState, Records, SandboxRecord},
-    registry::{Delivered, Phase},
+    registry::{Delivered, Phase, PodEntry},
     storage::{files::Reach, images::ImageDisks, scratch},
     vm::{
         client::VmClient,
@@ -101,7 +105,12 @@ pub(crate) async fn open(
             let containers = by_pod.remove(&sandbox.id).unwrap_or_default();
             let server = servers.remove(sandbox.id.as_str());
             // From here on it is listed as it was; calls wait until it is recovered.
-            tokio::spawn(Recovery::new(&node, sandbox, containers, server).run())
+            let id = sandbox.id.clone();
+            supervise(
+                &node,
+                id,
+                Recovery::new(&node, sandbox, containers, server).run(),
+            )
         })
         .collect();
     let recovered = pods.into_iter().map(|pod| async move {
@@ -112,6 +121,62 @@ pub(crate) async fn open(
         tracing::warn!("some pods of an earlier daemon do not answer yet");
     }
     Ok(node)
+}
+
+/// Runs the task of a pod. A panic in it ends this pod's VM, and nothing of other pods.
+pub(crate) fn supervise(
+    node: &Arc<Node>,
+    id: PodId,
+    task: impl Future<Output = ()> + Send + 'static,
+) -> JoinHandle<()> {
+    let node = Arc::clone(node);
+    tokio::spawn(async move {
+        let Err(panic) = caught(task).await else {
+            return;
+        };
+        tracing::error!(pod = %id, %panic, "the pod's task ended, its VM is killed");
+        let failure = match caught(take_over(&node, &id, panic)).await {
+            Ok(Ok(())) => return,
+            Ok(Err(error)) => error.report(),
+            Err(panic) => panic.to_string(),
+        };
+        tracing::error!(pod = %id, failure, "the pod is left alone until the daemon starts again");
+    })
+}
+
+/// Makes a task anew for a pod whose task panicked: from its record, and without its guest, so that
+/// it can't be brought to panic again.
+async fn take_over(node: &Arc<Node>, id: &PodId, panic: Panic) -> Result<(), PodError> {
+    let run = RunDir::of(&node.config, id);
+    let all = RunDir::all(&node.config);
+    let end = move || {
+        let found = VmmProcess::find_all(&all).into_iter();
+        found
+            .filter(|found| found.run == run.path())
+            .for_each(|found| found.process.kill());
+    };
+    blocking(end).await;
+    let Some(entry) = node.registry.find(id) else {
+        return Ok(());
+    };
+    let why = panic.to_string();
+    entry.started.send_if_modified(|started| {
+        let is_news = started.is_none();
+        started.get_or_insert(Err(panic.into()));
+        is_news
+    });
+    let records = node.records.clone();
+    let (sandboxes, containers) = blocking(move || records.load()).await?;
+    let Some(sandbox) = sandboxes.into_iter().find(|sandbox| sandbox.id == *id) else {
+        // It was not yet there, or no longer.
+        node.registry.release(id);
+        return Ok(());
+    };
+    let containers = containers.into_iter().filter(|c| c.pod == *id).collect();
+    Recovery::behind(entry, node, sandbox, containers, why)
+        .run()
+        .await;
+    Ok(())
 }
 
 /// A sandbox on its way from its record to its task.
@@ -126,9 +191,12 @@ struct Recovery {
     unanswered: Vec<ContainerId>,
     /// Serves files of the host to it.
     server: Option<VmmProcess>,
+    /// Why its VM is not to be adopted.
+    failure: Option<String>,
 }
 
 impl Recovery {
+    /// Of a pod of an earlier daemon.
     fn new(
         node: &Arc<Node>,
         mut record: SandboxRecord,
@@ -137,7 +205,41 @@ impl Recovery {
     ) -> Self {
         let was = record.state;
         record.state = after_restart(was);
-        let (mut driver, entry) = Driver::new(Arc::clone(node), record.clone(), Phase::Up);
+        let (driver, entry) = Driver::new(Arc::clone(node), record.clone(), Phase::Up);
+        let this = Self::of(node, driver, record, was, containers);
+        if let Err(error) = node.registry.reserve(entry) {
+            tracing::error!(pod = %this.record.id, %error, "two records have one name");
+        }
+        Self { server, ..this }
+    }
+
+    /// Of a pod whose task failed.
+    fn behind(
+        entry: PodEntry,
+        node: &Arc<Node>,
+        mut record: SandboxRecord,
+        containers: Vec<ContainerRecord>,
+        failure: String,
+    ) -> Self {
+        let was = record.state;
+        record.state = after_restart(was);
+        let phase = Phase::Up;
+        let (driver, entry) = Driver::behind(entry, Arc::clone(node), record.clone(), phase);
+        let this = Self::of(node, driver, record, was, containers);
+        node.registry.replace(entry);
+        Self {
+            failure: Some(failure),
+            ..this
+        }
+    }
+
+    fn of(
+        node: &Arc<Node>,
+        mut driver: Driver,
+        record: SandboxRecord,
+        was: State,
+        containers: Vec<ContainerRecord>,
+    ) -> Self {
         let mut unanswered = Vec::new();
         for container in &containers {
             match resume(container) {
@@ -146,9 +248,6 @@ impl Recovery {
             }
         }
         driver.publish();
-        if let Err(error) = node.registry.reserve(entry) {
-            tracing::error!(pod = %record.id, %error, "two records have one name");
-        }
         Self {
             node: Arc::clone(node),
             driver,
@@ -156,7 +255,8 @@ impl Recovery {
             was,
             containers,
             unanswered,
-            server,
+            server: None,
+            failure: None,
         }
     }
 
@@ -164,9 +264,10 @@ impl Recovery {
         if let Some(server) = self.server {
             self.driver.files().lock().await.adopt(server);
         }
-        let adopted = match self.record.state {
-            State::Ready => self.adopt().await,
-            _ => Err("it was being started or ended".into()),
+        let adopted = match (self.failure.take(), self.record.state) {
+            (Some(failure), _) => Err(failure),
+            (None, State::Ready) => self.adopt().await,
+            (None, _) => Err("it was being started or ended".into()),
         };
         let guest = adopted.as_ref().ok();
         for id in std::mem::take(&mut self.unanswered) {
@@ -179,7 +280,7 @@ impl Recovery {
             }
             Err(why) => {
                 if self.record.state == State::Ready {
-                    tracing::warn!(pod = %self.record.id, %why, "VM of an earlier daemon is gone");
+                    tracing::warn!(pod = %self.record.id, %why, "VM can't be gone on with");
                     self.driver.note(format!("the VM is gone: {why}"));
                 }
                 // In the state Ready this makes it Broken; in any other it ends what still runs.
@@ -201,7 +302,7 @@ impl Recovery {
         }
         self.driver.publish();
         self.driver.adopted();
-        tokio::spawn(self.driver.run());
+        supervise(&self.node, self.record.id, self.driver.run());
     }
 
     /// Lets the containers go on where they are.

@@ -51,9 +51,10 @@ pub(crate) struct PodEntry {
     pub id: PodId,
     pub spec: Arc<SandboxSpec>,
     pub commands: mpsc::Sender<Command>,
-    pub view: watch::Receiver<Arc<PodView>>,
-    /// What its start came to; none while it goes on.
-    pub started: watch::Receiver<Option<Result<(), PodError>>>,
+    /// Outlives the task, for those who wait: another one may take its place.
+    pub view: watch::Sender<Arc<PodView>>,
+    /// What its start came to; none while it goes on. Outlives the task too.
+    pub started: watch::Sender<Option<Result<(), PodError>>>,
     pub delivered: Delivered,
     pub permits: Permits,
 }
@@ -99,6 +100,16 @@ impl Registry {
                 id: holder.id.to_string(),
             }),
         }
+    }
+
+    /// The entry of a pod whose task is gone.
+    pub(crate) fn find(&self, id: &PodId) -> Option<PodEntry> {
+        self.lock().get(id).cloned()
+    }
+
+    /// Puts an entry in the place of the one of the same pod.
+    pub(crate) fn replace(&self, entry: PodEntry) {
+        self.lock().insert(entry.id.clone(), entry);
     }
 
     /// Gives the name of a pod back.

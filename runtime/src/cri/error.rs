@@ -35,6 +35,9 @@ pub(crate) enum CriError {
     /// Requests for streams.
     #[error(transparent)]
     Stream(#[from] RequestError),
+    /// The call panicked; the process's panic hook has told where.
+    #[error("internal error, of which the daemon's log tells more")]
+    Panicked,
     /// A task of ours ended without an answer.
     #[error("{action}")]
     Task {

@@ -22,11 +22,13 @@ mod tests;
 
 use std::{
     future::Future,
+    panic::AssertUnwindSafe,
     path::PathBuf,
     sync::Arc,
     time::{Instant, SystemTime, UNIX_EPOCH},
 };
 
+use futures::FutureExt;
 use hull_image::ImageStore;
 use hull_network::Network;
 use hull_pod::Pods;
@@ -68,14 +70,17 @@ pub(crate) struct Backend {
 #[derive(Debug, Clone)]
 pub(crate) struct Cri(pub(crate) Arc<Backend>);
 
-/// Runs a verb in its span; an error is logged here and nowhere else.
+/// Runs a verb in its span; an error is logged here and nowhere else. A panic is answered too: the
+/// client's other calls go on.
 pub(crate) async fn answer<T>(
     span: Span,
     verb: impl Future<Output = Result<T, CriError>>,
 ) -> Result<Response<T>, Status> {
     let started = Instant::now();
     async {
-        match verb.await {
+        // What a call shares with others is locked by what does not mind a panic.
+        let result = AssertUnwindSafe(verb).catch_unwind().await;
+        match result.unwrap_or(Err(CriError::Panicked)) {
             Ok(value) => {
                 debug!(ms = started.elapsed().as_millis(), "answered");
                 Ok(Response::new(value))

@@ -12,6 +12,9 @@ use tonic::{
     transport::{Channel, Endpoint},
 };
 
+use tracing::Span;
+
+use super::answer;
 use crate::{
     app::{App, AppError},
     config::{Flags, Settings},
@@ -538,4 +541,12 @@ async fn one_daemon_per_directory_and_the_next_one_may_follow() {
     let socket: PathBuf = directory.path().join("state/hull.sock");
     assert!(!socket.exists());
     Daemon::start_in(directory).await.end().await;
+}
+
+#[tokio::test]
+async fn a_call_that_panics_is_answered() {
+    let verb = async { panic!("as the test says") };
+    let status = answer::<()>(Span::none(), verb).await.unwrap_err();
+    assert_eq!(status.code(), Code::Internal);
+    assert!(status.message().contains("the daemon's log"), "{status}");
 }

@@ -1,7 +1,8 @@
 //! `hull-fs`: serves files of the host to one virtual machine.
 
+use std::panic;
 use std::path::PathBuf;
-use std::process::ExitCode;
+use std::process::{self, ExitCode};
 
 use clap::{Parser, Subcommand};
 use hull_fs::{chain, manager, server};
@@ -38,6 +39,7 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    abort_on_panic();
     let (who, error) = match Arguments::parse().command {
         Command::Run { id, socket, cgroup } => match manager::run(&socket, cgroup.as_deref()) {
             Ok(()) => return ExitCode::SUCCESS,
@@ -50,4 +52,14 @@ fn main() -> ExitCode {
     };
     eprintln!("hull-fs: {who}: {error}");
     ExitCode::FAILURE
+}
+
+/// Has a panic of any thread end the process: a server that goes on without one of them would leave
+/// requests of the guest unanswered.
+fn abort_on_panic() {
+    let print = panic::take_hook();
+    panic::set_hook(Box::new(move |panic| {
+        print(panic);
+        process::abort();
+    }));
 }

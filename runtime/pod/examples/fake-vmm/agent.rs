@@ -70,21 +70,30 @@ impl Guest {
 
     fn exited(&self, container: &str, exec: &str, process: &Process, end: End, timed_out: bool) {
         let at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+        let mut exited = Exited {
+            container_id: container.into(),
+            exec_id: exec.into(),
+            code: end.code,
+            signal: end.signal,
+            oom_killed: end.oom,
+            timed_out,
+            stdout_bytes: process.stdout.total(),
+            stderr_bytes: process.stderr.total(),
+            at_ns: at.as_nanos() as u64,
+            ..Exited::default()
+        };
+        if process.lies().any(|lie| lie == "end") {
+            (exited.stdout_bytes, exited.stderr_bytes) = (u64::MAX, u64::MAX);
+            exited.at_ns = u64::MAX;
+        }
+        self.tell(exited);
+    }
+
+    fn tell(&self, exited: Exited) {
         self.events.send_modify(|events| {
             events.push(Event {
                 seq: events.len() as u64 + 1,
-                kind: Some(Kind::Exited(Exited {
-                    container_id: container.into(),
-                    exec_id: exec.into(),
-                    code: end.code,
-                    signal: end.signal,
-                    oom_killed: end.oom,
-                    timed_out,
-                    stdout_bytes: process.stdout.total(),
-                    stderr_bytes: process.stderr.total(),
-                    at_ns: at.as_nanos() as u64,
-                    ..Exited::default()
-                })),
+                kind: Some(Kind::Exited(exited)),
                 ..Event::default()
             });
         });
@@ -172,6 +181,85 @@ pub fn serve(listener: StdListener, script: Script, report: PathBuf) {
             }
         }
     });
+}
+
+/// All the numbers that there are, of everything.
+fn endless(containers: impl Iterator<Item = String>) -> message::StatsResponse {
+    let all = u64::MAX;
+    let stall = || {
+        MessageField::some(message::Stall {
+            avg10: f64::INFINITY,
+            avg60: f64::NAN,
+            avg300: -f64::MAX,
+            total_us: all,
+            ..message::Stall::default()
+        })
+    };
+    let pressure = || {
+        MessageField::some(message::Pressure {
+            some: stall(),
+            full: stall(),
+            ..message::Pressure::default()
+        })
+    };
+    let usage = message::CgroupStats {
+        cpu_usage_ns: all,
+        cpu_user_ns: all,
+        cpu_system_ns: all,
+        cpu_periods: all,
+        cpu_throttled_periods: all,
+        cpu_throttled_ns: all,
+        cpu_pressure: pressure(),
+        memory_usage_bytes: all,
+        memory_working_set_bytes: all,
+        memory_rss_bytes: all,
+        memory_cache_bytes: all,
+        memory_limit_bytes: all,
+        memory_pressure: pressure(),
+        swap_usage_bytes: all,
+        swap_limit_bytes: all,
+        processes: all,
+        pids: all,
+        pids_limit: all,
+        file_descriptors: all,
+        sockets: all,
+        io: (0..1000)
+            .map(|n| message::DeviceIo {
+                device: format!("\u{1b}vd{n}"),
+                major: u32::MAX,
+                minor: n,
+                read_bytes: all,
+                write_bytes: all,
+                reads: all,
+                writes: all,
+                ..message::DeviceIo::default()
+            })
+            .collect(),
+        ..message::CgroupStats::default()
+    };
+    let disk = || {
+        MessageField::some(message::FilesystemStats {
+            age_ms: all,
+            used_bytes: all,
+            used_inodes: all,
+            capacity_bytes: all,
+            ..message::FilesystemStats::default()
+        })
+    };
+    let of = |id: String| message::ContainerStats {
+        container_id: id,
+        cgroup: MessageField::some(usage.clone()),
+        writable: disk(),
+        ..message::ContainerStats::default()
+    };
+    let containers = containers.chain(std::iter::repeat_n("f".repeat(64), 10));
+    message::StatsResponse {
+        at_ns: all,
+        containers: containers.map(of).collect(),
+        sandbox: MessageField::some(usage.clone()),
+        scratch: disk(),
+        ..message::StatsResponse::default()
+    }
 }
 
 struct Rpc(Arc<Guest>);
@@ -357,6 +445,14 @@ impl Agent for Rpc {
             let message = "exec /nope: not found";
             return Err(refusal(Code::FAILED_PRECONDITION, message));
         }
+        for other in process.lies().filter_map(|lie| lie.strip_prefix("exited:")) {
+            self.0.tell(Exited {
+                container_id: other.into(),
+                code: 1,
+                at_ns: u64::MAX,
+                ..Exited::default()
+            });
+        }
         let guest = Arc::clone(&self.0);
         tokio::spawn(async move {
             let end = process.run(&process).await;
@@ -484,6 +580,10 @@ impl Agent for Rpc {
             ..message::CgroupStats::default()
         };
         let containers = self.0.containers.lock().unwrap();
+        let mut inits = containers.values().map(|container| &container.init);
+        if inits.any(|init| init.lies().any(|lie| lie == "stats")) {
+            return Ok(endless(containers.keys().cloned()));
+        }
         let of = |id: &String| message::ContainerStats {
             container_id: id.clone(),
             cgroup: MessageField::some(usage.clone()),

@@ -5,6 +5,10 @@
 //! stdout instead of ending it), `signals` (writes the signals that the container got), `cat`
 //! (copies its input to its output), `limits` (writes the changes of limits that the container
 //! got), `oom`, `exit:CODE`.
+//!
+//! What the guest tells about it that is not so: `lie:offset` (its output begins at the last byte
+//! there can be), `lie:late-offset` (the same, on connections that want no first byte), `lie:end` (it ended in the far future, and wrote endlessly), `lie:exited:ID` (the
+//! container ID ended), `lie:stats` (the guest uses all there is).
 
 use std::{
     collections::HashSet,
@@ -59,6 +63,11 @@ impl Process {
             received: tokio::sync::Mutex::new(Some(received)),
             ..Self::default()
         })
+    }
+
+    /// What is told of it that is not so.
+    pub fn lies(&self) -> impl Iterator<Item = &str> {
+        self.args.iter().filter_map(|arg| arg.strip_prefix("lie:"))
     }
 
     pub fn signal(&self, signal: u32) {

@@ -1,6 +1,6 @@
 //! Byte streams, as `hull_proto_agent::stream` describes them.
 
-use std::{io, sync::Arc};
+use std::{io, sync::Arc, time::Duration};
 
 use hull_proto_agent::stream::{
     StreamHeader, StreamKind, StreamReply, body_length, decode, encode,
@@ -78,6 +78,20 @@ async fn output(stream: UnixStream, process: &Process, header: &StreamHeader) ->
     let mut state = buffer.subscribe();
     let mut at = header.offset.max(state.borrow().first);
     let (mut reader, mut writer) = stream.into_split();
+    let lies = process.lies().any(|lie| match lie {
+        "offset" => true,
+        "late-offset" => at > 0,
+        _ => false,
+    });
+    if lies {
+        while process.kill.lock().unwrap().is_none() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        let reply = StreamReply::Ok { offset: u64::MAX };
+        writer.write_all(&encode(&reply)?).await?;
+        writer.write_all(b"x").await?;
+        std::future::pending::<()>().await;
+    }
     writer
         .write_all(&encode(&StreamReply::Ok { offset: at })?)
         .await?;

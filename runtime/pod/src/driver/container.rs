@@ -170,8 +170,8 @@ impl Driver {
         let (agent, id) = (live.agent.clone(), id.clone());
         // The result is the event of the process's end, not the answer to the signal.
         self.operations.spawn(async move {
-            match agent.signal(id.as_str(), signal, target).await {
-                Err(error) if !error.is_not_found() => {
+            match agent.guard(agent.signal(id.as_str(), signal, target)).await {
+                Ok(Err(error)) if !error.is_not_found() => {
                     tracing::warn!(container = %id, %signal, %error, "signal a container");
                 }
                 _ => {}

@@ -11,6 +11,10 @@
 //! What takes time in a container runs beside the task, so a stop with a long grace period blocks
 //! nothing else. The start, stop and removal of the whole sandbox run in the task itself:
 //! commands wait until they are over.
+//!
+//! A panic of the task or of an operation ends the task, and what it did not answer fails. Then the
+//! pod is taken over from its record as after a restart of the daemon, but for its VM, which is
+//! killed ([`crate::recover::supervise`]).
 
 mod container;
 mod create;
@@ -47,6 +51,7 @@ use crate::{
         pump::{ContainerLog, LogHandle},
     },
     node::Node,
+    panics::{Panic, caught},
     record::{ContainerRecord, SandboxRecord},
     registry::{Delivered, Phase, PodEntry, PodView},
     session::Permits,
@@ -152,6 +157,8 @@ enum Done {
     Network(NetworkNews),
     /// What is wrong with copies of volumes; empty: nothing.
     Volumes(String),
+    /// It has no result, and those who wait for one can't be answered.
+    Panicked(Panic),
 }
 
 /// What reaches the task besides commands.
@@ -197,25 +204,35 @@ struct ExecEnd {
 impl Driver {
     /// A driver for a sandbox, and the entry by which it is reached.
     pub(crate) fn new(node: Arc<Node>, record: SandboxRecord, phase: Phase) -> (Self, PodEntry) {
-        let (sender, commands) = mpsc::channel(COMMANDS);
-        let (done, dones) = mpsc::unbounded_channel();
         let empty = PodView {
             phase,
             sandbox: sandbox_info(&record, None, ""),
             containers: BTreeMap::new(),
             agent: None,
         };
-        let (view, view_receiver) = watch::channel(Arc::new(empty));
-        let (started, started_receiver) = watch::channel(None);
+        let (commands, _) = mpsc::channel(1);
         let entry = PodEntry {
             id: record.id.clone(),
             spec: Arc::clone(&record.spec),
-            commands: sender,
-            view: view_receiver,
-            started: started_receiver,
+            commands,
+            view: watch::Sender::new(Arc::new(empty)),
+            started: watch::Sender::new(None),
             delivered: Delivered::default(),
             permits: Permits::default(),
         };
+        Self::behind(entry, node, record, phase)
+    }
+
+    /// A driver in the place of one that is gone; who waits for that one's pod goes on waiting.
+    pub(crate) fn behind(
+        mut entry: PodEntry,
+        node: Arc<Node>,
+        record: SandboxRecord,
+        phase: Phase,
+    ) -> (Self, PodEntry) {
+        let (sender, commands) = mpsc::channel(COMMANDS);
+        let (done, dones) = mpsc::unbounded_channel();
+        entry.commands = sender;
         let driver = Self {
             node,
             record,
@@ -232,15 +249,19 @@ impl Driver {
             done,
             dones,
             operations: JoinSet::new(),
-            view,
-            started,
+            view: entry.view.clone(),
+            started: entry.started.clone(),
         };
         (driver, entry)
     }
 
     /// Tells those who ask for the same sandbox again that it was started before.
     pub(crate) fn adopted(&self) {
-        self.started.send_replace(Some(Ok(())));
+        self.started.send_if_modified(|started| {
+            let is_news = started.is_none();
+            started.get_or_insert(Ok(()));
+            is_news
+        });
     }
 
     /// The pod's id.
@@ -333,6 +354,7 @@ impl Driver {
             Input::Done(Done::Created(id, result)) => self.created(id, result).await,
             Input::Done(Done::Event(id, event)) => self.container_event(&id, event).await,
             Input::Done(Done::Updated(id, result)) => self.updated(&id, result).await,
+            Input::Done(Done::Panicked(panic)) => panic.resume(),
             Input::Done(Done::FilesEnded) => self.files_ended(),
             Input::Done(Done::Network(news)) => self.network_changed(news).await,
             Input::Done(Done::Volumes(warning)) => {
@@ -340,14 +362,14 @@ impl Driver {
                 self.publish();
             }
             Input::Guest(GuestEvent::Exited(exit)) => self.process_exited(exit).await,
-            Input::Guest(GuestEvent::Lost(why)) => {
-                // An agent that can't be heard is as good as none: its VM ends, and that is
-                // what is told.
+            Input::Guest(GuestEvent::Failed(why)) => {
+                // An agent that can't be heard or believed is as good as none: its VM ends, and
+                // that is what is told.
                 if let Some(vm) = self.record.vm
                     && vm.process.is_alive()
                 {
-                    tracing::warn!(pod = %self.id(), %why, "the agent is lost, the VM is killed");
-                    self.record.message = format!("the guest's agent is lost: {why}");
+                    tracing::warn!(pod = %self.id(), %why, "the VM is killed");
+                    self.record.message = why;
                     vm.process.kill();
                 }
             }
@@ -478,8 +500,9 @@ impl Driver {
         while self.operations.try_join_next().is_some() {}
         let done = self.done.clone();
         self.operations.spawn(async move {
+            let ended = caught(work).await.unwrap_or_else(Done::Panicked);
             // An error means that the pod's task is gone.
-            let _ = done.send(work.await);
+            let _ = done.send(ended);
         });
     }
 

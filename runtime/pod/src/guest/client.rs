@@ -23,7 +23,7 @@ use ttrpc::{
     context::Context,
 };
 
-use super::{GuestError, connect, printable};
+use super::{GuestError, connect, fault::Fault, printable};
 use crate::{
     info::{ContainerUser, GuestInfo},
     signal::Signal,
@@ -42,6 +42,7 @@ pub(crate) struct Agent {
     vsock: Arc<PathBuf>,
     client: Arc<Mutex<AgentClient>>,
     timeout: Duration,
+    fault: Fault,
 }
 
 impl std::fmt::Debug for Agent {
@@ -64,6 +65,7 @@ impl Agent {
             vsock: Arc::new(vsock.to_owned()),
             client: Arc::new(Mutex::new(client)),
             timeout,
+            fault: Fault::default(),
         };
         Ok((agent, info))
     }
@@ -78,6 +80,11 @@ impl Agent {
     /// The socket that stands for the guest's vsock.
     pub(crate) fn vsock(&self) -> &Path {
         &self.vsock
+    }
+
+    /// What ends its VM.
+    pub(crate) fn fault(&self) -> &Fault {
+        &self.fault
     }
 
     pub(crate) async fn configure(&self, request: ConfigureRequest) -> Result<(), GuestError> {

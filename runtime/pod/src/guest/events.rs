@@ -4,7 +4,7 @@
 //! lost, so no event is missed or handled twice while this process lives. After a restart of the
 //! daemon it begins with the first event that the agent kept; handling an end again has no effect.
 
-use std::time::Duration;
+use std::{ops::RangeInclusive, time::Duration};
 
 use hull_proto_agent::agent::{Event, event::Kind};
 use tokio::{
@@ -12,7 +12,8 @@ use tokio::{
     time::{Instant, sleep},
 };
 
-use super::client::Agent;
+use super::{GuestError, client::Agent, printable};
+use crate::panics::caught;
 
 /// How many events may wait for the pod's task. A guest that sends faster is cut off: memory of
 /// the host is not its to fill.
@@ -22,14 +23,18 @@ const RECONNECT: Duration = Duration::from_secs(30);
 const PAUSE: Duration = Duration::from_millis(100);
 /// Longest id that an event may carry.
 const ID_MAX: usize = 128;
+/// Longest failure of the stream that is shown.
+const MESSAGE_MAX: usize = 1024;
+/// The exit codes that there are (wait(2)); 128 + signal is among them.
+const EXIT_CODES: RangeInclusive<i32> = 0..=255;
 
 /// News from the guest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum GuestEvent {
     /// A process ended.
     Exited(ProcessExit),
-    /// The agent can't be heard any more, though the VM may run.
-    Lost(String),
+    /// It can't be dealt with any more, though the VM may run; why.
+    Failed(String),
 }
 
 /// The end of a process.
@@ -51,9 +56,12 @@ pub(crate) struct ProcessExit {
 pub(crate) fn follow(agent: Agent) -> mpsc::Receiver<GuestEvent> {
     let (sender, receiver) = mpsc::channel(BACKLOG);
     tokio::spawn(async move {
-        let why = pump(&agent, &sender).await;
-        // Nobody to tell: the pod is gone.
-        let _ = sender.send(GuestEvent::Lost(why)).await;
+        let why = tokio::select! {
+            why = caught(pump(&agent, &sender)) => why.unwrap_or_else(|panic| panic.to_string()),
+            why = agent.fault().told() => why,
+        };
+        // An error means that nobody is to be told: the pod is gone.
+        let _ = sender.send(GuestEvent::Failed(why)).await;
     });
     receiver
 }
@@ -75,8 +83,8 @@ async fn pump(agent: &Agent, sender: &mpsc::Sender<GuestEvent>) -> String {
                 match event {
                     Ok(Some(event)) => {
                         lost_since = None;
-                        if let Err(why) = deliver(event, &mut seen, sender) {
-                            return why.into();
+                        if let Err(error) = deliver(event, &mut seen, sender) {
+                            return error.to_string();
                         }
                     }
                     Ok(None) => break "the agent ended its event stream".to_owned(),
@@ -87,7 +95,7 @@ async fn pump(agent: &Agent, sender: &mpsc::Sender<GuestEvent>) -> String {
         };
         let since = *lost_since.get_or_insert_with(Instant::now);
         if since.elapsed() >= RECONNECT {
-            return failure;
+            return lost(&failure);
         }
         tracing::debug!(%failure, "event stream of the guest is lost");
         tokio::select! {
@@ -95,16 +103,22 @@ async fn pump(agent: &Agent, sender: &mpsc::Sender<GuestEvent>) -> String {
             () = sender.closed() => return String::new(),
         }
         if let Err(error) = agent.reconnect(since + RECONNECT).await {
-            return error.to_string();
+            return lost(&error.to_string());
         }
     }
+}
+
+fn lost(failure: &str) -> String {
+    // It may be the guest's text.
+    let failure = printable(failure, MESSAGE_MAX);
+    format!("the guest's agent is lost: {failure}")
 }
 
 fn deliver(
     event: Event,
     seen: &mut u64,
     sender: &mpsc::Sender<GuestEvent>,
-) -> Result<(), &'static str> {
+) -> Result<(), GuestError> {
     if event.seq <= *seen {
         return Ok(());
     }
@@ -112,7 +126,10 @@ fn deliver(
     match event.kind {
         Some(Kind::Exited(exited)) => {
             if exited.container_id.len() > ID_MAX || exited.exec_id.len() > ID_MAX {
-                return Err("the agent sent an id that is too long");
+                return Err(misbehaved("it sent an id that is too long"));
+            }
+            if !EXIT_CODES.contains(&exited.code) {
+                return Err(misbehaved(format!("it sent the exit code {}", exited.code)));
             }
             let exit = ProcessExit {
                 container: exited.container_id,
@@ -126,7 +143,7 @@ fn deliver(
             };
             sender
                 .try_send(GuestEvent::Exited(exit))
-                .map_err(|_| "the agent sends events faster than they can be handled")
+                .map_err(|_| misbehaved("it sends events faster than they can be handled"))
         }
         Some(Kind::Overrun(_)) => {
             tracing::warn!(seq = event.seq, "the agent no longer keeps earlier events");
@@ -134,12 +151,16 @@ fn deliver(
         }
         // An OOM kill is told with the end of the process; the event is only news.
         Some(Kind::Oom(oom)) => {
-            let container = super::printable(&oom.container_id, ID_MAX);
+            let container = printable(&oom.container_id, ID_MAX);
             tracing::debug!(%container, "out of memory in the guest");
             Ok(())
         }
         _ => Ok(()),
     }
+}
+
+fn misbehaved(what: impl Into<String>) -> GuestError {
+    GuestError::Misbehaved { what: what.into() }
 }
 
 #[cfg(test)]
@@ -181,5 +202,21 @@ mod tests {
         deliver(exited(2, "c"), &mut seen, &sender).unwrap();
         assert!(deliver(exited(3, "c"), &mut seen, &sender).is_err());
         assert!(deliver(exited(4, &"x".repeat(200)), &mut seen, &sender).is_err());
+    }
+
+    #[test]
+    fn an_exit_code_is_one_of_a_process() {
+        let (sender, mut receiver) = mpsc::channel(8);
+        for (seq, code) in [(1, i32::MIN), (2, -1), (3, 256), (4, 0), (u64::MAX, 255)] {
+            let mut event = exited(seq, "c");
+            event.mut_exited().code = code;
+            event.mut_exited().at_ns = u64::MAX;
+            assert_eq!(
+                deliver(event, &mut 0, &sender).is_ok(),
+                (0..256).contains(&code)
+            );
+        }
+        assert_eq!(receiver.len(), 2);
+        assert!(receiver.try_recv().is_ok());
     }
 }

@@ -7,6 +7,7 @@ pub(crate) mod client;
 pub(crate) mod configure;
 pub(crate) mod connect;
 pub(crate) mod events;
+pub(crate) mod fault;
 pub(crate) mod network;
 pub(crate) mod stats;
 pub(crate) mod stdio;
@@ -46,6 +47,9 @@ pub(crate) enum GuestError {
     StreamRefused { what: String, message: String },
     #[error("open a stream of {what}")]
     Stream { what: String, source: io::Error },
+    /// It says what can't be: its VM is ended (see [`fault`]).
+    #[error("the guest's agent misbehaves: {what}")]
+    Misbehaved { what: String },
 }
 
 impl GuestError {
@@ -86,9 +90,9 @@ impl From<GuestError> for PodError {
                     },
                 ),
             },
-            GuestError::Invalid { .. } | GuestError::StreamRefused { .. } => {
-                Self::internal("ask the guest's agent", error)
-            }
+            GuestError::Invalid { .. }
+            | GuestError::StreamRefused { .. }
+            | GuestError::Misbehaved { .. } => Self::internal("ask the guest's agent", error),
             other => Self::unavailable("reach the guest's agent", other),
         }
     }

@@ -73,7 +73,12 @@ impl Follower {
             known,
             refused: BTreeSet::new(),
         };
-        Self(tokio::spawn(follow.run(is_adopted)).abort_handle())
+        let agent = follow.reach.agent.clone();
+        let following = async move {
+            // A panic has told the pod's task.
+            let _ = agent.guard(follow.run(is_adopted)).await;
+        };
+        Self(tokio::spawn(following).abort_handle())
     }
 }
 

@@ -3,12 +3,14 @@
 //! The agent keeps what is not acknowledged, so a connection that is lost is opened again where
 //! the last one ended. Where the output ends is known from the event of the process's end; the
 //! end of a connection alone proves nothing.
+//!
+//! Where the agent begins is where it was asked to, or before. It would have to begin later if more
+//! had been acknowledged than is known here, which can't be: bytes are acknowledged after they were
+//! written and noted ([`crate::logs`]), and the note lives exactly as long as the VM, in the memory of
+//! the same host. So an agent that begins later lies, or the note was removed under a running pod;
+//! either way output is lost, and its VM is ended for it.
 
-use std::{
-    io,
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{io, path::Path, time::Duration};
 
 use hull_proto_agent::{
     STREAM_PORT,
@@ -55,7 +57,7 @@ pub(crate) enum OutputKind {
 /// One output of one process.
 #[derive(Debug)]
 pub(crate) struct Output {
-    vsock: PathBuf,
+    agent: Agent,
     header: StreamHeader,
     /// Bytes received so far.
     received: u64,
@@ -78,7 +80,7 @@ impl Output {
         end: watch::Receiver<OutputEnd>,
     ) -> Self {
         Self {
-            vsock: agent.vsock().to_owned(),
+            agent: agent.clone(),
             header: StreamHeader {
                 kind: match kind {
                     OutputKind::Stdout => StreamKind::Stdout,
@@ -109,8 +111,12 @@ impl Output {
     pub(crate) async fn read(&mut self, buffer: &mut [u8]) -> usize {
         let mut deadline = None;
         loop {
+            // Looked at first: what is told before the last one who could tell is gone counts.
+            let is_orphan = self.end.has_changed().is_err();
             let end = *self.end.borrow_and_update();
             match end {
+                // Nobody will tell the end: nobody waits for the output any more.
+                OutputEnd::Open if is_orphan => return 0,
                 OutputEnd::Open => {}
                 OutputEnd::At(total) if self.received >= total => return 0,
                 OutputEnd::Gone if self.connection.is_none() => return 0,
@@ -133,16 +139,12 @@ impl Output {
                 None => tokio::select! {
                     biased;
                     read = connection.read(buffer) => read,
-                    changed = self.end.changed() => match changed {
-                        Ok(()) => continue,
-                        // Nobody will tell the end: nobody waits for the output any more.
-                        Err(_) => return 0,
-                    },
+                    _ = self.end.changed() => continue,
                 },
             };
             match read {
                 Ok(length) if length > 0 => {
-                    self.received += length as u64;
+                    self.received = self.received.saturating_add(length as u64);
                     self.pause = PAUSE;
                     return length;
                 }
@@ -180,23 +182,29 @@ impl Output {
     async fn connect(&mut self) -> Result<(), GuestError> {
         // Not what was received: the agent forgets what is before the offset.
         self.header.offset = self.safe;
-        let (mut stream, offset) = connect_stream(&self.vsock, &self.header).await?;
-        match offset {
-            offset if offset > self.received => {
-                let (missing, container) = (offset - self.received, &self.header.container);
-                tracing::warn!(%container, missing, "output was acknowledged but is not here");
-                self.received = offset;
-                self.safe = offset;
-            }
-            offset => {
-                let known = self.received - offset;
-                skip(&mut stream, known)
-                    .await
-                    .map_err(|source| self.failed(source))?;
-            }
-        }
+        let (mut stream, offset) = connect_stream(self.agent.vsock(), &self.header).await?;
+        let known = self
+            .known(offset)
+            .inspect_err(|error| self.agent.fault().tell(error))?;
+        skip(&mut stream, known)
+            .await
+            .map_err(|source| self.failed(source))?;
         self.connection = Some(stream);
         Ok(())
+    }
+
+    /// How many of the bytes from `offset` on were received before.
+    fn known(&self, offset: u64) -> Result<u64, GuestError> {
+        match self.received.checked_sub(offset) {
+            Some(known) if offset <= self.safe => Ok(known),
+            _ => Err(GuestError::Misbehaved {
+                what: format!(
+                    "output of {} begins at byte {offset}, of which {} were acknowledged",
+                    what(&self.header),
+                    self.safe
+                ),
+            }),
+        }
     }
 
     fn failed(&self, source: io::Error) -> GuestError {

@@ -88,7 +88,12 @@ impl ContainerLog {
                     .unwrap_or_else(PoisonError::into_inner)
                     .written(kind);
                 let output = Output::new(agent, kind, &container, "", offset, end);
-                tokio::spawn(pump(output, kind, offset, Arc::clone(&file), live))
+                let pump = pump(output, kind, offset, Arc::clone(&file), live);
+                let agent = agent.clone();
+                tokio::spawn(async move {
+                    // A panic has told the pod's task.
+                    let _ = agent.guard(pump).await;
+                })
             })
             .collect();
         Ok(Self {

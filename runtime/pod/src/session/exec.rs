@@ -87,7 +87,8 @@ impl Drop for ExecControl {
             let (agent, container) = (self.agent.clone(), self.container.clone());
             let target = SignalTarget::Exec(std::mem::take(&mut self.exec));
             runtime.spawn(async move {
-                if let Err(error) = agent.signal(container.as_str(), Signal::KILL, target).await {
+                let killed = agent.signal(container.as_str(), Signal::KILL, target);
+                if let Ok(Err(error)) = agent.guard(killed).await {
                     tracing::debug!(%container, %error, "kill a command that was left");
                 }
             });
@@ -151,7 +152,11 @@ pub(crate) async fn start(
     let mut open = |kind, end, wanted: bool| {
         let output = Output::new(&agent, kind, container.as_str(), &exec, 0, end);
         let (ours, theirs) = duplex(BUFFER);
-        control.pumps.spawn(pump(output, ours));
+        let (agent, pump) = (agent.clone(), pump(output, ours));
+        control.pumps.spawn(async move {
+            // A panic has told the pod's task.
+            let _ = agent.guard(pump).await;
+        });
         wanted.then(|| Box::new(theirs) as SessionOutput)
     };
     let stdout = open(OutputKind::Stdout, handle.stdout_end, streams.stdout);

@@ -79,14 +79,16 @@ async fn guest(node: &Node, view: &PodView) -> Option<Answer> {
     if view.sandbox.state != SandboxState::Ready || node.samples.is_silent(id.as_str()) {
         return None;
     }
-    match ask(node, view, agent).await {
-        Ok(answer) => Some(answer),
-        Err(error) => {
+    match agent.guard(ask(node, view, agent)).await {
+        Ok(Ok(answer)) => Some(answer),
+        Ok(Err(error)) => {
             let error = &error as &dyn std::error::Error;
             tracing::warn!(pod = %id, error, "no numbers of this pod for a while");
             node.samples.silent(id.as_str());
             None
         }
+        // The pod's task tells.
+        Err(_) => None,
     }
 }
 

@@ -235,7 +235,11 @@ impl LiveVolumes {
         tell: impl Fn(String) + Send + Sync + 'static,
     ) -> Self {
         let changed = Arc::new(Notify::new());
-        let following = follow(pod, agent, Arc::clone(&changed), tell);
+        let follow = follow(pod, agent.clone(), Arc::clone(&changed), tell);
+        let following = async move {
+            // A panic has told the pod's task.
+            let _ = agent.guard(follow).await;
+        };
         Self {
             changed,
             watched: HashMap::new(),

@@ -23,7 +23,7 @@ use tokio::{
 };
 
 use super::VmError;
-use crate::beneath;
+use crate::{beneath, panics::caught};
 
 /// How long the VMM may take to answer; it allocates memory and loads a kernel in this time.
 const CALL_TIMEOUT: Duration = Duration::from_secs(30);
@@ -78,7 +78,13 @@ impl VmClient {
         };
         let (calls, receiver) = mpsc::channel(16);
         let (gone_sender, gone) = watch::channel(false);
-        tokio::spawn(serve(stream, receiver, gone_sender));
+        tokio::spawn(async move {
+            // However it ends, the VM can't be spoken with any more.
+            if let Err(panic) = caught(serve(stream, receiver)).await {
+                tracing::error!(%panic, "connection to a VMM");
+            }
+            gone_sender.send_replace(true);
+        });
         let client = Self {
             calls,
             gone,
@@ -201,7 +207,7 @@ impl VmClient {
 }
 
 /// Owns the connection until it ends or nobody has a handle any more.
-async fn serve(mut stream: UnixStream, mut calls: mpsc::Receiver<Call>, gone: watch::Sender<bool>) {
+async fn serve(mut stream: UnixStream, mut calls: mpsc::Receiver<Call>) {
     loop {
         let mut byte = [0_u8; 1];
         tokio::select! {
@@ -224,7 +230,6 @@ async fn serve(mut stream: UnixStream, mut calls: mpsc::Receiver<Call>, gone: wa
             _ = stream.read(&mut byte) => break,
         }
     }
-    gone.send_replace(true);
 }
 
 async fn exchange(stream: &mut UnixStream, call: &Call) -> Result<Response, VmError> {

@@ -5,6 +5,7 @@
 
 mod common;
 mod faults;
+mod hostile;
 mod life;
 mod local;
 mod recovery;

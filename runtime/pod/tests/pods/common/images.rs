@@ -4,7 +4,10 @@ use std::{
     collections::BTreeSet,
     fs,
     path::{Path, PathBuf},
-    sync::Mutex,
+    sync::{
+        Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use futures::future::{BoxFuture, FutureExt};
@@ -18,6 +21,8 @@ pub struct FakeImages {
     pub disk: PathBuf,
     id: ImageId,
     leases: Mutex<BTreeSet<String>>,
+    /// The next lease panics.
+    pub panic: AtomicBool,
 }
 
 impl FakeImages {
@@ -29,6 +34,7 @@ impl FakeImages {
             disk,
             id: ImageId::try_from(format!("sha256:{}", "1f".repeat(32))).unwrap(),
             leases: Mutex::default(),
+            panic: AtomicBool::new(false),
         }
     }
 
@@ -77,8 +83,15 @@ impl PodImages for FakeImages {
         _: &'a ImageId,
         owner: &'a str,
     ) -> BoxFuture<'a, Result<(), StoreError>> {
-        self.add_lease(owner);
-        async { Ok(()) }.boxed()
+        async {
+            self.add_lease(owner);
+            assert!(
+                !self.panic.swap(false, Ordering::Relaxed),
+                "as the test says"
+            );
+            Ok(())
+        }
+        .boxed()
     }
 
     fn release<'a>(&'a self, owner: &'a str) -> BoxFuture<'a, Result<(), StoreError>> {

@@ -23,6 +23,8 @@ pub struct Faults {
     pub teardown: bool,
     /// It never ends.
     pub join: bool,
+    /// The call of this name panics, once.
+    pub panic: Option<&'static str>,
 }
 
 #[derive(Debug)]
@@ -67,6 +69,14 @@ impl FakeNetwork {
         self.up.lock().unwrap().clone()
     }
 
+    fn panic_at(&self, call: &str) {
+        let mut faults = self.faults.lock().unwrap();
+        if faults.panic.take_if(|at| *at == call).is_some() {
+            drop(faults);
+            panic!("as the test says");
+        }
+    }
+
     pub fn add_orphan(&self, pod: &str) {
         self.up.lock().unwrap().insert(pod.into());
     }
@@ -86,6 +96,7 @@ impl PodNetworking for FakeNetwork {
 
     fn setup(&self, mut record: NetworkRecord) -> BoxFuture<'_, Result<PodNetwork, NetworkError>> {
         async move {
+            self.panic_at("setup");
             if self.faults.lock().unwrap().setup {
                 return Err(fault());
             }
@@ -114,6 +125,7 @@ impl PodNetworking for FakeNetwork {
         record: &'a NetworkRecord,
     ) -> BoxFuture<'a, Result<(), NetworkError>> {
         async move {
+            self.panic_at("teardown");
             if self.faults.lock().unwrap().teardown {
                 return Err(fault());
             }
@@ -135,8 +147,11 @@ impl PodNetworking for FakeNetwork {
         &'a self,
         _: &'a NetworkRecord,
     ) -> BoxFuture<'a, Result<watch::Receiver<GuestNetwork>, NetworkError>> {
-        let receiver = self.guest.subscribe();
-        async { Ok(receiver) }.boxed()
+        async {
+            self.panic_at("watch");
+            Ok(self.guest.subscribe())
+        }
+        .boxed()
     }
 
     /// What is joined leads into the guest.
