@@ -15,6 +15,20 @@
 //!
 //! A frame is a `u32` length (little endian, at most [`MAX_FRAME`]) and JSON.
 
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::arithmetic_side_effects,
+        clippy::cast_possible_truncation,
+        clippy::cast_possible_wrap,
+        clippy::cast_sign_loss,
+        clippy::indexing_slicing,
+        clippy::panic,
+        clippy::string_slice,
+        clippy::unreachable
+    )
+)]
+
 use std::io;
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -82,10 +96,7 @@ pub fn encode<T: Serialize>(value: &T) -> io::Result<Vec<u8>> {
         .ok()
         .filter(|_| body.len() <= MAX_FRAME)
         .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "stream frame too large"))?;
-    let mut frame = Vec::with_capacity(4 + body.len());
-    frame.extend_from_slice(&length.to_le_bytes());
-    frame.extend_from_slice(&body);
-    Ok(frame)
+    Ok([&length.to_le_bytes(), body.as_slice()].concat())
 }
 
 /// Returns the length of the body that follows a frame's four length bytes.

@@ -10,6 +10,19 @@
 //! When the VM ends, the VMM writes an [`ExitReport`] to the file given on its
 //! command line, closes its connections and exits.
 
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::arithmetic_side_effects,
+        clippy::cast_possible_truncation,
+        clippy::cast_possible_wrap,
+        clippy::cast_sign_loss,
+        clippy::indexing_slicing,
+        clippy::panic,
+        clippy::string_slice,
+        clippy::unreachable
+    )
+)]
 #![forbid(unsafe_code)]
 
 pub mod fs;
@@ -284,10 +297,7 @@ pub fn encode<T: Serialize>(message: &T) -> Result<Vec<u8>, CodecError> {
         .ok()
         .filter(|_| body.len() <= MAX_MESSAGE)
         .ok_or(CodecError::TooLarge(body.len()))?;
-    let mut frame = Vec::with_capacity(4 + body.len());
-    frame.extend_from_slice(&length.to_le_bytes());
-    frame.extend_from_slice(&body);
-    Ok(frame)
+    Ok([&length.to_le_bytes(), body.as_slice()].concat())
 }
 
 /// Returns the length of the body that follows a message's four length bytes.

@@ -2,11 +2,19 @@
 
 use std::{
     fmt::Write,
-    time::{SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
+
+use tokio::time::Instant;
 
 const SECOND_NS: i64 = 1_000_000_000;
 const DAY_S: i64 = 86_400;
+
+/// The moment when `limit` is over.
+pub(crate) fn after(limit: Duration) -> Instant {
+    let now = Instant::now();
+    now.checked_add(limit).unwrap_or(now)
+}
 
 /// Unix time in nanoseconds.
 pub(crate) fn now_ns() -> i64 {

@@ -1,5 +1,19 @@
 //! A command run in a container, with its output collected.
 
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::arithmetic_side_effects,
+        clippy::cast_possible_truncation,
+        clippy::cast_possible_wrap,
+        clippy::cast_sign_loss,
+        clippy::indexing_slicing,
+        clippy::panic,
+        clippy::string_slice,
+        clippy::unreachable
+    )
+)]
+
 use std::time::Duration;
 
 use tokio::{sync::watch, time::timeout};
@@ -100,13 +114,13 @@ async fn collect(
     let mut buffer = vec![0; BUFFER];
     let mut total = 0;
     loop {
-        let length = output.read(&mut buffer).await;
-        if length == 0 {
+        let bytes = output.read(&mut buffer).await;
+        if bytes.is_empty() {
             return collected;
         }
-        let room = OUTPUT_MAX - collected.len();
-        collected.extend_from_slice(&buffer[..length.min(room)]);
-        total += length as u64;
+        let room = OUTPUT_MAX.saturating_sub(collected.len());
+        collected.extend_from_slice(bytes.get(..room).unwrap_or(bytes));
+        total = u64::saturating_add(total, bytes.len() as u64);
         output.acknowledge(total).await;
     }
 }

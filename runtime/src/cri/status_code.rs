@@ -25,9 +25,9 @@ fn code(error: &CriError) -> Code {
         CriError::Stream(RequestError::Missing(_) | RequestError::Invalid { .. }) => {
             Code::InvalidArgument
         }
-        CriError::Task { .. }
-        | CriError::Panicked
-        | CriError::Stream(RequestError::Random(_)) => Code::Internal,
+        CriError::Task { .. } | CriError::Panicked | CriError::Stream(RequestError::Random(_)) => {
+            Code::Internal
+        }
     }
 }
 

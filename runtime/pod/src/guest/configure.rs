@@ -150,7 +150,8 @@ pub(crate) fn hostname(spec: &SandboxSpec) -> &str {
         return &spec.hostname;
     }
     let name = &spec.metadata.name;
-    let label = &name[..name.floor_char_boundary(LABEL_MAX)];
+    let label = name.get(..name.floor_char_boundary(LABEL_MAX));
+    let label = label.unwrap_or_default();
     label.trim_end_matches(['-', '.'])
 }
 

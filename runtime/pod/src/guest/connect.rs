@@ -14,7 +14,7 @@ use tokio::{
 };
 
 use super::GuestError;
-use crate::beneath;
+use crate::{beneath, clock};
 
 /// Longest answer to `CONNECT`: `OK `, ten digits and the line end.
 const ANSWER_MAX: usize = 32;
@@ -63,7 +63,7 @@ pub(crate) async fn dial_until(
     let begin = Instant::now();
     let mut pause = PAUSE_MIN;
     loop {
-        let attempt = deadline.min(Instant::now() + ATTEMPT);
+        let attempt = deadline.min(clock::after(ATTEMPT));
         let failure = match timeout_at(attempt, dial(vsock, port)).await {
             Ok(Ok(stream)) => return Ok(stream),
             Ok(Err(source)) => GuestError::Connect { port, source },
@@ -72,11 +72,11 @@ pub(crate) async fn dial_until(
                 seconds: begin.elapsed().as_secs(),
             },
         };
-        if Instant::now() + pause >= deadline {
+        if clock::after(pause) >= deadline {
             return Err(failure);
         }
         sleep(pause).await;
-        pause = (pause * 2).min(PAUSE_MAX);
+        pause = pause.saturating_mul(2).min(PAUSE_MAX);
     }
 }
 

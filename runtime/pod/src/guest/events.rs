@@ -13,7 +13,7 @@ use tokio::{
 };
 
 use super::{GuestError, client::Agent, printable};
-use crate::panics::caught;
+use crate::{clock, panics::caught};
 
 /// How many events may wait for the pod's task. A guest that sends faster is cut off: memory of
 /// the host is not its to fill.
@@ -69,7 +69,7 @@ pub(crate) fn follow(agent: Agent) -> mpsc::Receiver<GuestEvent> {
 /// Returns why it can't go on.
 async fn pump(agent: &Agent, sender: &mpsc::Sender<GuestEvent>) -> String {
     let mut seen = 0;
-    let mut lost_since: Option<Instant> = None;
+    let mut lost_until: Option<Instant> = None;
     loop {
         if sender.is_closed() {
             return String::new();
@@ -82,7 +82,7 @@ async fn pump(agent: &Agent, sender: &mpsc::Sender<GuestEvent>) -> String {
                 };
                 match event {
                     Ok(Some(event)) => {
-                        lost_since = None;
+                        lost_until = None;
                         if let Err(error) = deliver(event, &mut seen, sender) {
                             return error.to_string();
                         }
@@ -93,8 +93,8 @@ async fn pump(agent: &Agent, sender: &mpsc::Sender<GuestEvent>) -> String {
             },
             Err(error) => error.to_string(),
         };
-        let since = *lost_since.get_or_insert_with(Instant::now);
-        if since.elapsed() >= RECONNECT {
+        let deadline = *lost_until.get_or_insert_with(|| clock::after(RECONNECT));
+        if Instant::now() >= deadline {
             return lost(&failure);
         }
         tracing::debug!(%failure, "event stream of the guest is lost");
@@ -102,7 +102,7 @@ async fn pump(agent: &Agent, sender: &mpsc::Sender<GuestEvent>) -> String {
             () = sleep(PAUSE) => {}
             () = sender.closed() => return String::new(),
         }
-        if let Err(error) = agent.reconnect(since + RECONNECT).await {
+        if let Err(error) = agent.reconnect(deadline).await {
             return lost(&error.to_string());
         }
     }

@@ -3,6 +3,20 @@
 //! The guest is hostile: what comes from it is checked here and turned into types of this crate.
 //! Types of the agent's contract go no further than this module.
 
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::arithmetic_side_effects,
+        clippy::cast_possible_truncation,
+        clippy::cast_possible_wrap,
+        clippy::cast_sign_loss,
+        clippy::indexing_slicing,
+        clippy::panic,
+        clippy::string_slice,
+        clippy::unreachable
+    )
+)]
+
 pub(crate) mod client;
 pub(crate) mod configure;
 pub(crate) mod connect;
@@ -107,7 +121,7 @@ pub(crate) fn printable(text: &str, max: usize) -> String {
         } else {
             c
         };
-        if out.len() + c.len_utf8() > max {
+        if out.len().saturating_add(c.len_utf8()) > max {
             break;
         }
         out.push(c);

@@ -103,7 +103,7 @@ impl<F: Fn(NetworkNews) + Send + Sync> Follow<F> {
         while is_adopted && let Err(error) = self.reconcile().await {
             self.warn(&error, "compare a VM's network devices with the record");
             sleep(pause).await;
-            pause = LONGEST_PAUSE.min(2 * pause);
+            pause = LONGEST_PAUSE.min(pause.saturating_mul(2));
         }
         loop {
             match self.reach.node.network.watch(&self.record).await {
@@ -117,7 +117,7 @@ impl<F: Fn(NetworkNews) + Send + Sync> Follow<F> {
                     if let Err(error) = self.tell_guest(now).await {
                         self.warn(&error, "change the guest's network");
                         sleep(pause).await;
-                        pause = LONGEST_PAUSE.min(2 * pause);
+                        pause = LONGEST_PAUSE.min(pause.saturating_mul(2));
                         continue;
                     }
                     pause = PAUSE;
@@ -129,7 +129,7 @@ impl<F: Fn(NetworkNews) + Send + Sync> Follow<F> {
                 Err(error) => {
                     self.warn(&error, "read the pod's network");
                     sleep(pause).await;
-                    pause = LONGEST_PAUSE.min(2 * pause);
+                    pause = LONGEST_PAUSE.min(pause.saturating_mul(2));
                 }
             }
         }

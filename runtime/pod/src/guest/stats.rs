@@ -153,7 +153,7 @@ impl Bounds {
 
     fn filesystem(&self, f: &FilesystemStats) -> Filesystem {
         let bytes = |bytes: u64| bytes.min(self.disk_bytes);
-        let age_ns = f.age_ms.min(AGE_MS) * 1_000_000;
+        let age_ns = f.age_ms.min(AGE_MS).saturating_mul(1_000_000);
         Filesystem {
             at_ns: self.now_ns.saturating_sub_unsigned(age_ns),
             used_bytes: bytes(f.used_bytes),

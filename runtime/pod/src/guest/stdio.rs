@@ -24,6 +24,7 @@ use tokio::{
 };
 
 use super::{GuestError, client::Agent, connect, printable};
+use crate::clock;
 
 /// How long the agent may take to accept a stream.
 const OPEN: Duration = Duration::from_secs(10);
@@ -104,11 +105,11 @@ impl Output {
         opened.unwrap_or_else(|_| Err(self.failed(io::ErrorKind::TimedOut.into())))
     }
 
-    /// Reads the next bytes; 0 is the end of the output.
+    /// Reads the next bytes; none is the end of the output.
     ///
     /// Once the process has ended, a guest that sends nothing more for [`STALLED`] is not waited
     /// for, whatever total it told.
-    pub(crate) async fn read(&mut self, buffer: &mut [u8]) -> usize {
+    pub(crate) async fn read<'b>(&mut self, buffer: &'b mut [u8]) -> &'b [u8] {
         let mut deadline = None;
         loop {
             // Looked at first: what is told before the last one who could tell is gone counts.
@@ -116,14 +117,14 @@ impl Output {
             let end = *self.end.borrow_and_update();
             match end {
                 // Nobody will tell the end: nobody waits for the output any more.
-                OutputEnd::Open if is_orphan => return 0,
+                OutputEnd::Open if is_orphan => return &[],
                 OutputEnd::Open => {}
-                OutputEnd::At(total) if self.received >= total => return 0,
-                OutputEnd::Gone if self.connection.is_none() => return 0,
+                OutputEnd::At(total) if self.received >= total => return &[],
+                OutputEnd::Gone if self.connection.is_none() => return &[],
                 OutputEnd::At(_) | OutputEnd::Gone => {
-                    let deadline = *deadline.get_or_insert_with(|| Instant::now() + STALLED);
+                    let deadline = *deadline.get_or_insert_with(|| clock::after(STALLED));
                     if Instant::now() >= deadline {
-                        return 0;
+                        return &[];
                     }
                 }
             }
@@ -132,13 +133,13 @@ impl Output {
                 continue;
             };
             let read = match deadline {
-                Some(deadline) => match timeout_at(deadline, connection.read(buffer)).await {
+                Some(deadline) => match timeout_at(deadline, connection.read(&mut *buffer)).await {
                     Ok(read) => read,
-                    Err(_) => return 0,
+                    Err(_) => return &[],
                 },
                 None => tokio::select! {
                     biased;
-                    read = connection.read(buffer) => read,
+                    read = connection.read(&mut *buffer) => read,
                     _ = self.end.changed() => continue,
                 },
             };
@@ -146,7 +147,7 @@ impl Output {
                 Ok(length) if length > 0 => {
                     self.received = self.received.saturating_add(length as u64);
                     self.pause = PAUSE;
-                    return length;
+                    return buffer.get(..length).unwrap_or_default();
                 }
                 _ => {
                     self.connection = None;
@@ -154,7 +155,7 @@ impl Output {
                     // end is on its way.
                     if end == OutputEnd::Open {
                         let _ = timeout(self.pause, self.end.changed()).await;
-                        self.pause = (self.pause * 2).min(PAUSE_MAX);
+                        self.pause = self.pause.saturating_mul(2).min(PAUSE_MAX);
                     }
                 }
             }
@@ -250,7 +251,7 @@ async fn connect_stream(
     vsock: &Path,
     header: &StreamHeader,
 ) -> Result<(UnixStream, u64), GuestError> {
-    let deadline = Instant::now() + OPEN;
+    let deadline = clock::after(OPEN);
     let mut stream = connect::dial_until(vsock, STREAM_PORT, deadline).await?;
     let reply = exchange(&mut stream, header).await;
     match reply.map_err(|source| failed(header, source))? {

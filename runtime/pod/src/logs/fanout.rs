@@ -1,5 +1,19 @@
 //! Copies of an output for those who follow it live.
 
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::arithmetic_side_effects,
+        clippy::cast_possible_truncation,
+        clippy::cast_possible_wrap,
+        clippy::cast_sign_loss,
+        clippy::indexing_slicing,
+        clippy::panic,
+        clippy::string_slice,
+        clippy::unreachable
+    )
+)]
+
 use std::{
     io,
     pin::Pin,
@@ -36,6 +50,10 @@ struct Follower {
     behind: Arc<Behind>,
 }
 
+fn cost(piece: &[u8]) -> usize {
+    piece.len().saturating_add(PIECE_COST)
+}
+
 /// How far a follower is behind.
 #[derive(Debug, Default)]
 struct Behind {
@@ -52,9 +70,9 @@ impl Fanout {
         }
         let piece: Arc<[u8]> = bytes.into();
         followers.all.retain(|follower| {
-            let cost = piece.len() + PIECE_COST;
+            let cost = cost(&piece);
             let before = follower.behind.bytes.fetch_add(cost, Ordering::AcqRel);
-            if before + cost > BEHIND_MAX {
+            if before.saturating_add(cost) > BEHIND_MAX {
                 follower.behind.cut_off.store(true, Ordering::Release);
                 return false;
             }
@@ -109,8 +127,7 @@ impl AsyncRead for LiveOutput {
         while self.read == self.piece.len() {
             match ready!(self.pieces.poll_recv(context)) {
                 Some(piece) => {
-                    let cost = piece.len() + PIECE_COST;
-                    self.behind.bytes.fetch_sub(cost, Ordering::AcqRel);
+                    self.behind.bytes.fetch_sub(cost(&piece), Ordering::AcqRel);
                     self.piece = piece;
                     self.read = 0;
                 }
@@ -122,10 +139,10 @@ impl AsyncRead for LiveOutput {
                 None => return Poll::Ready(Ok(())),
             }
         }
-        let rest = &self.piece[self.read..];
-        let length = rest.len().min(buffer.remaining());
-        buffer.put_slice(&rest[..length]);
-        self.read += length;
+        let rest = self.piece.get(self.read..).unwrap_or_default();
+        let part = rest.get(..buffer.remaining()).unwrap_or(rest);
+        buffer.put_slice(part);
+        self.read = self.read.saturating_add(part.len());
         Poll::Ready(Ok(()))
     }
 }

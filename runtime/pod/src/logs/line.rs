@@ -1,5 +1,19 @@
 //! Bytes to log lines, without any I/O.
 
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::arithmetic_side_effects,
+        clippy::cast_possible_truncation,
+        clippy::cast_possible_wrap,
+        clippy::cast_sign_loss,
+        clippy::indexing_slicing,
+        clippy::panic,
+        clippy::string_slice,
+        clippy::unreachable
+    )
+)]
+
 use crate::clock;
 
 /// Longest content of a log line, as in containerd; longer lines are split.
@@ -31,19 +45,25 @@ impl LineSplitter {
     pub(crate) fn push(&mut self, mut bytes: &[u8], at_ns: i64, out: &mut Vec<u8>) -> u64 {
         let mut written = 0;
         while !bytes.is_empty() {
-            let room = LINE_MAX - self.pending.len();
+            let room = LINE_MAX.saturating_sub(self.pending.len());
             // One byte more than fits may be the line end.
-            let window = &bytes[..bytes.len().min(room + 1)];
+            let window = bytes.get(..=room).unwrap_or(bytes);
             if let Some(end) = window.iter().position(|b| *b == b'\n') {
-                self.pending.extend_from_slice(&bytes[..end]);
-                written += self.pending.len() as u64 + 1;
+                let (line, rest) = bytes.split_at(end);
+                self.pending.extend_from_slice(line);
+                let line_end = 1;
+                written = self
+                    .pending_bytes()
+                    .saturating_add(line_end)
+                    .saturating_add(written);
                 self.emit('F', at_ns, out);
-                bytes = &bytes[end + 1..];
+                bytes = rest.get(1..).unwrap_or_default();
             } else if window.len() > room {
-                self.pending.extend_from_slice(&bytes[..room]);
-                written += self.pending.len() as u64;
+                let (part, rest) = bytes.split_at(room);
+                self.pending.extend_from_slice(part);
+                written = self.pending_bytes().saturating_add(written);
                 self.emit('P', at_ns, out);
-                bytes = &bytes[room..];
+                bytes = rest;
             } else {
                 self.pending.extend_from_slice(bytes);
                 bytes = &[];
@@ -54,11 +74,15 @@ impl LineSplitter {
 
     /// Appends what is left at the end of the output, and returns its length.
     pub(crate) fn finish(&mut self, at_ns: i64, out: &mut Vec<u8>) -> u64 {
-        let written = self.pending.len() as u64;
+        let written = self.pending_bytes();
         if written > 0 {
             self.emit('P', at_ns, out);
         }
         written
+    }
+
+    fn pending_bytes(&self) -> u64 {
+        self.pending.len() as u64
     }
 
     fn emit(&mut self, tag: char, at_ns: i64, out: &mut Vec<u8>) {

@@ -1,5 +1,19 @@
 //! Carries the output of a container from the agent to its log file.
 
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::arithmetic_side_effects,
+        clippy::cast_possible_truncation,
+        clippy::cast_possible_wrap,
+        clippy::cast_sign_loss,
+        clippy::indexing_slicing,
+        clippy::panic,
+        clippy::string_slice,
+        clippy::unreachable
+    )
+)]
+
 use std::{
     path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
@@ -154,24 +168,23 @@ async fn pump(
     });
     let mut buffer = vec![0; BUFFER];
     loop {
-        let length = output.read(&mut buffer).await;
-        if length == 0 {
-            live.end();
-        } else {
-            live.publish(&buffer[..length]);
-        }
-        let mut lines = Vec::with_capacity(length + 256);
+        let read = output.read(&mut buffer).await;
+        let is_end = read.is_empty();
+        let mut lines = Vec::with_capacity(read.len().saturating_add(256));
         let now = clock::now_ns();
-        let bytes = match length {
-            0 => splitter.finish(now, &mut lines),
-            _ => splitter.push(&buffer[..length], now, &mut lines),
+        let bytes = if is_end {
+            live.end();
+            splitter.finish(now, &mut lines)
+        } else {
+            live.publish(read);
+            splitter.push(read, now, &mut lines)
         };
         if bytes > 0 {
             append(&file, Arc::new(lines), kind, bytes).await;
-            written += bytes;
+            written = written.saturating_add(bytes);
             output.acknowledge(written).await;
         }
-        if length == 0 {
+        if is_end {
             return;
         }
     }

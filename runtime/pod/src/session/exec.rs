@@ -180,14 +180,14 @@ async fn pump(mut output: Output, mut client: DuplexStream) {
     let mut total = 0;
     let mut listens = true;
     loop {
-        let length = output.read(&mut buffer).await;
-        if length == 0 {
+        let bytes = output.read(&mut buffer).await;
+        if bytes.is_empty() {
             break;
         }
         if listens {
-            listens = client.write_all(&buffer[..length]).await.is_ok();
+            listens = client.write_all(bytes).await.is_ok();
         }
-        total += length as u64;
+        total = u64::saturating_add(total, bytes.len() as u64);
         output.acknowledge(total).await;
     }
     let _ = client.shutdown().await;

@@ -100,7 +100,7 @@ async fn ask(
     let response = agent.stats(GUEST).await?;
     let now_ns = clock::now_ns();
     let vm = view.sandbox.vm.as_ref();
-    let age_ns = u64::try_from(now_ns - view.sandbox.created_at_ns).unwrap_or(0);
+    let age_ns = u64::try_from(now_ns.saturating_sub(view.sandbox.created_at_ns)).unwrap_or(0);
     let bounds = Bounds {
         now_ns,
         cpu_ns: age_ns.saturating_mul(vm.map_or(1, |vm| vm.vcpus.into())),

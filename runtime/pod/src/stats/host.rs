@@ -21,11 +21,11 @@ pub(super) fn usage(vm: &VmInfo) -> Option<HostUsage> {
         ..HostUsage::default()
     };
     for process in pids.iter().filter_map(|pid| Process::read(*pid)) {
-        sum.processes += 1;
-        sum.cpu_usage_ns += process.cpu_ns;
-        sum.rss_bytes += process.rss_bytes;
-        sum.page_faults += process.page_faults;
-        sum.major_page_faults += process.major_page_faults;
+        add(&mut sum.processes, 1);
+        add(&mut sum.cpu_usage_ns, process.cpu_ns);
+        add(&mut sum.rss_bytes, process.rss_bytes);
+        add(&mut sum.page_faults, process.page_faults);
+        add(&mut sum.major_page_faults, process.major_page_faults);
     }
     if sum.processes == 0 {
         return None;
@@ -53,11 +53,16 @@ pub(crate) fn memory(vm: &VmInfo) -> ProcessMemory {
     let rollups = processes(vm)
         .into_iter()
         .map(|pid| parse_rollup(&read(Path::new(&format!("/proc/{pid}/smaps_rollup")))));
-    rollups.fold(ProcessMemory::default(), |sum, one| ProcessMemory {
-        rss_bytes: sum.rss_bytes + one.rss_bytes,
-        pss_bytes: sum.pss_bytes + one.pss_bytes,
-        private_bytes: sum.private_bytes + one.private_bytes,
+    rollups.fold(ProcessMemory::default(), |mut sum, one| {
+        add(&mut sum.rss_bytes, one.rss_bytes);
+        add(&mut sum.pss_bytes, one.pss_bytes);
+        add(&mut sum.private_bytes, one.private_bytes);
+        sum
     })
+}
+
+fn add(sum: &mut u64, more: u64) {
+    *sum = sum.saturating_add(more);
 }
 
 /// The processes in the pod's cgroup; without one, the VMM.
@@ -91,16 +96,19 @@ impl Process {
         // The name in parentheses may hold anything, so fields count from the last one: the
         // first here is field 3 of proc_pid_stat(5).
         let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_ascii_whitespace().collect();
-        let field = |number: usize| -> Option<u64> { fields.get(number - 3)?.parse().ok() };
+        let field =
+            |number: usize| -> Option<u64> { fields.get(number.checked_sub(3)?)?.parse().ok() };
         // A zombie has no memory, and is no part of the pod.
         if fields.first() == Some(&"Z") {
             return None;
         }
         let (minor, major) = (field(10)?, field(12)?);
         Some(Self {
-            cpu_ns: (field(14)? + field(15)?) * (1_000_000_000 / TICKS),
-            rss_bytes: field(24)? * PAGE,
-            page_faults: minor + major,
+            cpu_ns: field(14)?
+                .saturating_add(field(15)?)
+                .saturating_mul(1_000_000_000 / TICKS),
+            rss_bytes: field(24)?.saturating_mul(PAGE),
+            page_faults: minor.saturating_add(major),
             major_page_faults: major,
         })
     }
@@ -110,12 +118,12 @@ fn parse_rollup(text: &str) -> ProcessMemory {
     let bytes = |name: &str| {
         let line = text.lines().find_map(|line| line.strip_prefix(name));
         let kib = line.and_then(|rest| rest.trim().strip_suffix("kB")?.trim().parse().ok());
-        kib.unwrap_or(0_u64) * 1024
+        kib.unwrap_or(0_u64).saturating_mul(1024)
     };
     ProcessMemory {
         rss_bytes: bytes("Rss:"),
         pss_bytes: bytes("Pss:"),
-        private_bytes: bytes("Private_Clean:") + bytes("Private_Dirty:"),
+        private_bytes: bytes("Private_Clean:").saturating_add(bytes("Private_Dirty:")),
     }
 }
 

@@ -11,6 +11,20 @@
 //! All pods are asked at once. One whose guest does not answer in time is left out, and for a
 //! while it is not asked again: a frozen guest costs the others nothing.
 
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::arithmetic_side_effects,
+        clippy::cast_possible_truncation,
+        clippy::cast_possible_wrap,
+        clippy::cast_sign_loss,
+        clippy::indexing_slicing,
+        clippy::panic,
+        clippy::string_slice,
+        clippy::unreachable
+    )
+)]
+
 mod gather;
 pub(crate) mod host;
 mod samples;

@@ -73,8 +73,8 @@ impl Samples {
 
     /// Leaves a pod's guest alone for a while.
     pub(super) fn silent(&self, id: &str) {
-        let until = Instant::now() + SILENCE;
-        self.lock().entry(id.to_owned()).or_default().silent_until = Some(until);
+        let until = Instant::now().checked_add(SILENCE);
+        self.lock().entry(id.to_owned()).or_default().silent_until = until;
     }
 
     /// Whether a pod's guest is to be left alone.
@@ -111,13 +111,15 @@ impl CpuSample {
                 ..self
             };
         }
-        let used = u128::from(usage_ns - self.usage_ns);
-        let rate = used * 1_000_000_000 / time.as_nanos();
+        let used = u128::from(usage_ns.saturating_sub(self.usage_ns));
+        let rate = used
+            .saturating_mul(1_000_000_000)
+            .checked_div(time.as_nanos());
         Self {
             at,
             usage_ns,
             latest_ns: usage_ns,
-            rate: Some(u64::try_from(rate).unwrap_or(u64::MAX)),
+            rate: rate.map(|rate| u64::try_from(rate).unwrap_or(u64::MAX)),
         }
     }
 }

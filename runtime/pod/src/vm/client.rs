@@ -3,6 +3,20 @@
 //! One task owns the connection: it sends a request with its file descriptors, reads the answer,
 //! and in between waits for the end of file that tells that the VM is gone.
 
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::arithmetic_side_effects,
+        clippy::cast_possible_truncation,
+        clippy::cast_possible_wrap,
+        clippy::cast_sign_loss,
+        clippy::indexing_slicing,
+        clippy::panic,
+        clippy::string_slice,
+        clippy::unreachable
+    )
+)]
+
 use std::{
     io::{self, IoSlice, Read},
     os::fd::{AsRawFd, OwnedFd, RawFd},
@@ -258,7 +272,9 @@ async fn send(stream: &mut UnixStream, frame: &[u8], fds: &[OwnedFd]) -> io::Res
             sendmsg::<()>(stream.as_raw_fd(), &data, control, flags, None).map_err(io::Error::from)
         })
         .await?;
-    stream.write_all(&frame[sent..]).await
+    stream
+        .write_all(frame.get(sent..).unwrap_or_default())
+        .await
 }
 
 /// Reads the last words of a VMM, which is not trusted.
