@@ -92,9 +92,7 @@ fn serve(slots: &Slots, event: EpollEvent) {
                 "device in slot {slot} needs a reset: {}",
                 log::chain(&error)
             ));
-            // A driver that has reset it meanwhile has to do so once more.
-            lock(&attached.device).reset();
-            attached.interrupt.needs_reset();
+            slots.give_up(slot, generation);
         }
     }
 }

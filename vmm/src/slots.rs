@@ -239,6 +239,20 @@ impl Slots {
         })
     }
 
+    /// Makes the device idle that an event of this generation was for, and tells its driver. One that
+    /// was taken out since is left alone, and so is its successor: they have the same registers.
+    pub fn give_up(&self, slot: u8, generation: u16) {
+        let Ok(place) = self.lock(slot) else {
+            return;
+        };
+        let there = place.transport.as_ref();
+        if let Some(transport) = there.filter(|_| place.generation == generation) {
+            // A driver that has reset it meanwhile has to do so once more.
+            lock(transport.device()).reset();
+            transport.interrupt().needs_reset();
+        }
+    }
+
     /// Signals a queue's notification descriptor as if the guest had.
     pub fn kick(&self, slot: u8, queue: u16) {
         if let Ok(place) = self.lock(slot)

@@ -89,6 +89,27 @@ impl Machine {
 }
 
 #[test]
+fn a_late_error_of_a_device_is_not_its_successors() {
+    const STATUS: u64 = 0x70;
+    const NEEDS_RESET: u32 = 64;
+    let machine = machine(99);
+    machine.attach(7).unwrap();
+    machine.slots.kick(7, 0);
+    let (_, late, _) = machine.event().unwrap();
+    machine.slots.detach(7, &machine.bells).unwrap();
+    machine.slots.give_up(7, late);
+    assert_eq!(machine.register(7, STATUS), 0);
+
+    machine.attach(7).unwrap();
+    machine.slots.give_up(7, late);
+    assert_eq!(machine.register(7, STATUS), 0);
+    machine.slots.kick(7, 0);
+    let (_, present, _) = machine.event().unwrap();
+    machine.slots.give_up(7, present);
+    assert_eq!(machine.register(7, STATUS), NEEDS_RESET);
+}
+
+#[test]
 fn a_device_comes_and_goes() {
     let machine = machine(99);
     for _ in 0..3 {
