@@ -1,4 +1,8 @@
 //! A command run in a container, with its output collected.
+//!
+//! Each command may collect a little without asking, which is more than kubelet reads of a probe;
+//! for more it takes room of its pod's and of the node's. So a pod whose commands write much or
+//! never end can refuse others the room for much, and nobody a probe.
 
 #![cfg_attr(
     not(test),
@@ -14,15 +18,18 @@
     )
 )]
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
-use tokio::{sync::watch, time::timeout};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore, watch},
+    time::timeout,
+};
 
 use crate::{
     driver::ExecHandle,
     error::PodError,
     guest::{
-        client::{Agent, Exec},
+        client::Exec,
         stdio::{Output, OutputEnd, OutputKind},
     },
     id::ContainerId,
@@ -31,6 +38,14 @@ use crate::{
 
 /// Most output of each kind that is returned; the rest is read and dropped.
 const OUTPUT_MAX: usize = 16 << 20;
+/// What a command may collect of each kind without taking room.
+const OUTPUT_FREE: usize = 16 << 10;
+/// Room of one pod, bytes: two commands that write as much as they may.
+pub(crate) const POD_OUTPUT: usize = 4 * OUTPUT_MAX;
+/// Room of all pods, bytes.
+pub(crate) const NODE_OUTPUT: usize = 4 * POD_OUTPUT;
+/// For errors.
+pub(crate) const ACTION: &str = "run a command in the container";
 /// How much longer than its own time limit a command may take: the agent has to kill it.
 const KILL_MARGIN: Duration = Duration::from_secs(15);
 const BUFFER: usize = 64 * 1024;
@@ -42,12 +57,13 @@ pub(crate) async fn sync(
     exec_id: &str,
     args: Vec<String>,
     limit: Option<Duration>,
+    room: &Room,
 ) -> Result<ExecOutput, PodError> {
     let late = || PodError::DeadlineExceeded {
-        action: "run a command in the container".into(),
+        action: ACTION.into(),
         seconds: limit.unwrap_or_default().as_secs(),
     };
-    let work = run(handle, container, exec_id, args, limit);
+    let work = run(handle, container, exec_id, args, limit, room);
     let ended = match limit {
         Some(limit) => timeout(limit.saturating_add(KILL_MARGIN), work).await,
         None => Ok(work.await),
@@ -70,6 +86,7 @@ async fn run(
     exec_id: &str,
     args: Vec<String>,
     limit: Option<Duration>,
+    room: &Room,
 ) -> Result<Ended, PodError> {
     let exec = Exec {
         container: container.as_str(),
@@ -80,47 +97,127 @@ async fn run(
         stdin: false,
     };
     handle.agent.exec(exec).await?;
-    let collect = |kind, end| collect(&handle.agent, kind, container, exec_id, end);
-    let (stdout, stderr, exit) = tokio::join!(
+    let collect = |kind, end: watch::Receiver<OutputEnd>| {
+        let output = Output::new(&handle.agent, kind, container.as_str(), exec_id, 0, end);
+        collect(output, room)
+    };
+    let (stdout, stderr, exit) = tokio::try_join!(
         collect(OutputKind::Stdout, handle.stdout_end),
         collect(OutputKind::Stderr, handle.stderr_end),
-        handle.exited,
-    );
+        async { Ok(handle.exited.await) },
+    )?;
     let Ok(exit) = exit else {
-        return Err(PodError::precondition(
-            "run a command in the container",
-            "the VM ended meanwhile",
-        ));
+        return Err(PodError::precondition(ACTION, "the VM ended meanwhile"));
     };
     if exit.timed_out {
         return Ok(Ended::TimedOut);
     }
     Ok(Ended::ByItself(ExecOutput {
-        stdout,
-        stderr,
+        stdout: stdout.bytes,
+        stderr: stderr.bytes,
         exit_code: exit.code,
     }))
 }
 
-async fn collect(
-    agent: &Agent,
-    kind: OutputKind,
-    container: &ContainerId,
-    exec_id: &str,
-    end: watch::Receiver<OutputEnd>,
-) -> Vec<u8> {
-    let mut output = Output::new(agent, kind, container.as_str(), exec_id, 0, end);
-    let mut collected = Vec::new();
+/// Where commands take room for their output.
+#[derive(Debug)]
+pub(crate) struct Room {
+    pub pod: Arc<Semaphore>,
+    pub node: Arc<Semaphore>,
+}
+
+impl Room {
+    fn take(&self, bytes: usize) -> Result<[OwnedSemaphorePermit; 2], PodError> {
+        let take = |from: &Arc<Semaphore>, whose: &str| {
+            let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
+            let permit = Arc::clone(from).try_acquire_many_owned(bytes);
+            permit.map_err(|_| PodError::ResourceExhausted {
+                action: ACTION.into(),
+                reason: format!("commands of {whose} write too much at a time"),
+            })
+        };
+        Ok([take(&self.pod, "the pod")?, take(&self.node, "all pods")?])
+    }
+}
+
+/// Output that was collected, with the room that it takes.
+#[derive(Debug, Default)]
+struct Collected {
+    bytes: Vec<u8>,
+    room: Vec<[OwnedSemaphorePermit; 2]>,
+}
+
+impl Collected {
+    /// Keeps as much as it may; the rest is dropped.
+    fn append(&mut self, bytes: &[u8], room: &Room) -> Result<(), PodError> {
+        let left = OUTPUT_MAX.saturating_sub(self.bytes.len());
+        let bytes = bytes.get(..left).unwrap_or(bytes);
+        let needed = self.bytes.len().saturating_add(bytes.len());
+        let has = self.bytes.capacity().max(OUTPUT_FREE);
+        let mut wanted = has;
+        if needed > has {
+            wanted = needed.max(has.saturating_mul(2)).min(OUTPUT_MAX);
+            self.room.push(room.take(wanted.saturating_sub(has))?);
+        }
+        if needed > self.bytes.capacity() {
+            let more = wanted.saturating_sub(self.bytes.len());
+            self.bytes.reserve_exact(more);
+        }
+        self.bytes.extend_from_slice(bytes);
+        Ok(())
+    }
+}
+
+async fn collect(mut output: Output, room: &Room) -> Result<Collected, PodError> {
+    let mut collected = Collected::default();
     let mut buffer = vec![0; BUFFER];
     let mut total = 0;
     loop {
         let bytes = output.read(&mut buffer).await;
         if bytes.is_empty() {
-            return collected;
+            return Ok(collected);
         }
-        let room = OUTPUT_MAX.saturating_sub(collected.len());
-        collected.extend_from_slice(bytes.get(..room).unwrap_or(bytes));
+        collected.append(bytes, room)?;
         total = u64::saturating_add(total, bytes.len() as u64);
         output.acknowledge(total).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn room(pod: usize, node: usize) -> Room {
+        Room {
+            pod: Arc::new(Semaphore::new(pod)),
+            node: Arc::new(Semaphore::new(node)),
+        }
+    }
+
+    #[test]
+    fn output_takes_the_room_that_it_needs_and_gives_it_back() {
+        let room = room(POD_OUTPUT, NODE_OUTPUT);
+        let mut collected = Collected::default();
+        let piece = vec![7; BUFFER];
+        for _ in 0..OUTPUT_MAX / BUFFER + 10 {
+            collected.append(&piece, &room).unwrap();
+        }
+        assert_eq!(collected.bytes.len(), OUTPUT_MAX);
+        assert_eq!(collected.bytes.capacity(), OUTPUT_MAX);
+        let taken = OUTPUT_MAX - OUTPUT_FREE;
+        assert_eq!(room.pod.available_permits(), POD_OUTPUT - taken);
+        assert_eq!(room.node.available_permits(), NODE_OUTPUT - taken);
+        drop(collected);
+        assert_eq!(room.node.available_permits(), NODE_OUTPUT);
+    }
+
+    #[test]
+    fn without_room_there_is_still_enough_for_a_probe() {
+        for room in [room(0, 1 << 30), room(1 << 30, 0)] {
+            let mut collected = Collected::default();
+            collected.append(&[7; OUTPUT_FREE], &room).unwrap();
+            let refused = collected.append(&[7], &room).unwrap_err();
+            assert!(matches!(refused, PodError::ResourceExhausted { .. }));
+        }
     }
 }

@@ -7,6 +7,7 @@ use tokio::sync::Semaphore;
 use crate::{
     config::PodsConfig,
     events::Hub,
+    exec,
     ports::{PodImages, PodNetworking},
     record::Records,
     registry::Registry,
@@ -25,6 +26,8 @@ pub(crate) struct Node {
     pub events: Hub,
     pub samples: Samples,
     pub watches: Watches,
+    /// Room for what commands write until it is answered, bytes.
+    pub exec_output: Arc<Semaphore>,
     /// A permit for each sandbox that may be brought up at a time.
     pub starts: Semaphore,
 }
@@ -45,6 +48,7 @@ impl Node {
             events: Hub::default(),
             samples: Samples::default(),
             watches: Watches::start(),
+            exec_output: Arc::new(Semaphore::new(exec::NODE_OUTPUT)),
             starts: Semaphore::new(starts()),
         }
     }

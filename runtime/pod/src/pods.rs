@@ -275,7 +275,8 @@ impl Pods {
     /// (none: no limit), and also when this future is dropped.
     ///
     /// # Errors
-    /// [`PodError::DeadlineExceeded`] after `timeout`; see [`PodError`] for others.
+    /// [`PodError::DeadlineExceeded`] after `timeout`, [`PodError::ResourceExhausted`] when the pod
+    /// runs too many or they write too much; see [`PodError`] for others.
     pub async fn exec_sync(
         &self,
         id: &str,
@@ -286,12 +287,17 @@ impl Pods {
             return Err(PodError::invalid("cmd", "it is empty"));
         }
         let (id, entry) = self.node.registry.container(id)?;
+        let _permit = entry.permits.command(exec::ACTION)?;
+        let room = exec::Room {
+            pod: entry.permits.output(),
+            node: Arc::clone(&self.node.exec_output),
+        };
         // Unique in the guest, and short.
         let exec_id = ContainerId::random().short().to_owned();
         let command = |reply| Command::Exec(id.clone(), exec_id.clone(), reply);
         let handle = ask(&entry, command).await?;
         let agent = handle.agent.clone();
-        let work = exec::sync(handle, &id, &exec_id, args, timeout);
+        let work = exec::sync(handle, &id, &exec_id, args, timeout, &room);
         agent.guard(work).await?
     }
 

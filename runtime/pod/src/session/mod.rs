@@ -35,13 +35,16 @@ pub use self::{
     exec::{ExecControl, ExecSession},
     input::SessionInput,
 };
-use crate::error::PodError;
+use crate::{error::PodError, exec::POD_OUTPUT};
 
 /// Most execs and attachments of a pod at a time; each has up to three connections.
 const SESSIONS: usize = 128;
-/// Most connections to servers of a pod at a time. With logs, calls and sessions they stay below
-/// what a VM's vsock device has.
+/// Most connections to servers of a pod at a time. With logs, calls, commands and sessions they
+/// stay below what a VM's vsock device has.
 const DIALS: usize = 256;
+/// Most commands of a pod at a time whose output is collected (`ExecSync`, probes); each has two
+/// connections.
+const COMMANDS: usize = 32;
 
 /// Output of a process; its end is the end of the output.
 pub type SessionOutput = Box<dyn AsyncRead + Send + Unpin>;
@@ -83,6 +86,9 @@ impl SessionStreams {
 pub(crate) struct Permits {
     sessions: Arc<Semaphore>,
     dials: Arc<Semaphore>,
+    commands: Arc<Semaphore>,
+    /// Room for what commands write until it is answered, bytes.
+    output: Arc<Semaphore>,
 }
 
 impl Default for Permits {
@@ -90,6 +96,8 @@ impl Default for Permits {
         Self {
             sessions: Arc::new(Semaphore::new(SESSIONS)),
             dials: Arc::new(Semaphore::new(DIALS)),
+            commands: Arc::new(Semaphore::new(COMMANDS)),
+            output: Arc::new(Semaphore::new(POD_OUTPUT)),
         }
     }
 }
@@ -101,6 +109,14 @@ impl Permits {
 
     pub(crate) fn dial(&self, action: &str) -> Result<OwnedSemaphorePermit, PodError> {
         take(&self.dials, action, "forwarded connections", DIALS)
+    }
+
+    pub(crate) fn command(&self, action: &str) -> Result<OwnedSemaphorePermit, PodError> {
+        take(&self.commands, action, "commands that run", COMMANDS)
+    }
+
+    pub(crate) fn output(&self) -> Arc<Semaphore> {
+        Arc::clone(&self.output)
     }
 }
 

@@ -325,3 +325,41 @@ async fn a_rotated_log_goes_on_in_a_new_file() {
     let unknown = pods.reopen_log("feed").await.unwrap_err();
     assert_eq!(unknown.kind(), ErrorKind::NotFound);
 }
+
+#[tokio::test]
+async fn commands_without_end_keep_no_other_pod_from_its_probes() {
+    let node = TestNode::new();
+    let (pods, _, id) = pod_with(&node, container("app", &["wait"])).await;
+    let other = pods.run_sandbox(node.sandbox("other")).await.unwrap();
+    let other = run(&pods, &other, container("app", &["wait"])).await;
+
+    let exec = |id: &str, args: &[&str]| {
+        let (pods, id, args) = (pods.clone(), id.to_owned(), words(args));
+        tokio::spawn(async move { pods.exec_sync(&id, args, None).await })
+    };
+    // They write what they may and do not end.
+    let mut loud: Vec<_> = (0..6)
+        .map(|_| exec(&id, &["flood:20000000", "wait"]))
+        .collect();
+    let is_over = tokio::task::JoinHandle::is_finished;
+    eventually("too much output", async || {
+        loud.iter().filter(|command| is_over(command)).count() >= 2
+    })
+    .await;
+    for command in loud.extract_if(.., |command| is_over(command)) {
+        let error = command.await.unwrap().unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::ResourceExhausted, "{error}");
+    }
+    let hung: Vec<_> = (0..40).map(|_| exec(&id, &["wait"])).collect();
+    eventually("too many commands", async || {
+        hung.iter().filter(|command| is_over(command)).count() >= 8 + loud.len()
+    })
+    .await;
+    for _ in 0..20 {
+        let output = exec(&other, &["out:healthy"]).await.unwrap().unwrap();
+        assert_eq!(output.stdout, b"healthy");
+    }
+    hung.iter()
+        .chain(&loud)
+        .for_each(tokio::task::JoinHandle::abort);
+}
