@@ -5,14 +5,20 @@
 //! host's memory: one that is too far behind gets what was queued and then the word that it
 //! missed something, so that it can list everything anew. It never misses an event unknowingly.
 //!
+//! Who begins anew and does not read either is cut off again and again; the log says so once a
+//! second at most.
+//!
 //! An event carries what was known of its pod when it happened, not when it is read.
 
-use std::sync::{
-    Arc, Mutex, PoisonError,
-    atomic::{AtomicBool, Ordering},
+use std::{
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
 };
 
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, time::Instant};
 
 use crate::{
     error::PodError,
@@ -25,6 +31,8 @@ use crate::{
 const QUEUE: usize = 4096;
 /// How many may follow.
 const FOLLOWERS: usize = 64;
+/// How often the log tells that followers are too slow.
+const WARN_EVERY: Duration = Duration::from_secs(1);
 
 /// What happened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -132,6 +140,27 @@ impl Events {
 pub(crate) struct Hub {
     queue: usize,
     followers: Mutex<Vec<Follower>>,
+    overruns: Mutex<Overruns>,
+}
+
+/// Followers that were cut off.
+#[derive(Debug, Default)]
+struct Overruns {
+    /// Since the last warning.
+    untold: u32,
+    warned: Option<Instant>,
+}
+
+impl Overruns {
+    /// Counts one; how many there were, when it is time to tell.
+    fn count(&mut self, now: Instant) -> Option<u32> {
+        self.untold = self.untold.saturating_add(1);
+        let is_time = self.warned.is_none_or(|at| now - at >= WARN_EVERY);
+        is_time.then(|| {
+            self.warned = Some(now);
+            std::mem::take(&mut self.untold)
+        })
+    }
 }
 
 #[derive(Debug)]
@@ -145,6 +174,7 @@ impl Default for Hub {
         Self {
             queue: QUEUE,
             followers: Mutex::default(),
+            overruns: Mutex::default(),
         }
     }
 }
@@ -157,7 +187,7 @@ impl Hub {
             match follower.queue.try_send(Arc::clone(&event)) {
                 Ok(()) => true,
                 Err(mpsc::error::TrySendError::Full(_)) => {
-                    tracing::warn!("a client of events is too slow, it has to begin anew");
+                    self.overrun();
                     // Before its queue is closed: who sees the end sees this.
                     follower.lost.store(true, Ordering::Release);
                     false
@@ -187,6 +217,17 @@ impl Hub {
             lost: Arc::clone(&lost),
         });
         Ok(Events { queue, lost })
+    }
+
+    fn overrun(&self) {
+        let overruns = self.overruns.lock();
+        let mut overruns = overruns.unwrap_or_else(PoisonError::into_inner);
+        if let Some(clients) = overruns.count(Instant::now()) {
+            tracing::warn!(
+                clients,
+                "clients of events are too slow, they have to begin anew"
+            );
+        }
     }
 
     fn followers(&self) -> std::sync::MutexGuard<'_, Vec<Follower>> {
@@ -250,6 +291,27 @@ mod tests {
         );
         drop(hub);
         assert_eq!(times(&mut fast).await, []);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn overruns_are_told_once_a_second_and_none_is_left_out() {
+        let hub = Hub {
+            queue: 1,
+            ..Hub::default()
+        };
+        let untold = || hub.overruns.lock().unwrap().untold;
+        let overrun = |times: usize| {
+            for _ in 0..times {
+                let _follower = hub.follow().unwrap();
+                hub.announce(event(1));
+                hub.announce(event(2));
+            }
+        };
+        overrun(100);
+        assert_eq!(untold(), 99);
+        tokio::time::advance(WARN_EVERY).await;
+        overrun(1);
+        assert_eq!(untold(), 0);
     }
 
     #[tokio::test]
