@@ -5,7 +5,7 @@
 //! `reference` (names), `registry` (what is spoken with registries), `archive` (an archive in place
 //! of one), `manifest` (what comes from them), `layer` (tar stream to layer files), `merge` (layers
 //! to one tree), `erofs` (tree to disk), `export` (images to an archive), `store/records` (what is
-//! remembered).
+//! remembered), [`database`] (how a file of records is opened; pods' are too).
 //!
 //! Not here: CRI types, anything about pods, mounting of images.
 //!
@@ -15,6 +15,7 @@
 #![forbid(unsafe_code)]
 
 mod archive;
+pub mod database;
 mod digest;
 mod erofs;
 mod export;

@@ -183,6 +183,8 @@ pub(crate) struct Shared {
     pub(crate) config: StoreConfig,
     pub(crate) files: Files,
     pub(crate) records: Records,
+    /// What of them was lost when the store was opened, for a person.
+    lost: Vec<String>,
     pub(crate) locks: Locks,
     pub(crate) clients: Arc<HttpClients>,
     pub(crate) budget: Budget,
@@ -196,12 +198,13 @@ impl ImageStore {
     pub async fn open(config: StoreConfig) -> Result<Self, StoreError> {
         blocking(move || {
             let files = Files::open(&config.root)?;
-            let records = Records::open(&config.root.join("images.redb"))?;
+            let (records, lost) = Records::open(&config.root.join("images.redb"))?;
             let shared = Shared {
                 budget: Budget::new(&config.limits),
                 config,
                 files,
                 records,
+                lost,
                 locks: Locks::default(),
                 clients: Arc::default(),
             };
@@ -373,6 +376,12 @@ impl ImageStore {
     /// When the records cannot be read.
     pub async fn lease_owners(&self) -> Result<Vec<String>, StoreError> {
         self.with(|shared| shared.records.lease_owners()).await
+    }
+
+    /// What of the records was lost when the store was opened, for a person; empty: nothing.
+    #[must_use]
+    pub fn record_faults(&self) -> &[String] {
+        &self.shared.lost
     }
 
     /// What the store occupies.

@@ -16,6 +16,7 @@ mod bringup;
 mod cgroup;
 mod clock;
 mod config;
+mod copies;
 mod driver;
 mod error;
 mod events;

@@ -28,6 +28,8 @@ pub(crate) struct Node {
     pub watches: Watches,
     /// Room for what commands write until it is answered, bytes.
     pub exec_output: Arc<Semaphore>,
+    /// What of the records was lost when this daemon started, for a person.
+    pub faults: Vec<String>,
     /// A permit for each sandbox that may be brought up at a time.
     pub starts: Semaphore,
 }
@@ -38,6 +40,7 @@ impl Node {
         images: Arc<dyn PodImages>,
         network: Arc<dyn PodNetworking>,
         records: Records,
+        faults: Vec<String>,
     ) -> Self {
         Self {
             config,
@@ -49,6 +52,7 @@ impl Node {
             samples: Samples::default(),
             watches: Watches::start(),
             exec_output: Arc::new(Semaphore::new(exec::NODE_OUTPUT)),
+            faults,
             starts: Semaphore::new(starts()),
         }
     }

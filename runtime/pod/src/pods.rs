@@ -389,6 +389,12 @@ impl Pods {
         &self.node
     }
 
+    /// What of the records was lost when this daemon started, for a person; empty: nothing.
+    #[must_use]
+    pub fn record_faults(&self) -> &[String] {
+        &self.node.faults
+    }
+
     /// News of all pods from now on.
     ///
     /// # Errors

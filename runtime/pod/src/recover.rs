@@ -9,6 +9,7 @@
 //! Removing    any                 removed
 //! Broken      –                   as it was
 //! Stopped     –                   as it was
+//! can't be read, nor its copy     not ready; untouched until somebody stops or removes it
 //! none        VMM process, directory, network namespace, image lease, disk of a VM: removed
 //! ```
 
@@ -47,7 +48,7 @@ use crate::{
     node::Node,
     panics::{Panic, caught},
     ports::{PodImages, PodNetworking},
-    record::{ContainerRecord, RecordedState, Records, SandboxRecord},
+    record::{ContainerRecord, Loaded, RecordedState, Records, SandboxRecord, VmRecord},
     registry::{Delivered, Phase, PodEntry},
     storage::{files::Reach, images::ImageDisks, scratch},
     vm::{
@@ -81,16 +82,28 @@ pub(crate) async fn open(
         fs::create_dir_all(&path)
             .map_err(|e| PodError::internal(format!("make {}", path.display()), e))?;
     }
-    let path = config.root.join("hull.redb");
+    let (path, copies) = (config.root.join("hull.redb"), config.state.join("records"));
     let opened = blocking(move || -> Result<_, PodError> {
-        let records = Records::open(&path)?;
+        let (records, broken) = Records::open(&path, &copies)?;
         let loaded = records.load()?;
-        Ok((records, loaded))
+        Ok((records, broken, loaded))
     });
-    let (records, (sandboxes, containers)) = opened.await?;
-    let node = Arc::new(Node::new(config, images, network, records));
+    let (records, broken, mut loaded) = opened.await?;
+    let broken = broken.map(|broken| broken.to_string());
+    let faults: Vec<String> = broken.into_iter().chain(loaded.faults.drain(..)).collect();
+    for fault in &faults {
+        tracing::error!("{fault}");
+    }
+    let node = Arc::new(Node::new(config, images, network, records, faults));
 
-    let mut servers = remove_orphans(&node, &sandboxes, &containers).await;
+    let mut servers = remove_orphans(&node, &mut loaded).await;
+    let Loaded {
+        sandboxes,
+        containers,
+        unread,
+        unread_containers,
+        ..
+    } = loaded;
 
     let mut by_pod: HashMap<PodId, Vec<ContainerRecord>> = HashMap::new();
     for container in containers {
@@ -104,13 +117,21 @@ pub(crate) async fn open(
         .map(|sandbox| {
             let containers = by_pod.remove(&sandbox.id).unwrap_or_default();
             let server = servers.remove(sandbox.id.as_str());
+            let is_unread = unread.contains(&sandbox.id);
             // From here on it is listed as it was; calls wait until it is recovered.
             let id = sandbox.id.clone();
-            supervise(
-                &node,
-                id,
-                Recovery::new(&node, sandbox, containers, server).run(),
-            )
+            let mut recovery = Recovery::new(&node, sandbox, containers, server);
+            if is_unread {
+                return supervise(&node, id, recovery.leave());
+            }
+            // What nobody can tell of they can't go on with.
+            recovery.unanswered.extend(
+                unread_containers
+                    .iter()
+                    .filter(|(_, pod)| pod.as_ref() == Some(&id))
+                    .map(|(container, _)| container.clone()),
+            );
+            supervise(&node, id, recovery.run())
         })
         .collect();
     let recovered = pods.into_iter().map(|pod| async move {
@@ -165,14 +186,13 @@ async fn take_over(node: &Arc<Node>, id: &PodId, panic: Panic) -> Result<(), Pod
         started.get_or_insert(Err(panic.into()));
         is_news
     });
-    let records = node.records.clone();
-    let (sandboxes, containers) = blocking(move || records.load()).await?;
-    let Some(sandbox) = sandboxes.into_iter().find(|sandbox| sandbox.id == *id) else {
+    let (records, pod) = (node.records.clone(), id.clone());
+    let (sandbox, containers) = blocking(move || records.of_pod(&pod)).await?;
+    let Some(sandbox) = sandbox else {
         // It was not yet there, or no longer.
         node.registry.release(id);
         return Ok(());
     };
-    let containers = containers.into_iter().filter(|c| c.pod == *id).collect();
     Recovery::behind(entry, node, sandbox, containers, why)
         .run()
         .await;
@@ -258,6 +278,17 @@ impl Recovery {
             server: None,
             failure: None,
         }
+    }
+
+    /// Leaves a pod whose record can't be read as it is, for somebody to stop it.
+    async fn leave(mut self) {
+        if let Some(server) = self.server {
+            self.driver.files().lock().await.adopt(server);
+        }
+        self.driver.stands_in();
+        self.driver.publish();
+        self.driver.adopted();
+        supervise(&self.node, self.record.id, self.driver.run());
     }
 
     async fn run(mut self) {
@@ -428,16 +459,15 @@ fn resume(record: &ContainerRecord) -> Option<Container> {
 
 /// Removes what has no record. A failure is logged: the next start tries again. Returns the file
 /// servers of pods.
-async fn remove_orphans(
-    node: &Node,
-    sandboxes: &[SandboxRecord],
-    containers: &[ContainerRecord],
-) -> HashMap<String, VmmProcess> {
+async fn remove_orphans(node: &Node, loaded: &mut Loaded) -> HashMap<String, VmmProcess> {
+    let sandboxes = &loaded.sandboxes;
     let pods: HashSet<&str> = sandboxes.iter().map(|s| s.id.as_str()).collect();
+    let unread: HashSet<&str> = loaded.unread.iter().map(PodId::as_str).collect();
     let vmms: HashSet<VmmProcess> = sandboxes
         .iter()
         .filter_map(|s| Some(s.vm?.process))
         .collect();
+    let mut untold = HashMap::new();
     let mut servers = HashMap::new();
     for found in VmmProcess::find_all(&RunDir::all(&node.config)) {
         let process = found.process;
@@ -448,6 +478,10 @@ async fn remove_orphans(
                 continue;
             }
             Some(_) if vmms.contains(&process) => continue,
+            Some(pod) if unread.contains(pod) => {
+                untold.insert(pod.to_owned(), process);
+                continue;
+            }
             _ => {}
         }
         let run = found.run.display();
@@ -490,7 +524,14 @@ async fn remove_orphans(
         Err(error) => tracing::error!(%error, "look for networks that nobody owns"),
     }
     collect_networks(node, sandboxes);
-    let known: HashSet<&str> = containers.iter().map(|c| c.id.as_str()).collect();
+    // Records that can't be read, of pods that are gone.
+    loaded.unread_containers.retain(|(_, pod)| {
+        let pod = pod.as_ref().map(PodId::as_str);
+        pod.is_some_and(|pod| pods.contains(pod))
+    });
+    let unread = loaded.unread_containers.iter().map(|(id, _)| id);
+    let known = loaded.containers.iter().map(|c| &c.id).chain(unread);
+    let known: HashSet<&str> = known.map(ContainerId::as_str).collect();
     let owners = node.images.lease_owners().await.unwrap_or_default();
     for owner in owners {
         // Other parts of the daemon may hold leases too, under names of their own.
@@ -500,6 +541,16 @@ async fn remove_orphans(
             && let Err(error) = node.images.release(&owner).await
         {
             tracing::error!(%error, %owner, "release an image that nobody uses");
+        }
+    }
+    for sandbox in &mut loaded.sandboxes {
+        if let (None, Some(process)) = (sandbox.vm, untold.remove(sandbox.id.as_str())) {
+            // Enough to end it.
+            sandbox.vm = Some(VmRecord {
+                process,
+                vcpus: 1,
+                memory_mib: 0,
+            });
         }
     }
     servers

@@ -1,5 +1,7 @@
 //! What the store remembers: images, their names, and leases. Every change is on disk before the
 //! call returns.
+//!
+//! What can't be read is forgotten, and said to be: an image can be pulled again.
 
 use std::path::Path;
 
@@ -10,6 +12,8 @@ use crate::digest::Digest;
 use crate::image::{Image, ImageId};
 use crate::manifest::Configuration;
 use crate::reference::Name;
+
+use crate::database;
 
 use super::StoreError;
 use super::files::{Needed, image_directory};
@@ -60,25 +64,80 @@ pub(crate) struct Records {
 type Result<T> = std::result::Result<T, StoreError>;
 
 impl Records {
-    pub(crate) fn open(path: &Path) -> Result<Self> {
+    /// Opens the records and forgets what can't be read of them. Tells what was lost.
+    pub(crate) fn open(path: &Path) -> Result<(Self, Vec<String>)> {
         let action = || format!("open {}", path.display());
-        let database = Database::create(path).map_err(|e| failed(action(), e))?;
-        let records = Self { database };
-        records.write(&action(), |tables| {
-            let known = tables.meta.get("format")?.map(|format| format.value());
-            match known {
-                None => {
-                    tables.meta.insert("format", FORMAT)?;
-                    Ok(Ok(()))
-                }
-                Some(FORMAT) => Ok(Ok(())),
-                Some(other) => Ok(Err(StoreError::Records {
-                    action: action(),
-                    source: format!("has form {other}, and this program knows {FORMAT}").into(),
-                })),
+        let open = || {
+            let (database, broken) = database::open(path).map_err(|e| failed(action(), e))?;
+            Ok((Self { database }, broken))
+        };
+        let (mut records, mut broken) = open()?;
+        if let Some(reason) = records.begin(&action())? {
+            drop(records);
+            let aside = database::set_aside(path, reason);
+            broken = Some(aside.map_err(|e| StoreError::io(action(), e))?);
+            records = open()?.0;
+            records.begin(&action())?;
+        }
+        let broken = broken.map(|broken| broken.to_string());
+        let mut lost: Vec<String> = broken.into_iter().collect();
+        lost.extend(records.forget_unreadable()?);
+        for lost in &lost {
+            tracing::error!("{lost}");
+        }
+        Ok((records, lost))
+    }
+
+    /// Makes the tables. Why these are not ours, if so.
+    fn begin(&self, action: &str) -> Result<Option<String>> {
+        let run = || -> std::result::Result<_, redb::Error> {
+            let transaction = self.database.begin_write()?;
+            let mut meta = transaction.open_table(META)?;
+            let known = meta.get("format")?.map(|format| format.value());
+            if let Some(other) = known.filter(|format| *format != FORMAT) {
+                let reason = format!("they have form {other}, and this program knows {FORMAT}");
+                return Ok(Some(reason));
             }
-        })??;
-        Ok(records)
+            meta.insert("format", FORMAT)?;
+            drop(meta);
+            transaction.open_table(IMAGES)?;
+            transaction.open_table(NAMES)?;
+            transaction.open_table(LEASES)?;
+            transaction.commit()?;
+            Ok(None)
+        };
+        match run() {
+            Err(error @ (redb::Error::TableTypeMismatch { .. } | redb::Error::Corrupted(_))) => {
+                Ok(Some(error.to_string()))
+            }
+            result => result.map_err(|e| failed(action, e)),
+        }
+    }
+
+    /// Removes images whose record can't be read, with their names.
+    fn forget_unreadable(&self) -> Result<Vec<String>> {
+        let unreadable = self.read("look through the images", |tables| {
+            let mut unreadable = Vec::new();
+            for entry in tables.images.iter()? {
+                let (id, bytes) = entry?;
+                let configuration = parse(bytes.value()).map(|record| record.configuration);
+                let is_whole = configuration
+                    .is_ok_and(|text| serde_json::from_str::<Configuration>(&text).is_ok());
+                if !is_whole {
+                    unreadable.push(id.value().to_owned());
+                }
+            }
+            Ok(unreadable)
+        })?;
+        for id in &unreadable {
+            self.write(&format!("forget image {id}"), |tables| {
+                tables.names.retain(|_, named| named != id)?;
+                tables.images.remove(id.as_str())?;
+                Ok(())
+            })?;
+        }
+        let lost = |id| format!("the record of image {id} can't be read; pull it again");
+        Ok(unreadable.iter().map(lost).collect())
     }
 
     /// Adds or replaces an image, and points names at it.
@@ -328,7 +387,6 @@ impl Records {
         let run = || {
             let transaction = self.database.begin_write()?;
             let value = work(&mut WriteTables {
-                meta: transaction.open_table(META)?,
                 images: transaction.open_table(IMAGES)?,
                 names: transaction.open_table(NAMES)?,
                 leases: transaction.open_table(LEASES)?,
@@ -359,7 +417,6 @@ struct ReadTables {
 }
 
 struct WriteTables<'t> {
-    meta: redb::Table<'t, &'static str, u64>,
     images: redb::Table<'t, &'static str, &'static [u8]>,
     names: redb::Table<'t, &'static str, &'static str>,
     leases: redb::Table<'t, (&'static str, &'static str), ()>,
@@ -387,5 +444,71 @@ fn failed(
             },
         },
         Err(source) => StoreError::Records { action, source },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(text: &str, configuration: &str) -> ImageRecord {
+        let id = ImageId::try_from(format!("sha256:{}", text.repeat(64))).unwrap();
+        ImageRecord {
+            manifest_digest: Digest::try_from(id.to_string()).unwrap(),
+            id,
+            manifest: "{}".into(),
+            configuration: configuration.into(),
+            layers: Vec::new(),
+            disk: Vec::new(),
+            size: 1,
+            pinned: false,
+            removed: false,
+        }
+    }
+
+    #[test]
+    fn an_image_that_cannot_be_read_is_forgotten_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("images.redb");
+        let (records, lost) = Records::open(&path).unwrap();
+        assert!(lost.is_empty());
+        let configuration = r#"{"architecture":"amd64","os":"linux","rootfs":{"diff_ids":[]}}"#;
+        for (id, name, text) in [("a", "x/a:1", configuration), ("b", "x/b:1", "{")] {
+            let record = record(id, text);
+            records.put_image(&record, &[name.to_owned()]).unwrap();
+        }
+        let broken = record("c", configuration).id;
+        let put = records.write("break a record", |tables| {
+            tables.images.insert(broken.as_str(), b"{".as_slice())?;
+            tables.names.insert("x/c:1", broken.as_str())?;
+            Ok(())
+        });
+        put.unwrap();
+        drop(records);
+        let (records, lost) = Records::open(&path).unwrap();
+        assert_eq!(lost.len(), 2, "{lost:?}");
+        let names: Vec<_> = records.describe_all().unwrap();
+        assert_eq!(names.len(), 1);
+        assert_eq!(names[0].repo_tags, ["x/a:1"]);
+        for gone in ["x/b:1", "x/c:1"] {
+            assert_eq!(records.find(gone).unwrap(), None);
+        }
+    }
+
+    #[test]
+    fn records_of_another_form_are_kept_beside_new_ones() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("images.redb");
+        let (records, _) = Records::open(&path).unwrap();
+        let transaction = records.database.begin_write().unwrap();
+        let mut meta = transaction.open_table(META).unwrap();
+        meta.insert("format", FORMAT + 1).unwrap();
+        drop(meta);
+        transaction.commit().unwrap();
+        drop(records);
+        let (records, lost) = Records::open(&path).unwrap();
+        assert!(lost[0].contains("form 2"), "{lost:?}");
+        assert!(records.describe_all().unwrap().is_empty());
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 2);
     }
 }

@@ -181,6 +181,8 @@ pub(crate) struct Driver {
     files: Arc<Mutex<HostFiles>>,
     /// Whether the end of the file server is waited for, or was seen.
     watches_files: bool,
+    /// Its record can't be read, so what it has may be more than its record says.
+    stands_in: bool,
     /// What is wrong with the pod although it goes on: the file server, and copies of volumes.
     warning: String,
     volumes_warning: String,
@@ -241,6 +243,7 @@ impl Driver {
             live: None,
             files: Arc::default(),
             watches_files: false,
+            stands_in: false,
             warning: String::new(),
             volumes_warning: String::new(),
             containers: BTreeMap::new(),

@@ -224,6 +224,11 @@ impl Driver {
         &self.files
     }
 
+    /// Lets the sandbox stand in for one whose record can't be read.
+    pub(crate) fn stands_in(&mut self) {
+        self.stands_in = true;
+    }
+
     /// Notes why the sandbox is not ready.
     pub(crate) fn note(&mut self, message: String) {
         self.record.message = message;
@@ -382,6 +387,11 @@ impl Driver {
                 }
                 Err(error) => result = result.and(Err(network_error(error))),
             }
+        } else if self.stands_in {
+            let id = self.record.id.as_str();
+            let removed = self.node.network.remove_orphan(id).await;
+            let removed = removed.map_err(network_error);
+            result = result.and(removed);
         }
         if let Some(cgroup) = &self.record.cgroup {
             match cgroup.remove().await {

@@ -4,6 +4,7 @@ use std::{fs, time::Duration};
 
 use hull_network::{GuestInterface, GuestRoute};
 use hull_pod::{ContainerState, PodId, Pods, SandboxState};
+use redb::ReadableTable;
 
 use crate::common::{TestNode, attached, container, daemon, eventually, kill_pid};
 
@@ -489,5 +490,100 @@ fn a_stop_goes_on_without_a_second_signal() {
         pods.stop_container(&id, Duration::from_secs(30))
             .await
             .unwrap();
+    });
+}
+
+#[test]
+fn a_store_that_is_broken_loses_no_running_pod() {
+    let node = TestNode::new();
+    let first = daemon();
+    let (pod, id, pid) = first.block_on(async {
+        let pods = node.open().await;
+        let pod = pods.run_sandbox(node.sandbox("web")).await.unwrap();
+        let id = run(&pods, &pod, "app", &["wait"]).await;
+        let vm = pods.sandbox(pod.as_str()).await.unwrap().vm.unwrap();
+        (pod, id, vm.pid)
+    });
+    first.shutdown_background();
+    std::thread::sleep(Duration::from_millis(100));
+    let store = node.config.root.join("hull.redb");
+    for broken in [&b"no database"[..], b""] {
+        fs::write(&store, broken).unwrap();
+        let next = daemon();
+        next.block_on(async {
+            let pods = node.open().await;
+            let faults = pods.record_faults();
+            assert!(faults[0].contains(".broken-"), "{faults:?}");
+            let info = pods.sandbox(pod.as_str()).await.unwrap();
+            assert_eq!(info.state, SandboxState::Ready);
+            assert_eq!(info.vm.unwrap().pid, pid);
+            let output = pods.exec_sync(&id, vec!["out:alive".into()], None).await;
+            assert_eq!(output.unwrap().stdout, b"alive");
+        });
+        next.shutdown_background();
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    daemon().block_on(async {
+        let pods = node.open().await;
+        assert!(pods.record_faults().is_empty());
+        pods.stop_sandbox(pod.as_str()).await.unwrap();
+        pods.remove_sandbox(pod.as_str()).await.unwrap();
+        assert_eq!(node.leftovers(), [""; 0]);
+    });
+}
+
+#[test]
+fn a_pod_whose_record_cannot_be_read_is_left_alone_until_it_is_stopped() {
+    let node = TestNode::new();
+    let first = daemon();
+    let (pod, other, pid) = first.block_on(async {
+        let pods = node.open().await;
+        let pod = pods.run_sandbox(node.sandbox("web")).await.unwrap();
+        run(&pods, &pod, "app", &["wait"]).await;
+        let other = pods.run_sandbox(node.sandbox("other")).await.unwrap();
+        let vm = pods.sandbox(pod.as_str()).await.unwrap().vm.unwrap();
+        (pod, other, vm.pid)
+    });
+    first.shutdown_background();
+    std::thread::sleep(Duration::from_millis(100));
+    // Of a program that can't be gone back from, and its copy is too.
+    let table = redb::TableDefinition::<&str, &[u8]>::new("sandboxes");
+    let store = redb::Database::open(node.config.root.join("hull.redb")).unwrap();
+    let transaction = store.begin_write().unwrap();
+    {
+        let mut table = transaction.open_table(table).unwrap();
+        let record = table.get(pod.as_str()).unwrap().unwrap().value().to_vec();
+        let record = String::from_utf8(record).unwrap();
+        let newer = record.replacen("\"version\":1", "\"version\":2", 1);
+        assert_ne!(newer, record);
+        table.insert(pod.as_str(), newer.as_bytes()).unwrap();
+    }
+    transaction.commit().unwrap();
+    drop(store);
+    fs::remove_file(node.config.state.join(format!("records/sandbox-{pod}"))).unwrap();
+
+    for _ in 0..2 {
+        let next = daemon();
+        next.block_on(async {
+            let pods = node.open().await;
+            assert_eq!(pods.record_faults().len(), 1);
+            let info = pods.sandbox(pod.as_str()).await.unwrap();
+            assert_eq!(info.state, SandboxState::NotReady);
+            assert_eq!(info.spec.metadata, node.sandbox("web").metadata);
+            assert!(info.message.contains("version 2"), "{}", info.message);
+            assert!(node.vmms().contains(&(pid as i32)));
+            let other = pods.sandbox(other.as_str()).await.unwrap();
+            assert_eq!(other.state, SandboxState::Ready);
+        });
+        next.shutdown_background();
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    daemon().block_on(async {
+        let pods = node.open().await;
+        for pod in [pod, other] {
+            pods.stop_sandbox(pod.as_str()).await.unwrap();
+            pods.remove_sandbox(pod.as_str()).await.unwrap();
+        }
+        assert_eq!(node.leftovers(), [""; 0]);
     });
 }

@@ -16,13 +16,25 @@ pub(crate) async fn status(
     let network = backend.network.status().await;
     let network = network.map_err(|error| text(&error));
     let handlers: Vec<&str> = backend.handlers.names().collect();
+    let mut conditions = vec![
+        condition("RuntimeReady", "VmNotRunnable", runtime),
+        condition("NetworkReady", "NetworkPluginNotReady", network),
+    ];
+    let pods = backend.pods.record_faults().iter();
+    let lost: Vec<&str> = pods
+        .chain(backend.images.record_faults())
+        .map(String::as_str)
+        .collect();
+    if !lost.is_empty() {
+        // Not one that kubelet acts on: the node works.
+        conditions.push(condition(
+            "RecordsWhole",
+            "RecordsLost",
+            Err(lost.join("; ")),
+        ));
+    }
     Ok(StatusResponse {
-        status: Some(RuntimeStatus {
-            conditions: vec![
-                condition("RuntimeReady", "VmNotRunnable", runtime),
-                condition("NetworkReady", "NetworkPluginNotReady", network),
-            ],
-        }),
+        status: Some(RuntimeStatus { conditions }),
         runtime_handlers: handlers
             .iter()
             .map(|name| RuntimeHandler {

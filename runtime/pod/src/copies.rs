@@ -1,0 +1,98 @@
+//! Copies of the records, should their store be lost while pods run.
+//!
+//! ```text
+//! <state>/records/sandbox-<id>, container-<id>    a record each, as it is in the store
+//! ```
+//!
+//! They are in memory as the rest of the state directory, and gone after a reboot of the host, as
+//! the VMs are; so they cost no disk and are not synced. Not in the pods' run directories: only the
+//! daemon writes here.
+
+use std::{
+    fs::{self, DirBuilder, OpenOptions},
+    io::{self, Write},
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    path::PathBuf,
+};
+
+/// What a copy is of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Sandbox,
+    Container,
+}
+
+impl Kind {
+    fn prefix(self) -> &'static str {
+        match self {
+            Self::Sandbox => "sandbox-",
+            Self::Container => "container-",
+        }
+    }
+}
+
+/// The directory of copies.
+#[derive(Debug)]
+pub(crate) struct Copies(PathBuf);
+
+impl Copies {
+    /// Opens the directory, and makes it when absent. Blocks.
+    pub(crate) fn open(directory: PathBuf) -> io::Result<Self> {
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&directory)?;
+        Ok(Self(directory))
+    }
+
+    /// Replaces a copy in one step. A failure is logged: the store has the record. Blocks.
+    pub(crate) fn put(&self, kind: Kind, id: &str, record: &[u8]) {
+        let path = self.path(kind, id);
+        let new = path.with_extension("new");
+        let write = || {
+            let mut file = OpenOptions::new()
+                .write(true)
+                .create(true)
+                .truncate(true)
+                .mode(0o600)
+                .open(&new)?;
+            file.write_all(record)?;
+            fs::rename(&new, &path)
+        };
+        if let Err(error) = write() {
+            tracing::warn!(%error, path = %path.display(), "copy a record");
+        }
+    }
+
+    /// Removes a copy; one that is absent is removed already. Blocks.
+    pub(crate) fn remove(&self, kind: Kind, id: &str) {
+        let path = self.path(kind, id);
+        if let Err(error) = fs::remove_file(&path)
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            tracing::warn!(%error, path = %path.display(), "remove the copy of a record");
+        }
+    }
+
+    /// A copy, if there is one that can be read. Blocks.
+    pub(crate) fn get(&self, kind: Kind, id: &str) -> Option<Vec<u8>> {
+        fs::read(self.path(kind, id)).ok()
+    }
+
+    /// The ids that there are copies of. Blocks.
+    pub(crate) fn ids(&self, kind: Kind) -> Vec<String> {
+        let entries = fs::read_dir(&self.0).into_iter().flatten().flatten();
+        entries
+            .filter_map(|entry| {
+                let name = entry.file_name().into_string().ok()?;
+                let id = name.strip_prefix(kind.prefix())?;
+                // Others were not finished.
+                (!id.contains('.')).then(|| id.to_owned())
+            })
+            .collect()
+    }
+
+    fn path(&self, kind: Kind, id: &str) -> PathBuf {
+        self.0.join(format!("{}{id}", kind.prefix()))
+    }
+}
