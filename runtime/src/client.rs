@@ -20,6 +20,7 @@ use crate::{
     app::{App, AppError},
     config::Settings,
     cri,
+    socket::keep_private,
 };
 
 /// The services of a daemon.
@@ -63,6 +64,8 @@ pub(crate) async fn connect(mut settings: Settings) -> Result<Daemon> {
         .state
         .join(format!("own-{}.sock", std::process::id()));
     let socket = settings.listen.clone();
+    // Of the whole process: what it writes for its user has modes of its own.
+    keep_private();
     let app = App::start(settings).await.with_context(|| {
         format!(
             "no daemon serves {}, and none could be started",

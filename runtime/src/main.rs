@@ -58,6 +58,7 @@ fn execute(cli: Cli) -> Result<ExitCode> {
     let runtime = tokio::runtime::Runtime::new().context("start the async runtime")?;
     match cli.command {
         Command::Serve => {
+            socket::keep_private();
             log(&settings, "info")?;
             runtime.block_on(serve(settings))?;
             Ok(ExitCode::SUCCESS)

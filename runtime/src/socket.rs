@@ -1,17 +1,26 @@
-//! The CRI socket's file and the locks on the directories.
+//! The CRI socket's file, and the directories: who may look into them, and their locks.
+//!
+//! What is in the directories is the daemon's user's alone: records hold the environments of
+//! containers, disks their files, sockets their lives. The file mode mask sees to that for what is
+//! new, [`own_directory`] for what is there.
 
 use std::{
     fs::{self, DirBuilder, File, OpenOptions, Permissions},
     io::{self, Read, Write},
     os::unix::{
-        fs::{DirBuilderExt, FileTypeExt, PermissionsExt},
+        fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt},
         net::UnixStream,
     },
     path::{Path, PathBuf},
 };
 
-use nix::fcntl::{Flock, FlockArg};
+use nix::{
+    fcntl::{Flock, FlockArg},
+    sys::stat::{Mode, umask},
+    unistd::geteuid,
+};
 use tokio::net::UnixListener;
+use tracing::info;
 
 /// Why a daemon can't take its place.
 #[derive(Debug, thiserror::Error)]
@@ -30,6 +39,24 @@ pub(crate) enum SocketError {
     /// There is a file of another kind.
     #[error("listen on {}: there is a file that is no socket", .0.display())]
     NoSocket(PathBuf),
+    /// It is another user's.
+    #[error("use directory {}: it belongs to user {owner}, and this is user {user}", path.display())]
+    Owner {
+        /// The directory.
+        path: PathBuf,
+        /// Whose it is.
+        owner: u32,
+        /// Who runs the daemon.
+        user: u32,
+    },
+    /// Others can put there what the daemon would take for its own.
+    #[error("use directory {}: others may write to it (mode {mode:04o}); look at what is in it, then chmod 0700", path.display())]
+    Writable {
+        /// The directory.
+        path: PathBuf,
+        /// Its mode.
+        mode: u32,
+    },
     /// The system refused.
     #[error("{action} {}", path.display())]
     Io {
@@ -59,6 +86,50 @@ pub(crate) fn private_directory(path: &Path) -> Result<(), SocketError> {
         .map_err(failed("create directory", path))
 }
 
+/// Makes what this process creates from now on its user's alone, unless a mode is set.
+pub(crate) fn keep_private() {
+    umask(Mode::S_IRWXG | Mode::S_IRWXO);
+}
+
+/// Makes a directory the daemon's own: makes it unless it is there, and takes from others what they
+/// may do with it and with what is in it.
+///
+/// # Errors
+/// When it is another user's, or others may write to it: what is in it may be theirs then.
+pub(crate) fn own_directory(path: &Path) -> Result<(), SocketError> {
+    private_directory(path)?;
+    let meta = fs::metadata(path).map_err(failed("look at", path))?;
+    let (owner, user) = (meta.uid(), geteuid().as_raw());
+    let mode = meta.permissions().mode() & 0o7777;
+    if owner != user {
+        let path = path.to_owned();
+        return Err(SocketError::Owner { path, owner, user });
+    }
+    if mode & 0o022 != 0 {
+        let path = path.to_owned();
+        return Err(SocketError::Writable { path, mode });
+    }
+    close(path, mode)?;
+    // Nobody reaches them any more, and would if the directory were opened again.
+    for entry in fs::read_dir(path).map_err(failed("read directory", path))? {
+        let path = entry.map_err(failed("read directory", path))?.path();
+        let meta = fs::symlink_metadata(&path).map_err(failed("look at", &path))?;
+        if !meta.is_symlink() {
+            close(&path, meta.permissions().mode() & 0o7777)?;
+        }
+    }
+    Ok(())
+}
+
+/// Takes all rights from others.
+fn close(path: &Path, mode: u32) -> Result<(), SocketError> {
+    if mode & 0o077 == 0 {
+        return Ok(());
+    }
+    info!(path = %path.display(), mode = format!("{mode:04o}"), "close what others could look at");
+    fs::set_permissions(path, Permissions::from_mode(mode & 0o700)).map_err(failed("close", path))
+}
+
 /// The right to work in a directory alone; given up with the value, or by the
 /// kernel when the process ends.
 #[derive(Debug)]
@@ -69,7 +140,7 @@ pub(crate) struct DirectoryLock {
 impl DirectoryLock {
     /// Makes the directory if need be and takes its lock, or tells who has it.
     pub(crate) fn take(directory: &Path) -> Result<Self, SocketError> {
-        private_directory(directory)?;
+        own_directory(directory)?;
         let path = directory.join("hull.lock");
         let file = OpenOptions::new()
             .read(true)
@@ -103,7 +174,7 @@ impl DirectoryLock {
     }
 }
 
-/// Listens on `path`, mode 0660. A socket that nobody serves is replaced.
+/// Listens on `path`, mode 0600. A socket that nobody serves is replaced.
 pub(crate) fn listen(path: &Path) -> Result<UnixListener, SocketError> {
     if let Some(parent) = path.parent() {
         private_directory(parent)?;
@@ -123,7 +194,7 @@ pub(crate) fn listen(path: &Path) -> Result<UnixListener, SocketError> {
     let fresh = path.with_extension(format!("{}.new", std::process::id()));
     let _ = fs::remove_file(&fresh);
     let listener = UnixListener::bind(&fresh).map_err(failed("listen on", path))?;
-    fs::set_permissions(&fresh, Permissions::from_mode(0o660))
+    fs::set_permissions(&fresh, Permissions::from_mode(0o600))
         .and_then(|()| fs::rename(&fresh, path))
         .map_err(|error| {
             let _ = fs::remove_file(&fresh);
@@ -151,6 +222,45 @@ mod tests {
         DirectoryLock::take(directory.path()).unwrap();
     }
 
+    #[test]
+    fn a_directory_that_others_could_read_is_closed_with_all_in_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path();
+        let elsewhere = tempfile::NamedTempFile::new().unwrap();
+        let open = |path: &Path, mode| {
+            fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
+        };
+        open(elsewhere.path(), 0o644);
+        fs::create_dir(path.join("cni")).unwrap();
+        fs::write(path.join("hull.redb"), "").unwrap();
+        std::os::unix::fs::symlink(elsewhere.path(), path.join("link")).unwrap();
+        open(&path.join("cni"), 0o755);
+        open(&path.join("hull.redb"), 0o644);
+        open(path, 0o755);
+        let _lock = DirectoryLock::take(path).unwrap();
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        let modes = ["", "cni", "hull.redb", "link"].map(|name| mode(&path.join(name)));
+        assert_eq!(modes, [0o700, 0o700, 0o600, 0o644]);
+    }
+
+    #[test]
+    fn a_directory_of_others_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        for mode in [0o777, 0o1777, 0o720, 0o702] {
+            fs::set_permissions(directory.path(), Permissions::from_mode(mode)).unwrap();
+            let error = DirectoryLock::take(directory.path()).unwrap_err();
+            assert!(matches!(error, SocketError::Writable { .. }), "{error}");
+        }
+        fs::set_permissions(directory.path(), Permissions::from_mode(0o700)).unwrap();
+        if geteuid().is_root() {
+            std::os::unix::fs::chown(directory.path(), Some(65534), None).unwrap();
+            let error = DirectoryLock::take(directory.path()).unwrap_err();
+            assert!(matches!(error, SocketError::Owner { .. }), "{error}");
+        } else {
+            println!("SKIPPED: a directory of another user: not root");
+        }
+    }
+
     #[tokio::test]
     async fn a_stale_socket_is_replaced_and_a_live_one_is_not() {
         let directory = tempfile::tempdir().unwrap();
@@ -158,7 +268,7 @@ mod tests {
         let first = listen(&path).unwrap();
         assert_eq!(
             fs::metadata(&path).unwrap().permissions().mode() & 0o777,
-            0o660
+            0o600
         );
         assert!(matches!(listen(&path), Err(SocketError::Served(_))));
         drop(first);

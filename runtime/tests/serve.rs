@@ -6,7 +6,10 @@
 use std::{
     collections::BTreeSet,
     fs,
-    os::unix::fs::{PermissionsExt, symlink},
+    os::unix::{
+        fs::{PermissionsExt, symlink},
+        process::CommandExt,
+    },
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
@@ -63,6 +66,11 @@ impl Daemon {
         let with_dir = |text: &str| text.replace("DIR", path.to_str().unwrap());
         for name in ["assets", "net.d", "bin"] {
             fs::create_dir(path.join(name)).unwrap();
+        }
+        // As a daemon of old left them.
+        for name in ["root", "root/cni", "root/pods", "state"] {
+            fs::create_dir(path.join(name)).unwrap();
+            fs::set_permissions(path.join(name), fs::Permissions::from_mode(0o755)).unwrap();
         }
         fs::write(path.join("assets/vmlinux"), "").unwrap();
         fs::write(path.join("assets/root.erofs"), vec![0; 4096]).unwrap();
@@ -271,4 +279,79 @@ async fn plugins_with_the_capability_hear_of_the_pods_resolver() {
         daemon.end(&id).await;
     }
     daemon.assert_nothing_left();
+}
+
+/// All paths at and below a directory.
+fn all_below(path: &Path, into: &mut Vec<PathBuf>) {
+    into.push(path.to_owned());
+    if !path.is_symlink() && path.is_dir() {
+        for entry in fs::read_dir(path).unwrap() {
+            all_below(&entry.unwrap().path(), into);
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_user_gets_at_nothing_that_the_daemon_keeps() {
+    let Some(daemon) = Daemon::start().await else {
+        return;
+    };
+    let dir = daemon.dir.path();
+    // What is above is not what keeps others out.
+    fs::set_permissions(dir, fs::Permissions::from_mode(0o755)).unwrap();
+    let id = daemon.run("secretive", None).await;
+    let mut paths = Vec::new();
+    for name in ["root", "state"] {
+        all_below(&dir.join(name), &mut paths);
+    }
+    for expected in [
+        "root/hull.redb",
+        "root/images/images.redb",
+        "state/hull.sock",
+    ] {
+        assert!(
+            paths.contains(&dir.join(expected)),
+            "{expected} in {paths:?}"
+        );
+    }
+    let record = dir.join(format!("state/records/sandbox-{id}"));
+    let socket = dir.join(format!("state/pods/{id}/vmm.sock"));
+    assert!(
+        paths.contains(&record) && paths.contains(&socket),
+        "{paths:?}"
+    );
+    // The place of a namespace is not a secret, and its file the kernel's.
+    let namespaces = dir.join("state/netns");
+    let open: Vec<_> = paths
+        .iter()
+        .filter(|path| !path.starts_with(&namespaces))
+        .filter(|path| fs::symlink_metadata(path).unwrap().permissions().mode() & 0o077 != 0)
+        .collect();
+    assert_eq!(open, [&PathBuf::new(); 0]);
+
+    for process in fs::read_dir("/proc").unwrap().flatten() {
+        let line = fs::read(process.path().join("cmdline")).unwrap_or_default();
+        let line = String::from_utf8_lossy(&line);
+        if line.contains(dir.to_str().unwrap()) {
+            paths.push(process.path().join("environ"));
+        }
+    }
+    let script = r#"while IFS= read -r path; do
+        if [ -r "$path" ] || [ -w "$path" ]; then echo "$path"; fi; done"#;
+    let list = dir.join("list");
+    let lines: Vec<_> = paths
+        .iter()
+        .map(|path| path.display().to_string())
+        .collect();
+    fs::write(&list, lines.join("\n")).unwrap();
+    let reached = Command::new("sh")
+        .args(["-c", script])
+        .stdin(fs::File::open(&list).unwrap())
+        .uid(65534)
+        .gid(65534)
+        .output()
+        .unwrap();
+    assert!(reached.status.success());
+    assert_eq!(String::from_utf8_lossy(&reached.stdout), "");
+    daemon.end(&id).await;
 }

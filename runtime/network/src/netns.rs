@@ -1,8 +1,9 @@
 //! Network namespaces kept by name, and work done inside them.
 
 use std::{
-    fs::{self, File},
+    fs::{self, File, Permissions},
     io,
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     thread,
 };
@@ -65,7 +66,12 @@ pub fn create(path: &Path) -> Result<(), NetnsError> {
     };
     remove(path)?;
     if let Some(parent) = path.parent() {
-        fs::create_dir_all(parent).map_err(failed("make directory"))?;
+        // As ip-netns(8) makes it, whatever the mask: it is not ours alone.
+        if !parent.try_exists().map_err(failed("look at directory"))? {
+            fs::create_dir_all(parent)
+                .and_then(|()| fs::set_permissions(parent, Permissions::from_mode(0o755)))
+                .map_err(failed("make directory"))?;
+        }
     }
     File::create(path).map_err(failed("make mount point"))?;
     // `unshare` moves one thread: a short-lived one of our own.

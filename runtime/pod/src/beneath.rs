@@ -18,8 +18,8 @@ use std::{
 
 use rustix::{
     fs::{
-        AtFlags, CWD, Dir, FileType, Mode, OFlags, RenameFlags, ResolveFlags, fstat, linkat,
-        mkdirat, openat2, renameat_with, unlinkat,
+        AtFlags, CWD, Dir, FileType, Mode, OFlags, RenameFlags, ResolveFlags, fchmod, fstat,
+        linkat, mkdirat, openat2, renameat_with, unlinkat,
     },
     io::Errno,
 };
@@ -64,11 +64,13 @@ impl Directory {
         regular(&self.hold(path)?, access)
     }
 
-    /// Makes a file that is not there yet.
+    /// Makes a file that is not there yet, with this mode whatever the daemon's mask is.
     pub(crate) fn create(&self, name: &Path, access: OFlags, mode: u32) -> io::Result<File> {
         let flags = access | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
         let mode = Mode::from_raw_mode(mode);
-        Ok(openat2(&self.0, name, flags, mode, strictly())?.into())
+        let file = openat2(&self.0, name, flags, mode, strictly())?;
+        fchmod(&file, mode)?;
+        Ok(file.into())
     }
 
     /// As [`Self::file`]; makes it when it is not there.

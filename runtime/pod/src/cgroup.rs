@@ -5,7 +5,9 @@
 //! On a host without cgroup v2 a pod that names no parent has none.
 
 use std::{
-    fs, io,
+    fs::{self, Permissions},
+    io,
+    os::unix::fs::PermissionsExt,
     path::{Component, Path, PathBuf},
     time::Duration,
 };
@@ -96,8 +98,10 @@ impl PodCgroup {
                 let _ = fs::write(control, format!("+{controller}"));
             }
             match fs::create_dir(dir) {
+                // What is counted there is not the daemon's alone, whatever its mask.
+                Ok(()) => fs::set_permissions(dir, Permissions::from_mode(0o755))?,
                 Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
-                _ => {}
+                Err(_) => {}
             }
         }
         Ok(())

@@ -6,10 +6,20 @@ use serde::Deserialize;
 use crate::pull::Auth;
 
 /// What a request carries to be let in.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub(crate) enum Authorization {
     Basic { username: String, password: String },
     Bearer(String),
+}
+
+/// Neither password nor token is for a log.
+impl std::fmt::Debug for Authorization {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Basic { .. } => "Basic",
+            Self::Bearer(_) => "Bearer",
+        })
+    }
 }
 
 /// What a registry asks for in `WWW-Authenticate`.

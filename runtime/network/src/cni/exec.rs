@@ -5,11 +5,16 @@ use std::{
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::{ExitStatus, Stdio},
+    thread,
     time::Duration,
 };
 
 use nix::{
-    sys::signal::{Signal, killpg},
+    sched::{CloneFlags, unshare},
+    sys::{
+        signal::{Signal, killpg},
+        stat::{Mode, umask},
+    },
     unistd::Pid,
 };
 use serde::Deserialize;
@@ -17,6 +22,7 @@ use serde_json::Value;
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWriteExt},
     process::{Child, Command},
+    runtime::Handle,
     time::timeout,
 };
 
@@ -31,6 +37,8 @@ const PIPES_CLOSE: Duration = Duration::from_secs(2);
 /// How often, and after what time, a program that is open for writing is tried again.
 const BUSY_TRIES: u32 = 10;
 const BUSY_PAUSE: Duration = Duration::from_millis(100);
+/// What plugins' files are not for others: to be written.
+const PLUGIN_MASK: Mode = Mode::from_bits_truncate(0o022);
 
 /// Why a plugin could not be called, or what it complained of.
 #[derive(Debug, thiserror::Error)]
@@ -215,14 +223,14 @@ impl Invocation<'_> {
     /// Starts it; a program that is just being installed is given a moment.
     async fn spawn(&self) -> io::Result<Child> {
         for _ in 0..BUSY_TRIES {
-            match self.command().spawn() {
+            match spawn_with_usual_mask(self.command()) {
                 Err(error) if error.kind() == io::ErrorKind::ExecutableFileBusy => {
                     tokio::time::sleep(BUSY_PAUSE).await;
                 }
                 result => return result,
             }
         }
-        self.command().spawn()
+        spawn_with_usual_mask(self.command())
     }
 
     fn command(&self) -> Command {
@@ -286,6 +294,21 @@ impl Invocation<'_> {
             message,
         })
     }
+}
+
+/// Starts a plugin with the file mode mask that it has under other runtimes: what it makes is for
+/// its own agents too, which may be other users, and the daemon's mask is for the daemon's files.
+fn spawn_with_usual_mask(mut command: Command) -> io::Result<Child> {
+    let runtime = Handle::current();
+    // The mask is inherited from a thread, and this one is of our own.
+    let spawn = move || {
+        let _guard = runtime.enter();
+        unshare(CloneFlags::CLONE_FS)?;
+        umask(PLUGIN_MASK);
+        command.spawn()
+    };
+    let spawned = thread::Builder::new().spawn(spawn)?.join();
+    spawned.unwrap_or_else(|_| Err(io::Error::other("the thread that starts it panicked")))
 }
 
 /// The beginning of what a plugin wrote, fit for a message.
@@ -394,6 +417,15 @@ mod tests {
             String::from_utf8(output).unwrap(),
             "ADD pod /run/netns/x eth0 A=b /opt/cni/bin {\"name\":\"n\"}\n"
         );
+    }
+
+    #[tokio::test]
+    async fn a_plugin_has_the_usual_mask_and_this_process_keeps_its_own() {
+        let before = umask(Mode::S_IRWXG | Mode::S_IRWXO);
+        let output = call("umask").await;
+        let after = umask(before);
+        assert_eq!(output.unwrap(), b"0022\n");
+        assert_eq!(after, Mode::S_IRWXG | Mode::S_IRWXO);
     }
 
     #[tokio::test]
