@@ -43,6 +43,7 @@ mod storage;
 mod sys;
 mod time;
 mod transport;
+mod tree;
 mod trim;
 
 use std::{

@@ -9,6 +9,7 @@ use std::{
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 use super::{pause::PodUser, volumes::Copies};
+use crate::tree;
 
 /// What a root is made of.
 #[derive(Debug)]
@@ -99,7 +100,7 @@ impl Rootfs {
         }
         remove_if_there(fs::remove_dir(&self.path))?;
         match &self.writable {
-            Some(writable) => remove_if_there(fs::remove_dir_all(writable)),
+            Some(writable) => remove_if_there(tree::remove(writable)),
             None => Ok(()),
         }
     }
