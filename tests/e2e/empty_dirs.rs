@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use hull_proto_cri::v1::ContainerConfig;
+use hull_proto_cri::v1::{ContainerConfig, Mount, MountPropagation};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid as ProcessId,
@@ -175,6 +175,57 @@ async fn an_empty_directory_outlives_containers_daemons_and_machines() {
         node.stop_sandbox(&pod.id).await.unwrap();
         node.remove_sandbox(&pod.id).await.unwrap();
     }
+    kubelet.dir.unmount();
+    node.finish().await;
+}
+
+/// What a container left in a directory that it shared with the host must not lead the daemon to
+/// any other file, also where it has the names of the daemon's own.
+#[tokio::test]
+async fn what_a_container_left_in_an_empty_directory_leads_nowhere() {
+    let node = Node::start().await;
+    let kubelet = Kubelet::of(&node, "hostile");
+    let (work, other) = (kubelet.empty_dir("work"), kubelet.empty_dir("other"));
+    let victim = node.dir.join("victim");
+    fs::write(&victim, "precious").unwrap();
+    let pod = node.pod("hostile").await;
+    let shared = |at: &str, volume: &Path| Mount {
+        propagation: MountPropagation::PropagationHostToContainer.into(),
+        ..mount(at, volume)
+    };
+    let victim_name = victim.to_str().unwrap();
+    // A file of root that looks like an image is in the other; it can't be marked as one.
+    let script = format!(
+        "ln -s {victim_name} /work/.hull-volume.img.tmp && ln -s {victim_name} /work/.hull-volume.img \
+         && cd /other && truncate -s 1G .hull-volume.img && chmod 600 .hull-volume.img"
+    );
+    let config = ContainerConfig {
+        mounts: vec![shared("/work", &work), shared("/other", &other)],
+        ..node.script("writer", &script)
+    };
+    let writer = node.create(&pod, config).await.unwrap();
+    node.start_container(&writer).await.unwrap();
+    let status = node.client.wait_exited(&writer, PATIENCE).await.unwrap();
+    assert_eq!(status.exit_code, 0, "{}", node.log("writer"));
+    node.remove_container(&writer).await.unwrap();
+    assert!(
+        fs::symlink_metadata(work.join(".hull-volume.img"))
+            .unwrap()
+            .is_symlink()
+    );
+
+    let mounts = vec![mount("/work", &work), mount("/other", &other)];
+    let user = idle(&node, &pod, "user", mounts).await;
+    let found = run(&node, &user, "echo kept >/work/state; ls -A /work /other").await;
+    let expected = "/other:\n.hull-volume.img\n\n/work:\n.hull-volume.img\n\
+                    .hull-volume.img.tmp\nstate\n";
+    assert_eq!(found, expected);
+    // They are files of the host, like any others.
+    assert_eq!(fs::read_to_string(work.join("state")).unwrap(), "kept\n");
+    assert_eq!(fs::read_to_string(&victim).unwrap(), "precious");
+    node.stop_sandbox(&pod.id).await.unwrap();
+    node.remove_sandbox(&pod.id).await.unwrap();
+    assert_eq!(fs::read_to_string(&victim).unwrap(), "precious");
     kubelet.dir.unmount();
     node.finish().await;
 }
