@@ -274,12 +274,9 @@ impl ImageStore {
     /// When the records cannot be read.
     pub async fn get(&self, name_or_id: &str) -> Result<Option<Image>, StoreError> {
         let wanted = name_or_id.to_owned();
-        self.with(move |shared| match shared.records.find(&wanted)? {
-            Some(id) => {
-                let image = shared.records.describe(&id)?;
-                Ok(image.map(|image| shared.with_pin(image)))
-            }
-            None => Ok(None),
+        self.with(move |shared| {
+            let image = shared.records.describe_named(&wanted)?;
+            Ok(image.map(|image| shared.with_pin(image)))
         })
         .await
     }

@@ -6,6 +6,7 @@
 use std::path::Path;
 
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::digest::Digest;
@@ -28,6 +29,11 @@ const IMAGES: TableDefinition<&str, &[u8]> = TableDefinition::new("images");
 const NAMES: TableDefinition<&str, &str> = TableDefinition::new("names");
 /// (owner, image id).
 const LEASES: TableDefinition<(&str, &str), ()> = TableDefinition::new("leases");
+/// (image id, name): [`NAMES`] the other way round, so that one image is described without a look
+/// at the others. This and the next are made anew at open.
+const NAMES_OF: TableDefinition<(&str, &str), ()> = TableDefinition::new("names_of");
+/// (image id, owner): [`LEASES`] the other way round.
+const OWNERS_OF: TableDefinition<(&str, &str), ()> = TableDefinition::new("owners_of");
 
 /// An image as it is remembered.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -45,6 +51,14 @@ pub(crate) struct ImageRecord {
     pub(crate) pinned: bool,
     /// Removed by name, and kept only for its leases.
     pub(crate) removed: bool,
+}
+
+/// The part of an [`ImageRecord`] that says what it keeps; its documents may be MiB.
+#[derive(Debug, Deserialize)]
+struct Brief {
+    id: ImageId,
+    layers: Vec<Digest>,
+    removed: bool,
 }
 
 /// A piece of an image's disk.
@@ -82,6 +96,7 @@ impl Records {
         let broken = broken.map(|broken| broken.to_string());
         let mut lost: Vec<String> = broken.into_iter().collect();
         lost.extend(records.forget_unreadable()?);
+        records.write(&action(), |tables| tables.turn_round())?;
         for lost in &lost {
             tracing::error!("{lost}");
         }
@@ -103,6 +118,8 @@ impl Records {
             transaction.open_table(IMAGES)?;
             transaction.open_table(NAMES)?;
             transaction.open_table(LEASES)?;
+            transaction.open_table(NAMES_OF)?;
+            transaction.open_table(OWNERS_OF)?;
             transaction.commit()?;
             Ok(None)
         };
@@ -120,7 +137,8 @@ impl Records {
             let mut unreadable = Vec::new();
             for entry in tables.images.iter()? {
                 let (id, bytes) = entry?;
-                let configuration = parse(bytes.value()).map(|record| record.configuration);
+                let configuration =
+                    parse::<ImageRecord>(bytes.value()).map(|record| record.configuration);
                 let is_whole = configuration
                     .is_ok_and(|text| serde_json::from_str::<Configuration>(&text).is_ok());
                 if !is_whole {
@@ -147,7 +165,13 @@ impl Records {
         self.write(&action, |tables| {
             tables.images.insert(record.id.as_str(), bytes.as_slice())?;
             for name in names {
-                tables.names.insert(name.as_str(), record.id.as_str())?;
+                let (name, id) = (name.as_str(), record.id.as_str());
+                let before = tables.names.insert(name, id)?;
+                let before = before.map(|id| id.value().to_owned());
+                if let Some(before) = before {
+                    tables.names_of.remove((before.as_str(), name))?;
+                }
+                tables.names_of.insert((id, name), ())?;
             }
             Ok(())
         })
@@ -166,118 +190,59 @@ impl Records {
 
     /// The image that a name, an id, or the start of an id means.
     pub(crate) fn find(&self, wanted: &str) -> Result<Option<ImageId>> {
-        let candidates: Vec<String> = [Name::parse(wanted).ok().map(|name| name.full())]
-            .into_iter()
-            .flatten()
-            .collect();
-        self.read("find an image", |tables| {
-            let mut found: Option<String> = None;
-            if tables.images.get(wanted)?.is_some() {
-                found = Some(wanted.to_owned());
-            }
-            for name in candidates {
-                if found.is_none() {
-                    found = tables
-                        .names
-                        .get(name.as_str())?
-                        .map(|id| id.value().to_owned());
-                }
-            }
-            if found.is_none()
-                && let Some(start) = start_of_id(wanted)
-            {
-                let mut matching = Vec::new();
-                for entry in tables.images.range(start.as_str()..)? {
-                    let (id, bytes) = entry?;
-                    if !id.value().starts_with(&start) || matching.len() > 1 {
-                        break;
-                    }
-                    if !parse(bytes.value())?.removed {
-                        matching.push(id.value().to_owned());
-                    }
-                }
-                if matching.len() == 1 {
-                    found = matching.pop();
-                }
-            }
-            let Some(id) = found else { return Ok(None) };
-            match tables.images.get(id.as_str())? {
-                Some(bytes) => {
-                    let record = parse(bytes.value())?;
-                    Ok((!record.removed).then_some(record.id))
-                }
-                None => Ok(None),
-            }
-        })
+        self.read("find an image", |tables| tables.find(wanted))
     }
 
     /// What callers see of an image.
     pub(crate) fn describe(&self, id: &ImageId) -> Result<Option<Image>> {
-        Ok(self
-            .describe_all()?
-            .into_iter()
-            .find(|image| image.id == *id))
+        let found = self.read("describe an image", |tables| {
+            let bytes = tables.images.get(id.as_str())?;
+            let found = bytes.map(|bytes| tables.described(bytes.value()));
+            found.transpose()
+        });
+        found?.map(image).transpose()
+    }
+
+    /// What callers see of the image that a name, an id, or the start of an id means.
+    pub(crate) fn describe_named(&self, wanted: &str) -> Result<Option<Image>> {
+        let found = self.read("find an image", |tables| {
+            let Some(id) = tables.find(wanted)? else {
+                return Ok(None);
+            };
+            let bytes = tables.images.get(id.as_str())?;
+            let found = bytes.map(|bytes| tables.described(bytes.value()));
+            found.transpose()
+        });
+        found?.map(image).transpose()
     }
 
     /// What callers see of all images, also of removed ones that are still leased.
     pub(crate) fn describe_all(&self) -> Result<Vec<Image>> {
-        let (records, names, leased) = self.read("list images", |tables| {
-            let mut records = Vec::new();
+        let found = self.read("list images", |tables| {
+            let mut found = Vec::new();
             for entry in tables.images.iter()? {
-                records.push(parse(entry?.1.value())?);
+                found.push(tables.described(entry?.1.value())?);
             }
-            let mut names = Vec::new();
-            for entry in tables.names.iter()? {
-                let (name, id) = entry?;
-                names.push((name.value().to_owned(), id.value().to_owned()));
-            }
-            let mut leased = Vec::new();
-            for entry in tables.leases.iter()? {
-                leased.push(entry?.0.value().1.to_owned());
-            }
-            Ok((records, names, leased))
-        })?;
-        records
-            .into_iter()
-            .map(|record| {
-                let (repo_digests, repo_tags) = names
-                    .iter()
-                    .filter(|(_, id)| id == record.id.as_str())
-                    .map(|(name, _)| name.clone())
-                    .partition(|name| name.contains('@'));
-                let configuration: Configuration = serde_json::from_str(&record.configuration)
-                    .map_err(|e| failed(format!("read the configuration of {}", record.id), e))?;
-                let leases = leased.iter().filter(|id| *id == record.id.as_str());
-                Ok(Image {
-                    config: configuration.image_config(),
-                    leases: leases.count(),
-                    id: record.id,
-                    repo_tags,
-                    repo_digests,
-                    size: record.size,
-                    pinned: record.pinned,
-                    removed: record.removed,
-                })
-            })
-            .collect()
+            Ok(found)
+        });
+        found?.into_iter().map(image).collect()
     }
 
     /// Forgets an image's names, and the image itself unless it is leased.
     pub(crate) fn remove_image(&self, id: &ImageId) -> Result<()> {
         self.write(&format!("remove image {id}"), |tables| {
-            tables.names.retain(|_, named| named != id.as_str())?;
-            let mut leased = false;
-            for entry in tables.leases.iter()? {
-                leased |= entry?.0.value().1 == id.as_str();
+            for name in seconds(&tables.names_of, id.as_str())? {
+                tables.names.remove(name.as_str())?;
+                tables.names_of.remove((id.as_str(), name.as_str()))?;
             }
-            if !leased {
+            if seconds(&tables.owners_of, id.as_str())?.is_empty() {
                 tables.images.remove(id.as_str())?;
                 return Ok(());
             }
             let record = tables
                 .images
                 .get(id.as_str())?
-                .map(|bytes| parse(bytes.value()))
+                .map(|bytes| parse::<ImageRecord>(bytes.value()))
                 .transpose()?;
             if let Some(mut record) = record {
                 record.removed = true;
@@ -295,15 +260,13 @@ impl Records {
             if tables.leases.get((owner, id.as_str()))?.is_some() {
                 return Ok(Ok(()));
             }
-            let record = tables
-                .images
-                .get(id.as_str())?
-                .map(|bytes| parse(bytes.value()))
-                .transpose()?;
-            if record.is_none_or(|record| record.removed) {
+            let record = tables.images.get(id.as_str())?;
+            let record = record.map(|bytes| parse::<Brief>(bytes.value()));
+            if record.transpose()?.is_none_or(|record| record.removed) {
                 return Ok(Err(StoreError::NotFound(id.to_string())));
             }
             tables.leases.insert((owner, id.as_str()), ())?;
+            tables.owners_of.insert((id.as_str(), owner), ())?;
             Ok(Ok(()))
         })?
     }
@@ -311,21 +274,13 @@ impl Records {
     /// Drops an owner's leases; tells whether that freed an image.
     pub(crate) fn release(&self, owner: &str) -> Result<bool> {
         self.write(&format!("release the images of {owner}"), |tables| {
-            let mut freed = Vec::new();
-            tables.leases.retain(|(holder, id), ()| {
-                if holder == owner {
-                    freed.push(id.to_owned());
-                }
-                holder != owner
-            })?;
             let mut any = false;
-            for id in freed {
-                let mut leased = false;
-                for entry in tables.leases.iter()? {
-                    leased |= entry?.0.value().1 == id;
-                }
+            for id in seconds(&tables.leases, owner)? {
+                tables.leases.remove((owner, id.as_str()))?;
+                tables.owners_of.remove((id.as_str(), owner))?;
+                let leased = !seconds(&tables.owners_of, &id)?.is_empty();
                 let removed = match tables.images.get(id.as_str())? {
-                    Some(bytes) => parse(bytes.value())?.removed,
+                    Some(bytes) => parse::<Brief>(bytes.value())?.removed,
                     None => false,
                 };
                 if removed && !leased {
@@ -353,7 +308,7 @@ impl Records {
         self.read("list what images need", |tables| {
             let mut needed = Needed::default();
             for entry in tables.images.iter()? {
-                let record = parse(entry?.1.value())?;
+                let record: Brief = parse(entry?.1.value())?;
                 needed.images.insert(image_directory(&record.id));
                 needed
                     .layers
@@ -373,6 +328,8 @@ impl Records {
             work(&ReadTables {
                 images: transaction.open_table(IMAGES)?,
                 names: transaction.open_table(NAMES)?,
+                names_of: transaction.open_table(NAMES_OF)?,
+                owners_of: transaction.open_table(OWNERS_OF)?,
                 leases: transaction.open_table(LEASES)?,
             })
         };
@@ -390,6 +347,8 @@ impl Records {
                 images: transaction.open_table(IMAGES)?,
                 names: transaction.open_table(NAMES)?,
                 leases: transaction.open_table(LEASES)?,
+                names_of: transaction.open_table(NAMES_OF)?,
+                owners_of: transaction.open_table(OWNERS_OF)?,
             })?;
             transaction.commit()?;
             Ok(value)
@@ -414,15 +373,119 @@ struct ReadTables {
     images: redb::ReadOnlyTable<&'static str, &'static [u8]>,
     names: redb::ReadOnlyTable<&'static str, &'static str>,
     leases: redb::ReadOnlyTable<(&'static str, &'static str), ()>,
+    names_of: redb::ReadOnlyTable<(&'static str, &'static str), ()>,
+    owners_of: redb::ReadOnlyTable<(&'static str, &'static str), ()>,
+}
+
+/// An image's record, its names, and how many leases it has.
+type Described = (ImageRecord, Vec<String>, usize);
+
+impl ReadTables {
+    fn find(&self, wanted: &str) -> std::result::Result<Option<ImageId>, redb::Error> {
+        let mut found = self.images.get(wanted)?.map(|_| wanted.to_owned());
+        if found.is_none()
+            && let Ok(name) = Name::parse(wanted)
+        {
+            let id = self.names.get(name.full().as_str())?;
+            found = id.map(|id| id.value().to_owned());
+        }
+        if found.is_none()
+            && let Some(start) = start_of_id(wanted)
+        {
+            let mut matching = Vec::new();
+            for entry in self.images.range(start.as_str()..)? {
+                let (id, bytes) = entry?;
+                if !id.value().starts_with(&start) || matching.len() > 1 {
+                    break;
+                }
+                if !parse::<Brief>(bytes.value())?.removed {
+                    matching.push(id.value().to_owned());
+                }
+            }
+            if matching.len() == 1 {
+                found = matching.pop();
+            }
+        }
+        let Some(id) = found else { return Ok(None) };
+        let record = self.images.get(id.as_str())?;
+        let record = record
+            .map(|bytes| parse::<Brief>(bytes.value()))
+            .transpose()?;
+        Ok(record
+            .filter(|record| !record.removed)
+            .map(|record| record.id))
+    }
+
+    fn described(&self, record: &[u8]) -> std::result::Result<Described, redb::Error> {
+        let record: ImageRecord = parse(record)?;
+        let names = seconds(&self.names_of, record.id.as_str())?;
+        let leases = seconds(&self.owners_of, record.id.as_str())?.len();
+        Ok((record, names, leases))
+    }
+}
+
+fn image((record, names, leases): Described) -> Result<Image> {
+    let (repo_digests, repo_tags) = names.into_iter().partition(|name| name.contains('@'));
+    let configuration: Configuration = serde_json::from_str(&record.configuration)
+        .map_err(|e| failed(format!("read the configuration of {}", record.id), e))?;
+    Ok(Image {
+        config: configuration.image_config(),
+        leases,
+        id: record.id,
+        repo_tags,
+        repo_digests,
+        size: record.size,
+        pinned: record.pinned,
+        removed: record.removed,
+    })
+}
+
+/// The second halves of the keys whose first half is this.
+fn seconds(
+    table: &impl ReadableTable<(&'static str, &'static str), ()>,
+    first: &str,
+) -> std::result::Result<Vec<String>, redb::Error> {
+    let mut seconds = Vec::new();
+    for entry in table.range((first, "")..)? {
+        let entry = entry?;
+        let key = entry.0.value();
+        if key.0 != first {
+            break;
+        }
+        seconds.push(key.1.to_owned());
+    }
+    Ok(seconds)
 }
 
 struct WriteTables<'t> {
     images: redb::Table<'t, &'static str, &'static [u8]>,
     names: redb::Table<'t, &'static str, &'static str>,
     leases: redb::Table<'t, (&'static str, &'static str), ()>,
+    names_of: redb::Table<'t, (&'static str, &'static str), ()>,
+    owners_of: redb::Table<'t, (&'static str, &'static str), ()>,
 }
 
-fn parse(bytes: &[u8]) -> std::result::Result<ImageRecord, redb::Error> {
+impl WriteTables<'_> {
+    /// Makes the tables anew that are others the other way round.
+    fn turn_round(&mut self) -> std::result::Result<(), redb::Error> {
+        self.names_of.retain(|_, ()| false)?;
+        for entry in self.names.iter()? {
+            let (name, id) = entry?;
+            self.names_of.insert((id.value(), name.value()), ())?;
+        }
+        self.owners_of.retain(|_, ()| false)?;
+        for entry in self.leases.iter()? {
+            let entry = entry?;
+            let (owner, id) = entry.0.value();
+            self.owners_of.insert((id, owner), ())?;
+        }
+        Ok(())
+    }
+}
+
+fn parse<T: DeserializeOwned>(bytes: &[u8]) -> std::result::Result<T, redb::Error> {
+    #[cfg(test)]
+    tests::PARSED.with(|parsed| parsed.set(parsed.get() + 1));
     serde_json::from_slice(bytes).map_err(|e| redb::Error::Corrupted(format!("image record: {e}")))
 }
 
@@ -449,7 +512,14 @@ fn failed(
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+
     use super::*;
+
+    thread_local! {
+        /// Image records that were parsed in this thread.
+        pub(super) static PARSED: Cell<usize> = const { Cell::new(0) };
+    }
 
     fn record(text: &str, configuration: &str) -> ImageRecord {
         let id = ImageId::try_from(format!("sha256:{}", text.repeat(64))).unwrap();
@@ -463,6 +533,16 @@ mod tests {
             size: 1,
             pinned: false,
             removed: false,
+        }
+    }
+
+    fn numbered(number: usize) -> ImageRecord {
+        let digest = Digest::of(&number.to_le_bytes());
+        ImageRecord {
+            id: digest.to_string().try_into().unwrap(),
+            manifest_digest: digest.clone(),
+            layers: vec![digest],
+            ..record("a", r#"{"rootfs":{}}"#)
         }
     }
 
@@ -510,5 +590,62 @@ mod tests {
         assert!(lost[0].contains("form 2"), "{lost:?}");
         assert!(records.describe_all().unwrap().is_empty());
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 2);
+    }
+
+    fn parsed<T>(work: impl FnOnce() -> T) -> (usize, T) {
+        let before = PARSED.get();
+        let value = work();
+        (PARSED.get() - before, value)
+    }
+
+    #[test]
+    fn one_image_is_found_without_a_look_at_the_others() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("images.redb");
+        let (records, _) = Records::open(&path).unwrap();
+        for number in 0..100 {
+            let record = numbered(number);
+            let names = [format!("a.b/c:{number}"), format!("a.b/c@{}", record.id)];
+            records.put_image(&record, &names).unwrap();
+            records.lease(&record.id, "pod").unwrap();
+            records.lease(&record.id, &number.to_string()).unwrap();
+        }
+        let check = |records: &Records| {
+            let id = numbered(7).id;
+            for wanted in ["a.b/c:7", id.as_str(), &id.as_str()[..20]] {
+                let (count, image) = parsed(|| records.describe_named(wanted).unwrap().unwrap());
+                assert!(count <= 3, "{count} records for {wanted}");
+                assert_eq!((&image.id, image.leases), (&id, 2));
+                assert_eq!(image.repo_tags, ["a.b/c:7"]);
+                assert_eq!(image.repo_digests, [format!("a.b/c@{id}")]);
+            }
+            assert_eq!(records.describe_named("a.b/c:100").unwrap(), None);
+        };
+        check(&records);
+        drop(records);
+        let (records, _) = Records::open(&path).unwrap();
+        check(&records);
+
+        // A name moves on, an image goes, an owner ends.
+        records
+            .put_image(&numbered(8), &["a.b/c:7".to_owned()])
+            .unwrap();
+        let seventh = records.describe(&numbered(7).id).unwrap().unwrap();
+        assert!(seventh.repo_tags.is_empty());
+        let tags = records
+            .describe_named("a.b/c:7")
+            .unwrap()
+            .unwrap()
+            .repo_tags;
+        assert_eq!(tags, ["a.b/c:7", "a.b/c:8"]);
+        records.remove_image(&numbered(8).id).unwrap();
+        assert_eq!(records.describe_named("a.b/c:7").unwrap(), None);
+        assert_eq!(records.describe_named("a.b/c:8").unwrap(), None);
+        let (count, freed) = parsed(|| records.release("8").unwrap());
+        assert!(!freed && count == 1);
+        assert!(records.release("pod").unwrap());
+        assert_eq!(records.describe(&numbered(8).id).unwrap(), None);
+        let ninth = records.describe(&numbered(9).id).unwrap().unwrap();
+        assert_eq!(ninth.leases, 1);
     }
 }
