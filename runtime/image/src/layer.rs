@@ -54,6 +54,14 @@ impl ExpectedLayer {
             reason: reason.into(),
         }
     }
+
+    fn too_large(&self, limit: u64, unit: &'static str) -> PullError {
+        PullError::TooLarge {
+            what: format!("layer {}", self.digest),
+            limit,
+            unit,
+        }
+    }
 }
 
 /// Writes `data`, `tree` and `recipe` of a layer into `directory`, durably.
@@ -66,8 +74,40 @@ pub(crate) fn unpack(
     directory: &Path,
     limits: &Limits,
 ) -> Result<(), PullError> {
+    compressed(stream, expected, |stream| {
+        unpack_plain(stream, expected, directory, limits)
+    })
+}
+
+/// Reads a stream that is a layer which is there already: who sends it has it.
+///
+/// # Errors
+/// When the stream breaks off, is not the layer expected, or exceeds a limit.
+pub(crate) fn prove(
+    stream: impl Read,
+    expected: &ExpectedLayer,
+    limits: &Limits,
+) -> Result<(), PullError> {
+    compressed(stream, expected, |stream| {
+        let plain = decompress(stream).map_err(|e| expected.corrupt(e.to_string()))?;
+        let mut plain = HashReader::new(plain, expected.diff_id.hasher(), longest(limits));
+        let read = io::copy(&mut plain, &mut io::sink());
+        if plain.exceeded() {
+            return Err(expected.too_large(longest(limits), "bytes"));
+        }
+        read.map_err(|e| expected.corrupt(e.to_string()))?;
+        is_plain(plain, expected)
+    })
+}
+
+/// Does `work` with a stream, and holds the bytes of the stream against the manifest's digest.
+fn compressed<R: Read>(
+    stream: R,
+    expected: &ExpectedLayer,
+    work: impl FnOnce(&mut HashReader<R>) -> Result<(), PullError>,
+) -> Result<(), PullError> {
     let mut stream = HashReader::new(stream, expected.digest.hasher(), expected.size);
-    let unpacked = unpack_plain(&mut stream, expected, directory, limits);
+    let unpacked = work(&mut stream);
     if stream.exceeded() {
         return Err(PullError::DigestMismatch {
             what: format!("layer {}", expected.digest),
@@ -107,11 +147,7 @@ fn unpack_plain(
     limits: &Limits,
 ) -> Result<(), PullError> {
     let plain = decompress(stream).map_err(|e| expected.corrupt(e.to_string()))?;
-    // The archive's own headers and padding come on top of file contents.
-    let longest = limits
-        .max_unpacked_bytes
-        .saturating_add(limits.max_entries.saturating_mul(2048));
-    let mut plain = HashReader::new(plain, expected.diff_id.hasher(), longest);
+    let mut plain = HashReader::new(plain, expected.diff_id.hasher(), longest(limits));
     let mut unpacker = Unpacker {
         expected,
         limits,
@@ -128,22 +164,35 @@ fn unpack_plain(
         .archive(recorder)
         .and_then(|recorder| Ok(recorder.finish().map_err(recipe_error)?));
     if plain.exceeded() {
-        return Err(unpacker.too_large(longest, "bytes"));
+        return Err(expected.too_large(longest(limits), "bytes"));
     }
     result?;
-    let (diff_id, _) = plain
-        .finish()
-        .map_err(|e| expected.corrupt(e.to_string()))?;
-    if diff_id != expected.diff_id {
-        return Err(PullError::DigestMismatch {
-            what: format!("content of layer {}", expected.digest),
-            expected: expected.diff_id.to_string(),
-            actual: diff_id.to_string(),
-        });
-    }
+    is_plain(plain, expected)?;
     unpacker.data.finish()?;
     unpacker.tree.finish(unpacker.estimate.memory())?;
     Ok(())
+}
+
+/// Most bytes of a plain stream: the archive's own headers and padding come on top of contents.
+fn longest(limits: &Limits) -> u64 {
+    limits
+        .max_unpacked_bytes
+        .saturating_add(limits.max_entries.saturating_mul(2048))
+}
+
+/// Holds the plain stream against the configuration's digest.
+fn is_plain(plain: HashReader<impl Read>, expected: &ExpectedLayer) -> Result<(), PullError> {
+    let (diff_id, _) = plain
+        .finish()
+        .map_err(|e| expected.corrupt(e.to_string()))?;
+    if diff_id == expected.diff_id {
+        return Ok(());
+    }
+    Err(PullError::DigestMismatch {
+        what: format!("content of layer {}", expected.digest),
+        expected: expected.diff_id.to_string(),
+        actual: diff_id.to_string(),
+    })
 }
 
 struct Unpacker<'a> {
@@ -282,11 +331,7 @@ impl Unpacker<'_> {
     }
 
     fn too_large(&self, limit: u64, unit: &'static str) -> PullError {
-        PullError::TooLarge {
-            what: format!("layer {}", self.expected.digest),
-            limit,
-            unit,
-        }
+        self.expected.too_large(limit, unit)
     }
 }
 

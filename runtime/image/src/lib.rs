@@ -9,9 +9,8 @@
 //!
 //! Not here: CRI types, anything about pods, mounting of images.
 //!
-//! Layers are known by their diff-ID, so an image that names a layer that is on the node gets it
-//! without showing that it could have pulled it: the node is one trust domain for images, as with
-//! other runtimes.
+//! Layers are known by their diff-ID. An image that names a layer that is on the node gets it only
+//! once its registry has shown that it has the layer and lets the caller read it (`pull`).
 #![forbid(unsafe_code)]
 
 mod archive;

@@ -276,16 +276,20 @@ impl Source {
         }
     }
 
-    /// Sends a blob's bytes down a channel; the receiver verifies them.
+    /// Sends a blob's bytes down a channel; the receiver verifies them. Returns the one server that
+    /// they came from.
     async fn blob(
         &self,
         blob: &Descriptor,
         chunks: &mpsc::Sender<Chunk>,
         received: impl FnMut(u64),
-    ) -> Result<(), PullError> {
+    ) -> Result<Option<String>, PullError> {
         match self {
             Self::Registry(registry) => registry.blob(blob, chunks, received).await,
-            Self::Archive(archive) => archive.blob(blob, chunks, received).await,
+            Self::Archive(archive) => {
+                archive.blob(blob, chunks, received).await?;
+                Ok(None)
+            }
         }
     }
 }
@@ -449,7 +453,19 @@ impl Pull<'_> {
             lock = self.shared.locks.lock(diff_id.as_str()) => lock,
             () = &mut stop => return Ok(()),
         };
-        if self.shared.files.has_layer(&diff_id) {
+        let there = self.shared.files.has_layer(&diff_id);
+        let may_use = async {
+            if there {
+                self.may_use(source, &descriptor.digest, &diff_id).await
+            } else {
+                Ok(false)
+            }
+        };
+        let may_use = tokio::select! {
+            may_use = may_use => may_use?,
+            () = &mut stop => return Ok(()),
+        };
+        if may_use {
             debug!(%diff_id, "layer is there");
             self.progress.send_modify(|progress| {
                 progress.layers_done += 1;
@@ -468,12 +484,21 @@ impl Pull<'_> {
                 unit: "bytes",
             });
         }
+        if there && !missing {
+            self.progress
+                .send_modify(|progress| progress.bytes += descriptor.size);
+        }
         let place = tokio::select! {
             place = self.shared.budget.transfer() => place?,
             () = &mut stop => return Ok(()),
         };
         let (chunks, receiver) = mpsc::channel(CHUNKS_AHEAD);
-        let unpacked = self.unpack(&descriptor, diff_id, receiver, place);
+        let expected = ExpectedLayer {
+            digest: descriptor.digest.clone(),
+            size: descriptor.size,
+            diff_id,
+        };
+        let unpacked = self.unpack(expected.clone(), there, receiver, place);
         let transfer = async {
             let received = |count| {
                 self.progress
@@ -481,46 +506,72 @@ impl Pull<'_> {
             };
             let result = tokio::select! {
                 result = source.blob(&descriptor, &chunks, received) => result,
-                () = &mut stop => Ok(()),
+                () = &mut stop => Ok(None),
             };
             drop(chunks);
             result
         };
         let (transferred, unpacked) = tokio::join!(transfer, unpacked);
         // A broken transfer also breaks the unpacking; the first is the cause.
-        transferred?;
+        let server = transferred?;
         unpacked??;
+        if let Some(server) = server {
+            let shared = Arc::clone(self.shared);
+            let ExpectedLayer {
+                digest, diff_id, ..
+            } = expected;
+            blocking(move || shared.records.add_source(&diff_id, &server, &digest)).await??;
+        }
         self.progress
             .send_modify(|progress| progress.layers_done += 1);
         Ok(())
     }
 
-    /// Starts the blocking half of a layer. It keeps the pins, so that clean-up comes after it
+    /// Whether a layer that is on this node may be used for this image without being sent again.
+    ///
+    /// A configuration can name any layer, so its author has to show that it has this one, or may
+    /// read it. A server that sent the layer as this blob before says that by letting this caller
+    /// read the blob. Another one's word is worth nothing, it can say yes to anything.
+    async fn may_use(
+        &self,
+        source: &Source,
+        blob: &Digest,
+        diff_id: &Digest,
+    ) -> Result<bool, PullError> {
+        let Source::Registry(registry) = source else {
+            return Ok(false);
+        };
+        // What is wrong shows when the blob is fetched.
+        let Ok(server) = registry.may_read(blob).await else {
+            return Ok(false);
+        };
+        let shared = Arc::clone(self.shared);
+        let (blob, diff_id) = (blob.clone(), diff_id.clone());
+        let known = blocking(move || shared.records.has_source(&diff_id, &server, &blob));
+        Ok(known.await??)
+    }
+
+    /// Starts the blocking half of a layer, which is only read when it is `there`. It keeps the pins, so that clean-up comes after it
     /// even when nobody waits for it any more.
     fn unpack(
         &self,
-        descriptor: &Descriptor,
-        diff_id: Digest,
+        expected: ExpectedLayer,
+        there: bool,
         receiver: mpsc::Receiver<Chunk>,
         place: OwnedSemaphorePermit,
     ) -> impl Future<Output = Result<Result<(), PullError>, StoreError>> + use<> {
-        let expected = ExpectedLayer {
-            digest: descriptor.digest.clone(),
-            size: descriptor.size,
-            diff_id,
-        };
         let shared = Arc::clone(self.shared);
         let pins = self.pins.clone();
         blocking(move || {
-            let directory = shared.files.new_directory()?;
             let limits = &shared.config.limits;
-            layer::unpack(
-                ChannelReader::new(receiver),
-                &expected,
-                directory.path(),
-                limits,
-            )?;
-            shared.files.keep_layer(directory, &expected.diff_id)?;
+            let stream = ChannelReader::new(receiver);
+            if there {
+                layer::prove(stream, &expected, limits)?;
+            } else {
+                let directory = shared.files.new_directory()?;
+                layer::unpack(stream, &expected, directory.path(), limits)?;
+                shared.files.keep_layer(directory, &expected.diff_id)?;
+            }
             drop((pins, place));
             Ok(())
         })

@@ -13,6 +13,7 @@ mod tls;
 mod token;
 mod zone;
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -175,21 +176,51 @@ impl Registry {
         .await
     }
 
+    /// Asks for the first byte of a blob. Returns the base address of the server that lets this
+    /// caller have it.
+    pub(crate) async fn may_read(&self, blob: &Digest) -> Result<String, PullError> {
+        let what = format!("blob {blob}");
+        let path = format!("blobs/{blob}");
+        self.first(
+            &what,
+            |host| host.pull,
+            |endpoint| {
+                let (what, path) = (&what, &path);
+                async move {
+                    let range = Some("bytes=0-0".to_owned());
+                    let response = self.get(endpoint, what, path, None, range).await?;
+                    if response.status() == StatusCode::PARTIAL_CONTENT {
+                        // To its end, so that the connection can be used again.
+                        let _ = self.body(endpoint, what, response, 1).await;
+                    }
+                    Ok(endpoint.host.base.to_string())
+                }
+            },
+        )
+        .await
+    }
+
     /// Sends a blob's bytes down a channel, from where it broke off when it breaks off. The
-    /// receiver verifies them. Ends early without error when the receiver is gone.
+    /// receiver verifies them. Returns the base address of the server that sent all of it, if one
+    /// did. Ends early without error when the receiver is gone.
     pub(crate) async fn blob(
         &self,
         blob: &Descriptor,
         chunks: &mpsc::Sender<Chunk>,
         mut received: impl FnMut(u64),
-    ) -> Result<(), PullError> {
+    ) -> Result<Option<String>, PullError> {
         let what = format!("blob {}", blob.digest);
         let mut sent = 0;
         let mut failures = 0;
+        let mut servers = HashSet::new();
+        let one = |servers: HashSet<&Url>| match servers.len() {
+            1 => servers.into_iter().next().map(Url::to_string),
+            _ => None,
+        };
         loop {
             if failures > 0 && sent >= blob.size {
                 let _ = chunks.send(Chunk::End).await;
-                return Ok(());
+                return Ok(one(servers));
             }
             let before = sent;
             let result = self
@@ -204,6 +235,7 @@ impl Registry {
                 .await;
             let broken = match result {
                 Ok((endpoint, response)) => {
+                    servers.insert(&endpoint.host.base);
                     let transfer = Transfer {
                         what: &what,
                         sent: &mut sent,
@@ -217,7 +249,7 @@ impl Registry {
                 Ok(()) => {
                     // The receiver may be gone already, having failed for its own reasons.
                     let _ = chunks.send(Chunk::End).await;
-                    return Ok(());
+                    return Ok(one(servers));
                 }
                 Err(e @ PullError::RegistryUnavailable { .. })
                     if failures < self.retries || sent - before >= WORTHWHILE =>
@@ -286,7 +318,7 @@ impl Registry {
         let what = format!("manifest {target} of {}", self.name.repository());
         let path = format!("manifests/{target}");
         let response = self
-            .get(endpoint, &what, &path, Some(MANIFEST_TYPES), 0)
+            .get(endpoint, &what, &path, Some(MANIFEST_TYPES), None)
             .await?;
         let header = |name: &str| {
             let value = response.headers().get(name)?;
@@ -315,7 +347,8 @@ impl Registry {
         from: u64,
     ) -> Result<Response, PullError> {
         let what = format!("blob {digest}");
-        self.get(endpoint, &what, &format!("blobs/{digest}"), None, from)
+        let range = (from > 0).then(|| format!("bytes={from}-"));
+        self.get(endpoint, &what, &format!("blobs/{digest}"), None, range)
             .await
     }
 
@@ -376,7 +409,7 @@ impl Registry {
         what: &str,
         path: &str,
         accept: Option<&str>,
-        from: u64,
+        range: Option<String>,
     ) -> Result<Response, PullError> {
         let mut url = endpoint.host.base.clone();
         url.set_path(&format!("{}/{}/{path}", url.path(), self.name.repository()));
@@ -391,15 +424,16 @@ impl Registry {
                 .filter(|auth| !auth.registry_token.is_empty())
                 .map(|auth| Authorization::Bearer(auth.registry_token.clone()));
         }
+        let headers = Headers { accept, range };
         let answer = self
-            .send(endpoint, what, &url, accept, from, used.as_ref())
+            .send(endpoint, what, &url, &headers, used.as_ref())
             .await?;
         let refused = answer.own && answer.response.status() == StatusCode::UNAUTHORIZED;
         let answer = if refused {
             let response = &answer.response;
             match self.authorize(endpoint, response, used.as_ref()).await? {
                 Some(authorization) => {
-                    self.send(endpoint, what, &url, accept, from, Some(&authorization))
+                    self.send(endpoint, what, &url, &headers, Some(&authorization))
                         .await?
                 }
                 None => answer,
@@ -415,8 +449,7 @@ impl Registry {
         endpoint: &Endpoint,
         what: &str,
         url: &Url,
-        accept: Option<&str>,
-        from: u64,
+        headers: &Headers<'_>,
         authorization: Option<&Authorization>,
     ) -> Result<Answer, PullError> {
         let busy_until = *endpoint.busy_until.lock().await;
@@ -425,11 +458,11 @@ impl Registry {
         }
         let request = |way: &Way, own: bool| -> RequestBuilder {
             let mut request = way.client.get(way.url.clone());
-            if let Some(accept) = accept {
+            if let Some(accept) = headers.accept {
                 request = request.header(ACCEPT, accept);
             }
-            if from > 0 {
-                request = request.header(RANGE, format!("bytes={from}-"));
+            if let Some(range) = &headers.range {
+                request = request.header(RANGE, range);
             }
             if !own {
                 return request;
@@ -572,6 +605,13 @@ impl Registry {
             Err(_) => Err(too_slow(endpoint, what, self.no_progress)),
         }
     }
+}
+
+/// What of a document or blob is asked for.
+#[derive(Debug)]
+struct Headers<'a> {
+    accept: Option<&'a str>,
+    range: Option<String>,
 }
 
 /// A body on its way.

@@ -408,7 +408,11 @@ impl Shared {
 
     /// Deletes every layer and image directory that neither a record nor a running pull needs.
     pub(crate) fn collect_garbage(&self) -> Result<(), StoreError> {
-        self.files.collect_garbage(|| self.records.needed())
+        let gone = self.files.collect_garbage(|| self.records.needed())?;
+        if gone.is_empty() {
+            return Ok(());
+        }
+        self.records.forget_sources(&gone)
     }
 }
 

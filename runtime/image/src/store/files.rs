@@ -120,13 +120,14 @@ impl Files {
         Ok(())
     }
 
-    /// Deletes what is neither in `needed` nor pinned.
+    /// Deletes what is neither in `needed` nor pinned; returns the layers among that.
     pub(crate) fn collect_garbage(
         &self,
         needed: impl FnOnce() -> Result<Needed, StoreError>,
-    ) -> Result<(), StoreError> {
+    ) -> Result<HashSet<String>, StoreError> {
         let bin = self.new_directory()?;
         let mut moved = 0;
+        let mut layers = HashSet::new();
         {
             let pins = self.pins.lock().unwrap_or_else(PoisonError::into_inner);
             let needed = needed()?;
@@ -140,6 +141,9 @@ impl Files {
                     fs::rename(&path, bin.path().join(format!("{directory}-{name}")))
                         .map_err(|e| StoreError::io(format!("remove {}", path.display()), e))?;
                     moved += 1;
+                    if directory == LAYERS {
+                        layers.insert(name.replacen('-', ":", 1));
+                    }
                 }
             }
         }
@@ -148,7 +152,8 @@ impl Files {
         }
         let path = bin.path().to_owned();
         bin.close()
-            .map_err(|e| StoreError::io(format!("remove {}", path.display()), e))
+            .map_err(|e| StoreError::io(format!("remove {}", path.display()), e))?;
+        Ok(layers)
     }
 
     /// Allocated bytes and inodes below the root.

@@ -3,6 +3,7 @@
 //!
 //! What can't be read is forgotten, and said to be: an image can be pulled again.
 
+use std::collections::HashSet;
 use std::path::Path;
 
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
@@ -29,6 +30,9 @@ const IMAGES: TableDefinition<&str, &[u8]> = TableDefinition::new("images");
 const NAMES: TableDefinition<&str, &str> = TableDefinition::new("names");
 /// (owner, image id).
 const LEASES: TableDefinition<(&str, &str), ()> = TableDefinition::new("leases");
+/// (diff-ID of a layer, base address of a server, digest of a blob there): the server had that
+/// blob, and it was found to be the layer.
+const SOURCES: TableDefinition<(&str, &str, &str), ()> = TableDefinition::new("sources");
 /// (image id, name): [`NAMES`] the other way round, so that one image is described without a look
 /// at the others. This and the next are made anew at open.
 const NAMES_OF: TableDefinition<(&str, &str), ()> = TableDefinition::new("names_of");
@@ -120,6 +124,7 @@ impl Records {
             transaction.open_table(LEASES)?;
             transaction.open_table(NAMES_OF)?;
             transaction.open_table(OWNERS_OF)?;
+            transaction.open_table(SOURCES)?;
             transaction.commit()?;
             Ok(None)
         };
@@ -303,6 +308,32 @@ impl Records {
         })
     }
 
+    /// Remembers that a server had a blob that is a layer.
+    pub(crate) fn add_source(&self, layer: &Digest, server: &str, blob: &Digest) -> Result<()> {
+        self.write(&format!("record a source of layer {layer}"), |tables| {
+            let source = (layer.as_str(), server, blob.as_str());
+            tables.sources.insert(source, ())?;
+            Ok(())
+        })
+    }
+
+    /// Whether a server is known to have had a blob that is a layer.
+    pub(crate) fn has_source(&self, layer: &Digest, server: &str, blob: &Digest) -> Result<bool> {
+        self.read("find a source of a layer", |tables| {
+            let source = (layer.as_str(), server, blob.as_str());
+            Ok(tables.sources.get(source)?.is_some())
+        })
+    }
+
+    /// Forgets the sources of layers that are gone.
+    pub(crate) fn forget_sources(&self, gone: &HashSet<String>) -> Result<()> {
+        self.write("forget sources of layers", |tables| {
+            let kept = |(layer, _, _): (&str, &str, &str), ()| !gone.contains(layer);
+            tables.sources.retain(kept)?;
+            Ok(())
+        })
+    }
+
     /// The directories that the recorded images need.
     pub(crate) fn needed(&self) -> Result<Needed> {
         self.read("list what images need", |tables| {
@@ -331,6 +362,7 @@ impl Records {
                 names_of: transaction.open_table(NAMES_OF)?,
                 owners_of: transaction.open_table(OWNERS_OF)?,
                 leases: transaction.open_table(LEASES)?,
+                sources: transaction.open_table(SOURCES)?,
             })
         };
         run().map_err(|e| failed(action, e))
@@ -349,6 +381,7 @@ impl Records {
                 leases: transaction.open_table(LEASES)?,
                 names_of: transaction.open_table(NAMES_OF)?,
                 owners_of: transaction.open_table(OWNERS_OF)?,
+                sources: transaction.open_table(SOURCES)?,
             })?;
             transaction.commit()?;
             Ok(value)
@@ -375,6 +408,7 @@ struct ReadTables {
     leases: redb::ReadOnlyTable<(&'static str, &'static str), ()>,
     names_of: redb::ReadOnlyTable<(&'static str, &'static str), ()>,
     owners_of: redb::ReadOnlyTable<(&'static str, &'static str), ()>,
+    sources: redb::ReadOnlyTable<(&'static str, &'static str, &'static str), ()>,
 }
 
 /// An image's record, its names, and how many leases it has.
@@ -463,6 +497,7 @@ struct WriteTables<'t> {
     leases: redb::Table<'t, (&'static str, &'static str), ()>,
     names_of: redb::Table<'t, (&'static str, &'static str), ()>,
     owners_of: redb::Table<'t, (&'static str, &'static str), ()>,
+    sources: redb::Table<'t, (&'static str, &'static str, &'static str), ()>,
 }
 
 impl WriteTables<'_> {
@@ -596,6 +631,23 @@ mod tests {
         let before = PARSED.get();
         let value = work();
         (PARSED.get() - before, value)
+    }
+
+    #[test]
+    fn sources_go_with_their_layer() {
+        let directory = tempfile::tempdir().unwrap();
+        let (records, _) = Records::open(&directory.path().join("images.redb")).unwrap();
+        let [one, two, blob] = [1, 2, 3].map(|number: u8| Digest::of(&[number]));
+        for layer in [&one, &two] {
+            records.add_source(layer, "https://a/v2", &blob).unwrap();
+        }
+        assert!(records.has_source(&one, "https://a/v2", &blob).unwrap());
+        assert!(!records.has_source(&one, "https://b/v2", &blob).unwrap());
+        assert!(!records.has_source(&one, "https://a/v2", &two).unwrap());
+        let gone = HashSet::from([one.to_string()]);
+        records.forget_sources(&gone).unwrap();
+        assert!(!records.has_source(&one, "https://a/v2", &blob).unwrap());
+        assert!(records.has_source(&two, "https://a/v2", &blob).unwrap());
     }
 
     #[test]
