@@ -3,6 +3,10 @@
 //! A slot is empty or holds a [`Transport`]. vCPUs lock a slot for a register access; the event loop
 //! locks it to attach and detach, and otherwise only to find the device, which it uses without
 //! holding the slot. Lock order: slot, device, lane of a device, IOAPIC.
+//!
+//! A vCPU that resets a disk has the slot until the disk is done with what it does, and a host's file
+//! system may take its time. The event loop must not wait for that, because the daemon waits for the
+//! event loop: it gives up ([`SlotError::Busy`]), or tells what it knew before.
 
 use std::io;
 use std::os::fd::AsRawFd;
@@ -14,7 +18,6 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::layout::{SLOT_BASE, SLOT_SIZE, slot_address, slot_pin};
 use crate::legacy::ioapic::{Ioapic, MessageSink};
-use crate::lock;
 use crate::service::Epolls;
 use crate::virtio::device::{SharedLane, lane_of};
 use crate::virtio::mmio::{
@@ -24,6 +27,7 @@ use crate::virtio::mmio::{
 use crate::virtio::registers::Registers;
 use crate::virtio::watch::Watcher;
 use crate::virtio::{Counters, Kind, Memory, VirtioDevice};
+use crate::{lock, lock_briefly, try_lock};
 
 /// Makes guest notifications reach descriptors without an exit to user space.
 pub trait Doorbells {
@@ -52,6 +56,9 @@ pub enum SlotError {
     /// It has no device.
     #[error("slot {0} is empty")]
     Empty(u8),
+    /// It, or its device, is in use.
+    #[error("slot {0} is busy")]
+    Busy(u8),
     /// The host has no more descriptors or doorbells.
     #[error("connect device in slot {slot}")]
     Connect {
@@ -84,8 +91,15 @@ struct Slot {
     transport: Option<Transport>,
     /// What acknowledgements of used buffers go to while there is a device; nobody reads it.
     acknowledgements: Option<EventFd>,
-    /// What the device had counted when it was last asked.
-    counters: Counters,
+}
+
+/// A slot, and what is known without it.
+#[derive(Debug)]
+struct Place {
+    slot: Mutex<Slot>,
+    /// What the device had counted when it was last asked; none: there is none. Only the event loop
+    /// has this lock.
+    counted: Mutex<Option<DeviceMetrics>>,
 }
 
 /// A device as the event loop uses it.
@@ -102,7 +116,7 @@ pub struct Attached {
 /// All slots of a VM.
 #[derive(Debug)]
 pub struct Slots {
-    slots: Vec<Mutex<Slot>>,
+    slots: Vec<Place>,
     registers: Registers,
     memory: Memory,
     epolls: Epolls,
@@ -126,13 +140,15 @@ impl Slots {
                     slot,
                 });
                 mmio::clear(&registers.page(slot));
-                Mutex::new(Slot {
-                    line,
-                    generation: 0,
-                    transport: None,
-                    acknowledgements: None,
-                    counters: Counters::default(),
-                })
+                Place {
+                    slot: Mutex::new(Slot {
+                        line,
+                        generation: 0,
+                        transport: None,
+                        acknowledgements: None,
+                    }),
+                    counted: Mutex::default(),
+                }
             })
             .collect();
         Ok(Self {
@@ -159,7 +175,8 @@ impl Slots {
         device: Box<dyn VirtioDevice>,
         doorbells: &dyn Doorbells,
     ) -> Result<(), SlotError> {
-        let mut place = self.lock(slot)?;
+        let at = self.place(slot)?;
+        let mut place = lock_briefly(&at.slot).ok_or(SlotError::Busy(slot))?;
         if place.transport.is_some() {
             return Err(SlotError::Taken(slot));
         }
@@ -194,26 +211,32 @@ impl Slots {
             }
         }
         let line = Arc::clone(&place.line);
-        place.counters = Counters::default();
-        place.transport = Some(Transport::new(
+        let transport = Transport::new(
             device,
             self.memory.clone(),
             self.registers.page(slot),
             line,
             kicks,
             watcher,
-        ));
+        );
+        *lock(&at.counted) = Some(counted(slot, &transport, Counters::default()));
+        place.transport = Some(transport);
         Ok(())
     }
 
     /// Takes the device out of a slot. Its queues are not touched any more when this returns.
     ///
     /// # Errors
-    /// [`SlotError::NoSuchSlot`], [`SlotError::Empty`]
+    /// [`SlotError::NoSuchSlot`], [`SlotError::Empty`]; [`SlotError::Busy`]: try again.
     pub fn detach(&self, slot: u8, doorbells: &dyn Doorbells) -> Result<(), SlotError> {
-        let mut place = self.lock(slot)?;
+        let at = self.place(slot)?;
+        let mut place = lock_briefly(&at.slot).ok_or(SlotError::Busy(slot))?;
         let mut transport = place.transport.take().ok_or(SlotError::Empty(slot))?;
-        transport.shut_down();
+        if !transport.shut_down() {
+            place.transport = Some(transport);
+            return Err(SlotError::Busy(slot));
+        }
+        *lock(&at.counted) = None;
         let acknowledgements = place.acknowledgements.take();
         disconnect(
             slot,
@@ -266,35 +289,26 @@ impl Slots {
     /// Completes all I/O of all devices.
     pub fn drain(&self) {
         for place in &self.slots {
-            if let Some(transport) = &lock(place).transport {
+            if let Some(transport) = &lock(&place.slot).transport {
                 lock(transport.device()).drain();
             }
         }
     }
 
-    /// Returns the counters of the devices that are attached.
+    /// Returns the counters of the devices that are attached. Of one that is busy, the last ones do.
     #[must_use]
     pub fn metrics(&self) -> Vec<DeviceMetrics> {
         (0..SLOTS)
             .zip(&self.slots)
             .filter_map(|(slot, place)| {
-                let place = &mut *lock(place);
-                let transport = place.transport.as_ref()?;
-                // A disk may be busy for a while; its last counters do.
-                if let Ok(device) = transport.device().try_lock() {
-                    place.counters = device.counters();
+                let mut last = lock(&place.counted);
+                if let Some(place) = try_lock(&place.slot)
+                    && let Some(transport) = &place.transport
+                    && let Some(device) = try_lock(transport.device())
+                {
+                    *last = Some(counted(slot, transport, device.counters()));
                 }
-                let counters = place.counters;
-                Some(DeviceMetrics {
-                    slot,
-                    kind: transport.kind().name().to_owned(),
-                    notifications: counters.notifications,
-                    requests: counters.requests,
-                    bytes_out: counters.bytes_out,
-                    bytes_in: counters.bytes_in,
-                    interrupts: transport.interrupt().raised(),
-                    errors: counters.errors,
-                })
+                last.clone()
             })
             .collect()
     }
@@ -306,17 +320,32 @@ impl Slots {
         };
         let slot = usize::try_from(offset / SLOT_SIZE).unwrap_or(usize::MAX);
         if let Some(place) = self.slots.get(slot)
-            && let Some(transport) = &mut lock(place).transport
+            && let Some(transport) = &mut lock(&place.slot).transport
         {
             transport.write(offset % SLOT_SIZE, data);
         }
     }
 
     fn lock(&self, slot: u8) -> Result<std::sync::MutexGuard<'_, Slot>, SlotError> {
-        self.slots
-            .get(usize::from(slot))
-            .map(lock)
-            .ok_or(SlotError::NoSuchSlot(slot))
+        Ok(lock(&self.place(slot)?.slot))
+    }
+
+    fn place(&self, slot: u8) -> Result<&Place, SlotError> {
+        let place = self.slots.get(usize::from(slot));
+        place.ok_or(SlotError::NoSuchSlot(slot))
+    }
+}
+
+fn counted(slot: u8, transport: &Transport, counters: Counters) -> DeviceMetrics {
+    DeviceMetrics {
+        slot,
+        kind: transport.kind().name().to_owned(),
+        notifications: counters.notifications,
+        requests: counters.requests,
+        bytes_out: counters.bytes_out,
+        bytes_in: counters.bytes_in,
+        interrupts: transport.interrupt().raised(),
+        errors: counters.errors,
     }
 }
 

@@ -127,7 +127,7 @@ pub enum ErrorKind {
     Invalid,
     /// Not possible in this [`VmState`].
     State,
-    /// The slot is taken.
+    /// The slot is taken, or its device is in use: try again.
     Busy,
     /// The host has no memory (or other resource) for it.
     NoResources,

@@ -219,6 +219,44 @@ fn metrics_list_what_is_attached() {
     );
 }
 
+/// A vCPU that resets a busy disk has its slot for as long as the disk is busy.
+#[test]
+fn the_event_loop_waits_for_no_busy_device() {
+    use std::time::{Duration, Instant};
+
+    let machine = machine(99);
+    machine.attach(1).unwrap();
+    machine.attach(2).unwrap();
+    let before = machine.slots.metrics();
+    let device = machine.slots.find(1, 1).unwrap().device;
+    let busy = lock(&device);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let reset = 0u32.to_le_bytes();
+            machine.slots.write(slot_address(1) + 0x70, &reset);
+        });
+        let begin = Instant::now();
+        while try_lock(&machine.slots.slots[1].slot).is_some() {
+            assert!(begin.elapsed() < Duration::from_secs(10));
+        }
+        let begin = Instant::now();
+        let (answers, answer) = std::sync::mpsc::channel();
+        let machine = &machine;
+        scope.spawn(move || {
+            let metrics = machine.slots.metrics();
+            let taken_out = machine.slots.detach(1, &machine.bells);
+            answers.send((metrics, taken_out)).unwrap();
+        });
+        let answer = answer.recv_timeout(Duration::from_secs(10));
+        drop(busy);
+        let (metrics, taken_out) = answer.expect("it waits");
+        assert_eq!(metrics, before);
+        assert!(matches!(taken_out, Err(SlotError::Busy(1))));
+        assert!(begin.elapsed() < Duration::from_secs(5));
+    });
+    machine.slots.detach(1, &machine.bells).unwrap();
+}
+
 /// vCPUs reset and set up a device while the event loop serves it and it is taken out and put back:
 /// nothing waits for ever, nothing is used after it is gone.
 #[test]
@@ -280,8 +318,13 @@ fn nobody_waits_for_ever() {
             assert!(machine.slots.metrics().len() <= 1);
             if serviced % 16 == 15 {
                 serviced += 1;
-                machine.slots.detach(4, &machine.bells).unwrap();
-                machine.attach(4).unwrap();
+                // vCPUs may be in the way, but not each time.
+                while let Err(error) = machine.slots.detach(4, &machine.bells) {
+                    assert!(matches!(error, SlotError::Busy(4)), "{error}");
+                }
+                while let Err(error) = machine.attach(4) {
+                    assert!(matches!(error, SlotError::Busy(4)), "{error}");
+                }
             }
         }
         done.store(true, Ordering::SeqCst);

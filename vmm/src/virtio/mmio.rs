@@ -32,7 +32,7 @@ use super::registers::Page;
 use super::watch::Watcher;
 use super::{DeviceError, Memory};
 use crate::layout::SLOT_SIZE;
-use crate::{lock, log};
+use crate::{lock, lock_briefly, log};
 
 /// "virt"
 const MAGIC: u32 = 0x7472_6976;
@@ -361,10 +361,17 @@ impl Transport {
         &self.kicks
     }
 
-    /// Makes the device idle and the slot empty, before the device is taken out.
-    pub fn shut_down(&mut self) {
-        self.reset();
+    /// Makes the device idle and the slot empty, before the device is taken out. False: the device is
+    /// busy, and nothing was done.
+    #[must_use]
+    pub fn shut_down(&mut self) -> bool {
+        let device = Arc::clone(&self.device);
+        let Some(mut device) = lock_briefly(&device) else {
+            return false;
+        };
+        self.reset_with(&mut **device);
         clear(&self.page);
+        true
     }
 
     /// Handles a write at `offset` from the start of the slot.
@@ -545,10 +552,14 @@ impl Transport {
     }
 
     fn reset(&mut self) {
-        let mut device = lock(&self.device);
+        let device = Arc::clone(&self.device);
+        let mut device = lock(&device);
+        self.reset_with(&mut **device);
+    }
+
+    fn reset_with(&mut self, device: &mut dyn VirtioDevice) {
         device.reset();
         self.queues = fresh_queues(device.queue_sizes());
-        drop(device);
         self.status = 0;
         self.device_features_select = 0;
         self.driver_features_select = 0;

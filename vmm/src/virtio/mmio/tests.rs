@@ -412,7 +412,7 @@ fn configuration_is_not_written_by_drivers() {
 fn an_empty_slot_says_so() {
     let mut driver = device(false);
     driver.go_live();
-    driver.transport.shut_down();
+    assert!(driver.transport.shut_down());
     assert_eq!((driver.read(0), driver.read(4)), (MAGIC, 2));
     assert!((8..SLOT_SIZE).step_by(4).all(|at| driver.read(at) == 0));
 }
@@ -432,7 +432,7 @@ fn a_live_device_survives_a_snapshot() {
     assert_eq!(wire.0.load(Ordering::SeqCst), 1);
     // It looks at its queues, because a notification may have been under way.
     assert!(restored.kicks().iter().all(|kick| kick.read().is_ok()));
-    restored.shut_down();
+    assert!(restored.shut_down());
     let activated = lock(&fresh.log).activated.take().unwrap();
     assert!(activated.has(5) && activated.queues.len() == 2);
 }
