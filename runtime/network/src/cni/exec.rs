@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    os::unix::fs::PermissionsExt,
+    os::{fd::OwnedFd, unix::fs::PermissionsExt},
     path::{Path, PathBuf},
     process::{ExitStatus, Stdio},
     thread,
@@ -17,10 +17,11 @@ use nix::{
     },
     unistd::Pid,
 };
+use rustix::process::{PidfdFlags, pidfd_open};
 use serde::Deserialize;
 use serde_json::Value;
 use tokio::{
-    io::{AsyncRead, AsyncReadExt, AsyncWriteExt},
+    io::{AsyncRead, AsyncReadExt, AsyncWriteExt, Interest, unix::AsyncFd},
     process::{Child, Command},
     runtime::Handle,
     time::timeout,
@@ -174,6 +175,7 @@ impl Invocation<'_> {
         };
         let mut child = self.spawn().await.map_err(failed)?;
         let mut group = Group::of(&child);
+        let ended = Ended::of(&child).map_err(failed)?;
         let input = self.conf.to_string();
         let (Some(mut stdin), Some(stdout), Some(stderr)) =
             (child.stdin.take(), child.stdout.take(), child.stderr.take())
@@ -181,7 +183,7 @@ impl Invocation<'_> {
             return Err(failed(io::Error::other("no pipes")));
         };
         let (mut output, mut complaint) = (Vec::new(), Vec::new());
-        let status = {
+        let abandoned = {
             let feed = async {
                 // A plugin that does not read its input says why by its exit code.
                 let _ = stdin.write_all(input.as_bytes()).await;
@@ -201,21 +203,21 @@ impl Invocation<'_> {
                 biased;
                 all = &mut pipes => {
                     self.bounded(all)?;
-                    child.wait().await.map_err(failed)?
+                    false
                 }
-                status = child.wait() => {
-                    let status = status.map_err(failed)?;
+                () = ended.wait() => {
                     // What it wrote is in the pipes. Only a process that it left behind can
                     // keep them open for longer.
-                    if let Ok(all) = timeout(PIPES_CLOSE, &mut pipes).await {
-                        self.bounded(all)?;
-                    } else {
-                        group.kill();
-                    }
-                    status
+                    let all = timeout(PIPES_CLOSE, &mut pipes).await.ok();
+                    all.map(|all| self.bounded(all)).transpose()?.is_none()
                 }
             }
         };
+        if abandoned {
+            group.kill();
+        }
+        // Not before: once it is waited for, its pid and group may be another's.
+        let status = child.wait().await.map_err(failed)?;
         group.leave();
         self.judge(status, output, &complaint)
     }
@@ -340,6 +342,30 @@ async fn drain(mut from: impl AsyncRead + Unpin, to: &mut Vec<u8>) -> io::Result
     (&mut from).take(MAX_COMPLAINT).read_to_end(to).await?;
     tokio::io::copy(&mut from, &mut tokio::io::sink()).await?;
     Ok(())
+}
+
+/// Tells of a plugin's end without waiting for it as its parent does.
+struct Ended(AsyncFd<OwnedFd>);
+
+impl Ended {
+    #[expect(
+        deprecated,
+        reason = "its successor is unsafe, for types whose descriptor may change; an OwnedFd's never does"
+    )]
+    fn of(child: &Child) -> io::Result<Self> {
+        let pid = child.id().and_then(|pid| i32::try_from(pid).ok());
+        let pid = pid.and_then(rustix::process::Pid::from_raw);
+        let pid = pid.ok_or(io::ErrorKind::NotFound)?;
+        let pidfd = pidfd_open(pid, PidfdFlags::NONBLOCK)?;
+        Ok(Self(AsyncFd::with_interest(pidfd, Interest::READABLE)?))
+    }
+
+    async fn wait(&self) {
+        if self.0.readable().await.is_err() {
+            // The runtime is being shut down, and this task with it.
+            std::future::pending::<()>().await;
+        }
+    }
 }
 
 /// The process group of a plugin; killed when a call ends early.
