@@ -20,6 +20,7 @@ use std::{
         unix::{fs::DirBuilderExt, net::UnixListener},
     },
     path::Path,
+    pin::pin,
     time::{Duration, Instant},
 };
 
@@ -38,11 +39,12 @@ use crate::{
     node::{Node, host_cpus},
     record::{SandboxRecord, VmRecord},
     spec::SandboxSpec,
+    starts::Turn,
     storage::scratch,
     vm::{
         VmError,
         client::VmClient,
-        process::VmmProcess,
+        process::Process,
         rundir::{DataDir, RunDir},
         slots,
         spec::{VmSize, available_mib},
@@ -51,6 +53,7 @@ use crate::{
 use hull_network::{GuestNetwork, NetworkError, PodNetwork, PodNetworkRequest, RequestError};
 use hull_proto_agent::GUEST_CID;
 use hull_proto_vmm::{DeviceConfig, Extent, FdIndex, MAX_QUEUE_PAIRS, VmConfig};
+use tokio::time::timeout;
 
 /// The guest's kernel command line, added to the VMM's own.
 const CMDLINE: &str = "root=/dev/vda rootfstype=erofs ro init=/init";
@@ -58,6 +61,8 @@ const CMDLINE: &str = "root=/dev/vda rootfstype=erofs ro init=/init";
 pub(crate) const SCRATCH_ID: &str = "scratch";
 /// How long a VMM process may take to listen.
 const SPAWN: Duration = Duration::from_secs(30);
+/// The part of the longest boot after which a guest is taken for hung, and others have their turn.
+const HUNG: u32 = 4;
 /// How much of a console that tells about a failed boot is shown, in bytes.
 const CONSOLE_TAIL: u64 = 1024;
 
@@ -86,8 +91,13 @@ struct Left {
     error: PodError,
 }
 
-/// Brings a sandbox up, or leaves nothing.
-pub(crate) async fn bring_up(node: &Node, record: SandboxRecord) -> Result<Up, Failed> {
+/// Brings a sandbox up, or leaves nothing. Its turn ends with that, or when its guest boots for so
+/// long that it must be hung.
+pub(crate) async fn bring_up(
+    node: &Node,
+    record: SandboxRecord,
+    mut turn: Turn,
+) -> Result<Up, Failed> {
     let begin = Instant::now();
     let mut times = BootTimes::default();
 
@@ -95,8 +105,22 @@ pub(crate) async fn bring_up(node: &Node, record: SandboxRecord) -> Result<Up, F
     let recorded = Recorded::new(node, record, size).await?;
     let housed = recorded.house().await?;
     let assembled = housed.assemble(&mut times).await?;
-    let booted = assembled.boot(size, &mut times).await?;
-    let mut up = booted.configure(&mut times).await?;
+    let cgroup = assembled.before.before.record.cgroup.as_ref();
+    turn.keep(cgroup.and_then(|cgroup| cgroup.millicpus(&node.config.cgroup_root)));
+    let mut up = {
+        let mut boot = pin!(async {
+            let booted = assembled.boot(size, &mut times).await?;
+            booted.configure(&mut times).await
+        });
+        let longest = node.config.boot_timeout / HUNG;
+        match timeout(longest, &mut boot).await {
+            Ok(up) => up?,
+            Err(_) => {
+                drop(turn);
+                boot.await?
+            }
+        }
+    };
 
     times.total_us = micros(begin);
     up.times = times;
@@ -252,7 +276,7 @@ impl<'a> Housed<'a> {
                     Err(other) => error = Some(network_error(other)),
                 }
                 match vmm {
-                    Ok((vmm, _)) => left = left.and(kill(vmm).await),
+                    Ok((vmm, _)) => left = left.and(kill(&vmm).await),
                     Err(other) => error = error.or(Some(other)),
                 }
                 if let Err(other) = scratch {
@@ -275,26 +299,21 @@ impl<'a> Housed<'a> {
         self.before.node.network.setup(plan).await
     }
 
-    async fn spawn_vmm(&self) -> Result<(VmmProcess, VmClient), PodError> {
+    async fn spawn_vmm(&self) -> Result<(Process, VmClient), PodError> {
         let config = &self.before.node.config;
-        let vmm = VmmProcess::spawn(&config.vmm, &self.before.record.id, &self.run)?;
-        // Before it has threads and memory: what it uses is counted from the start.
-        if let Some(cgroup) = &self.before.record.cgroup
-            && let Err(error) = cgroup.add(vmm.pid)
-        {
-            return Err(error.after_undo(kill(vmm).await));
-        }
+        let SandboxRecord { id, cgroup, .. } = &self.before.record;
+        let vmm = Process::spawn_vmm(&config.vmm, id, &self.run, cgroup.as_ref())?;
         let deadline = tokio::time::Instant::now() + SPAWN;
         let connected = VmClient::connect(
             &self.run.control_socket(),
             &self.run.exit_report(),
             deadline,
-            || vmm.is_alive(),
+            &vmm,
         )
         .await;
         match connected {
             Ok((vm, _)) => Ok((vmm, vm)),
-            Err(error) => Err(PodError::from(error).after_undo(kill(vmm).await)),
+            Err(error) => Err(PodError::from(error).after_undo(kill(&vmm).await)),
         }
     }
 
@@ -328,7 +347,7 @@ impl<'a> Housed<'a> {
 struct Assembled<'a> {
     before: Housed<'a>,
     network: PodNetwork,
-    vmm: VmmProcess,
+    vmm: Process,
     vm: VmClient,
     scratch: File,
 }
@@ -336,7 +355,7 @@ struct Assembled<'a> {
 impl<'a> Assembled<'a> {
     async fn boot(mut self, size: VmSize, times: &mut BootTimes) -> Result<Booted<'a>, Failed> {
         self.before.before.record.vm = Some(VmRecord {
-            process: self.vmm,
+            process: self.vmm.identity(),
             vcpus: size.vcpus,
             memory_mib: size.memory_mib,
         });
@@ -490,7 +509,7 @@ impl<'a> Assembled<'a> {
 
     async fn undo(self) -> Result<(), Left> {
         let network = &self.before.before.node.network;
-        let (vm, down) = tokio::join!(kill(self.vmm), network.teardown(&self.network.record));
+        let (vm, down) = tokio::join!(kill(&self.vmm), network.teardown(&self.network.record));
         let down = down.map_err(network_error);
         self.before.undo_after(vm.and(down)).await
     }
@@ -571,9 +590,8 @@ pub(crate) fn network_error(error: NetworkError) -> PodError {
     PodError::internal("set up or tear down the pod's network", error)
 }
 
-async fn kill(vmm: VmmProcess) -> Result<(), PodError> {
-    vmm.kill();
-    Ok(vmm.gone(Duration::ZERO).await?)
+async fn kill(vmm: &Process) -> Result<(), PodError> {
+    Ok(vmm.end(Duration::ZERO).await?)
 }
 
 /// What a pod's network is to be; its VM has so many vCPUs.

@@ -107,6 +107,21 @@ impl PodCgroup {
         Ok(())
     }
 
+    /// The most that limits in and above it let its processes use, in thousandths of a CPU; none: no
+    /// limit.
+    pub(crate) fn millicpus(&self, root: &Path) -> Option<u32> {
+        let dirs = self.path.ancestors().take_while(|dir| *dir != root);
+        let limits = dirs.filter_map(|dir| {
+            // Absent without the controller; "max" is no limit.
+            let text = fs::read_to_string(dir.join("cpu.max")).ok()?;
+            let (quota, period) = text.trim().split_once(' ')?;
+            let (quota, period): (u64, u64) = (quota.parse().ok()?, period.parse().ok()?);
+            quota.saturating_mul(1000).checked_div(period)
+        });
+        let least = limits.min()?;
+        Some(u32::try_from(least).unwrap_or(u32::MAX))
+    }
+
     /// Moves a process into it.
     ///
     /// # Errors
@@ -273,6 +288,29 @@ mod tests {
         assert_eq!(PodCgroup::plan(dir.path(), "", &pod).unwrap(), None);
         let outside = PodCgroup::plan(dir.path(), "/../a", &pod).unwrap_err();
         assert!(matches!(outside, PodError::InvalidArgument { .. }));
+    }
+
+    #[test]
+    fn the_least_limit_counts() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("pods/pod/hull-1");
+        fs::create_dir_all(&path).unwrap();
+        let cgroup = PodCgroup {
+            path: path.clone(),
+            made_from: path,
+        };
+        let set = |dir: &str, limit: &str| {
+            fs::write(root.path().join(dir).join("cpu.max"), limit).unwrap();
+        };
+        assert_eq!(cgroup.millicpus(root.path()), None);
+        set("pods/pod/hull-1", "max 100000\n");
+        set("pods", "400000 100000\n");
+        set("", "1 100000\n");
+        assert_eq!(cgroup.millicpus(root.path()), Some(4000));
+        set("pods/pod", "1000 100000\n");
+        assert_eq!(cgroup.millicpus(root.path()), Some(10));
+        set("pods/pod", "1000 0\n");
+        assert_eq!(cgroup.millicpus(root.path()), Some(4000));
     }
 
     // Directories are enough to see what is made and removed.

@@ -259,6 +259,7 @@ mod tests {
                 boot: None,
             },
             containers: BTreeMap::new(),
+            vm: None,
             agent: None,
         };
         PodEvent::new(EventKind::Created, None, at_ns, Arc::new(view))

@@ -22,18 +22,20 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, watch},
-    time::timeout,
+    time::{Instant, timeout},
 };
 
 use crate::{
     driver::ExecHandle,
     error::PodError,
     guest::{
-        client::Exec,
+        GuestError,
+        client::{Agent, Exec},
         stdio::{Output, OutputEnd, OutputKind},
     },
     id::ContainerId,
     info::ExecOutput,
+    session::exec::kill_left,
 };
 
 /// Most output of each kind that is returned; the rest is read and dropped.
@@ -46,13 +48,14 @@ pub(crate) const POD_OUTPUT: usize = 4 * OUTPUT_MAX;
 pub(crate) const NODE_OUTPUT: usize = 4 * POD_OUTPUT;
 /// For errors.
 pub(crate) const ACTION: &str = "run a command in the container";
-/// How much longer than its own time limit a command may take: the agent has to kill it.
-const KILL_MARGIN: Duration = Duration::from_secs(15);
+/// How much longer than its time limit the agent is waited for: it has to kill the command, and to
+/// say so.
+const KILL_MARGIN: Duration = Duration::from_millis(500);
 const BUFFER: usize = 64 * 1024;
 
-/// Runs a command to its end. Dropping the future closes its streams, and the agent kills it.
+/// Runs a command to its end. Dropping the future closes its streams, and has it killed.
 pub(crate) async fn sync(
-    handle: ExecHandle,
+    handle: impl Future<Output = Result<ExecHandle, PodError>>,
     container: &ContainerId,
     exec_id: &str,
     args: Vec<String>,
@@ -63,7 +66,14 @@ pub(crate) async fn sync(
         action: ACTION.into(),
         seconds: limit.unwrap_or_default().as_secs(),
     };
-    let work = run(handle, container, exec_id, args, limit, room);
+    let begin = Instant::now();
+    let work = async {
+        let handle = handle.await?;
+        let left = limit.map(|limit| limit.saturating_sub(begin.elapsed()));
+        let agent = handle.agent.clone();
+        let work = run(handle, container, exec_id, args, left, room);
+        agent.guard(work).await?
+    };
     let ended = match limit {
         Some(limit) => timeout(limit.saturating_add(KILL_MARGIN), work).await,
         None => Ok(work.await),
@@ -78,6 +88,22 @@ pub(crate) async fn sync(
 enum Ended {
     ByItself(ExecOutput),
     TimedOut,
+}
+
+/// A command that is killed when it is left before its end.
+struct Left {
+    agent: Agent,
+    container: ContainerId,
+    exec: String,
+    ended: bool,
+}
+
+impl Drop for Left {
+    fn drop(&mut self) {
+        if !self.ended {
+            kill_left(&self.agent, &self.container, std::mem::take(&mut self.exec));
+        }
+    }
 }
 
 async fn run(
@@ -96,7 +122,17 @@ async fn run(
         tty: false,
         stdin: false,
     };
-    handle.agent.exec(exec).await?;
+    let mut left = Left {
+        agent: handle.agent.clone(),
+        container: container.clone(),
+        exec: exec_id.to_owned(),
+        ended: false,
+    };
+    if let Err(error) = handle.agent.exec(exec).await {
+        // It was not started, unless nobody knows.
+        left.ended = matches!(error, GuestError::Refused { .. });
+        return Err(error.into());
+    }
     let collect = |kind, end: watch::Receiver<OutputEnd>| {
         let output = Output::new(&handle.agent, kind, container.as_str(), exec_id, 0, end);
         collect(output, room)
@@ -106,6 +142,7 @@ async fn run(
         collect(OutputKind::Stderr, handle.stderr_end),
         async { Ok(handle.exited.await) },
     )?;
+    left.ended = true;
     let Ok(exit) = exit else {
         return Err(PodError::precondition(ACTION, "the VM ended meanwhile"));
     };

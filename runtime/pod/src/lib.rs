@@ -38,6 +38,7 @@ mod resources;
 pub mod session;
 mod signal;
 pub mod spec;
+mod starts;
 pub mod stats;
 mod storage;
 mod validate;

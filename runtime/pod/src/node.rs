@@ -11,6 +11,7 @@ use crate::{
     ports::{PodImages, PodNetworking},
     record::Records,
     registry::Registry,
+    starts::Starts,
     stats::Samples,
     storage::volumes::Watches,
 };
@@ -30,8 +31,7 @@ pub(crate) struct Node {
     pub exec_output: Arc<Semaphore>,
     /// What of the records was lost when this daemon started, for a person.
     pub faults: Vec<String>,
-    /// A permit for each sandbox that may be brought up at a time.
-    pub starts: Semaphore,
+    pub starts: Starts,
 }
 
 impl Node {
@@ -53,16 +53,9 @@ impl Node {
             watches: Watches::start(),
             exec_output: Arc::new(Semaphore::new(exec::NODE_OUTPUT)),
             faults,
-            starts: Semaphore::new(starts()),
+            starts: Starts::new(),
         }
     }
-}
-
-/// How many sandboxes are brought up at a time. Of many that are asked for at once, the first are up
-/// when the last begin: side by side, all would take as long as the whole, and exceed the time that
-/// a network plugin or a guest's boot may take.
-fn starts() -> usize {
-    (2 * host_cpus()).max(4)
 }
 
 /// The CPUs that this process may use; one, if the host does not tell.

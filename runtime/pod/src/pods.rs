@@ -2,13 +2,13 @@
 
 use std::{cmp::Reverse, sync::Arc, time::Duration};
 
-use tokio::sync::oneshot;
+use tokio::{sync::oneshot, time::timeout};
 
 use crate::{
     blocking::blocking,
     clock,
     config::PodsConfig,
-    driver::{Command, Driver, Reply},
+    driver::{Command, Driver, Reply, not_ready},
     error::{ErrorKind, ObjectKind, PodError},
     events::Events,
     exec,
@@ -25,6 +25,9 @@ use crate::{
     stats::{ProcessMemory, host},
     validate,
 };
+
+/// How long a VM may take to answer to who wants its state. It is not waited for any longer.
+const QUESTION: Duration = Duration::from_secs(1);
 
 /// The pods of this node. Clones share them.
 ///
@@ -272,7 +275,9 @@ impl Pods {
     }
 
     /// Runs a command in a running container; its process tree is killed after `timeout`
-    /// (none: no limit), and also when this future is dropped.
+    /// (none: no limit), and also when this future is dropped. What it takes to reach the container
+    /// is a part of that time, and who waits is told when it is over, whether or not the guest
+    /// answers.
     ///
     /// # Errors
     /// [`PodError::DeadlineExceeded`] after `timeout`, [`PodError::ResourceExhausted`] when the pod
@@ -295,10 +300,8 @@ impl Pods {
         // Unique in the guest, and short.
         let exec_id = ContainerId::random().short().to_owned();
         let command = |reply| Command::Exec(id.clone(), exec_id.clone(), reply);
-        let handle = ask(&entry, command).await?;
-        let agent = handle.agent.clone();
-        let work = exec::sync(handle, &id, &exec_id, args, timeout, &room);
-        agent.guard(work).await?
+        let handle = ask(&entry, command);
+        exec::sync(handle, &id, &exec_id, args, timeout, &room).await
     }
 
     /// Starts a command in a running container, with streams and perhaps a terminal.
@@ -357,24 +360,30 @@ impl Pods {
     pub async fn dial(&self, pod: &str, port: u16) -> Result<PodConnection, PodError> {
         let entry = self.node.registry.sandbox(pod)?;
         let permit = entry.permits.dial("connect to the sandbox")?;
-        let agent = ask(&entry, Command::Agent).await?;
+        let view = Arc::clone(&entry.view.borrow());
+        let agent = view.agent.as_ref();
+        let agent = agent.ok_or_else(|| not_ready("reach the guest", &view.sandbox.message))?;
         agent
-            .guard(session::dial::dial(&agent, permit, port))
+            .guard(session::dial::dial(agent, permit, port))
             .await?
     }
 
     /// Counters of a sandbox's VM.
     ///
     /// # Errors
-    /// [`PodError::FailedPrecondition`] when the VM is gone; see [`PodError`] for others.
+    /// [`PodError::FailedPrecondition`] when the VM is gone, [`PodError::Unavailable`] when it does
+    /// not answer within a second; see [`PodError`] for others.
     pub async fn vm_metrics(&self, id: &str) -> Result<hull_proto_vmm::Metrics, PodError> {
         let entry = self.node.registry.sandbox(id)?;
-        let vm = ask(&entry, Command::Vm).await?;
-        Ok(vm.metrics().await?)
+        // Its task may be busy with ending a VM that does not answer.
+        let view = Arc::clone(&entry.view.borrow());
+        let vm = view.vm.as_ref();
+        let vm = vm.ok_or_else(|| not_ready("reach the VM", &view.sandbox.message))?;
+        Ok(vm.metrics(QUESTION).await?)
     }
 
     /// The memory of a sandbox's processes on the host, looked at page by page; none when its VM
-    /// is gone.
+    /// is gone, or that takes more than a second.
     ///
     /// # Errors
     /// [`PodError::NotFound`], [`PodError::Ambiguous`].
@@ -382,7 +391,8 @@ impl Pods {
         let Some(vm) = self.sandbox(id).await?.vm else {
             return Ok(None);
         };
-        Ok(Some(blocking(move || host::memory(&vm)).await))
+        let looked = timeout(QUESTION, blocking(move || host::memory(&vm)));
+        Ok(looked.await.ok())
     }
 
     pub(crate) fn node(&self) -> &Node {

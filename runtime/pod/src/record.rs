@@ -25,7 +25,7 @@ use crate::{
     signal::Signal,
     spec::{ContainerSpec, Resources, SandboxMetadata, SandboxSpec},
     storage::{files, images::DeviceDisk},
-    vm::process::VmmProcess,
+    vm::identity::Identity,
 };
 
 const SANDBOXES: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("sandboxes");
@@ -118,7 +118,7 @@ pub(crate) struct SandboxRecord {
 /// A VM on disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct VmRecord {
-    pub process: VmmProcess,
+    pub process: Identity,
     pub vcpus: u8,
     pub memory_mib: u64,
 }

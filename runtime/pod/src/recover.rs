@@ -52,14 +52,17 @@ use crate::{
     registry::{Delivered, Phase, PodEntry},
     storage::{files::Reach, images::ImageDisks, scratch},
     vm::{
-        client::VmClient,
-        process::VmmProcess,
+        client::{self, VmClient},
+        identity::Identity,
+        process::{self, Found, Process, Role},
         rundir::{DataDir, RunDir},
     },
 };
 
 /// How long the daemon's start waits for pods; those that take longer go on by themselves.
 const WAIT: Duration = Duration::from_secs(15);
+/// How long the daemon's start waits for the ends of processes that nobody owns.
+const STRAYS_END: Duration = Duration::from_secs(5);
 /// Exit code of a container whose end nobody saw.
 const UNKNOWN_EXIT: i32 = 255;
 
@@ -169,9 +172,9 @@ pub(crate) fn supervise(
 /// it can't be brought to panic again.
 async fn take_over(node: &Arc<Node>, id: &PodId, panic: Panic) -> Result<(), PodError> {
     let run = RunDir::of(&node.config, id);
-    let all = RunDir::all(&node.config);
+    let config = node.config.clone();
     let end = move || {
-        let found = VmmProcess::find_all(&all).into_iter();
+        let found = process::find_all(&config).into_iter();
         found
             .filter(|found| found.run == run.path())
             .for_each(|found| found.process.kill());
@@ -210,7 +213,7 @@ struct Recovery {
     /// Containers of whose creation nobody was told.
     unanswered: Vec<ContainerId>,
     /// Serves files of the host to it.
-    server: Option<VmmProcess>,
+    server: Option<Process>,
     /// Why its VM is not to be adopted.
     failure: Option<String>,
 }
@@ -221,7 +224,7 @@ impl Recovery {
         node: &Arc<Node>,
         mut record: SandboxRecord,
         containers: Vec<ContainerRecord>,
-        server: Option<VmmProcess>,
+        server: Option<Process>,
     ) -> Self {
         let was = record.state;
         record.state = after_restart(was);
@@ -292,7 +295,7 @@ impl Recovery {
     }
 
     async fn run(mut self) {
-        if let Some(server) = self.server {
+        if let Some(server) = self.server.take() {
             self.driver.files().lock().await.adopt(server);
         }
         let adopted = match (self.failure.take(), self.record.state) {
@@ -419,11 +422,11 @@ impl Recovery {
     /// is slow today must not cost a running pod.
     async fn adopt(&self) -> Result<(VmClient, Agent), String> {
         let run = RunDir::of(&self.node.config, &self.record.id);
-        let process = self.record.vm.map(|vm| vm.process);
-        let alive = || process.is_some_and(|p| p.is_alive());
+        let vmm = self.record.vm.and_then(|vm| Process::find(vm.process));
         let deadline = Instant::now() + self.node.config.boot_timeout;
         let (socket, report) = (run.control_socket(), run.exit_report());
-        let connected = VmClient::connect(&socket, &report, deadline, alive).await;
+        let vmm = vmm.ok_or_else(|| client::read_report(&report))?;
+        let connected = VmClient::connect(&socket, &report, deadline, &vmm).await;
         let (vm, _) = connected.map_err(|error| PodError::from(error).report())?;
         let vsock = run.vsock_socket();
         let greeted = tokio::select! {
@@ -459,41 +462,31 @@ fn resume(record: &ContainerRecord) -> Option<Container> {
 
 /// Removes what has no record. A failure is logged: the next start tries again. Returns the file
 /// servers of pods.
-async fn remove_orphans(node: &Node, loaded: &mut Loaded) -> HashMap<String, VmmProcess> {
+async fn remove_orphans(node: &Node, loaded: &mut Loaded) -> HashMap<String, Process> {
     let sandboxes = &loaded.sandboxes;
     let pods: HashSet<&str> = sandboxes.iter().map(|s| s.id.as_str()).collect();
     let unread: HashSet<&str> = loaded.unread.iter().map(PodId::as_str).collect();
-    let vmms: HashSet<VmmProcess> = sandboxes
+    let vmms: HashSet<Identity> = sandboxes
         .iter()
         .filter_map(|s| Some(s.vm?.process))
         .collect();
     let mut untold = HashMap::new();
     let mut servers = HashMap::new();
-    for found in VmmProcess::find_all(&RunDir::all(&node.config)) {
-        let process = found.process;
+    let mut strays = Vec::new();
+    for found in process::find_all(&node.config) {
         let pod = found.run.file_name().and_then(|name| name.to_str());
         match pod.filter(|pod| pods.contains(pod)) {
-            Some(pod) if found.is_file_server => {
-                servers.insert(pod.to_owned(), process);
-                continue;
+            Some(pod) if found.role == Role::FileServer && found.is_recorded => {
+                servers.insert(pod.to_owned(), found.process);
             }
-            Some(_) if vmms.contains(&process) => continue,
-            Some(pod) if unread.contains(pod) => {
-                untold.insert(pod.to_owned(), process);
-                continue;
+            Some(_) if vmms.contains(&found.process.identity()) => {}
+            Some(pod) if unread.contains(pod) && found.is_recorded => {
+                untold.insert(pod.to_owned(), found.process.identity());
             }
-            _ => {}
-        }
-        let run = found.run.display();
-        tracing::warn!(pid = process.pid, %run, "process of a pod that nobody owns");
-        let cgroup = cgroup::of_process(&node.config.cgroup_root, process.pid);
-        if let Err(error) = process.gone(Duration::ZERO).await {
-            tracing::error!(%error, "end a process that nobody owns");
-        }
-        if let (Some(cgroup), Some(pod)) = (cgroup, pod) {
-            cgroup::remove_orphan(&node.config.cgroup_root, &cgroup, pod).await;
+            _ => strays.push(found),
         }
     }
+    end_strays(&node.config, strays).await;
     for parent in [RunDir::all(&node.config), DataDir::all(&node.config)] {
         for name in names_in(&parent) {
             if !pods.contains(name.as_str()) {
@@ -554,6 +547,32 @@ async fn remove_orphans(node: &Node, loaded: &mut Loaded) -> HashMap<String, Vmm
         }
     }
     servers
+}
+
+/// Ends processes that nobody owns, all at once. Those that take longer than [`STRAYS_END`] end by
+/// themselves later, or are found again by the next daemon.
+async fn end_strays(config: &PodsConfig, strays: Vec<Found>) {
+    let ends: Vec<_> = strays
+        .into_iter()
+        .map(|Found { run, process, .. }| {
+            let pid = process.identity().pid;
+            tracing::warn!(pid, run = %run.display(), "process of a pod that nobody owns");
+            let root = config.cgroup_root.clone();
+            let cgroup = cgroup::of_process(&root, pid);
+            tokio::spawn(async move {
+                if let Err(error) = process.end(Duration::ZERO).await {
+                    tracing::error!(%error, "end a process that nobody owns");
+                }
+                let pod = run.file_name().and_then(|name| name.to_str());
+                if let (Some(cgroup), Some(pod)) = (cgroup, pod) {
+                    cgroup::remove_orphan(&root, &cgroup, pod).await;
+                }
+            })
+        })
+        .collect();
+    if timeout(STRAYS_END, join_all(ends)).await.is_err() {
+        tracing::warn!("some processes that nobody owns do not end yet");
+    }
 }
 
 /// Lets plugins free what they hold for pods that are gone. Pods that are started or ended

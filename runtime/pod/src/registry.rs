@@ -22,6 +22,7 @@ use crate::{
     info::{ContainerInfo, SandboxInfo},
     session::Permits,
     spec::{SandboxMetadata, SandboxSpec},
+    vm::client::VmClient,
 };
 
 /// What is known about a pod without asking its task.
@@ -30,6 +31,8 @@ pub(crate) struct PodView {
     pub phase: Phase,
     pub sandbox: SandboxInfo,
     pub containers: BTreeMap<ContainerId, ContainerInfo>,
+    /// The connection to the VMM, while it runs.
+    pub vm: Option<VmClient>,
     /// The agent, while the VM runs.
     pub agent: Option<Agent>,
 }

@@ -223,14 +223,11 @@ fn highest(list: &str) -> Result<Option<u32>, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{error::ErrorKind, vm::process::VmmProcess};
+    use crate::{error::ErrorKind, vm::identity::Identity};
 
     fn vm() -> VmRecord {
         VmRecord {
-            process: VmmProcess {
-                pid: 1,
-                start_ticks: 1,
-            },
+            process: Identity::of(std::process::id()).unwrap(),
             vcpus: 2,
             memory_mib: 256,
         }

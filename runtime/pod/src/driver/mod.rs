@@ -30,7 +30,6 @@ use std::{
 use tokio::{
     sync::{Mutex, mpsc, oneshot, watch},
     task::JoinSet,
-    time::sleep,
 };
 
 use crate::{
@@ -57,13 +56,11 @@ use crate::{
     session::Permits,
     spec::{ContainerSpec, Resources},
     storage::{files::HostFiles, images::ImageDisks, volumes::LiveVolumes},
-    vm::client::VmClient,
+    vm::{client::VmClient, process::Process},
 };
 
 /// How many commands may wait for a pod's task.
 const COMMANDS: usize = 256;
-/// How often is looked whether a file server still runs.
-const FILES_CHECK: Duration = Duration::from_secs(1);
 
 /// Where an answer goes; the caller may be gone.
 pub(crate) type Reply<T = ()> = oneshot::Sender<Result<T, PodError>>;
@@ -87,10 +84,6 @@ pub(crate) enum Command {
     UpdateSandbox(Box<(Option<Resources>, Option<Resources>)>, Reply),
     /// The log of a running container.
     Log(ContainerId, Reply<LogHandle>),
-    /// The connection to the VM.
-    Vm(Reply<VmClient>),
-    /// The connection to the agent.
-    Agent(Reply<Agent>),
 }
 
 /// A container that was created; whoever gets this says so.
@@ -210,6 +203,7 @@ impl Driver {
             phase,
             sandbox: sandbox_info(&record, None, ""),
             containers: BTreeMap::new(),
+            vm: None,
             agent: None,
         };
         let (commands, _) = mpsc::channel(1);
@@ -316,14 +310,6 @@ impl Driver {
                 // A caller that is gone has no use for the handle.
                 let _ = reply.send(self.exec(id, exec));
             }
-            Command::Vm(reply) => {
-                let vm = self.live.as_ref().map(|live| live.vm.clone());
-                let _ = reply.send(vm.ok_or_else(|| self.not_ready("reach the VM")));
-            }
-            Command::Agent(reply) => {
-                let agent = self.live.as_ref().map(|live| live.agent.clone());
-                let _ = reply.send(agent.ok_or_else(|| self.not_ready("reach the guest")));
-            }
             Command::UpdateContainer(id, limits, reply) => {
                 self.update_container(&id, *limits, reply);
             }
@@ -368,12 +354,10 @@ impl Driver {
             Input::Guest(GuestEvent::Failed(why)) => {
                 // An agent that can't be heard or believed is as good as none: its VM ends, and
                 // that is what is told.
-                if let Some(vm) = self.record.vm
-                    && vm.process.is_alive()
-                {
+                if let Some(vmm) = self.vmm() {
                     tracing::warn!(pod = %self.id(), %why, "the VM is killed");
                     self.record.message = why;
-                    vm.process.kill();
+                    vmm.kill();
                 }
             }
             Input::VmGone => self.vm_gone(sandbox::VmEnd::Asked).await,
@@ -477,17 +461,21 @@ impl Driver {
         self.spawn(async move {
             // None: it ended before this daemon began.
             let server = files.lock().await.process();
-            while server.is_some_and(|server| server.is_alive()) {
-                sleep(FILES_CHECK).await;
+            if let Some(server) = server {
+                server.ended().await;
             }
             Done::FilesEnded
         });
     }
 
+    /// The VMM, while it runs.
+    fn vmm(&self) -> Option<Process> {
+        Process::find(self.record.vm?.process)
+    }
+
     /// Says so. The pod goes on: who needs no files of the host is not hurt.
     fn files_ended(&mut self) {
-        let vm_runs = self.record.vm.is_some_and(|vm| vm.process.is_alive());
-        if self.live.is_none() || !vm_runs {
+        if self.live.is_none() || self.vmm().is_none() {
             // It ends with its VM.
             return;
         }
@@ -523,6 +511,7 @@ impl Driver {
             phase: self.phase,
             sandbox: sandbox_info(&self.record, self.boot, &warnings.join("; ")),
             containers,
+            vm: self.live.as_ref().map(|live| live.vm.clone()),
             agent: self.live.as_ref().map(|live| live.agent.clone()),
         }));
     }
@@ -544,14 +533,18 @@ impl Driver {
     }
 
     fn not_ready(&self, action: &str) -> PodError {
-        let message = &self.record.message;
-        let reason = if message.is_empty() {
-            "the sandbox is not ready".to_owned()
-        } else {
-            format!("the sandbox is not ready: {message}")
-        };
-        PodError::precondition(action, reason)
+        not_ready(action, &self.record.message)
     }
+}
+
+/// The refusal of what needs a VM; `message` says why there is none.
+pub(crate) fn not_ready(action: &str, message: &str) -> PodError {
+    let reason = if message.is_empty() {
+        "the sandbox is not ready".to_owned()
+    } else {
+        format!("the sandbox is not ready: {message}")
+    };
+    PodError::precondition(action, reason)
 }
 
 /// Guest events come before the news that the VM is gone, which come before everything else.

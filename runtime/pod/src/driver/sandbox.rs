@@ -79,10 +79,8 @@ impl Driver {
     }
 
     async fn bring_up(&mut self) -> Result<(), PodError> {
-        // It is never closed, so this is never an error.
-        let turn = self.node.starts.acquire().await;
-        let brought_up = bringup::bring_up(&self.node, self.record.clone()).await;
-        drop(turn);
+        let turn = self.node.starts.turn().await;
+        let brought_up = bringup::bring_up(&self.node, self.record.clone(), turn).await;
         match brought_up {
             Ok(up) => {
                 tracing::info!(pod = %self.id(), times = ?up.times, "sandbox is up");
@@ -320,13 +318,13 @@ impl Driver {
 
     /// Kills the VMM process when it does not exit by itself.
     async fn end_process(&mut self) {
-        if let Some(vm) = self.record.vm.take()
-            && let Err(error) = vm.process.gone(VMM_END).await
+        if let Some(vmm) = self.vmm()
+            && let Err(error) = vmm.end(VMM_END).await
         {
             tracing::error!(pod = %self.id(), %error, "end the VMM process");
-            self.record.vm = Some(vm);
             return;
         }
+        self.record.vm = None;
         if let Err(error) = self.files.lock().await.end().await {
             tracing::error!(pod = %self.id(), %error, "end the file server");
         }
@@ -356,18 +354,8 @@ impl Driver {
 
     /// Ends containers, VM and network: as much as can be ended, whatever fails.
     async fn tear_down(&mut self) -> Result<(), PodError> {
-        self.kill_containers().await;
+        self.end_guest().await;
         let mut result = Ok(());
-        if let Some(live) = &self.live
-            && !live.vm.is_gone()
-        {
-            live.agent.shutdown(GUEST_END).await;
-            if !live.vm.is_gone()
-                && let Err(error) = live.vm.stop().await
-            {
-                tracing::debug!(pod = %self.id(), %error, "stop the VM");
-            }
-        }
         self.vm_gone(VmEnd::Asked).await;
         if let Some(vm) = self.record.vm {
             let pid = vm.process.pid;
@@ -406,6 +394,30 @@ impl Driver {
             PodError::internal(action, source)
         });
         result.and(removed)
+    }
+
+    /// Ends the containers and powers the guest off. A VM that does not answer is killed: nobody in
+    /// it would tell of any end.
+    async fn end_guest(&mut self) {
+        let live = self.live.as_ref().filter(|live| !live.vm.is_gone());
+        if let Some(live) = live
+            && !live.vm.answers(GUEST_END).await
+            && let Some(vmm) = self.vmm()
+        {
+            tracing::warn!(pod = %self.id(), "the VM does not answer and is killed");
+            vmm.kill();
+        }
+        self.kill_containers().await;
+        if let Some(live) = &self.live
+            && !live.vm.is_gone()
+        {
+            live.agent.shutdown(GUEST_END).await;
+            if !live.vm.is_gone()
+                && let Err(error) = live.vm.stop(GUEST_END).await
+            {
+                tracing::debug!(pod = %self.id(), %error, "stop the VM");
+            }
+        }
     }
 
     async fn kill_containers(&mut self) {

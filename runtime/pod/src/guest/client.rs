@@ -29,6 +29,8 @@ use crate::{
     signal::Signal,
 };
 
+/// How long the agent may take for what only changes a setting or sends a signal.
+const QUICK: Duration = Duration::from_secs(10);
 /// Longest message of the agent that is shown.
 const MESSAGE_MAX: usize = 2048;
 /// Longest version or release name of the guest that is kept.
@@ -265,7 +267,7 @@ impl Agent {
             ..SignalRequest::default()
         };
         let client = self.client();
-        self.ask(
+        self.ask_quickly(
             "signal the container in the guest",
             client.signal(Context::default(), &request),
         )
@@ -330,7 +332,7 @@ impl Agent {
             ..UpdateRequest::default()
         };
         let client = self.client();
-        self.ask(CALL, client.update(Context::default(), &request))
+        self.ask_quickly(CALL, client.update(Context::default(), &request))
             .await
             .map(drop)
     }
@@ -351,7 +353,7 @@ impl Agent {
             ..ResizeTtyRequest::default()
         };
         let client = self.client();
-        self.ask(
+        self.ask_quickly(
             "resize the terminal",
             client.resize_tty(Context::default(), &request),
         )
@@ -399,6 +401,14 @@ impl Agent {
         future: impl Future<Output = ttrpc::Result<T>>,
     ) -> Result<T, GuestError> {
         ask(call, self.timeout, future).await
+    }
+
+    async fn ask_quickly<T>(
+        &self,
+        call: &'static str,
+        future: impl Future<Output = ttrpc::Result<T>>,
+    ) -> Result<T, GuestError> {
+        ask(call, self.timeout.min(QUICK), future).await
     }
 }
 

@@ -25,7 +25,10 @@ use crate::{
     error::PodError,
     node::Node,
     storage::images::ImageDisks,
-    vm::{client::VmClient, slots},
+    vm::{
+        client::{CALL_TIMEOUT, VmClient},
+        slots,
+    },
 };
 
 /// How long it waits before it tries again what failed: each time twice as long.
@@ -232,7 +235,7 @@ impl<F: Fn(NetworkNews) + Send + Sync> Follow<F> {
             // They are those of its start.
             return Ok(());
         }
-        let metrics = self.reach.vm.metrics().await?;
+        let metrics = self.reach.vm.metrics(CALL_TIMEOUT).await?;
         for number in self.record.numbers().into_iter().filter(|n| *n > 0) {
             let slot = slots::net(number);
             let mut devices = metrics.devices.iter();

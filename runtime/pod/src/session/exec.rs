@@ -82,17 +82,22 @@ impl Drop for ExecControl {
         if exited.try_recv() != Err(oneshot::error::TryRecvError::Empty) {
             return;
         }
-        // The agent kills it too when its streams are gone, but later.
-        if let Ok(runtime) = Handle::try_current() {
-            let (agent, container) = (self.agent.clone(), self.container.clone());
-            let target = SignalTarget::Exec(std::mem::take(&mut self.exec));
-            runtime.spawn(async move {
-                let killed = agent.signal(container.as_str(), Signal::KILL, target);
-                if let Ok(Err(error)) = agent.guard(killed).await {
-                    tracing::debug!(%container, %error, "kill a command that was left");
-                }
-            });
-        }
+        kill_left(&self.agent, &self.container, std::mem::take(&mut self.exec));
+    }
+}
+
+/// Kills a command that nobody waits for, in the background. The agent does so too when its streams
+/// are gone, but later.
+pub(crate) fn kill_left(agent: &Agent, container: &ContainerId, exec: String) {
+    if let Ok(runtime) = Handle::try_current() {
+        let (agent, container) = (agent.clone(), container.clone());
+        runtime.spawn(async move {
+            let target = SignalTarget::Exec(exec);
+            let killed = agent.signal(container.as_str(), Signal::KILL, target);
+            if let Ok(Err(error)) = agent.guard(killed).await {
+                tracing::debug!(%container, %error, "kill a command that was left");
+            }
+        });
     }
 }
 

@@ -7,12 +7,14 @@ use std::{
 };
 
 use futures::future::join_all;
+use tokio::time::timeout;
 
-use super::{ContainerStats, Cpu, HostUsage, PodStats, Usage, host};
+use super::{ContainerStats, Cpu, HostUsage, PodStats, Samples, Usage, host};
 use crate::{
     blocking::blocking,
     clock,
     guest::{
+        GuestError,
         client::Agent,
         stats::{Answer, Bounds},
     },
@@ -23,8 +25,10 @@ use crate::{
     registry::{Phase, PodView},
 };
 
-/// How long a guest may take to answer.
+/// How long a guest may take to answer; one that takes longer is left alone for a while.
 const GUEST: Duration = Duration::from_secs(3);
+/// How long who asks for numbers waits for a guest.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Whose numbers are asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -74,17 +78,26 @@ async fn pod(node: &Node, view: Arc<PodView>, scope: Scope) -> PodStats {
     }
 }
 
-async fn guest(node: &Node, view: &PodView) -> Option<Answer> {
-    let (id, agent) = (&view.sandbox.id, view.agent.as_ref()?);
-    if view.sandbox.state != SandboxState::Ready || node.samples.is_silent(id.as_str()) {
+async fn guest(node: &Node, view: &Arc<PodView>) -> Option<Answer> {
+    let id = view.sandbox.id.as_str();
+    if view.sandbox.state != SandboxState::Ready || node.samples.is_silent(id) {
         return None;
     }
-    match agent.guard(ask(node, view, agent)).await {
+    // It goes on when nobody waits for it any more: only a guest that does not answer at all is
+    // left alone.
+    let (samples, disk_bytes) = (node.samples.clone(), node.config.scratch_bytes);
+    let asked = tokio::spawn(ask(samples, Arc::clone(view), disk_bytes));
+    timeout(PATIENCE, asked).await.ok()?.ok()?
+}
+
+async fn ask(samples: Samples, view: Arc<PodView>, disk_bytes: u64) -> Option<Answer> {
+    let (id, agent) = (&view.sandbox.id, view.agent.as_ref()?);
+    match agent.guard(count(agent, &view, disk_bytes)).await {
         Ok(Ok(answer)) => Some(answer),
         Ok(Err(error)) => {
             let error = &error as &dyn std::error::Error;
             tracing::warn!(pod = %id, error, "no numbers of this pod for a while");
-            node.samples.silent(id.as_str());
+            samples.silent(id.as_str());
             None
         }
         // The pod's task tells.
@@ -92,11 +105,7 @@ async fn guest(node: &Node, view: &PodView) -> Option<Answer> {
     }
 }
 
-async fn ask(
-    node: &Node,
-    view: &PodView,
-    agent: &Agent,
-) -> Result<Answer, crate::guest::GuestError> {
+async fn count(agent: &Agent, view: &PodView, disk_bytes: u64) -> Result<Answer, GuestError> {
     let response = agent.stats(GUEST).await?;
     let now_ns = clock::now_ns();
     let vm = view.sandbox.vm.as_ref();
@@ -105,7 +114,7 @@ async fn ask(
         now_ns,
         cpu_ns: age_ns.saturating_mul(vm.map_or(1, |vm| vm.vcpus.into())),
         memory_bytes: vm.map_or(0, |vm| vm.memory_mib).saturating_mul(1 << 20),
-        disk_bytes: node.config.scratch_bytes,
+        disk_bytes,
     };
     let known = view.containers.keys().map(|id| id.as_str());
     Ok(Answer::checked(response, &known.collect(), &bounds))

@@ -3,7 +3,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -14,9 +14,9 @@ const APART: Duration = Duration::from_millis(500);
 /// How long a guest that did not answer is left alone.
 const SILENCE: Duration = Duration::from_secs(10);
 
-/// What is kept, by id of the pod or container.
-#[derive(Debug, Default)]
-pub(crate) struct Samples(Mutex<HashMap<String, Sample>>);
+/// What is kept, by id of the pod or container. Clones share it.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Samples(Arc<Mutex<HashMap<String, Sample>>>);
 
 #[derive(Debug, Default)]
 struct Sample {

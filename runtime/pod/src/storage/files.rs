@@ -7,8 +7,8 @@
 //!    └─────────────────┴──────────────────────────┘
 //! ```
 //!
-//! Nothing of it is recorded: the process is known by its socket in the pod's run directory, and
-//! attaching and mounting may be repeated.
+//! Nothing of it is recorded but which process it is, in the pod's run directory: attaching and
+//! mounting may be repeated.
 
 use std::{io, os::fd::OwnedFd, path::PathBuf, time::Duration};
 
@@ -30,7 +30,7 @@ use crate::{
     id::{ContainerId, PodId},
     node::Node,
     spec::{ContainerSpec, MountPropagation, MountSource},
-    vm::{VmError, client::VmClient, process::VmmProcess, rundir::RunDir, slots},
+    vm::{VmError, client::VmClient, process::Process, rundir::RunDir, slots},
 };
 
 /// The name of the mount in the guest, and the device's tag.
@@ -87,7 +87,7 @@ pub(crate) struct HostFiles {
 
 #[derive(Debug)]
 struct Server {
-    process: VmmProcess,
+    process: Process,
     /// The VM's end of the FUSE socket, until it has it.
     vm_end: Option<OwnedFd>,
     mounted: bool,
@@ -112,7 +112,7 @@ impl Reach<'_> {
 
 impl HostFiles {
     /// Notes the server that an earlier daemon started.
-    pub(crate) fn adopt(&mut self, process: VmmProcess) {
+    pub(crate) fn adopt(&mut self, process: Process) {
         self.server = Some(Server {
             process,
             vm_end: None,
@@ -122,8 +122,8 @@ impl HostFiles {
     }
 
     /// The server, once there is one.
-    pub(crate) fn process(&self) -> Option<VmmProcess> {
-        self.server.as_ref().map(|server| server.process)
+    pub(crate) fn process(&self) -> Option<Process> {
+        self.server.as_ref().map(|server| server.process.clone())
     }
 
     /// Shares what a container mounts of the host; returns where each is, below the mount in the
@@ -190,7 +190,7 @@ impl HostFiles {
     /// [`VmError::Unkillable`]: it is tried again when this is repeated.
     pub(crate) async fn end(&mut self) -> Result<(), VmError> {
         if let Some(server) = &self.server {
-            server.process.gone(END).await?;
+            server.process.end(END).await?;
             self.server = None;
         }
         Ok(())
@@ -244,7 +244,7 @@ impl HostFiles {
 fn start(reach: &Reach<'_>) -> Result<Server, PodError> {
     let (vm_end, server_end) = socket_pair().map_err(FilesError::Socket)?;
     let program = &reach.node.config.file_server;
-    let process = VmmProcess::spawn_file_server(
+    let process = Process::spawn_file_server(
         program,
         reach.pod,
         &reach.run(),

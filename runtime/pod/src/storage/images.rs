@@ -20,12 +20,17 @@ use super::{
 use crate::{
     blocking::blocking,
     config::{ImageDevice, PodsConfig},
-    error::PodError,
+    error::{ErrorKind as PodErrorKind, PodError},
     guest::client::{Agent, Storage},
     id::ContainerId,
     record::LocalRecord,
     spec::SandboxSpec,
-    vm::{VmError, client::VmClient, slots::Slots, spec::VmSize},
+    vm::{
+        VmError,
+        client::{CALL_TIMEOUT, VmClient},
+        slots::Slots,
+        spec::VmSize,
+    },
 };
 
 /// Disks are made of sectors of this size.
@@ -132,7 +137,7 @@ impl ImageDisks {
     /// Makes what was noted and what the VM has the same: an earlier daemon may not have lived to
     /// record that it attached a disk, or took one out. What fails costs a slot of this VM.
     pub(crate) async fn reconcile(&mut self, vm: &VmClient, agent: &Agent) {
-        let there: BTreeSet<u8> = match vm.metrics().await {
+        let there: BTreeSet<u8> = match vm.metrics(CALL_TIMEOUT).await {
             Ok(metrics) => {
                 let disks = metrics
                     .devices
@@ -347,6 +352,7 @@ impl ImageDisks {
             let memory = || Ok(device(image, extents, ImageDevice::Pmem)?);
             match self.plug(vm, memory).await {
                 Ok(slot) => return Ok(slot),
+                Err(error) if error.kind() == PodErrorKind::Unavailable => return Err(error),
                 Err(error) => {
                     tracing::info!(%image, %error, "give a VM an image as a disk instead")
                 }
@@ -372,6 +378,10 @@ impl ImageDisks {
                     kind: ErrorKind::Busy,
                     ..
                 }) => {}
+                // It may be attached yet: the slot stays marked as taken.
+                Err(error @ (VmError::Timeout { .. } | VmError::Codec { .. })) => {
+                    return Err(error.into());
+                }
                 Err(error) => {
                     self.slots.free(slot);
                     return Err(error.into());

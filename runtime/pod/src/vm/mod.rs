@@ -1,6 +1,7 @@
 //! The VM of a pod: its size, its VMM process, the control socket, its slots.
 
 pub(crate) mod client;
+pub(crate) mod identity;
 pub(crate) mod process;
 pub(crate) mod rundir;
 pub(crate) mod slots;

@@ -2,42 +2,70 @@
 //! restart of the daemon.
 //!
 //! They are never killed with the daemon: each has its own process group, and only
-//! [`VmmProcess::kill`] and [`VmmProcess::gone`] deal with them. A pid is used only together with
-//! the start time of its process, so a reused pid is never signalled.
+//! [`Process::kill`] and [`Process::end`] deal with them. A process is held by a pidfd, which is
+//! signalled and waited for, and never another's: pids are reused.
+//!
+//! ```text
+//! spawned ──▶ held by pidfd, in its cgroup ──▶ <run>/*.process ──▶ used ──▶ record (VMM)
+//!          killed here: a stray, found by         killed here: found by its file
+//!          command line, program and owner
+//! ```
 
 use std::{
-    fs,
+    fs, io,
     os::{fd::OwnedFd, unix::process::CommandExt},
     path::{Path, PathBuf},
     process::{Command, Stdio},
+    sync::Arc,
     time::Duration,
 };
 
-use nix::{
-    sys::signal::{Signal, kill},
-    unistd::Pid,
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    fs::OFlags,
+    process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal},
 };
-use rustix::fs::OFlags;
-use serde::{Deserialize, Serialize};
-use tokio::time::{Instant, sleep};
+use tokio::{
+    io::{Interest, unix::AsyncFd},
+    time::timeout,
+};
 
 use super::{
     VmError,
+    identity::{FileId, Identity, is_the_daemons},
     rundir::{FILES_SOCKET, RunDir},
 };
-use crate::{beneath, id::PodId};
+use crate::{beneath, cgroup::PodCgroup, config::PodsConfig, error::PodError, id::PodId};
 
-/// A process that can't be mistaken for a later one with the same pid.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub(crate) struct VmmProcess {
-    pub pid: u32,
-    /// Field 22 of proc_pid_stat(5).
-    pub start_ticks: u64,
+/// How long a process may take to end after it was killed: a busy host takes its time to free a
+/// guest's memory.
+const AFTER_KILL: Duration = Duration::from_secs(30);
+
+/// What a process is to its pod.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Role {
+    Vmm,
+    FileServer,
 }
 
-impl VmmProcess {
+/// A process of a pod. Clones share it.
+#[derive(Debug, Clone)]
+pub(crate) struct Process {
+    identity: Identity,
+    pidfd: Arc<AsyncFd<OwnedFd>>,
+}
+
+impl Process {
     /// Starts a VMM that listens on the control socket of `run`.
-    pub(crate) fn spawn(program: &Path, pod: &PodId, run: &RunDir) -> Result<Self, VmError> {
+    ///
+    /// # Errors
+    /// When it can't be started, or put into `cgroup`.
+    pub(crate) fn spawn_vmm(
+        program: &Path,
+        pod: &PodId,
+        run: &RunDir,
+        cgroup: Option<&PodCgroup>,
+    ) -> Result<Self, PodError> {
         let mut command = Command::new(program);
         command
             .args(["run", "--id", pod.as_str(), "--socket"])
@@ -45,17 +73,22 @@ impl VmmProcess {
             .arg("--exit-report")
             .arg(run.exit_report())
             .stdin(Stdio::null());
-        Self::start(program, command, run, &run.vmm_log())
+        // Before it has threads and memory: what it uses is counted from the start.
+        let enter = |pid| cgroup.map_or(Ok(()), |cgroup| cgroup.add(pid));
+        Self::start(program, command, run, Role::Vmm, enter)
     }
 
     /// Starts a file server for the VM that has the other end of `fuse`. It ends with that.
+    ///
+    /// # Errors
+    /// When it can't be started.
     pub(crate) fn spawn_file_server(
         program: &Path,
         pod: &PodId,
         run: &RunDir,
         cgroup: Option<&Path>,
         fuse: OwnedFd,
-    ) -> Result<Self, VmError> {
+    ) -> Result<Self, PodError> {
         let mut command = Command::new(program);
         command
             .args(["run", "--id", pod.as_str(), "--socket"])
@@ -65,23 +98,25 @@ impl VmmProcess {
             // It enters before it starts others.
             command.arg("--cgroup").arg(cgroup);
         }
-        Self::start(program, command, run, &run.files_log())
+        Self::start(program, command, run, Role::FileServer, |_| Ok(()))
     }
 
     fn start(
         program: &Path,
         mut command: Command,
         run: &RunDir,
-        log_path: &Path,
-    ) -> Result<Self, VmError> {
-        let file_error = |source| VmError::File {
-            path: log_path.to_owned(),
-            source,
+        role: Role,
+        prepare: impl Fn(u32) -> Result<(), PodError>,
+    ) -> Result<Self, PodError> {
+        let log_path = run.log_of(role);
+        let file_error = |path: &Path| {
+            let path = path.to_owned();
+            move |source| VmError::File { path, source }
         };
-        let log = beneath::split(log_path)
+        let log = beneath::split(&log_path)
             .and_then(|(run, name)| run.replace(name, OFlags::WRONLY, 0o600))
-            .map_err(file_error)?;
-        let stdout = log.try_clone().map_err(file_error)?;
+            .map_err(file_error(&log_path))?;
+        let stdout = log.try_clone().map_err(file_error(&log_path))?;
         let spawn_error = |source| VmError::Spawn {
             program: program.to_owned(),
             source,
@@ -96,83 +131,78 @@ impl VmmProcess {
             .spawn()
             .map_err(spawn_error)?;
         let pid = child.id().unwrap_or(0);
-        let identity = Self::of(pid);
+        // Until it is waited for its pid is nobody else's, even if it has ended.
+        let taken = prepare(pid).and_then(|()| {
+            let gone = || spawn_error(io::ErrorKind::NotFound.into());
+            let identity = Identity::of(pid).ok_or_else(gone)?;
+            let pidfd = hold(pid).map_err(spawn_error)?;
+            let path = run.process_of(role);
+            identity.write(&path).map_err(file_error(&path))?;
+            Ok(Self { identity, pidfd })
+        });
+        if taken.is_err() {
+            // It may have ended by itself.
+            let _ = child.start_kill();
+        }
         tokio::spawn(async move {
             let status = child.wait().await;
             tracing::debug!(pid, ?status, "process of a pod ended");
         });
-        // The process is a zombie at the earliest, so its stat file can be read.
-        identity.ok_or_else(|| spawn_error(std::io::ErrorKind::NotFound.into()))
+        taken
     }
 
-    /// The process that has this pid now.
-    fn of(pid: u32) -> Option<Self> {
-        let (_, start_ticks) = stat(pid)?;
-        Some(Self { pid, start_ticks })
+    /// The process of this identity; none when it has ended.
+    pub(crate) fn find(identity: Identity) -> Option<Self> {
+        let pidfd = hold(identity.pid).ok()?;
+        let found = Self { identity, pidfd };
+        // What was looked at is what is held, if that has not ended meanwhile.
+        (identity.is_there() && found.is_alive()).then_some(found)
     }
 
-    /// Whether it runs (a zombie does not).
+    /// Who it is.
+    pub(crate) fn identity(&self) -> Identity {
+        self.identity
+    }
+
+    /// Whether it runs.
     pub(crate) fn is_alive(&self) -> bool {
-        matches!(stat(self.pid), Some((state, ticks)) if ticks == self.start_ticks && state != 'Z')
+        let mut fds = [PollFd::new(self.pidfd.get_ref(), PollFlags::IN)];
+        // A pidfd can be read from once its process has ended. A failure tells nothing of that.
+        !poll(&mut fds, Some(&Timespec::default())).is_ok_and(|ready| ready > 0)
     }
 
-    /// Kills it; no effect when it is gone.
+    /// Kills it; no effect when it has ended.
     pub(crate) fn kill(&self) {
-        if self.is_alive()
-            && let Ok(pid) = i32::try_from(self.pid)
-            && let Err(error) = kill(Pid::from_raw(pid), Signal::SIGKILL)
-        {
-            tracing::warn!(pid = self.pid, %error, "kill process of a pod");
+        match pidfd_send_signal(self.pidfd.get_ref(), Signal::KILL) {
+            Ok(()) | Err(rustix::io::Errno::SRCH) => {}
+            Err(error) => {
+                tracing::warn!(pid = self.identity.pid, %error, "kill process of a pod");
+            }
         }
     }
 
-    /// Waits until it is gone; kills it after `grace`.
+    /// Waits until it has ended.
+    pub(crate) async fn ended(&self) {
+        if self.pidfd.readable().await.is_err() {
+            // The runtime is being shut down, and this task with it.
+            std::future::pending::<()>().await;
+        }
+    }
+
+    /// Waits until it has ended; kills it after `grace`.
     ///
     /// # Errors
     /// [`VmError::Unkillable`].
-    pub(crate) async fn gone(&self, grace: Duration) -> Result<(), VmError> {
-        // A busy host takes its time to free a guest's memory.
-        const AFTER_KILL: Duration = Duration::from_secs(30);
-        const LONGEST_PAUSE: Duration = Duration::from_millis(50);
-        let asked = Instant::now();
-        let mut killed = false;
-        // Many pods may end at once: who waits long looks less often.
-        let mut pause = Duration::from_millis(2);
-        while self.is_alive() {
-            if !killed && asked.elapsed() >= grace {
-                self.kill();
-                killed = true;
-            }
-            if asked.elapsed() >= grace + AFTER_KILL {
-                return Err(VmError::Unkillable {
-                    pid: self.pid,
-                    seconds: AFTER_KILL.as_secs(),
-                });
-            }
-            sleep(pause).await;
-            pause = (pause * 2).min(LONGEST_PAUSE);
+    pub(crate) async fn end(&self, grace: Duration) -> Result<(), VmError> {
+        if timeout(grace, self.ended()).await.is_ok() {
+            return Ok(());
         }
-        Ok(())
-    }
-
-    /// VMMs and file servers whose socket is below `state`.
-    pub(crate) fn find_all(state: &Path) -> Vec<Found> {
-        let Ok(entries) = fs::read_dir("/proc") else {
-            return Vec::new();
-        };
-        entries
-            .flatten()
-            .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
-            .filter_map(|pid: u32| {
-                let arguments = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
-                let socket = socket_of(&arguments, state)?;
-                Some(Found {
-                    run: socket.parent()?.to_owned(),
-                    is_file_server: socket.ends_with(FILES_SOCKET),
-                    process: Self::of(pid)?,
-                })
-            })
-            .collect()
+        self.kill();
+        let ended = timeout(AFTER_KILL, self.ended()).await;
+        ended.map_err(|_| VmError::Unkillable {
+            pid: self.identity.pid,
+            seconds: AFTER_KILL.as_secs(),
+        })
     }
 }
 
@@ -181,9 +211,76 @@ impl VmmProcess {
 pub(crate) struct Found {
     /// The pod's run directory.
     pub run: PathBuf,
-    /// Else it is a VMM.
-    pub is_file_server: bool,
-    pub process: VmmProcess,
+    pub role: Role,
+    /// Whether the run directory names it. Else the daemon that started it did not live to say so.
+    pub is_recorded: bool,
+    pub process: Process,
+}
+
+/// The VMMs and file servers that earlier daemons started. Blocks.
+pub(crate) fn find_all(config: &PodsConfig) -> Vec<Found> {
+    let mut found = recorded(config);
+    let known: Vec<u32> = found.iter().map(|f| f.process.identity.pid).collect();
+    found.extend(strays(config, &known));
+    found
+}
+
+/// Processes that run directories name.
+fn recorded(config: &PodsConfig) -> Vec<Found> {
+    let runs = fs::read_dir(RunDir::all(config)).into_iter().flatten();
+    let runs = runs.flatten().map(|entry| RunDir::at(entry.path()));
+    let find = |run: &RunDir, role| {
+        let identity = Identity::read(&run.process_of(role))?;
+        Some(Found {
+            run: run.path().to_owned(),
+            role,
+            is_recorded: true,
+            process: Process::find(identity)?,
+        })
+    };
+    runs.flat_map(|run| [Role::Vmm, Role::FileServer].map(|role| find(&run, role)))
+        .flatten()
+        .collect()
+}
+
+/// Processes that no run directory names, but that have a socket in one, are the daemon's and
+/// execute a program of its configuration. The command line alone says nothing: it is whatever who
+/// started the process wanted.
+fn strays(config: &PodsConfig, known: &[u32]) -> Vec<Found> {
+    let programs = [&config.vmm, &config.file_server];
+    let programs: Vec<FileId> = programs.into_iter().filter_map(FileId::at).collect();
+    let state = RunDir::all(config);
+    let find = |pid: u32| {
+        // First, because the memory with the arguments of others is theirs.
+        if known.contains(&pid) || !is_the_daemons(pid) {
+            return None;
+        }
+        let arguments = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+        let socket = socket_of(&arguments, &state)?;
+        let identity = Identity::of(pid)?;
+        if !identity.executes(&programs) {
+            tracing::warn!(
+                pid,
+                "it calls itself a process of ours, with a program that is not"
+            );
+            return None;
+        }
+        Some(Found {
+            run: socket.parent()?.to_owned(),
+            role: if socket.ends_with(FILES_SOCKET) {
+                Role::FileServer
+            } else {
+                Role::Vmm
+            },
+            is_recorded: false,
+            process: Process::find(identity)?,
+        })
+    };
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    entries
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .filter_map(find)
+        .collect()
 }
 
 /// The socket in the argument list of a VMM or file server, when it is below `state`.
@@ -201,31 +298,39 @@ fn socket_of(arguments: &[u8], state: &Path) -> Option<PathBuf> {
     socket.starts_with(state).then(|| socket.to_owned())
 }
 
-/// State and start time of a process.
-fn stat(pid: u32) -> Option<(char, u64)> {
-    let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The name in parentheses may hold anything, so fields count from the last one.
-    let rest = text.rsplit_once(')')?.1;
-    let mut fields = rest.split_ascii_whitespace();
-    let state = fields.next()?.chars().next()?;
-    let start = fields.nth(18)?.parse().ok()?;
-    Some((state, start))
+/// Opens the process that has this pid, dead or alive, for the runtime to wait for.
+#[expect(
+    deprecated,
+    reason = "its successor is unsafe, for types whose descriptor may change; an OwnedFd's never does"
+)]
+fn hold(pid: u32) -> io::Result<Arc<AsyncFd<OwnedFd>>> {
+    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
+    let pid = pid.ok_or(io::ErrorKind::NotFound)?;
+    let pidfd = pidfd_open(pid, PidfdFlags::NONBLOCK)?;
+    Ok(Arc::new(AsyncFd::with_interest(pidfd, Interest::READABLE)?))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_pid_with_another_start_time_is_not_the_process() {
-        let me = VmmProcess::of(std::process::id()).unwrap();
-        assert!(me.is_alive());
-        let other = VmmProcess {
-            start_ticks: me.start_ticks + 1,
-            ..me
-        };
-        assert!(!other.is_alive());
-        other.kill();
+    #[tokio::test]
+    async fn a_process_is_waited_for_and_ended() {
+        let mut child = Command::new("sleep").arg("1000").spawn().unwrap();
+        let identity = Identity::of(child.id()).unwrap();
+        let process = Process::find(identity).unwrap();
+        assert!(process.is_alive());
+        let waiting = timeout(Duration::from_millis(50), process.ended());
+        assert!(waiting.await.is_err());
+        let grace = Duration::from_millis(50);
+        let end = timeout(Duration::from_secs(5), process.end(grace));
+        end.await.unwrap().unwrap();
+        // A zombie has ended.
+        assert!(!process.is_alive() && Process::find(identity).is_none());
+        child.wait().unwrap();
+        process.kill();
+        process.ended().await;
+        assert!(Process::find(identity).is_none());
     }
 
     #[test]

@@ -3,6 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
+use super::process::Role;
 use crate::{config::PodsConfig, id::PodId};
 
 /// Longest path of a Unix socket (`sun_path` of unix(7), without its NUL).
@@ -18,6 +19,11 @@ pub(crate) struct RunDir(PathBuf);
 impl RunDir {
     pub(crate) fn of(config: &PodsConfig, pod: &PodId) -> Self {
         Self(Self::all(config).join(pod.as_str()))
+    }
+
+    /// One of [`RunDir::all`].
+    pub(super) fn at(path: PathBuf) -> Self {
+        Self(path)
     }
 
     /// The directory of all run directories.
@@ -47,16 +53,24 @@ impl RunDir {
         self.0.join("exit.json")
     }
 
-    pub(crate) fn vmm_log(&self) -> PathBuf {
-        self.0.join("vmm.log")
-    }
-
     pub(crate) fn files_socket(&self) -> PathBuf {
         self.0.join(FILES_SOCKET)
     }
 
-    pub(crate) fn files_log(&self) -> PathBuf {
-        self.0.join("fs.log")
+    /// What a process writes to standard output and error.
+    pub(super) fn log_of(&self, role: Role) -> PathBuf {
+        self.0.join(match role {
+            Role::Vmm => "vmm.log",
+            Role::FileServer => "fs.log",
+        })
+    }
+
+    /// Which process it is. Nobody but the daemon may write there.
+    pub(super) fn process_of(&self, role: Role) -> PathBuf {
+        self.0.join(match role {
+            Role::Vmm => "vmm.process",
+            Role::FileServer => "fs.process",
+        })
     }
 
     pub(crate) fn console(&self) -> PathBuf {

@@ -8,6 +8,8 @@ mod faults;
 mod hostile;
 mod life;
 mod local;
+mod mute;
+mod processes;
 mod recovery;
 mod sessions;
 mod stats;
