@@ -6,6 +6,7 @@ use std::{
 };
 
 use hull_proto_cri::v1::{ContainerState, CreateContainerRequest, PodSandboxState};
+use tonic::Code;
 
 use crate::harness::Node;
 
@@ -30,6 +31,24 @@ async fn a_pod_survives_the_daemon() {
     assert_eq!(status.exit_code, 4);
     let expected: String = (0..60).map(|i| format!("tick {i}\n")).collect();
     assert_eq!(node.log("ticking"), expected);
+
+    // A VM that is stopped costs its callers no more than they asked for, and goes on.
+    let signal = |name: &str| {
+        let pid = vmms[0].to_string();
+        let kill = Command::new("kill").args([name, &pid]).status().unwrap();
+        assert!(kill.success());
+    };
+    signal("-STOP");
+    let begin = Instant::now();
+    let warning = node.warning(&pod).await;
+    assert!(warning.contains("did not answer"), "{warning:?}");
+    let late = node.exec_for(&idle, "true", 1).await.unwrap_err();
+    assert_eq!(late.code(), Code::DeadlineExceeded, "{late}");
+    let waited = begin.elapsed();
+    assert!(waited < Duration::from_secs(10), "{waited:?}");
+    signal("-CONT");
+    assert_eq!(node.exec(&idle, "echo here").await.stdout, b"here\n");
+    assert_eq!(node.vmms(), vmms);
 
     node.stop_sandbox(&pod.id).await.unwrap();
     node.remove_sandbox(&pod.id).await.unwrap();

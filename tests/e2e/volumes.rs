@@ -12,7 +12,7 @@ use std::{
 use hull_proto_cri::v1::{
     ContainerConfig, IdMapping, Int64Value, LinuxContainerConfig, LinuxContainerSecurityContext,
     LinuxPodSandboxConfig, LinuxSandboxSecurityContext, Mount, MountPropagation, NamespaceMode,
-    NamespaceOption, PodSandboxConfig, PodSandboxStatusRequest, StatusRequest, UserNamespace,
+    NamespaceOption, PodSandboxConfig, StatusRequest, UserNamespace,
 };
 use hull_tests::client::image;
 use tonic::Code;
@@ -691,7 +691,8 @@ async fn a_config_map_is_live_and_can_be_watched() {
     let large = "x".repeat(5 << 20);
     config.replace("..5", &[("a", "a5\n"), ("b", &large)], 3000);
     let deadline = Instant::now() + PATIENCE;
-    while !warning(&node, &pod)
+    while !node
+        .warning(&pod)
         .await
         .contains("config: it has more than")
     {
@@ -706,7 +707,7 @@ async fn a_config_map_is_live_and_can_be_watched() {
     was_told(&node, &id).await;
     assert_eq!(run(&node, &id, "cat /config/*").await, "a6\n");
     assert_eq!(run(&node, &late, "cat /config/*").await, "a6\n");
-    while !warning(&node, &pod).await.is_empty() {
+    while !node.warning(&pod).await.is_empty() {
         assert!(Instant::now() < deadline, "the warning stays");
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
@@ -818,7 +819,7 @@ async fn shares_survive_the_daemon_and_go_with_their_containers() {
         assert!(!mounts.contains(&writer), "{mounts}");
         assert!(mounts.contains(&main), "{mounts}");
     }
-    assert_eq!(warning(&node, &pod).await, "");
+    assert_eq!(node.warning(&pod).await, "");
     // A file server that dies takes its files along, not the pod, which says so: to each daemon.
     host("kill", &["-9", &servers[0].to_string()]);
     for _ in 0..2 {
@@ -826,7 +827,7 @@ async fn shares_survive_the_daemon_and_go_with_their_containers() {
         assert!(error.contains("Input/output error"), "{error}");
         assert_eq!(run(&node, &main, "echo alive").await, "alive\n");
         let deadline = Instant::now() + PATIENCE;
-        while !warning(&node, &pod).await.contains("file server") {
+        while !node.warning(&pod).await.contains("file server") {
             assert!(Instant::now() < deadline, "nobody is told");
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
@@ -915,18 +916,6 @@ async fn containers_of_a_pod_share_an_empty_directory() {
     assert!(error.contains("No space left"), "{error}");
     memory.unmount();
     end(node, pod).await;
-}
-
-/// What a verbose status of a pod warns of.
-async fn warning(node: &Node, pod: &Pod) -> String {
-    let request = PodSandboxStatusRequest {
-        pod_sandbox_id: pod.id.clone(),
-        verbose: true,
-    };
-    let mut client = node.client.runtime.clone();
-    let answer = client.pod_sandbox_status(request).await.unwrap();
-    let info: serde_json::Value = serde_json::from_str(&answer.into_inner().info["info"]).unwrap();
-    info["vm"]["warning"].as_str().unwrap().to_owned()
 }
 
 /// The file servers of a node, but for the processes that they started.

@@ -10,8 +10,9 @@ use std::{
 
 use hull_proto_cri::v1::{
     ContainerConfig, ContainerMetadata, CreateContainerRequest, ExecSyncRequest, ExecSyncResponse,
-    PodSandboxConfig, PodSandboxMetadata, RemoveContainerRequest, RemovePodSandboxRequest,
-    RunPodSandboxRequest, StartContainerRequest, StopContainerRequest, StopPodSandboxRequest,
+    PodSandboxConfig, PodSandboxMetadata, PodSandboxStatusRequest, RemoveContainerRequest,
+    RemovePodSandboxRequest, RunPodSandboxRequest, StartContainerRequest, StopContainerRequest,
+    StopPodSandboxRequest,
 };
 use hull_tests::client::{Client, image};
 use tonic::Status;
@@ -309,6 +310,19 @@ impl Node {
         };
         let answer = self.client.runtime.clone().exec_sync(request).await?;
         Ok(answer.into_inner())
+    }
+
+    /// What a verbose status of a pod warns of.
+    pub async fn warning(&self, pod: &Pod) -> String {
+        let request = PodSandboxStatusRequest {
+            pod_sandbox_id: pod.id.clone(),
+            verbose: true,
+        };
+        let mut client = self.client.runtime.clone();
+        let answer = client.pod_sandbox_status(request).await.unwrap();
+        let info: serde_json::Value =
+            serde_json::from_str(&answer.into_inner().info["info"]).unwrap();
+        info["vm"]["warning"].as_str().unwrap().to_owned()
     }
 
     /// Stops a container.

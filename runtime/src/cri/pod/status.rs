@@ -1,12 +1,15 @@
-//! `PodSandboxStatus`.
+//! `PodSandboxStatus`. It never waits for a VM for more than a second.
 
+use std::collections::BTreeMap;
+
+use hull_pod::{ErrorKind, SandboxInfo};
 use hull_proto_cri::v1::{PodSandboxStatusRequest, PodSandboxStatusResponse};
 
 use crate::cri::{
     Backend,
     convert::{container, sandbox},
     error::CriError,
-    id, info, now_ns,
+    id, info, now_ns, text,
 };
 
 /// Tells about one sandbox.
@@ -22,15 +25,34 @@ pub(crate) async fn status(
     containers.retain(|container| container.pod == pod.id);
     Ok(PodSandboxStatusResponse {
         status: Some(sandbox::status(&pod)),
+        containers_statuses: containers.iter().map(container::status).collect(),
+        timestamp,
         info: if request.verbose {
-            // A VM that is gone has none.
-            let metrics = backend.pods.vm_metrics(id).await.ok();
-            let memory = backend.pods.process_memory(id).await?;
-            info::sandbox(&pod, metrics.as_ref(), memory)
+            verbose(backend, pod).await?
         } else {
             Default::default()
         },
-        containers_statuses: containers.iter().map(container::status).collect(),
-        timestamp,
     })
+}
+
+/// What else is known, as far as the VM tells it now; that it does not answer is a warning.
+async fn verbose(
+    backend: &Backend,
+    mut pod: SandboxInfo,
+) -> Result<BTreeMap<String, String>, CriError> {
+    let id = pod.id.clone();
+    let (metrics, memory) = tokio::join!(
+        backend.pods.vm_metrics(id.as_str()),
+        backend.pods.process_memory(id.as_str()),
+    );
+    if let (Err(error), Some(vm)) = (&metrics, &mut pod.vm)
+        // A VM that is gone has no counters.
+        && error.kind() == ErrorKind::Unavailable
+    {
+        if !vm.warning.is_empty() {
+            vm.warning.push_str("; ");
+        }
+        vm.warning.push_str(&text(error));
+    }
+    Ok(info::sandbox(&pod, metrics.as_ref().ok(), memory?))
 }
