@@ -1,5 +1,15 @@
 //! I/O ports. All ones where nothing is, which is how kernels find out.
 
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::arithmetic_side_effects,
+        clippy::indexing_slicing,
+        clippy::panic,
+        clippy::unreachable
+    )
+)]
+
 use vm_superio::Trigger;
 
 use super::serial::Com1;
@@ -24,7 +34,7 @@ pub enum Effect {
 /// Reads from a port. `data` may hold several units of a string instruction.
 pub fn read<T: Trigger>(com1: &Com1<T>, port: u16, data: &mut [u8]) {
     match port {
-        COM1..=COM1_LAST => data.fill_with(|| com1.read((port - COM1) as u8)),
+        COM1..=COM1_LAST => data.fill_with(|| com1.read(port.wrapping_sub(COM1) as u8)),
         // A real-time clock whose time can be read at once: an "update in progress" that never ends
         // costs Linux's driver two seconds. Whatever register was selected, bit 7 is clear.
         CMOS_DATA => data.fill(0),
@@ -37,7 +47,7 @@ pub fn write<T: Trigger>(com1: &Com1<T>, port: u16, data: &[u8]) -> Effect {
     match (port, data) {
         (COM1..=COM1_LAST, _) => {
             for byte in data {
-                com1.write((port - COM1) as u8, *byte);
+                com1.write(port.wrapping_sub(COM1) as u8, *byte);
             }
         }
         (KEYBOARD_COMMAND, [KEYBOARD_RESET]) => return Effect::Reset,

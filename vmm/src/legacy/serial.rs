@@ -2,6 +2,16 @@
 //!
 //! It is there even when nobody wants to see it, because a kernel's last words are in it.
 
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::arithmetic_side_effects,
+        clippy::indexing_slicing,
+        clippy::panic,
+        clippy::unreachable
+    )
+)]
+
 use std::fs::File;
 use std::io::{self, Write};
 use std::sync::Mutex;
@@ -86,7 +96,8 @@ impl Console {
                 .windows(PANIC.len())
                 .position(|window| window == PANIC)
         {
-            let reason = String::from_utf8_lossy(&self.line[at + PANIC.len()..]);
+            let reason = self.line.get(at.saturating_add(PANIC.len())..);
+            let reason = String::from_utf8_lossy(reason.unwrap_or_default());
             self.panic = Some(reason.trim().to_owned());
         }
         self.line.clear();

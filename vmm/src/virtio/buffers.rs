@@ -1,5 +1,15 @@
 //! The memory that a descriptor chain describes, checked once and read from the table once.
 
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::arithmetic_side_effects,
+        clippy::indexing_slicing,
+        clippy::panic,
+        clippy::unreachable
+    )
+)]
+
 use vm_memory::{GuestMemory, Permissions, VolatileSlice};
 
 use super::queue::Chain;

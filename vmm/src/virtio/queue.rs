@@ -1,5 +1,15 @@
 //! A virtqueue as devices use it: every failure is a value, nothing is only logged.
 
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::arithmetic_side_effects,
+        clippy::indexing_slicing,
+        clippy::panic,
+        clippy::unreachable
+    )
+)]
+
 use std::sync::atomic::{Ordering, fence};
 
 use serde::{Deserialize, Serialize};
@@ -161,12 +171,13 @@ impl VirtQueue {
                 return Err(QueueError::Ring(error));
             }
             // Flags and index, then entries of 8 bytes; all inside guest memory, see is_valid.
-            let entry = 4 + 8 * u64::from(next % self.queue.size());
+            let index = next.checked_rem(self.queue.size()).unwrap_or_default();
+            let entry = u64::from(index).wrapping_mul(8).wrapping_add(4);
             let element = u64::from(length) << 32 | u64::from(head);
             memory
                 .write_obj(
                     element.to_le(),
-                    GuestAddress(self.queue.used_ring() + entry),
+                    GuestAddress(self.queue.used_ring().wrapping_add(entry)),
                 )
                 .map_err(|error| QueueError::Ring(virtio_queue::Error::GuestMemory(error)))?;
             next = next.wrapping_add(1);
@@ -229,9 +240,9 @@ impl VirtQueue {
         // The driver writes its wish, then looks at the index; here it is the reverse.
         fence(Ordering::SeqCst);
         // After flags, index and entries of 2 bytes (virtio 1.2, 2.7.10); see is_valid.
-        let wish = 4 + 2 * u64::from(self.queue.size());
+        let wish = u64::from(self.queue.size()).wrapping_mul(2).wrapping_add(4);
         let event = memory
-            .read_obj(GuestAddress(self.queue.avail_ring() + wish))
+            .read_obj(GuestAddress(self.queue.avail_ring().wrapping_add(wish)))
             .map(u16::from_le)
             .map_err(|error| QueueError::Ring(virtio_queue::Error::GuestMemory(error)))?;
         Ok(event)

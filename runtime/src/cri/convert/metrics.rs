@@ -10,6 +10,20 @@
 //! of reads and writes are the guest's, and `container_hugetlb_max_usage_bytes` is the most that
 //! was seen by a request, since cgroup v2 keeps none.
 
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::arithmetic_side_effects,
+        clippy::cast_possible_truncation,
+        clippy::cast_possible_wrap,
+        clippy::cast_sign_loss,
+        clippy::indexing_slicing,
+        clippy::panic,
+        clippy::string_slice,
+        clippy::unreachable
+    )
+)]
+
 use hull_pod::stats::{ContainerStats, DeviceIo, Interface, PodStats, Usage};
 use hull_proto_cri::v1::{
     ContainerMetrics, Metric, MetricDescriptor, MetricType, PodSandboxMetrics, UInt64Value,

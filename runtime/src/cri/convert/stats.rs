@@ -4,6 +4,20 @@
 //! the host: CPU time and memory of the whole VM, so they are more than the sum of the
 //! containers. Pressure, network and the number of processes of a pod are the guest's.
 
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::arithmetic_side_effects,
+        clippy::cast_possible_truncation,
+        clippy::cast_possible_wrap,
+        clippy::cast_sign_loss,
+        clippy::indexing_slicing,
+        clippy::panic,
+        clippy::string_slice,
+        clippy::unreachable
+    )
+)]
+
 use std::path::Path;
 
 use hull_pod::{

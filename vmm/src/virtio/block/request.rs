@@ -1,5 +1,15 @@
 //! A block request, parsed once from guest memory (virtio 1.2, section 5.2.6).
 
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::arithmetic_side_effects,
+        clippy::indexing_slicing,
+        clippy::panic,
+        clippy::unreachable
+    )
+)]
+
 use vm_memory::{Bytes, VolatileSlice};
 
 use super::super::buffers::{Buffers, total};
@@ -119,7 +129,8 @@ fn action<'m>(header: [u8; HEADER], buffers: Buffers<'m>, limits: &Limits) -> Ac
 /// Returns start and length in bytes if the range is on the disk.
 fn range(sector: u64, sectors: u64, limits: &Limits) -> Option<(u64, u64)> {
     let end = sector.checked_add(sectors)?;
-    (end <= limits.sectors).then(|| (sector * SECTOR, sectors * SECTOR))
+    let bytes = (sector.checked_mul(SECTOR)?, sectors.checked_mul(SECTOR)?);
+    (end <= limits.sectors).then_some(bytes)
 }
 
 fn punch<'m>(slices: &[VolatileSlice<'m>], limits: &Limits, known_flags: u32) -> Action<'m> {
@@ -136,16 +147,10 @@ fn punch<'m>(slices: &[VolatileSlice<'m>], limits: &Limits, known_flags: u32) ->
     }
     let mut ranges = Vec::with_capacity(length / SEGMENT);
     for segment in bytes.as_chunks::<SEGMENT>().0 {
-        let word = |at: usize| {
-            u32::from_le_bytes([
-                segment[at],
-                segment[at + 1],
-                segment[at + 2],
-                segment[at + 3],
-            ])
-        };
-        let sector = u64::from(word(0)) | u64::from(word(4)) << 32;
-        let (count, flags) = (word(8), word(12));
+        let [sector @ .., c0, c1, c2, c3, f0, f1, f2, f3] = *segment;
+        let sector = u64::from_le_bytes(sector);
+        let count = u32::from_le_bytes([c0, c1, c2, c3]);
+        let flags = u32::from_le_bytes([f0, f1, f2, f3]);
         if flags & !known_flags != 0 {
             return Action::Refuse(Status::Unsupported);
         }
@@ -175,14 +180,13 @@ fn take_front(slices: &mut Vec<VolatileSlice<'_>>) -> Option<[u8; HEADER]> {
         return None;
     }
     let mut header = [0; HEADER];
-    let mut done = 0;
-    while done < HEADER {
+    let mut rest = header.as_mut_slice();
+    while !rest.is_empty() {
         let first = slices.first_mut()?;
-        let here = first.len().min(HEADER - done);
-        first
-            .read_slice(header.get_mut(done..done + here)?, 0)
-            .ok()?;
-        done += here;
+        let here = first.len().min(rest.len());
+        let (part, after) = rest.split_at_mut(here);
+        first.read_slice(part, 0).ok()?;
+        rest = after;
         *first = first.offset(here).ok()?;
         if first.is_empty() {
             slices.remove(0);

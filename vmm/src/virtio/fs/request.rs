@@ -1,5 +1,15 @@
 //! FUSE requests in descriptor chains: only what a carrier has to know of them.
 
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::arithmetic_side_effects,
+        clippy::indexing_slicing,
+        clippy::panic,
+        clippy::unreachable
+    )
+)]
+
 use hull_proto_vmm::fs::MAX_PACKET;
 use vm_memory::{Bytes, GuestAddress};
 
@@ -126,10 +136,8 @@ fn follow(
             room.length = room.length.saturating_add(length);
         } else if room.pieces.is_empty() {
             let start = packet.len();
-            if length > MAX_PACKET - start {
-                return Err(ChainError::Length);
-            }
-            packet.resize(start + length, 0);
+            let end = start.checked_add(length).filter(|end| *end <= MAX_PACKET);
+            packet.resize(end.ok_or(ChainError::Length)?, 0);
             memory
                 .read_slice(
                     packet.get_mut(start..).unwrap_or_default(),
@@ -179,9 +187,12 @@ impl Room {
 
     /// Writes an error of the device's own; returns the number of bytes written.
     pub fn refuse(&self, memory: &Memory, error: i32) -> u32 {
+        let length = (OUT_HEADER as u32).to_le_bytes();
+        let error = error.wrapping_neg().to_le_bytes();
         let mut reply = [0; OUT_HEADER];
-        reply[..4].copy_from_slice(&(OUT_HEADER as u32).to_le_bytes());
-        reply[4..8].copy_from_slice(&(-error).to_le_bytes());
+        for (place, byte) in reply.iter_mut().zip(length.into_iter().chain(error)) {
+            *place = byte;
+        }
         self.answer(memory, &mut reply).unwrap_or(0)
     }
 }
@@ -201,6 +212,6 @@ fn put_unique(packet: &mut [u8], unique: u64) {
 }
 
 fn word(packet: &[u8], offset: usize) -> Option<u32> {
-    let bytes = packet.get(offset..offset + 4)?;
-    bytes.try_into().ok().map(u32::from_le_bytes)
+    let bytes = packet.get(offset..)?.first_chunk()?;
+    Some(u32::from_le_bytes(*bytes))
 }

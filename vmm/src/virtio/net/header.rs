@@ -1,5 +1,15 @@
 //! The header before each frame (`struct virtio_net_hdr_v1`, virtio 1.2, 5.1.6).
 
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::arithmetic_side_effects,
+        clippy::indexing_slicing,
+        clippy::panic,
+        clippy::unreachable
+    )
+)]
+
 use std::ops::RangeInclusive;
 
 use virtio_bindings::virtio_net::{
@@ -70,21 +80,25 @@ impl Header {
         frame: usize,
         features: u64,
     ) -> Result<Self, HeaderError> {
-        let word = |at: usize| u16::from_le_bytes([bytes[at], bytes[at + 1]]);
+        let [flags, gso_type, a, b, c, d, e, f, g, h, ..] = *bytes;
+        let word = |low, high| u16::from_le_bytes([low, high]);
         let has = |feature: u32| features & (1 << feature) != 0;
         let mut header = Self {
-            flags: bytes[0] & VIRTIO_NET_HDR_F_NEEDS_CSUM as u8,
-            gso_type: bytes[1],
-            hdr_len: word(2),
-            gso_size: word(4),
-            csum_start: word(6),
-            csum_offset: word(8),
+            flags: flags & VIRTIO_NET_HDR_F_NEEDS_CSUM as u8,
+            gso_type,
+            hdr_len: word(a, b),
+            gso_size: word(c, d),
+            csum_start: word(e, f),
+            csum_offset: word(g, h),
         };
         if header.flags == 0 {
             header.csum_start = 0;
             header.csum_offset = 0;
         } else {
-            let end = usize::from(header.csum_start) + usize::from(header.csum_offset) + 2;
+            let start = usize::from(header.csum_start);
+            let end = start
+                .saturating_add(header.csum_offset.into())
+                .saturating_add(size_of::<u16>());
             if !has(VIRTIO_NET_F_CSUM) || end > frame {
                 return Err(HeaderError::Checksum {
                     start: header.csum_start,
