@@ -21,6 +21,8 @@ mod driver;
 mod error;
 mod events;
 mod exec;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 mod guest;
 mod id;
 pub mod info;

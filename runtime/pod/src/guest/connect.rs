@@ -8,7 +8,7 @@
 use std::{io, path::Path, time::Duration};
 
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
+    io::{AsyncRead, AsyncReadExt, AsyncWriteExt},
     net::UnixStream,
     time::{Instant, sleep, timeout_at},
 };
@@ -29,6 +29,12 @@ pub(crate) async fn dial(vsock: &Path, port: u32) -> io::Result<UnixStream> {
     stream
         .write_all(format!("CONNECT {port}\n").as_bytes())
         .await?;
+    accepted(&mut stream).await?;
+    Ok(stream)
+}
+
+/// Reads the VMM's answer, and no byte more.
+pub(crate) async fn accepted(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<()> {
     let mut answer = Vec::with_capacity(ANSWER_MAX);
     // One byte at a time: what follows the line belongs to the caller.
     loop {
@@ -42,7 +48,7 @@ pub(crate) async fn dial(vsock: &Path, port: u32) -> io::Result<UnixStream> {
         }
     }
     match answer.strip_prefix(b"OK ") {
-        Some(digits) if !digits.is_empty() && digits.iter().all(u8::is_ascii_digit) => Ok(stream),
+        Some(digits) if !digits.is_empty() && digits.iter().all(u8::is_ascii_digit) => Ok(()),
         _ => Err(wrong_answer()),
     }
 }

@@ -114,7 +114,7 @@ fn lost(failure: &str) -> String {
     format!("the guest's agent is lost: {failure}")
 }
 
-fn deliver(
+pub(crate) fn deliver(
     event: Event,
     seen: &mut u64,
     sender: &mpsc::Sender<GuestEvent>,

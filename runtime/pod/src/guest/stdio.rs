@@ -17,7 +17,7 @@ use hull_proto_agent::{
     stream::{self, StreamHeader, StreamKind, StreamReply},
 };
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::UnixStream,
     sync::watch,
     time::{Instant, sleep, timeout, timeout_at},
@@ -196,21 +196,23 @@ impl Output {
 
     /// How many of the bytes from `offset` on were received before.
     fn known(&self, offset: u64) -> Result<u64, GuestError> {
-        match self.received.checked_sub(offset) {
-            Some(known) if offset <= self.safe => Ok(known),
-            _ => Err(GuestError::Misbehaved {
-                what: format!(
-                    "output of {} begins at byte {offset}, of which {} were acknowledged",
-                    what(&self.header),
-                    self.safe
-                ),
-            }),
-        }
+        known(offset, self.received, self.safe).ok_or_else(|| GuestError::Misbehaved {
+            what: format!(
+                "output of {} begins at byte {offset}, of which {} were acknowledged",
+                what(&self.header),
+                self.safe
+            ),
+        })
     }
 
     fn failed(&self, source: io::Error) -> GuestError {
         failed(&self.header, source)
     }
+}
+
+/// How many of `received` bytes are at `offset` and after it, if an agent can begin there.
+pub(crate) fn known(offset: u64, received: u64, safe: u64) -> Option<u64> {
+    received.checked_sub(offset).filter(|_| offset <= safe)
 }
 
 /// Opens the input of an exec, or of the container's first process (`exec` is empty).
@@ -278,7 +280,10 @@ fn what(header: &StreamHeader) -> String {
     }
 }
 
-async fn exchange(stream: &mut UnixStream, header: &StreamHeader) -> io::Result<StreamReply> {
+pub(crate) async fn exchange(
+    stream: &mut (impl AsyncRead + AsyncWrite + Unpin),
+    header: &StreamHeader,
+) -> io::Result<StreamReply> {
     stream.write_all(&stream::encode(header)?).await?;
     let mut prefix = [0_u8; 4];
     stream.read_exact(&mut prefix).await?;

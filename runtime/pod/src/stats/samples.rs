@@ -43,7 +43,7 @@ pub(super) struct Last {
 
 impl Samples {
     /// Notes a CPU time and returns the rate since an earlier one, in billionths of a CPU.
-    pub(super) fn cpu(&self, id: &str, at: Instant, usage_ns: u64) -> Option<u64> {
+    pub(crate) fn cpu(&self, id: &str, at: Instant, usage_ns: u64) -> Option<u64> {
         let mut samples = self.lock();
         let sample = &mut samples.entry(id.to_owned()).or_default().cpu;
         let next = match *sample {

@@ -386,23 +386,26 @@ async fn send(stream: &mut UnixStream, frame: &[u8], fds: &[OwnedFd]) -> io::Res
 
 /// Reads the last words of a VMM, which is not trusted.
 pub(crate) fn read_report(path: &Path) -> String {
-    let read = || -> io::Result<ExitReport> {
+    let read = || -> io::Result<Option<String>> {
         let (run, name) = beneath::split(path)?;
         let file = run.file(name, OFlags::RDONLY)?;
         let mut bytes = Vec::new();
         // What is longer is cut, and then no report.
         file.take(hull_proto_vmm::MAX_MESSAGE as u64)
             .read_to_end(&mut bytes)?;
-        Ok(serde_json::from_slice(&bytes)?)
+        Ok(last_words(&bytes))
     };
-    let report = read().ok();
-    match report {
-        Some(report) => clean(&format!("{:?}: {}", report.reason, report.message)),
-        None => "it left no exit report, so it was killed".into(),
-    }
+    let report = read().ok().flatten();
+    report.unwrap_or_else(|| "it left no exit report, so it was killed".into())
 }
 
-fn clean(text: &str) -> String {
+/// What an exit report says.
+pub(crate) fn last_words(report: &[u8]) -> Option<String> {
+    let report: ExitReport = serde_json::from_slice(report).ok()?;
+    Some(clean(&format!("{:?}: {}", report.reason, report.message)))
+}
+
+pub(crate) fn clean(text: &str) -> String {
     crate::guest::printable(text, REPORT_MAX)
 }
 

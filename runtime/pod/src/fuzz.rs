@@ -1,0 +1,273 @@
+//! What is fuzzed: bytes as a hostile guest or VMM may send them, and what is made of them here. The
+//! targets are in `fuzz/`; the tests of this crate run it too.
+
+use std::{
+    collections::HashSet,
+    time::{Duration, Instant},
+};
+
+use futures::FutureExt;
+use hull_proto_agent::{
+    agent::{Event, StatsResponse},
+    stream::{StreamHeader, StreamKind, StreamReply},
+};
+use hull_proto_vmm::Response;
+use protobuf::Message;
+use tokio::{
+    io::{join, sink},
+    sync::mpsc,
+};
+
+use crate::{
+    guest::{
+        connect, events,
+        events::GuestEvent,
+        stats::{Answer, Bounds},
+        stdio,
+    },
+    logs::line::{LINE_MAX, LineSplitter},
+    stats::{Samples, Usage},
+    vm::client,
+};
+
+/// Longest text that any of them keeps.
+const TEXT_MAX: usize = 2048;
+
+/// The agent's answer about what is used.
+pub fn stats(input: &[u8]) {
+    let Ok(response) = StatsResponse::parse_from_bytes(input) else {
+        return;
+    };
+    let bounds = Bounds {
+        now_ns: i64::MAX,
+        cpu_ns: 1 << 50,
+        memory_bytes: 1 << 30,
+        disk_bytes: 1 << 40,
+    };
+    let told = response.containers.iter().take(3);
+    let ids: Vec<String> = told.map(|told| told.container_id.clone()).collect();
+    let known: HashSet<&str> = ids.iter().map(String::as_str).collect();
+    let answer = Answer::checked(response, &known, &bounds);
+    assert!(answer.containers.len() <= known.len());
+    let fits = |usage: &Usage| {
+        assert!(usage.cpu.usage_ns <= bounds.cpu_ns);
+        assert!(usage.memory.usage_bytes <= bounds.memory_bytes);
+        let written = usage.io.iter().map(|io| io.write_bytes.min(1 << 40));
+        assert!(usage.io.len() <= 64 && written.sum::<u64>() < u64::MAX);
+        assert!(usage.io.iter().all(|io| is_tame(&io.device)));
+    };
+    fits(&answer.guest.usage);
+    let (samples, later) = (Samples::default(), Instant::now() + Duration::from_secs(1));
+    for (id, told) in &answer.containers {
+        fits(&told.usage);
+        samples.cpu(id, answer.at, told.usage.cpu.usage_ns);
+        samples.cpu(
+            id,
+            later,
+            told.usage.cpu.usage_ns.saturating_add(u64::MAX / 2),
+        );
+        assert!(
+            told.writable
+                .is_none_or(|disk| disk.used_bytes <= bounds.disk_bytes)
+        );
+    }
+}
+
+/// Events: a length of one byte before each.
+pub fn events(mut input: &[u8]) {
+    let (sender, mut receiver) = mpsc::channel(16);
+    let mut seen = 0;
+    while let Some((&length, rest)) = input.split_first() {
+        let (event, rest) = rest.split_at(rest.len().min(length.into()));
+        input = rest;
+        let Ok(event) = Event::parse_from_bytes(event) else {
+            continue;
+        };
+        let before = seen;
+        if let Err(error) = events::deliver(event, &mut seen, &sender) {
+            assert!(is_tame(&error.to_string()));
+        }
+        assert!(seen >= before);
+    }
+    while let Ok(event) = receiver.try_recv() {
+        let GuestEvent::Exited(exit) = event else {
+            panic!("{event:?}");
+        };
+        assert!((0..256).contains(&exit.code));
+        assert!(exit.container.len() <= 128 && exit.exec.len() <= 128);
+    }
+}
+
+/// A stream of output: the VMM's line, the agent's reply, then bytes of a log.
+pub fn streams(mut input: &[u8]) {
+    // A slice and a sink never have anybody wait.
+    if !matches!(connect::accepted(&mut input).now_or_never(), Some(Ok(()))) {
+        return;
+    }
+    let header = StreamHeader {
+        kind: StreamKind::Stdout,
+        container: "c".into(),
+        exec: String::new(),
+        offset: 0,
+    };
+    let mut stream = join(&mut input, sink());
+    let reply = stdio::exchange(&mut stream, &header).now_or_never();
+    let offset = match reply {
+        Some(Ok(StreamReply::Ok { offset })) => offset,
+        Some(Ok(StreamReply::Error { message })) => {
+            assert!(is_tame(&crate::guest::printable(&message, TEXT_MAX)));
+            return;
+        }
+        _ => return,
+    };
+    for (received, safe) in [(0, 0), (9, 5), (u64::MAX, 7), (u64::MAX, u64::MAX)] {
+        let known = stdio::known(offset, received, safe);
+        assert_eq!(known.is_some(), offset <= safe);
+        assert!(known.is_none_or(|known| known <= received));
+    }
+    let (mut splitter, mut lines) = (LineSplitter::new("stdout"), Vec::new());
+    let chunks = input.chunks(LINE_MAX / 2 + 1);
+    let mut written = 0;
+    for chunk in chunks {
+        written += splitter.push(chunk, 0, &mut lines);
+    }
+    written += splitter.finish(0, &mut lines);
+    assert_eq!(written, input.len() as u64);
+}
+
+/// What a VMM sends: an answer on its control socket, or its exit report.
+pub fn vmm(input: &[u8]) {
+    if let Some(words) = client::last_words(input) {
+        assert!(is_tame(&words));
+    }
+    let Some((prefix, body)) = input.split_first_chunk() else {
+        return;
+    };
+    let Ok(length) = hull_proto_vmm::body_length(*prefix) else {
+        return;
+    };
+    let body = &body[..body.len().min(length)];
+    if let Ok(Response::Error { message, .. }) = hull_proto_vmm::decode(body) {
+        assert!(is_tame(&client::clean(&message)));
+    }
+    let _ = hull_proto_vmm::decode::<hull_proto_vmm::fs::Response>(body);
+}
+
+fn is_tame(text: &str) -> bool {
+    text.len() <= TEXT_MAX && !text.contains(|c: char| c.is_control() && c != '\n')
+}
+
+#[cfg(test)]
+mod tests {
+    use hull_proto_agent::agent::{
+        CgroupStats, ContainerStats, DeviceIo, Exited, FilesystemStats, event::Kind,
+    };
+    use hull_proto_vmm::{ErrorKind, ExitReason, ExitReport};
+    use proptest::prelude::*;
+    use protobuf::MessageField;
+
+    use super::*;
+
+    /// Bytes that are right but for a few.
+    fn spoilt(right: Vec<u8>) -> impl Strategy<Value = Vec<u8>> {
+        let at = 0..right.len().max(1);
+        prop::collection::vec((at, any::<u8>()), 0..4).prop_map(move |changes| {
+            let mut bytes = right.clone();
+            for (at, byte) in changes {
+                if let Some(place) = bytes.get_mut(at) {
+                    *place = byte;
+                }
+            }
+            bytes
+        })
+    }
+
+    fn used() -> Vec<u8> {
+        let usage = CgroupStats {
+            cpu_usage_ns: u64::MAX,
+            memory_usage_bytes: u64::MAX,
+            io: vec![
+                DeviceIo {
+                    device: "vda".into(),
+                    write_bytes: u64::MAX,
+                    ..DeviceIo::default()
+                };
+                70
+            ],
+            ..CgroupStats::default()
+        };
+        let disk = FilesystemStats {
+            age_ms: u64::MAX,
+            used_bytes: u64::MAX,
+            ..FilesystemStats::default()
+        };
+        let response = StatsResponse {
+            containers: vec![ContainerStats {
+                container_id: "c".into(),
+                cgroup: MessageField::some(usage.clone()),
+                writable: MessageField::some(disk),
+                ..ContainerStats::default()
+            }],
+            sandbox: MessageField::some(usage),
+            ..StatsResponse::default()
+        };
+        response.write_to_bytes().unwrap()
+    }
+
+    fn ends() -> Vec<u8> {
+        let ends = (1..4).map(|seq| {
+            let exited = Exited {
+                container_id: "c".into(),
+                code: 7,
+                at_ns: u64::MAX,
+                stdout_bytes: u64::MAX,
+                ..Exited::default()
+            };
+            let event = Event {
+                seq,
+                kind: Some(Kind::Exited(exited)),
+                ..Event::default()
+            };
+            let bytes = event.write_to_bytes().unwrap();
+            [vec![bytes.len() as u8], bytes].concat()
+        });
+        ends.collect::<Vec<_>>().concat()
+    }
+
+    fn stream() -> Vec<u8> {
+        let reply = hull_proto_agent::stream::encode(&StreamReply::Ok { offset: 7 }).unwrap();
+        [b"OK 5000\n".as_slice(), &reply, b"hello\nworld"].concat()
+    }
+
+    fn answers() -> Vec<Vec<u8>> {
+        let error = Response::Error {
+            kind: ErrorKind::Internal,
+            message: "no\u{1b} luck".into(),
+        };
+        let report = ExitReport {
+            reason: ExitReason::VmmError,
+            message: "no\u{1b} luck".into(),
+        };
+        let report = serde_json::to_vec(&report).unwrap();
+        vec![hull_proto_vmm::encode(&error).unwrap(), report]
+    }
+
+    proptest! {
+        #[test]
+        fn bytes_of_a_guest_or_vmm_do_no_harm(
+            noise in prop::collection::vec(any::<u8>(), 0..300),
+            used in spoilt(used()),
+            ends in spoilt(ends()),
+            stream in spoilt(stream()),
+            answer in prop::sample::select(answers()).prop_flat_map(spoilt),
+        ) {
+            for target in [stats, events, streams, vmm] {
+                target(&noise);
+            }
+            stats(&used);
+            events(&ends);
+            streams(&stream);
+            vmm(&answer);
+        }
+    }
+}
