@@ -327,7 +327,7 @@ async fn another_user_gets_at_nothing_that_the_daemon_keeps() {
         .filter(|path| !path.starts_with(&namespaces))
         .filter(|path| fs::symlink_metadata(path).unwrap().permissions().mode() & 0o077 != 0)
         .collect();
-    assert_eq!(open, [&PathBuf::new(); 0]);
+    assert!(open.is_empty(), "{open:?}");
 
     for process in fs::read_dir("/proc").unwrap().flatten() {
         let line = fs::read(process.path().join("cmdline")).unwrap_or_default();
