@@ -434,16 +434,17 @@ mod tests {
 
     #[test]
     fn only_what_the_helper_made_is_taken_over() {
-        let script = "sleep 1000 & echo $!; sleep 1000 & echo $!; wait";
+        let script = "sleep 60 & echo $!; sleep 60 & echo $!; wait";
         let spawn = |command: &str, args: &[&str]| {
             let mut command = Command::new(command);
-            let child = command.args(args).stdout(ProcessStdio::piped()).spawn();
+            command.args(args).stderr(ProcessStdio::null());
+            let child = command.stdout(ProcessStdio::piped()).spawn();
             let child = child.unwrap();
             let process = Process::open(Pid::from_raw(child.id() as i32)).unwrap();
             (child, process)
         };
         let (mut helper_child, helper) = spawn("sh", &["-c", script]);
-        let (mut other_child, other) = spawn("sleep", &["1000"]);
+        let (mut other_child, other) = spawn("sleep", &["60"]);
         let output = BufReader::new(helper_child.stdout.take().unwrap());
         let made: Vec<_> = output.lines().take(2).map(Result::unwrap).collect();
         let dir = tempfile::tempdir().unwrap();
