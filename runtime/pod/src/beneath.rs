@@ -99,7 +99,7 @@ impl Directory {
     /// Gives a file of [`Self::unnamed`] a name that nothing has.
     pub(crate) fn link(&self, file: &File, name: &Path) -> io::Result<()> {
         let (name, follow) = (only_name(name)?, AtFlags::SYMLINK_FOLLOW);
-        Ok(linkat(CWD, path_of(file), &self.0, name, follow)?)
+        Ok(linkat(CWD, path_of(file.as_fd()), &self.0, name, follow)?)
     }
 
     /// The names that are in it, in no order and without a bound.
@@ -189,7 +189,7 @@ pub(crate) async fn connect(path: &Path) -> io::Result<UnixStream> {
     if file_type(&held)? != FileType::Socket {
         return Err(io::Error::other("it is no socket"));
     }
-    UnixStream::connect(path_of(&held)).await
+    UnixStream::connect(path_of(held.as_fd())).await
 }
 
 /// Removes a directory with all in it, in one that is the administrator's; one that is absent is
@@ -223,7 +223,7 @@ pub(crate) fn regular(held: impl AsFd, access: OFlags) -> io::Result<File> {
 /// Opens what is held. It does not wait, not even for who has a lease on it.
 pub(crate) fn reopen(held: impl AsFd, access: OFlags) -> io::Result<File> {
     let flags = access | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-    Ok(rustix::fs::open(path_of(held), flags, Mode::empty())?.into())
+    Ok(rustix::fs::open(path_of(held.as_fd()), flags, Mode::empty())?.into())
 }
 
 /// Tells what is held.
@@ -231,9 +231,9 @@ pub(crate) fn file_type(held: impl AsFd) -> io::Result<FileType> {
     Ok(FileType::from_raw_mode(fstat(held)?.st_mode))
 }
 
-/// A path that leads to what is held, as long as it is.
-pub(crate) fn path_of(held: impl AsFd) -> PathBuf {
-    format!("/proc/self/fd/{}", held.as_fd().as_raw_fd()).into()
+/// A path that leads to what is held, as long as it is: whoever uses the path still has to hold it.
+pub(crate) fn path_of(held: BorrowedFd<'_>) -> PathBuf {
+    format!("/proc/self/fd/{}", held.as_raw_fd()).into()
 }
 
 /// What names something in a directory itself: the kernel follows links in longer paths, but for
@@ -339,6 +339,17 @@ mod tests {
         let at = Path::new("sub/a/b/file");
         directory.file_or_new(at, OFlags::RDWR, 0o600).unwrap();
         directory.file_or_new(at, OFlags::RDWR, 0o600).unwrap();
+    }
+
+    #[test]
+    fn what_is_held_is_opened_and_nothing_that_waits() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        fs::write(&path, "text").unwrap();
+        let file = regular(hold(&path).unwrap(), OFlags::RDONLY).unwrap();
+        assert_eq!(io::read_to_string(file).unwrap(), "text");
+        regular(hold(dir.path()).unwrap(), OFlags::RDONLY).unwrap_err();
+        regular(hold(Path::new("/dev/zero")).unwrap(), OFlags::RDONLY).unwrap_err();
     }
 
     #[test]

@@ -12,6 +12,7 @@
 use std::{
     collections::HashMap,
     io,
+    os::fd::AsFd,
     path::{Component, Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     thread,
@@ -187,7 +188,9 @@ impl Watch {
         let place = parent.enter(name)?;
         // The kernel has one descriptor for a directory: it must not go before this is noted.
         let mut watched = table.watched();
-        let descriptor = table.inotify.add_watch(&beneath::path_of(&place), flags)?;
+        let descriptor = table
+            .inotify
+            .add_watch(&beneath::path_of(place.as_fd()), flags)?;
         let changed = Arc::clone(changed);
         let those = watched.entry(descriptor).or_default();
         those.push(Arc::clone(&changed));
