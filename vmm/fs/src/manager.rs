@@ -87,10 +87,10 @@ pub fn run(socket: &Path, cgroup: Option<&Path>) -> Result<(), ManagerError> {
         fs::write(cgroup.join("cgroup.procs"), "0").map_err(io_error("enter the cgroup"))?;
     }
     let mut server = ServerProcess::start(socket)?;
-    let old = umask(Mode::RWXG | Mode::RWXO | Mode::XUSR);
-    let listener = UnixListener::bind(socket).map_err(io_error("listen on the socket"));
-    umask(old);
-    let listener = listener?;
+    umask(Mode::RWXG | Mode::RWXO | Mode::XUSR);
+    let listener = UnixListener::bind(socket).map_err(io_error("listen on the socket"))?;
+    // The way to a share is for all users of the guest, whatever mask this process was started with.
+    umask(Mode::WGRP | Mode::WOTH);
     let done = serve(&listener, &mut server);
     // The directory may be gone with the pod.
     let _ = fs::remove_file(socket);
