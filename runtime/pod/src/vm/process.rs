@@ -12,7 +12,8 @@
 //! ```
 
 use std::{
-    fs, io,
+    fs,
+    io::{self, Read},
     os::{fd::OwnedFd, unix::process::CommandExt},
     path::{Path, PathBuf},
     process::{Command, Stdio},
@@ -127,19 +128,27 @@ impl Process {
             .stdout(stdout)
             .stderr(log)
             .process_group(0);
+        // Closed in the process when it executes the program. Before that it may still be seen with
+        // this one, though spawning is over: vfork(2) ends a moment too early.
+        let (mut executed, until_executed) = io::pipe().map_err(spawn_error)?;
         let mut child = tokio::process::Command::from(command)
             .spawn()
             .map_err(spawn_error)?;
+        drop(until_executed);
         let pid = child.id().unwrap_or(0);
         // Until it is waited for its pid is nobody else's, even if it has ended.
-        let taken = prepare(pid).and_then(|()| {
+        let mut take = || -> Result<Self, PodError> {
+            // The end is all that ever comes.
+            executed.read_to_end(&mut Vec::new()).map_err(spawn_error)?;
+            prepare(pid)?;
             let gone = || spawn_error(io::ErrorKind::NotFound.into());
             let identity = Identity::of(pid).ok_or_else(gone)?;
             let pidfd = hold(pid).map_err(spawn_error)?;
             let path = run.process_of(role);
             identity.write(&path).map_err(file_error(&path))?;
             Ok(Self { identity, pidfd })
-        });
+        };
+        let taken = take();
         if taken.is_err() {
             // It may have ended by itself.
             let _ = child.start_kill();
@@ -331,6 +340,21 @@ mod tests {
         process.kill();
         process.ended().await;
         assert!(Process::find(identity).is_none());
+    }
+
+    #[tokio::test]
+    async fn a_process_is_known_by_its_own_program_from_the_start() {
+        let dir = tempfile::tempdir().unwrap();
+        let run = RunDir::at(dir.path().to_owned());
+        let program = Path::new("/bin/sleep");
+        let itself = FileId::at(program).unwrap();
+        for _ in 0..100 {
+            let mut command = Command::new(program);
+            command.arg("1000");
+            let process = Process::start(program, command, &run, Role::Vmm, |_| Ok(())).unwrap();
+            assert!(process.identity.executes(&[itself]));
+            process.end(Duration::ZERO).await.unwrap();
+        }
     }
 
     #[test]
