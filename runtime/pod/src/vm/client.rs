@@ -292,7 +292,6 @@ async fn serve(mut line: Line, mut calls: mpsc::Receiver<Call>, process: Process
                 let Some(call) = call else { return };
                 let left = call.limit.saturating_sub(call.since.elapsed());
                 let answer = timeout(left, line.exchange(&call)).await;
-                // None: the caller has given up.
                 let ended = match answer.ok() {
                     Some(Ok(response)) => {
                         let _ = call.reply.send(Ok(response));
@@ -303,7 +302,11 @@ async fn serve(mut line: Line, mut calls: mpsc::Receiver<Call>, process: Process
                         let _ = call.reply.send(Err(error));
                         ended
                     }
-                    None => false,
+                    None => {
+                        // The caller's own time may not be over yet.
+                        let _ = call.reply.send(Err(late(call.action, call.limit)));
+                        false
+                    }
                 };
                 // The request may have been made, or be made yet, all the same.
                 line.stream = None;
@@ -516,6 +519,26 @@ mod tests {
         ended.await.unwrap();
         let gone = ask().await;
         assert!(matches!(gone, Err(VmError::Gone { .. })), "{gone:?}");
+    }
+
+    #[tokio::test]
+    async fn who_still_waits_when_a_vmm_is_late_is_told_so() {
+        let dir = tempfile::tempdir().unwrap();
+        let (_vmm, process) = Vmm::start();
+        serve_script(&dir.path().join("vmm.sock"), vec![None]);
+        let (client, _) = connect(dir.path(), &process).await.unwrap();
+        let (reply, answer) = oneshot::channel();
+        let call = Call {
+            action: "read the VM's counters",
+            request: Request::Metrics,
+            fds: Vec::new(),
+            since: Instant::now(),
+            limit: Duration::from_millis(50),
+            reply,
+        };
+        client.calls.send(call).await.unwrap();
+        let late = answer.await.unwrap();
+        assert!(matches!(late, Err(VmError::Timeout { .. })), "{late:?}");
     }
 
     #[tokio::test]
