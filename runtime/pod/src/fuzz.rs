@@ -76,18 +76,18 @@ pub fn stats(input: &[u8]) {
 /// Events: a length of one byte before each.
 pub fn events(mut input: &[u8]) {
     let (sender, mut receiver) = mpsc::channel(16);
-    let mut seen = 0;
+    let mut progress = events::Progress::default();
     while let Some((&length, rest)) = input.split_first() {
         let (event, rest) = rest.split_at(rest.len().min(length.into()));
         input = rest;
         let Ok(event) = Event::parse_from_bytes(event) else {
             continue;
         };
-        let before = seen;
-        if let Err(error) = events::deliver(event, &mut seen, &sender) {
+        let before = progress.seen;
+        if let Err(error) = events::deliver(event, &mut progress, &sender) {
             assert!(is_tame(&error.to_string()));
         }
-        assert!(seen >= before);
+        assert!(progress.seen >= before);
     }
     while let Ok(event) = receiver.try_recv() {
         let GuestEvent::Exited(exit) = event else {

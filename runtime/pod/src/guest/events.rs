@@ -52,6 +52,23 @@ pub(crate) struct ProcessExit {
     pub at_ns: u64,
 }
 
+/// How far the events of an agent are handled.
+#[derive(Debug, Default)]
+pub(crate) struct Progress {
+    /// Number of the last one.
+    pub(crate) seen: u64,
+    /// It was told that some are missing.
+    overran: bool,
+}
+
+impl Progress {
+    /// Whether this is the first time that events are missing. A guest can say so as often as it
+    /// likes, and must not fill the log.
+    fn is_first_overrun(&mut self) -> bool {
+        !std::mem::replace(&mut self.overran, true)
+    }
+}
+
 /// Follows the events of `agent` until the receiver is dropped.
 pub(crate) fn follow(agent: Agent) -> mpsc::Receiver<GuestEvent> {
     let (sender, receiver) = mpsc::channel(BACKLOG);
@@ -68,13 +85,13 @@ pub(crate) fn follow(agent: Agent) -> mpsc::Receiver<GuestEvent> {
 
 /// Returns why it can't go on.
 async fn pump(agent: &Agent, sender: &mpsc::Sender<GuestEvent>) -> String {
-    let mut seen = 0;
+    let mut progress = Progress::default();
     let mut lost_until: Option<Instant> = None;
     loop {
         if sender.is_closed() {
             return String::new();
         }
-        let failure = match agent.events(seen).await {
+        let failure = match agent.events(progress.seen).await {
             Ok(mut stream) => loop {
                 let event = tokio::select! {
                     event = stream.recv() => event,
@@ -83,7 +100,7 @@ async fn pump(agent: &Agent, sender: &mpsc::Sender<GuestEvent>) -> String {
                 match event {
                     Ok(Some(event)) => {
                         lost_until = None;
-                        if let Err(error) = deliver(event, &mut seen, sender) {
+                        if let Err(error) = deliver(event, &mut progress, sender) {
                             return error.to_string();
                         }
                     }
@@ -116,13 +133,13 @@ fn lost(failure: &str) -> String {
 
 pub(crate) fn deliver(
     event: Event,
-    seen: &mut u64,
+    progress: &mut Progress,
     sender: &mpsc::Sender<GuestEvent>,
 ) -> Result<(), GuestError> {
-    if event.seq <= *seen {
+    if event.seq <= progress.seen {
         return Ok(());
     }
-    *seen = event.seq;
+    progress.seen = event.seq;
     match event.kind {
         Some(Kind::Exited(exited)) => {
             if exited.container_id.len() > ID_MAX || exited.exec_id.len() > ID_MAX {
@@ -146,7 +163,9 @@ pub(crate) fn deliver(
                 .map_err(|_| misbehaved("it sends events faster than they can be handled"))
         }
         Some(Kind::Overrun(_)) => {
-            tracing::warn!(seq = event.seq, "the agent no longer keeps earlier events");
+            if progress.is_first_overrun() {
+                tracing::warn!(seq = event.seq, "the agent no longer keeps earlier events");
+            }
             Ok(())
         }
         // An OOM kill is told with the end of the process; the event is only news.
@@ -183,25 +202,32 @@ mod tests {
     #[test]
     fn an_event_is_delivered_once() {
         let (sender, mut receiver) = mpsc::channel(8);
-        let mut seen = 0;
+        let mut progress = Progress::default();
         for seq in [1, 2, 1, 2, 3] {
-            deliver(exited(seq, "c"), &mut seen, &sender).unwrap();
+            deliver(exited(seq, "c"), &mut progress, &sender).unwrap();
         }
         let mut count = 0;
         while receiver.try_recv().is_ok() {
             count += 1;
         }
-        assert_eq!((count, seen), (3, 3));
+        assert_eq!((count, progress.seen), (3, 3));
+    }
+
+    #[test]
+    fn missing_events_are_told_once() {
+        let mut progress = Progress::default();
+        assert!(progress.is_first_overrun());
+        assert!(!progress.is_first_overrun());
     }
 
     #[test]
     fn a_flood_and_a_monster_are_cut_off() {
         let (sender, _receiver) = mpsc::channel(2);
-        let mut seen = 0;
-        deliver(exited(1, "c"), &mut seen, &sender).unwrap();
-        deliver(exited(2, "c"), &mut seen, &sender).unwrap();
-        assert!(deliver(exited(3, "c"), &mut seen, &sender).is_err());
-        assert!(deliver(exited(4, &"x".repeat(200)), &mut seen, &sender).is_err());
+        let mut progress = Progress::default();
+        deliver(exited(1, "c"), &mut progress, &sender).unwrap();
+        deliver(exited(2, "c"), &mut progress, &sender).unwrap();
+        assert!(deliver(exited(3, "c"), &mut progress, &sender).is_err());
+        assert!(deliver(exited(4, &"x".repeat(200)), &mut progress, &sender).is_err());
     }
 
     #[test]
@@ -212,7 +238,7 @@ mod tests {
             event.mut_exited().code = code;
             event.mut_exited().at_ns = u64::MAX;
             assert_eq!(
-                deliver(event, &mut 0, &sender).is_ok(),
+                deliver(event, &mut Progress::default(), &sender).is_ok(),
                 (0..256).contains(&code)
             );
         }
