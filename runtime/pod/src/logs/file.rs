@@ -115,10 +115,12 @@ impl LogFile {
             .map_err(failed("open", position_path))?;
         // One byte more would be something else.
         let mut bytes = [0; POSITION_BYTES + 1];
-        let read = position_file.read_at(&mut bytes, 0);
-        let noted = read
-            .ok()
-            .and_then(|length| Position::decode(&bytes[..length]));
+        // One that can't be read is not one that is not there: the guest would be asked again for
+        // what it was told is safe.
+        let length = position_file
+            .read_at(&mut bytes, 0)
+            .map_err(failed("read", position_path))?;
+        let noted = Position::decode(&bytes[..length]);
         let mut file = Self {
             log: None,
             position_path: position_path.to_owned(),
