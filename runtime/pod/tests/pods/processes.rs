@@ -158,8 +158,9 @@ fn processes_that_do_not_end_hold_up_the_start_once_and_not_for_long() {
     std::thread::sleep(Duration::from_millis(100));
     let strays = node.vmms();
     assert_eq!(strays.len(), 3);
-    // No record names them any more.
+    // No record names them any more, nor a copy of one.
     fs::remove_file(node.config.root.join("hull.redb")).unwrap();
+    fs::remove_dir_all(node.config.state.join("records")).unwrap();
     // They stop on their way out, until they are let go.
     let options = ptrace::Options::PTRACE_O_TRACEEXIT;
     for pid in &strays {
