@@ -298,17 +298,20 @@ fn an_exit_that_nobody_saw_is_told() {
     });
 }
 
+/// A pod with a container that waits, and the pid of its VMM.
+async fn waiting(node: &TestNode) -> (PodId, String, u32) {
+    let pods = node.open().await;
+    let pod = pods.run_sandbox(node.sandbox("web")).await.unwrap();
+    let id = run(&pods, &pod, "app", &["wait"]).await;
+    let vm = pods.sandbox(pod.as_str()).await.unwrap().vm.unwrap();
+    (pod, id, vm.pid)
+}
+
 #[test]
 fn a_pod_whose_vm_died_meanwhile_is_not_ready() {
     let node = TestNode::new();
     let first = daemon();
-    let (pod, id, pid) = first.block_on(async {
-        let pods = node.open().await;
-        let pod = pods.run_sandbox(node.sandbox("web")).await.unwrap();
-        let id = run(&pods, &pod, "app", &["wait"]).await;
-        let vm = pods.sandbox(pod.as_str()).await.unwrap().vm.unwrap();
-        (pod, id, vm.pid)
-    });
+    let (pod, id, pid) = first.block_on(waiting(&node));
     first.shutdown_background();
     kill_pid(pid);
     std::thread::sleep(Duration::from_millis(100));
@@ -497,13 +500,7 @@ fn a_stop_goes_on_without_a_second_signal() {
 fn a_store_that_is_broken_loses_no_running_pod() {
     let node = TestNode::new();
     let first = daemon();
-    let (pod, id, pid) = first.block_on(async {
-        let pods = node.open().await;
-        let pod = pods.run_sandbox(node.sandbox("web")).await.unwrap();
-        let id = run(&pods, &pod, "app", &["wait"]).await;
-        let vm = pods.sandbox(pod.as_str()).await.unwrap().vm.unwrap();
-        (pod, id, vm.pid)
-    });
+    let (pod, id, pid) = first.block_on(waiting(&node));
     first.shutdown_background();
     std::thread::sleep(Duration::from_millis(100));
     let store = node.config.root.join("hull.redb");
