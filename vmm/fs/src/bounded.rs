@@ -14,7 +14,7 @@ use fuse_backend_rs::api::filesystem::{
 use fuse_backend_rs::passthrough::PassthroughFs;
 
 use crate::held::Held;
-use crate::kept;
+use crate::keep_cache;
 
 /// What opening a file comes to: its handle, and how the guest is to use it.
 type Opened = (Option<u64>, OpenOptions, Option<u32>);
@@ -186,7 +186,9 @@ impl FileSystem for Bounded {
     ) -> io::Result<Opened> {
         let (handle, mut options, backing) = self.open_file(context, inode, flags, fuse_flags)?;
         let changed = self.host.getattr(context, inode, None);
-        let changed = changed.ok().and_then(|(now, _)| kept::change_time(&now));
+        let changed = changed
+            .ok()
+            .and_then(|(now, _)| keep_cache::change_time(&now));
         if self.held.keeps(inode, changed, SystemTime::now()) {
             options |= OpenOptions::KEEP_CACHE;
         }

@@ -15,8 +15,8 @@ use rustix::process::{Resource, getrlimit};
 use rustix::thread::{CapabilitySet, CapabilitySets, capabilities, set_capabilities};
 
 use crate::bounded::Bounded;
-use crate::filter::{IN_HEADER, double_word, word};
 use crate::held::{Budget, Held, Numbers};
+use crate::packet::{IN_HEADER, double_word, word};
 
 /// How long a guest may believe in attributes.
 const ATTRIBUTES: Duration = Duration::from_secs(1);

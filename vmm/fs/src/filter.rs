@@ -1,13 +1,12 @@
-//! What of FUSE the file system hears at all. The rest of a request is checked by those who
+//! Which FUSE requests the file system gets at all. The rest of a request is checked by those who
 //! decode it; here is what a passthrough to a host must refuse whoever decodes it.
 
 use fuse_backend_rs::abi::fuse_abi::Opcode;
 use hull_proto_vmm::fs::MAX_DATA;
 
+use crate::packet::{IN_HEADER, word};
 use crate::session::NOBODY;
 
-/// Bytes of `fuse_in_header`.
-pub const IN_HEADER: usize = 40;
 /// The largest value of an extended attribute (XATTR_SIZE_MAX).
 const MAX_XATTR: u32 = 64 << 10;
 /// What is before the names of extended attributes that are ACLs, in a request: the end of what is
@@ -27,9 +26,9 @@ const OPEN_FLAGS: u32 = (libc::O_ACCMODE
     | libc::O_SYNC
     | libc::O_TRUNC) as u32;
 
-/// What there is an ear for. Not ioctl and poll on the host's files; not locks, which the guest's
+/// The requests that are handled. Not ioctl and poll on the host's files; not locks, which the guest's
 /// kernel then has itself.
-const HEARD: [Opcode; 37] = [
+const HANDLED: [Opcode; 37] = [
     Opcode::Lookup,
     Opcode::Forget,
     Opcode::Getattr,
@@ -81,7 +80,7 @@ pub enum Verdict {
     Lower,
     /// It is [`crate::files::Files::seek`]'s.
     Seek,
-    /// As [`Verdict::Pass`]; it asks for an ACL, see [`tell_of_none`].
+    /// As [`Verdict::Pass`]; it asks for an ACL, see [`report_no_acl`].
     Acl,
     /// It is answered with this error number.
     Refuse(i32),
@@ -97,7 +96,10 @@ pub fn judge(packet: &mut [u8]) -> Verdict {
     if packet.len() < IN_HEADER || length as usize != packet.len() {
         return Verdict::Drop;
     }
-    let Some(opcode) = HEARD.into_iter().find(|heard| *heard as u32 == opcode) else {
+    let Some(opcode) = HANDLED
+        .into_iter()
+        .find(|handled| *handled as u32 == opcode)
+    else {
         return Verdict::Refuse(libc::ENOSYS);
     };
     match opcode {
@@ -139,18 +141,6 @@ pub fn is_answered(packet: &[u8]) -> bool {
     word(packet, 4).is_some_and(|opcode| silent.into_iter().all(|s| s as u32 != opcode))
 }
 
-/// The answer with an error number to a packet.
-#[must_use]
-pub fn refusal(packet: &[u8], error: i32) -> [u8; 16] {
-    let mut reply = [0; 16];
-    reply[..4].copy_from_slice(&16_u32.to_le_bytes());
-    reply[4..8].copy_from_slice(&(-error).to_le_bytes());
-    if let Some(unique) = packet.get(8..16) {
-        reply[8..].copy_from_slice(unique);
-    }
-    reply
-}
-
 /// The mask of a request that makes a file, which is taken out of it: with the mask as its own, the
 /// server's thread has the host's kernel apply it, or what a default ACL says in its place.
 pub fn take_mask(packet: &mut [u8]) -> Option<u32> {
@@ -166,22 +156,9 @@ pub fn take_mask(packet: &mut [u8]) -> Option<u32> {
     Some(mask)
 }
 
-/// The answer to a packet that is a number, or an error number.
-#[must_use]
-pub fn answer(packet: &[u8], result: Result<u64, i32>) -> Vec<u8> {
-    match result {
-        Ok(number) => {
-            let mut reply = [&refusal(packet, 0)[..], &number.to_le_bytes()].concat();
-            reply[0] = 24;
-            reply
-        }
-        Err(error) => refusal(packet, error).to_vec(),
-    }
-}
-
 /// Makes of the answer that a file system of the host has no ACLs the answer that a file has none: the
 /// guest's kernel takes each other error for a reason to let nobody in.
-pub fn tell_of_none(answer: &mut [u8]) {
+pub fn report_no_acl(answer: &mut [u8]) {
     let none = [libc::EOPNOTSUPP, libc::ENOSYS, libc::EINVAL].map(|errno| -errno);
     let error = word(answer, 4).map(u32::cast_signed);
     if error.is_some_and(|error| none.contains(&error)) {
@@ -232,21 +209,10 @@ fn restrict_flags(packet: &mut [u8], offset: usize) -> Verdict {
     Verdict::Pass
 }
 
-/// The little-endian word at `offset`, if the packet is as long.
-pub(crate) fn word(packet: &[u8], offset: usize) -> Option<u32> {
-    let bytes = packet.get(offset..offset + 4)?;
-    bytes.try_into().ok().map(u32::from_le_bytes)
-}
-
-/// The little-endian double word at `offset`, if the packet is as long.
-pub(crate) fn double_word(packet: &[u8], offset: usize) -> Option<u64> {
-    let bytes = packet.get(offset..offset + 8)?;
-    bytes.try_into().ok().map(u64::from_le_bytes)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::packet::refusal;
 
     fn packet(opcode: Opcode, body: &[u8]) -> Vec<u8> {
         let mut packet = vec![0; IN_HEADER];
@@ -402,19 +368,10 @@ mod tests {
             (0, 0),
         ] {
             let mut answer = refusal(&[], error);
-            tell_of_none(&mut answer);
+            report_no_acl(&mut answer);
             assert_eq!(answer, refusal(&[], expected));
         }
-        tell_of_none(&mut []);
-    }
-
-    #[test]
-    fn answers_are_numbers_or_errors() {
-        let request = packet(Opcode::Lseek, &[0; 24]);
-        let number = answer(&request, Ok(0x0102));
-        assert_eq!(number[..9], [24, 0, 0, 0, 0, 0, 0, 0, 7]);
-        assert_eq!(number[16..], [2, 1, 0, 0, 0, 0, 0, 0]);
-        assert_eq!(answer(&request, Err(38)), refusal(&request, 38));
+        report_no_acl(&mut []);
     }
 
     #[test]
@@ -447,6 +404,5 @@ mod tests {
         }
         assert!(is_answered(&unknown));
         assert!(!is_answered(&packet(Opcode::BatchForget, &[])));
-        assert_eq!(refusal(&unknown, 38)[4..9], [218, 255, 255, 255, 7]);
     }
 }

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
-use crate::kept::{self, ChangeTime};
+use crate::keep_cache::{self, ChangeTime};
 
 /// What all shares of a server have together.
 #[derive(Debug)]
@@ -84,7 +84,7 @@ pub enum Numbers {
 struct Node {
     /// How many times it was told of it, without those that it forgot.
     lookups: u64,
-    /// See [`kept`].
+    /// See [`keep_cache`].
     changed: Option<ChangeTime>,
 }
 
@@ -181,11 +181,11 @@ impl Held {
         self.state().files.give_back(1);
     }
 
-    /// Whether the guest may keep what it has of a file that it opens, see [`kept`].
+    /// Whether the guest may keep what it has of a file that it opens, see [`keep_cache`].
     pub fn keeps(&self, number: u64, changed: Option<ChangeTime>, now: SystemTime) -> bool {
         let mut state = self.state();
         let node = state.nodes.get_mut(&number);
-        node.is_some_and(|node| kept::is_same(&mut node.changed, changed, now))
+        node.is_some_and(|node| keep_cache::is_same(&mut node.changed, changed, now))
     }
 
     /// Notes that the guest holds nothing any more.

@@ -60,8 +60,8 @@ pub fn enter(root: &Path) -> Result<(), JailError> {
     limits()?;
     step("drop groups", || set_thread_groups(&[]))?;
     umask(Mode::empty());
-    powers()?;
-    no_handles()
+    drop_capabilities()?;
+    forbid_open_by_handle()
 }
 
 fn empty_root(root: &Path) -> Result<(), JailError> {
@@ -110,8 +110,8 @@ fn limits() -> Result<(), JailError> {
 /// Keeps what takes the guest's users for its own: to act for them, whatever the modes say, since
 /// the guest's kernel has checked those, with groups that are not known here. CAP_DAC_READ_SEARCH
 /// is there to link a file that another user opened (`linkat` with AT_EMPTY_PATH); what else it
-/// gives, see [`no_handles`]. Not among it: device nodes, mounts, file capabilities.
-fn powers() -> Result<(), JailError> {
+/// gives, see [`forbid_open_by_handle`]. Not among it: device nodes, mounts, file capabilities.
+fn drop_capabilities() -> Result<(), JailError> {
     let kept = CapabilitySet::CHOWN
         | CapabilitySet::DAC_OVERRIDE
         | CapabilitySet::DAC_READ_SEARCH
@@ -152,7 +152,7 @@ fn powers() -> Result<(), JailError> {
 }
 
 /// Forbids to open files by handle, which finds those outside of a share, too.
-fn no_handles() -> Result<(), JailError> {
+fn forbid_open_by_handle() -> Result<(), JailError> {
     let forbid = || -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
         let call = libc::SYS_open_by_handle_at;
         let calls = BTreeMap::from([(call, vec![]), (call | X32, vec![])]);

@@ -9,8 +9,8 @@
 //!
 //! Read in this order: [`manager`] (privileged; reads nothing that a guest wrote), [`share`] (what
 //! a share is to the kernel), [`jail`] (what the server may do), [`server`] (its threads), [`files`]
-//! (what it serves), [`bounded`] and [`held`] (how much of that at a time), [`filter`] (what of FUSE it
-//! hears at all), [`session`] (how the guest's kernel and it begin).
+//! (what it serves), [`bounded`] and [`held`] (how much of that at a time), [`filter`] (which FUSE requests
+//! it handles at all), [`session`] (how the guest's kernel and it begin).
 //!
 //! A share is a detached clone of the host's mounts that is moved into the server's mount
 //! namespace: nothing is ever mounted on the host, and all of it dies with the server. What is
@@ -19,27 +19,18 @@
 //! Not here: file locks (the guest's kernel has them among its containers), DAX, device nodes,
 //! sockets and FIFOs of the host (the other end would be in another kernel).
 
-pub mod bounded;
-pub mod files;
-pub mod filter;
-pub mod held;
-pub mod jail;
-pub mod kept;
-pub mod manager;
-pub mod owners;
-pub mod server;
-pub mod session;
-pub mod share;
+mod bounded;
+mod cli;
+mod files;
+mod filter;
+mod held;
+mod jail;
+mod keep_cache;
+mod manager;
+mod owners;
+mod packet;
+mod server;
+mod session;
+mod share;
 
-/// Describes an error and its causes in one line.
-#[must_use]
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
-}
+pub use cli::main;

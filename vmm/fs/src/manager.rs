@@ -11,6 +11,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 use std::{fs, thread};
 
+use error_reporter::Report;
 use hull_proto_vmm::fs::{ErrorKind, MAX_SHARES, Request, Response, Share, VERSION};
 use hull_proto_vmm::{CodecError, body_length, decode, encode};
 use rustix::event::{PollFd, PollFlags, poll};
@@ -25,11 +26,11 @@ use crate::server::{OK, READY};
 use crate::share::{Detached, Identity, MountNamespace, ShareError};
 
 /// How long the daemon may take to send a request, or to take the answer.
-const PATIENCE: Duration = Duration::from_secs(10);
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long the server may take to start, or for a command.
-const SERVER: Duration = Duration::from_secs(30);
+const SERVER_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long no connections are taken when the process has no descriptor for one.
-const RECESS: Duration = Duration::from_millis(100);
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Longest name of an owner, in bytes.
 const OWNER_MAX: usize = 128;
 
@@ -118,24 +119,24 @@ fn serve(listener: &UnixListener, server: &mut ServerProcess) -> Result<(), Mana
         }
         match listener.accept() {
             Ok((stream, _)) => {
-                if let Err(error) = converse(&stream, server, &mut owners) {
-                    eprintln!("hull-fs: {}", crate::chain(&error));
+                if let Err(error) = handle_connection(&stream, server, &mut owners) {
+                    eprintln!("hull-fs: {}", Report::new(error));
                 }
             }
-            Err(_) => thread::sleep(RECESS),
+            Err(_) => thread::sleep(ACCEPT_PAUSE),
         }
     }
 }
 
 /// Answers the one request of a connection.
-fn converse(
+fn handle_connection(
     mut stream: &UnixStream,
     server: &mut ServerProcess,
     owners: &mut Owners<Identity>,
 ) -> Result<(), ManagerError> {
     stream
-        .set_read_timeout(Some(PATIENCE))
-        .and_then(|()| stream.set_write_timeout(Some(PATIENCE)))
+        .set_read_timeout(Some(REQUEST_TIMEOUT))
+        .and_then(|()| stream.set_write_timeout(Some(REQUEST_TIMEOUT)))
         .map_err(io_error("prepare connection"))?;
     let mut prefix = [0; 4];
     stream
@@ -247,12 +248,12 @@ fn check_owner(owner: &str) -> Result<(), ManagerError> {
 fn refusal(error: &ManagerError) -> Response {
     let (kind, share, message) = match error {
         ManagerError::Share { index, source } => {
-            (source.kind(), Some(*index), crate::chain(source))
+            (source.kind(), Some(*index), Report::new(source).to_string())
         }
         ManagerError::Invalid(_) | ManagerError::Codec(_) => {
-            (ErrorKind::Invalid, None, crate::chain(error))
+            (ErrorKind::Invalid, None, Report::new(error).to_string())
         }
-        _ => (ErrorKind::Internal, None, crate::chain(error)),
+        _ => (ErrorKind::Internal, None, Report::new(error).to_string()),
     };
     Response::Error {
         kind,
@@ -294,7 +295,7 @@ impl ServerProcess {
             .spawn()
             .map_err(io_error("start the server"))?;
         command
-            .set_read_timeout(Some(SERVER))
+            .set_read_timeout(Some(SERVER_TIMEOUT))
             .map_err(io_error("prepare the server's socket"))?;
         let mut server = Self {
             // Until it says that it has its own.

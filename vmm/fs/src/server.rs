@@ -28,6 +28,7 @@ use rustix::thread::{UnshareFlags, unshare_unsafe};
 use crate::files::{Files, WithoutFsetid};
 use crate::filter::{self, Verdict};
 use crate::jail::{self, JailError};
+use crate::packet::{self, IN_HEADER};
 use crate::session;
 
 /// Requests at a time: a slow one, of a network file system, must not hold up all others.
@@ -86,11 +87,11 @@ pub fn run(root: &Path) -> Result<(), ServerError> {
             })
             .map_err(ServerError::Start)?;
     }
-    obey(&manager, &files).map_err(ServerError::Manager)
+    serve_manager(&manager, &files).map_err(ServerError::Manager)
 }
 
-/// Carries out commands until there are no more.
-fn obey(manager: &UnixStream, files: &Files) -> io::Result<()> {
+/// Carries out the manager's commands until there are no more.
+fn serve_manager(manager: &UnixStream, files: &Files) -> io::Result<()> {
     let mut replies: &UnixStream = manager;
     writeln!(replies, "{READY}")?;
     for line in BufReader::new(manager).lines() {
@@ -124,14 +125,14 @@ fn serve(fuse: &OwnedFd, files: &Files, server: &Server<Arc<Vfs>>, inside: &Insi
         match verdict {
             Verdict::Drop => continue,
             Verdict::Refuse(error) => {
-                let _ = send(fuse, &filter::refusal(packet, error), SendFlags::NOSIGNAL);
+                let _ = send(fuse, &packet::refusal(packet, error), SendFlags::NOSIGNAL);
                 continue;
             }
             // A session that was not ended goes with the guest's kernel that had it.
             Verdict::Begin => files.vfs.destroy(),
             Verdict::Pass | Verdict::Lower | Verdict::Seek | Verdict::Acl => {}
         }
-        let header = packet[..filter::IN_HEADER].to_vec();
+        let header = packet[..IN_HEADER].to_vec();
         if let Some(mask) = filter::take_mask(packet) {
             umask(Mode::from_raw_mode(mask));
         }
@@ -140,9 +141,9 @@ fn serve(fuse: &OwnedFd, files: &Files, server: &Server<Arc<Vfs>>, inside: &Insi
                 let change = session::allow_mapping;
                 inside.handle(fuse, server, packet, &mut reply, change)
             }
-            Verdict::Acl => inside.handle(fuse, server, packet, &mut reply, filter::tell_of_none),
+            Verdict::Acl => inside.handle(fuse, server, packet, &mut reply, filter::report_no_acl),
             Verdict::Seek => {
-                let answer = filter::answer(packet, files.seek(packet));
+                let answer = packet::answer(packet, files.seek(packet));
                 send(fuse, &answer, SendFlags::NOSIGNAL).is_ok()
             }
             Verdict::Lower => match WithoutFsetid::begin() {
@@ -153,7 +154,7 @@ fn serve(fuse: &OwnedFd, files: &Files, server: &Server<Arc<Vfs>>, inside: &Insi
         };
         if !handled && filter::is_answered(&header) {
             // Not a request, or its answer could not be sent whole. A second answer is ignored.
-            let refusal = filter::refusal(&header, libc::EIO);
+            let refusal = packet::refusal(&header, libc::EIO);
             let _ = send(fuse, &refusal, SendFlags::NOSIGNAL);
         }
     }

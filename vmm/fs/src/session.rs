@@ -6,7 +6,7 @@
 //! ids as they are on the host. A kernel that agreed names users in those requests alone that make
 //! files, and [`NOBODY`] in all others.
 
-use crate::filter::{IN_HEADER, word};
+use crate::packet::{IN_HEADER, word};
 
 /// The user or group of a request that does not say whose it is (FUSE_INVALID_UIDGID).
 pub const NOBODY: u32 = u32::MAX;

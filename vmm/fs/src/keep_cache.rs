@@ -20,7 +20,7 @@ pub type ChangeTime = Duration;
 
 /// Whether a file that changed at `changed` is what it was when this was asked last, which `last`
 /// remembers.
-pub(crate) fn is_same(
+pub fn is_same(
     last: &mut Option<ChangeTime>,
     changed: Option<ChangeTime>,
     now: SystemTime,
@@ -32,7 +32,7 @@ pub(crate) fn is_same(
 }
 
 /// Reads a file's change time; none before the epoch.
-pub(crate) fn change_time(attributes: &libc::stat64) -> Option<ChangeTime> {
+pub fn change_time(attributes: &libc::stat64) -> Option<ChangeTime> {
     let seconds = u64::try_from(attributes.st_ctime).ok()?;
     let nanoseconds = u32::try_from(attributes.st_ctime_nsec).ok()?;
     Some(Duration::new(seconds, nanoseconds))
