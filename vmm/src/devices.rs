@@ -1,21 +1,21 @@
 //! From a device's configuration to the device.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
-use hull_proto_vmm::{DeviceConfig, Extent};
+use hull_proto_vmm::DeviceConfig;
 
+use crate::extent::FileExtent;
 use crate::fds::{FdError, Fds};
-use crate::virtio::VirtioDevice;
-use crate::virtio::block::disk::{Disk, DiskError, Piece};
+use crate::file_regions::{FileRegionError, FileRegions};
+use crate::virtio::block::disk::{Disk, DiskError};
 use crate::virtio::block::{Block, BlockError};
+use crate::virtio::device::VirtioDevice;
 use crate::virtio::fs::{Fs, FsError};
 use crate::virtio::net::tap::TapError;
 use crate::virtio::net::{Net, NetError, Tap};
 use crate::virtio::pmem::Pmem;
 use crate::virtio::rng::Rng;
 use crate::virtio::vsock::{Vsock, VsockError};
-use crate::windows::{WindowError, Windows};
 
 /// Why a device was not made.
 #[derive(Debug, thiserror::Error)]
@@ -41,9 +41,9 @@ pub enum DeviceConfigError {
     /// The file system device is not right.
     #[error("create file system device")]
     Fs(#[from] FsError),
-    /// The files are not seen as memory.
-    #[error("open window")]
-    Window(#[from] WindowError),
+    /// The files can't be memory of the guest.
+    #[error("map files as guest memory")]
+    FileRegion(#[from] FileRegionError),
 }
 
 /// Makes an idle device.
@@ -53,7 +53,7 @@ pub enum DeviceConfigError {
 pub fn create(
     config: &DeviceConfig,
     fds: &Fds,
-    windows: &Arc<Windows>,
+    regions: &Arc<FileRegions>,
 ) -> Result<Box<dyn VirtioDevice>, DeviceConfigError> {
     Ok(match config {
         DeviceConfig::Block {
@@ -61,12 +61,12 @@ pub fn create(
             readonly,
             extents,
         } => {
-            let disk = Disk::new(pieces(extents, fds)?, *readonly)?;
+            let disk = Disk::new(FileExtent::take(extents, fds)?, *readonly)?;
             Box::new(Block::new(disk, serial.clone())?)
         }
         DeviceConfig::Pmem { extents } => {
-            let disk = Disk::new(pieces(extents, fds)?, true)?;
-            Box::new(Pmem::new(windows.open(disk.pieces())?))
+            let disk = Disk::new(FileExtent::take(extents, fds)?, true)?;
+            Box::new(Pmem::new(regions.map(disk.extents())?))
         }
         DeviceConfig::Net { taps, mac, mtu } => {
             let taps: Result<Vec<_>, _> = taps.iter().map(|tap| fds.get(*tap)).collect();
@@ -76,26 +76,4 @@ pub fn create(
         DeviceConfig::Vsock { cid, listener } => Box::new(Vsock::new(*cid, fds.get(*listener)?)?),
         DeviceConfig::Fs { tag, socket } => Box::new(Fs::new(tag, fds.get(*socket)?)?),
     })
-}
-
-fn pieces(extents: &[Extent], fds: &Fds) -> Result<Vec<Piece>, FdError> {
-    let mut files = HashMap::new();
-    extents
-        .iter()
-        .map(|extent| {
-            let file = match files.get(&extent.file.0) {
-                Some(file) => Arc::clone(file),
-                None => {
-                    let file = Arc::new(fds.file(extent.file)?);
-                    files.insert(extent.file.0, Arc::clone(&file));
-                    file
-                }
-            };
-            Ok(Piece {
-                file,
-                offset: extent.offset,
-                length: extent.length,
-            })
-        })
-        .collect()
 }

@@ -9,10 +9,11 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use clap::Args;
+use error_reporter::Report;
 use hull_proto_vmm::{DeviceConfig, ExitReason, ExitReport, Extent, FdIndex, Metrics, VmConfig};
-use hull_vmm::event_loop::{EventLoop, LoopError};
-use hull_vmm::fds::Fds;
-use hull_vmm::log;
+
+use crate::event_loop::{EventLoop, LoopError};
+use crate::fds::Fds;
 
 const SLOT_VSOCK: u8 = 0;
 const SLOT_RNG: u8 = 1;
@@ -89,7 +90,7 @@ pub fn run(start: Instant, boot: &Boot) -> ExitCode {
             }
         }
         Err(error) => {
-            eprintln!("hull-vmm: {}", log::chain(&error));
+            eprintln!("hull-vmm: {}", Report::new(&error));
             ExitCode::FAILURE
         }
     }

@@ -10,6 +10,7 @@ use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 use std::time::Instant;
 
+use error_reporter::Report;
 use hull_proto_vmm::{
     ErrorKind, ExitReason, ExitReport, Metrics, Request, Response, VERSION, VmConfig, VmState,
 };
@@ -21,7 +22,7 @@ use crate::fds::Fds;
 use crate::kvm::vcpu::Vcpus;
 use crate::machine::{Machine, MachineError};
 use crate::service;
-use crate::{exit, log};
+use crate::{epolls, exit, log};
 
 /// Connections at a time; the daemon needs one, a person debugging another.
 const MAX_CONNECTIONS: usize = 8;
@@ -155,7 +156,7 @@ impl EventLoop {
         loop {
             let timeout = if self.recess { RECESS_MS } else { -1 };
             let count =
-                service::wait(&self.epoll, timeout, &mut events).map_err(LoopError::Epoll)?;
+                epolls::wait(&self.epoll, timeout, &mut events).map_err(LoopError::Epoll)?;
             if self.recess {
                 self.set_recess(false);
             }
@@ -260,8 +261,8 @@ impl EventLoop {
             }
             Err(ConnectionError::Closed) => None,
             Err(error) => {
-                log::note(&log::chain(&error));
-                let message = log::chain(&error);
+                let message = Report::new(&error).to_string();
+                log::note(&message);
                 let _ = connection.send(&Response::Error {
                     kind: ErrorKind::Invalid,
                     message,
@@ -284,7 +285,7 @@ impl EventLoop {
             match connection.receive()? {
                 None => break,
                 Some(Incoming::Garbage(error)) => {
-                    let message = log::chain(&error);
+                    let message = Report::new(&error).to_string();
                     connection.send(&Response::Error {
                         kind: ErrorKind::Invalid,
                         message,
@@ -356,7 +357,7 @@ impl EventLoop {
             Err(LoopError::Machine(error)) => refusal(&error),
             Err(error @ LoopError::Epoll(_)) => Response::Error {
                 kind: ErrorKind::Internal,
-                message: log::chain(&error),
+                message: Report::new(&error).to_string(),
             },
         }
     }

@@ -4,6 +4,8 @@ use std::io::Write;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
+use crate::sync::lock;
+
 /// Lines allowed per [`PERIOD`].
 const BURST: u32 = 20;
 /// How long the allowance of lines lasts.
@@ -52,7 +54,7 @@ static ALLOWANCE: Mutex<Allowance> = Mutex::new(Allowance {
 /// Writes a line, cut if it is long, or drops it when there were too many.
 pub fn note(line: &str) {
     let line = cut(line);
-    let dropped = crate::lock(&ALLOWANCE).take(Instant::now());
+    let dropped = lock(&ALLOWANCE).take(Instant::now());
     let mut error = std::io::stderr().lock();
     // Nobody is left to tell when standard error is gone.
     let _ = match dropped {
@@ -68,19 +70,6 @@ pub fn note(line: &str) {
 /// Returns as much of a line as is written.
 fn cut(line: &str) -> &str {
     line.get(..line.floor_char_boundary(LINE)).unwrap_or(line)
-}
-
-/// Describes an error and its causes in one line.
-#[must_use]
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut line = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        line.push_str(": ");
-        line.push_str(&error.to_string());
-        cause = error.source();
-    }
-    line
 }
 
 #[cfg(test)]

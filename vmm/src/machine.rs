@@ -17,7 +17,9 @@ use crate::boot::kernel::{self, KernelError};
 use crate::boot::mptable::{self, MpTableError};
 use crate::boot::params::{self, ParamsError};
 use crate::devices::{self, DeviceConfigError};
+use crate::epolls::Epolls;
 use crate::fds::{FdError, Fds};
+use crate::file_regions::FileRegions;
 use crate::kvm::vcpu::{Bus, End, Vcpus};
 use crate::kvm::vm::{self, Vm};
 use crate::kvm::{KvmError, cpuid, msr, registers};
@@ -25,11 +27,10 @@ use crate::layout::{COM1_PIN, IOAPIC, IOAPIC_END, SLOT_BASE, SLOT_END};
 use crate::legacy::ioapic::Ioapic;
 use crate::legacy::ports::{self, Effect};
 use crate::legacy::serial::Com1;
+use crate::memory::Memory;
 use crate::memory::{self, MemoryError};
-use crate::service::{Epolls, Worker};
+use crate::service::Worker;
 use crate::slots::{SlotError, Slots};
-use crate::virtio::Memory;
-use crate::windows::Windows;
 
 /// Why a machine was not built or changed.
 #[derive(Debug, thiserror::Error)]
@@ -48,9 +49,9 @@ pub enum MachineError {
     /// No guest memory.
     #[error("create guest memory")]
     Memory(#[from] MemoryError),
-    /// No addresses for windows.
-    #[error("set addresses aside")]
-    Windows(#[from] MmapRegionError),
+    /// No addresses for file regions.
+    #[error("reserve addresses for file regions")]
+    FileRegions(#[from] MmapRegionError),
     /// No memory for registers.
     #[error("allocate registers of slots")]
     Registers(#[source] MmapRegionError),
@@ -162,9 +163,9 @@ enum Processors {
 #[derive(Debug)]
 pub struct Machine {
     vm: Arc<Vm>,
-    /// RAM and windows.
+    /// RAM and file regions.
     memory: Memory,
-    windows: Arc<Windows>,
+    regions: Arc<FileRegions>,
     hardware: Arc<Hardware>,
     processors: Processors,
     /// Serve disks and network cards; there from the start on.
@@ -193,15 +194,19 @@ impl Machine {
         phases.time("kernel_load", || {
             load(config, fds, &memory, &vcpus, &cmdline)
         })?;
-        let windows = Arc::new(Windows::new(&memory, address_bits, Arc::clone(&vm) as _)?);
-        let memory = windows.join(&memory);
+        let regions = Arc::new(FileRegions::new(
+            &memory,
+            address_bits,
+            Arc::clone(&vm) as _,
+        )?);
+        let memory = regions.join(&memory);
         let hardware = phases.time("devices", || {
-            populate(config, fds, &memory, &windows, &vm, &epolls, serial)
+            populate(config, fds, &memory, &regions, &vm, &epolls, serial)
         })?;
         Ok(Self {
             vm,
             memory,
-            windows,
+            regions,
             hardware,
             processors: Processors::Ready(vcpus),
             workers: Vec::new(),
@@ -259,7 +264,7 @@ impl Machine {
     /// [`MachineError::Device`], [`MachineError::Slot`]; nothing changed.
     pub fn attach(&self, slot: u8, config: &DeviceConfig, fds: &Fds) -> Result<(), MachineError> {
         let slots = &self.hardware.slots;
-        attach(slots, &self.windows, &self.vm, slot, config, fds)
+        attach(slots, &self.regions, &self.vm, slot, config, fds)
     }
 
     /// Takes a device out of its slot.
@@ -370,7 +375,7 @@ fn populate(
     config: &VmConfig,
     fds: &Fds,
     memory: &Memory,
-    windows: &Arc<Windows>,
+    regions: &Arc<FileRegions>,
     vm: &Arc<Vm>,
     epolls: &Epolls,
     serial: Option<File>,
@@ -379,7 +384,7 @@ fn populate(
     let slots = Slots::new(&ioapic, memory.clone(), epolls.clone());
     let slots = Arc::new(slots.map_err(MachineError::Registers)?);
     for (slot, device) in &config.devices {
-        attach(&slots, windows, vm, *slot, device, fds)?;
+        attach(&slots, regions, vm, *slot, device, fds)?;
     }
     let com1 = Com1::new(Com1Line(Arc::clone(&ioapic)), serial);
     let hardware = Hardware {
@@ -394,13 +399,13 @@ fn populate(
 
 fn attach(
     slots: &Slots,
-    windows: &Arc<Windows>,
+    regions: &Arc<FileRegions>,
     vm: &Vm,
     slot: u8,
     config: &DeviceConfig,
     fds: &Fds,
 ) -> Result<(), MachineError> {
-    let device = devices::create(config, fds, windows)
+    let device = devices::create(config, fds, regions)
         .map_err(|source| MachineError::Device { slot, source })?;
     Ok(slots.attach(slot, device, vm)?)
 }

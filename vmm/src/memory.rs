@@ -6,7 +6,9 @@ use vm_memory::mmap::{MmapRegionBuilder, MmapRegionError};
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap};
 
 use crate::layout::{FOUR_GIB, MMIO_GAP};
-use crate::virtio::Memory;
+
+/// Guest memory: cheap to clone, all clones see the same bytes.
+pub type Memory = vm_memory::GuestMemoryMmap<()>;
 
 const MIB: u64 = 1 << 20;
 /// The smallest guest: room for a kernel and what boots it.
@@ -96,6 +98,14 @@ pub fn regions(memory: &Memory) -> impl Iterator<Item = (u64, u64, u64)> {
             region.len(),
         )
     })
+}
+
+/// Tells whether devices may write to `address`: to RAM, but not to files ([`crate::file_regions`]).
+/// Between the two is a gap, so it says the same of all that is reached from there on.
+pub fn is_writable(memory: &Memory, address: GuestAddress) -> bool {
+    memory
+        .find_region(address)
+        .is_some_and(|region| region.prot() & libc::PROT_WRITE != 0)
 }
 
 #[cfg(test)]

@@ -13,8 +13,8 @@ use crate::kvm::vcpu::{Bus, End, Vcpus};
 use crate::kvm::vm::{self, Vm};
 use crate::kvm::{KvmError, cpuid, msr, registers};
 use crate::layout::HIGH_RAM;
-use crate::lock;
 use crate::memory::{self, MIN_MIB, MemoryError};
+use crate::sync::lock;
 
 const PORT: u16 = 0x3f8;
 const DONE: u8 = b'K';
@@ -171,7 +171,7 @@ mod tests {
         match run() {
             Ok(()) => println!("this host runs microVMs"),
             Err(error) => {
-                println!("{}", crate::log::chain(&error));
+                println!("{}", error_reporter::Report::new(&error));
                 assert!(!matches!(
                     error,
                     ProbeError::Timeout | ProbeError::Died | ProbeError::Prepare(_)

@@ -11,15 +11,17 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
 
-use hull_proto_vmm::MAX_QUEUE_PAIRS;
+use error_reporter::Report;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::epolls::wait;
+use crate::log;
 use crate::slots::{Attached, Slots};
-use crate::virtio::device::lane_of;
+use crate::sync::lock;
+use crate::virtio::device::pair_of;
+use crate::virtio::device::{DeviceError, Progress};
 use crate::virtio::watch::{Source, decode};
-use crate::virtio::{DeviceError, Progress};
-use crate::{lock, log};
 
 /// Events taken at a time.
 const BATCH: usize = 32;
@@ -27,44 +29,6 @@ const BATCH: usize = 32;
 const STACK: usize = 256 << 10;
 /// Marks the event that wakes the worker; no slot has this number.
 const WAKE: u64 = u64::MAX;
-
-/// The sets that devices are watched through.
-#[derive(Debug, Clone)]
-pub struct Epolls {
-    /// Of disks: one.
-    pub disks: Arc<[Arc<Epoll>]>,
-    /// Of network cards: one per lane.
-    pub network: Arc<[Arc<Epoll>]>,
-    /// Of all other devices: one.
-    pub others: Arc<[Arc<Epoll>]>,
-}
-
-impl Epolls {
-    /// Creates empty sets for a VM of so many vCPUs, beside the event loop's.
-    ///
-    /// # Errors
-    /// When the host has no more descriptors.
-    pub fn new(others: Arc<Epoll>, vcpus: u8) -> io::Result<Self> {
-        let lanes = usize::from(vcpus).clamp(1, MAX_QUEUE_PAIRS);
-        let network: io::Result<Vec<_>> = (0..lanes).map(|_| Epoll::new().map(Arc::new)).collect();
-        Ok(Self {
-            disks: [Arc::new(Epoll::new()?)].into(),
-            network: network?.into(),
-            others: [others].into(),
-        })
-    }
-}
-
-/// Waits for events, as long as `timeout` milliseconds say (-1: for ever).
-///
-/// # Errors
-/// What epoll says, but for interruptions by signals.
-pub fn wait(epoll: &Epoll, timeout: i32, events: &mut [EpollEvent]) -> io::Result<usize> {
-    match epoll.wait(timeout, events) {
-        Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(0),
-        result => result,
-    }
-}
 
 /// Serves the devices that are ready now.
 ///
@@ -90,25 +54,25 @@ fn serve(slots: &Slots, event: EpollEvent) {
         Err(error) => {
             log::note(&format!(
                 "device in slot {slot} needs a reset: {}",
-                log::chain(&error)
+                Report::new(&error)
             ));
             slots.give_up(slot, generation);
         }
     }
 }
 
-/// Has the lane handle what is its own, if it has any part of the device in use, else the device.
+/// Has the queue pair handle the event if the pair is in use, else the device.
 fn handle(attached: &Attached, source: Source, ready: EventSet) -> Result<Progress, DeviceError> {
-    let lane = match source {
-        Source::Kick(queue) => lane_of(queue.into()),
-        Source::Device(token) => lane_of(token),
+    let pair = match source {
+        Source::Kick(queue) => pair_of(queue.into()),
+        Source::Device(token) => pair_of(token),
     };
-    if let Some(mut lane) = attached.lanes.get(lane).map(|lane| lock(lane))
-        && lane.is_active()
+    if let Some(mut pair) = attached.pairs.get(pair).map(|pair| lock(pair))
+        && pair.is_active()
     {
         return match source {
-            Source::Kick(queue) => lane.on_kick(queue),
-            Source::Device(token) => lane.on_event(token, ready),
+            Source::Kick(queue) => pair.on_kick(queue),
+            Source::Device(token) => pair.on_event(token, ready),
         };
     }
     let mut device = lock(&attached.device);
@@ -213,20 +177,22 @@ mod tests {
     use std::time::{Duration, Instant};
 
     use super::*;
+    use crate::epolls::Epolls;
+    use crate::extent::FileExtent;
     use crate::legacy::ioapic::Ioapic;
     use crate::virtio::block::Block;
-    use crate::virtio::block::disk::{Disk, Piece};
+    use crate::virtio::block::disk::Disk;
     use crate::virtio::test_driver::{Nothing, memory};
 
     fn disk() -> Box<Block> {
         let file = tempfile::tempfile().unwrap();
         file.set_len(512).unwrap();
-        let piece = Piece {
+        let extent = FileExtent {
             file: Arc::new(file),
             offset: 0,
             length: 512,
         };
-        Box::new(Block::new(Disk::new(vec![piece], true).unwrap(), String::new()).unwrap())
+        Box::new(Block::new(Disk::new(vec![extent], true).unwrap(), String::new()).unwrap())
     }
 
     /// Tells whether the disk in slot 1 has handled this many notifications within `patience`.

@@ -2,7 +2,7 @@
 //!
 //! A slot is empty or holds a [`Transport`]. vCPUs lock a slot for a register access; the event loop
 //! locks it to attach and detach, and otherwise only to find the device, which it uses without
-//! holding the slot. Lock order: slot, device, lane of a device, IOAPIC.
+//! holding the slot. Lock order: slot, device, queue pair of a device, IOAPIC.
 //!
 //! A vCPU that resets a disk has the slot until the disk is done with what it does, and a host's file
 //! system may take its time. The event loop must not wait for that, because the daemon waits for the
@@ -16,18 +16,19 @@ use hull_proto_vmm::{DeviceMetrics, SLOTS};
 use vm_memory::mmap::MmapRegionError;
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::epolls::Epolls;
 use crate::layout::{SLOT_BASE, SLOT_SIZE, slot_address, slot_pin};
 use crate::legacy::ioapic::{Ioapic, MessageSink};
-use crate::service::Epolls;
-use crate::virtio::device::{SharedLane, lane_of};
+use crate::memory::Memory;
+use crate::sync::{lock, lock_briefly, try_lock};
+use crate::virtio::counters::Counters;
+use crate::virtio::device::{Kind, VirtioDevice};
+use crate::virtio::device::{SharedQueuePair, pair_of};
 use crate::virtio::mmio::{
-    self, INTERRUPT_ACKNOWLEDGE, INTERRUPT_QUEUE, Line, MmioInterrupt, QUEUE_NOTIFY, SharedDevice,
-    Transport,
+    self, INTERRUPT_ACKNOWLEDGE, INTERRUPT_QUEUE, Line, QUEUE_NOTIFY, SharedDevice, Transport,
 };
 use crate::virtio::registers::Registers;
 use crate::virtio::watch::Watcher;
-use crate::virtio::{Counters, Kind, Memory, VirtioDevice};
-use crate::{lock, lock_briefly, try_lock};
 
 /// Makes guest notifications reach descriptors without an exit to user space.
 pub trait Doorbells {
@@ -107,10 +108,8 @@ struct Place {
 pub struct Attached {
     /// The device.
     pub device: SharedDevice,
-    /// Its lanes.
-    pub lanes: Arc<[SharedLane]>,
-    /// Its interrupt.
-    pub interrupt: Arc<MmioInterrupt>,
+    /// Its queue pairs.
+    pub pairs: Arc<[SharedQueuePair]>,
 }
 
 /// All slots of a VM.
@@ -195,7 +194,7 @@ impl Slots {
                 doorbells.connect(&kick, slot_address(slot) + QUEUE_NOTIFY, queue.into())?;
                 let fd = kick.as_raw_fd();
                 kicks.push(kick);
-                watcher.for_lane(lane_of(queue.into())).add_kick(fd, queue)
+                watcher.for_pair(pair_of(queue.into())).add_kick(fd, queue)
             })
             .and_then(|()| {
                 let all = doorbell()?;
@@ -257,8 +256,7 @@ impl Slots {
             .filter(|_| place.generation == generation)?;
         Some(Attached {
             device: Arc::clone(transport.device()),
-            lanes: Arc::clone(transport.lanes()),
-            interrupt: Arc::clone(transport.interrupt()),
+            pairs: Arc::clone(transport.queue_pairs()),
         })
     }
 

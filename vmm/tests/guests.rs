@@ -20,10 +20,10 @@ const SLOT_SIZE: u32 = 0x1000;
 const IOAPIC: u32 = 0xfec0_0000;
 const DEVICE_ID: u32 = 8;
 const STATUS: u32 = 0x70;
-/// A virtual address behind RAM, the entry of the page tables that maps it, and the first window.
+/// A virtual address behind RAM, the entry of the page tables that maps it, and the first file region.
 const VIEW: u32 = 0x4000_0000;
 const VIEW_ENTRY: u32 = 0xc000;
-const WINDOW: u64 = 0x1_0800_0000;
+const FILE_REGION: u64 = 0x1_0800_0000;
 
 fn refused(response: &Response) -> ErrorKind {
     match response {
@@ -254,9 +254,9 @@ fn devices_come_and_go_while_the_guest_runs() {
     assert_eq!(vmm.wait().1.reason, ExitReason::Stopped);
 }
 
-/// Code that maps the first window and waits until slot 5 has a device.
-fn look_through_a_window() -> Code {
-    let entry = WINDOW | 0x83;
+/// Code that maps the first file region and waits until slot 5 has a device.
+fn read_a_file_region() -> Code {
+    let entry = FILE_REGION | 0x83;
     Code::default()
         .write(VIEW_ENTRY, entry as u32)
         .write(VIEW_ENTRY + 4, (entry >> 32) as u32)
@@ -265,7 +265,7 @@ fn look_through_a_window() -> Code {
 }
 
 /// A file of two pages, and pmem that shows the second one first.
-fn window() -> (File, DeviceConfig) {
+fn pmem() -> (File, DeviceConfig) {
     let mut file = tempfile::tempfile().unwrap();
     for text in [b"one.", b"two."] {
         file.write_all(&text.repeat(1024)).unwrap();
@@ -287,7 +287,7 @@ fn a_guest_reads_files_as_memory_and_what_it_writes_is_lost() {
     let vmm = Vmm::start();
     let mut control = vmm.connect();
     let serial = control.boot(
-        &look_through_a_window()
+        &read_a_file_region()
             .read(VIEW)
             .print()
             .write(VIEW, 7)
@@ -302,7 +302,7 @@ fn a_guest_reads_files_as_memory_and_what_it_writes_is_lost() {
             .print()
             .die(),
     );
-    let (file, device) = window();
+    let (file, device) = pmem();
     control.order(&Request::Attach { slot: 5, device }, &[&file]);
     wait_until(|| content(&serial).len() == 20);
     assert_eq!(
@@ -333,13 +333,13 @@ fn a_file_that_is_cut_ends_the_vm_that_uses_it_and_the_report_says_so() {
     let vmm = Vmm::start();
     let mut control = vmm.connect();
     let serial = control.boot(
-        &look_through_a_window()
+        &read_a_file_region()
             .read_until_nonzero(SLOT + 6 * SLOT_SIZE + DEVICE_ID)
             .read(VIEW)
             .print()
             .die(),
     );
-    let (file, device) = window();
+    let (file, device) = pmem();
     control.order(&Request::Attach { slot: 5, device }, &[&file]);
     file.set_len(0).unwrap();
     let device = DeviceConfig::Rng;

@@ -7,7 +7,7 @@ use linux_loader::loader::{Elf, KernelLoader};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryError, GuestMemoryRegion};
 
 use crate::layout::{HIGH_RAM, MMIO_GAP};
-use crate::virtio::Memory;
+use crate::memory::Memory;
 
 const PAGE: u64 = 4096;
 

@@ -1,6 +1,6 @@
 //! Booting Linux: an ELF kernel through the 64-bit boot protocol, without ACPI.
 
-pub mod cmdline;
-pub mod kernel;
-pub mod mptable;
-pub mod params;
+pub(crate) mod cmdline;
+pub(crate) mod kernel;
+pub(crate) mod mptable;
+pub(crate) mod params;

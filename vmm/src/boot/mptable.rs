@@ -6,7 +6,7 @@
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 
 use crate::layout::{COM1_PIN, IOAPIC, IOAPIC_PINS, LOCAL_APIC, MPTABLE, MPTABLE_END};
-use crate::virtio::Memory;
+use crate::memory::Memory;
 
 const REVISION: u8 = 4;
 const POINTER_SIZE: usize = 16;

@@ -6,7 +6,7 @@ use vm_memory::{ByteValued, Bytes, GuestAddress, GuestMemoryError};
 use super::kernel::Loaded;
 use crate::layout::{CMDLINE, FOUR_GIB, HIGH_RAM, LOW_RAM_END, SETUP_DATA, ZERO_PAGE};
 use crate::memory;
-use crate::virtio::Memory;
+use crate::memory::Memory;
 use crate::virtio::rng::random_bytes;
 
 const BOOT_FLAG: u16 = 0xaa55;

@@ -1,21 +1,21 @@
 //! What the daemon is told when a request fails.
 
+use error_reporter::Report;
 use hull_proto_vmm::{ErrorKind, Response};
 
 use crate::devices::DeviceConfigError;
 use crate::fds::FdError;
-use crate::log::chain;
+use crate::file_regions::FileRegionError;
 use crate::machine::MachineError;
 use crate::memory::MemoryError;
 use crate::slots::SlotError;
-use crate::windows::WindowError;
 
 /// Makes a response of an error.
 #[must_use]
 pub fn refusal(error: &MachineError) -> Response {
     Response::Error {
         kind: kind(error),
-        message: chain(error),
+        message: Report::new(error).to_string(),
     }
 }
 
@@ -24,12 +24,12 @@ fn kind(error: &MachineError) -> ErrorKind {
         MachineError::Memory(MemoryError::Allocate { .. })
         | MachineError::Fd(FdError::Duplicate(_))
         | MachineError::Slot(SlotError::Connect { .. })
-        | MachineError::Windows(_)
+        | MachineError::FileRegions(_)
         | MachineError::Registers(_)
         | MachineError::Device {
             source:
-                DeviceConfigError::Window(
-                    WindowError::Full(_) | WindowError::Map(_) | WindowError::Slot(_),
+                DeviceConfigError::FileRegion(
+                    FileRegionError::Full(_) | FileRegionError::Map(_) | FileRegionError::Slot(_),
                 ),
             ..
         }

@@ -1,4 +1,4 @@
 //! The control socket: [`connection`] is the framing, [`answer`] what failures are called.
 
-pub mod answer;
-pub mod connection;
+pub(crate) mod answer;
+pub(crate) mod connection;

@@ -3,11 +3,11 @@
 //! Calls are made in the order memory slots, interrupt chip, vCPUs, ioeventfds: since Linux 6.18 a
 //! change of memory slots after a device was put on KVM's I/O bus waits for a slow grace period.
 
-pub mod cpuid;
-pub mod msr;
-pub mod registers;
-pub mod vcpu;
-pub mod vm;
+pub(crate) mod cpuid;
+pub(crate) mod msr;
+pub(crate) mod registers;
+pub(crate) mod vcpu;
+pub(crate) mod vm;
 
 use kvm_ioctls::Cap;
 

@@ -7,7 +7,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 
 use super::KvmError;
 use crate::layout::{BOOT_STACK, GDT, PAGE_TABLES, ZERO_PAGE};
-use crate::virtio::Memory;
+use crate::memory::Memory;
 
 const CR0_PE: u64 = 1;
 const CR0_ET: u64 = 1 << 4;

@@ -23,8 +23,8 @@ use kvm_ioctls::{VcpuExit, VcpuFd};
 use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
-use crate::lock;
-use crate::virtio::Memory;
+use crate::memory::Memory;
+use crate::sync::lock;
 
 /// The stack of a vCPU thread. Only what is touched costs memory.
 const STACK: usize = 256 << 10;

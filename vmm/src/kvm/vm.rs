@@ -9,17 +9,17 @@ use kvm_ioctls::{Cap, IoEventAddress, Kvm, VcpuFd, VmFd};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::KvmError;
+use crate::file_regions::MemorySlots;
 use crate::layout::{IOAPIC_PINS, KVM_TSS, SLOT_BASE};
 use crate::legacy::ioapic::{Message, MessageSink};
 use crate::memory;
+use crate::memory::Memory;
 use crate::slots::Doorbells;
-use crate::virtio::Memory;
 use crate::virtio::registers::Registers;
-use crate::windows::MemorySlots;
 
 /// KVM's slot of registers follows those of RAM, of which there are two at most.
 const REGISTERS: u32 = 2;
-const FIRST_WINDOW: u32 = REGISTERS + 1;
+const FIRST_FILE_REGION: u32 = REGISTERS + 1;
 
 const REQUIRED: [Cap; 8] = [
     Cap::UserMemory,
@@ -134,14 +134,14 @@ impl Vm {
 }
 
 impl MemorySlots for Vm {
-    unsafe fn fill(&self, number: u32, guest: u64, host: u64, length: u64) -> io::Result<()> {
+    unsafe fn map(&self, number: u32, guest: u64, host: u64, length: u64) -> io::Result<()> {
         // SAFETY: the caller keeps the range mapped.
-        Ok(unsafe { self.map_read_only(FIRST_WINDOW + number, guest, host, length) }?)
+        Ok(unsafe { self.map_read_only(FIRST_FILE_REGION + number, guest, host, length) }?)
     }
 
-    fn clear(&self, number: u32) -> io::Result<()> {
+    fn unmap(&self, number: u32) -> io::Result<()> {
         let region = kvm_userspace_memory_region {
-            slot: FIRST_WINDOW + number,
+            slot: FIRST_FILE_REGION + number,
             ..Default::default()
         };
         // SAFETY: a size of 0 takes the slot out; no memory is given.

@@ -19,7 +19,7 @@ use std::sync::Mutex;
 use vm_superio::serial::NoEvents;
 use vm_superio::{Serial, Trigger};
 
-use crate::lock;
+use crate::sync::lock;
 
 const PANIC: &[u8] = b"Kernel panic - not syncing: ";
 /// How much of a line is kept.

@@ -175,11 +175,9 @@ fn slots_that_share_a_line_lose_no_interrupt() {
     machine.unmask(slot_pin(one));
     machine.attach(one).unwrap();
     machine.attach(other).unwrap();
-    let interrupt = |slot| {
-        let generation = (0..9)
-            .find(|g| machine.slots.find(slot, *g).is_some())
-            .unwrap();
-        machine.slots.find(slot, generation).unwrap().interrupt
+    let interrupt = |slot: u8| {
+        let place = lock(&machine.slots.slots[usize::from(slot)].slot);
+        Arc::clone(place.transport.as_ref().unwrap().interrupt())
     };
     use crate::virtio::interrupt::Interrupt;
     interrupt(one).signal_queue();
@@ -307,11 +305,9 @@ fn nobody_waits_for_ever() {
             if let Some((slot, generation, Source::Kick(queue))) = machine.event()
                 && let Some(attached) = machine.slots.find(slot, generation)
             {
-                let mut device = lock(&attached.device);
-                if device.on_kick(queue).is_err() {
-                    device.reset();
-                    drop(device);
-                    attached.interrupt.needs_reset();
+                let handled = lock(&attached.device).on_kick(queue);
+                if handled.is_err() {
+                    machine.slots.give_up(slot, generation);
                 }
                 serviced += 1;
             }

@@ -13,7 +13,7 @@
 use vm_memory::{GuestMemory, Permissions, VolatileSlice};
 
 use super::queue::Chain;
-use super::{Memory, is_writable};
+use crate::memory::{Memory, is_writable};
 
 /// A chain that no driver following virtio 1.2, section 2.7 would make.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]

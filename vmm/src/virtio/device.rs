@@ -9,7 +9,7 @@
 //! - A vCPU that writes a transport register calls [`VirtioDevice::activate`] (`DRIVER_OK`),
 //!   [`VirtioDevice::reset`] (status 0). These do no I/O.
 //!
-//! A device of several queues may consist of [`Lane`]s, each with a mutex of its own, which threads of
+//! A device of several queues may consist of [`QueuePair`]s, each with a mutex of its own, which threads of
 //! their own serve without the device's. The device locks them for all else that it does.
 //!
 //! ```text
@@ -23,17 +23,17 @@
 //! host resources (fds) are given to its constructor again on restore.
 
 use std::fmt::Debug;
-use std::iter::Sum;
 use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex};
 
-use serde::{Deserialize, Serialize};
 use vmm_sys_util::epoll::EventSet;
 
 use super::interrupt::Interrupt;
 use super::queue::{Chain, QueueError, QueueRecord, VirtQueue};
 use super::watch::Watcher;
-use super::{Memory, block, fs, net, pmem, rng, vsock};
+use crate::memory::Memory;
+use crate::virtio::counters::Counters;
+use crate::virtio::state::DeviceState;
 
 /// Kinds of virtio device (virtio 1.2, section 5).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -171,33 +171,6 @@ pub enum Progress {
     More(u16),
 }
 
-/// What a device counts about itself since it was attached.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Counters {
-    /// Guest notifications handled.
-    pub notifications: u64,
-    /// Descriptor chains completed.
-    pub requests: u64,
-    /// Bytes that the guest sent or wrote.
-    pub bytes_out: u64,
-    /// Bytes that the guest received or read.
-    pub bytes_in: u64,
-    /// Requests answered with an error, or malformed.
-    pub errors: u64,
-}
-
-impl Sum for Counters {
-    fn sum<I: Iterator<Item = Self>>(parts: I) -> Self {
-        parts.fold(Self::default(), |all, part| Self {
-            notifications: all.notifications + part.notifications,
-            requests: all.requests + part.requests,
-            bytes_out: all.bytes_out + part.bytes_out,
-            bytes_in: all.bytes_in + part.bytes_in,
-            errors: all.errors + part.errors,
-        })
-    }
-}
-
 /// The guest broke the device: it needs a reset. Malformed requests that the device can answer
 /// with an error are not of this kind.
 #[derive(Debug, thiserror::Error)]
@@ -213,31 +186,13 @@ pub enum DeviceError {
     Broken(&'static str),
 }
 
-/// A device's own part of a snapshot: no file descriptors, no paths, no queues
-/// (the transport saves those by [`VirtioDevice::queues`]).
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub enum DeviceState {
-    /// virtio-blk.
-    Block(block::State),
-    /// virtio-net.
-    Net(net::State),
-    /// virtio-rng.
-    Rng(rng::State),
-    /// virtio-vsock.
-    Vsock(vsock::State),
-    /// virtio-fs.
-    Fs(fs::State),
-    /// virtio-pmem.
-    Pmem(pmem::State),
-}
-
-/// A lane, for its device and the slot.
-pub type SharedLane = Arc<Mutex<dyn Lane>>;
+/// A queue pair, for its device and the slot.
+pub type SharedQueuePair = Arc<Mutex<dyn QueuePair>>;
 
 /// A part of a device that is served on its own: queues 2*i* and 2*i* + 1, and the descriptors that
-/// are watched with these tokens, for lane *i*. [`VirtioDevice`] says what the methods do. Its lock comes
+/// are watched with these tokens, for pair *i*. [`VirtioDevice`] says what the methods do. Its lock comes
 /// after the device's.
-pub trait Lane: Debug + Send {
+pub trait QueuePair: Debug + Send {
     /// Tells whether it has its queues. If not, its events are the device's.
     fn is_active(&self) -> bool;
 
@@ -250,13 +205,13 @@ pub trait Lane: Debug + Send {
     /// See [`VirtioDevice::on_event`].
     ///
     /// # Errors
-    /// As for [`Lane::on_kick`].
+    /// As for [`QueuePair::on_kick`].
     fn on_event(&mut self, token: u32, ready: EventSet) -> Result<Progress, DeviceError>;
 }
 
-/// Returns the lane that a queue or a token belongs to, if the device has so many.
+/// Returns the queue pair that a queue or a token belongs to, if the device has so many.
 #[must_use]
-pub fn lane_of(number: u32) -> usize {
+pub fn pair_of(number: u32) -> usize {
     (number / 2) as usize
 }
 
@@ -276,7 +231,7 @@ pub trait VirtioDevice: Debug + Send {
     }
 
     /// Returns the parts that are served without the device's lock: always the same.
-    fn lanes(&self) -> Vec<SharedLane> {
+    fn queue_pairs(&self) -> Vec<SharedQueuePair> {
         Vec::new()
     }
 

@@ -20,19 +20,23 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
+use error_reporter::Report;
 use serde::{Deserialize, Serialize};
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::device::{Activation, DeviceState, Kind, SharedLane, VirtioDevice};
 use super::interrupt::Interrupt;
 use super::queue::{QueueRecord, VirtQueue};
 use super::registers::Page;
 use super::watch::Watcher;
-use super::{DeviceError, Memory};
 use crate::layout::SLOT_SIZE;
-use crate::{lock, lock_briefly, log};
+use crate::log;
+use crate::memory::Memory;
+use crate::sync::{lock, lock_briefly};
+use crate::virtio::device::DeviceError;
+use crate::virtio::device::{Activation, Kind, SharedQueuePair, VirtioDevice};
+use crate::virtio::state::DeviceState;
 
 /// "virt"
 const MAGIC: u32 = 0x7472_6976;
@@ -205,7 +209,7 @@ pub enum RestoreError {
 #[derive(Debug)]
 pub struct Transport {
     device: SharedDevice,
-    lanes: Arc<[SharedLane]>,
+    pairs: Arc<[SharedQueuePair]>,
     kind: Kind,
     features: u64,
     interrupt: Arc<MmioInterrupt>,
@@ -242,7 +246,7 @@ impl Transport {
         let new = Self {
             kind: device.kind(),
             features: device.features() | TRANSPORT_FEATURES,
-            lanes: device.lanes().into(),
+            pairs: device.queue_pairs().into(),
             device: Arc::new(Mutex::new(device)),
             interrupt: Arc::new(MmioInterrupt::new(page.clone(), line)),
             page,
@@ -265,6 +269,10 @@ impl Transport {
     ///
     /// # Errors
     /// [`RestoreError`] when the state can't have come from this device.
+    #[cfg_attr(
+        not(test),
+        expect(dead_code, reason = "snapshots of a VM are not finished")
+    )]
     pub fn restore(mut self, state: &State) -> Result<Self, RestoreError> {
         if state.queues.len() != self.queues.len() {
             return Err(RestoreError::Queues {
@@ -310,6 +318,10 @@ impl Transport {
     }
 
     /// Returns what is to be saved. The device has been drained.
+    #[cfg_attr(
+        not(test),
+        expect(dead_code, reason = "snapshots of a VM are not finished")
+    )]
     #[must_use]
     pub fn state(&self) -> State {
         let device = lock(&self.device);
@@ -337,10 +349,10 @@ impl Transport {
         &self.device
     }
 
-    /// Returns the lanes of the device.
+    /// Returns the queue pairs of the device.
     #[must_use]
-    pub fn lanes(&self) -> &Arc<[SharedLane]> {
-        &self.lanes
+    pub fn queue_pairs(&self) -> &Arc<[SharedQueuePair]> {
+        &self.pairs
     }
 
     /// Returns what kind of device this is.
@@ -519,7 +531,7 @@ impl Transport {
                         log::note(&format!(
                             "{} device: {}",
                             self.kind.name(),
-                            log::chain(&error)
+                            Report::new(&error)
                         ));
                         self.interrupt.needs_reset();
                     }

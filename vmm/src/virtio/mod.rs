@@ -26,33 +26,20 @@
 //! | bytes on the console | 16 MiB, if they are kept at all |
 //! | the exit report | 200 bytes of the guest's |
 
-pub mod block;
-pub mod buffers;
-pub mod device;
-pub mod fs;
-pub mod interrupt;
-pub mod mmio;
-pub mod net;
-pub mod pmem;
-pub mod queue;
-pub mod registers;
-pub mod rng;
+pub(crate) mod block;
+pub(crate) mod buffers;
+pub(crate) mod counters;
+pub(crate) mod device;
+pub(crate) mod fs;
+pub(crate) mod interrupt;
+pub(crate) mod mmio;
+pub(crate) mod net;
+pub(crate) mod pmem;
+pub(crate) mod queue;
+pub(crate) mod registers;
+pub(crate) mod rng;
+pub(crate) mod state;
 #[cfg(test)]
 pub(crate) mod test_driver;
-pub mod vsock;
-pub mod watch;
-
-use vm_memory::{GuestAddress, GuestMemoryBackend};
-
-pub use device::{Activation, Counters, DeviceError, DeviceState, Kind, Progress, VirtioDevice};
-
-/// Guest memory: cheap to clone, all clones see the same bytes.
-pub type Memory = vm_memory::GuestMemoryMmap<()>;
-
-/// Tells whether devices may write to `address`: to RAM, but not to [`crate::windows`]. Between the
-/// two is a gap, so it says the same of all that is reached from there on.
-pub(crate) fn is_writable(memory: &Memory, address: GuestAddress) -> bool {
-    memory
-        .find_region(address)
-        .is_some_and(|region| region.prot() & libc::PROT_WRITE != 0)
-}
+pub(crate) mod vsock;
+pub(crate) mod watch;

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueState, QueueT};
 use vm_memory::{Bytes, GuestAddress};
 
-use super::{Memory, is_writable};
+use crate::memory::{Memory, is_writable};
 
 /// A descriptor chain in guest memory.
 pub type Chain<'m> = DescriptorChain<&'m Memory>;
@@ -108,14 +108,6 @@ impl VirtQueue {
         })
     }
 
-    /// Wraps a queue made by a test.
-    #[cfg(test)]
-    #[must_use]
-    pub fn from_queue(queue: Queue) -> Self {
-        let considered = queue.next_used();
-        Self { queue, considered }
-    }
-
     /// Takes the next available chain.
     ///
     /// # Errors
@@ -127,18 +119,6 @@ impl VirtQueue {
     /// Puts the chain that was taken last back.
     pub fn undo_pop(&mut self) {
         self.queue.go_to_previous_position();
-    }
-
-    /// Tells whether a chain waits.
-    ///
-    /// # Errors
-    /// [`QueueError::Ring`]: the device needs a reset.
-    pub fn has_chain(&self, memory: &Memory) -> Result<bool, QueueError> {
-        let index = self
-            .queue
-            .avail_idx(memory, Ordering::Acquire)
-            .map_err(QueueError::Ring)?;
-        Ok(index.0 != self.queue.next_avail())
     }
 
     /// Returns a chain to the driver, with `length` bytes written to it.

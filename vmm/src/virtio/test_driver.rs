@@ -9,17 +9,18 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::queue::{QueueRecord, VirtQueue};
 use super::watch::{Source, decode};
-use super::{Memory, Progress, VirtioDevice};
 use crate::legacy::ioapic::{Message, MessageSink};
+use crate::memory::Memory;
 use crate::slots::Doorbells;
+use crate::virtio::device::{Progress, VirtioDevice};
 
 const NEXT: u16 = 1;
 const WRITE: u16 = 2;
 const INDIRECT: u16 = 4;
 
-/// A piece of memory in a chain.
+/// A segment of memory in a chain.
 #[derive(Debug, Clone, Copy)]
-pub struct Piece {
+pub struct Segment {
     /// Guest address.
     pub address: u64,
     /// Length in bytes.
@@ -28,18 +29,18 @@ pub struct Piece {
     pub writable: bool,
 }
 
-/// Makes a piece that the device reads.
-pub fn readable(address: u64, len: usize) -> Piece {
-    Piece {
+/// Makes a segment that the device reads.
+pub fn readable(address: u64, len: usize) -> Segment {
+    Segment {
         address,
         len: u32::try_from(len).unwrap(),
         writable: false,
     }
 }
 
-/// Makes a piece that the device writes.
-pub fn writable(address: u64, len: usize) -> Piece {
-    Piece {
+/// Makes a segment that the device writes.
+pub fn writable(address: u64, len: usize) -> Segment {
+    Segment {
         address,
         len: u32::try_from(len).unwrap(),
         writable: true,
@@ -169,14 +170,14 @@ impl DriverQueue {
     }
 
     /// Adds a chain; returns its head, or none when there are too few descriptors.
-    pub fn offer(&mut self, pieces: &[Piece]) -> Option<u16> {
-        if self.free.len() < pieces.len() {
+    pub fn offer(&mut self, segments: &[Segment]) -> Option<u16> {
+        if self.free.len() < segments.len() {
             return None;
         }
-        let ids: Vec<u16> = pieces.iter().map(|_| self.free.pop().unwrap()).collect();
-        for (at, piece) in pieces.iter().enumerate() {
+        let ids: Vec<u16> = segments.iter().map(|_| self.free.pop().unwrap()).collect();
+        for (at, segment) in segments.iter().enumerate() {
             let next = ids.get(at + 1).copied();
-            self.describe(self.base, ids[at], *piece, 0, next);
+            self.describe(self.base, ids[at], *segment, 0, next);
         }
         let head = ids[0];
         self.chains.insert(head, ids);
@@ -185,14 +186,14 @@ impl DriverQueue {
     }
 
     /// Adds a chain whose descriptors are in an indirect table at `table`.
-    pub fn offer_indirect(&mut self, table: u64, pieces: &[Piece]) -> Option<u16> {
+    pub fn offer_indirect(&mut self, table: u64, segments: &[Segment]) -> Option<u16> {
         let head = self.free.pop()?;
-        for (at, piece) in pieces.iter().enumerate() {
+        for (at, segment) in segments.iter().enumerate() {
             let at = u16::try_from(at).unwrap();
-            let next = (usize::from(at) + 1 < pieces.len()).then_some(at + 1);
-            self.describe(table, at, *piece, 0, next);
+            let next = (usize::from(at) + 1 < segments.len()).then_some(at + 1);
+            self.describe(table, at, *segment, 0, next);
         }
-        let table = readable(table, pieces.len() * 16);
+        let table = readable(table, segments.len() * 16);
         self.describe(self.base, head, table, INDIRECT, None);
         self.chains.insert(head, vec![head]);
         self.publish(head);
@@ -200,23 +201,23 @@ impl DriverQueue {
     }
 
     /// Adds a chain that points at itself.
-    pub fn offer_loop(&mut self, piece: Piece) -> Option<u16> {
+    pub fn offer_loop(&mut self, segment: Segment) -> Option<u16> {
         let head = self.free.pop()?;
-        self.describe(self.base, head, piece, 0, Some(head));
+        self.describe(self.base, head, segment, 0, Some(head));
         self.chains.insert(head, vec![head]);
         self.publish(head);
         Some(head)
     }
 
-    fn describe(&self, table: u64, id: u16, piece: Piece, flags: u16, next: Option<u16>) {
+    fn describe(&self, table: u64, id: u16, segment: Segment, flags: u16, next: Option<u16>) {
         let at = table + 16 * u64::from(id);
-        let write = if piece.writable { WRITE } else { 0 };
+        let write = if segment.writable { WRITE } else { 0 };
         let more = if next.is_some() { NEXT } else { 0 };
         self.memory
-            .write_obj(piece.address, GuestAddress(at))
+            .write_obj(segment.address, GuestAddress(at))
             .unwrap();
         self.memory
-            .write_obj(piece.len, GuestAddress(at + 8))
+            .write_obj(segment.len, GuestAddress(at + 8))
             .unwrap();
         self.store(at + 12, flags | write | more);
         self.store(at + 14, next.unwrap_or_default());

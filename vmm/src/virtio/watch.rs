@@ -18,12 +18,12 @@ pub enum Source {
 /// Registers descriptors on behalf of the device in one slot.
 ///
 /// Each attached device has its own generation, so that events of a device that was taken out are
-/// told apart from those of its successor. The lanes of a device ([`super::device::Lane`]) take turns
+/// told apart from those of its successor. The queue pairs of a device ([`super::device::QueuePair`]) take turns
 /// at the sets that there are; all else is watched through the first.
 #[derive(Debug, Clone)]
 pub struct Watcher {
     sets: Arc<[Arc<Epoll>]>,
-    lane: usize,
+    pair: usize,
     slot: u8,
     generation: u16,
 }
@@ -36,17 +36,17 @@ impl Watcher {
     pub fn new(sets: Arc<[Arc<Epoll>]>, slot: u8, generation: u16) -> Self {
         Self {
             sets,
-            lane: 0,
+            pair: 0,
             slot,
             generation,
         }
     }
 
-    /// Returns the watcher of a lane of the device.
+    /// Returns the watcher of a queue pair of the device.
     #[must_use]
-    pub fn for_lane(&self, lane: usize) -> Self {
+    pub fn for_pair(&self, pair: usize) -> Self {
         Self {
-            lane,
+            pair,
             ..self.clone()
         }
     }
@@ -107,7 +107,7 @@ impl Watcher {
         events: EventSet,
     ) -> io::Result<()> {
         let data = encode(self.slot, self.generation, source);
-        let set = &self.sets[self.lane % self.sets.len()];
+        let set = &self.sets[self.pair % self.sets.len()];
         set.ctl(operation, fd, EpollEvent::new(events, data))
     }
 }

@@ -1,4 +1,4 @@
-//! The host side of a disk: pieces of files, one after another.
+//! The host side of a disk: extents of files, one after another.
 
 use std::fs::File;
 use std::io;
@@ -9,6 +9,7 @@ use std::sync::Arc;
 use vm_memory::VolatileSlice;
 
 use super::request::SECTOR;
+use crate::extent::FileExtent;
 
 /// The most slices in one system call (the kernel's UIO_MAXIOV).
 const MAX_VECTORS: usize = 1024;
@@ -54,51 +55,40 @@ pub enum DiskError {
     },
 }
 
-/// A piece of a file.
-#[derive(Debug, Clone)]
-pub struct Piece {
-    /// The file.
-    pub file: Arc<File>,
-    /// First byte in the file.
-    pub offset: u64,
-    /// Length in bytes.
-    pub length: u64,
-}
-
 /// A disk.
 #[derive(Debug)]
 pub struct Disk {
-    pieces: Vec<Piece>,
-    /// Where each piece starts on the disk.
+    extents: Vec<FileExtent>,
+    /// Where each extent starts on the disk.
     starts: Vec<u64>,
     length: u64,
     readonly: bool,
 }
 
 impl Disk {
-    /// Checks the pieces and makes them a disk.
+    /// Checks the extents and makes them a disk.
     ///
     /// # Errors
     /// [`DiskError`]
-    pub fn new(pieces: Vec<Piece>, readonly: bool) -> Result<Self, DiskError> {
-        let mut starts = Vec::with_capacity(pieces.len());
+    pub fn new(extents: Vec<FileExtent>, readonly: bool) -> Result<Self, DiskError> {
+        let mut starts = Vec::with_capacity(extents.len());
         let mut length = 0u64;
-        for (index, piece) in pieces.iter().enumerate() {
-            check(index, piece, readonly)?;
+        for (index, extent) in extents.iter().enumerate() {
+            check(index, extent, readonly)?;
             starts.push(length);
             length = length
-                .checked_add(piece.length)
+                .checked_add(extent.length)
                 .filter(|length| *length <= i64::MAX as u64)
                 .ok_or(DiskError::TooLarge)?;
         }
-        if pieces.is_empty() {
+        if extents.is_empty() {
             return Err(DiskError::Length {
                 index: 0,
                 length: 0,
             });
         }
         Ok(Self {
-            pieces,
+            extents,
             starts,
             length,
             readonly,
@@ -111,10 +101,10 @@ impl Disk {
         self.length
     }
 
-    /// Returns the pieces, in order.
+    /// Returns the extents, in order.
     #[must_use]
-    pub fn pieces(&self) -> &[Piece] {
-        &self.pieces
+    pub fn extents(&self) -> &[FileExtent] {
+        &self.extents
     }
 
     /// Tells whether writes are refused.
@@ -158,10 +148,10 @@ impl Disk {
             return Ok(());
         }
         let mut done: Option<&Arc<File>> = None;
-        for piece in &self.pieces {
-            if done.is_none_or(|file| !Arc::ptr_eq(file, &piece.file)) {
-                piece.file.sync_data()?;
-                done = Some(&piece.file);
+        for extent in &self.extents {
+            if done.is_none_or(|file| !Arc::ptr_eq(file, &extent.file)) {
+                extent.file.sync_data()?;
+                done = Some(&extent.file);
             }
         }
         Ok(())
@@ -193,16 +183,16 @@ impl Disk {
         Ok(())
     }
 
-    /// Returns the file, the offset in it and how many bytes follow in the same piece.
+    /// Returns the file, the offset in it and how many bytes follow in the same extent.
     fn locate(&self, position: u64) -> io::Result<(&File, u64, u64)> {
         let index = self
             .starts
             .partition_point(|start| *start <= position)
             .saturating_sub(1);
-        match (self.pieces.get(index), self.starts.get(index)) {
-            (Some(piece), Some(start)) if position < start + piece.length => {
+        match (self.extents.get(index), self.starts.get(index)) {
+            (Some(extent), Some(start)) if position < start + extent.length => {
                 let inside = position - start;
-                Ok((&piece.file, piece.offset + inside, piece.length - inside))
+                Ok((&extent.file, extent.offset + inside, extent.length - inside))
             }
             _ => Err(io::ErrorKind::UnexpectedEof.into()),
         }
@@ -294,33 +284,33 @@ impl Cursor<'_, '_> {
     }
 }
 
-fn check(index: usize, piece: &Piece, readonly: bool) -> Result<(), DiskError> {
-    if piece.length == 0 || !piece.length.is_multiple_of(SECTOR) {
+fn check(index: usize, extent: &FileExtent, readonly: bool) -> Result<(), DiskError> {
+    if extent.length == 0 || !extent.length.is_multiple_of(SECTOR) {
         return Err(DiskError::Length {
             index,
-            length: piece.length,
+            length: extent.length,
         });
     }
     let failed = |source| DiskError::Examine { index, source };
-    let metadata = piece.file.metadata().map_err(failed)?;
+    let metadata = extent.file.metadata().map_err(failed)?;
     let size = if metadata.file_type().is_file() {
         metadata.size()
     } else if metadata.file_type().is_block_device() {
         use std::io::{Seek, SeekFrom};
-        (&*piece.file).seek(SeekFrom::End(0)).map_err(failed)?
+        (&*extent.file).seek(SeekFrom::End(0)).map_err(failed)?
     } else {
         return Err(DiskError::Kind(index));
     };
-    let end = piece
+    let end = extent
         .offset
-        .checked_add(piece.length)
+        .checked_add(extent.length)
         .ok_or(DiskError::TooLarge)?;
     if end > size {
         return Err(DiskError::Short { index, end, size });
     }
     if !readonly {
-        // SAFETY: F_GETFL reads the flags of a descriptor that is open as long as `piece.file`.
-        let flags = unsafe { libc::fcntl(piece.file.as_raw_fd(), libc::F_GETFL) };
+        // SAFETY: F_GETFL reads the flags of a descriptor that is open as long as `extent.file`.
+        let flags = unsafe { libc::fcntl(extent.file.as_raw_fd(), libc::F_GETFL) };
         if flags < 0 {
             return Err(failed(io::Error::last_os_error()));
         }
@@ -346,8 +336,8 @@ mod tests {
         Arc::new(file)
     }
 
-    fn piece(file: &Arc<File>, offset: u64, length: u64) -> Piece {
-        Piece {
+    fn extent(file: &Arc<File>, offset: u64, length: u64) -> FileExtent {
+        FileExtent {
             file: Arc::clone(file),
             offset,
             length,
@@ -355,45 +345,45 @@ mod tests {
     }
 
     #[test]
-    fn pieces_that_make_no_disk_are_refused() {
+    fn extents_that_make_no_disk_are_refused() {
         let one = file(&[0; 1024]);
-        let refused = |pieces: Vec<Piece>| Disk::new(pieces, false).unwrap_err();
+        let refused = |extents: Vec<FileExtent>| Disk::new(extents, false).unwrap_err();
         assert!(matches!(refused(vec![]), DiskError::Length { .. }));
         assert!(matches!(
-            refused(vec![piece(&one, 0, 0)]),
+            refused(vec![extent(&one, 0, 0)]),
             DiskError::Length { .. }
         ));
         assert!(matches!(
-            refused(vec![piece(&one, 0, 513)]),
+            refused(vec![extent(&one, 0, 513)]),
             DiskError::Length { .. }
         ));
         assert!(matches!(
-            refused(vec![piece(&one, 512, 1024)]),
+            refused(vec![extent(&one, 512, 1024)]),
             DiskError::Short { .. }
         ));
         assert!(matches!(
-            refused(vec![piece(&one, u64::MAX, 512)]),
+            refused(vec![extent(&one, u64::MAX, 512)]),
             DiskError::TooLarge
         ));
         let null = Arc::new(File::open("/dev/null").unwrap());
         assert!(matches!(
-            refused(vec![piece(&null, 0, 512)]),
+            refused(vec![extent(&null, 0, 512)]),
             DiskError::Kind(0)
         ));
         let path = tempfile::NamedTempFile::new().unwrap();
         path.as_file().set_len(512).unwrap();
         let readonly = Arc::new(File::open(path.path()).unwrap());
         assert!(matches!(
-            refused(vec![piece(&readonly, 0, 512)]),
+            refused(vec![extent(&readonly, 0, 512)]),
             DiskError::NotWritable(0)
         ));
-        Disk::new(vec![piece(&readonly, 0, 512)], true).unwrap();
+        Disk::new(vec![extent(&readonly, 0, 512)], true).unwrap();
     }
 
     #[test]
     fn a_file_that_was_cut_is_an_error() {
         let one = file(&[7; 1024]);
-        let disk = Disk::new(vec![piece(&one, 0, 1024)], false).unwrap();
+        let disk = Disk::new(vec![extent(&one, 0, 1024)], false).unwrap();
         one.set_len(512).unwrap();
         let mut buffer = [0; 1024];
         let slices = [VolatileSlice::from(buffer.as_mut_slice())];
@@ -404,9 +394,9 @@ mod tests {
     }
 
     #[test]
-    fn punched_ranges_read_as_zeros_across_pieces() {
+    fn punched_ranges_read_as_zeros_across_extents() {
         let (one, two) = (file(&[1; 1024]), file(&[2; 1024]));
-        let disk = Disk::new(vec![piece(&one, 0, 1024), piece(&two, 0, 1024)], false).unwrap();
+        let disk = Disk::new(vec![extent(&one, 0, 1024), extent(&two, 0, 1024)], false).unwrap();
         disk.punch(512, 1024).unwrap();
         let mut buffer = [9; 2048];
         disk.read(0, &[VolatileSlice::from(buffer.as_mut_slice())])
@@ -418,9 +408,9 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever the pieces and the slices, a disk is the concatenation of its pieces.
+        /// Whatever the extents and the slices, a disk is the concatenation of its extents.
         #[test]
-        fn requests_may_cross_pieces(
+        fn requests_may_cross_extents(
             lengths in prop::collection::vec(1u64..5, 1..6),
             cuts in prop::collection::vec(0usize..4000, 0..5),
             start in 0u64..8,
@@ -428,8 +418,8 @@ mod tests {
             let files: Vec<_> = (1u8..).zip(&lengths).map(|(n, length)| {
                 file(&[&[0xee; 100], vec![n; (length * SECTOR) as usize].as_slice()].concat())
             }).collect();
-            let pieces = files.iter().zip(&lengths).map(|(f, l)| piece(f, 100, l * SECTOR)).collect();
-            let disk = Disk::new(pieces, false).unwrap();
+            let extents = files.iter().zip(&lengths).map(|(f, l)| extent(f, 100, l * SECTOR)).collect();
+            let disk = Disk::new(extents, false).unwrap();
             let whole: Vec<u8> = (1u8..).zip(&lengths).flat_map(|(n, l)| vec![n; (l * SECTOR) as usize]).collect();
             prop_assert_eq!(disk.length(), whole.len() as u64);
             let start = (start * SECTOR).min(disk.length()) as usize;
@@ -449,7 +439,7 @@ mod tests {
             drop(slices);
             disk.read(start as u64, &[VolatileSlice::from(buffer.as_mut_slice())]).unwrap();
             prop_assert!(buffer.iter().all(|byte| *byte == 0x55));
-            // Nothing before the first piece's offset was touched.
+            // Nothing before the first extent's offset was touched.
             let mut head = [0; 100];
             files[0].read_exact_at(&mut head, 0).unwrap();
             prop_assert_eq!(head, [0xee; 100]);

@@ -2,12 +2,11 @@
 //!
 //! [`request`] parses what the guest asks, [`disk`] does it, this file is the device around them.
 
-pub mod disk;
-pub mod request;
+pub(crate) mod disk;
+mod request;
 
 use std::ops::ControlFlow;
 
-use serde::{Deserialize, Serialize};
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO,
     VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_SIZE_MAX, VIRTIO_BLK_F_WRITE_ZEROES,
@@ -17,8 +16,10 @@ use vm_memory::{Bytes, VolatileSlice};
 use self::disk::Disk;
 use self::request::{Action, Limits, Request, SECTOR, SERIAL, Status};
 use super::buffers::{Buffers, total};
-use super::device::{Activation, Counters, DeviceError, DeviceState, Kind, Progress, VirtioDevice};
 use super::queue::QueueRecord;
+use crate::virtio::counters::Counters;
+use crate::virtio::device::{Activation, DeviceError, Kind, Progress, VirtioDevice};
+use crate::virtio::state::{BlockState, DeviceState};
 
 const QUEUE_SIZE: u16 = 128;
 /// Data segments of a request: a chain has a header and a status byte as well.
@@ -33,19 +34,6 @@ const BUDGET_BYTES: u64 = 4 << 20;
 const BUDGET_REQUESTS: usize = 64;
 /// Bytes of the configuration space.
 const CONFIG: usize = 60;
-
-/// What a snapshot keeps.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct State {
-    /// The serial number.
-    pub serial: String,
-    /// Whether writes are refused.
-    pub readonly: bool,
-    /// Length of the disk in bytes.
-    pub length: u64,
-    /// What was counted so far.
-    pub counters: Counters,
-}
 
 /// Why there is no block device.
 #[derive(Debug, thiserror::Error)]
@@ -88,7 +76,11 @@ impl Block {
     ///
     /// # Errors
     /// [`BlockError`]
-    pub fn restore(state: &State, disk: Disk) -> Result<Self, BlockError> {
+    #[cfg_attr(
+        not(test),
+        expect(dead_code, reason = "snapshots of a VM are not finished")
+    )]
+    pub fn restore(state: &BlockState, disk: Disk) -> Result<Self, BlockError> {
         if state.length != disk.length() || state.readonly != disk.readonly() {
             return Err(BlockError::Mismatch);
         }
@@ -199,7 +191,7 @@ impl VirtioDevice for Block {
     }
 
     fn state(&self) -> DeviceState {
-        DeviceState::Block(State {
+        DeviceState::Block(BlockState {
             serial: self.serial.clone(),
             readonly: self.disk.readonly(),
             length: self.disk.length(),

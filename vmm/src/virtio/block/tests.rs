@@ -6,11 +6,13 @@ use std::sync::atomic::Ordering;
 use proptest::prelude::*;
 use vm_memory::GuestAddress;
 
-use super::disk::Piece as DiskPiece;
 use super::*;
-use crate::virtio::Memory;
+use crate::extent::FileExtent;
+use crate::memory::Memory;
 use crate::virtio::interrupt::CountingInterrupt;
-use crate::virtio::test_driver::{self as driver, DriverQueue, Piece, memory, readable, writable};
+use crate::virtio::test_driver::{
+    self as driver, DriverQueue, Segment, memory, readable, writable,
+};
 use crate::virtio::watch::Watcher;
 
 const IN: u32 = 0;
@@ -49,7 +51,7 @@ fn guest(readonly: bool) -> Guest {
     let file = disk_file();
     // Two pieces in reverse order, so that the disk starts with sector 32 of the file.
     let half = SECTORS / 2 * SECTOR;
-    let pieces = [half, 0].map(|offset| DiskPiece {
+    let pieces = [half, 0].map(|offset| FileExtent {
         file: Arc::clone(&file),
         offset,
         length: half,
@@ -82,7 +84,7 @@ impl Guest {
             .unwrap();
     }
 
-    fn header(&self, kind: u32, sector: u64) -> Piece {
+    fn header(&self, kind: u32, sector: u64) -> Segment {
         let mut header = [0; 16];
         header[..4].copy_from_slice(&kind.to_le_bytes());
         header[8..].copy_from_slice(&sector.to_le_bytes());
@@ -92,7 +94,7 @@ impl Guest {
         readable(HEADERS, 16)
     }
 
-    fn status(&self) -> Piece {
+    fn status(&self) -> Segment {
         self.memory
             .write_obj(UNTOUCHED, GuestAddress(STATUS))
             .unwrap();
@@ -100,7 +102,7 @@ impl Guest {
     }
 
     /// Has the device do a request; returns the status byte and the length in the used ring.
-    fn request(&mut self, kind: u32, sector: u64, data: &[Piece]) -> (u8, u32) {
+    fn request(&mut self, kind: u32, sector: u64, data: &[Segment]) -> (u8, u32) {
         let pieces = [&[self.header(kind, sector)], data, &[self.status()]].concat();
         self.queue.offer(&pieces).unwrap();
         driver::kick(&mut self.block, 0);
@@ -218,7 +220,7 @@ fn the_serial_number_is_cut_to_the_buffer() {
     assert!(
         Block::new(
             Disk::new(
-                vec![DiskPiece {
+                vec![FileExtent {
                     file: disk_file(),
                     offset: 0,
                     length: 512
@@ -270,7 +272,7 @@ fn segments_that_are_not_valid_change_nothing() {
         (DISCARD, 8, 0, 17 * 16, error),
     ] {
         guest.segment(0, 0, count, flags);
-        let data: &[Piece] = if length == 0 {
+        let data: &[Segment] = if length == 0 {
             &[]
         } else {
             &[readable(DATA, length)]
@@ -458,7 +460,7 @@ fn the_device_comes_back_with_its_disk_only() {
     };
     let disk = |length, readonly| {
         Disk::new(
-            vec![DiskPiece {
+            vec![FileExtent {
                 file: disk_file(),
                 offset: 0,
                 length,

@@ -10,9 +10,10 @@ use vmm_sys_util::epoll::EventSet;
 
 use super::request::{Handling, Request, Room, unique};
 use super::socket::{Outcome, Socket};
-use super::state::State;
+use crate::virtio::counters::Counters;
+use crate::virtio::device::{Activation, DeviceError, Kind, Progress, VirtioDevice};
 use crate::virtio::queue::QueueRecord;
-use crate::virtio::{Activation, Counters, DeviceError, DeviceState, Kind, Progress, VirtioDevice};
+use crate::virtio::state::{DeviceState, FsState};
 
 /// The hiprio queue: requests without an answer.
 pub(super) const HIPRIO: u16 = 0;
@@ -100,7 +101,11 @@ impl Fs {
     ///
     /// # Errors
     /// [`FsError`]
-    pub fn restore(state: &State, socket: OwnedFd) -> Result<Self, FsError> {
+    #[cfg_attr(
+        not(test),
+        expect(dead_code, reason = "snapshots of a VM are not finished")
+    )]
+    pub fn restore(state: &FsState, socket: OwnedFd) -> Result<Self, FsError> {
         let mut device = Self::new(&state.tag, socket)?;
         device.counters = state.counters;
         Ok(device)
@@ -390,7 +395,7 @@ impl VirtioDevice for Fs {
     }
 
     fn state(&self) -> DeviceState {
-        DeviceState::Fs(State {
+        DeviceState::Fs(FsState {
             tag: self.tag.clone(),
             counters: self.counters,
         })

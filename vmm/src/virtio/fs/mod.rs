@@ -10,12 +10,10 @@
 //! request is known by its `unique`, which the device replaces by one of its own: the server's
 //! view of which requests are there does not depend on the guest.
 
-pub mod device;
-pub mod request;
+mod device;
+mod request;
 mod socket;
-mod state;
 #[cfg(test)]
 mod tests;
 
 pub use device::{Fs, FsError};
-pub use state::State;

@@ -13,9 +13,9 @@
 use hull_proto_vmm::fs::MAX_PACKET;
 use vm_memory::{Bytes, GuestAddress};
 
+use crate::memory::{Memory, is_writable};
 use crate::virtio::buffers::ChainError;
 use crate::virtio::queue::Chain;
-use crate::virtio::{Memory, is_writable};
 
 /// Bytes of `fuse_in_header`.
 pub const IN_HEADER: usize = 40;
@@ -61,8 +61,6 @@ pub enum Handling {
 pub struct Request {
     /// The packet for the server.
     pub packet: Vec<u8>,
-    /// The chain's first descriptor.
-    pub head: u16,
     /// Where the answer goes.
     pub room: Room,
     /// What is to be done with it.
@@ -79,7 +77,6 @@ impl Request {
         memory: &Memory,
         limit: usize,
     ) -> Result<Self, (RequestError, Room)> {
-        let head = chain.head_index();
         let mut packet = Vec::new();
         let mut room = Room::default();
         if let Err(error) = follow(chain, memory, limit, &mut packet, &mut room) {
@@ -101,7 +98,6 @@ impl Request {
         }
         Ok(Self {
             packet,
-            head,
             room,
             handling,
         })

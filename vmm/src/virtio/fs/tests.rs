@@ -9,11 +9,13 @@ use vmm_sys_util::epoll::EventSet;
 use super::device::{HIPRIO, REQUESTS};
 use super::request::{IN_HEADER, OUT_HEADER};
 use super::*;
+use crate::file_regions::tests::{extent, pages, regions};
+use crate::memory::Memory;
+use crate::virtio::device::{Activation, Progress, VirtioDevice};
 use crate::virtio::interrupt::CountingInterrupt;
-use crate::virtio::test_driver::{DriverQueue, Piece, memory, readable, writable};
+use crate::virtio::state::DeviceState;
+use crate::virtio::test_driver::{DriverQueue, Segment, memory, readable, writable};
 use crate::virtio::watch::Watcher;
-use crate::virtio::{Activation, DeviceState, Memory, Progress, VirtioDevice};
-use crate::windows::tests::{pages, piece, windows};
 
 const LOOKUP: u32 = 1;
 const FORGET: u32 = 2;
@@ -87,7 +89,7 @@ impl Bench {
     }
 
     /// Writes a request of this length; its position in memory is by its `unique`.
-    fn write(&self, opcode: u32, unique: u64, length: usize) -> Piece {
+    fn write(&self, opcode: u32, unique: u64, length: usize) -> Segment {
         let mut header = vec![0; IN_HEADER];
         header[..4].copy_from_slice(&(length as u32).to_le_bytes());
         header[4..8].copy_from_slice(&opcode.to_le_bytes());
@@ -254,7 +256,7 @@ fn malformed_requests_fail_and_reach_nobody() {
     let good = bench.write(LOOKUP, 1, 50);
     // A length that lies, no header, no room, nothing readable, wrong order.
     let lie = readable(bench.write(LOOKUP, 0, 60).address, 50);
-    let cases: [&[Piece]; 5] = [
+    let cases: [&[Segment]; 5] = [
         &[lie, room],
         &[readable(good.address, 39), room],
         &[good],
@@ -330,16 +332,16 @@ fn room_outside_of_memory_is_not_written() {
 }
 
 #[test]
-fn room_in_a_window_is_refused() {
+fn room_in_a_file_region_is_refused() {
     let mut bench = Bench::new();
-    let (_, windows, memory) = windows(&bench.memory);
+    let (_, regions, memory) = regions(&bench.memory);
     bench.device.reset();
     bench.memory = memory;
     bench.activate();
-    let window = windows.open(&[piece(&pages(&[1]), 0, 1)]).unwrap();
+    let region = regions.map(&[extent(&pages(&[1]), 0, 1)]).unwrap();
     let request = bench.write(LOOKUP, 1, 50);
     let head = bench.queues[1]
-        .offer(&[request, writable(window.start(), 64)])
+        .offer(&[request, writable(region.start(), 64)])
         .unwrap();
     bench.kick();
     assert_eq!(bench.queues[1].used(), Some((head, 0)));

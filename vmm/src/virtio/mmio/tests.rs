@@ -3,9 +3,10 @@ use std::io;
 use vmm_sys_util::epoll::EventSet;
 
 use super::*;
-use crate::virtio::device::{Counters, Kind, Progress};
+use crate::virtio::counters::Counters;
+use crate::virtio::device::{Kind, Progress};
 use crate::virtio::registers::Registers;
-use crate::virtio::rng;
+use crate::virtio::state::RngState;
 use crate::virtio::test_driver::memory;
 
 const SIZES: [u16; 2] = [16, 8];
@@ -68,7 +69,7 @@ impl VirtioDevice for Fake {
         Counters::default()
     }
     fn state(&self) -> DeviceState {
-        DeviceState::Rng(rng::State::default())
+        DeviceState::Rng(RngState::default())
     }
 }
 

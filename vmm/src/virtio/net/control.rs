@@ -9,8 +9,9 @@ use virtio_bindings::virtio_net::{
 use vm_memory::VolatileSlice;
 
 use crate::virtio::buffers::{Buffers, total};
+use crate::virtio::counters::Counters;
+use crate::virtio::device::{Activation, DeviceError, Progress};
 use crate::virtio::queue::QueueRecord;
-use crate::virtio::{Activation, Counters, DeviceError, Progress};
 
 /// Commands per turn.
 const BUDGET: usize = 16;

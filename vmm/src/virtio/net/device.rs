@@ -16,12 +16,14 @@ use vmm_sys_util::epoll::EventSet;
 use super::allowance::Allowance;
 use super::control::Control;
 use super::pair::{CONFIG, Link, Pair};
-use super::state::State;
 use super::tap::{Port, Tap, offloads};
-use crate::virtio::device::{Lane, SharedLane, lane_of};
+use crate::log;
+use crate::sync::lock;
+use crate::virtio::counters::Counters;
+use crate::virtio::device::{Activation, DeviceError, Kind, Progress, VirtioDevice};
+use crate::virtio::device::{QueuePair, SharedQueuePair, pair_of};
 use crate::virtio::queue::QueueRecord;
-use crate::virtio::{Activation, Counters, DeviceError, DeviceState, Kind, Progress, VirtioDevice};
-use crate::{lock, log};
+use crate::virtio::state::{DeviceState, NetState};
 
 const QUEUE_SIZE: u16 = 256;
 const CONTROL_QUEUE_SIZE: u16 = 64;
@@ -117,7 +119,11 @@ impl<P: Port> Net<P> {
     ///
     /// # Errors
     /// [`NetError`].
-    pub fn restore(state: &State, ports: Vec<P>) -> Result<Self, NetError> {
+    #[cfg_attr(
+        not(test),
+        expect(dead_code, reason = "snapshots of a VM are not finished")
+    )]
+    pub fn restore(state: &NetState, ports: Vec<P>) -> Result<Self, NetError> {
         let used_pairs = state.used_pairs;
         Ok(Self {
             used_pairs,
@@ -174,12 +180,12 @@ impl<P: Port> Net<P> {
             return Err(DeviceError::Broken("net has other queues"));
         }
         let mut queues = queues.into_iter();
-        let mut part = |count, lane| Activation {
+        let mut part = |count, pair| Activation {
             memory: memory.clone(),
             queues: queues.by_ref().take(count).collect(),
             features,
             interrupt: Arc::clone(&interrupt),
-            watcher: watcher.for_lane(lane),
+            watcher: watcher.for_pair(pair),
         };
         self.set_offloads(offloads(features))?;
         for (index, pair) in self.pairs.iter().enumerate().take(pairs) {
@@ -223,9 +229,9 @@ impl<P: Port + 'static> VirtioDevice for Net<P> {
         2 * pairs + controls
     }
 
-    fn lanes(&self) -> Vec<SharedLane> {
-        let lane = |pair: &Arc<Mutex<Pair<P>>>| Arc::clone(pair) as SharedLane;
-        self.pairs.iter().map(lane).collect()
+    fn queue_pairs(&self) -> Vec<SharedQueuePair> {
+        let shared = |pair: &Arc<Mutex<Pair<P>>>| Arc::clone(pair) as SharedQueuePair;
+        self.pairs.iter().map(shared).collect()
     }
 
     fn features(&self) -> u64 {
@@ -281,7 +287,7 @@ impl<P: Port + 'static> VirtioDevice for Net<P> {
 
     fn on_kick(&mut self, queue: u16) -> Result<Progress, DeviceError> {
         if !self.control.has(queue) {
-            return match self.pair(lane_of(queue.into())) {
+            return match self.pair(pair_of(queue.into())) {
                 Some(pair) => lock(pair).on_kick(queue),
                 None => Ok(Progress::Done),
             };
@@ -305,7 +311,7 @@ impl<P: Port + 'static> VirtioDevice for Net<P> {
     }
 
     fn on_event(&mut self, token: u32, ready: EventSet) -> Result<Progress, DeviceError> {
-        match self.pair(lane_of(token)) {
+        match self.pair(pair_of(token)) {
             Some(pair) => lock(pair).on_event(token, ready),
             None => Ok(Progress::Done),
         }
@@ -317,7 +323,7 @@ impl<P: Port + 'static> VirtioDevice for Net<P> {
     }
 
     fn state(&self) -> DeviceState {
-        DeviceState::Net(State {
+        DeviceState::Net(NetState {
             mac: self.mac,
             mtu: self.mtu,
             used_pairs: self.used_pairs,

@@ -8,7 +8,7 @@ use vm_memory::VolatileSlice;
 
 use super::header::{HEADER_SIZE, NUM_BUFFERS};
 use super::tap::{Port, read_frame};
-use crate::virtio::Memory;
+use crate::memory::Memory;
 use crate::virtio::buffers::{Buffers, total};
 use crate::virtio::queue::{QueueError, VirtQueue};
 

@@ -17,15 +17,13 @@
 
 mod allowance;
 mod control;
-pub mod device;
+mod device;
 mod frame;
-pub mod header;
+mod header;
 mod pair;
-pub mod state;
-pub mod tap;
+pub(crate) mod tap;
 #[cfg(test)]
 mod tests;
 
 pub use device::{Net, NetError};
-pub use state::State;
-pub use tap::{Tap, TapError};
+pub use tap::Tap;

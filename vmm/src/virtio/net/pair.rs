@@ -21,9 +21,10 @@ use super::frame::{
 use super::header::{HEADER_SIZE, Header};
 use super::tap::{Port, write_frame};
 use crate::virtio::buffers::{Buffers, total};
-use crate::virtio::device::Lane;
+use crate::virtio::counters::Counters;
+use crate::virtio::device::QueuePair;
+use crate::virtio::device::{Activation, DeviceError, Progress};
 use crate::virtio::queue::QueueRecord;
-use crate::virtio::{Activation, Counters, DeviceError, Progress};
 
 /// The queue of frames for the guest.
 pub(super) const RX: usize = 0;
@@ -389,7 +390,7 @@ impl<P: Port> Pair<P> {
     }
 }
 
-impl<P: Port> Lane for Pair<P> {
+impl<P: Port> QueuePair for Pair<P> {
     fn is_active(&self) -> bool {
         self.active.is_some()
     }

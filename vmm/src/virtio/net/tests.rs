@@ -19,12 +19,18 @@ use vmm_sys_util::epoll::{Epoll, EventSet};
 use super::frame::{MAX_FRAME, MIN_FRAME};
 use super::header::HEADER_SIZE;
 use super::pair::{BUDGET, RX, TX};
+use super::tap::TapError;
 use super::tap::{Port, offloads};
-use super::{Net, NetError, State, Tap, TapError};
+use super::{Net, NetError, Tap};
+use crate::memory::Memory;
+use crate::virtio::device::{Activation, DeviceError, Progress, VirtioDevice};
 use crate::virtio::interrupt::CountingInterrupt;
-use crate::virtio::test_driver::{self as driver, DriverQueue, Piece, memory, readable, writable};
+use crate::virtio::state::DeviceState;
+use crate::virtio::state::NetState;
+use crate::virtio::test_driver::{
+    self as driver, DriverQueue, Segment, memory, readable, writable,
+};
 use crate::virtio::watch::{Source, Watcher};
-use crate::virtio::{Activation, DeviceError, DeviceState, Memory, Progress, VirtioDevice};
 
 mod multiqueue;
 mod plugged;
@@ -267,7 +273,7 @@ mod transmit {
     fn chains_that_are_no_frames_come_back() {
         let (cable, mut far) = cable();
         let mut guest = Guest::new(cable, MERGING);
-        let chains: [&[Piece]; 5] = [
+        let chains: [&[Segment]; 5] = [
             &[readable(0x1000_0000_0000, 100)],
             &[readable(u64::MAX - 10, 100)],
             &[writable(TX_MEMORY, 100)],
@@ -278,7 +284,7 @@ mod transmit {
             guest.tx.offer(chain).unwrap();
         }
         guest.tx.offer_loop(readable(TX_MEMORY, 10)).unwrap();
-        let many: Vec<Piece> = (0..200).map(|_| readable(TX_MEMORY, 10)).collect();
+        let many: Vec<Segment> = (0..200).map(|_| readable(TX_MEMORY, 10)).collect();
         guest.tx.offer_indirect(TX_MEMORY + 0x1000, &many).unwrap();
         guest.kick(TX);
         for _ in 0..7 {
@@ -488,9 +494,9 @@ mod receive {
     }
 
     /// Offers a chain of pieces of these sizes with 7 bytes between them; returns where they are.
-    fn offer_pieces(guest: &mut Guest<Cable>, at: u64, sizes: &[usize]) -> Vec<Piece> {
+    fn offer_pieces(guest: &mut Guest<Cable>, at: u64, sizes: &[usize]) -> Vec<Segment> {
         let mut at = at;
-        let pieces: Vec<Piece> = sizes
+        let pieces: Vec<Segment> = sizes
             .iter()
             .map(|size| {
                 let piece = writable(at, *size);
@@ -503,7 +509,7 @@ mod receive {
     }
 
     /// Returns what is in the pieces, and zeroes them.
-    fn take_pieces(guest: &Guest<Cable>, pieces: &[Piece]) -> Vec<u8> {
+    fn take_pieces(guest: &Guest<Cable>, pieces: &[Segment]) -> Vec<u8> {
         let mut bytes = Vec::new();
         for piece in pieces {
             let mut part = vec![0; piece.len as usize];
@@ -917,7 +923,7 @@ mod device {
             panic!("another device's state");
         };
         let json = serde_json::to_string(&state).unwrap();
-        let state: State = serde_json::from_str(&json).unwrap();
+        let state: NetState = serde_json::from_str(&json).unwrap();
         let (cable, _far) = super::cable();
         let again = Net::restore(&state, vec![cable]).unwrap();
         assert_eq!(again.state(), guest.device.state());

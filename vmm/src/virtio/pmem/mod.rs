@@ -1,17 +1,18 @@
-//! virtio-pmem (virtio 1.2, section 5.19): a window of read-only files as persistent memory.
+//! virtio-pmem (virtio 1.2, section 5.19): a region of read-only files as persistent memory.
 //!
 //! The guest reads without the device. Its only request is a flush, and nothing is ever to be flushed.
 //! What the guest writes is lost: KVM takes it for an access to a device, and there is none.
 
 use std::ops::ControlFlow;
 
-use serde::{Deserialize, Serialize};
 use vm_memory::Bytes;
 
 use super::buffers::Buffers;
-use super::device::{Activation, Counters, DeviceError, DeviceState, Kind, Progress, VirtioDevice};
 use super::queue::QueueRecord;
-use crate::windows::Window;
+use crate::file_regions::FileRegion;
+use crate::virtio::counters::Counters;
+use crate::virtio::device::{Activation, DeviceError, Kind, Progress, VirtioDevice};
+use crate::virtio::state::{DeviceState, PmemState};
 
 const QUEUE_SIZE: u16 = 16;
 /// Descriptors of a request; two are enough.
@@ -26,26 +27,15 @@ const OK: u32 = 0;
 /// `VIRTIO_PMEM_RESP_TYPE_EIO`
 const FAILED: u32 = 1;
 
-/// What a snapshot keeps.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct State {
-    /// Where the window is in the guest.
-    pub start: u64,
-    /// Its length in bytes.
-    pub length: u64,
-    /// What was counted so far.
-    pub counters: Counters,
-}
-
-/// The window is not that of the saved state.
+/// The region is not that of the saved state.
 #[derive(Debug, thiserror::Error)]
-#[error("window does not match its saved state")]
+#[error("region does not match its saved state")]
 pub struct Mismatch;
 
 /// The device.
 #[derive(Debug)]
 pub struct Pmem {
-    window: Window,
+    region: FileRegion,
     active: Option<Activation>,
     counters: Counters,
 }
@@ -53,23 +43,27 @@ pub struct Pmem {
 impl Pmem {
     /// Creates an idle device.
     #[must_use]
-    pub fn new(window: Window) -> Self {
+    pub fn new(region: FileRegion) -> Self {
         Self {
-            window,
+            region,
             active: None,
             counters: Counters::default(),
         }
     }
 
-    /// Creates an idle device from what was saved and the same window.
+    /// Creates an idle device from what was saved and the same region.
     ///
     /// # Errors
     /// [`Mismatch`]
-    pub fn restore(state: &State, window: Window) -> Result<Self, Mismatch> {
-        if (state.start, state.length) != (window.start(), window.length()) {
+    #[cfg_attr(
+        not(test),
+        expect(dead_code, reason = "snapshots of a VM are not finished")
+    )]
+    pub fn restore(state: &PmemState, region: FileRegion) -> Result<Self, Mismatch> {
+        if (state.start, state.length) != (region.start(), region.length()) {
             return Err(Mismatch);
         }
-        let mut pmem = Self::new(window);
+        let mut pmem = Self::new(region);
         pmem.counters = state.counters;
         Ok(pmem)
     }
@@ -89,7 +83,7 @@ impl VirtioDevice for Pmem {
     }
 
     fn config(&self) -> Vec<u8> {
-        [self.window.start(), self.window.length()]
+        [self.region.start(), self.region.length()]
             .map(u64::to_le_bytes)
             .concat()
     }
@@ -130,9 +124,9 @@ impl VirtioDevice for Pmem {
     }
 
     fn state(&self) -> DeviceState {
-        DeviceState::Pmem(State {
-            start: self.window.start(),
-            length: self.window.length(),
+        DeviceState::Pmem(PmemState {
+            start: self.region.start(),
+            length: self.region.length(),
             counters: self.counters,
         })
     }

@@ -4,12 +4,12 @@ use std::sync::atomic::Ordering;
 use vm_memory::{Bytes, GuestAddress};
 
 use super::*;
-use crate::virtio::Memory;
+use crate::file_regions::tests::{extent, pages, regions};
+use crate::memory::Memory;
 use crate::virtio::interrupt::CountingInterrupt;
 use crate::virtio::queue::VirtQueue;
 use crate::virtio::test_driver::{DriverQueue, memory, readable, writable};
 use crate::virtio::watch::Watcher;
-use crate::windows::tests::{pages, piece, windows};
 
 const REQUEST: u64 = 0x10000;
 const RESPONSE: u64 = 0x11000;
@@ -22,11 +22,11 @@ struct Setup {
 }
 
 fn start() -> Setup {
-    let (_, windows, memory) = windows(&memory(0x20000));
-    let window = windows.open(&[piece(&pages(&[7, 8]), 0, 2)]).unwrap();
+    let (_, regions, memory) = regions(&memory(0x20000));
+    let region = regions.map(&[extent(&pages(&[7, 8]), 0, 2)]).unwrap();
     let queue = DriverQueue::new(&memory, 0, QUEUE_SIZE);
     let interrupt = Arc::new(CountingInterrupt::default());
-    let mut pmem = Pmem::new(window);
+    let mut pmem = Pmem::new(region);
     pmem.activate(Activation {
         memory: memory.clone(),
         queues: vec![queue.device_side(false)],
@@ -45,7 +45,7 @@ fn start() -> Setup {
 
 impl Setup {
     /// Has the device serve one request; returns the used length and the response.
-    fn ask(&mut self, kind: u32, pieces: &[crate::virtio::test_driver::Piece]) -> (u32, u32) {
+    fn ask(&mut self, kind: u32, pieces: &[crate::virtio::test_driver::Segment]) -> (u32, u32) {
         let at = |address| GuestAddress(address);
         self.memory.write_obj(kind, at(REQUEST)).unwrap();
         self.memory.write_obj(0xaaaa_aaaau32, at(RESPONSE)).unwrap();
@@ -57,11 +57,11 @@ impl Setup {
 }
 
 #[test]
-fn the_configuration_says_where_the_window_is() {
+fn the_configuration_says_where_the_region_is() {
     let pmem = start().pmem;
     let config = pmem.config();
     let (start, length) = config.split_at(8);
-    assert_eq!(start, pmem.window.start().to_le_bytes());
+    assert_eq!(start, pmem.region.start().to_le_bytes());
     assert_eq!(length, (2u64 << 20).to_le_bytes());
 }
 
@@ -79,7 +79,7 @@ fn there_is_never_anything_to_flush_and_nothing_else_to_ask_for() {
 #[test]
 fn malformed_requests_are_returned_untouched() {
     let mut setup = start();
-    let window = setup.pmem.window.start();
+    let region = setup.pmem.region.start();
     for pieces in [
         &[readable(REQUEST, 4)][..],
         &[writable(RESPONSE, 4)],
@@ -93,7 +93,7 @@ fn malformed_requests_are_returned_untouched() {
         ],
         &[readable(1 << 45, 4), writable(RESPONSE, 4)],
         // The device may not write there either.
-        &[readable(REQUEST, 4), writable(window, 4)],
+        &[readable(REQUEST, 4), writable(region, 4)],
     ] {
         assert_eq!(setup.ask(FLUSH, pieces), (0, 0xaaaa_aaaa), "{pieces:?}");
     }
@@ -101,22 +101,22 @@ fn malformed_requests_are_returned_untouched() {
 }
 
 #[test]
-fn a_device_reads_from_a_window_as_from_ram() {
+fn a_device_reads_from_a_file_region_as_from_ram() {
     let mut setup = start();
-    let window = setup.pmem.window.start();
+    let region = setup.pmem.region.start();
     // Behind the files: zeros, that is a flush.
-    let request = readable(window + 2 * 4096, 4);
+    let request = readable(region + 2 * 4096, 4);
     assert_eq!(setup.ask(1, &[request, writable(RESPONSE, 4)]), (4, OK));
-    let request = readable(window, 4);
+    let request = readable(region, 4);
     assert_eq!(setup.ask(0, &[request, writable(RESPONSE, 4)]), (4, FAILED));
 }
 
 #[test]
-fn a_ring_that_the_device_writes_is_not_in_a_window() {
+fn a_ring_that_the_device_writes_is_not_in_a_file_region() {
     let setup = start();
     let mut record = setup.pmem.queues()[0];
     VirtQueue::new(&record, &setup.memory).unwrap();
-    record.used = setup.pmem.window.start();
+    record.used = setup.pmem.region.start();
     VirtQueue::new(&record, &setup.memory).unwrap_err();
 }
 
@@ -132,15 +132,15 @@ fn an_idle_device_and_one_after_its_reset_do_nothing() {
 }
 
 #[test]
-fn a_window_of_another_place_does_not_match_a_snapshot() {
+fn a_file_region_of_another_place_does_not_match_a_snapshot() {
     let mut setup = start();
     setup.ask(FLUSH, &[readable(REQUEST, 4), writable(RESPONSE, 4)]);
     let json = serde_json::to_string(&setup.pmem.state()).unwrap();
     let DeviceState::Pmem(state) = serde_json::from_str(&json).unwrap() else {
         panic!("{json}")
     };
-    let (_, windows, _) = windows(&memory(0x20000));
-    let open = || windows.open(&[piece(&pages(&[7, 8]), 0, 2)]).unwrap();
+    let (_, regions, _) = regions(&memory(0x20000));
+    let open = || regions.map(&[extent(&pages(&[7, 8]), 0, 2)]).unwrap();
     let restored = Pmem::restore(&state, open()).unwrap();
     assert_eq!(restored.counters(), setup.pmem.counters());
     let (_, elsewhere) = (open(), open());

@@ -3,25 +3,19 @@
 use std::io;
 use std::ops::ControlFlow;
 
-use serde::{Deserialize, Serialize};
 use vm_memory::VolatileSlice;
 
 use super::buffers::Buffers;
-use super::device::{Activation, Counters, DeviceError, DeviceState, Kind, Progress, VirtioDevice};
 use super::queue::QueueRecord;
+use crate::virtio::counters::Counters;
+use crate::virtio::device::{Activation, DeviceError, Kind, Progress, VirtioDevice};
+use crate::virtio::state::{DeviceState, RngState};
 
 const QUEUE_SIZE: u16 = 32;
 /// The most that one request gets; the driver asks again.
 const MAX_BYTES: usize = 4096;
 /// Requests handled before others have their turn.
 const BUDGET: usize = 32;
-
-/// What a snapshot keeps.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct State {
-    /// What was counted so far.
-    pub counters: Counters,
-}
 
 /// The device.
 #[derive(Debug, Default)]
@@ -38,8 +32,12 @@ impl Rng {
     }
 
     /// Creates an idle device from what was saved.
+    #[cfg_attr(
+        not(test),
+        expect(dead_code, reason = "snapshots of a VM are not finished")
+    )]
     #[must_use]
-    pub fn restore(state: &State) -> Self {
+    pub fn restore(state: &RngState) -> Self {
         Self {
             active: None,
             counters: state.counters,
@@ -102,7 +100,7 @@ impl VirtioDevice for Rng {
     }
 
     fn state(&self) -> DeviceState {
-        DeviceState::Rng(State {
+        DeviceState::Rng(RngState {
             counters: self.counters,
         })
     }

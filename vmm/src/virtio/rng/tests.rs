@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering;
 use vm_memory::{Bytes, GuestAddress};
 
 use super::*;
-use crate::virtio::Memory;
+use crate::memory::Memory;
 use crate::virtio::interrupt::CountingInterrupt;
 use crate::virtio::test_driver::{DriverQueue, memory, readable, writable};
 use crate::virtio::watch::Watcher;

@@ -10,10 +10,11 @@ use vmm_sys_util::timerfd::TimerFd;
 
 use super::muxer::Muxer;
 use super::packet::{RxBuffer, TxPacket};
-use super::state::State;
 use crate::virtio::buffers::Buffers;
+use crate::virtio::counters::Counters;
+use crate::virtio::device::{Activation, DeviceError, Kind, Progress, VirtioDevice};
 use crate::virtio::queue::QueueRecord;
-use crate::virtio::{Activation, Counters, DeviceError, DeviceState, Kind, Progress, VirtioDevice};
+use crate::virtio::state::{DeviceState, VsockState};
 
 /// The receive queue: packets for the guest.
 pub(super) const RX: usize = 0;
@@ -107,7 +108,11 @@ impl Vsock {
     ///
     /// # Errors
     /// [`VsockError`].
-    pub fn restore(state: &State, listener: OwnedFd) -> Result<Self, VsockError> {
+    #[cfg_attr(
+        not(test),
+        expect(dead_code, reason = "snapshots of a VM are not finished")
+    )]
+    pub fn restore(state: &VsockState, listener: OwnedFd) -> Result<Self, VsockError> {
         let mut device = Self::new(state.cid, listener)?;
         device.last_port = state.last_port;
         device.reset_owed = true;
@@ -397,7 +402,7 @@ impl VirtioDevice for Vsock {
     }
 
     fn state(&self) -> DeviceState {
-        DeviceState::Vsock(State {
+        DeviceState::Vsock(VsockState {
             cid: self.cid,
             last_port: self.last_port,
         })

@@ -12,13 +12,11 @@
 //! Not here: SEQPACKET, connections to other guests, a driver that shares memory
 //! with another process.
 
-pub mod connection;
-pub mod device;
-pub mod muxer;
-pub mod packet;
-pub mod state;
+mod connection;
+mod device;
+mod muxer;
+mod packet;
 #[cfg(test)]
 mod tests;
 
 pub use device::{Vsock, VsockError};
-pub use state::State;

@@ -69,18 +69,6 @@ impl Muxer {
         self.last_port
     }
 
-    /// Returns the number of connections.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        self.connections.len()
-    }
-
-    /// Tells whether there are no connections.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.connections.is_empty()
-    }
-
     /// Returns when [`Muxer::expire`] is due; it may find nothing to do then.
     #[must_use]
     pub fn deadline(&self) -> Option<Instant> {

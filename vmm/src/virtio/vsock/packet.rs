@@ -9,7 +9,7 @@ use std::io;
 
 use vm_memory::{ReadVolatile, VolatileMemoryError, VolatileSlice, WriteVolatile};
 
-use crate::virtio::Memory;
+use crate::memory::Memory;
 use crate::virtio::buffers::{Buffers, ChainError, total};
 use crate::virtio::queue::Chain;
 

@@ -13,6 +13,7 @@ use proptest::prelude::*;
 use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::epoll::{Epoll, EpollEvent};
 
+use super::Vsock;
 use super::connection::BUFFER_SIZE;
 use super::device::{EVENT, RX, TX};
 use super::muxer::{MAX_CONNECTIONS, MAX_RESETS};
@@ -20,11 +21,15 @@ use super::packet::{
     HEADER_SIZE, HOST_CID, Header, MAX_BODY, Op, SHUTDOWN_BOTH, SHUTDOWN_RECEIVE, SHUTDOWN_SEND,
     TYPE_STREAM,
 };
-use super::{State, Vsock};
+use crate::memory::Memory;
+use crate::virtio::device::{Activation, Progress, VirtioDevice};
 use crate::virtio::interrupt::CountingInterrupt;
-use crate::virtio::test_driver::{self as driver, DriverQueue, Piece, memory, readable, writable};
+use crate::virtio::state::DeviceState;
+use crate::virtio::state::VsockState;
+use crate::virtio::test_driver::{
+    self as driver, DriverQueue, Segment, memory, readable, writable,
+};
 use crate::virtio::watch::{Source, Watcher, decode};
-use crate::virtio::{Activation, DeviceState, Memory, Progress, VirtioDevice};
 
 const CID: u32 = 3;
 const RX_MEMORY: u64 = 0x10_0000;
@@ -972,7 +977,7 @@ mod hostile {
     fn chains_that_are_no_packets_are_returned() {
         let mut guest = Guest::new();
         let beyond = 0x1000_0000_0000;
-        let chains: [&[Piece]; 6] = [
+        let chains: [&[Segment]; 6] = [
             &[readable(TX_MEMORY, HEADER_SIZE - 1)],
             &[readable(TX_MEMORY, 0)],
             &[readable(beyond, HEADER_SIZE)],
@@ -984,7 +989,7 @@ mod hostile {
             guest.tx.offer(chain).unwrap();
         }
         guest.tx.offer_loop(readable(TX_MEMORY, 1)).unwrap();
-        let many: Vec<Piece> = (0..200).map(|_| readable(TX_MEMORY, 1)).collect();
+        let many: Vec<Segment> = (0..200).map(|_| readable(TX_MEMORY, 1)).collect();
         guest.tx.offer_indirect(TX_MEMORY + 0x1000, &many).unwrap();
         guest.kick(TX);
         let mut returned = 0;
@@ -1107,7 +1112,7 @@ mod device {
             panic!("another device's state");
         };
         let json = serde_json::to_string(&state).unwrap();
-        let state: State = serde_json::from_str(&json).unwrap();
+        let state: VsockState = serde_json::from_str(&json).unwrap();
         for early in [true, false] {
             let mut clone = Guest::idle(|listener| Vsock::restore(&state, listener).unwrap());
             if early {

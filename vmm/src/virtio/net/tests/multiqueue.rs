@@ -7,8 +7,8 @@ use virtio_bindings::virtio_net::{VIRTIO_NET_F_CTRL_VQ, VIRTIO_NET_F_MQ};
 use super::super::allowance::Allowance;
 use super::tap::{ethernet, interface_flags, open_tap, ours, with_namespace};
 use super::*;
-use crate::lock;
-use crate::virtio::device::SharedLane;
+use crate::sync::lock;
+use crate::virtio::device::SharedQueuePair;
 
 pub(super) const CONTROL: u64 = 1 << VIRTIO_NET_F_CTRL_VQ;
 pub(super) const MULTI: u64 = MERGING | CONTROL | 1 << VIRTIO_NET_F_MQ;
@@ -57,7 +57,7 @@ impl<P: Port + 'static> Card<P> {
     }
 
     /// Sends a command whose descriptors are these on the last queue; returns the answer.
-    fn offer(&mut self, pieces: &[Piece]) -> Option<u8> {
+    fn offer(&mut self, pieces: &[Segment]) -> Option<u8> {
         self.memory.write_obj(0xffu8, GuestAddress(ANSWER)).unwrap();
         let index = self.queues.len() - 1;
         let queue = &mut self.queues[index];
@@ -360,13 +360,13 @@ fn pairs_are_used_at_the_same_time() {
     let (ports, mut far, _) = cables();
     let mut card = Card::new(ports, MULTI);
     assert_eq!(card.set_pairs(3), OK);
-    let lanes: Vec<SharedLane> = card.device.lanes();
+    let pairs: Vec<SharedQueuePair> = card.device.queue_pairs();
     let mut queues = std::mem::take(&mut card.queues);
     card.queues = queues.split_off(6);
     let (device, memory) = (&mut card.device, &card.memory);
     thread::scope(|scope| {
         let mut threads = Vec::new();
-        for (pair, ((lane, far), queues)) in lanes
+        for (index, ((pair, far), queues)) in pairs
             .iter()
             .zip(&mut far)
             .zip(queues.chunks_exact_mut(2))
@@ -375,11 +375,11 @@ fn pairs_are_used_at_the_same_time() {
             let queues: &mut [DriverQueue; 2] = queues.try_into().unwrap();
             threads.push(scope.spawn(move || {
                 for _ in 0..500 {
-                    exchange(memory, pair, &mut *queues, far, |source| {
-                        let mut lane = lock(lane);
+                    exchange(memory, index, &mut *queues, far, |source| {
+                        let mut pair = lock(pair);
                         let progress = match source {
-                            Source::Kick(queue) => lane.on_kick(queue),
-                            Source::Device(token) => lane.on_event(token, EventSet::IN),
+                            Source::Kick(queue) => pair.on_kick(queue),
+                            Source::Device(token) => pair.on_event(token, EventSet::IN),
                         };
                         assert_eq!(progress.unwrap(), Progress::Done);
                     });
@@ -397,14 +397,14 @@ fn pairs_are_used_at_the_same_time() {
         }
     });
     assert_eq!(device.counters().requests, 3 * 1000 + 1);
-    // A lane that is held up holds up no other.
-    let held = lock(&lanes[1]);
-    let pair = (&mut queues[4..6]).try_into().unwrap();
-    exchange(memory, 2, pair, &mut far[2], |source| {
-        let mut lane = lock(&lanes[2]);
+    // A pair that is held up holds up no other.
+    let held = lock(&pairs[1]);
+    let last = (&mut queues[4..6]).try_into().unwrap();
+    exchange(memory, 2, last, &mut far[2], |source| {
+        let mut pair = lock(&pairs[2]);
         let progress = match source {
-            Source::Kick(queue) => lane.on_kick(queue),
-            Source::Device(token) => lane.on_event(token, EventSet::IN),
+            Source::Kick(queue) => pair.on_kick(queue),
+            Source::Device(token) => pair.on_event(token, EventSet::IN),
         };
         assert_eq!(progress.unwrap(), Progress::Done);
     });

@@ -2,9 +2,10 @@
 
 use super::multiqueue::{ANSWER, COMMAND, CONTROL, MULTI, PAIRS, cables, driver_queues, states};
 use super::*;
+use crate::epolls::Epolls;
 use crate::layout::slot_address;
 use crate::legacy::ioapic::Ioapic;
-use crate::service::{Epolls, serve_ready};
+use crate::service::serve_ready;
 use crate::slots::Slots;
 use crate::virtio::test_driver::Nothing;
 

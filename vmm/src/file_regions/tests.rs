@@ -17,7 +17,7 @@ pub(crate) struct Slots {
 }
 
 impl MemorySlots for Slots {
-    unsafe fn fill(&self, number: u32, guest: u64, host: u64, length: u64) -> io::Result<()> {
+    unsafe fn map(&self, number: u32, guest: u64, host: u64, length: u64) -> io::Result<()> {
         if *lock(&self.refuse) {
             return Err(io::ErrorKind::OutOfMemory.into());
         }
@@ -26,7 +26,7 @@ impl MemorySlots for Slots {
         Ok(())
     }
 
-    fn clear(&self, number: u32) -> io::Result<()> {
+    fn unmap(&self, number: u32) -> io::Result<()> {
         lock(&self.filled)
             .remove(&number)
             .map(drop)
@@ -34,12 +34,12 @@ impl MemorySlots for Slots {
     }
 }
 
-/// Windows behind the given RAM, and what it becomes with them.
-pub(crate) fn windows(ram: &Memory) -> (Arc<Slots>, Arc<Windows>, Memory) {
+/// File regions behind the given RAM, and what it becomes with them.
+pub(crate) fn regions(ram: &Memory) -> (Arc<Slots>, Arc<FileRegions>, Memory) {
     let slots = Arc::new(Slots::default());
-    let windows = Windows::new(ram, 48, Arc::clone(&slots) as _).unwrap();
-    let joined = windows.join(ram);
-    (slots, Arc::new(windows), joined)
+    let regions = FileRegions::new(ram, 48, Arc::clone(&slots) as _).unwrap();
+    let joined = regions.join(ram);
+    (slots, Arc::new(regions), joined)
 }
 
 /// A file whose pages are filled with the given bytes.
@@ -51,8 +51,8 @@ pub(crate) fn pages(fill: &[u8]) -> Arc<File> {
     Arc::new(file)
 }
 
-pub(crate) fn piece(file: &Arc<File>, page: u64, count: u64) -> Piece {
-    Piece {
+pub(crate) fn extent(file: &Arc<File>, page: u64, count: u64) -> FileExtent {
+    FileExtent {
         file: Arc::clone(file),
         offset: page * PAGE,
         length: count * PAGE,
@@ -64,40 +64,40 @@ fn byte(memory: &Memory, address: u64) -> u8 {
 }
 
 #[test]
-fn a_window_shows_its_files_one_after_another_and_zeros() {
-    let (slots, windows, memory) = windows(&memory(0x10000));
+fn a_region_has_its_files_one_after_another_and_zeros() {
+    let (slots, regions, memory) = regions(&memory(0x10000));
     let (one, other) = (pages(&[1, 2, 3]), pages(&[4, 5]));
-    let window = windows
-        .open(&[piece(&one, 1, 2), piece(&other, 0, 1), piece(&one, 0, 1)])
+    let region = regions
+        .map(&[extent(&one, 1, 2), extent(&other, 0, 1), extent(&one, 0, 1)])
         .unwrap();
     assert_eq!(
-        (window.start(), window.length()),
-        (FOUR_GIB + SECTION, GRAIN)
+        (region.start(), region.length()),
+        (FOUR_GIB + SECTION, ALIGNMENT)
     );
     let shown: Vec<u8> = (0..6)
-        .map(|page| byte(&memory, window.start() + page * PAGE))
+        .map(|page| byte(&memory, region.start() + page * PAGE))
         .collect();
     assert_eq!(shown, [2, 3, 4, 1, 0, 0]);
-    assert_eq!(byte(&memory, window.start() + GRAIN - 1), 0);
+    assert_eq!(byte(&memory, region.start() + ALIGNMENT - 1), 0);
     let (guest, host, length) = lock(&slots.filled)[&0];
-    assert_eq!((guest, length), (window.start(), GRAIN));
-    assert_eq!(host % GRAIN, guest % GRAIN);
+    assert_eq!((guest, length), (region.start(), ALIGNMENT));
+    assert_eq!(host % ALIGNMENT, guest % ALIGNMENT);
     // It is the files' own pages.
     one.write_all_at(&[77], PAGE).unwrap();
-    assert_eq!(byte(&memory, window.start()), 77);
-    let start = window.start();
-    drop(window);
+    assert_eq!(byte(&memory, region.start()), 77);
+    let start = region.start();
+    drop(region);
     assert!(lock(&slots.filled).is_empty());
     assert_eq!(byte(&memory, start), 0);
     assert_eq!(Arc::strong_count(&one), 1);
 }
 
 #[test]
-fn windows_have_sections_of_their_own_and_places_are_used_again() {
-    let (slots, windows, _) = windows(&memory(0x10000));
+fn regions_have_sections_of_their_own_and_places_are_used_again() {
+    let (slots, regions, _) = regions(&memory(0x10000));
     let file = pages(&[]);
     file.set_len(300 * MIB).unwrap();
-    let open = |pages| windows.open(&[piece(&file, 0, pages)]).unwrap();
+    let open = |pages| regions.map(&[extent(&file, 0, pages)]).unwrap();
     let [small, large, last] = [open(1), open(130 * MIB / PAGE), open(1)];
     let first = small.start();
     assert_eq!(large.start(), first + SECTION);
@@ -110,41 +110,41 @@ fn windows_have_sections_of_their_own_and_places_are_used_again() {
 }
 
 #[test]
-fn what_makes_no_window_is_refused_and_changes_nothing() {
-    let (slots, windows, memory) = windows(&memory(0x10000));
+fn what_makes_no_region_is_refused_and_changes_nothing() {
+    let (slots, regions, memory) = regions(&memory(0x10000));
     let file = pages(&[9, 9]);
     let odd = |offset, length| {
         let file = Arc::clone(&file);
-        windows.open(&[Piece {
+        regions.map(&[FileExtent {
             file,
             offset,
             length,
         }])
     };
-    assert!(matches!(odd(512, PAGE), Err(WindowError::Unaligned(0))));
-    assert!(matches!(odd(0, 512), Err(WindowError::Unaligned(0))));
-    assert!(matches!(odd(0, 0), Err(WindowError::Full(0))));
-    assert!(matches!(odd(0, 1 << 40), Err(WindowError::Full(_))));
-    assert!(matches!(odd(0, !(PAGE - 1)), Err(WindowError::Full(_))));
+    assert!(matches!(odd(512, PAGE), Err(FileRegionError::Unaligned(0))));
+    assert!(matches!(odd(0, 512), Err(FileRegionError::Unaligned(0))));
+    assert!(matches!(odd(0, 0), Err(FileRegionError::Full(0))));
+    assert!(matches!(odd(0, 1 << 40), Err(FileRegionError::Full(_))));
+    assert!(matches!(odd(0, !(PAGE - 1)), Err(FileRegionError::Full(_))));
     let write_only = File::options().write(true).open("/dev/null").unwrap();
-    let unreadable = piece(&Arc::new(write_only), 0, 1);
-    let failed = windows.open(&[piece(&file, 0, 1), unreadable]);
-    assert!(matches!(failed, Err(WindowError::Map(_))));
+    let unreadable = extent(&Arc::new(write_only), 0, 1);
+    let failed = regions.map(&[extent(&file, 0, 1), unreadable]);
+    assert!(matches!(failed, Err(FileRegionError::Map(_))));
     *lock(&slots.refuse) = true;
-    let failed = windows.open(&[piece(&file, 0, 1)]);
-    assert!(matches!(failed, Err(WindowError::Slot(_))));
+    let failed = regions.map(&[extent(&file, 0, 1)]);
+    assert!(matches!(failed, Err(FileRegionError::Slot(_))));
     *lock(&slots.refuse) = false;
     assert_eq!(byte(&memory, FOUR_GIB + SECTION), 0);
-    let window = windows.open(&[piece(&file, 0, 1)]).unwrap();
-    assert_eq!(window.start(), FOUR_GIB + SECTION);
+    let region = regions.map(&[extent(&file, 0, 1)]).unwrap();
+    assert_eq!(region.start(), FOUR_GIB + SECTION);
 }
 
 #[test]
-fn a_guest_with_few_addresses_has_no_windows() {
+fn a_guest_with_few_addresses_has_no_file_regions() {
     let ram = memory(0x10000);
-    let few = Windows::new(&ram, 36, Arc::new(Slots::default())).unwrap();
+    let few = FileRegions::new(&ram, 36, Arc::new(Slots::default())).unwrap();
     assert_eq!(few.join(&ram).num_regions(), 1);
     let file = pages(&[1]);
-    let refused = Arc::new(few).open(&[piece(&file, 0, 1)]);
-    assert!(matches!(refused, Err(WindowError::Full(_))));
+    let refused = Arc::new(few).map(&[extent(&file, 0, 1)]);
+    assert!(matches!(refused, Err(FileRegionError::Full(_))));
 }

@@ -1,0 +1,178 @@
+//! The command line: what runs one virtual machine, with a daemon or without.
+
+use std::io;
+use std::os::fd::RawFd;
+use std::os::unix::net::UnixListener;
+use std::panic;
+use std::path::{Path, PathBuf};
+use std::process::{self, ExitCode};
+use std::time::Instant;
+
+use clap::{Parser, Subcommand};
+use error_reporter::Report;
+use hull_proto_vmm::{ExitReason, ExitReport};
+
+use crate::event_loop::{EventLoop, LoopError};
+use crate::{direct, exit, log, probe};
+
+/// Hull's virtual machine monitor: one process for each pod.
+#[derive(Debug, Parser)]
+#[command(name = "hull-vmm", version, about)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serves a control socket; the daemon configures and starts the VM through it
+    Run {
+        /// The pod's id, so that the process can be told from others
+        #[arg(long)]
+        id: String,
+        /// Where to listen
+        #[arg(long)]
+        socket: PathBuf,
+        /// Where to write why the VM ended
+        #[arg(long)]
+        exit_report: PathBuf,
+    },
+    /// Tells whether this host can run microVMs, by running a very small one
+    Probe,
+    /// Boots a kernel without a daemon, console on standard output
+    Boot(direct::Boot),
+}
+
+/// Does what the command line says; returns how that went.
+#[must_use]
+pub fn main() -> ExitCode {
+    abort_on_panic();
+    let start = Instant::now();
+    match Arguments::parse().command {
+        Command::Run {
+            id,
+            socket,
+            exit_report,
+        } => serve(start, &id, &socket, &exit_report),
+        Command::Probe => match probe::run() {
+            Ok(()) => {
+                println!("/dev/kvm runs microVMs");
+                ExitCode::SUCCESS
+            }
+            Err(error) => {
+                println!("{}", Report::new(&error));
+                ExitCode::FAILURE
+            }
+        },
+        Command::Boot(boot) => direct::run(start, &boot),
+    }
+}
+
+/// Has a panic of any thread end the process: what the others hold may be halfway changed, and a VM
+/// that goes on without one of them would only seem to run.
+fn abort_on_panic() {
+    let print = panic::take_hook();
+    panic::set_hook(Box::new(move |panic| {
+        print(panic);
+        process::abort();
+    }));
+}
+
+fn serve(start: Instant, id: &str, socket: &Path, exit_report: &Path) -> ExitCode {
+    let report = run(start, socket, exit_report).unwrap_or_else(|error| {
+        let report = ExitReport {
+            reason: ExitReason::VmmError,
+            message: Report::new(&error).to_string(),
+        };
+        write_report(&report, exit_report);
+        report
+    });
+    log::note(&format!("{id}: {}", report.message));
+    let _ = std::fs::remove_file(socket);
+    match report.reason {
+        ExitReason::Stopped | ExitReason::GuestShutdown => ExitCode::SUCCESS,
+        ExitReason::GuestPanic | ExitReason::KvmError | ExitReason::VmmError => ExitCode::FAILURE,
+    }
+}
+
+fn run(start: Instant, socket: &Path, exit_report: &Path) -> Result<ExitReport, RunError> {
+    // Before there are threads, which inherit it.
+    let signal = block_termination().map_err(RunError::Signal)?;
+    raise_descriptor_limit();
+    let mut event_loop = EventLoop::new(start)?;
+    event_loop.stop_on(signal)?;
+    let listener = bind(socket).map_err(RunError::Listen)?;
+    event_loop.listen(listener)?;
+    let report = event_loop.run()?;
+    // The daemon reads the report when it sees the connection close.
+    write_report(&report, exit_report);
+    event_loop.close();
+    Ok(report)
+}
+
+fn write_report(report: &ExitReport, path: &Path) {
+    if let Err(error) = exit::write(report, path) {
+        log::note(&format!("write {}: {error}", path.display()));
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+enum RunError {
+    #[error("block signals")]
+    Signal(#[source] io::Error),
+    #[error("listen on control socket")]
+    Listen(#[source] io::Error),
+    #[error("run event loop")]
+    Loop(#[from] LoopError),
+}
+
+/// Listens on a socket that only its owner can connect to.
+fn bind(path: &Path) -> io::Result<UnixListener> {
+    // SAFETY: changes the process's file mode mask; there are no other threads yet.
+    let old = unsafe { libc::umask(0o177) };
+    let listener = UnixListener::bind(path);
+    // SAFETY: as above.
+    unsafe { libc::umask(old) };
+    listener
+}
+
+/// Takes as many file descriptors as the process may have: each layer of an image is one.
+fn raise_descriptor_limit() {
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: the calls are given a valid `rlimit`.
+    let failed = unsafe {
+        libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) != 0 || {
+            limit.rlim_cur = limit.rlim_max;
+            libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) != 0
+        }
+    };
+    if failed {
+        log::note(&format!(
+            "raise RLIMIT_NOFILE: {}",
+            io::Error::last_os_error()
+        ));
+    }
+}
+
+/// Turns SIGTERM and SIGINT into a readable descriptor.
+fn block_termination() -> io::Result<RawFd> {
+    // SAFETY: the set is initialised by `sigemptyset` before its use, and all pointers are to it.
+    let fd = unsafe {
+        let mut set: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&raw mut set);
+        libc::sigaddset(&raw mut set, libc::SIGTERM);
+        libc::sigaddset(&raw mut set, libc::SIGINT);
+        if libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut()) != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK)
+    };
+    if fd < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(fd)
+    }
+}
