@@ -1,4 +1,4 @@
-//! One stream of a session, whatever carries it.
+//! What a peer sends on one stream of a session, whatever carries it.
 
 use std::{
     sync::{
@@ -13,8 +13,6 @@ use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, mpsc},
     time::timeout,
 };
-
-use crate::{mux, websocket};
 
 /// How often a peer is probed that can't be heard.
 const PROBE: Duration = Duration::from_secs(3);
@@ -158,48 +156,5 @@ impl Input {
         };
         self.end = Some(end);
         end.map(|()| None)
-    }
-}
-
-/// The sending half of a stream. Dropped before its end, it resets the stream.
-#[derive(Debug)]
-pub enum Output {
-    /// A stream of SPDY.
-    #[doc(hidden)]
-    Spdy(mux::StreamSender),
-    /// A channel of a WebSocket.
-    #[doc(hidden)]
-    WebSocket(websocket::ChannelSender),
-}
-
-impl Output {
-    /// Sends bytes, waiting until the connection takes them.
-    ///
-    /// # Errors
-    /// [`Lost`].
-    pub async fn send(&mut self, bytes: Bytes) -> Result<(), Lost> {
-        match self {
-            Self::Spdy(stream) => stream.send(bytes).await,
-            Self::WebSocket(channel) => channel.send(&bytes).await,
-        }
-    }
-
-    /// Says that nothing follows, as far as the protocol has words for it.
-    ///
-    /// # Errors
-    /// [`Lost`].
-    pub async fn finish(&mut self) -> Result<(), Lost> {
-        match self {
-            Self::Spdy(stream) => stream.finish().await,
-            Self::WebSocket(channel) => channel.finish().await,
-        }
-    }
-
-    /// Ends the stream in both directions, unless it has ended already.
-    pub async fn reset(&mut self) {
-        match self {
-            Self::Spdy(stream) => stream.reset().await,
-            Self::WebSocket(_) => {}
-        }
     }
 }

@@ -26,13 +26,16 @@ use crate::{
         offered_streams, wants_upgrade,
     },
     request::{Command, FORWARD, Request},
-    server::{FAREWELL, Shared},
+    shared::Shared,
     strangers::Stranger,
     websocket::{self, Channels, Tunnel},
 };
 
 /// Streams at a time in an exec or attach connection: five, and some that are refused.
 const COMMAND_STREAMS: usize = 16;
+/// How long a session whose work was cut off, and any when the server ends, may take to close its
+/// connection.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
 type Answer = Response<Full<Bytes>>;
 
@@ -241,7 +244,7 @@ impl Session {
                 );
                 let work = exec::over_channels(shared, command, protocol, &channels, inputs);
                 let end = guard(shared, channels.closed(), |t| channels.idle(t), work).await;
-                farewell(shared, channels.close(end)).await;
+                close_connection(shared, channels.close(end)).await;
             }
             Self::ChannelForward(pod, ports, protocol) => {
                 let (channels, inputs) = Channels::start(
@@ -253,7 +256,7 @@ impl Session {
                 );
                 let work = forward::over_channels(shared, &pod, &ports, &channels, inputs);
                 let end = guard(shared, channels.closed(), |t| channels.idle(t), work).await;
-                farewell(shared, channels.close(end)).await;
+                close_connection(shared, channels.close(end)).await;
             }
         }
     }
@@ -261,14 +264,14 @@ impl Session {
 
 async fn guard_mux(shared: &Shared, mux: Mux, work: impl Future<Output = ()>) {
     let end = guard(shared, mux.closed(), |timeout| mux.idle(timeout), work).await;
-    farewell(shared, mux.close(end)).await;
+    close_connection(shared, mux.close(end)).await;
 }
 
-/// Says goodbye, quicker when the server ends.
-async fn farewell(shared: &Shared, close: impl Future<Output = ()>) {
+/// Closes a connection in order, and within [`CLOSE_TIMEOUT`] once the server ends.
+async fn close_connection(shared: &Shared, close: impl Future<Output = ()>) {
     let hurry = async {
         shared.stop.cancelled().await;
-        tokio::time::sleep(FAREWELL).await;
+        tokio::time::sleep(CLOSE_TIMEOUT).await;
     };
     tokio::select! {
         () = close => {}
@@ -277,7 +280,7 @@ async fn farewell(shared: &Shared, close: impl Future<Output = ()>) {
 }
 
 /// Does the work of a session for as long as there is somebody who wants it, and tells how long
-/// its farewell may take. The work is dropped, and with it its process, when the client is gone.
+/// closing the connection may take. The work is dropped, and with it its process, when the client is gone.
 async fn guard<Idle: Future<Output = ()>>(
     shared: &Shared,
     closed: impl Future<Output = ()>,
@@ -292,7 +295,7 @@ async fn guard<Idle: Future<Output = ()>>(
         () = idle(timeout) => debug!("no traffic for too long"),
         () = shared.stop.cancelled() => {}
     }
-    FAREWELL
+    CLOSE_TIMEOUT
 }
 
 /// `Connection` must be `Upgrade` alone: Go's HTTP client, which kubelet and crictl use, drops the

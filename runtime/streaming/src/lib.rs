@@ -3,9 +3,9 @@
 //! A CRI call makes a URL with a token ([`Streaming::exec`] and its siblings); the client then opens
 //! that URL and gets its streams, which end at a [`Backend`]. Read in this order: `server` (listener
 //! and life), [`backend`] (what is served), `request` and `tokens` (from CRI call to URL),
-//! `strangers`, `http` and `negotiate` (from URL to protocol), `mux` and `websocket` (many streams over one
-//! connection), `exec` and `forward` (what happens on them), `client` (the other side, for tests
-//! and tools).
+//! `strangers`, `http` and `negotiate` (from URL to protocol), `channel` and `output` (one stream, in
+//! and out), `mux` and `websocket` (many streams over one connection), `exec` and `forward` (what
+//! happens on them), `client` (the other side, for tests and tools).
 //!
 //! Not here: CRI's own types, pods, SPDY's frames (`hull-spdy`).
 //!
@@ -31,8 +31,10 @@ mod forward;
 mod http;
 mod mux;
 mod negotiate;
+mod output;
 mod request;
 mod server;
+mod shared;
 mod strangers;
 #[cfg(test)]
 mod tests;
@@ -44,7 +46,8 @@ pub use backend::{
     AttachRequest, Backend, BackendError, Duplex, ExecRequest, Exit, PortForwardRequest, Process,
     TerminalSize,
 };
-pub use channel::{Input, Lost, Output};
+pub use channel::{Input, Lost};
 pub use config::{Config, Limits, TlsFiles};
+pub use output::Output;
 pub use request::RequestError;
 pub use server::{StartError, Streaming};

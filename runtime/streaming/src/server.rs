@@ -22,6 +22,7 @@ use crate::{
     config::Config,
     http,
     request::{Command, Request, RequestError},
+    shared::Shared,
     strangers::{Stranger, Strangers},
     tls::{self, TlsError},
     tokens::Tokens,
@@ -31,8 +32,6 @@ use crate::{
 const HEADERS: usize = 16 << 10;
 /// After a failed accept: most often descriptors are short, and sessions must end first.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// How long sessions may take to say goodbye when the server ends.
-pub(crate) const FAREWELL: Duration = Duration::from_secs(1);
 
 /// Why there is no server.
 #[derive(Debug, thiserror::Error)]
@@ -57,26 +56,6 @@ pub struct Streaming {
     address: SocketAddr,
     base_url: String,
     _stop: DropGuard,
-}
-
-/// What all connections share.
-pub(crate) struct Shared {
-    pub(crate) config: Config,
-    pub(crate) tokens: Tokens,
-    /// A permit for each connection whose client has shown a token.
-    pub(crate) connections: Arc<Semaphore>,
-    pub(crate) backend: Arc<dyn Backend>,
-    /// All tasks.
-    pub(crate) tasks: TaskTracker,
-    pub(crate) stop: CancellationToken,
-}
-
-impl std::fmt::Debug for Shared {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Shared")
-            .field("config", &self.config)
-            .finish_non_exhaustive()
-    }
 }
 
 impl Streaming {

@@ -3,12 +3,13 @@
 use bytes::{Buf, Bytes, BytesMut};
 
 use crate::{
-    MAX_CONTROL_FRAME, MAX_STREAM, VERSION, flag,
     frame::Frame,
     headers::{HeadersError, Inflater},
-    kind,
+    wire::{MAX_STREAM, VERSION, flag, kind},
 };
 
+/// The largest control frame that is read, bytes after its first eight.
+pub const MAX_CONTROL_FRAME: usize = 16 << 10;
 /// Bytes of a frame before its content.
 const PREFIX: usize = 8;
 

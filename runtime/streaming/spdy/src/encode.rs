@@ -3,10 +3,9 @@
 use bytes::{BufMut, BytesMut};
 
 use crate::{
-    MAX_DATA, MAX_STREAM, VERSION, flag,
     frame::{Frame, Headers},
     headers::Deflater,
-    kind,
+    wire::{MAX_DATA, MAX_STREAM, VERSION, flag, kind},
 };
 
 /// Why a frame can't be written.

@@ -4,11 +4,12 @@
 use flate2::{Compress, Compression, Decompress, FlushCompress, FlushDecompress, Status};
 
 use crate::{
-    MAX_HEADER_BLOCK,
     dictionary::{ADLER32, DICTIONARY},
     frame::Headers,
 };
 
+/// The largest header block, uncompressed bytes: it fits into a control frame however it is packed.
+pub const MAX_HEADER_BLOCK: usize = 15 << 10;
 /// How much room a compressor gets at a time.
 const STEP: usize = 1024;
 /// The most names in a block.

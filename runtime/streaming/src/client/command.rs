@@ -6,17 +6,28 @@ use bytes::Bytes;
 use hull_spdy::Headers;
 use tokio_tungstenite::tungstenite::protocol::Role;
 
-use super::{ClientError, CommandStatus, Dialer, Transport};
+use super::{dial::Dialer, error::ClientError};
 use crate::{
-    channel::{Input, Lost, Output},
+    channel::{Input, Lost},
+    exec::CommandStatus,
     mux::{Mux, Side},
     negotiate::{CHANNELS, SPDY_COMMANDS},
+    output::Output,
     websocket::Channels,
 };
 
-/// How long the farewell may take.
-const FAREWELL: Duration = Duration::from_secs(5);
+/// How long closing the connection may take.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 const BUFFERED: usize = 1 << 20;
+
+/// What carries a command's streams.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Transport<'a> {
+    /// SPDY/3.1, with these subprotocols in order of preference.
+    Spdy(&'a [&'a str]),
+    /// A WebSocket with this subprotocol; the empty one is not sent.
+    WebSocket(&'a str),
+}
 
 /// Which streams the client wants; the same as in the request for the URL.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -103,7 +114,7 @@ async fn over_spdy(
     error_out.finish().await?;
     let mut stdin = None;
     if wants.stdin {
-        stdin = Some(stream("stdin").await?.0);
+        stdin = Some(stream("stdin").await?.0.into());
     }
     let mut outputs = [None, None];
     for (wanted, kind, output) in [
@@ -112,13 +123,13 @@ async fn over_spdy(
     ] {
         if wanted {
             let (other, input) = stream(kind).await?;
-            unused.push(other);
+            unused.push(other.into());
             outputs[output] = Some(input);
         }
     }
     let mut resize = None;
     if wants.tty && known.resize {
-        resize = Some(stream("resize").await?.0);
+        resize = Some(stream("resize").await?.0.into());
     }
     let [stdout, stderr] = outputs;
     Ok(Session {
@@ -151,11 +162,11 @@ async fn over_websocket(
         return Err(Lost.into());
     };
     Ok(Session {
-        stdin: wants.stdin.then(|| channels.output(0)),
+        stdin: wants.stdin.then(|| channels.sender(0).into()),
         stdout: Some(stdout).filter(|_| wants.stdout),
         stderr: Some(stderr).filter(|_| wants.stderr && !wants.tty),
         protocol: protocol.to_owned(),
-        resize: wants.tty.then(|| channels.output(4)),
+        resize: wants.tty.then(|| channels.sender(4).into()),
         error,
         json_status: known.json_status,
         carrier: Carrier::WebSocket(channels),
@@ -210,8 +221,8 @@ impl Session {
     /// Hangs up; a command is killed then if it still runs.
     pub async fn close(self) {
         match self.carrier {
-            Carrier::Spdy(mux) => mux.close(FAREWELL).await,
-            Carrier::WebSocket(channels) => channels.close(FAREWELL).await,
+            Carrier::Spdy(mux) => mux.close(CLOSE_TIMEOUT).await,
+            Carrier::WebSocket(channels) => channels.close(CLOSE_TIMEOUT).await,
         }
     }
 }

@@ -27,7 +27,7 @@ use tokio_tungstenite::{
     tungstenite::{handshake::derive_accept_key, protocol::Role},
 };
 
-use super::ClientError;
+use super::error::ClientError;
 use crate::{
     backend::Duplex,
     negotiate::{ACCEPTED_PROTOCOLS, SPDY, STREAM_PROTOCOL},

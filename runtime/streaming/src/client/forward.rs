@@ -5,11 +5,12 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use hull_spdy::Headers;
 use tokio_tungstenite::tungstenite::protocol::Role;
 
-use super::{ClientError, Dialer};
+use super::{dial::Dialer, error::ClientError};
 use crate::{
-    channel::{Input, Lost, Output},
+    channel::{Input, Lost},
     mux::{Mux, Side},
     negotiate::{CHANNELS, PORT_FORWARD, TUNNEL},
+    output::Output,
     websocket::{Channels, Tunnel},
 };
 
@@ -93,7 +94,8 @@ impl Forwarder {
         if let Some(request) = request {
             headers.0.push(("requestid".into(), request.into()));
         }
-        self.mux.open(headers).await
+        let (output, input) = self.mux.open(headers).await?;
+        Ok((output.into(), input))
     }
 
     /// Ends when the server is gone.
@@ -134,7 +136,7 @@ pub async fn forward_channels(
             }
         }
         forwards.push(Forward {
-            output: channels.output(*number),
+            output: channels.sender(*number).into(),
             input,
             error,
         });

@@ -2,9 +2,9 @@
 
 use bytes::Bytes;
 
-use super::{Client, run};
+use super::session::{Client, run};
 use crate::{
-    channel::Input, negotiate::ChannelProtocol, request::Command, server::Shared,
+    channel::Input, negotiate::ChannelProtocol, request::Command, shared::Shared,
     websocket::Channels,
 };
 
@@ -33,10 +33,10 @@ pub(crate) async fn over_channels(
     let (stdin, resize) = (inputs.next(), inputs.next());
     let mut client = Client {
         stdin: stdin.filter(|_| streams.stdin),
-        stdout: streams.stdout.then(|| channels.output(STDOUT)),
-        stderr: streams.stderr.then(|| channels.output(STDERR)),
+        stdout: streams.stdout.then(|| channels.sender(STDOUT).into()),
+        stderr: streams.stderr.then(|| channels.sender(STDERR).into()),
         resize: resize.filter(|_| streams.tty),
-        error: channels.output(ERROR),
+        error: channels.sender(ERROR).into(),
         json_status: protocol.json_status,
     };
     // Some clients wait for a first message.

@@ -3,13 +3,14 @@
 use tokio::{sync::mpsc, time::timeout};
 use tracing::debug;
 
-use super::{Client, run};
+use super::session::{Client, run};
 use crate::{
-    channel::{Input, Lost, Output},
+    channel::{Input, Lost},
     mux::Incoming,
     negotiate::RemoteCommand,
+    output::Output,
     request::{Command, Streams},
-    server::Shared,
+    shared::Shared,
 };
 
 /// The streams that the client has opened so far.
@@ -107,7 +108,8 @@ impl Opened {
             return Ok(());
         }
         // The client sends nothing before it has the reply.
-        *slot = Some(stream.accept().await?);
+        let (output, input) = stream.accept().await?;
+        *slot = Some((output.into(), input));
         Ok(())
     }
 }

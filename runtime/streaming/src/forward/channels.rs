@@ -6,7 +6,7 @@ use futures::{StreamExt, stream::FuturesUnordered};
 use super::relay::Pair;
 use crate::{
     channel::Input,
-    server::Shared,
+    shared::Shared,
     websocket::{Channels, Codec},
 };
 
@@ -50,8 +50,8 @@ pub(crate) async fn over_channels(
             let channel = data_channel(index);
             let mut pair = Pair {
                 input,
-                output: channels.output(channel),
-                error: channels.output(channel + 1),
+                output: channels.sender(channel).into(),
+                error: channels.sender(channel + 1).into(),
             };
             async move {
                 // Tells which port the channels are for.

@@ -14,12 +14,7 @@ use tokio::{
 use tracing::debug;
 
 use super::relay::Pair;
-use crate::{
-    backend::Backend,
-    channel::{Input, Output},
-    mux::Incoming,
-    server::Shared,
-};
+use crate::{backend::Backend, channel::Input, mux::Incoming, output::Output, shared::Shared};
 
 /// The longest id of a pair, bytes; clients count. Each open pair keeps its own.
 const MAX_REQUEST: usize = 64;
@@ -133,7 +128,7 @@ pub(crate) async fn over_spdy(
         };
         let half = Half {
             kind: role.kind,
-            output,
+            output: output.into(),
             input,
         };
         match matching {
@@ -147,8 +142,8 @@ pub(crate) async fn over_spdy(
                 };
                 waiting.insert(role.request.clone(), wait);
                 let backend = Arc::clone(&shared.backend);
-                let patience = shared.config.creation_timeout;
-                pairs.spawn(pair(half, other, role, patience, backend, Arc::clone(&pod)));
+                let limit = shared.config.creation_timeout;
+                pairs.spawn(pair(half, other, role, limit, backend, Arc::clone(&pod)));
             }
         }
     }
@@ -159,11 +154,11 @@ async fn pair(
     first: Half,
     second: oneshot::Receiver<Half>,
     role: Role,
-    patience: Duration,
+    limit: Duration,
     backend: Arc<dyn Backend>,
     pod: Arc<str>,
 ) -> Option<String> {
-    let Ok(Ok(second)) = timeout(patience, second).await else {
+    let Ok(Ok(second)) = timeout(limit, second).await else {
         incomplete(first, &role).await;
         return Some(role.request);
     };

@@ -11,7 +11,8 @@ use tracing::debug;
 
 use crate::{
     backend::Backend,
-    channel::{Input, Lost, Output},
+    channel::{Input, Lost},
+    output::Output,
 };
 
 /// How much is read from the pod at a time.

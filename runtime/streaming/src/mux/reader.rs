@@ -10,7 +10,10 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
-use super::{Incoming, Shared, Side};
+use super::{
+    shared::{Shared, Side},
+    stream::{Incoming, StreamSender},
+};
 use crate::channel::probing;
 
 /// How much is read at a time.
@@ -156,7 +159,8 @@ fn open(
             let _ = shared.frames.try_send(Frame::RstStream { stream, status });
             return Ok(None);
         }
-        shared.add(&mut streams, stream, None)
+        let (reset, input) = shared.add(&mut streams, stream, None);
+        (StreamSender::new(stream, Arc::clone(shared), reset), input)
     };
     if fin {
         shared.received_end(stream);

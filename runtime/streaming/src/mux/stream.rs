@@ -6,8 +6,8 @@ use bytes::Bytes;
 use hull_spdy::{Frame, Headers, status};
 use tokio_util::sync::CancellationToken;
 
-use super::Shared;
-use crate::channel::{Input, Lost, Output};
+use super::shared::Shared;
+use crate::channel::{Input, Lost};
 
 /// A stream that the peer wants to open.
 #[derive(Debug)]
@@ -22,14 +22,14 @@ pub(crate) struct Incoming {
 
 impl Incoming {
     /// Tells the peer that its stream is accepted.
-    pub(crate) async fn accept(self) -> Result<(Output, Input), Lost> {
+    pub(crate) async fn accept(self) -> Result<(StreamSender, Input), Lost> {
         let reply = Frame::SynReply {
             stream: self.id,
             headers: Headers::default(),
             fin: false,
         };
         self.sender.queue(reply).await?;
-        Ok((Output::Spdy(self.sender), self.input))
+        Ok((self.sender, self.input))
     }
 
     /// Tells the peer that its stream is not wanted.

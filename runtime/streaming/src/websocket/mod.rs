@@ -26,7 +26,7 @@ use tracing::debug;
 pub(crate) use self::tunnel::Tunnel;
 use crate::{
     activity::Activity,
-    channel::{Budget, Input, InputSender, Lost, Output, input, probing},
+    channel::{Budget, Input, InputSender, Lost, input, probing},
 };
 
 /// Messages that wait to be written.
@@ -136,14 +136,14 @@ impl Channels {
     }
 
     /// The sending half of a channel.
-    pub(crate) fn output(&self, channel: u8) -> Output {
-        Output::WebSocket(ChannelSender {
+    pub(crate) fn sender(&self, channel: u8) -> ChannelSender {
+        ChannelSender {
             channel,
             codec: self.codec,
             role: self.role,
             messages: self.messages.clone(),
             closed: self.closed.clone(),
-        })
+        }
     }
 
     /// Ends when the peer is gone.
@@ -156,10 +156,10 @@ impl Channels {
         self.activity.idle(timeout).await;
     }
 
-    /// Says goodbye after what is queued, and waits until the peer hangs up, at most for
-    /// `patience`.
-    pub(crate) async fn close(self, patience: Duration) {
-        let farewell = async {
+    /// Sends a close message after what is queued, and waits until the peer hangs up, at most for
+    /// `limit`.
+    pub(crate) async fn close(self, limit: Duration) {
+        let closing = async {
             let frame = CloseFrame {
                 code: CloseCode::Normal,
                 reason: "".into(),
@@ -168,7 +168,7 @@ impl Channels {
             let _ = self.writer.await;
             let _ = self.reader.await;
         };
-        let _ = timeout(patience, farewell).await;
+        let _ = timeout(limit, closing).await;
     }
 }
 
