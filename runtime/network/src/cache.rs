@@ -14,7 +14,7 @@ use std::{
 
 use serde::Deserialize;
 
-use crate::setup::NetworkRecord;
+use crate::record::NetworkRecord;
 
 /// The directory of cached results.
 #[derive(Debug, Clone)]

@@ -2,10 +2,10 @@
 //! it into the VM.
 //!
 //! Read in this order: [`Network`] (set up and tear down), `request` (what a pod
-//! asks for), [`cni`] (which network, how plugins are called), `cache` (what they
-//! answered, on disk), [`netns`] (the namespace), `view` (what CNI made, read
-//! back), `link` (joins it to taps), [`tap`], [`guest`] (what the guest is told), `watch`
-//! (what changes later).
+//! asks for), [`cni`] (which network, how plugins are called), `record` and `cache` (what
+//! is known of it, and kept on disk), [`netns`] (the namespace), `netlink`, `view` (what CNI
+//! made, read back), `link` (joins it to taps), [`tap`], [`guest`] (what the guest is told),
+//! `watch` (what changes later).
 //!
 //! Deliberately not here: anything about VMs or the agent. The result is a tap
 //! and plain values.
@@ -16,7 +16,9 @@ mod cache;
 pub mod cni;
 pub mod guest;
 mod link;
+mod netlink;
 pub mod netns;
+mod record;
 mod request;
 mod setup;
 pub mod tap;
@@ -27,6 +29,8 @@ pub use guest::{
     Dns, GuestInterface, GuestNeighbor, GuestNetwork, GuestNextHop, GuestRange, GuestRoute,
     GuestRule,
 };
-pub use link::{LinkError, MAX_LINKS, PodLink};
+pub use link::{MAX_LINKS, PodLink};
+pub use netlink::LinkError;
+pub use record::NetworkRecord;
 pub use request::{PodNetworkRequest, PortMapping, RequestError};
-pub use setup::{Network, NetworkConfig, NetworkError, NetworkRecord, PodNetwork};
+pub use setup::{Network, NetworkConfig, NetworkError, PodNetwork};

@@ -10,7 +10,6 @@
 
 use std::{os::fd::OwnedFd, path::PathBuf};
 
-use futures::{TryStreamExt, pin_mut};
 use rtnetlink::{
     Handle, LinkUnspec,
     packet_route::tc::{TcAttribute, TcHandle},
@@ -18,55 +17,13 @@ use rtnetlink::{
 
 use crate::{
     guest::GuestNetwork,
-    netns::{self, NetnsError},
-    tap,
+    netlink::{LinkError, failed, find, inside},
+    tap::{self, TAP_PREFIX},
     view::{self, Found},
 };
 
-/// Prefix of the names of taps.
-pub(crate) const TAP_PREFIX: &str = "hulltap";
 /// The most interfaces that a pod may have: each takes a device slot of its VM.
 pub const MAX_LINKS: usize = 4;
-
-/// Why the links could not be joined.
-#[derive(Debug, thiserror::Error)]
-pub enum LinkError {
-    /// The namespace.
-    #[error(transparent)]
-    Netns(#[from] NetnsError),
-    /// A netlink socket or its runtime.
-    #[error("open netlink socket")]
-    Open(#[source] std::io::Error),
-    /// A netlink request.
-    #[error("{action}")]
-    Netlink {
-        /// What was asked.
-        action: &'static str,
-        /// The kernel's answer.
-        #[source]
-        source: rtnetlink::Error,
-    },
-    /// The plugins returned without an interface of the name asked for.
-    #[error("no interface {0} in the network namespace after CNI ADD")]
-    Missing(String),
-    /// An interface that is no Ethernet.
-    #[error("interface {0} has no Ethernet address")]
-    NotEthernet(String),
-    /// More interfaces than a VM has slots for.
-    #[error("{0} network interfaces; a pod may have {MAX_LINKS}")]
-    TooMany(usize),
-    /// Two interfaces that the guest could not tell apart.
-    #[error("interfaces {0} and {1} have one hardware address")]
-    SameAddress(String, String),
-    /// /dev/net/tun.
-    #[error("open tap {name}")]
-    Tap {
-        /// The tap's name.
-        name: String,
-        /// Why.
-        source: std::io::Error,
-    },
-}
 
 /// The interfaces of a namespace, joined to taps.
 #[derive(Debug)]
@@ -143,31 +100,14 @@ pub(crate) async fn join_later(
     .await
 }
 
-/// Works in a namespace, with a netlink socket of it.
-async fn inside<T: Send + 'static>(
-    netns: PathBuf,
-    work: impl AsyncFnOnce(&Handle) -> Result<T, LinkError> + Send + 'static,
-) -> Result<T, LinkError> {
-    netns::within(netns, move || {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_io()
-            .build()
-            .map_err(LinkError::Open)?;
-        runtime.block_on(async {
-            let (connection, handle, _) = rtnetlink::new_connection().map_err(LinkError::Open)?;
-            // Dropped with the runtime when this block is done.
-            tokio::spawn(connection);
-            work(&handle).await
-        })
-    })
-    .await
-}
-
 async fn join_here(handle: &Handle, primary: &str, queues: u8) -> Result<Joined, LinkError> {
     set_up(handle, find(handle, "lo").await?).await?;
     let found = view::interfaces(handle, primary).await?;
     if found.len() > MAX_LINKS {
-        return Err(LinkError::TooMany(found.len()));
+        return Err(LinkError::TooMany {
+            found: found.len(),
+            most: MAX_LINKS,
+        });
     }
     for (at, one) in found.iter().enumerate() {
         if let Some(other) = found[..at].iter().find(|other| other.mac == one.mac) {
@@ -216,26 +156,6 @@ async fn take(
 fn tap_error(name: &str) -> impl FnOnce(std::io::Error) -> LinkError {
     let name = name.to_owned();
     move |source| LinkError::Tap { name, source }
-}
-
-/// Names the failed step of a netlink request.
-pub(crate) fn failed(action: &'static str) -> impl FnOnce(rtnetlink::Error) -> LinkError {
-    move |source| LinkError::Netlink { action, source }
-}
-
-pub(crate) async fn find(handle: &Handle, name: &str) -> Result<u32, LinkError> {
-    let links = handle.link().get().match_name(name).execute();
-    pin_mut!(links);
-    match links.try_next().await {
-        Ok(Some(link)) => Ok(link.header.index),
-        Ok(None) => Err(LinkError::Missing(name.to_owned())),
-        Err(rtnetlink::Error::NetlinkError(message))
-            if message.raw_code() == -nix::libc::ENODEV =>
-        {
-            Err(LinkError::Missing(name.to_owned()))
-        }
-        Err(source) => Err(failed("find interface")(source)),
-    }
 }
 
 async fn set_up(handle: &Handle, index: u32) -> Result<(), LinkError> {

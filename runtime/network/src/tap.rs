@@ -8,6 +8,9 @@ use std::{
     os::unix::fs::OpenOptionsExt,
 };
 
+/// Prefix of the names of taps.
+pub(crate) const TAP_PREFIX: &str = "hulltap";
+
 /// Makes a tap named `name` in the calling thread's network namespace and opens
 /// it for whole Ethernet frames with a virtio-net header (`IFF_TAP | IFF_NO_PI |
 /// IFF_VNET_HDR`, linux/Documentation/networking/tuntap.rst), not blocking; for

@@ -23,7 +23,8 @@ use rtnetlink::{
 
 use crate::{
     guest::{GuestInterface, GuestNeighbor, GuestNetwork},
-    link::{LinkError, TAP_PREFIX, failed},
+    netlink::{LinkError, failed},
+    tap::TAP_PREFIX,
 };
 
 /// An interface in the namespace that the guest is to have.

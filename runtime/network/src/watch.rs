@@ -23,7 +23,7 @@ use tokio::{
 
 use crate::{
     guest::GuestNetwork,
-    link::{self, LinkError},
+    netlink::{self, LinkError},
     netns, view,
 };
 
@@ -214,7 +214,7 @@ async fn read(
     for name in joined {
         // One that is down only is not among them either.
         if !links.iter().any(|link| link.name == *name) {
-            match link::find(handle, name).await {
+            match netlink::find(handle, name).await {
                 Ok(_) => {}
                 Err(LinkError::Missing(name)) => network.missing.push(name),
                 Err(error) => return Err(error),

@@ -4,12 +4,8 @@ mod leftovers;
 mod node;
 mod registry;
 pub mod vm;
+mod wait;
 
-pub use leftovers::Leftovers;
-pub use node::{Node, PATIENCE, Place, Pod};
-pub use registry::{Fault, FaultyRegistry, Registry};
-
-/// The image that most tests use, under a name that only a mirror can serve.
-pub const BUSYBOX: &str = "registry.test/demo/busybox:latest";
-/// busybox with the tools of those who set up networks: ip, iptables, nft, ping, socat; and inotifywait.
-pub const NETWORK_TOOLS: &str = "registry.test/demo/network:latest";
+pub use node::{Node, Place, Pod};
+pub use registry::{BUSYBOX, Fault, FaultyRegistry, NETWORK_TOOLS};
+pub use wait::PATIENCE;

@@ -17,10 +17,11 @@ use hull_proto_cri::v1::{
 use hull_tests::client::{Client, image};
 use tonic::Status;
 
-use super::{BUSYBOX, Leftovers, Registry, leftovers};
-
-/// How long anything may take in an emulated host.
-pub const PATIENCE: Duration = Duration::from_secs(120);
+use super::{
+    leftovers::{self, Leftovers},
+    registry::{BUSYBOX, Registry},
+    wait::PATIENCE,
+};
 
 /// A node with a running daemon.
 pub struct Node {

@@ -15,7 +15,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::node::PATIENCE;
+use super::wait::PATIENCE;
+
+/// The image that most tests use, under a name that only a mirror can serve.
+pub const BUSYBOX: &str = "registry.test/demo/busybox:latest";
+/// busybox with the tools of those who set up networks: ip, iptables, nft, ping, socat; and inotifywait.
+pub const NETWORK_TOOLS: &str = "registry.test/demo/network:latest";
 
 /// A `docker-registry` that serves a directory read-only; ended when dropped.
 pub struct Registry {

@@ -21,7 +21,7 @@ use ttrpc::{
     context::Context,
 };
 
-use super::node::PATIENCE;
+use super::wait::PATIENCE;
 
 /// A running VM; killed when dropped.
 pub struct Vm {

@@ -17,7 +17,7 @@ use rustix::{
     process::umask,
 };
 
-use crate::{Place, owners::stranger};
+use crate::{owners::stranger, place::Place};
 
 type Times = [(i64, i64); 3];
 

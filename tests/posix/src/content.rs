@@ -21,7 +21,7 @@ use rustix::{
     io::Errno,
 };
 
-use crate::Place;
+use crate::place::Place;
 
 const MIB: u64 = 1 << 20;
 

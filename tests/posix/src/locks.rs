@@ -14,7 +14,7 @@ use nix::{
 };
 use rustix::io::Errno;
 
-use crate::Place;
+use crate::place::Place;
 
 /// A process that holds a lock.
 #[derive(Debug)]

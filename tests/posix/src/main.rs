@@ -25,18 +25,21 @@ mod list;
 mod locks;
 mod names;
 mod owners;
+mod place;
 
 use std::{
     env, fs,
     io::{self, Write},
     panic,
-    path::{Path, PathBuf},
+    path::Path,
     process::ExitCode,
     sync::Mutex,
     thread,
 };
 
 use rustix::{fs::Mode, process::umask};
+
+use crate::place::Place;
 
 /// A function that panics when the file system is wrong.
 type Check = (&'static str, fn(&Place));
@@ -131,29 +134,6 @@ const CHECKS: &[Check] = checks![
         acls_are_inherited_in_place_of_the_mask,
     },
 ];
-
-/// Where a check works.
-#[derive(Debug)]
-struct Place {
-    /// Its own directory, of mode 0755.
-    dir: PathBuf,
-    /// A directory of another file system.
-    other: PathBuf,
-}
-
-impl Place {
-    /// The path of a name in it.
-    fn at(&self, name: &str) -> PathBuf {
-        self.dir.join(name)
-    }
-
-    /// Makes a file with this text.
-    fn file(&self, name: &str, text: &str) -> PathBuf {
-        let path = self.at(name);
-        fs::write(&path, text).unwrap();
-        path
-    }
-}
 
 fn main() -> ExitCode {
     let words: Vec<_> = env::args().skip(1).collect();

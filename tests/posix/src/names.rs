@@ -25,7 +25,7 @@ use rustix::{
     process::{Gid, Uid},
 };
 
-use crate::Place;
+use crate::place::Place;
 
 fn read_write(path: &Path) -> File {
     let mut options = OpenOptions::new();

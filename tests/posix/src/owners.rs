@@ -15,7 +15,7 @@ use rustix::{
     thread::{set_thread_groups, set_thread_res_gid, set_thread_res_uid},
 };
 
-use crate::Place;
+use crate::place::Place;
 
 /// Does something as another user, who has no powers.
 fn user<T: Send>(uid: u32, gid: u32, groups: &[u32], work: impl FnOnce() -> T + Send) -> T {

@@ -16,7 +16,7 @@ use rtnetlink::{
 
 use crate::{
     guest::{GuestNextHop, GuestRoute},
-    link::{LinkError, failed},
+    netlink::{LinkError, failed},
 };
 
 /// A network on an interface.

@@ -12,7 +12,7 @@ use rtnetlink::{
 
 use crate::{
     guest::{GuestRange, GuestRule},
-    link::{LinkError, failed},
+    netlink::{LinkError, failed},
 };
 
 /// What a rule says when it suppresses nothing.

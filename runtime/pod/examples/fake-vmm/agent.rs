@@ -1,21 +1,18 @@
 //! The guest's agent.
 
 use std::{
-    collections::{BTreeSet, HashMap, HashSet},
+    collections::{BTreeSet, HashMap},
     fs,
     os::unix::net::UnixListener as StdListener,
     path::PathBuf,
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicU64, Ordering},
-    },
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
 };
 
 use async_trait::async_trait;
 use hull_proto_agent::{
     RPC_PORT, VERSION,
-    agent::{self as message, Empty, Event, Exited, event::Kind},
+    agent::{self as message, Empty, Event, Exited},
     rpc::{Agent, create_agent},
 };
 use hull_proto_vmm::ExitReason;
@@ -23,7 +20,7 @@ use protobuf::MessageField;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{UnixListener, UnixStream},
-    sync::{mpsc, watch},
+    sync::mpsc,
 };
 use ttrpc::{
     asynchronous::{Server, ServerStreamSender, TtrpcContext, transport::Listener},
@@ -31,114 +28,16 @@ use ttrpc::{
 };
 
 use crate::{
-    control,
+    guest::{Container, Guest, refusal},
     process::{End, Process},
+    report,
     script::Script,
     streams,
 };
 
-/// The guest.
-pub struct Guest {
-    script: Script,
-    report: PathBuf,
-    containers: Mutex<HashMap<String, Container>>,
-    /// Names and slots.
-    storage: Mutex<HashMap<String, u32>>,
-    /// Calls of which one was not answered.
-    hung: Mutex<HashSet<String>>,
-    asked: AtomicU64,
-    events: watch::Sender<Vec<Event>>,
-}
-
-struct Container {
-    init: Arc<Process>,
-    started: bool,
-    execs: HashMap<String, Arc<Process>>,
-    /// Volumes that it has copies of.
-    live: Vec<String>,
-}
-
-impl Guest {
-    pub fn process(&self, container: &str, exec: &str) -> Option<Arc<Process>> {
-        let containers = self.containers.lock().unwrap();
-        let container = containers.get(container)?;
-        match exec {
-            "" => Some(Arc::clone(&container.init)),
-            exec => container.execs.get(exec).cloned(),
-        }
-    }
-
-    fn exited(&self, container: &str, exec: &str, process: &Process, end: End, timed_out: bool) {
-        let at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
-        let mut exited = Exited {
-            container_id: container.into(),
-            exec_id: exec.into(),
-            code: end.code,
-            signal: end.signal,
-            oom_killed: end.oom,
-            timed_out,
-            stdout_bytes: process.stdout.total(),
-            stderr_bytes: process.stderr.total(),
-            at_ns: at.as_nanos() as u64,
-            ..Exited::default()
-        };
-        if process.lies().any(|lie| lie == "end") {
-            (exited.stdout_bytes, exited.stderr_bytes) = (u64::MAX, u64::MAX);
-            exited.at_ns = u64::MAX;
-        }
-        self.tell(exited);
-    }
-
-    fn tell(&self, exited: Exited) {
-        self.events.send_modify(|events| {
-            events.push(Event {
-                seq: events.len() as u64 + 1,
-                kind: Some(Kind::Exited(exited)),
-                ..Event::default()
-            });
-        });
-    }
-
-    /// Leaves a line in a file beside the exit report.
-    fn note(&self, file: &str, line: &str) {
-        let path = self.report.with_file_name(file);
-        let text = fs::read_to_string(&path).unwrap_or_default();
-        fs::write(path, format!("{text}{line}\n")).unwrap();
-    }
-
-    fn allowed(&self, call: &str) -> ttrpc::Result<Empty> {
-        if self.script.refuse.iter().any(|refused| refused == call) {
-            return Err(refusal(Code::INTERNAL, "as the script says"));
-        }
-        Ok(Empty::new())
-    }
-}
-
-impl Guest {
-    /// Never returns the first time, when the script says so.
-    async fn hang(&self, call: &str) {
-        let hangs = self.script.hang_once.iter().any(|hung| hung == call);
-        if hangs && self.hung.lock().unwrap().insert(call.to_owned()) {
-            std::future::pending::<()>().await;
-        }
-    }
-}
-
-fn refusal(code: Code, message: &str) -> ttrpc::Error {
-    ttrpc::Error::RpcStatus(ttrpc::get_status(code, message))
-}
-
 /// Serves the guest behind a vsock listener.
 pub fn serve(listener: StdListener, script: Script, report: PathBuf) {
-    let guest = Arc::new(Guest {
-        script,
-        report,
-        containers: Mutex::default(),
-        storage: Mutex::default(),
-        hung: Mutex::default(),
-        asked: AtomicU64::new(0),
-        events: watch::channel(Vec::new()).0,
-    });
+    let guest = Arc::new(Guest::new(script, report));
     listener.set_nonblocking(true).unwrap();
     let listener = UnixListener::from_std(listener).unwrap();
     tokio::spawn(async move {
@@ -617,6 +516,6 @@ impl Agent for Rpc {
     }
 
     async fn shutdown(&self, _: &TtrpcContext, _: Empty) -> ttrpc::Result<Empty> {
-        control::end(&self.0.report, ExitReason::GuestShutdown, "powered off");
+        report::end(&self.0.report, ExitReason::GuestShutdown, "powered off");
     }
 }

@@ -11,8 +11,8 @@ use std::{
 };
 
 use hull_proto_vmm::{
-    DeviceConfig, DeviceMetrics, ErrorKind, ExitReason, ExitReport, Metrics, Request, Response,
-    VERSION, VmConfig, VmState,
+    DeviceConfig, DeviceMetrics, ErrorKind, ExitReason, Metrics, Request, Response, VERSION,
+    VmConfig, VmState,
 };
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use tokio::{
@@ -20,7 +20,7 @@ use tokio::{
     net::{UnixListener, UnixStream},
 };
 
-use crate::{agent, script::Script};
+use crate::{agent, report::end, script::Script};
 
 #[derive(Default)]
 struct Vm {
@@ -67,17 +67,6 @@ async fn connection(mut stream: UnixStream, vm: Arc<Mutex<Vm>>, report: std::pat
             agent::serve(listener, script, report.clone());
         }
     }
-}
-
-/// Ends the process, with a report.
-pub fn end(report: &Path, reason: ExitReason, message: &str) -> ! {
-    let report_text = serde_json::to_vec(&ExitReport {
-        reason,
-        message: message.into(),
-    });
-    std::fs::write(report, report_text.unwrap()).unwrap();
-    #[expect(clippy::disallowed_methods, reason = "ends as a killed VMM does")]
-    std::process::exit(0)
 }
 
 fn handle(vm: &Mutex<Vm>, request: Request, fds: Vec<OwnedFd>) -> Response {

@@ -14,8 +14,10 @@
 mod agent;
 mod control;
 mod files;
+mod guest;
 mod outputs;
 mod process;
+mod report;
 mod script;
 mod streams;
 

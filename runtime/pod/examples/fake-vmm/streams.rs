@@ -10,7 +10,7 @@ use tokio::{
     net::UnixStream,
 };
 
-use crate::{agent::Guest, process::Process};
+use crate::{guest::Guest, process::Process};
 
 pub async fn serve(mut stream: UnixStream, guest: Arc<Guest>) -> io::Result<()> {
     let mut prefix = [0; 4];

@@ -14,7 +14,8 @@ use futures::future::{BoxFuture, FutureExt};
 use hull_image::{DiskExtent, Image, ImageConfig, ImageId, StoreError};
 use hull_pod::PodImages;
 
-use super::IMAGE;
+/// The name of the one image.
+pub const IMAGE: &str = "registry.test/app:1";
 
 #[derive(Debug)]
 pub struct FakeImages {

@@ -22,11 +22,8 @@ use nix::{
 use tempfile::TempDir;
 use tokio::runtime::{Builder, Runtime};
 
-pub use images::FakeImages;
+pub use images::{FakeImages, IMAGE};
 pub use network::FakeNetwork;
-
-/// The name of the one image.
-pub const IMAGE: &str = "registry.test/app:1";
 
 /// A node.
 pub struct TestNode {

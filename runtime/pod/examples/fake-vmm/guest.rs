@@ -1,0 +1,133 @@
+//! What the guest is made of, and what it tells of itself.
+
+use std::{
+    collections::{HashMap, HashSet},
+    fs,
+    path::PathBuf,
+    sync::{Arc, Mutex, atomic::AtomicU64},
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use hull_proto_agent::agent::{Empty, Event, Exited, event::Kind};
+use tokio::sync::watch;
+use ttrpc::proto::Code;
+
+use crate::{
+    process::{End, Process},
+    script::Script,
+};
+
+/// The guest.
+pub struct Guest {
+    pub script: Script,
+    /// Where the VMM says how it ended.
+    pub report: PathBuf,
+    pub containers: Mutex<HashMap<String, Container>>,
+    /// Names and slots.
+    pub storage: Mutex<HashMap<String, u32>>,
+    /// Calls of which one was not answered.
+    hung: Mutex<HashSet<String>>,
+    /// How often its numbers were asked for.
+    pub asked: AtomicU64,
+    pub events: watch::Sender<Vec<Event>>,
+}
+
+/// A container of the guest.
+pub struct Container {
+    pub init: Arc<Process>,
+    pub started: bool,
+    pub execs: HashMap<String, Arc<Process>>,
+    /// Volumes that it has copies of.
+    pub live: Vec<String>,
+}
+
+impl Guest {
+    pub fn new(script: Script, report: PathBuf) -> Self {
+        Self {
+            script,
+            report,
+            containers: Mutex::default(),
+            storage: Mutex::default(),
+            hung: Mutex::default(),
+            asked: AtomicU64::new(0),
+            events: watch::channel(Vec::new()).0,
+        }
+    }
+
+    pub fn process(&self, container: &str, exec: &str) -> Option<Arc<Process>> {
+        let containers = self.containers.lock().unwrap();
+        let container = containers.get(container)?;
+        match exec {
+            "" => Some(Arc::clone(&container.init)),
+            exec => container.execs.get(exec).cloned(),
+        }
+    }
+
+    /// Tells of the end of a process.
+    pub fn exited(
+        &self,
+        container: &str,
+        exec: &str,
+        process: &Process,
+        end: End,
+        timed_out: bool,
+    ) {
+        let at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+        let mut exited = Exited {
+            container_id: container.into(),
+            exec_id: exec.into(),
+            code: end.code,
+            signal: end.signal,
+            oom_killed: end.oom,
+            timed_out,
+            stdout_bytes: process.stdout.total(),
+            stderr_bytes: process.stderr.total(),
+            at_ns: at.as_nanos() as u64,
+            ..Exited::default()
+        };
+        if process.lies().any(|lie| lie == "end") {
+            (exited.stdout_bytes, exited.stderr_bytes) = (u64::MAX, u64::MAX);
+            exited.at_ns = u64::MAX;
+        }
+        self.tell(exited);
+    }
+
+    /// Tells of an end.
+    pub fn tell(&self, exited: Exited) {
+        self.events.send_modify(|events| {
+            events.push(Event {
+                seq: events.len() as u64 + 1,
+                kind: Some(Kind::Exited(exited)),
+                ..Event::default()
+            });
+        });
+    }
+
+    /// Leaves a line in a file beside the exit report.
+    pub fn note(&self, file: &str, line: &str) {
+        let path = self.report.with_file_name(file);
+        let text = fs::read_to_string(&path).unwrap_or_default();
+        fs::write(path, format!("{text}{line}\n")).unwrap();
+    }
+
+    /// Refuses a call that the script names.
+    pub fn allowed(&self, call: &str) -> ttrpc::Result<Empty> {
+        if self.script.refuse.iter().any(|refused| refused == call) {
+            return Err(refusal(Code::INTERNAL, "as the script says"));
+        }
+        Ok(Empty::new())
+    }
+
+    /// Never returns the first time, when the script says so.
+    pub async fn hang(&self, call: &str) {
+        let hangs = self.script.hang_once.iter().any(|hung| hung == call);
+        if hangs && self.hung.lock().unwrap().insert(call.to_owned()) {
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+/// An error that the daemon sees.
+pub fn refusal(code: Code, message: &str) -> ttrpc::Error {
+    ttrpc::Error::RpcStatus(ttrpc::get_status(code, message))
+}
