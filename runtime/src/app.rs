@@ -4,11 +4,12 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use hull_image::{ImageStore, StoreError};
 use hull_network::Network;
-use hull_pod::{PodError, Pods};
+use hull_pod::Pods;
 use hull_proto_cri::v1::{
     image_service_server::ImageServiceServer, runtime_service_server::RuntimeServiceServer,
 };
 use hull_proto_images::v1::images_server::ImagesServer;
+use hull_spec::error::PodError;
 use hull_streaming::{StartError, Streaming};
 use tokio::net::UnixListener;
 use tokio_stream::wrappers::UnixListenerStream;

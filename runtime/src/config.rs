@@ -49,7 +49,7 @@ use std::{
 
 use hull_image::{PinnedImages, Registries, StoreConfig};
 use hull_network::NetworkConfig;
-use hull_pod::{ImageDevice, PodsConfig};
+use hull_spec::config::{ImageDevice, PodsConfig};
 use serde::Deserialize;
 
 use self::streaming::StreamingTable;

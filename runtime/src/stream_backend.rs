@@ -8,7 +8,8 @@ use std::{
 
 use async_trait::async_trait;
 use futures::future::BoxFuture;
-use hull_pod::{PodError, Pods, SessionInput, SessionStreams};
+use hull_pod::{Pods, SessionInput, SessionStreams};
+use hull_spec::error::PodError;
 use hull_streaming::{
     AttachRequest, Backend, BackendError, Duplex, ExecRequest, Exit, Process, TerminalSize,
 };

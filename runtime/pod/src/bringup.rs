@@ -26,33 +26,35 @@ use std::{
 
 use rustix::fs::OFlags;
 
-use crate::{
-    beneath,
-    blocking::blocking,
-    cgroup::PodCgroup,
-    error::PodError,
-    guest::{
-        client::{Agent, Storage},
-        configure,
-    },
-    info::{BootTimes, GuestInfo},
-    node::{Node, host_cpus},
-    record::{SandboxRecord, VmRecord},
-    spec::SandboxSpec,
-    starts::Turn,
-    storage::scratch,
-    vm::{
-        VmError,
-        client::VmClient,
-        process::Process,
-        rundir::{DataDir, RunDir},
-        slots,
-        spec::{VmSize, available_mib},
-    },
-};
+use hull_base::{beneath, blocking, host};
 use hull_network::{GuestNetwork, NetworkError, PodNetwork, PodNetworkRequest, RequestError};
 use hull_proto_agent::GUEST_CID;
 use hull_proto_vmm::{DeviceConfig, Extent, FdIndex, MAX_QUEUE_PAIRS, VmConfig};
+use hull_spec::{
+    error::PodError,
+    info::{BootTimes, GuestInfo},
+    size::VmSize,
+    spec::SandboxSpec,
+};
+use hull_vm::{
+    agent::{
+        client::{Agent, Storage},
+        configure,
+    },
+    cgroup::PodCgroup,
+    client::VmClient,
+    error::VmError,
+    process::Process,
+    rundir::{DataDir, RunDir},
+    slots,
+};
+
+use crate::{
+    node::Node,
+    record::{SandboxRecord, VmRecord},
+    starts::Turn,
+    storage::scratch,
+};
 use tokio::time::timeout;
 
 /// The guest's kernel command line, added to the VMM's own.
@@ -156,8 +158,8 @@ fn check(node: &Node, spec: &SandboxSpec) -> Result<VmSize, PodError> {
             ));
         }
     }
-    let size = VmSize::of(spec, config, host_cpus());
-    size.check_memory(available_mib())?;
+    let size = VmSize::of(spec, config, host::cpus());
+    size.check_memory(host::available_mib())?;
     Ok(size)
 }
 
@@ -356,8 +358,7 @@ impl<'a> Assembled<'a> {
     async fn boot(mut self, size: VmSize, times: &mut BootTimes) -> Result<Booted<'a>, Failed> {
         self.before.before.record.vm = Some(VmRecord {
             process: self.vmm.identity(),
-            vcpus: size.vcpus,
-            memory_mib: size.memory_mib,
+            size,
         });
         // From here on a daemon that is killed leaves a VM that runs: it must find it.
         let recorded = self
@@ -656,7 +657,7 @@ fn console_tail(run: &RunDir) -> String {
     };
     match read() {
         Ok(tail) if !tail.is_empty() => {
-            let tail = crate::guest::printable(&tail, CONSOLE_TAIL as usize);
+            let tail = hull_base::printable::printable(&tail, CONSOLE_TAIL as usize);
             format!("; its console ends with: {tail}")
         }
         _ => String::new(),

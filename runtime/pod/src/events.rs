@@ -20,12 +20,13 @@ use std::{
 
 use tokio::{sync::mpsc, time::Instant};
 
-use crate::{
+use hull_spec::{
     error::PodError,
     id::{ContainerId, PodId},
     info::{ContainerInfo, SandboxInfo},
-    registry::PodView,
 };
+
+use crate::registry::PodView;
 
 /// How many events a follower may be behind. Events of one pod share what they know of it.
 const QUEUE: usize = 4096;
@@ -242,7 +243,9 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
-    use crate::{info::SandboxState, registry::Phase};
+    use hull_spec::info::SandboxState;
+
+    use crate::registry::Phase;
 
     fn event(at_ns: i64) -> PodEvent {
         let view = PodView {

@@ -25,18 +25,14 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-use crate::{
-    driver::ExecHandle,
-    error::PodError,
-    guest::{
-        GuestError,
-        client::{Agent, Exec},
-        stdio::{Output, OutputEnd, OutputKind},
-    },
-    id::ContainerId,
-    info::ExecOutput,
-    session::exec::kill_left,
+use hull_spec::{error::PodError, id::ContainerId, info::ExecOutput};
+use hull_vm::agent::{
+    client::{Agent, Exec},
+    error::GuestError,
+    stdio::{Output, OutputEnd, OutputKind},
 };
+
+use crate::{driver::ExecHandle, session::exec::kill_left};
 
 /// Most output of each kind that is returned; the rest is read and dropped.
 const OUTPUT_MAX: usize = 16 << 20;

@@ -18,16 +18,20 @@ use tokio::{
     sync::mpsc,
 };
 
-use crate::{
-    guest::{
-        connect, events,
-        events::GuestEvent,
+use hull_spec::stats::Usage;
+use hull_vm::{
+    agent::{
+        connect,
+        events::{self, GuestEvent},
         stats::{Answer, Bounds},
         stdio,
     },
+    client,
+};
+
+use crate::{
     logs::line::{LINE_MAX, LineSplitter},
-    stats::{Samples, Usage},
-    vm::client,
+    stats::Samples,
 };
 
 /// Longest text that any of them keeps.
@@ -115,7 +119,9 @@ pub fn streams(mut input: &[u8]) {
     let offset = match reply {
         Some(Ok(StreamReply::Ok { offset })) => offset,
         Some(Ok(StreamReply::Error { message })) => {
-            assert!(is_tame(&crate::guest::printable(&message, TEXT_MAX)));
+            assert!(is_tame(&hull_base::printable::printable(
+                &message, TEXT_MAX
+            )));
             return;
         }
         _ => return,

@@ -4,8 +4,9 @@ use std::sync::Arc;
 
 use tokio::sync::Semaphore;
 
+use hull_spec::config::PodsConfig;
+
 use crate::{
-    config::PodsConfig,
     events::Hub,
     exec,
     ports::{PodImages, PodNetworking},
@@ -56,9 +57,4 @@ impl Node {
             starts: Starts::new(),
         }
     }
-}
-
-/// The CPUs that this process may use; one, if the host does not tell.
-pub(crate) fn host_cpus() -> usize {
-    std::thread::available_parallelism().map_or(1, usize::from)
 }

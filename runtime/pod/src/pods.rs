@@ -4,16 +4,21 @@ use std::{cmp::Reverse, sync::Arc, time::Duration};
 
 use tokio::{sync::oneshot, time::timeout};
 
-use crate::{
-    blocking::blocking,
-    clock,
+use hull_base::{blocking, clock};
+use hull_spec::{
     config::PodsConfig,
-    driver::{Command, Driver, Reply, not_ready},
     error::{ErrorKind, ObjectKind, PodError},
-    events::Events,
-    exec,
     id::{ContainerId, PodId},
     info::{ContainerInfo, ContainerState, ExecOutput, SandboxInfo},
+    spec::{ContainerSpec, Resources, SandboxSpec},
+    stats::ProcessMemory,
+    validate,
+};
+
+use crate::{
+    driver::{Command, Driver, Reply, not_ready},
+    events::Events,
+    exec,
     lifecycle::sandbox::State,
     node::Node,
     ports::{PodImages, PodNetworking},
@@ -21,9 +26,7 @@ use crate::{
     recover,
     registry::{Phase, PodEntry},
     session::{self, AttachSession, ExecSession, PodConnection, SessionStreams},
-    spec::{ContainerSpec, Resources, SandboxSpec},
-    stats::{ProcessMemory, host},
-    validate,
+    stats::host,
 };
 
 /// How long a VM may take to answer to who wants its state. It is not waited for any longer.

@@ -14,18 +14,21 @@ use hull_network::NetworkRecord;
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use crate::{
-    blocking::blocking,
-    cgroup::PodCgroup,
-    copies::{Copies, Kind},
+use hull_base::blocking;
+use hull_spec::{
     error::PodError,
     id::{ContainerId, PodId},
     info::{ContainerUser, GuestInfo},
-    lifecycle::{container::Exit, sandbox},
     signal::Signal,
+    size::VmSize,
     spec::{ContainerSpec, Resources, SandboxMetadata, SandboxSpec},
+};
+use hull_vm::{cgroup::PodCgroup, identity::Identity};
+
+use crate::{
+    copies::{Copies, Kind},
+    lifecycle::{container::Exit, sandbox},
     storage::{files, images::DeviceDisk},
-    vm::identity::Identity,
 };
 
 const SANDBOXES: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("sandboxes");
@@ -119,8 +122,8 @@ pub(crate) struct SandboxRecord {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct VmRecord {
     pub process: Identity,
-    pub vcpus: u8,
-    pub memory_mib: u64,
+    #[serde(flatten)]
+    pub size: VmSize,
 }
 
 /// A container on disk.

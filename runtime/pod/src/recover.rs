@@ -28,15 +28,27 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-use crate::{
-    beneath,
-    blocking::blocking,
-    cgroup,
+use hull_base::{
+    beneath, blocking,
+    panics::{Panic, caught},
+};
+use hull_spec::{
     config::PodsConfig,
-    driver::{Container, Driver},
     error::PodError,
-    guest::client::Agent,
     id::{ContainerId, PodId},
+    size::VmSize,
+};
+use hull_vm::{
+    agent::client::Agent,
+    cgroup,
+    client::{self, VmClient},
+    identity::Identity,
+    process::{self, Found, Process},
+    rundir::{DataDir, Role, RunDir},
+};
+
+use crate::{
+    driver::{Container, Driver},
     lifecycle::{
         container::State as ContainerState,
         sandbox::{After, Event, State, after_restart},
@@ -46,17 +58,10 @@ use crate::{
         pump::{ContainerLog, LogTarget},
     },
     node::Node,
-    panics::{Panic, caught},
     ports::{PodImages, PodNetworking},
     record::{ContainerRecord, Loaded, RecordedState, Records, SandboxRecord, VmRecord},
     registry::{Delivered, Phase, PodEntry},
     storage::{files::Reach, images::ImageDisks, scratch},
-    vm::{
-        client::{self, VmClient},
-        identity::Identity,
-        process::{self, Found, Process, Role},
-        rundir::{DataDir, RunDir},
-    },
 };
 
 /// How long the daemon's start waits for pods; those that take longer go on by themselves.
@@ -541,8 +546,10 @@ async fn remove_orphans(node: &Node, loaded: &mut Loaded) -> HashMap<String, Pro
             // Enough to end it.
             sandbox.vm = Some(VmRecord {
                 process,
-                vcpus: 1,
-                memory_mib: 0,
+                size: VmSize {
+                    vcpus: 1,
+                    memory_mib: 0,
+                },
             });
         }
     }

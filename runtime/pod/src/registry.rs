@@ -14,16 +14,15 @@ use std::{
 
 use tokio::sync::{mpsc, watch};
 
-use crate::{
-    driver::Command,
+use hull_spec::{
     error::{ObjectKind, PodError},
-    guest::client::Agent,
     id::{ContainerId, PodId},
     info::{ContainerInfo, SandboxInfo},
-    session::Permits,
     spec::{SandboxMetadata, SandboxSpec},
-    vm::client::VmClient,
 };
+use hull_vm::{agent::client::Agent, client::VmClient};
+
+use crate::{driver::Command, session::Permits};
 
 /// What is known about a pod without asking its task.
 #[derive(Debug, Clone)]

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use crate::node::host_cpus;
+use hull_base::host;
 
 /// What a turn is, in thousandths of a CPU.
 const TURN: u32 = 1000;
@@ -25,7 +25,7 @@ pub(crate) struct Turn(Option<OwnedSemaphorePermit>);
 impl Starts {
     /// As many turns as this host has CPUs for.
     pub(crate) fn new() -> Self {
-        Self::with((2 * host_cpus()).max(4))
+        Self::with((2 * host::cpus()).max(4))
     }
 
     fn with(turns: usize) -> Self {

@@ -1,7 +1,7 @@
 //! Why a CRI call failed, before it becomes a gRPC status.
 
 use hull_image::{PullError, StoreError};
-use hull_pod::PodError;
+use hull_spec::error::PodError;
 use hull_streaming::RequestError;
 
 /// Why a CRI call failed.

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use hull_pod::{ContainerInfo, SandboxInfo};
 use hull_proto_cri::v1;
+use hull_spec::info::{ContainerInfo, SandboxInfo};
 
 use super::{
     convert::{container, enumeration, sandbox},
@@ -87,7 +87,7 @@ fn has(labels: &BTreeMap<String, String>, wanted: &BTreeMap<String, String>) -> 
 mod tests {
     use std::sync::Arc;
 
-    use hull_pod::{PodId, SandboxSpec, SandboxState};
+    use hull_spec::{id::PodId, info::SandboxState, spec::SandboxSpec};
 
     use super::*;
 

@@ -3,7 +3,10 @@
 
 use std::collections::BTreeMap;
 
-use hull_pod::{ContainerInfo, SandboxInfo, stats::ProcessMemory};
+use hull_spec::{
+    info::{ContainerInfo, SandboxInfo},
+    stats::ProcessMemory,
+};
 use serde::Serialize;
 use serde_json::{Value, json};
 

@@ -3,7 +3,7 @@
 use std::error::Error;
 
 use hull_image::{PullError, StoreError};
-use hull_pod::ErrorKind;
+use hull_spec::error::ErrorKind;
 use hull_streaming::RequestError;
 use tonic::{Code, Status};
 
@@ -89,7 +89,7 @@ pub(crate) fn text(error: &(dyn Error + 'static)) -> String {
 mod tests {
     use std::{io, sync::Arc};
 
-    use hull_pod::{ObjectKind, PodError};
+    use hull_spec::error::{ObjectKind, PodError};
 
     use super::*;
 

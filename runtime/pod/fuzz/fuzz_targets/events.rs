@@ -1,3 +1,3 @@
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|input: &[u8]| hull_pod::fuzz::events(input));
+libfuzzer_sys::fuzz_target!(|input: &[u8]| hull_vm::fuzz::events(input));

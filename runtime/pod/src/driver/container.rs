@@ -4,19 +4,24 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::time::{Instant, sleep, timeout_at};
 
-use super::{Container, Done, Driver, Queue, Reply, container_not_found};
-use crate::{
-    clock,
+use hull_base::clock;
+use hull_spec::{
     error::PodError,
-    events::EventKind,
-    guest::{client::SignalTarget, events::ProcessExit, stdio::OutputEnd},
     id::ContainerId,
     info::{ContainerInfo, ContainerState},
+    signal::Signal,
+};
+use hull_vm::{
+    agent::{client::SignalTarget, events::ProcessExit, stdio::OutputEnd},
+    rundir::RunDir,
+};
+
+use super::{Container, Done, Driver, Queue, Reply, container_not_found};
+use crate::{
+    events::EventKind,
     lifecycle::container::{Effect, Event, Exit, KILL_LIMIT, News, Reason, State, Wait, step},
     record::{RecordedState, Stopping},
-    signal::Signal,
     storage::files::Reach,
-    vm::rundir::RunDir,
 };
 
 /// How long a log may take to be completed after its process ended.

@@ -18,16 +18,19 @@ use protobuf::EnumOrUnknown;
 use rustix::fs::OFlags;
 use tokio::sync::{Mutex, Notify};
 
-use super::{Container, CreatedContainer, Done, Driver, Reply};
-use crate::{
-    beneath,
-    blocking::blocking,
-    cgroup::PodCgroup,
-    clock,
+use hull_base::{beneath, blocking, clock};
+use hull_spec::{
     error::{ObjectKind, PodError},
-    guest::client::Agent,
     id::{ContainerId, PodId},
     info::ContainerUser,
+    oci::{Inputs, LOCALHOST_FIELD, ProfileFile, asked_mount, build},
+    spec::{ContainerSpec, GroupsPolicy, MountSource, NamespaceMode, Seccomp},
+    validate,
+};
+use hull_vm::{agent::client::Agent, cgroup::PodCgroup, client::VmClient, rundir::RunDir};
+
+use super::{Container, CreatedContainer, Done, Driver, Reply};
+use crate::{
     lifecycle::{
         container::{Event, State},
         sandbox,
@@ -37,19 +40,15 @@ use crate::{
         pump::{ContainerLog, LogTarget},
     },
     node::Node,
-    oci_spec::{Inputs, LOCALHOST_FIELD, ProfileFile, asked_mount, build},
     record::{ContainerRecord, LocalRecord, RecordedState, VolumeRecord},
     registry::Delivered,
-    spec::{ContainerSpec, GroupsPolicy, MountSource, NamespaceMode, Seccomp},
     storage::{
         devices::{self, BlockDevice, Device},
         files::{self, FILES_ID, HostFiles, Reach},
         images::{DeviceDisk, ImageDisks, storage_id},
         local::{self, InUse, LocalVolume},
-        volumes::{Watched, is_live},
+        volumes::Watched,
     },
-    validate,
-    vm::{client::VmClient, rundir::RunDir},
 };
 
 /// Largest seccomp profile of the node, in bytes.
@@ -461,7 +460,7 @@ impl Plan {
         let sources = shares.filter_map(|((asked, share), place)| {
             let is_watched = self.watched.contains_key(&share.path);
             let mount = self.spec.mounts.get(*asked);
-            let live = mount.filter(|mount| is_watched && is_live(mount));
+            let live = mount.filter(|mount| is_watched && mount.is_atomic_volume());
             let name = live.map(|_| share.path.to_string_lossy().into_owned());
             Some(StorageMount {
                 mount: *self.mounts.get(asked)?,

@@ -32,31 +32,39 @@ use tokio::{
     task::JoinSet,
 };
 
-use crate::{
+use hull_base::{
     clock,
+    panics::{Panic, caught},
+};
+use hull_spec::{
     error::{ObjectKind, PodError},
-    events::{EventKind, PodEvent},
-    guest::{
-        client::Agent,
-        events::{GuestEvent, ProcessExit},
-        network::{Follower, NetworkNews},
-        stdio::{OutputEnd, OutputKind},
-    },
     id::{ContainerId, PodId},
     info::{BootTimes, ContainerState, SandboxInfo, SandboxState, VmInfo},
+    spec::{ContainerSpec, Resources},
+};
+use hull_vm::{
+    agent::{
+        client::Agent,
+        events::{GuestEvent, ProcessExit},
+        stdio::{OutputEnd, OutputKind},
+    },
+    client::VmClient,
+    process::Process,
+};
+
+use crate::{
+    events::{EventKind, PodEvent},
     lifecycle::{container as container_life, sandbox as sandbox_life},
     logs::{
         fanout::LiveOutput,
         pump::{ContainerLog, LogHandle},
     },
+    network::{Follower, NetworkNews},
     node::Node,
-    panics::{Panic, caught},
     record::{ContainerRecord, SandboxRecord},
     registry::{Delivered, Phase, PodEntry, PodView},
     session::Permits,
-    spec::{ContainerSpec, Resources},
     storage::{files::HostFiles, images::ImageDisks, volumes::LiveVolumes},
-    vm::{client::VmClient, process::Process},
 };
 
 /// How many commands may wait for a pod's task.
@@ -581,8 +589,8 @@ fn sandbox_info(record: &SandboxRecord, boot: Option<BootTimes>, warning: &str) 
         ips: record.ips.clone(),
         vm: record.vm.map(|vm| VmInfo {
             pid: vm.process.pid,
-            vcpus: vm.vcpus,
-            memory_mib: vm.memory_mib,
+            vcpus: vm.size.vcpus,
+            memory_mib: vm.size.memory_mib,
             netns: netns.unwrap_or_default(),
             cgroup: record.cgroup.as_ref().map(|c| c.path().to_owned()),
             warning: warning.to_owned(),

@@ -8,34 +8,27 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
+use hull_base::{beneath, blocking, clock};
+use hull_spec::{error::PodError, id::ContainerId, info::BootTimes};
+use hull_vm::{
+    agent::{self, client::Agent, stdio::OutputEnd},
+    client::VmClient,
+    rundir::{DataDir, RunDir},
+    slots,
+};
+
 use super::{Container, Done, Driver, Live, Queue, next_input};
 use crate::{
-    beneath,
-    blocking::blocking,
     bringup::{self, network_error},
-    clock,
-    error::PodError,
     events::EventKind,
-    guest::{
-        self,
-        client::Agent,
-        network::{Follower, NetworkNews, Reach},
-        stdio::OutputEnd,
-    },
-    id::ContainerId,
-    info::BootTimes,
     lifecycle::{
         container::{Event as ContainerEvent, Exit, Reason, State as ContainerState},
         sandbox::{Effect, Event, News, State, step},
     },
     logs::pump::ContainerLog,
+    network::{Follower, NetworkNews, Reach},
     registry::Phase,
     storage::{files::HostFiles, images::ImageDisks, volumes::LiveVolumes},
-    vm::{
-        client::VmClient,
-        rundir::{DataDir, RunDir},
-        slots,
-    },
 };
 
 /// How long containers may take to end after they were killed, and their logs to be completed.
@@ -120,7 +113,7 @@ impl Driver {
     ) {
         let links = self.record.network.iter().flat_map(|n| n.numbers());
         links.for_each(|number| disks.reserve(slots::net(number)));
-        let events = guest::events::follow(agent.clone());
+        let events = agent::events::follow(agent.clone());
         self.boot = start.as_ref().map(|start| start.times);
         let known = start.map(|start| start.network);
         let record = self.record.network.clone();

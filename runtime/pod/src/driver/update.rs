@@ -1,16 +1,17 @@
 //! Changes of limits, one after another for each container.
 
-use super::{Done, Driver, Reply, container_not_found};
-use crate::{
+use hull_base::host;
+use hull_spec::{
     error::{ErrorKind, PodError},
     id::ContainerId,
-    lifecycle::{container::State, sandbox},
-    node::host_cpus,
-    oci_spec,
+    oci,
     resources::{check, check_fits, merge, restoring},
+    size::VmSize,
     spec::{Resources, SandboxSpec},
-    vm::spec::VmSize,
 };
+
+use super::{Done, Driver, Reply, container_not_found};
+use crate::lifecycle::{container::State, sandbox};
 
 /// Where the limits stand in a request for a container.
 const FIELD: &str = "linux";
@@ -46,18 +47,18 @@ impl Driver {
             self.spawn(async move { Done::Updated(id, checked.map(|()| wanted)) });
             return;
         };
-        let checked = checked.and_then(|()| check_fits(&now, &wanted, vm, FIELD));
+        let checked = checked.and_then(|()| check_fits(&now, &wanted, vm.size, FIELD));
         let (agent, id) = (live.agent.clone(), id.clone());
         self.spawn(async move {
             let result = async {
                 checked?;
-                let limits = oci_spec::limits(&wanted);
+                let limits = oci::limits(&wanted);
                 if let Err(error) = agent
                     .update(id.as_str(), &limits, wanted.oom_score_adj)
                     .await
                 {
                     // A part of it may be in force.
-                    let limits = oci_spec::limits(&restoring(&now, &wanted));
+                    let limits = oci::limits(&restoring(&now, &wanted));
                     let undo = agent.update(id.as_str(), &limits, now.oom_score_adj).await;
                     if let Err(error) = undo {
                         tracing::debug!(container = %id, %error, "undo a change of limits");
@@ -136,20 +137,20 @@ impl Driver {
                 .or_else(|| record.spec.overhead.clone()),
             ..SandboxSpec::default()
         };
-        let wanted = VmSize::of(&sizes, &self.node.config, host_cpus());
-        if wanted.memory_mib > vm.memory_mib {
+        let wanted = VmSize::of(&sizes, &self.node.config, host::cpus());
+        if wanted.memory_mib > vm.size.memory_mib {
             let reason = format!(
                 "it needs {} MiB of memory, its VM has {} MiB, and a VM that runs does not get \
                  more; a new pod would",
-                wanted.memory_mib, vm.memory_mib
+                wanted.memory_mib, vm.size.memory_mib
             );
             return Err(PodError::precondition(ACTION, reason));
         }
-        if wanted.vcpus > vm.vcpus {
+        if wanted.vcpus > vm.size.vcpus {
             let reason = format!(
                 "it needs {} CPUs, its VM has {}, and a VM that runs does not get more; a new \
                  pod would",
-                wanted.vcpus, vm.vcpus
+                wanted.vcpus, vm.size.vcpus
             );
             return Err(PodError::precondition(ACTION, reason));
         }

@@ -24,7 +24,7 @@
 use std::time::Duration;
 
 pub(crate) use super::sandbox::After;
-use crate::error::PodError;
+use hull_spec::error::PodError;
 
 /// Where a container is in its life.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -1,7 +1,7 @@
 //! A container's log file and the note of how far it is written.
 //!
 //! Others may write where they are: a pod that collects logs in the log directory, a VMM that is
-//! lost in the run directory. So both are opened as [`crate::beneath`] does, and the log's directory
+//! lost in the run directory. So both are opened as [`hull_base::beneath`] does, and the log's directory
 //! is looked up anew each time, since a rotator renames.
 
 use std::{
@@ -16,11 +16,10 @@ use std::{
 
 use rustix::fs::{FileType, OFlags, fstat};
 
+use hull_base::beneath::{self, Directory};
+use hull_vm::agent::stdio::OutputKind;
+
 use super::LogError;
-use crate::{
-    beneath::{self, Directory},
-    guest::stdio::OutputKind,
-};
 
 /// The position file: log's inode, its length, bytes of stdout, bytes of stderr; each a
 /// little-endian u64. One write, so that a killed daemon leaves it whole.

@@ -14,7 +14,7 @@
     )
 )]
 
-use crate::clock;
+use hull_base::clock;
 
 /// Longest content of a log line, as in containerd; longer lines are split.
 pub(crate) const LINE_MAX: usize = 16 * 1024;

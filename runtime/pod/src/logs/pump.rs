@@ -22,19 +22,17 @@ use std::{
 
 use tokio::{sync::watch, task::JoinHandle, time::sleep};
 
+use hull_base::{blocking, clock};
+use hull_vm::agent::{
+    client::Agent,
+    stdio::{Output, OutputEnd, OutputKind},
+};
+
 use super::{
     LogError,
     fanout::{Fanout, LiveOutput},
     file::{LogFile, LogPath},
     line::LineSplitter,
-};
-use crate::{
-    blocking::blocking,
-    clock,
-    guest::{
-        client::Agent,
-        stdio::{Output, OutputEnd, OutputKind},
-    },
 };
 
 const BUFFER: usize = 64 * 1024;

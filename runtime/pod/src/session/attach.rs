@@ -9,11 +9,11 @@ use std::{fmt, sync::Arc};
 
 use tokio::sync::{OwnedSemaphorePermit, watch};
 
+use hull_spec::{error::PodError, id::ContainerId, info::ContainerState};
+use hull_vm::agent::{client::Agent, stdio};
+
 use super::{SessionInput, SessionOutput, SessionStreams};
-use crate::{
-    driver::AttachHandle, error::PodError, guest::client::Agent, guest::stdio, id::ContainerId,
-    info::ContainerState, registry::PodView,
-};
+use crate::{driver::AttachHandle, registry::PodView};
 
 /// A client's connection to a container. Its parts may be given to different tasks; dropping
 /// them leaves the container as it is.

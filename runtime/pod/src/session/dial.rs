@@ -12,10 +12,8 @@ use tokio::{
     sync::OwnedSemaphorePermit,
 };
 
-use crate::{
-    error::PodError,
-    guest::{GuestError, client::Agent, stdio},
-};
+use hull_spec::error::PodError;
+use hull_vm::agent::{client::Agent, error::GuestError, stdio};
 
 /// A connection to a TCP port of a pod, made from inside: servers on 127.0.0.1 or ::1 are
 /// reached too. Shutting it down ends one direction, dropping it both.

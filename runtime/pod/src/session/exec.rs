@@ -11,18 +11,15 @@ use tokio::{
     task::JoinSet,
 };
 
-use super::{SessionInput, SessionOutput, SessionStreams};
-use crate::{
-    driver::ExecHandle,
-    error::PodError,
-    guest::{
-        client::{Agent, Exec, SignalTarget},
-        events::ProcessExit,
-        stdio::{self, Output, OutputKind},
-    },
-    id::ContainerId,
-    signal::Signal,
+use hull_spec::{error::PodError, id::ContainerId, signal::Signal};
+use hull_vm::agent::{
+    client::{Agent, Exec, SignalTarget},
+    events::ProcessExit,
+    stdio::{self, Output, OutputKind},
 };
+
+use super::{SessionInput, SessionOutput, SessionStreams};
+use crate::driver::ExecHandle;
 
 const ACTION: &str = "run a command in the container";
 const BUFFER: usize = 64 * 1024;

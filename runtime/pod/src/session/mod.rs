@@ -35,7 +35,9 @@ pub use self::{
     exec::{ExecControl, ExecSession},
     input::SessionInput,
 };
-use crate::{error::PodError, exec::POD_OUTPUT};
+use hull_spec::error::PodError;
+
+use crate::exec::POD_OUTPUT;
 
 /// Most execs and attachments of a pod at a time; each has up to three connections.
 const SESSIONS: usize = 128;

@@ -9,20 +9,23 @@ use std::{
 use futures::future::join_all;
 use tokio::time::timeout;
 
-use super::{ContainerStats, Cpu, HostUsage, PodStats, Samples, Usage, host};
-use crate::{
-    blocking::blocking,
-    clock,
-    guest::{
-        GuestError,
-        client::Agent,
-        stats::{Answer, Bounds},
-    },
+use hull_base::{blocking, clock};
+use hull_spec::{
     id::PodId,
     info::{ContainerInfo, ContainerState, SandboxInfo, SandboxState},
+    stats::{ContainerStats, Cpu, HostUsage, PodStats, Usage},
+};
+use hull_vm::agent::{
+    client::Agent,
+    error::GuestError,
+    stats::{Answer, Bounds},
+};
+
+use crate::{
     node::Node,
     pods::Pods,
     registry::{Phase, PodView},
+    stats::{Samples, host},
 };
 
 /// How long a guest may take to answer; one that takes longer is left alone for a while.

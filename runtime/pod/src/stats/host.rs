@@ -5,8 +5,11 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{HostUsage, ProcessMemory};
-use crate::{clock, info::VmInfo};
+use hull_base::clock;
+use hull_spec::{
+    info::VmInfo,
+    stats::{HostUsage, ProcessMemory},
+};
 
 /// Clock ticks of proc_pid_stat(5) in a second: USER_HZ, fixed for x86-64's user space.
 const TICKS: u64 = 100;

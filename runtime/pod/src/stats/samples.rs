@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::Filesystem;
+use hull_spec::stats::Filesystem;
 
 /// Shorter times between two measurements say little.
 const APART: Duration = Duration::from_millis(500);

@@ -11,7 +11,8 @@ use std::{
 use hull_proto_vmm::{DeviceConfig, Extent, FdIndex};
 use rustix::fs::{FileType, OFlags};
 
-use crate::{beneath, error::PodError, id::ContainerId, spec::DeviceSpec};
+use hull_base::beneath;
+use hull_spec::{error::PodError, id::ContainerId, spec::DeviceSpec};
 
 /// Disks are made of sectors of this size.
 const SECTOR: u64 = 512;
@@ -128,7 +129,7 @@ impl BlockDevice {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::error::ErrorKind;
+    use hull_spec::error::ErrorKind;
 
     fn of(host_path: &str) -> Result<Device, PodError> {
         inspect(

@@ -22,16 +22,23 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
-use crate::{
-    beneath,
-    cgroup::PodCgroup,
+use hull_base::beneath;
+use hull_spec::{
     error::PodError,
-    guest::client::{Agent, Storage},
     id::{ContainerId, PodId},
-    node::Node,
     spec::{ContainerSpec, MountPropagation, MountSource},
-    vm::{VmError, client::VmClient, process::Process, rundir::RunDir, slots},
 };
+use hull_vm::{
+    agent::client::{Agent, Storage},
+    cgroup::PodCgroup,
+    client::VmClient,
+    error::VmError,
+    process::Process,
+    rundir::RunDir,
+    slots,
+};
+
+use crate::node::Node;
 
 /// The name of the mount in the guest, and the device's tag.
 pub(crate) const FILES_ID: &str = "host";
@@ -376,7 +383,7 @@ pub(crate) fn shares(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{config::PodsConfig, spec::MountSpec};
+    use hull_spec::{config::PodsConfig, spec::MountSpec};
 
     fn mount(source: MountSource, readonly: bool, recursive: bool) -> MountSpec {
         MountSpec {
@@ -394,7 +401,7 @@ mod tests {
     fn shares_keep_their_place_among_the_mounts() {
         let host = |path: &str| MountSource::Host(path.into());
         let image = MountSource::Image {
-            image: crate::spec::ImageRequest::default(),
+            image: hull_spec::spec::ImageRequest::default(),
             sub_path: String::new(),
         };
         let spec = ContainerSpec {

@@ -12,26 +12,27 @@ use hull_image::{DiskExtent, ImageId};
 use hull_proto_vmm::{DeviceConfig, ErrorKind, Extent, FdIndex, MAX_FDS};
 use serde::{Deserialize, Serialize};
 
+use hull_base::blocking;
+use hull_spec::{
+    config::{ImageDevice, PodsConfig},
+    error::{ErrorKind as PodErrorKind, PodError},
+    id::ContainerId,
+    size::VmSize,
+    spec::SandboxSpec,
+};
+use hull_vm::{
+    agent::client::{Agent, Storage},
+    client::{CALL_TIMEOUT, VmClient},
+    error::VmError,
+    slots::Slots,
+};
+
 use super::{
     StorageError,
     devices::BlockDevice,
     local::{LocalVolume, Medium},
 };
-use crate::{
-    blocking::blocking,
-    config::{ImageDevice, PodsConfig},
-    error::{ErrorKind as PodErrorKind, PodError},
-    guest::client::{Agent, Storage},
-    id::ContainerId,
-    record::LocalRecord,
-    spec::SandboxSpec,
-    vm::{
-        VmError,
-        client::{CALL_TIMEOUT, VmClient},
-        slots::Slots,
-        spec::VmSize,
-    },
-};
+use crate::record::LocalRecord;
 
 /// Disks are made of sectors of this size.
 const SECTOR: u64 = 512;

@@ -24,13 +24,14 @@ use rustix::{
     io::Errno,
 };
 
-use super::{StorageError, devices::BlockDevice, scratch};
-use crate::{
-    beneath::Directory,
+use hull_base::beneath::Directory;
+use hull_spec::{
     config::PodsConfig,
-    guest::client::{Storage, Volume},
     spec::{MountPropagation, MountSource, MountSpec},
 };
+use hull_vm::agent::client::{Storage, Volume};
+
+use super::{StorageError, devices::BlockDevice, scratch};
 
 /// kubelet's directory of a pod's emptyDirs.
 const PLUGIN: &str = "kubernetes.io~empty-dir";

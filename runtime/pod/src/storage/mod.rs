@@ -11,7 +11,7 @@ pub(crate) mod volumes;
 
 use std::{io, path::PathBuf};
 
-use crate::error::PodError;
+use hull_spec::error::PodError;
 
 /// Why a disk can't be had.
 #[derive(Debug, thiserror::Error)]

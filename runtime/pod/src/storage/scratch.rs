@@ -14,8 +14,9 @@ use std::{
 
 use nix::unistd::{Whence, lseek64};
 
+use hull_spec::config::PodsConfig;
+
 use super::StorageError;
-use crate::config::PodsConfig;
 
 /// What an image is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -13,7 +13,7 @@ use std::{
     collections::HashMap,
     io,
     os::fd::AsFd,
-    path::{Component, Path, PathBuf},
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     thread,
     time::Duration,
@@ -29,42 +29,21 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use crate::{
-    beneath,
-    guest::client::Agent,
+use hull_base::beneath;
+use hull_spec::{
     id::{ContainerId, PodId},
-    spec::{ContainerSpec, MountPropagation, MountSource, MountSpec},
+    spec::{ContainerSpec, MountSource},
 };
+use hull_vm::agent::client::Agent;
 
-/// The directories that kubelet's plugins for such volumes have in a pod's.
-const PLUGINS: [&str; 4] = [
-    "kubernetes.io~configmap",
-    "kubernetes.io~secret",
-    "kubernetes.io~projected",
-    "kubernetes.io~downward-api",
-];
 /// How long is waited for the rest of a change: it has several steps.
 const SETTLE: Duration = Duration::from_millis(100);
 /// How long until what failed is tried again: each time twice as long.
 const PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(600);
 
-/// Whether a mount is of such a volume, and the guest is to have a copy: nobody may write to it, and
-/// nothing that is mounted later is to appear.
-pub(crate) fn is_live(mount: &MountSpec) -> bool {
-    let MountSource::Host(path) = &mount.source else {
-        return false;
-    };
-    let mut names = path.components().rev().map(Component::as_os_str).skip(1);
-    let plugin = names.next().and_then(|name| name.to_str());
-    plugin.is_some_and(|plugin| PLUGINS.contains(&plugin))
-        && names.next().is_some_and(|name| name == "volumes")
-        && mount.readonly
-        && mount.propagation == MountPropagation::Private
-}
-
 fn paths(spec: &ContainerSpec) -> impl Iterator<Item = &Path> {
-    let live = spec.mounts.iter().filter(|mount| is_live(mount));
+    let live = spec.mounts.iter().filter(|mount| mount.is_atomic_volume());
     live.filter_map(|mount| match &mount.source {
         MountSource::Host(path) => Some(path.as_path()),
         MountSource::Image { .. } => None,
@@ -298,6 +277,8 @@ async fn follow(pod: PodId, agent: Agent, changed: Arc<Notify>, tell: impl Fn(St
 mod tests {
     use std::fs;
 
+    use hull_spec::spec::{MountPropagation, MountSpec};
+
     use super::*;
 
     fn mount(path: &str) -> MountSpec {
@@ -310,35 +291,6 @@ mod tests {
             selinux_relabel: false,
             owners: None,
         }
-    }
-
-    #[test]
-    fn kubelets_volumes_are_live_and_no_others() {
-        let pod = "/var/lib/kubelet/pods/1";
-        for plugin in PLUGINS {
-            assert!(is_live(&mount(&format!("{pod}/volumes/{plugin}/v"))));
-        }
-        for other in [
-            "volumes/kubernetes.io~empty-dir/v",
-            "volumes/kubernetes.io~secret",
-            "volumes/kubernetes.io~secret/v/key",
-            "volumes/v/kubernetes.io~secret",
-            "kubernetes.io~secret/v",
-            "volume-subpaths/v/main/0",
-            "etc-hosts",
-        ] {
-            assert!(!is_live(&mount(&format!("{pod}/{other}"))), "{other}");
-        }
-        let live = mount(&format!("{pod}/volumes/kubernetes.io~secret/v"));
-        let writable = MountSpec {
-            readonly: false,
-            ..live.clone()
-        };
-        let propagated = MountSpec {
-            propagation: MountPropagation::HostToContainer,
-            ..live
-        };
-        assert!(!is_live(&writable) && !is_live(&propagated));
     }
 
     #[tokio::test]

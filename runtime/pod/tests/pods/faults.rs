@@ -2,9 +2,10 @@
 
 use std::{fs, time::Duration};
 
-use hull_pod::{
-    ContainerState, ErrorKind, MountPropagation, MountSource, MountSpec, NamespaceMode, PodError,
-    SandboxState,
+use hull_spec::{
+    error::{ErrorKind, PodError},
+    info::{ContainerState, SandboxState},
+    spec::{MountPropagation, MountSource, MountSpec, NamespaceMode},
 };
 
 use crate::common::{TestNode, container, eventually, kill_pid};
@@ -53,9 +54,9 @@ async fn a_vm_that_is_too_large_is_refused() {
     let node = TestNode::new();
     let pods = node.open().await;
     let mut spec = node.sandbox("web");
-    spec.resources = Some(hull_pod::Resources {
+    spec.resources = Some(hull_spec::spec::Resources {
         memory_limit_bytes: 1 << 50,
-        ..hull_pod::Resources::default()
+        ..hull_spec::spec::Resources::default()
     });
     let error = pods.run_sandbox(spec).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::ResourceExhausted, "{error}");

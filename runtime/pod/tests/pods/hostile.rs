@@ -2,9 +2,12 @@
 
 use std::{collections::HashSet, time::Duration};
 
-use hull_pod::{
-    ContainerState, ErrorKind, PodId, Pods, SandboxState,
-    stats::{PodStats, Scope},
+use hull_pod::{Pods, stats::Scope};
+use hull_spec::{
+    error::ErrorKind,
+    id::PodId,
+    info::{ContainerState, SandboxState},
+    stats::PodStats,
 };
 
 use crate::common::{TestNode, container, daemon, eventually};

@@ -2,8 +2,14 @@
 
 use std::time::{Duration, Instant};
 
+use hull_pod::{EventKind, Pods};
+use hull_spec::{
+    error::ErrorKind,
+    id::{ContainerId, PodId},
+    info::{ContainerState, SandboxState},
+};
+
 use crate::common::{IMAGE, TestNode, container, eventually};
-use hull_pod::{ContainerId, ContainerState, ErrorKind, EventKind, PodId, Pods, SandboxState};
 
 async fn started(pods: &Pods, pod: &PodId, name: &str, args: &[&str]) -> String {
     let id = pods

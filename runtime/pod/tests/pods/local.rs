@@ -7,7 +7,10 @@ use std::{
     time::Duration,
 };
 
-use hull_pod::{ContainerSpec, MountPropagation, MountSource, MountSpec, PodsConfig};
+use hull_spec::{
+    config::PodsConfig,
+    spec::{ContainerSpec, MountPropagation, MountSource, MountSpec},
+};
 
 use crate::common::{TestNode, attached, container, daemon};
 

@@ -6,7 +6,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use hull_pod::{ErrorKind, PodError, PodId, Pods, Resources, SandboxState, stats::Scope};
+use hull_pod::{Pods, stats::Scope};
+use hull_spec::{
+    error::{ErrorKind, PodError},
+    id::PodId,
+    info::SandboxState,
+    spec::Resources,
+};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,

@@ -8,7 +8,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use hull_pod::{MountPropagation, MountSource, MountSpec, PodId, Pods, SandboxState};
+use hull_pod::Pods;
+use hull_spec::{
+    id::PodId,
+    info::SandboxState,
+    spec::{MountPropagation, MountSource, MountSpec},
+};
 use nix::{
     sys::ptrace,
     unistd::{Pid, geteuid},

@@ -3,7 +3,11 @@
 use std::{fs, time::Duration};
 
 use hull_network::{GuestInterface, GuestRoute};
-use hull_pod::{ContainerState, PodId, Pods, SandboxState};
+use hull_pod::Pods;
+use hull_spec::{
+    id::PodId,
+    info::{ContainerState, SandboxState},
+};
 use redb::ReadableTable;
 
 use crate::common::{TestNode, attached, container, daemon, eventually, kill_pid};

@@ -2,8 +2,12 @@
 
 use std::time::Duration;
 
-use hull_pod::{
-    ContainerSpec, ContainerState, ErrorKind, PodError, PodId, Pods, SessionOutput, SessionStreams,
+use hull_pod::{Pods, SessionOutput, SessionStreams};
+use hull_spec::{
+    error::{ErrorKind, PodError},
+    id::PodId,
+    info::ContainerState,
+    spec::ContainerSpec,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 

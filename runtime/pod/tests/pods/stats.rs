@@ -2,10 +2,8 @@
 
 use std::collections::HashSet;
 
-use hull_pod::{
-    PodId, Pods, SandboxSpec,
-    stats::{PodStats, Scope},
-};
+use hull_pod::{Pods, stats::Scope};
+use hull_spec::{id::PodId, spec::SandboxSpec, stats::PodStats};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,

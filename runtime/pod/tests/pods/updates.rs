@@ -2,7 +2,12 @@
 
 use std::time::Duration;
 
-use hull_pod::{ContainerId, ContainerSpec, ErrorKind, PodId, Pods, Resources};
+use hull_pod::Pods;
+use hull_spec::{
+    error::ErrorKind,
+    id::{ContainerId, PodId},
+    spec::{ContainerSpec, Resources},
+};
 
 use crate::common::{TestNode, container, daemon};
 

@@ -8,7 +8,11 @@ use std::{
     time::Duration,
 };
 
-use hull_pod::{ContainerId, ContainerSpec, MountPropagation, MountSource, MountSpec, PodId, Pods};
+use hull_pod::Pods;
+use hull_spec::{
+    id::{ContainerId, PodId},
+    spec::{ContainerSpec, MountPropagation, MountSource, MountSpec},
+};
 
 use crate::common::{TestNode, container, daemon, eventually, kill_pid};
 

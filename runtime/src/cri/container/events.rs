@@ -5,7 +5,9 @@
 //! again and lists. The stream ends without an error when the daemon does.
 
 use futures::{StreamExt, stream};
-use hull_pod::{EventKind, Events, PodEvent};
+use hull_pod::EventKind;
+use hull_pod::Events;
+use hull_pod::PodEvent;
 use hull_proto_cri::v1::{ContainerEventResponse, ContainerEventType};
 use tonic::Status;
 

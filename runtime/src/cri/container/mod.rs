@@ -14,7 +14,10 @@ pub(crate) mod status;
 pub(crate) mod stop;
 pub(crate) mod update;
 
-use hull_pod::{ContainerInfo, ContainerState, PodError};
+use hull_spec::{
+    error::PodError,
+    info::{ContainerInfo, ContainerState},
+};
 
 use super::{Backend, error::CriError, id};
 

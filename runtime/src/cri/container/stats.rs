@@ -5,12 +5,13 @@
 
 use std::{collections::HashSet, io, sync::Arc};
 
-use hull_pod::{PodError, stats::Scope};
+use hull_pod::stats::Scope;
 use hull_proto_cri::v1::{
     ContainerFilter, ContainerStats, ContainerStatsFilter, ContainerStatsRequest,
     ContainerStatsResponse, ListContainerStatsRequest, ListContainerStatsResponse,
     StreamContainerStatsRequest, StreamContainerStatsResponse,
 };
+use hull_spec::error::PodError;
 
 use crate::cri::{
     Backend, convert,

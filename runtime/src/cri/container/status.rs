@@ -1,7 +1,7 @@
 //! `ContainerStatus`.
 
-use hull_pod::ContainerInfo;
 use hull_proto_cri::v1::{ContainerStatusRequest, ContainerStatusResponse};
+use hull_spec::info::ContainerInfo;
 
 use crate::cri::{Backend, convert::container, error::CriError, id, info};
 

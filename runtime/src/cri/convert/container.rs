@@ -2,8 +2,11 @@
 
 use std::path::{Component, Path, PathBuf};
 
-use hull_pod::{ContainerInfo, ContainerMetadata, ContainerSpec, ContainerState, DeviceSpec};
 use hull_proto_cri::v1;
+use hull_spec::{
+    info::{ContainerInfo, ContainerState},
+    spec::{ContainerMetadata, ContainerSpec, DeviceSpec},
+};
 
 use super::{enumeration, image, mount, required, resources, security, signal};
 use crate::cri::error::CriError;
@@ -176,7 +179,10 @@ pub(crate) fn status(info: &ContainerInfo) -> v1::ContainerStatus {
 mod tests {
     use std::sync::Arc;
 
-    use hull_pod::{ContainerId, ContainerUser, PodId};
+    use hull_spec::{
+        id::{ContainerId, PodId},
+        info::ContainerUser,
+    };
 
     use super::*;
 

@@ -2,8 +2,8 @@
 
 use base64::{Engine, prelude::BASE64_STANDARD};
 use hull_image::{Auth, Image};
-use hull_pod::ImageRequest;
 use hull_proto_cri::v1;
+use hull_spec::spec::ImageRequest;
 
 use super::required;
 use crate::cri::error::CriError;

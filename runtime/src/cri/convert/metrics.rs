@@ -24,10 +24,10 @@
     )
 )]
 
-use hull_pod::stats::{ContainerStats, DeviceIo, Interface, PodStats, Usage};
 use hull_proto_cri::v1::{
     ContainerMetrics, Metric, MetricDescriptor, MetricType, PodSandboxMetrics, UInt64Value,
 };
+use hull_spec::stats::{ContainerStats, DeviceIo, Interface, PodStats, Usage};
 
 use self::Source::{Both, Container, Pod};
 
@@ -116,7 +116,7 @@ pub(crate) fn pod(stats: &PodStats) -> PodSandboxMetrics {
 }
 
 fn is_running(stats: &ContainerStats) -> bool {
-    stats.container.state == hull_pod::ContainerState::Running
+    stats.container.state == hull_spec::info::ContainerState::Running
 }
 
 fn metrics(entry: &Entry, timestamp: i64, base: &[String; 6], values: Vec<Value>) -> Vec<Metric> {
@@ -196,7 +196,7 @@ fn ulimits(c: &ContainerStats) -> Vec<Value> {
         .collect()
 }
 
-fn resource(c: &ContainerStats, value: fn(&hull_pod::Resources) -> i64) -> Option<u64> {
+fn resource(c: &ContainerStats, value: fn(&hull_spec::spec::Resources) -> i64) -> Option<u64> {
     let resources = c.container.resources.as_ref()?;
     u64::try_from(value(resources))
         .ok()
@@ -207,7 +207,7 @@ fn of_guest(p: &PodStats, value: fn(&Usage) -> Option<u64>) -> Vec<Value> {
     maybe(p.guest.as_ref().and_then(|guest| value(&guest.usage)))
 }
 
-fn of_host(p: &PodStats, value: fn(&hull_pod::stats::HostUsage) -> u64) -> Vec<Value> {
+fn of_host(p: &PodStats, value: fn(&hull_spec::stats::HostUsage) -> u64) -> Vec<Value> {
     maybe(p.host.as_ref().map(value))
 }
 
@@ -411,7 +411,7 @@ mod tests {
             assert!(!descriptor.help.is_empty());
         }
         // One that ended has none.
-        stats.containers[0].container.state = hull_pod::ContainerState::Exited;
+        stats.containers[0].container.state = hull_spec::info::ContainerState::Exited;
         assert!(pod(&stats).container_metrics.is_empty());
         // A guest that is silent takes its own with it.
         stats.guest = None;

@@ -2,8 +2,8 @@
 
 use std::path::PathBuf;
 
-use hull_pod::{IdRange, MountPropagation, MountSource, MountSpec, UserNamespace};
 use hull_proto_cri::v1;
+use hull_spec::spec::{IdRange, MountPropagation, MountSource, MountSpec, UserNamespace};
 
 use super::{enumeration, image, security};
 use crate::cri::error::CriError;

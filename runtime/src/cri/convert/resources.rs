@@ -1,7 +1,7 @@
 //! Limits, both ways.
 
-use hull_pod::{HugepageLimit, Resources};
 use hull_proto_cri::v1;
+use hull_spec::spec::{HugepageLimit, Resources};
 
 /// Limits that were asked for.
 pub(crate) fn from_cri(resources: v1::LinuxContainerResources) -> Resources {

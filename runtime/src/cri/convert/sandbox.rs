@@ -2,8 +2,11 @@
 
 use std::path::PathBuf;
 
-use hull_pod::{Dns, PortMapping, SandboxInfo, SandboxMetadata, SandboxSpec, SandboxState};
 use hull_proto_cri::v1;
+use hull_spec::{
+    info::{SandboxInfo, SandboxState},
+    spec::{Dns, PortMapping, SandboxMetadata, SandboxSpec},
+};
 
 use super::{enumeration, required, resources, security};
 use crate::cri::error::CriError;
@@ -153,7 +156,7 @@ pub(crate) fn status(info: &SandboxInfo) -> v1::PodSandboxStatus {
 mod tests {
     use std::sync::Arc;
 
-    use hull_pod::PodId;
+    use hull_spec::id::PodId;
 
     use super::*;
 

@@ -2,11 +2,11 @@
 
 use std::path::PathBuf;
 
-use hull_pod::{
+use hull_proto_cri::v1::{self, security_profile::ProfileType};
+use hull_spec::spec::{
     AppArmor, Capabilities, ContainerSecurity, GroupsPolicy, IdRange, NamespaceMode, Namespaces,
     SandboxSecurity, Seccomp, UserNamespace,
 };
-use hull_proto_cri::v1::{self, security_profile::ProfileType};
 
 use super::{enumeration, unix_id};
 use crate::cri::error::CriError;

@@ -20,14 +20,14 @@
 
 use std::path::Path;
 
-use hull_pod::{
-    ContainerInfo, SandboxInfo,
+use hull_proto_cri::v1;
+use hull_spec::{
+    info::{ContainerInfo, SandboxInfo},
     stats::{
         ContainerStats, Filesystem, GuestUsage, HostUsage, Interface, PodStats, Pressure, Stall,
         Usage,
     },
 };
-use hull_proto_cri::v1;
 
 /// A container's. `disks` is where the pods' disks are on the host, which kubelet looks up.
 pub(crate) fn container(stats: &ContainerStats, disks: &Path) -> v1::ContainerStats {

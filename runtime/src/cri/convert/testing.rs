@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
-use hull_pod::{
-    ContainerId, ContainerInfo, ContainerMetadata, ContainerSpec, ContainerState, PodId, Resources,
-    SandboxInfo, SandboxMetadata, SandboxSpec, SandboxState,
+use hull_spec::{
+    id::{ContainerId, PodId},
+    info::{ContainerInfo, ContainerState, SandboxInfo, SandboxState},
+    spec::{ContainerMetadata, ContainerSpec, Resources, SandboxMetadata, SandboxSpec},
     stats::{
         ContainerStats, DeviceIo, Filesystem, GuestUsage, HostUsage, Hugetlb, Interface, PodStats,
         Pressure, Stall, Ulimit, Usage,

@@ -1,6 +1,6 @@
 //! The choice of the runtime handler, for all of Hull in this one place.
 
-use hull_pod::{Resources, SandboxSpec};
+use hull_spec::spec::{Resources, SandboxSpec};
 
 use crate::{
     config::{Handler, Handlers},

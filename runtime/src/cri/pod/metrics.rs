@@ -1,10 +1,11 @@
 //! `ListMetricDescriptors`, `ListPodSandboxMetrics` and `StreamPodSandboxMetrics`.
 
-use hull_pod::{SandboxState, stats::Scope};
+use hull_pod::stats::Scope;
 use hull_proto_cri::v1::{
     ListMetricDescriptorsResponse, ListPodSandboxMetricsResponse, PodSandboxMetrics,
     StreamPodSandboxMetricsResponse,
 };
+use hull_spec::info::SandboxState;
 
 use crate::cri::{
     Backend,

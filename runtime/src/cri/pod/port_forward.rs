@@ -1,7 +1,7 @@
 //! `PortForward`.
 
-use hull_pod::{PodError, SandboxState};
 use hull_proto_cri::v1::{PortForwardRequest, PortForwardResponse};
+use hull_spec::{error::PodError, info::SandboxState};
 
 use crate::cri::{Backend, error::CriError, id};
 

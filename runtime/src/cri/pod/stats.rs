@@ -4,12 +4,13 @@
 
 use std::collections::HashSet;
 
-use hull_pod::{PodError, SandboxState, stats::Scope};
+use hull_pod::stats::Scope;
 use hull_proto_cri::v1::{
     ListPodSandboxStatsRequest, ListPodSandboxStatsResponse, PodSandboxFilter, PodSandboxStats,
     PodSandboxStatsFilter, PodSandboxStatsRequest, PodSandboxStatsResponse,
     StreamPodSandboxStatsRequest, StreamPodSandboxStatsResponse,
 };
+use hull_spec::{error::PodError, info::SandboxState};
 
 use crate::cri::{
     Backend, convert,

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use hull_pod::{ErrorKind, SandboxInfo};
 use hull_proto_cri::v1::{PodSandboxStatusRequest, PodSandboxStatusResponse};
+use hull_spec::{error::ErrorKind, info::SandboxInfo};
 
 use crate::cri::{
     Backend,

@@ -11,9 +11,12 @@ use std::{
     time::Duration,
 };
 
-use hull_pod::{
-    ContainerMetadata, ContainerSpec, ImageRequest, PodError, PodId, Pods, PodsConfig,
-    SandboxMetadata, SandboxSpec,
+use hull_pod::Pods;
+use hull_spec::{
+    config::PodsConfig,
+    error::PodError,
+    id::PodId,
+    spec::{ContainerMetadata, ContainerSpec, ImageRequest, SandboxMetadata, SandboxSpec},
 };
 use nix::{
     sys::signal::{Signal, kill},

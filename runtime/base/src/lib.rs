@@ -1,0 +1,16 @@
+//! What several parts of the daemon need of the operating system and of the asynchronous runtime:
+//! opening files below what others can write ([`beneath`]), work that blocks ([`blocking`]), panics
+//! that end one pod and not all ([`panics`]), clocks, the host's size, text of a hostile side.
+//!
+//! Not here: pods, VMs, images.
+
+#![forbid(unsafe_code)]
+
+pub mod beneath;
+mod blocking;
+pub mod clock;
+pub mod host;
+pub mod panics;
+pub mod printable;
+
+pub use blocking::blocking;

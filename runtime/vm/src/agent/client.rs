@@ -1,0 +1,519 @@
+//! What the agent is asked.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use hull_proto_agent::{
+    RPC_PORT, VERSION,
+    agent::{
+        AttachDeviceRequest, AttachStorageRequest, ConfigureRequest, CreateRequest, DeleteRequest,
+        DetachDeviceRequest, DetachStorageRequest, Directory, Empty, EventsRequest, ExecRequest,
+        HelloRequest, ResizeTtyRequest, SignalRequest, StartRequest, StatsResponse,
+        UpdateNetworkRequest, UpdateRequest,
+    },
+    rpc::AgentClient,
+};
+use oci_spec::runtime::LinuxResources;
+use tokio::time::{Instant, timeout};
+use ttrpc::{
+    asynchronous::{Client, ClientStreamReceiver, transport::Socket},
+    context::Context,
+};
+
+use hull_base::{
+    panics::{Panic, caught},
+    printable::printable,
+};
+use hull_spec::{
+    info::{ContainerUser, GuestInfo},
+    signal::Signal,
+};
+
+use crate::agent::{connect, error::GuestError, fault::Fault};
+
+/// How long the agent may take for what only changes a setting or sends a signal.
+const QUICK: Duration = Duration::from_secs(10);
+/// Longest message of the agent that is shown.
+const MESSAGE_MAX: usize = 2048;
+/// Longest version or release name of the guest that is kept.
+const NAME_MAX: usize = 128;
+/// Most groups that a process has (NGROUPS_MAX of limits.h).
+const GROUPS_MAX: usize = 65_536;
+
+/// The agent of one guest. Clones share its connection.
+#[derive(Clone)]
+pub struct Agent {
+    vsock: Arc<PathBuf>,
+    client: Arc<Mutex<AgentClient>>,
+    timeout: Duration,
+    fault: Fault,
+}
+
+impl std::fmt::Debug for Agent {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Agent")
+            .field("vsock", &self.vsock)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Agent {
+    /// Connects once the agent listens, and shakes hands.
+    pub async fn connect(
+        vsock: &Path,
+        timeout: Duration,
+        deadline: Instant,
+    ) -> Result<(Self, GuestInfo), GuestError> {
+        let (client, info) = greet(vsock, timeout, deadline).await?;
+        let agent = Self {
+            vsock: Arc::new(vsock.to_owned()),
+            client: Arc::new(Mutex::new(client)),
+            timeout,
+            fault: Fault::default(),
+        };
+        Ok((agent, info))
+    }
+
+    /// Replaces a connection that was lost.
+    pub async fn reconnect(&self, deadline: Instant) -> Result<(), GuestError> {
+        let (client, _) = greet(&self.vsock, self.timeout, deadline).await?;
+        *self.client.lock().unwrap_or_else(PoisonError::into_inner) = client;
+        Ok(())
+    }
+
+    /// The socket that stands for the guest's vsock.
+    pub fn vsock(&self) -> &Path {
+        &self.vsock
+    }
+
+    /// Runs work that reads what the guest sends. A panic in it ends this guest's VM.
+    ///
+    /// # Errors
+    /// [`Panic`].
+    pub async fn guard<T>(&self, work: impl Future<Output = T>) -> Result<T, Panic> {
+        let ended = caught(work).await;
+        ended.inspect_err(|panic| self.fault().tell(panic))
+    }
+
+    /// What ends its VM.
+    pub fn fault(&self) -> &Fault {
+        &self.fault
+    }
+
+    pub async fn configure(&self, request: ConfigureRequest) -> Result<(), GuestError> {
+        let client = self.client();
+        self.ask(
+            "configure the guest",
+            client.configure(Context::default(), &request),
+        )
+        .await
+        .map(drop)
+    }
+
+    pub async fn update_network(&self, request: UpdateNetworkRequest) -> Result<(), GuestError> {
+        let client = self.client();
+        self.ask(
+            "change the guest's network",
+            client.update_network(Context::default(), &request),
+        )
+        .await
+        .map(drop)
+    }
+
+    /// Has the driver take the network device behind a slot; one that it has is fine.
+    pub async fn attach_link(&self, slot: u8) -> Result<(), GuestError> {
+        let client = self.client();
+        let request = AttachDeviceRequest {
+            slot: slot.into(),
+            ..AttachDeviceRequest::default()
+        };
+        self.ask(
+            "bring up a network device in the guest",
+            client.attach_device(Context::default(), &request),
+        )
+        .await
+        .map(drop)
+    }
+
+    /// Has the driver let go of it; none is fine.
+    pub async fn detach_link(&self, slot: u8) -> Result<(), GuestError> {
+        let client = self.client();
+        let request = DetachDeviceRequest {
+            slot: slot.into(),
+            ..DetachDeviceRequest::default()
+        };
+        self.ask(
+            "release a network device in the guest",
+            client.detach_device(Context::default(), &request),
+        )
+        .await
+        .map(drop)
+    }
+
+    /// Mounts the disk behind `slot` and returns nothing of it: mounts are named by id.
+    pub async fn attach_storage(&self, storage: Storage<'_>) -> Result<(), GuestError> {
+        let request = AttachStorageRequest {
+            id: storage.id.into(),
+            slot: storage.slot.into(),
+            fstype: storage.fstype.into(),
+            readonly: storage.readonly,
+            scratch: storage.scratch,
+            options: storage
+                .volume
+                .and_then(|volume| volume.size)
+                .map(|bytes| format!("size={bytes}"))
+                .into_iter()
+                .collect(),
+            volume: storage
+                .volume
+                .map(|volume| Directory {
+                    mode: volume.mode,
+                    uid: volume.uid,
+                    gid: volume.gid,
+                    ..Directory::default()
+                })
+                .into(),
+            ..AttachStorageRequest::default()
+        };
+        let client = self.client();
+        self.ask(
+            "mount a disk in the guest",
+            client.attach_storage(Context::default(), &request),
+        )
+        .await
+        .map(drop)
+    }
+
+    pub async fn detach_storage(&self, id: &str) -> Result<(), GuestError> {
+        self.unmount(DetachStorageRequest {
+            id: id.into(),
+            ..DetachStorageRequest::default()
+        })
+        .await
+    }
+
+    /// Unmounts whatever disk is behind a slot; nothing is fine.
+    pub async fn vacate(&self, slot: u8) -> Result<(), GuestError> {
+        self.unmount(DetachStorageRequest {
+            slot: slot.into(),
+            ..DetachStorageRequest::default()
+        })
+        .await
+    }
+
+    async fn unmount(&self, request: DetachStorageRequest) -> Result<(), GuestError> {
+        let client = self.client();
+        self.ask(
+            "unmount a disk in the guest",
+            client.detach_storage(Context::default(), &request),
+        )
+        .await
+        .map(drop)
+    }
+
+    /// Has the copies of volumes made what the volumes are now.
+    pub async fn refresh_volumes(&self) -> Result<(), GuestError> {
+        let (client, empty) = (self.client(), Empty::new());
+        self.ask(
+            "update volumes in the guest",
+            client.refresh_volumes(Context::default(), &empty),
+        )
+        .await
+        .map(drop)
+    }
+
+    pub async fn create(&self, request: CreateRequest) -> Result<ContainerUser, GuestError> {
+        const CALL: &str = "create the container in the guest";
+        let client = self.client();
+        let response = self
+            .ask(CALL, client.create(Context::default(), &request))
+            .await?;
+        if response.groups.len() > GROUPS_MAX {
+            return Err(GuestError::Invalid {
+                call: CALL,
+                reason: "it has more groups than a process can have",
+            });
+        }
+        Ok(ContainerUser {
+            uid: response.uid,
+            gid: response.gid,
+            groups: response.groups,
+        })
+    }
+
+    pub async fn start(&self, container: &str) -> Result<(), GuestError> {
+        let request = StartRequest {
+            container_id: container.into(),
+            ..StartRequest::default()
+        };
+        let client = self.client();
+        self.ask(
+            "start the container in the guest",
+            client.start(Context::default(), &request),
+        )
+        .await
+        .map(drop)
+    }
+
+    pub async fn signal(
+        &self,
+        container: &str,
+        signal: Signal,
+        target: SignalTarget,
+    ) -> Result<(), GuestError> {
+        let (exec_id, all, once) = match target {
+            SignalTarget::Init(once) => (String::new(), false, once),
+            SignalTarget::All => (String::new(), true, ""),
+            SignalTarget::Exec(id) => (id, true, ""),
+        };
+        let request = SignalRequest {
+            container_id: container.into(),
+            exec_id,
+            signal: signal.number(),
+            all,
+            once: once.into(),
+            ..SignalRequest::default()
+        };
+        let client = self.client();
+        self.ask_quickly(
+            "signal the container in the guest",
+            client.signal(Context::default(), &request),
+        )
+        .await
+        .map(drop)
+    }
+
+    /// Removes a container, killing it first; one that is not there is removed already.
+    pub async fn delete(&self, container: &str) -> Result<(), GuestError> {
+        let request = DeleteRequest {
+            container_id: container.into(),
+            force: true,
+            ..DeleteRequest::default()
+        };
+        let client = self.client();
+        let call = client.delete(Context::default(), &request);
+        match self.ask("delete the container in the guest", call).await {
+            Err(error) if error.is_not_found() => Ok(()),
+            other => other.map(drop),
+        }
+    }
+
+    pub async fn exec(&self, exec: Exec<'_>) -> Result<(), GuestError> {
+        let timeout_ms = exec.timeout.map_or(0, |t| {
+            u64::try_from(t.as_millis()).unwrap_or(u64::MAX).max(1)
+        });
+        let request = ExecRequest {
+            container_id: exec.container.into(),
+            exec_id: exec.id.into(),
+            args: exec.args,
+            tty: exec.tty,
+            stdin: exec.stdin,
+            timeout_ms,
+            kill_on_detach: true,
+            ..ExecRequest::default()
+        };
+        let client = self.client();
+        self.ask(
+            "run a command in the container",
+            client.exec(Context::default(), &request),
+        )
+        .await
+        .map(drop)
+    }
+
+    /// Changes the limits of a container.
+    pub async fn update(
+        &self,
+        container: &str,
+        limits: &LinuxResources,
+        oom_score_adj: i64,
+    ) -> Result<(), GuestError> {
+        const CALL: &str = "change the container's limits in the guest";
+        let resources = serde_json::to_vec(limits).map_err(|_| GuestError::Invalid {
+            call: CALL,
+            reason: "the limits can't be encoded",
+        })?;
+        let request = UpdateRequest {
+            container_id: container.into(),
+            resources,
+            oom_score_adj: i32::try_from(oom_score_adj).ok().filter(|adj| *adj != 0),
+            ..UpdateRequest::default()
+        };
+        let client = self.client();
+        self.ask_quickly(CALL, client.update(Context::default(), &request))
+            .await
+            .map(drop)
+    }
+
+    /// Sets the size of the terminal of an exec, or of the container (`exec` is empty).
+    pub async fn resize(
+        &self,
+        container: &str,
+        exec: &str,
+        columns: u16,
+        rows: u16,
+    ) -> Result<(), GuestError> {
+        let request = ResizeTtyRequest {
+            container_id: container.into(),
+            exec_id: exec.into(),
+            rows: rows.into(),
+            columns: columns.into(),
+            ..ResizeTtyRequest::default()
+        };
+        let client = self.client();
+        self.ask_quickly(
+            "resize the terminal",
+            client.resize_tty(Context::default(), &request),
+        )
+        .await
+        .map(drop)
+    }
+
+    pub async fn events(
+        &self,
+        since_seq: u64,
+    ) -> Result<ClientStreamReceiver<hull_proto_agent::agent::Event>, GuestError> {
+        let request = EventsRequest {
+            since_seq,
+            ..EventsRequest::default()
+        };
+        let client = self.client();
+        let call = client.events(Context::default(), &request);
+        self.ask("follow the guest's events", call).await
+    }
+
+    /// All counters, as the guest tells them: see [`super::stats`].
+    pub async fn stats(&self, limit: Duration) -> Result<StatsResponse, GuestError> {
+        let (client, request) = (self.client(), super::stats::request());
+        let call = client.stats(Context::default(), &request);
+        ask("count what the guest uses", limit, call).await
+    }
+
+    /// Powers the guest off, which may end the connection before the answer.
+    pub async fn shutdown(&self, timeout: Duration) {
+        let (client, empty) = (self.client(), Empty::new());
+        let call = client.shutdown(Context::default(), &empty);
+        if let Err(error) = ask("shut the guest down", timeout, call).await {
+            tracing::debug!(%error, "guest did not confirm its shutdown");
+        }
+    }
+
+    fn client(&self) -> AgentClient {
+        let client = self.client.lock();
+        client.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    async fn ask<T>(
+        &self,
+        call: &'static str,
+        future: impl Future<Output = ttrpc::Result<T>>,
+    ) -> Result<T, GuestError> {
+        ask(call, self.timeout, future).await
+    }
+
+    async fn ask_quickly<T>(
+        &self,
+        call: &'static str,
+        future: impl Future<Output = ttrpc::Result<T>>,
+    ) -> Result<T, GuestError> {
+        ask(call, self.timeout.min(QUICK), future).await
+    }
+}
+
+/// A disk for the guest to mount, or its memory.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Storage<'a> {
+    pub id: &'a str,
+    pub slot: u8,
+    pub fstype: &'a str,
+    pub readonly: bool,
+    pub scratch: bool,
+    /// It is a volume that containers share.
+    pub volume: Option<Volume>,
+}
+
+/// A volume in the guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Volume {
+    /// Its size in bytes if it is in memory.
+    pub size: Option<u64>,
+    /// Of its directory, when that is made.
+    pub mode: u32,
+    pub uid: u32,
+    pub gid: u32,
+}
+
+/// Which processes of a container get a signal.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SignalTarget {
+    /// The first one, which gets a signal of this name once, however often it is sent.
+    Init(&'static str),
+    /// All of its cgroup.
+    All,
+    /// An exec and all that it started.
+    Exec(String),
+}
+
+/// A command to run in a container.
+#[derive(Debug)]
+pub struct Exec<'a> {
+    pub container: &'a str,
+    pub id: &'a str,
+    pub args: Vec<String>,
+    pub timeout: Option<Duration>,
+    pub tty: bool,
+    pub stdin: bool,
+}
+
+async fn greet(
+    vsock: &Path,
+    limit: Duration,
+    deadline: Instant,
+) -> Result<(AgentClient, GuestInfo), GuestError> {
+    const CALL: &str = "greet the guest's agent";
+    let stream = connect::dial_until(vsock, RPC_PORT, deadline).await?;
+    let client = AgentClient::new(Client::new(Socket::new(stream)));
+    let request = HelloRequest {
+        version: VERSION,
+        ..HelloRequest::default()
+    };
+    let response = ask(CALL, limit, client.hello(Context::default(), &request)).await?;
+    if response.version != VERSION {
+        return Err(GuestError::Invalid {
+            call: CALL,
+            reason: "it has another contract version",
+        });
+    }
+    let info = GuestInfo {
+        kernel_release: printable(&response.kernel_release, NAME_MAX),
+        agent_version: printable(&response.agent_version, NAME_MAX),
+        kernel_ns: response.kernel_ns,
+        ready_ns: response.ready_ns,
+    };
+    Ok((client, info))
+}
+
+/// Waits for an answer. The time limit is kept here alone: the agent goes on with a call that
+/// its caller no longer waits for, and the caller may repeat it.
+async fn ask<T>(
+    call: &'static str,
+    limit: Duration,
+    future: impl Future<Output = ttrpc::Result<T>>,
+) -> Result<T, GuestError> {
+    match timeout(limit, future).await {
+        Ok(Ok(answer)) => Ok(answer),
+        Ok(Err(ttrpc::Error::RpcStatus(status))) => Err(GuestError::Refused {
+            call,
+            code: status.code(),
+            message: printable(status.message(), MESSAGE_MAX),
+        }),
+        Ok(Err(source)) => Err(GuestError::Lost { call, source }),
+        Err(_) => Err(GuestError::Timeout {
+            call,
+            seconds: limit.as_secs(),
+        }),
+    }
+}

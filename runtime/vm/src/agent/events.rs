@@ -1,0 +1,249 @@
+//! What the agent tells: each end of a process is one event with a number of its own.
+//!
+//! The stream is followed from the last number seen, on a new connection when the old one is
+//! lost, so no event is missed or handled twice while this process lives. After a restart of the
+//! daemon it begins with the first event that the agent kept; handling an end again has no effect.
+
+use std::{ops::RangeInclusive, time::Duration};
+
+use hull_proto_agent::agent::{Event, event::Kind};
+use tokio::{
+    sync::mpsc,
+    time::{Instant, sleep},
+};
+
+use hull_base::{clock, panics::caught, printable::printable};
+
+use crate::agent::{client::Agent, error::GuestError};
+
+/// How many events may wait for the pod's task. A guest that sends faster is cut off: memory of
+/// the host is not its to fill.
+const BACKLOG: usize = 4096;
+/// How long a lost agent is looked for.
+const RECONNECT: Duration = Duration::from_secs(30);
+const PAUSE: Duration = Duration::from_millis(100);
+/// Longest id that an event may carry.
+const ID_MAX: usize = 128;
+/// Longest failure of the stream that is shown.
+const MESSAGE_MAX: usize = 1024;
+/// The exit codes that there are (wait(2)); 128 + signal is among them.
+const EXIT_CODES: RangeInclusive<i32> = 0..=255;
+
+/// News from the guest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum GuestEvent {
+    /// A process ended.
+    Exited(ProcessExit),
+    /// It can't be dealt with any more, though the VM may run; why.
+    Failed(String),
+}
+
+/// The end of a process.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ProcessExit {
+    pub container: String,
+    /// Empty: the container's first process.
+    pub exec: String,
+    pub code: i32,
+    pub oom_killed: bool,
+    pub timed_out: bool,
+    pub stdout_bytes: u64,
+    pub stderr_bytes: u64,
+    /// Unix time of the guest in nanoseconds.
+    pub at_ns: u64,
+}
+
+/// How far the events of an agent are handled.
+#[derive(Debug, Default)]
+pub struct Progress {
+    /// Number of the last one.
+    pub seen: u64,
+    /// It was told that some are missing.
+    overran: bool,
+}
+
+impl Progress {
+    /// Whether this is the first time that events are missing. A guest can say so as often as it
+    /// likes, and must not fill the log.
+    fn is_first_overrun(&mut self) -> bool {
+        !std::mem::replace(&mut self.overran, true)
+    }
+}
+
+/// Follows the events of `agent` until the receiver is dropped.
+pub fn follow(agent: Agent) -> mpsc::Receiver<GuestEvent> {
+    let (sender, receiver) = mpsc::channel(BACKLOG);
+    tokio::spawn(async move {
+        let why = tokio::select! {
+            why = caught(pump(&agent, &sender)) => why.unwrap_or_else(|panic| panic.to_string()),
+            why = agent.fault().told() => why,
+        };
+        // An error means that nobody is to be told: the pod is gone.
+        let _ = sender.send(GuestEvent::Failed(why)).await;
+    });
+    receiver
+}
+
+/// Returns why it can't go on.
+async fn pump(agent: &Agent, sender: &mpsc::Sender<GuestEvent>) -> String {
+    let mut progress = Progress::default();
+    let mut lost_until: Option<Instant> = None;
+    loop {
+        if sender.is_closed() {
+            return String::new();
+        }
+        let failure = match agent.events(progress.seen).await {
+            Ok(mut stream) => loop {
+                let event = tokio::select! {
+                    event = stream.recv() => event,
+                    () = sender.closed() => return String::new(),
+                };
+                match event {
+                    Ok(Some(event)) => {
+                        lost_until = None;
+                        if let Err(error) = deliver(event, &mut progress, sender) {
+                            return error.to_string();
+                        }
+                    }
+                    Ok(None) => break "the agent ended its event stream".to_owned(),
+                    Err(error) => break error.to_string(),
+                }
+            },
+            Err(error) => error.to_string(),
+        };
+        let deadline = *lost_until.get_or_insert_with(|| clock::after(RECONNECT));
+        if Instant::now() >= deadline {
+            return lost(&failure);
+        }
+        tracing::debug!(%failure, "event stream of the guest is lost");
+        tokio::select! {
+            () = sleep(PAUSE) => {}
+            () = sender.closed() => return String::new(),
+        }
+        if let Err(error) = agent.reconnect(deadline).await {
+            return lost(&error.to_string());
+        }
+    }
+}
+
+fn lost(failure: &str) -> String {
+    // It may be the guest's text.
+    let failure = printable(failure, MESSAGE_MAX);
+    format!("the guest's agent is lost: {failure}")
+}
+
+pub fn deliver(
+    event: Event,
+    progress: &mut Progress,
+    sender: &mpsc::Sender<GuestEvent>,
+) -> Result<(), GuestError> {
+    if event.seq <= progress.seen {
+        return Ok(());
+    }
+    progress.seen = event.seq;
+    match event.kind {
+        Some(Kind::Exited(exited)) => {
+            if exited.container_id.len() > ID_MAX || exited.exec_id.len() > ID_MAX {
+                return Err(misbehaved("it sent an id that is too long"));
+            }
+            if !EXIT_CODES.contains(&exited.code) {
+                return Err(misbehaved(format!("it sent the exit code {}", exited.code)));
+            }
+            let exit = ProcessExit {
+                container: exited.container_id,
+                exec: exited.exec_id,
+                code: exited.code,
+                oom_killed: exited.oom_killed,
+                timed_out: exited.timed_out,
+                stdout_bytes: exited.stdout_bytes,
+                stderr_bytes: exited.stderr_bytes,
+                at_ns: exited.at_ns,
+            };
+            sender
+                .try_send(GuestEvent::Exited(exit))
+                .map_err(|_| misbehaved("it sends events faster than they can be handled"))
+        }
+        Some(Kind::Overrun(_)) => {
+            if progress.is_first_overrun() {
+                tracing::warn!(seq = event.seq, "the agent no longer keeps earlier events");
+            }
+            Ok(())
+        }
+        // An OOM kill is told with the end of the process; the event is only news.
+        Some(Kind::Oom(oom)) => {
+            let container = printable(&oom.container_id, ID_MAX);
+            tracing::debug!(%container, "out of memory in the guest");
+            Ok(())
+        }
+        _ => Ok(()),
+    }
+}
+
+fn misbehaved(what: impl Into<String>) -> GuestError {
+    GuestError::Misbehaved { what: what.into() }
+}
+
+#[cfg(test)]
+mod tests {
+    use hull_proto_agent::agent::Exited;
+
+    use super::*;
+
+    fn exited(seq: u64, container: &str) -> Event {
+        Event {
+            seq,
+            kind: Some(Kind::Exited(Exited {
+                container_id: container.into(),
+                ..Exited::default()
+            })),
+            ..Event::default()
+        }
+    }
+
+    #[test]
+    fn an_event_is_delivered_once() {
+        let (sender, mut receiver) = mpsc::channel(8);
+        let mut progress = Progress::default();
+        for seq in [1, 2, 1, 2, 3] {
+            deliver(exited(seq, "c"), &mut progress, &sender).unwrap();
+        }
+        let mut count = 0;
+        while receiver.try_recv().is_ok() {
+            count += 1;
+        }
+        assert_eq!((count, progress.seen), (3, 3));
+    }
+
+    #[test]
+    fn missing_events_are_told_once() {
+        let mut progress = Progress::default();
+        assert!(progress.is_first_overrun());
+        assert!(!progress.is_first_overrun());
+    }
+
+    #[test]
+    fn a_flood_and_a_monster_are_cut_off() {
+        let (sender, _receiver) = mpsc::channel(2);
+        let mut progress = Progress::default();
+        deliver(exited(1, "c"), &mut progress, &sender).unwrap();
+        deliver(exited(2, "c"), &mut progress, &sender).unwrap();
+        assert!(deliver(exited(3, "c"), &mut progress, &sender).is_err());
+        assert!(deliver(exited(4, &"x".repeat(200)), &mut progress, &sender).is_err());
+    }
+
+    #[test]
+    fn an_exit_code_is_one_of_a_process() {
+        let (sender, mut receiver) = mpsc::channel(8);
+        for (seq, code) in [(1, i32::MIN), (2, -1), (3, 256), (4, 0), (u64::MAX, 255)] {
+            let mut event = exited(seq, "c");
+            event.mut_exited().code = code;
+            event.mut_exited().at_ns = u64::MAX;
+            assert_eq!(
+                deliver(event, &mut Progress::default(), &sender).is_ok(),
+                (0..256).contains(&code)
+            );
+        }
+        assert_eq!(receiver.len(), 2);
+        assert!(receiver.try_recv().is_ok());
+    }
+}

@@ -1,0 +1,27 @@
+//! The guest's agent: how it is reached, what it is asked, what it tells.
+//!
+//! The guest is hostile: what comes from it is checked here and turned into types of this crate.
+//! Types of the agent's contract go no further than this module.
+
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::arithmetic_side_effects,
+        clippy::cast_possible_truncation,
+        clippy::cast_possible_wrap,
+        clippy::cast_sign_loss,
+        clippy::indexing_slicing,
+        clippy::panic,
+        clippy::string_slice,
+        clippy::unreachable
+    )
+)]
+
+pub mod client;
+pub mod configure;
+pub mod connect;
+pub mod error;
+pub mod events;
+pub mod fault;
+pub mod stats;
+pub mod stdio;

@@ -1,0 +1,303 @@
+//! Output of a process in the guest, byte by byte and to the last one.
+//!
+//! The agent keeps what is not acknowledged, so a connection that is lost is opened again where
+//! the last one ended. Where the output ends is known from the event of the process's end; the
+//! end of a connection alone proves nothing.
+//!
+//! Where the agent begins is where it was asked to, or before. It would have to begin later if more
+//! had been acknowledged than is known here, which can't be: bytes are acknowledged after they were
+//! written and noted (`logs` of `hull-pod`), and the note lives exactly as long as the VM, in the memory of
+//! the same host. So an agent that begins later lies, or the note was removed under a running pod;
+//! either way output is lost, and its VM is ended for it.
+
+use std::{io, path::Path, time::Duration};
+
+use hull_proto_agent::{
+    STREAM_PORT,
+    stream::{self, StreamHeader, StreamKind, StreamReply},
+};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
+    net::UnixStream,
+    sync::watch,
+    time::{Instant, sleep, timeout, timeout_at},
+};
+
+use hull_base::{clock, printable::printable};
+
+use crate::agent::{client::Agent, connect, error::GuestError};
+
+/// How long the agent may take to accept a stream.
+const OPEN: Duration = Duration::from_secs(10);
+/// Pause before a lost connection is opened again; doubled until bytes come.
+const PAUSE: Duration = Duration::from_millis(50);
+/// Longest such pause. An exec without any connection for 2 s is killed by the agent.
+const PAUSE_MAX: Duration = Duration::from_millis(500);
+/// How long the last bytes of a process that ended may take.
+const STALLED: Duration = Duration::from_secs(10);
+/// Longest refusal that is shown.
+const MESSAGE_MAX: usize = 1024;
+
+/// Where a process's output ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OutputEnd {
+    /// The process runs.
+    Open,
+    /// It ended after this many bytes.
+    At(u64),
+    /// The VM is gone: what can still be read is all there is.
+    Gone,
+}
+
+/// Which output.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OutputKind {
+    Stdout,
+    Stderr,
+}
+
+/// One output of one process.
+#[derive(Debug)]
+pub struct Output {
+    agent: Agent,
+    header: StreamHeader,
+    /// Bytes received so far.
+    received: u64,
+    /// Bytes that are safe, which the next connection may tell the agent.
+    safe: u64,
+    end: watch::Receiver<OutputEnd>,
+    connection: Option<UnixStream>,
+    pause: Duration,
+}
+
+impl Output {
+    /// Output of an exec, or of the container's first process (`exec` is empty), from byte
+    /// `offset` on.
+    pub fn new(
+        agent: &Agent,
+        kind: OutputKind,
+        container: &str,
+        exec: &str,
+        offset: u64,
+        end: watch::Receiver<OutputEnd>,
+    ) -> Self {
+        Self {
+            agent: agent.clone(),
+            header: StreamHeader {
+                kind: match kind {
+                    OutputKind::Stdout => StreamKind::Stdout,
+                    OutputKind::Stderr => StreamKind::Stderr,
+                },
+                container: container.into(),
+                exec: exec.into(),
+                offset,
+            },
+            received: offset,
+            safe: offset,
+            end,
+            connection: None,
+            pause: PAUSE,
+        }
+    }
+
+    /// Opens the stream now, so that a failure is told to the caller.
+    pub async fn open(&mut self) -> Result<(), GuestError> {
+        let opened = timeout(OPEN, self.connect()).await;
+        opened.unwrap_or_else(|_| Err(self.failed(io::ErrorKind::TimedOut.into())))
+    }
+
+    /// Reads the next bytes; none is the end of the output.
+    ///
+    /// Once the process has ended, a guest that sends nothing more for [`STALLED`] is not waited
+    /// for, whatever total it told.
+    pub async fn read<'b>(&mut self, buffer: &'b mut [u8]) -> &'b [u8] {
+        let mut deadline = None;
+        loop {
+            // Looked at first: what is told before the last one who could tell is gone counts.
+            let is_orphan = self.end.has_changed().is_err();
+            let end = *self.end.borrow_and_update();
+            match end {
+                // Nobody will tell the end: nobody waits for the output any more.
+                OutputEnd::Open if is_orphan => return &[],
+                OutputEnd::Open => {}
+                OutputEnd::At(total) if self.received >= total => return &[],
+                OutputEnd::Gone if self.connection.is_none() => return &[],
+                OutputEnd::At(_) | OutputEnd::Gone => {
+                    let deadline = *deadline.get_or_insert_with(|| clock::after(STALLED));
+                    if Instant::now() >= deadline {
+                        return &[];
+                    }
+                }
+            }
+            let Some(connection) = &mut self.connection else {
+                self.reopen().await;
+                continue;
+            };
+            let read = match deadline {
+                Some(deadline) => match timeout_at(deadline, connection.read(&mut *buffer)).await {
+                    Ok(read) => read,
+                    Err(_) => return &[],
+                },
+                None => tokio::select! {
+                    biased;
+                    read = connection.read(&mut *buffer) => read,
+                    _ = self.end.changed() => continue,
+                },
+            };
+            match read {
+                Ok(length) if length > 0 => {
+                    self.received = self.received.saturating_add(length as u64);
+                    self.pause = PAUSE;
+                    return buffer.get(..length).unwrap_or_default();
+                }
+                _ => {
+                    self.connection = None;
+                    // The process closed its output and runs on, or the event that tells its
+                    // end is on its way.
+                    if end == OutputEnd::Open {
+                        let _ = timeout(self.pause, self.end.changed()).await;
+                        self.pause = self.pause.saturating_mul(2).min(PAUSE_MAX);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Tells the agent that the first `total` bytes are safe. Failing has no effect: the agent
+    /// keeps them, and the next connection says again where to begin.
+    pub async fn acknowledge(&mut self, total: u64) {
+        self.safe = total;
+        if let Some(connection) = &mut self.connection
+            && connection.write_all(&total.to_le_bytes()).await.is_err()
+        {
+            self.connection = None;
+        }
+    }
+
+    async fn reopen(&mut self) {
+        if let Err(error) = self.open().await {
+            tracing::debug!(%error, "open output stream again");
+            sleep(self.pause).await;
+        }
+    }
+
+    async fn connect(&mut self) -> Result<(), GuestError> {
+        // Not what was received: the agent forgets what is before the offset.
+        self.header.offset = self.safe;
+        let (mut stream, offset) = connect_stream(self.agent.vsock(), &self.header).await?;
+        let known = self
+            .known(offset)
+            .inspect_err(|error| self.agent.fault().tell(error))?;
+        skip(&mut stream, known)
+            .await
+            .map_err(|source| self.failed(source))?;
+        self.connection = Some(stream);
+        Ok(())
+    }
+
+    /// How many of the bytes from `offset` on were received before.
+    fn known(&self, offset: u64) -> Result<u64, GuestError> {
+        known(offset, self.received, self.safe).ok_or_else(|| GuestError::Misbehaved {
+            what: format!(
+                "output of {} begins at byte {offset}, of which {} were acknowledged",
+                what(&self.header),
+                self.safe
+            ),
+        })
+    }
+
+    fn failed(&self, source: io::Error) -> GuestError {
+        failed(&self.header, source)
+    }
+}
+
+/// How many of `received` bytes are at `offset` and after it, if an agent can begin there.
+pub fn known(offset: u64, received: u64, safe: u64) -> Option<u64> {
+    received.checked_sub(offset).filter(|_| offset <= safe)
+}
+
+/// Opens the input of an exec, or of the container's first process (`exec` is empty).
+pub async fn open_input(
+    agent: &Agent,
+    container: &str,
+    exec: &str,
+) -> Result<UnixStream, GuestError> {
+    let header = StreamHeader {
+        kind: StreamKind::Stdin,
+        container: container.into(),
+        exec: exec.into(),
+        offset: 0,
+    };
+    open(agent, &header).await
+}
+
+/// Connects to a TCP port of the guest's loopback.
+pub async fn open_dial(agent: &Agent, port: u16) -> Result<UnixStream, GuestError> {
+    let header = StreamHeader {
+        kind: StreamKind::Dial { port },
+        container: String::new(),
+        exec: String::new(),
+        offset: 0,
+    };
+    open(agent, &header).await
+}
+
+async fn open(agent: &Agent, header: &StreamHeader) -> Result<UnixStream, GuestError> {
+    let opened = timeout(OPEN, connect_stream(agent.vsock(), header)).await;
+    let (stream, _) =
+        opened.unwrap_or_else(|_| Err(failed(header, io::ErrorKind::TimedOut.into())))?;
+    Ok(stream)
+}
+
+/// Connects and says what for; returns the offset of the first byte.
+async fn connect_stream(
+    vsock: &Path,
+    header: &StreamHeader,
+) -> Result<(UnixStream, u64), GuestError> {
+    let deadline = clock::after(OPEN);
+    let mut stream = connect::dial_until(vsock, STREAM_PORT, deadline).await?;
+    let reply = exchange(&mut stream, header).await;
+    match reply.map_err(|source| failed(header, source))? {
+        StreamReply::Ok { offset } => Ok((stream, offset)),
+        StreamReply::Error { message } => Err(GuestError::StreamRefused {
+            what: what(header),
+            message: printable(&message, MESSAGE_MAX),
+        }),
+    }
+}
+
+fn failed(header: &StreamHeader, source: io::Error) -> GuestError {
+    GuestError::Stream {
+        what: what(header),
+        source,
+    }
+}
+
+/// What a stream is of, for messages.
+fn what(header: &StreamHeader) -> String {
+    match header.kind {
+        StreamKind::Dial { port } => format!("port {port}"),
+        _ => header.container.clone(),
+    }
+}
+
+pub async fn exchange(
+    stream: &mut (impl AsyncRead + AsyncWrite + Unpin),
+    header: &StreamHeader,
+) -> io::Result<StreamReply> {
+    stream.write_all(&stream::encode(header)?).await?;
+    let mut prefix = [0_u8; 4];
+    stream.read_exact(&mut prefix).await?;
+    let mut body = vec![0_u8; stream::body_length(prefix)?];
+    stream.read_exact(&mut body).await?;
+    stream::decode(&body)
+}
+
+async fn skip(stream: &mut UnixStream, bytes: u64) -> io::Result<()> {
+    let skipped = tokio::io::copy(&mut stream.take(bytes), &mut tokio::io::sink()).await?;
+    if skipped == bytes {
+        Ok(())
+    } else {
+        Err(io::ErrorKind::UnexpectedEof.into())
+    }
+}

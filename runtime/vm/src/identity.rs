@@ -1,0 +1,225 @@
+//! Who a process of a pod is, so that no other is taken for it: not a later one with its pid, and
+//! not one of another user that has its command line.
+
+use std::{
+    fs::{self, Metadata},
+    io::{self, Read, Write},
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+};
+
+use nix::unistd::geteuid;
+use rustix::fs::{OFlags, renameat};
+use serde::{Deserialize, Serialize};
+
+use hull_base::beneath;
+
+/// Longest file that is read as an identity, in bytes.
+const RECORD_MAX: u64 = 4096;
+
+/// A process that can't be mistaken for another one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Identity {
+    pub pid: u32,
+    /// Field 22 of proc_pid_stat(5).
+    pub start_ticks: u64,
+    /// The first half of the kernel's boot id (random(4)). 0: not known, so it is nobody.
+    #[serde(default)]
+    boot: u64,
+    /// The program that it executes. None: not known, so it is nobody.
+    #[serde(default)]
+    exe: Option<FileId>,
+}
+
+/// A file, whatever its name is now, and also when it has none any more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub(super) struct FileId {
+    device: u64,
+    inode: u64,
+}
+
+impl FileId {
+    fn of(metadata: &Metadata) -> Self {
+        Self {
+            device: metadata.dev(),
+            inode: metadata.ino(),
+        }
+    }
+
+    pub(super) fn at(path: impl AsRef<Path>) -> Option<Self> {
+        Some(Self::of(&fs::metadata(path).ok()?))
+    }
+}
+
+impl Identity {
+    /// That of the process that has this pid now, dead or alive; none: no process has it.
+    pub fn of(pid: u32) -> Option<Self> {
+        Some(Self {
+            pid,
+            start_ticks: start_ticks(pid)?,
+            boot: boot(),
+            // A zombie has none.
+            exe: FileId::at(format!("/proc/{pid}/exe")),
+        })
+    }
+
+    /// Whether the process that has its pid now is this one, and one of the daemon's.
+    pub(super) fn is_there(&self) -> bool {
+        self.boot != 0
+            && self.exe.is_some()
+            && Self::of(self.pid).as_ref() == Some(self)
+            && is_the_daemons(self.pid)
+    }
+
+    /// Whether it executes one of these programs.
+    pub(super) fn executes(&self, programs: &[FileId]) -> bool {
+        self.exe.is_some_and(|exe| programs.contains(&exe))
+    }
+
+    /// Writes it to a file, all of it or nothing.
+    pub(super) fn write(&self, path: &Path) -> io::Result<()> {
+        let (run, name) = beneath::split(path)?;
+        let unfinished = name.with_added_extension("new");
+        let mut file = run.replace(&unfinished, OFlags::WRONLY, 0o600)?;
+        file.write_all(&serde_json::to_vec(self)?)?;
+        Ok(renameat(&run, unfinished, &run, name)?)
+    }
+
+    /// Reads what [`Identity::write`] wrote. None: nothing is there, or not of the daemon.
+    pub(super) fn read(path: &Path) -> Option<Self> {
+        let (run, name) = beneath::split(path).ok()?;
+        let file = run.file(name, OFlags::RDONLY).ok()?;
+        if file.metadata().ok()?.uid() != geteuid().as_raw() {
+            return None;
+        }
+        let mut text = String::new();
+        file.take(RECORD_MAX).read_to_string(&mut text).ok()?;
+        serde_json::from_str(&text).ok()
+    }
+}
+
+/// Whether a process is such as this daemon, or an earlier one, starts: of the same user, and in the
+/// same user and pid namespaces. A container's root is neither.
+pub(super) fn is_the_daemons(pid: u32) -> bool {
+    let theirs = PathBuf::from(format!("/proc/{pid}"));
+    let own = Path::new("/proc/self");
+    let are_alike = |name: &str| {
+        let id = FileId::at(theirs.join(name));
+        id.is_some() && id == FileId::at(own.join(name))
+    };
+    let user = users(&theirs);
+    user.is_some() && user == users(own) && are_alike("ns/user") && are_alike("ns/pid")
+}
+
+/// Real, effective, saved and file system user of a process (proc_pid_status(5)).
+fn users(process: &Path) -> Option<String> {
+    let status = fs::read_to_string(process.join("status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("Uid:"))?;
+    Some(line.to_owned())
+}
+
+/// When a process started.
+fn start_ticks(pid: u32) -> Option<u64> {
+    let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name in parentheses may hold anything, so fields count from the last one: the first here
+    // is field 3.
+    let rest = text.rsplit_once(')')?.1;
+    rest.split_ascii_whitespace().nth(22 - 3)?.parse().ok()
+}
+
+fn boot() -> u64 {
+    let id = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    let digits: String = id
+        .chars()
+        .filter(char::is_ascii_hexdigit)
+        .take(16)
+        .collect();
+    u64::from_str_radix(&digits, 16).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        os::unix::{fs::symlink, process::CommandExt},
+        process::Command,
+    };
+
+    use super::*;
+
+    #[test]
+    fn a_process_is_itself_and_nobody_else() {
+        let me = Identity::of(std::process::id()).unwrap();
+        assert!(me.is_there());
+        let others = [
+            Identity {
+                start_ticks: me.start_ticks + 1,
+                ..me
+            },
+            Identity {
+                boot: me.boot + 1,
+                ..me
+            },
+            Identity {
+                exe: FileId::at("/"),
+                ..me
+            },
+            // As an older daemon recorded it.
+            serde_json::from_str(&format!(
+                r#"{{"pid":{},"start_ticks":{}}}"#,
+                me.pid, me.start_ticks
+            ))
+            .unwrap(),
+        ];
+        for other in others {
+            assert!(!other.is_there(), "{other:?}");
+        }
+        assert!(me.executes(&[FileId::at("/proc/self/exe").unwrap()]));
+        assert!(!me.executes(&[FileId::at("/bin/sh").unwrap()]));
+    }
+
+    #[test]
+    fn a_process_of_another_user_or_namespace_is_not_the_daemons() {
+        if !geteuid().is_root() {
+            println!("SKIPPED: processes of other users: not root");
+            return;
+        }
+        let mut sleep = Command::new("sleep");
+        let mut nobody = sleep.arg("1000").uid(65534).spawn().unwrap();
+        assert!(!is_the_daemons(nobody.id()));
+        nobody.kill().unwrap();
+        nobody.wait().unwrap();
+        let mut contained = Command::new("unshare")
+            .args(["--user", "--map-root-user", "sleep", "1000"])
+            .spawn()
+            .unwrap();
+        let user = Path::new("/proc").join(contained.id().to_string());
+        let own = FileId::at("/proc/self/ns/user");
+        while FileId::at(user.join("ns/user")) == own {
+            std::thread::yield_now();
+        }
+        assert!(!is_the_daemons(contained.id()));
+        contained.kill().unwrap();
+        contained.wait().unwrap();
+        assert!(is_the_daemons(std::process::id()));
+    }
+
+    #[test]
+    fn an_identity_is_read_from_the_daemons_own_file_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("vmm.process");
+        assert_eq!(Identity::read(&path), None);
+        let me = Identity::of(std::process::id()).unwrap();
+        me.write(&path).unwrap();
+        me.write(&path).unwrap();
+        assert_eq!(Identity::read(&path), Some(me));
+        let link = dir.path().join("link");
+        symlink(&path, &link).unwrap();
+        assert_eq!(Identity::read(&link), None);
+        if geteuid().is_root() {
+            std::os::unix::fs::chown(&path, Some(65534), None).unwrap();
+            assert_eq!(Identity::read(&path), None);
+        }
+        fs::write(dir.path().join("half"), "{\"pid\":").unwrap();
+        assert_eq!(Identity::read(&dir.path().join("half")), None);
+    }
+}

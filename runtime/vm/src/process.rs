@@ -1,0 +1,370 @@
+//! The processes of a pod, its VMM and its file server: started here, or found again after a
+//! restart of the daemon.
+//!
+//! They are never killed with the daemon: each has its own process group, and only
+//! [`Process::kill`] and [`Process::end`] deal with them. A process is held by a pidfd, which is
+//! signalled and waited for, and never another's: pids are reused.
+//!
+//! ```text
+//! spawned ──▶ held by pidfd, in its cgroup ──▶ <run>/*.process ──▶ used ──▶ record (VMM)
+//!          killed here: a stray, found by         killed here: found by its file
+//!          command line, program and owner
+//! ```
+
+use std::{
+    fs,
+    io::{self, Read},
+    os::{fd::OwnedFd, unix::process::CommandExt},
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    sync::Arc,
+    time::Duration,
+};
+
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    fs::OFlags,
+    process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal},
+};
+use tokio::{
+    io::{Interest, unix::AsyncFd},
+    time::timeout,
+};
+
+use hull_base::beneath;
+use hull_spec::{config::PodsConfig, error::PodError, id::PodId};
+
+use crate::{
+    cgroup::PodCgroup,
+    error::VmError,
+    identity::{FileId, Identity, is_the_daemons},
+    rundir::{FILES_SOCKET, Role, RunDir},
+};
+
+/// How long a process may take to end after it was killed: a busy host takes its time to free a
+/// guest's memory.
+const AFTER_KILL: Duration = Duration::from_secs(30);
+
+/// A process of a pod. Clones share it.
+#[derive(Debug, Clone)]
+pub struct Process {
+    identity: Identity,
+    pidfd: Arc<AsyncFd<OwnedFd>>,
+}
+
+impl Process {
+    /// Starts a VMM that listens on the control socket of `run`.
+    ///
+    /// # Errors
+    /// When it can't be started, or put into `cgroup`.
+    pub fn spawn_vmm(
+        program: &Path,
+        pod: &PodId,
+        run: &RunDir,
+        cgroup: Option<&PodCgroup>,
+    ) -> Result<Self, PodError> {
+        let mut command = Command::new(program);
+        command
+            .args(["run", "--id", pod.as_str(), "--socket"])
+            .arg(run.control_socket())
+            .arg("--exit-report")
+            .arg(run.exit_report())
+            .stdin(Stdio::null());
+        // Before it has threads and memory: what it uses is counted from the start.
+        let enter = |pid| cgroup.map_or(Ok(()), |cgroup| cgroup.add(pid));
+        Self::start(program, command, run, Role::Vmm, enter)
+    }
+
+    /// Starts a file server for the VM that has the other end of `fuse`. It ends with that.
+    ///
+    /// # Errors
+    /// When it can't be started.
+    pub fn spawn_file_server(
+        program: &Path,
+        pod: &PodId,
+        run: &RunDir,
+        cgroup: Option<&Path>,
+        fuse: OwnedFd,
+    ) -> Result<Self, PodError> {
+        let mut command = Command::new(program);
+        command
+            .args(["run", "--id", pod.as_str(), "--socket"])
+            .arg(run.files_socket())
+            .stdin(fuse);
+        if let Some(cgroup) = cgroup {
+            // It enters before it starts others.
+            command.arg("--cgroup").arg(cgroup);
+        }
+        Self::start(program, command, run, Role::FileServer, |_| Ok(()))
+    }
+
+    fn start(
+        program: &Path,
+        mut command: Command,
+        run: &RunDir,
+        role: Role,
+        prepare: impl Fn(u32) -> Result<(), PodError>,
+    ) -> Result<Self, PodError> {
+        let log_path = run.log_of(role);
+        let file_error = |path: &Path| {
+            let path = path.to_owned();
+            move |source| VmError::File { path, source }
+        };
+        let log = beneath::split(&log_path)
+            .and_then(|(run, name)| run.replace(name, OFlags::WRONLY, 0o600))
+            .map_err(file_error(&log_path))?;
+        let stdout = log.try_clone().map_err(file_error(&log_path))?;
+        let spawn_error = |source| VmError::Spawn {
+            program: program.to_owned(),
+            source,
+        };
+        command
+            .current_dir(run.path())
+            .env_clear()
+            .stdout(stdout)
+            .stderr(log)
+            .process_group(0);
+        // Closed in the process when it executes the program. Before that it may still be seen with
+        // this one, though spawning is over: vfork(2) ends a moment too early.
+        let (mut executed, until_executed) = io::pipe().map_err(spawn_error)?;
+        let mut child = tokio::process::Command::from(command)
+            .spawn()
+            .map_err(spawn_error)?;
+        drop(until_executed);
+        let pid = child.id().unwrap_or(0);
+        // Until it is waited for its pid is nobody else's, even if it has ended.
+        let mut take = || -> Result<Self, PodError> {
+            // The end is all that ever comes.
+            executed.read_to_end(&mut Vec::new()).map_err(spawn_error)?;
+            prepare(pid)?;
+            let gone = || spawn_error(io::ErrorKind::NotFound.into());
+            let identity = Identity::of(pid).ok_or_else(gone)?;
+            let pidfd = hold(pid).map_err(spawn_error)?;
+            let path = run.process_of(role);
+            identity.write(&path).map_err(file_error(&path))?;
+            Ok(Self { identity, pidfd })
+        };
+        let taken = take();
+        if taken.is_err() {
+            // It may have ended by itself.
+            let _ = child.start_kill();
+        }
+        tokio::spawn(async move {
+            let status = child.wait().await;
+            tracing::debug!(pid, ?status, "process of a pod ended");
+        });
+        taken
+    }
+
+    /// The process of this identity; none when it has ended.
+    pub fn find(identity: Identity) -> Option<Self> {
+        let pidfd = hold(identity.pid).ok()?;
+        let found = Self { identity, pidfd };
+        // What was looked at is what is held, if that has not ended meanwhile.
+        (identity.is_there() && found.is_alive()).then_some(found)
+    }
+
+    /// Who it is.
+    pub fn identity(&self) -> Identity {
+        self.identity
+    }
+
+    /// Whether it runs.
+    pub fn is_alive(&self) -> bool {
+        let mut fds = [PollFd::new(self.pidfd.get_ref(), PollFlags::IN)];
+        // A pidfd can be read from once its process has ended. A failure tells nothing of that.
+        !poll(&mut fds, Some(&Timespec::default())).is_ok_and(|ready| ready > 0)
+    }
+
+    /// Kills it; no effect when it has ended.
+    pub fn kill(&self) {
+        match pidfd_send_signal(self.pidfd.get_ref(), Signal::KILL) {
+            Ok(()) | Err(rustix::io::Errno::SRCH) => {}
+            Err(error) => {
+                tracing::warn!(pid = self.identity.pid, %error, "kill process of a pod");
+            }
+        }
+    }
+
+    /// Waits until it has ended.
+    pub async fn ended(&self) {
+        if self.pidfd.readable().await.is_err() {
+            // The runtime is being shut down, and this task with it.
+            std::future::pending::<()>().await;
+        }
+    }
+
+    /// Waits until it has ended; kills it after `grace`.
+    ///
+    /// # Errors
+    /// [`VmError::Unkillable`].
+    pub async fn end(&self, grace: Duration) -> Result<(), VmError> {
+        if timeout(grace, self.ended()).await.is_ok() {
+            return Ok(());
+        }
+        self.kill();
+        let ended = timeout(AFTER_KILL, self.ended()).await;
+        ended.map_err(|_| VmError::Unkillable {
+            pid: self.identity.pid,
+            seconds: AFTER_KILL.as_secs(),
+        })
+    }
+}
+
+/// A process of a pod that runs.
+#[derive(Debug)]
+pub struct Found {
+    /// The pod's run directory.
+    pub run: PathBuf,
+    pub role: Role,
+    /// Whether the run directory names it. Else the daemon that started it did not live to say so.
+    pub is_recorded: bool,
+    pub process: Process,
+}
+
+/// The VMMs and file servers that earlier daemons started. Blocks.
+pub fn find_all(config: &PodsConfig) -> Vec<Found> {
+    let mut found = recorded(config);
+    let known: Vec<u32> = found.iter().map(|f| f.process.identity.pid).collect();
+    found.extend(strays(config, &known));
+    found
+}
+
+/// Processes that run directories name.
+fn recorded(config: &PodsConfig) -> Vec<Found> {
+    let runs = fs::read_dir(RunDir::all(config)).into_iter().flatten();
+    let runs = runs.flatten().map(|entry| RunDir::at(entry.path()));
+    let find = |run: &RunDir, role| {
+        let identity = Identity::read(&run.process_of(role))?;
+        Some(Found {
+            run: run.path().to_owned(),
+            role,
+            is_recorded: true,
+            process: Process::find(identity)?,
+        })
+    };
+    runs.flat_map(|run| [Role::Vmm, Role::FileServer].map(|role| find(&run, role)))
+        .flatten()
+        .collect()
+}
+
+/// Processes that no run directory names, but that have a socket in one, are the daemon's and
+/// execute a program of its configuration. The command line alone says nothing: it is whatever who
+/// started the process wanted.
+fn strays(config: &PodsConfig, known: &[u32]) -> Vec<Found> {
+    let programs = [&config.vmm, &config.file_server];
+    let programs: Vec<FileId> = programs.into_iter().filter_map(FileId::at).collect();
+    let state = RunDir::all(config);
+    let find = |pid: u32| {
+        // First, because the memory with the arguments of others is theirs.
+        if known.contains(&pid) || !is_the_daemons(pid) {
+            return None;
+        }
+        let arguments = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+        let socket = socket_of(&arguments, &state)?;
+        let identity = Identity::of(pid)?;
+        if !identity.executes(&programs) {
+            tracing::warn!(
+                pid,
+                "it calls itself a process of ours, with a program that is not"
+            );
+            return None;
+        }
+        Some(Found {
+            run: socket.parent()?.to_owned(),
+            role: if socket.ends_with(FILES_SOCKET) {
+                Role::FileServer
+            } else {
+                Role::Vmm
+            },
+            is_recorded: false,
+            process: Process::find(identity)?,
+        })
+    };
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    entries
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .filter_map(find)
+        .collect()
+}
+
+/// The socket in the argument list of a VMM or file server, when it is below `state`.
+fn socket_of(arguments: &[u8], state: &Path) -> Option<PathBuf> {
+    let arguments: Vec<&str> = arguments
+        .split(|b| *b == 0)
+        .map(std::str::from_utf8)
+        .collect::<Result<_, _>>()
+        .ok()?;
+    if arguments.get(1) != Some(&"run") {
+        return None;
+    }
+    let at = arguments.iter().position(|a| *a == "--socket")?;
+    let socket = Path::new(arguments.get(at + 1)?);
+    socket.starts_with(state).then(|| socket.to_owned())
+}
+
+/// Opens the process that has this pid, dead or alive, for the runtime to wait for.
+#[expect(
+    deprecated,
+    reason = "its successor is unsafe, for types whose descriptor may change; an OwnedFd's never does"
+)]
+fn hold(pid: u32) -> io::Result<Arc<AsyncFd<OwnedFd>>> {
+    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
+    let pid = pid.ok_or(io::ErrorKind::NotFound)?;
+    let pidfd = pidfd_open(pid, PidfdFlags::NONBLOCK)?;
+    Ok(Arc::new(AsyncFd::with_interest(pidfd, Interest::READABLE)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_process_is_waited_for_and_ended() {
+        let mut child = Command::new("sleep").arg("1000").spawn().unwrap();
+        let identity = Identity::of(child.id()).unwrap();
+        let process = Process::find(identity).unwrap();
+        assert!(process.is_alive());
+        let waiting = timeout(Duration::from_millis(50), process.ended());
+        assert!(waiting.await.is_err());
+        let grace = Duration::from_millis(50);
+        let end = timeout(Duration::from_secs(5), process.end(grace));
+        end.await.unwrap().unwrap();
+        // A zombie has ended.
+        assert!(!process.is_alive() && Process::find(identity).is_none());
+        child.wait().unwrap();
+        process.kill();
+        process.ended().await;
+        assert!(Process::find(identity).is_none());
+    }
+
+    #[tokio::test]
+    async fn a_process_is_known_by_its_own_program_from_the_start() {
+        let dir = tempfile::tempdir().unwrap();
+        let run = RunDir::at(dir.path().to_owned());
+        let program = Path::new("/bin/sleep");
+        let itself = FileId::at(program).unwrap();
+        for _ in 0..100 {
+            let mut command = Command::new(program);
+            command.arg("1000");
+            let process = Process::start(program, command, &run, Role::Vmm, |_| Ok(())).unwrap();
+            assert!(process.identity.executes(&[itself]));
+            process.end(Duration::ZERO).await.unwrap();
+        }
+    }
+
+    #[test]
+    fn only_a_vmm_below_our_state_directory_is_found() {
+        let line = b"/usr/lib/hull/hull-vmm\0run\0--id\0a\0--socket\0/run/hull/pods/a/vmm.sock\0";
+        assert_eq!(
+            socket_of(line, Path::new("/run/hull")),
+            Some("/run/hull/pods/a/vmm.sock".into())
+        );
+        assert_eq!(socket_of(line, Path::new("/run/other")), None);
+        assert_eq!(
+            socket_of(b"cat\0/run/hull/x\0", Path::new("/run/hull")),
+            None
+        );
+        assert_eq!(socket_of(b"x\0run\0--socket\0", Path::new("/")), None);
+    }
+}
