@@ -17,16 +17,17 @@ use serde::Deserialize;
 use tempfile::TempDir;
 use tokio::sync::mpsc;
 
+use crate::blocking::blocking;
+use crate::config::Limits;
 use crate::digest::Digest;
-use crate::layer::clean_path;
+use crate::error::{PullError, StoreError};
+use crate::layer::header::TarError;
+use crate::layer::path::clean_path;
 use crate::layer::source::{BUFFER, Chunk, decompress};
-use crate::layer::tar::{Member, MemberKind, TarError, TarReader};
-use crate::manifest::{Descriptor, choose, types};
-use crate::pull::{MAX_CONFIGURATION, PullError};
+use crate::layer::tar::{Member, MemberKind, TarReader};
+use crate::manifest::{Descriptor, Document, MAX_CONFIGURATION, choose, types};
 use crate::reference::Name;
-use crate::registry::{Document, verify};
 use crate::shown::{json_error, line};
-use crate::store::{Limits, StoreError, blocking};
 
 /// Largest document of the archive's own (index, `manifest.json`), bytes.
 const MAX_DOCUMENT: u64 = 4 << 20;
@@ -155,7 +156,7 @@ impl Archive {
     fn whole(&self, digest: &Digest, limit: u64) -> Result<Vec<u8>, PullError> {
         let what = format!("blob {digest}");
         let bytes = read_span(&self.spool, self.span(digest)?, limit, &what)?;
-        verify(&what, &bytes, digest)?;
+        digest.verify(&what, &bytes)?;
         Ok(bytes)
     }
 }

@@ -5,6 +5,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256, Sha512};
 
+use crate::error::PullError;
 use crate::shown;
 
 /// A well-formed digest of a supported algorithm.
@@ -32,6 +33,22 @@ impl Digest {
     /// The digest as a file name.
     pub(crate) fn file_name(&self) -> String {
         self.0.replace(':', "-")
+    }
+
+    /// Holds bytes against the digest that they should have; `what` they are is for the message.
+    pub(crate) fn verify(&self, what: &str, bytes: &[u8]) -> Result<(), PullError> {
+        let mut hasher = self.hasher();
+        hasher.update(bytes);
+        let actual = hasher.finish();
+        if actual == *self {
+            Ok(())
+        } else {
+            Err(PullError::DigestMismatch {
+                what: what.to_owned(),
+                expected: self.to_string(),
+                actual: actual.to_string(),
+            })
+        }
     }
 
     /// A hasher of this digest's algorithm.

@@ -24,4 +24,5 @@ mod write;
 mod xattr;
 
 pub(crate) use format::BLOCK_SIZE;
+pub(crate) use layout::LayoutError;
 pub(crate) use write::{WriteError, write};

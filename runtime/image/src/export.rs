@@ -10,15 +10,17 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
+use crate::blocking::blocking;
 use crate::digest::Digest;
+use crate::error::StoreError;
 use crate::image::ImageId;
 use crate::layer::recipe::Remade;
 use crate::layer::source::HashReader;
 use crate::manifest::types;
 use crate::reference::Name;
-use crate::store::files::Pins;
+use crate::store::pins::Pins;
 use crate::store::records::ImageRecord;
-use crate::store::{Shared, StoreError, blocking};
+use crate::store::shared::Shared;
 
 /// An image to write, and the names to write it under.
 struct Chosen {

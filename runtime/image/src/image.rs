@@ -109,7 +109,8 @@ pub struct ImageConfig {
     pub labels: BTreeMap<String, String>,
 }
 
-/// A piece of the image's block device; pieces follow each other in the order given.
+/// A part of the image's block device that is a range of a file; extents follow each other in the
+/// order given.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DiskExtent {
     /// A regular file that never changes while the image is leased.

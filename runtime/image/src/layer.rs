@@ -5,7 +5,9 @@
 //! digests of the whole stream, compressed and plain, are those that the manifest and the
 //! configuration name.
 
-mod header;
+mod data;
+pub(crate) mod header;
+pub(crate) mod path;
 pub(crate) mod recipe;
 pub(crate) mod source;
 pub(crate) mod tar;
@@ -14,25 +16,23 @@ mod tests;
 pub(crate) mod tree;
 
 use std::fs::File;
-use std::io::{self, BufReader, BufWriter, Read, Seek, SeekFrom, Write};
+use std::io::{self, BufReader, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 
+use crate::config::Limits;
 use crate::digest::Digest;
-use crate::erofs::BLOCK_SIZE;
+use crate::error::{PullError, StoreError};
 use crate::merge::Estimate;
-use crate::pull::PullError;
 use crate::shown;
-use crate::store::{Limits, StoreError};
 
+use data::{AppendError, DataFile};
+use header::TarError;
+use path::{MAX_NAME, MAX_PATH, Whiteout, clean_path};
 use recipe::Recorder;
 use source::{BUFFER, HashReader, decompress};
-use tar::{Member, MemberKind, Piece, TarError, TarReader};
+use tar::{Member, MemberKind, TarReader};
 use tree::{Attributes, Entry, EntryKind, TreeWriter};
 
-/// Longest path and link target that Linux takes.
-const MAX_PATH: usize = 4095;
-/// Longest file name that Linux takes.
-const MAX_NAME: usize = 255;
 /// Most bytes that all extended attributes of a file may take; EROFS counts them in 16 bits.
 const MAX_XATTRS: usize = 200 << 10;
 
@@ -335,68 +335,6 @@ impl Unpacker<'_> {
     }
 }
 
-/// A relative path without empty components, `.` and `..`. A leading `/` is the root of the
-/// image; a path that climbs above it is refused, as no honest archive has one.
-pub(crate) fn clean_path(path: &[u8]) -> Result<Vec<u8>, &'static str> {
-    // Before it is taken apart: an extended header may have a name of a MiB.
-    if path.len() > 2 * MAX_PATH {
-        return Err("is a path too long");
-    }
-    if path.contains(&0) {
-        return Err("has a zero byte in its name");
-    }
-    let mut components: Vec<&[u8]> = Vec::new();
-    for component in path.split(|b| *b == b'/') {
-        match component {
-            b"" | b"." => {}
-            b".." => {
-                components.pop().ok_or("leaves the root of the image")?;
-            }
-            _ if component.len() > MAX_NAME => return Err("has a file name too long"),
-            _ => components.push(component),
-        }
-    }
-    let path = components.join(&b'/');
-    if path.len() > MAX_PATH {
-        return Err("is a path too long");
-    }
-    Ok(path)
-}
-
-/// What a name says about layers below (OCI image-spec, layer.md, "Whiteouts").
-enum Whiteout {
-    None,
-    Of(Vec<u8>),
-    Opaque(Vec<u8>),
-    /// AUFS's own files, e.g. `.wh..wh.plnk`.
-    Bookkeeping,
-    Invalid,
-}
-
-impl Whiteout {
-    fn of(path: &[u8]) -> Self {
-        let (parent, name) = match path.iter().rposition(|b| *b == b'/') {
-            Some(slash) => (&path[..slash], &path[slash + 1..]),
-            None => (&path[..0], path),
-        };
-        if name == b".wh..wh..opq" {
-            return Self::Opaque(parent.to_vec());
-        }
-        if path
-            .split(|b| *b == b'/')
-            .any(|name| name.starts_with(b".wh..wh."))
-        {
-            return Self::Bookkeeping;
-        }
-        match name.strip_prefix(b".wh.") {
-            None => Self::None,
-            Some(b"" | b"." | b"..") => Self::Invalid,
-            Some(hidden) if parent.is_empty() => Self::Of(hidden.to_vec()),
-            Some(hidden) => Self::Of([parent, b"/", hidden].concat()),
-        }
-    }
-}
-
 fn attributes(member: &Member) -> Result<Attributes, String> {
     let owner = |id: u64| u32::try_from(id).ok().filter(|id| *id != u32::MAX);
     let xattrs: Box<[(Vec<u8>, Vec<u8>)]> = member
@@ -478,134 +416,5 @@ impl TreeFile {
             out.get_ref().sync_all()
         };
         finish().map_err(|e| StoreError::io(format!("write {}", self.path.display()), e))
-    }
-}
-
-/// The `data` file: contents one after the other, each from a block boundary on.
-struct DataFile {
-    path: PathBuf,
-    file: File,
-    buffer: Vec<u8>,
-    /// Bytes in `buffer` that are not in the file yet.
-    filled: usize,
-    /// Where the next byte goes, in the file's terms.
-    position: u64,
-}
-
-enum AppendError {
-    Archive(io::Error),
-    Store(StoreError),
-}
-
-impl DataFile {
-    fn create(path: &Path) -> Result<Self, StoreError> {
-        let file = File::create_new(path)
-            .map_err(|e| StoreError::io(format!("create {}", path.display()), e))?;
-        Ok(Self {
-            path: path.to_owned(),
-            file,
-            buffer: vec![0; 1 << 20],
-            filled: 0,
-            position: 0,
-        })
-    }
-
-    /// Appends the contents of the current member and tells where they start. A file without
-    /// contents takes no room and starts at 0.
-    fn append(
-        &mut self,
-        archive: &mut TarReader<Recorder<impl Read>>,
-        size: u64,
-        pieces: Option<&[Piece]>,
-    ) -> Result<u64, AppendError> {
-        if size == 0 {
-            return Ok(0);
-        }
-        let start = self.position;
-        match pieces {
-            None => self.copy(archive, size)?,
-            Some(pieces) => {
-                for piece in pieces {
-                    self.jump(start + piece.offset)?;
-                    self.copy(archive, piece.length)?;
-                }
-            }
-        }
-        self.jump((start + size).next_multiple_of(BLOCK_SIZE))?;
-        Ok(start)
-    }
-
-    fn copy(
-        &mut self,
-        archive: &mut TarReader<Recorder<impl Read>>,
-        length: u64,
-    ) -> Result<(), AppendError> {
-        archive.stream().content(self.position, length);
-        let mut left = length;
-        while left > 0 {
-            if self.filled == self.buffer.len() {
-                self.write_out()?;
-            }
-            let room = &mut self.buffer[self.filled..];
-            let limit = usize::try_from(left).unwrap_or(usize::MAX).min(room.len());
-            let count = archive
-                .read(&mut room[..limit])
-                .map_err(AppendError::Archive)?;
-            if count == 0 {
-                return Err(AppendError::Archive(io::ErrorKind::UnexpectedEof.into()));
-            }
-            self.filled += count;
-            self.position += count as u64;
-            left -= count as u64;
-        }
-        Ok(())
-    }
-
-    /// Leaves zeros up to `position`; a long run of them becomes a hole.
-    fn jump(&mut self, position: u64) -> Result<(), AppendError> {
-        let gap = position - self.position;
-        if gap < BLOCK_SIZE {
-            let mut left = usize::try_from(gap).unwrap_or_default();
-            while left > 0 {
-                if self.filled == self.buffer.len() {
-                    self.write_out()?;
-                }
-                let count = left.min(self.buffer.len() - self.filled);
-                self.buffer[self.filled..self.filled + count].fill(0);
-                self.filled += count;
-                left -= count;
-            }
-        } else {
-            self.write_out()?;
-            self.file
-                .seek(SeekFrom::Start(position))
-                .map_err(|e| AppendError::Store(self.error(e)))?;
-        }
-        self.position = position;
-        Ok(())
-    }
-
-    fn write_out(&mut self) -> Result<(), AppendError> {
-        self.file
-            .write_all(&self.buffer[..self.filled])
-            .map_err(|e| AppendError::Store(self.error(e)))?;
-        self.filled = 0;
-        Ok(())
-    }
-
-    fn finish(&mut self) -> Result<(), StoreError> {
-        match self.write_out() {
-            Ok(()) | Err(AppendError::Archive(_)) => {}
-            Err(AppendError::Store(e)) => return Err(e),
-        }
-        // A hole at the very end has no write behind it that would set the length.
-        self.file
-            .set_len(self.position)
-            .and_then(|()| self.file.sync_all())
-            .map_err(|e| self.error(e))
-    }
-
-    fn error(&self, source: io::Error) -> StoreError {
-        StoreError::io(format!("write {}", self.path.display()), source)
     }
 }

@@ -1,11 +1,12 @@
 //! Container images on this node: pulled from registries, unpacked once into EROFS, given to
 //! guests as extents of read-only files.
 //!
-//! Read in this order: `store` (what callers use), `pull` (from a name to a complete image),
-//! `reference` (names), `registry` (what is spoken with registries), `archive` (an archive in place
-//! of one), `manifest` (what comes from them), `layer` (tar stream to layer files), `merge` (layers
-//! to one tree), `erofs` (tree to disk), `export` (images to an archive), `store/records` (what is
-//! remembered), [`database`] (how a file of records is opened; pods' are too).
+//! Read in this order, from the top down; a file uses only what comes after it: `image_store` (what
+//! callers use), `export` (images to an archive), `pull` (from a name to a complete image), `store`
+//! (files, records and locks), `archive` (an archive in place of a registry), `registry` (what is
+//! spoken with registries), `layer` (tar stream to layer files), `merge` (layers to one tree),
+//! `erofs` (tree to disk), `manifest` and `reference` (what registries hold, and its names),
+//! `config`, `error`. [`database`] is how a file of records is opened; pods' are too.
 //!
 //! Not here: CRI types, anything about pods, mounting of images.
 //!
@@ -14,11 +15,15 @@
 #![forbid(unsafe_code)]
 
 mod archive;
+mod blocking;
+mod config;
 pub mod database;
 mod digest;
 mod erofs;
+mod error;
 mod export;
 mod image;
+mod image_store;
 mod layer;
 mod manifest;
 mod merge;
@@ -29,7 +34,11 @@ mod registry;
 mod shown;
 mod store;
 
+pub use config::{Limits, Registries, StoreConfig};
+pub use error::{PullError, StoreError};
 pub use image::{DiskExtent, Image, ImageConfig, ImageId, InvalidImageId};
+pub use image_store::ImageStore;
 pub use pinned::{InvalidPin, PinnedImages};
-pub use pull::{Auth, PullError, PullProgress};
-pub use store::{ImageStore, Limits, Registries, StoreConfig, StoreError, Usage};
+pub use pull::progress::PullProgress;
+pub use registry::auth::Auth;
+pub use store::files::Usage;

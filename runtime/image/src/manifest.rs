@@ -1,50 +1,32 @@
 //! Manifests, indexes and configurations of OCI images and of Docker's schema 2, as far as a pull
 //! needs them.
 
+pub(crate) mod types;
+
 use std::collections::BTreeMap;
 
+use bytes::Bytes;
 use serde::Deserialize;
 
 use crate::digest::Digest;
+use crate::error::PullError;
 use crate::image::ImageConfig;
-use crate::pull::PullError;
-use crate::registry::Document;
 use crate::shown::{json_error, line};
 
+use types::{CONFIG_TYPES, IMAGE_TYPES, INDEX_TYPES, LAYER_TYPES};
+
+/// Largest image configuration, bytes; as for other runtimes.
+pub(crate) const MAX_CONFIGURATION: u64 = 4 << 20;
 /// Most characters of a document's text in a message.
 const MAX_SHOWN: usize = 100;
 
-/// What is asked for, in the form of an `Accept` header.
-pub(crate) const MANIFEST_TYPES: &str = concat!(
-    "application/vnd.oci.image.index.v1+json, ",
-    "application/vnd.oci.image.manifest.v1+json, ",
-    "application/vnd.docker.distribution.manifest.list.v2+json, ",
-    "application/vnd.docker.distribution.manifest.v2+json"
-);
-
-const INDEX_TYPES: [&str; 2] = [
-    "application/vnd.oci.image.index.v1+json",
-    "application/vnd.docker.distribution.manifest.list.v2+json",
-];
-const IMAGE_TYPES: [&str; 2] = [
-    "application/vnd.oci.image.manifest.v1+json",
-    "application/vnd.docker.distribution.manifest.v2+json",
-];
-const CONFIG_TYPES: [&str; 2] = [
-    "application/vnd.oci.image.config.v1+json",
-    "application/vnd.docker.container.image.v1+json",
-];
-const LAYER_TYPES: [&str; 9] = [
-    "application/vnd.oci.image.layer.v1.tar",
-    "application/vnd.oci.image.layer.v1.tar+gzip",
-    "application/vnd.oci.image.layer.v1.tar+zstd",
-    "application/vnd.oci.image.layer.nondistributable.v1.tar",
-    "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip",
-    "application/vnd.oci.image.layer.nondistributable.v1.tar+zstd",
-    "application/vnd.docker.image.rootfs.diff.tar",
-    "application/vnd.docker.image.rootfs.diff.tar.gzip",
-    "application/vnd.docker.image.rootfs.diff.tar.zstd",
-];
+/// A manifest or index as it came.
+#[derive(Debug)]
+pub(crate) struct Document {
+    pub(crate) bytes: Bytes,
+    pub(crate) digest: Digest,
+    pub(crate) content_type: String,
+}
 
 /// A blob or manifest that a document names.
 #[derive(Debug, Clone, Deserialize)]
@@ -149,17 +131,6 @@ impl Manifest {
         }
         Ok(Self::Image { config, layers })
     }
-}
-
-/// The media types that are written; any of those above are read.
-pub(crate) mod types {
-    pub(crate) const OCI_MANIFEST: &str = super::IMAGE_TYPES[0];
-    pub(crate) const DOCKER_MANIFEST: &str = super::IMAGE_TYPES[1];
-    pub(crate) const OCI_CONFIG: &str = super::CONFIG_TYPES[0];
-    pub(crate) const DOCKER_CONFIG: &str = super::CONFIG_TYPES[1];
-    pub(crate) const OCI_LAYER: &str = super::LAYER_TYPES[0];
-    pub(crate) const DOCKER_LAYER: &str = super::LAYER_TYPES[6];
-    pub(crate) const OCI_INDEX: &str = super::INDEX_TYPES[0];
 }
 
 /// The entry for linux/amd64; the least demanding variant of it; else one that names no platform.

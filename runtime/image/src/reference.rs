@@ -3,7 +3,7 @@
 use oci_spec::distribution::Reference;
 
 use crate::digest::Digest;
-use crate::pull::PullError;
+use crate::error::PullError;
 
 /// A full image name: registry, repository, and a tag or a digest.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -7,11 +7,19 @@ use std::ops::Bound::{Excluded, Unbounded};
 use crate::merge::{Children, Node, NodeId, NodeKind, ROOT, Tree};
 
 use super::format::{BLOCK, BLOCK_SIZE, COMPACT_INODE, DIRENT, DataLayout, EXTENDED_INODE, SLOT};
-use super::write::WriteError;
 use super::xattr;
 
 /// Different times of files that are counted: there may be as many as files.
 const MAX_TIMES: usize = 1 << 14;
+
+/// Why a tree has no place in one image.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum LayoutError {
+    #[error("image needs more than 2^32 blocks")]
+    TooManyBlocks,
+    #[error("a file has more extended attributes than EROFS can hold")]
+    TooManyXattrs,
+}
 
 /// The plan for one inode. Small, as there are as many as files.
 #[derive(Debug, Clone)]
@@ -51,7 +59,7 @@ pub(super) struct Layout {
 }
 
 impl Layout {
-    pub(super) fn of(tree: &Tree) -> Result<Self, WriteError> {
+    pub(super) fn of(tree: &Tree) -> Result<Self, LayoutError> {
         let (order, links) = walk(tree);
         let common_time = most_common_time(tree, &order);
         let mut index = vec![u32::MAX; tree.nodes.len()];
@@ -65,7 +73,7 @@ impl Layout {
         }
         let mut block = cursor.div_ceil(BLOCK_SIZE);
         for inode in &mut inodes {
-            inode.first_block = u32::try_from(block).map_err(|_| WriteError::TooManyBlocks)?;
+            inode.first_block = u32::try_from(block).map_err(|_| LayoutError::TooManyBlocks)?;
             block += u64::from(inode.blocks);
         }
         Ok(Self {
@@ -134,7 +142,7 @@ fn place(
     links: u32,
     common_time: (i64, u32),
     cursor: &mut u64,
-) -> Result<Placed, WriteError> {
+) -> Result<Placed, LayoutError> {
     let attributes = &node.attributes;
     let size = match &node.kind {
         NodeKind::Directory { parent, children } => {
@@ -159,7 +167,7 @@ fn place(
         COMPACT_INODE
     };
     let xattr_size = xattr::size(&attributes.xattrs);
-    let xattr_count = xattr::count(xattr_size).ok_or(WriteError::TooManyXattrs)?;
+    let xattr_count = xattr::count(xattr_size).ok_or(LayoutError::TooManyXattrs)?;
     let head = inode_size + xattr_size;
     let tail = (size % BLOCK_SIZE) as usize;
     // Linux reads a link that follows its inode only when both are in one block. A link is never
@@ -182,7 +190,7 @@ fn place(
     };
     Ok(Placed {
         node: id,
-        nid: u32::try_from(offset / SLOT).map_err(|_| WriteError::TooManyBlocks)?,
+        nid: u32::try_from(offset / SLOT).map_err(|_| LayoutError::TooManyBlocks)?,
         extended,
         xattr_count,
         links,
@@ -193,7 +201,7 @@ fn place(
             DataLayout::Plain
         },
         first_block: 0,
-        blocks: u32::try_from(blocks).map_err(|_| WriteError::TooManyBlocks)?,
+        blocks: u32::try_from(blocks).map_err(|_| LayoutError::TooManyBlocks)?,
     })
 }
 

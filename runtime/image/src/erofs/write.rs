@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use crate::merge::{Node, NodeId, NodeKind, Tree};
 
 use super::format::{BLOCK, BLOCK_SIZE, DIRENT, DataLayout, Inode, Superblock, encode_device};
-use super::layout::{Layout, Packer, Placed, directory_entries};
+use super::layout::{Layout, LayoutError, Packer, Placed, directory_entries};
 use super::xattr;
 
 /// What was written.
@@ -23,10 +23,8 @@ pub(crate) struct Metadata {
 pub(crate) enum WriteError {
     #[error("write EROFS metadata")]
     Io(#[from] io::Error),
-    #[error("image needs more than 2^32 blocks")]
-    TooManyBlocks,
-    #[error("a file has more extended attributes than EROFS can hold")]
-    TooManyXattrs,
+    #[error(transparent)]
+    Layout(#[from] LayoutError),
 }
 
 /// Writes the metadata of `tree`. `data` has the length in bytes of each layer's data, a multiple
@@ -57,11 +55,11 @@ pub(crate) fn write(
     let blocks = u32::try_from(total)
         .ok()
         .filter(|blocks| *blocks < u32::MAX)
-        .ok_or(WriteError::TooManyBlocks)?;
+        .ok_or(LayoutError::TooManyBlocks)?;
     let root = &layout.inodes[0];
     let superblock = Superblock {
         // The root is the first inode, so its number is small.
-        root_nid: u16::try_from(root.nid).map_err(|_| WriteError::TooManyBlocks)?,
+        root_nid: u16::try_from(root.nid).map_err(|_| LayoutError::TooManyBlocks)?,
         inodes: layout.inodes.len() as u64,
         build_time: layout.common_time.0,
         build_time_nsec: layout.common_time.1,
@@ -156,7 +154,7 @@ impl Writer<'_> {
             mode: type_bits(&node.kind) | attributes.mode,
             links: placed.links,
             size: placed.size,
-            address: u32::try_from(address).map_err(|_| WriteError::TooManyBlocks)?,
+            address: u32::try_from(address).map_err(|_| LayoutError::TooManyBlocks)?,
             number,
             uid: attributes.uid,
             gid: attributes.gid,

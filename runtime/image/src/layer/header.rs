@@ -2,10 +2,24 @@
 //! Interchange Format"; GNU extensions: base-256 numbers and its own magic).
 
 use std::collections::BTreeMap;
-
-use super::tar::TarError;
+use std::io;
 
 pub(super) const BLOCK: usize = 512;
+
+/// Why a tar stream cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum TarError {
+    #[error("read tar stream")]
+    Io(#[from] io::Error),
+    #[error("{0}")]
+    Malformed(String),
+}
+
+impl TarError {
+    pub(super) fn malformed(reason: impl Into<String>) -> Self {
+        Self::Malformed(reason.into())
+    }
+}
 
 /// The fields of one header, undecorated.
 #[derive(Debug)]

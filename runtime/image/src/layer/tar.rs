@@ -4,27 +4,12 @@
 use std::collections::BTreeMap;
 use std::io::{self, Read};
 
-use super::header::{BLOCK, Extensions, RawHeader, decimal, number};
+use super::header::{BLOCK, Extensions, RawHeader, TarError, decimal, number};
 
 /// Largest extended header or long name, bytes; real ones are a few KiB, or 64 KiB per xattr.
 const MAX_EXTENSION: u64 = 1 << 20;
-/// Most pieces of one sparse file; Go's tar reader takes as many as fit into 1 MiB of text.
+/// Most entries in the map of one sparse file; Go's tar reader takes as many as fit into 1 MiB of text.
 const MAX_SPARSE: usize = 1 << 16;
-
-/// Why a tar stream cannot be read.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum TarError {
-    #[error("read tar stream")]
-    Io(#[from] io::Error),
-    #[error("{0}")]
-    Malformed(String),
-}
-
-impl TarError {
-    pub(super) fn malformed(reason: impl Into<String>) -> Self {
-        Self::Malformed(reason.into())
-    }
-}
 
 /// What kind of file a member is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,12 +40,12 @@ pub(crate) struct Member {
     /// Length of the file, with its holes.
     pub(crate) size: u64,
     /// Where the bytes of the stream belong, when the file has holes.
-    pub(crate) sparse: Option<Vec<Piece>>,
+    pub(crate) sparse: Option<Vec<SparseEntry>>,
 }
 
-/// A run of bytes in a sparse file.
+/// An entry of a sparse file's map: a run of bytes between holes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Piece {
+pub(crate) struct SparseEntry {
     pub(crate) offset: u64,
     pub(crate) length: u64,
 }
@@ -228,27 +213,27 @@ impl<R: Read> TarReader<R> {
         if map.len() > 2 * MAX_SPARSE {
             return Err(TarError::malformed("sparse map is too long"));
         }
-        let mut pieces = Vec::with_capacity(map.len() / 2);
+        let mut entries = Vec::with_capacity(map.len() / 2);
         let (mut end, mut stored) = (0u64, 0u64);
         for pair in map.chunks_exact(2) {
-            let piece = Piece {
+            let entry = SparseEntry {
                 offset: pair[0],
                 length: pair[1],
             };
-            if piece.offset < end {
+            if entry.offset < end {
                 return Err(bad());
             }
-            end = piece.offset.checked_add(piece.length).ok_or_else(bad)?;
-            stored = stored.checked_add(piece.length).ok_or_else(bad)?;
-            if piece.length > 0 {
-                pieces.push(piece);
+            end = entry.offset.checked_add(entry.length).ok_or_else(bad)?;
+            stored = stored.checked_add(entry.length).ok_or_else(bad)?;
+            if entry.length > 0 {
+                entries.push(entry);
             }
         }
         if end > real_size || stored != self.remaining {
             return Err(bad());
         }
         member.size = real_size;
-        member.sparse = Some(pieces);
+        member.sparse = Some(entries);
         Ok(())
     }
 

@@ -4,6 +4,7 @@ use std::path::Path;
 use proptest::prelude::*;
 
 use super::*;
+use crate::erofs::BLOCK_SIZE;
 
 /// Builds archives byte by byte, also such as no program would write.
 #[derive(Default)]

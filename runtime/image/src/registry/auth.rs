@@ -3,7 +3,29 @@
 
 use serde::Deserialize;
 
-use crate::pull::Auth;
+/// Who pulls; the fields are those of CRI's `AuthConfig`, empty when not given.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct Auth {
+    /// User name for basic authentication.
+    pub username: String,
+    /// Password for basic authentication.
+    pub password: String,
+    /// The server that the credentials are for; empty for all that are asked.
+    pub server_address: String,
+    /// A token that is exchanged for an access token.
+    pub identity_token: String,
+    /// A bearer token that is sent as it is.
+    pub registry_token: String,
+}
+
+impl std::fmt::Debug for Auth {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Auth")
+            .field("username", &self.username)
+            .field("server_address", &self.server_address)
+            .finish_non_exhaustive()
+    }
+}
 
 /// What a request carries to be let in.
 #[derive(Clone, PartialEq, Eq)]

@@ -5,6 +5,7 @@ use std::error::Error;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use error_reporter::Report;
 use reqwest::{Client, Identity, Url, redirect};
 
 use crate::shown;
@@ -109,19 +110,11 @@ impl Kind {
     }
 }
 
-/// The error and its causes, without the address, which the message has anyway.
+/// The causes of the error, without its own text: that is the address, which the message has anyway.
 pub(super) fn describe(error: &reqwest::Error) -> String {
-    let mut causes = Vec::new();
-    let mut next: Option<&dyn Error> = error.source();
-    while let Some(cause) = next {
-        causes.push(cause.to_string());
-        next = cause.source();
-    }
-    causes.dedup();
-    let text = if causes.is_empty() {
-        error.to_string()
-    } else {
-        causes.join(": ")
+    let text = match error.source() {
+        Some(cause) => Report::new(cause).to_string(),
+        None => error.to_string(),
     };
     shown::line(&text, 300)
 }

@@ -14,8 +14,8 @@ use std::path::{Path, PathBuf};
 use reqwest::Url;
 use serde::Deserialize;
 
-use crate::pull::PullError;
-use crate::store::Registries;
+use crate::config::Registries;
+use crate::error::PullError;
 
 /// Where Docker Hub listens.
 const HUB: &str = "registry-1.docker.io";

@@ -2,11 +2,15 @@
 
 use std::time::{Duration, SystemTime};
 
+use backon::ExponentialBuilder;
 use reqwest::header::{HeaderMap, HeaderValue, RETRY_AFTER};
 
-/// How long to wait after so many failures in a row.
-pub(super) fn backoff(failures: u32) -> Duration {
-    Duration::from_millis(200) * 2u32.saturating_pow(failures.saturating_sub(1)).min(50)
+/// Waits that grow, and how often a failure is tried again.
+pub(super) fn policy(retries: u32) -> ExponentialBuilder {
+    ExponentialBuilder::default()
+        .with_min_delay(Duration::from_millis(200))
+        .with_max_delay(Duration::from_secs(10))
+        .with_max_times(usize::try_from(retries).unwrap_or(usize::MAX))
 }
 
 /// How long a server asks to be left alone: seconds, or a date (RFC 9110, section 10.2.3).
@@ -31,6 +35,8 @@ pub(super) fn range_start(range: &HeaderValue) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
+    use backon::BackoffBuilder;
+
     use super::*;
 
     #[test]
@@ -60,7 +66,7 @@ mod tests {
 
     #[test]
     fn waits_grow_and_have_an_end() {
-        let waits: Vec<_> = (1..40).map(backoff).collect();
+        let waits: Vec<_> = policy(39).build().collect();
         assert!(waits.is_sorted());
         assert_eq!(waits[0], Duration::from_millis(200));
         assert_eq!(waits[38], Duration::from_secs(10));

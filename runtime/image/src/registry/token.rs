@@ -3,17 +3,36 @@
 use reqwest::header::WWW_AUTHENTICATE;
 use reqwest::{Response, StatusCode, Url};
 
-use crate::pull::{Auth, PullError};
+use crate::error::PullError;
 
-use super::auth::{Authorization, Challenge, TokenReply};
-use super::follow::{Way, origin, refused};
+use super::auth::{Auth, Authorization, Challenge, TokenReply};
+use super::body::{Body, MAX_REPLY, said_by_registry};
+use super::endpoint::{Endpoint, origin};
+use super::follow::follow;
+use super::servers::{Servers, Way};
 use super::zone::Zone;
-use super::{Endpoint, MAX_REPLY, Registry, said_by_registry};
 
-impl Registry {
-    pub(super) fn credentials(&self, endpoint: &Endpoint) -> Option<&Auth> {
+/// The caller's right to a repository at one server.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Login<'a> {
+    servers: &'a Servers,
+    endpoint: &'a Endpoint,
+    /// The credentials, if they are for this server.
+    pub(super) auth: Option<&'a Auth>,
+}
+
+impl<'a> Login<'a> {
+    pub(super) fn new(
+        servers: &'a Servers,
+        endpoint: &'a Endpoint,
+        auth: Option<&'a Auth>,
+    ) -> Self {
         let authority = endpoint.host.authority();
-        self.auth.as_ref().filter(|auth| auth.is_for(&authority))
+        Self {
+            servers,
+            endpoint,
+            auth: auth.filter(|auth| auth.is_for(&authority)),
+        }
     }
 
     /// Answers a challenge of the registry's own, never that of who it led to; `None` when there is
@@ -21,10 +40,10 @@ impl Registry {
     /// token for all.
     pub(super) async fn authorize(
         &self,
-        endpoint: &Endpoint,
         refused: &Response,
         used: Option<&Authorization>,
     ) -> Result<Option<Authorization>, PullError> {
+        let endpoint = self.endpoint;
         let mut current = endpoint.authorization.lock().await;
         if current.is_some() && current.as_ref() != used {
             return Ok(current.clone());
@@ -34,10 +53,10 @@ impl Registry {
             .get_all(WWW_AUTHENTICATE)
             .iter()
             .find_map(|header| Challenge::parse(header.to_str().ok()?));
-        let auth = self.credentials(endpoint);
         let authorization = match challenge {
             Some(Challenge::Basic) => {
-                auth.filter(|auth| auth.has_password())
+                self.auth
+                    .filter(|auth| auth.has_password())
                     .map(|auth| Authorization::Basic {
                         username: auth.username.clone(),
                         password: auth.password.clone(),
@@ -48,15 +67,16 @@ impl Registry {
                 service,
                 scope,
             }) => {
-                let scope =
-                    scope.unwrap_or_else(|| format!("repository:{}:pull", self.name.repository()));
+                let scope = scope.unwrap_or_else(|| {
+                    format!("repository:{}:pull", self.servers.name.repository())
+                });
                 let ask = TokenRequest {
                     realm: &realm,
                     service: service.as_deref(),
                     scope: &scope,
                 };
                 let here = endpoint.zone(refused);
-                Some(self.token(endpoint, here, ask, auth).await?)
+                Some(self.token(here, ask).await?)
             }
             None => None,
         };
@@ -71,21 +91,20 @@ impl Registry {
     /// Gets a token from where the registry says. Whoever is named there gets the credentials: the
     /// registry could ask for them itself, and it has its tokens made elsewhere as a rule. But it
     /// can only name a server that it may lead to (see `follow`).
-    async fn token(
-        &self,
-        endpoint: &Endpoint,
-        here: Zone,
-        ask: TokenRequest<'_>,
-        auth: Option<&Auth>,
-    ) -> Result<Authorization, PullError> {
+    async fn token(&self, here: Zone, ask: TokenRequest<'_>) -> Result<Authorization, PullError> {
         let TokenRequest {
             realm,
             service,
             scope,
         } = ask;
+        let Self {
+            servers,
+            endpoint,
+            auth,
+        } = *self;
         let url = Url::parse(realm)
-            .map_err(|_| refused(endpoint, "a token server whose address is none".into()))?;
-        let mut way = self.way(endpoint, here, None, url)?;
+            .map_err(|_| endpoint.misled("a token server whose address is none".into()))?;
+        let mut way = servers.way(endpoint, here, None, url)?;
         let server = origin(&way.url);
         let what = format!("token from {server}");
         let is_registry = way.url.origin() == endpoint.host.base.origin();
@@ -118,12 +137,10 @@ impl Registry {
                 .basic_auth(&auth.username, Some(&auth.password)),
             _ => way.client.get(way.url.clone()),
         };
-        let answer = self
-            .follow(endpoint, &what, way, Some(here), request)
-            .await?;
+        let answer = follow(servers, endpoint, &what, way, Some(here), request).await?;
         let status = answer.response.status();
-        let body = self
-            .body(endpoint, &what, answer.response, MAX_REPLY)
+        let body = Body::new(endpoint, &what, answer.response, servers.no_progress)
+            .whole(MAX_REPLY)
             .await?;
         let said = if answer.own && is_registry {
             said_by_registry(&body)
@@ -132,16 +149,12 @@ impl Registry {
         };
         let message = format!("token server {}: {status}{said}", answer.from);
         let refuse = |message| PullError::Unauthorized {
-            reference: self.name.full(),
+            reference: servers.name.full(),
             registry: endpoint.host.shown(),
             message,
         };
         if status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS {
-            return Err(PullError::RegistryUnavailable {
-                what,
-                registry: endpoint.host.shown(),
-                message,
-            });
+            return Err(endpoint.unavailable(&what, message));
         }
         if !status.is_success() {
             return Err(refuse(message));

@@ -17,7 +17,8 @@ use std::sync::Arc;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::{Limits, StoreError};
+use crate::config::Limits;
+use crate::error::StoreError;
 
 /// What one permit of the trees' share stands for, bytes.
 const UNIT: u64 = 1 << 10;

@@ -5,16 +5,16 @@ use std::io::{self, BufReader, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use crate::digest::Digest;
-use crate::erofs::{self, BLOCK_SIZE};
+use crate::erofs::{self, BLOCK_SIZE, LayoutError};
+use crate::error::{PullError, StoreError};
 use crate::image::{DiskExtent, ImageId};
 use crate::layer::source::BUFFER;
 use crate::layer::tree;
 use crate::merge::{MergeError, Merger};
-use crate::pull::PullError;
 
 use super::budget::TreeMemory;
-use super::records::DiskPiece;
-use super::{Shared, StoreError};
+use super::records::ExtentRecord;
+use super::shared::Shared;
 
 /// Bytes of memory that the image's tree takes while it is made; all layers are in the store.
 pub(crate) fn memory(shared: &Shared, layers: &[Digest]) -> Result<u64, StoreError> {
@@ -35,7 +35,7 @@ pub(crate) fn build(
     id: &ImageId,
     layers: &[Digest],
     memory: &TreeMemory,
-) -> Result<Vec<DiskPiece>, PullError> {
+) -> Result<Vec<ExtentRecord>, PullError> {
     let limits = &shared.config.limits;
     let mut merger = Merger::new(limits.max_entries, memory.bytes());
     let mut lengths = Vec::with_capacity(layers.len());
@@ -69,12 +69,12 @@ pub(crate) fn build(
     let mut out = BufWriter::with_capacity(1 << 20, File::create_new(&path).map_err(failed)?);
     let written = erofs::write(&mut out, &tree, &lengths, uuid(id)).map_err(|e| match e {
         erofs::WriteError::Io(e) => PullError::from(failed(e)),
-        erofs::WriteError::TooManyBlocks => PullError::TooLarge {
+        erofs::WriteError::Layout(LayoutError::TooManyBlocks) => PullError::TooLarge {
             what: format!("image {id}"),
             limit: u64::from(u32::MAX) * BLOCK_SIZE,
             unit: "bytes",
         },
-        erofs::WriteError::TooManyXattrs => PullError::Unsupported {
+        erofs::WriteError::Layout(LayoutError::TooManyXattrs) => PullError::Unsupported {
             what: format!("image {id}"),
             reason: e.to_string(),
         },
@@ -84,15 +84,15 @@ pub(crate) fn build(
         .map_err(failed)?;
     drop(out);
     shared.files.keep_image(directory, id)?;
-    let mut pieces = vec![DiskPiece {
+    let mut extents = vec![ExtentRecord {
         layer: None,
         length: written.length,
     }];
-    pieces.extend(written.layers.into_iter().map(|number| DiskPiece {
+    extents.extend(written.layers.into_iter().map(|number| ExtentRecord {
         layer: Some(layers[number].clone()),
         length: lengths[number],
     }));
-    Ok(pieces)
+    Ok(extents)
 }
 
 /// Lays the layer with this tree file over those before it.
@@ -104,7 +104,7 @@ fn lay_over(merger: &mut Merger, path: &Path) -> Result<(), MergeError> {
     Ok(())
 }
 
-/// Where the pieces of an image's disk are.
+/// Where the extents of an image's disk are.
 pub(crate) fn extents(shared: &Shared, id: &ImageId) -> Result<Vec<DiskExtent>, StoreError> {
     let record = shared
         .records
@@ -113,8 +113,8 @@ pub(crate) fn extents(shared: &Shared, id: &ImageId) -> Result<Vec<DiskExtent>, 
     record
         .disk
         .into_iter()
-        .map(|piece| {
-            let path: PathBuf = match &piece.layer {
+        .map(|extent| {
+            let path: PathBuf = match &extent.layer {
                 None => shared.files.image(id).join("meta.erofs"),
                 Some(layer) => shared.files.layer(layer).join("data"),
             };
@@ -122,8 +122,8 @@ pub(crate) fn extents(shared: &Shared, id: &ImageId) -> Result<Vec<DiskExtent>, 
             let length = fs::metadata(&path)
                 .map_err(|e| StoreError::io(action.clone(), e))?
                 .len();
-            if length != piece.length {
-                let reason = format!("has {length} bytes and should have {}", piece.length);
+            if length != extent.length {
+                let reason = format!("has {length} bytes and should have {}", extent.length);
                 return Err(StoreError::io(action, io::Error::other(reason)));
             }
             Ok(DiskExtent {

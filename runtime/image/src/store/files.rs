@@ -5,20 +5,28 @@ use std::fs::{self, DirBuilder, File};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 
 use tempfile::TempDir;
-use tracing::{info, warn};
+use tracing::info;
 
 use crate::digest::Digest;
+use crate::error::StoreError;
 use crate::image::ImageId;
 use crate::layer::tree;
-
-use super::{Shared, StoreError, Usage, blocking};
 
 const LAYERS: &str = "layers";
 const IMAGES: &str = "images";
 const TEMPORARY: &str = "tmp";
+
+/// What the store occupies on its file system.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Usage {
+    /// Allocated bytes.
+    pub bytes: u64,
+    /// Files and directories.
+    pub inodes: u64,
+}
 
 /// What records need: names of directories below `layers` and `images`.
 #[derive(Debug, Default)]
@@ -181,14 +189,14 @@ impl Files {
         Ok(usage)
     }
 
-    fn pin(&self, paths: &[PathBuf]) {
+    pub(super) fn pin(&self, paths: &[PathBuf]) {
         let mut pins = self.pins.lock().unwrap_or_else(PoisonError::into_inner);
         for path in paths {
             *pins.entry(path.clone()).or_default() += 1;
         }
     }
 
-    fn unpin(&self, paths: &[PathBuf]) {
+    pub(super) fn unpin(&self, paths: &[PathBuf]) {
         let mut pins = self.pins.lock().unwrap_or_else(PoisonError::into_inner);
         for path in paths {
             if let Some(count) = pins.get_mut(path) {
@@ -201,11 +209,11 @@ impl Files {
     }
 }
 
-fn layer_path(diff_id: &Digest) -> PathBuf {
+pub(super) fn layer_path(diff_id: &Digest) -> PathBuf {
     Path::new(LAYERS).join(diff_id.file_name())
 }
 
-fn image_path(id: &ImageId) -> PathBuf {
+pub(super) fn image_path(id: &ImageId) -> PathBuf {
     Path::new(IMAGES).join(image_directory(id))
 }
 
@@ -226,67 +234,4 @@ fn names(directory: &Path) -> Result<Vec<String>, StoreError> {
 /// Makes names in a directory durable.
 fn sync(directory: &Path) -> io::Result<()> {
     File::open(directory)?.sync_all()
-}
-
-/// What one pull needs, kept from being collected while any clone of this lives.
-#[derive(Debug, Clone)]
-pub(crate) struct Pins {
-    held: Arc<Held>,
-}
-
-#[derive(Debug)]
-struct Held {
-    shared: Arc<Shared>,
-    paths: Mutex<Vec<PathBuf>>,
-}
-
-impl Pins {
-    pub(crate) fn new(shared: &Arc<Shared>) -> Self {
-        Self {
-            held: Arc::new(Held {
-                shared: Arc::clone(shared),
-                paths: Mutex::default(),
-            }),
-        }
-    }
-
-    pub(crate) fn add(&self, id: &ImageId, layers: &[Digest]) {
-        let mut added: Vec<PathBuf> = layers.iter().map(layer_path).collect();
-        added.push(image_path(id));
-        self.held.shared.files.pin(&added);
-        self.held
-            .paths
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .extend(added);
-    }
-
-    /// Gives everything up and waits until what nobody needs is gone.
-    pub(crate) async fn release(self) -> Result<(), StoreError> {
-        let held = self.held;
-        blocking(move || held.let_go()).await?
-    }
-}
-
-impl Held {
-    fn let_go(&self) -> Result<(), StoreError> {
-        let paths = std::mem::take(&mut *self.paths.lock().unwrap_or_else(PoisonError::into_inner));
-        if paths.is_empty() {
-            return Ok(());
-        }
-        self.shared.files.unpin(&paths);
-        self.shared.collect_garbage()
-    }
-}
-
-impl Drop for Held {
-    fn drop(&mut self) {
-        // Only when a pull was dropped half-way: its blocking work ends here, in its own thread.
-        if let Err(e) = self.let_go() {
-            warn!(
-                error = &e as &dyn std::error::Error,
-                "clean up after an abandoned pull"
-            );
-        }
-    }
 }

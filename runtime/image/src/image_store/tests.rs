@@ -4,6 +4,7 @@ use std::time::Duration;
 use serde_json::json;
 
 use super::*;
+use crate::config::{Limits, Registries};
 use crate::digest::Digest;
 
 /// What `docker save` would write of an image with one layer of so many files without contents.

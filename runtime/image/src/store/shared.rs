@@ -1,0 +1,44 @@
+//! What all clones of the store and all pulls share.
+
+use std::sync::Arc;
+
+use crate::config::StoreConfig;
+use crate::error::StoreError;
+use crate::image::Image;
+use crate::registry::client::HttpClients;
+
+use super::budget::Budget;
+use super::files::Files;
+use super::locks::Locks;
+use super::records::Records;
+
+/// What all clones and all pulls share.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) config: StoreConfig,
+    pub(crate) files: Files,
+    pub(crate) records: Records,
+    /// What of them was lost when the store was opened, for a person.
+    pub(crate) lost: Vec<String>,
+    pub(crate) locks: Locks,
+    pub(crate) clients: Arc<HttpClients>,
+    pub(crate) budget: Budget,
+}
+
+impl Shared {
+    /// Pins the image if one of its names is configured so.
+    pub(crate) fn with_pin(&self, mut image: Image) -> Image {
+        let mut names = image.repo_tags.iter().chain(&image.repo_digests);
+        image.pinned |= names.any(|name| self.config.pinned.has(name));
+        image
+    }
+
+    /// Deletes every layer and image directory that neither a record nor a running pull needs.
+    pub(crate) fn collect_garbage(&self) -> Result<(), StoreError> {
+        let gone = self.files.collect_garbage(|| self.records.needed())?;
+        if gone.is_empty() {
+            return Ok(());
+        }
+        self.records.forget_sources(&gone)
+    }
+}
