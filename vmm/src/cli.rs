@@ -1,7 +1,6 @@
 //! The command line: what runs one virtual machine, with a daemon or without.
 
 use std::io;
-use std::os::fd::RawFd;
 use std::os::unix::net::UnixListener;
 use std::panic;
 use std::path::{Path, PathBuf};
@@ -11,6 +10,10 @@ use std::time::Instant;
 use clap::{Parser, Subcommand};
 use error_reporter::Report;
 use hull_proto_vmm::{ExitReason, ExitReport};
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use rustix::fs::Mode;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit, umask};
 
 use crate::event_loop::{EventLoop, LoopError};
 use crate::{direct, exit, log, probe};
@@ -119,7 +122,7 @@ fn write_report(report: &ExitReport, path: &Path) {
 #[derive(Debug, thiserror::Error)]
 enum RunError {
     #[error("block signals")]
-    Signal(#[source] io::Error),
+    Signal(#[source] nix::Error),
     #[error("listen on control socket")]
     Listen(#[source] io::Error),
     #[error("run event loop")]
@@ -128,51 +131,27 @@ enum RunError {
 
 /// Listens on a socket that only its owner can connect to.
 fn bind(path: &Path) -> io::Result<UnixListener> {
-    // SAFETY: changes the process's file mode mask; there are no other threads yet.
-    let old = unsafe { libc::umask(0o177) };
+    let old = umask(Mode::XUSR | Mode::RWXG | Mode::RWXO);
     let listener = UnixListener::bind(path);
-    // SAFETY: as above.
-    unsafe { libc::umask(old) };
+    umask(old);
     listener
 }
 
 /// Takes as many file descriptors as the process may have: each layer of an image is one.
 fn raise_descriptor_limit() {
-    let mut limit = libc::rlimit {
-        rlim_cur: 0,
-        rlim_max: 0,
+    let limit = getrlimit(Resource::Nofile);
+    let limit = Rlimit {
+        current: limit.maximum,
+        ..limit
     };
-    // SAFETY: the calls are given a valid `rlimit`.
-    let failed = unsafe {
-        libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) != 0 || {
-            limit.rlim_cur = limit.rlim_max;
-            libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) != 0
-        }
-    };
-    if failed {
-        log::note(&format!(
-            "raise RLIMIT_NOFILE: {}",
-            io::Error::last_os_error()
-        ));
+    if let Err(error) = setrlimit(Resource::Nofile, limit) {
+        log::note(&format!("raise RLIMIT_NOFILE: {error}"));
     }
 }
 
 /// Turns SIGTERM and SIGINT into a readable descriptor.
-fn block_termination() -> io::Result<RawFd> {
-    // SAFETY: the set is initialised by `sigemptyset` before its use, and all pointers are to it.
-    let fd = unsafe {
-        let mut set: libc::sigset_t = std::mem::zeroed();
-        libc::sigemptyset(&raw mut set);
-        libc::sigaddset(&raw mut set, libc::SIGTERM);
-        libc::sigaddset(&raw mut set, libc::SIGINT);
-        if libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut()) != 0 {
-            return Err(io::Error::last_os_error());
-        }
-        libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK)
-    };
-    if fd < 0 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(fd)
-    }
+fn block_termination() -> nix::Result<SignalFd> {
+    let signals = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT]);
+    signals.thread_block()?;
+    SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
 }

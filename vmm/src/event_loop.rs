@@ -14,6 +14,7 @@ use error_reporter::Report;
 use hull_proto_vmm::{
     ErrorKind, ExitReason, ExitReport, Metrics, Request, Response, VERSION, VmConfig, VmState,
 };
+use nix::sys::signalfd::SignalFd;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 use crate::control::answer::refusal;
@@ -29,8 +30,8 @@ const MAX_CONNECTIONS: usize = 8;
 
 /// Requests of a connection that are answered before devices have their turn.
 const TURN: usize = 16;
-/// How long no connections are taken when the process has no descriptor for one, in milliseconds.
-const RECESS_MS: i32 = 100;
+/// How long no connections are accepted when the process has no descriptor for one, in milliseconds.
+const ACCEPT_PAUSE_MS: i32 = 100;
 
 const LISTENER: u64 = 0;
 const SIGNAL: u64 = 1;
@@ -55,9 +56,10 @@ pub struct EventLoop {
     epoll: Epoll,
     devices: Arc<Epoll>,
     listener: Option<UnixListener>,
-    /// Whether connections are not looked for.
-    recess: bool,
-    signal: Option<RawFd>,
+    /// Whether no connections are accepted for a while.
+    accept_paused: bool,
+    /// Stays open as long as it is watched.
+    signal: Option<SignalFd>,
     connections: HashMap<u64, Connection>,
     next_connection: u64,
     machine: Option<Machine>,
@@ -75,7 +77,7 @@ impl EventLoop {
             epoll: Epoll::new().map_err(LoopError::Epoll)?,
             devices: Arc::new(Epoll::new().map_err(LoopError::Epoll)?),
             listener: None,
-            recess: false,
+            accept_paused: false,
             signal: None,
             connections: HashMap::new(),
             next_connection: FIRST_CONNECTION,
@@ -98,12 +100,12 @@ impl EventLoop {
         Ok(())
     }
 
-    /// Stops when `signal` (a signalfd) becomes readable. It stays open as long as the process.
+    /// Stops when `signal` becomes readable.
     ///
     /// # Errors
     /// [`LoopError::Epoll`]
-    pub fn stop_on(&mut self, signal: RawFd) -> Result<(), LoopError> {
-        self.watch(signal, SIGNAL, EventSet::IN)?;
+    pub fn stop_on(&mut self, signal: SignalFd) -> Result<(), LoopError> {
+        self.watch(signal.as_raw_fd(), SIGNAL, EventSet::IN)?;
         self.signal = Some(signal);
         Ok(())
     }
@@ -147,18 +149,22 @@ impl EventLoop {
     /// Closes the connections, after their last answers were sent.
     pub fn close(&mut self) {
         for (_, connection) in self.connections.drain() {
-            connection.bid_farewell();
+            connection.close();
         }
     }
 
     fn run_until_end(&mut self) -> Result<ExitReport, LoopError> {
         let mut events = [EpollEvent::default(); 16];
         loop {
-            let timeout = if self.recess { RECESS_MS } else { -1 };
+            let timeout = if self.accept_paused {
+                ACCEPT_PAUSE_MS
+            } else {
+                -1
+            };
             let count =
                 epolls::wait(&self.epoll, timeout, &mut events).map_err(LoopError::Epoll)?;
-            if self.recess {
-                self.set_recess(false);
+            if self.accept_paused {
+                self.pause_accept(false);
             }
             for event in events.iter().take(count) {
                 let report = match event.data() {
@@ -194,7 +200,7 @@ impl EventLoop {
             Some(Ok((stream, _))) => stream,
             Some(Err(error)) if error.kind() != io::ErrorKind::WouldBlock => {
                 log::note(&format!("accept control connection: {error}"));
-                self.set_recess(true);
+                self.pause_accept(true);
                 return;
             }
             _ => return,
@@ -219,12 +225,12 @@ impl EventLoop {
         }
     }
 
-    /// Stops or goes on looking for connections. They wait meanwhile.
-    fn set_recess(&mut self, recess: bool) {
+    /// Stops or goes on accepting connections. They wait meanwhile.
+    fn pause_accept(&mut self, pause: bool) {
         let Some(listener) = &self.listener else {
             return;
         };
-        let events = if recess {
+        let events = if pause {
             EventSet::empty()
         } else {
             EventSet::IN
@@ -236,12 +242,12 @@ impl EventLoop {
         {
             log::note(&format!("watch control socket: {error}"));
         }
-        self.recess = recess;
+        self.accept_paused = pause;
     }
 
     fn serve_connection(&mut self, id: u64) -> Option<ExitReport> {
         let mut connection = self.connections.remove(&id)?;
-        match self.converse(&mut connection) {
+        match self.handle_requests(&mut connection) {
             Ok(report) => {
                 // A peer that reads no answers gets to ask nothing more.
                 let events = if connection.is_congested() {
@@ -273,7 +279,7 @@ impl EventLoop {
     }
 
     /// Answers requests until no more are there, others must have their turn, or the VM is to end.
-    fn converse(
+    fn handle_requests(
         &mut self,
         connection: &mut Connection,
     ) -> Result<Option<ExitReport>, ConnectionError> {

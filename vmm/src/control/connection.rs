@@ -2,18 +2,21 @@
 //!
 //! Reads never go beyond a message, so that descriptors can't end up with the message before theirs.
 
-use std::io::{self, Write};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::io::{self, IoSliceMut, Write};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use hull_proto_vmm::{CodecError, MAX_FDS, Request, Response, body_length, decode, encode};
+use rustix::cmsg_space;
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, recvmsg};
 
 use crate::fds::Fds;
 
 const PREFIX: usize = 4;
-/// How long the last answer may take to leave.
-const FAREWELL: Duration = Duration::from_secs(1);
+/// How long the peer may take to receive the last answers before the process ends.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Why a connection is of no more use.
 #[derive(Debug, thiserror::Error)]
@@ -94,11 +97,8 @@ impl Connection {
                 let prefix = self.message.first_chunk().copied().unwrap_or_default();
                 self.wanted += body_length(prefix).map_err(ConnectionError::Frame)?;
             }
-            if self.message.len() == self.wanted && self.wanted > PREFIX {
-                return Ok(Some(self.complete()));
-            }
-            if self.message.len() == self.wanted && self.wanted == PREFIX {
-                // An empty body is no JSON, but it is a whole message.
+            if self.message.len() == self.wanted {
+                // An empty body is no JSON, but the message is whole.
                 return Ok(Some(self.complete()));
             }
             if !self.fill()? {
@@ -171,13 +171,13 @@ impl Connection {
         Ok(())
     }
 
-    /// Sends what waits before the process ends.
-    pub fn bid_farewell(mut self) {
+    /// Sends the answers that the peer has not taken yet, and closes the connection.
+    pub fn close(mut self) {
         // The peer may be gone; there is nothing else to do for it.
         let _ = self
             .stream
             .set_nonblocking(false)
-            .and_then(|()| self.stream.set_write_timeout(Some(FAREWELL)))
+            .and_then(|()| self.stream.set_write_timeout(Some(CLOSE_TIMEOUT)))
             .and_then(|()| self.stream.write_all(&self.outgoing));
     }
 }
@@ -190,43 +190,18 @@ struct Received {
 
 /// Receives bytes, and descriptors that are closed on exec from the start.
 fn receive(stream: &UnixStream, bytes: &mut [u8], fds: &mut Vec<OwnedFd>) -> io::Result<Received> {
-    // One header and one array of MAX_FDS descriptors, in units that are aligned for the header.
-    let mut control = [0u64; 2 + MAX_FDS / 2 + 1];
-    let mut vector = libc::iovec {
-        iov_base: bytes.as_mut_ptr().cast(),
-        iov_len: bytes.len(),
-    };
-    // SAFETY: all zeros is a valid `msghdr`.
-    let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
-    header.msg_iov = &raw mut vector;
-    header.msg_iovlen = 1;
-    header.msg_control = control.as_mut_ptr().cast();
-    header.msg_controllen = size_of_val(&control);
-    // SAFETY: the header points to `bytes` and `control`, which are valid for their lengths and
-    // outlive the call.
-    let received =
-        unsafe { libc::recvmsg(stream.as_raw_fd(), &raw mut header, libc::MSG_CMSG_CLOEXEC) };
-    let bytes = usize::try_from(received).map_err(|_| io::Error::last_os_error())?;
-    // SAFETY: the kernel filled `header`; CMSG_FIRSTHDR and CMSG_NXTHDR stay within the length it
-    // set, and each header it wrote is followed by the data that its length says.
-    unsafe {
-        let mut message = libc::CMSG_FIRSTHDR(&raw const header);
-        while !message.is_null() {
-            if (*message).cmsg_level == libc::SOL_SOCKET && (*message).cmsg_type == libc::SCM_RIGHTS
-            {
-                let length = (*message).cmsg_len as usize - libc::CMSG_LEN(0) as usize;
-                let data = libc::CMSG_DATA(message).cast::<RawFd>();
-                for index in 0..length / size_of::<RawFd>() {
-                    // The kernel just made this descriptor for us alone.
-                    fds.push(OwnedFd::from_raw_fd(data.add(index).read_unaligned()));
-                }
-            }
-            message = libc::CMSG_NXTHDR(&raw const header, message);
+    let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(MAX_FDS))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let mut bytes = [IoSliceMut::new(bytes)];
+    let received = recvmsg(stream, &mut bytes, &mut control, RecvFlags::CMSG_CLOEXEC)?;
+    for message in control.drain() {
+        if let RecvAncillaryMessage::ScmRights(rights) = message {
+            fds.extend(rights);
         }
     }
     Ok(Received {
-        bytes,
-        truncated: header.msg_flags & libc::MSG_CTRUNC != 0,
+        bytes: received.bytes,
+        truncated: received.flags.contains(ReturnFlags::CTRUNC),
     })
 }
 

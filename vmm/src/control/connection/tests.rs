@@ -75,9 +75,8 @@ fn descriptors_are_closed_on_exec_and_with_their_request() {
     drop(writer);
     let (_, fds) = request(&mut connection);
     let fd = fds.get(FdIndex(0)).unwrap();
-    // SAFETY: reads the flags of a descriptor that is open.
-    let flags = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_GETFD) };
-    assert_ne!(flags & libc::FD_CLOEXEC, 0);
+    let flags = rustix::io::fcntl_getfd(&fd).unwrap();
+    assert!(flags.contains(rustix::io::FdFlags::CLOEXEC));
     drop((fd, fds));
     assert_eq!(
         { reader }.read(&mut [0]).unwrap(),

@@ -6,6 +6,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::sync::Arc;
 
+use rustix::fs::{FallocateFlags, OFlags, fallocate, fcntl_getfl};
 use vm_memory::VolatileSlice;
 
 use super::request::SECTOR;
@@ -170,13 +171,8 @@ impl Disk {
         while left > 0 {
             let (file, offset, here) = self.locate(position)?;
             let length = left.min(here);
-            let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
-            // SAFETY: no memory is involved; the descriptor is open as long as `file` is.
-            let result =
-                unsafe { libc::fallocate64(file.as_raw_fd(), mode, offset as i64, length as i64) };
-            if result != 0 {
-                return Err(io::Error::last_os_error());
-            }
+            let mode = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+            fallocate(file, mode, offset, length)?;
             position += length;
             left -= length;
         }
@@ -309,12 +305,8 @@ fn check(index: usize, extent: &FileExtent, readonly: bool) -> Result<(), DiskEr
         return Err(DiskError::Short { index, end, size });
     }
     if !readonly {
-        // SAFETY: F_GETFL reads the flags of a descriptor that is open as long as `extent.file`.
-        let flags = unsafe { libc::fcntl(extent.file.as_raw_fd(), libc::F_GETFL) };
-        if flags < 0 {
-            return Err(failed(io::Error::last_os_error()));
-        }
-        if flags & libc::O_ACCMODE == libc::O_RDONLY {
+        let flags = fcntl_getfl(&extent.file).map_err(|error| failed(error.into()))?;
+        if flags & OFlags::ACCMODE == OFlags::RDONLY {
             return Err(DiskError::NotWritable(index));
         }
     }

@@ -5,6 +5,9 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::time::Duration;
 
 use hull_proto_vmm::fs::SEND_BUFFER;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, SendFlags, SocketType, recv, send, sockopt};
 
 /// A connected seqpacket socket.
 #[derive(Debug)]
@@ -29,22 +32,12 @@ impl Socket {
     /// # Errors
     /// `EPROTOTYPE` when it is no seqpacket socket.
     pub fn new(fd: OwnedFd) -> io::Result<Self> {
-        if option(&fd, libc::SO_TYPE)? != libc::SOCK_SEQPACKET {
-            return Err(io::Error::from_raw_os_error(libc::EPROTOTYPE));
+        if sockopt::socket_type(&fd)? != SocketType::SEQPACKET {
+            return Err(Errno::PROTOTYPE.into());
         }
         // Whoever made the socket gave it more if it could; this is what anybody may have.
-        if option(&fd, libc::SO_SNDBUF)? < SEND_BUFFER as i32 {
-            let size: libc::c_int = SEND_BUFFER as libc::c_int;
-            // SAFETY: the option's value is an int, and its size is told.
-            unsafe {
-                libc::setsockopt(
-                    fd.as_raw_fd(),
-                    libc::SOL_SOCKET,
-                    libc::SO_SNDBUF,
-                    (&raw const size).cast(),
-                    size_of_val(&size) as libc::socklen_t,
-                )
-            };
+        if sockopt::socket_send_buffer_size(&fd)? < SEND_BUFFER {
+            let _ = sockopt::set_socket_send_buffer_size(&fd, SEND_BUFFER);
         }
         Ok(Self(fd))
     }
@@ -56,18 +49,15 @@ impl Socket {
 
     /// Sends a packet.
     pub fn send(&self, packet: &[u8]) -> Outcome {
-        let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
-        // SAFETY: `packet` is readable memory of this length.
-        outcome(unsafe { libc::send(self.fd(), packet.as_ptr().cast(), packet.len(), flags) })
+        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+        outcome(send(&self.0, packet, flags))
     }
 
     /// Receives a packet.
     pub fn receive(&self, buffer: &mut [u8]) -> Outcome {
-        let flags = libc::MSG_DONTWAIT | libc::MSG_TRUNC;
-        // SAFETY: `buffer` is memory of this length that is ours to write.
-        let received =
-            unsafe { libc::recv(self.fd(), buffer.as_mut_ptr().cast(), buffer.len(), flags) };
-        match outcome(received) {
+        let flags = RecvFlags::DONTWAIT | RecvFlags::TRUNC;
+        let received = recv(&self.0, &mut *buffer, flags);
+        match outcome(received.map(|(_, length)| length)) {
             // No packet is empty: this is the end.
             Outcome::Done(0) => Outcome::Gone,
             Outcome::Done(length) if length > buffer.len() => Outcome::TooLarge,
@@ -77,45 +67,18 @@ impl Socket {
 
     /// Waits until something is there to receive. False: it took too long.
     pub fn wait(&self, limit: Duration) -> bool {
-        let mut poll = libc::pollfd {
-            fd: self.fd(),
-            events: libc::POLLIN,
-            revents: 0,
-        };
-        let limit = libc::c_int::try_from(limit.as_millis()).unwrap_or(libc::c_int::MAX);
-        // SAFETY: `poll` is one valid pollfd.
-        unsafe { libc::poll(&raw mut poll, 1, limit) > 0 }
+        let limit = Timespec::try_from(limit).ok();
+        let ready = poll(&mut [PollFd::new(&self.0, PollFlags::IN)], limit.as_ref());
+        ready.is_ok_and(|count| count > 0)
     }
 }
 
-fn option(fd: &OwnedFd, name: libc::c_int) -> io::Result<i32> {
-    let mut value: libc::c_int = 0;
-    let mut size = size_of_val(&value) as libc::socklen_t;
-    // SAFETY: the option's value is an int, and the size says so.
-    let got = unsafe {
-        libc::getsockopt(
-            fd.as_raw_fd(),
-            libc::SOL_SOCKET,
-            name,
-            (&raw mut value).cast(),
-            &raw mut size,
-        )
-    };
-    if got == 0 {
-        Ok(value)
-    } else {
-        Err(io::Error::last_os_error())
-    }
-}
-
-fn outcome(result: isize) -> Outcome {
-    match usize::try_from(result) {
+fn outcome(result: rustix::io::Result<usize>) -> Outcome {
+    match result {
         Ok(length) => Outcome::Done(length),
-        Err(_) => match io::Error::last_os_error().raw_os_error() {
-            // The host is short of memory for the moment: as if the socket were full.
-            Some(libc::EAGAIN | libc::EINTR | libc::ENOBUFS | libc::ENOMEM) => Outcome::Later,
-            Some(libc::EMSGSIZE) => Outcome::TooLarge,
-            _ => Outcome::Gone,
-        },
+        // The host is short of memory for the moment: as if the socket were full.
+        Err(Errno::AGAIN | Errno::INTR | Errno::NOBUFS | Errno::NOMEM) => Outcome::Later,
+        Err(Errno::MSGSIZE) => Outcome::TooLarge,
+        Err(_) => Outcome::Gone,
     }
 }

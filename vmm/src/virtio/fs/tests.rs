@@ -1,8 +1,11 @@
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use hull_proto_vmm::fs::{MAX_DATA, MAX_PACKET};
+use rustix::net::{
+    AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socketpair,
+};
 use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::epoll::EventSet;
 
@@ -34,22 +37,14 @@ struct Bench {
     server: Option<OwnedFd>,
 }
 
-fn pair(kind: libc::c_int) -> (OwnedFd, OwnedFd) {
-    let mut fds = [0; 2];
-    // SAFETY: `fds` has room for two descriptors, which are new and nobody else's.
-    unsafe {
-        assert_eq!(
-            libc::socketpair(libc::AF_UNIX, kind, 0, fds.as_mut_ptr()),
-            0
-        );
-        (OwnedFd::from_raw_fd(fds[0]), OwnedFd::from_raw_fd(fds[1]))
-    }
+fn pair(kind: SocketType) -> (OwnedFd, OwnedFd) {
+    socketpair(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC, None).unwrap()
 }
 
 impl Bench {
     fn new() -> Self {
         let memory = memory(MEMORY);
-        let (ours, theirs) = pair(libc::SOCK_SEQPACKET);
+        let (ours, theirs) = pair(SocketType::SEQPACKET);
         let device = Fs::new("hull", ours).unwrap();
         let queues = [
             DriverQueue::new(&memory, 0, 128),
@@ -121,26 +116,16 @@ impl Bench {
 
     fn receive(&self) -> Option<Vec<u8>> {
         let mut packet = vec![0; MAX_PACKET];
-        let fd = self.server.as_ref().unwrap().as_raw_fd();
-        // SAFETY: the buffer is ours and of this length.
-        let got = unsafe {
-            libc::recv(
-                fd,
-                packet.as_mut_ptr().cast(),
-                packet.len(),
-                libc::MSG_DONTWAIT,
-            )
-        };
-        packet.truncate(usize::try_from(got).ok()?);
+        let server = self.server.as_ref().unwrap();
+        let (_, length) = recv(server, &mut packet[..], RecvFlags::DONTWAIT).ok()?;
+        packet.truncate(length);
         Some(packet)
     }
 
     fn send(&self, packet: &[u8]) {
-        let fd = self.server.as_ref().unwrap().as_raw_fd();
-        // SAFETY: the packet is readable memory of this length.
-        let sent =
-            unsafe { libc::send(fd, packet.as_ptr().cast(), packet.len(), libc::MSG_DONTWAIT) };
-        assert_eq!(sent, packet.len() as isize);
+        let server = self.server.as_ref().unwrap();
+        let sent = send(server, packet, SendFlags::DONTWAIT);
+        assert_eq!(sent, Ok(packet.len()));
     }
 
     fn reply(&self, unique: u64, body: &[u8]) {
@@ -180,13 +165,13 @@ fn the_configuration_tells_the_tag_and_one_request_queue() {
 
 #[test]
 fn only_a_seqpacket_socket_and_a_proper_tag_make_a_device() {
-    let (stream, _peer) = pair(libc::SOCK_STREAM);
+    let (stream, _peer) = pair(SocketType::STREAM);
     assert!(matches!(Fs::new("hull", stream), Err(FsError::Socket(_))));
     for tag in ["", "a\0b", &"x".repeat(37)] {
-        let (packet, _peer) = pair(libc::SOCK_SEQPACKET);
+        let (packet, _peer) = pair(SocketType::SEQPACKET);
         assert!(matches!(Fs::new(tag, packet), Err(FsError::Tag(_))));
     }
-    let (packet, _peer) = pair(libc::SOCK_SEQPACKET);
+    let (packet, _peer) = pair(SocketType::SEQPACKET);
     Fs::new(&"x".repeat(36), packet).unwrap();
 }
 
@@ -451,16 +436,8 @@ fn a_pause_waits_for_answers() {
     let server = bench.server.take().unwrap();
     let thread = std::thread::spawn(move || {
         let packet = reply(name, &[]);
-        // SAFETY: the packet is readable memory of this length.
-        let sent = unsafe {
-            libc::send(
-                server.as_raw_fd(),
-                packet.as_ptr().cast(),
-                packet.len(),
-                libc::MSG_DONTWAIT,
-            )
-        };
-        assert_eq!(sent, 16);
+        let sent = send(&server, &packet, SendFlags::DONTWAIT);
+        assert_eq!(sent, Ok(16));
         server
     });
     bench.device.drain();
@@ -478,7 +455,7 @@ fn tag_and_counters_survive_a_snapshot() {
     let DeviceState::Fs(state) = serde_json::from_str(&json).unwrap() else {
         panic!("{json}")
     };
-    let (socket, _peer) = pair(libc::SOCK_SEQPACKET);
+    let (socket, _peer) = pair(SocketType::SEQPACKET);
     let restored = Fs::restore(&state, socket).unwrap();
     assert_eq!(restored.counters(), bench.device.counters());
     assert_eq!(restored.state(), bench.device.state());

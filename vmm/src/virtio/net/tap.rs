@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 
+use rustix::io::ioctl_fionbio;
 use virtio_bindings::virtio_net::{
     VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_ECN, VIRTIO_NET_F_GUEST_TSO4,
     VIRTIO_NET_F_GUEST_TSO6,
@@ -53,6 +54,17 @@ pub enum TapError {
     NonBlocking(#[source] io::Error),
 }
 
+/// An `ifreq` whose union is the flags, as a tap's requests have it.
+#[derive(Debug, Default)]
+#[repr(C)]
+struct InterfaceRequest {
+    name: [libc::c_char; libc::IFNAMSIZ],
+    flags: libc::c_short,
+    rest: [u8; 22],
+}
+
+const _: () = assert!(size_of::<InterfaceRequest>() == size_of::<libc::ifreq>());
+
 /// A tap device (linux/Documentation/networking/tuntap.rst).
 #[derive(Debug)]
 pub struct Tap {
@@ -97,22 +109,16 @@ impl Tap {
         // SAFETY: TUNSETVNETHDRSZ reads one int, which outlives the call.
         check(unsafe { libc::ioctl(tap.file.as_raw_fd(), libc::TUNSETVNETHDRSZ, &raw const size) })
             .map_err(TapError::HeaderSize)?;
-        let on: libc::c_int = 1;
-        // SAFETY: FIONBIO reads one int, which outlives the call.
-        check(unsafe { libc::ioctl(tap.file.as_raw_fd(), libc::FIONBIO, &raw const on) })
-            .map_err(TapError::NonBlocking)?;
+        ioctl_fionbio(&tap.file, true).map_err(|error| TapError::NonBlocking(error.into()))?;
         Ok(tap)
     }
 
     /// Returns its name and its flags.
     fn interface(&self) -> io::Result<([libc::c_char; libc::IFNAMSIZ], i32)> {
-        // SAFETY: ifreq is plain old data, for which all zeroes is a value.
-        let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+        let mut request = InterfaceRequest::default();
         // SAFETY: TUNGETIFF writes one ifreq, which outlives the call.
         check(unsafe { libc::ioctl(self.file.as_raw_fd(), libc::TUNGETIFF, &raw mut request) })?;
-        // SAFETY: TUNGETIFF fills in the flags member; any bits are a short.
-        let flags = unsafe { request.ifr_ifru.ifru_flags };
-        Ok((request.ifr_name, i32::from(flags)))
+        Ok((request.name, i32::from(request.flags)))
     }
 }
 
@@ -128,14 +134,15 @@ impl Port for Tap {
     }
 
     fn switch(&self, on: bool) -> io::Result<()> {
-        // SAFETY: ifreq is plain old data, for which all zeroes is a value.
-        let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
         let flag = if on {
             libc::IFF_ATTACH_QUEUE
         } else {
             libc::IFF_DETACH_QUEUE
         };
-        request.ifr_ifru.ifru_flags = flag as libc::c_short;
+        let request = InterfaceRequest {
+            flags: flag as libc::c_short,
+            ..InterfaceRequest::default()
+        };
         // SAFETY: TUNSETQUEUE reads one ifreq, which outlives the call.
         check(unsafe { libc::ioctl(self.file.as_raw_fd(), libc::TUNSETQUEUE, &raw const request) })
     }

@@ -3,12 +3,13 @@
 
 use std::fs::File;
 use std::io::{self, ErrorKind, Read, Write};
-use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use virtio_bindings::virtio_net::{
     VIRTIO_NET_F_CSUM, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_ECN, VIRTIO_NET_F_GUEST_TSO4,
     VIRTIO_NET_F_GUEST_TSO6, VIRTIO_NET_F_MRG_RXBUF, VIRTIO_NET_F_MTU,
@@ -19,14 +20,12 @@ use vmm_sys_util::epoll::{Epoll, EventSet};
 use super::frame::{MAX_FRAME, MIN_FRAME};
 use super::header::HEADER_SIZE;
 use super::pair::{BUDGET, RX, TX};
-use super::tap::TapError;
-use super::tap::{Port, offloads};
+use super::tap::{Port, TapError, offloads};
 use super::{Net, NetError, Tap};
 use crate::memory::Memory;
 use crate::virtio::device::{Activation, DeviceError, Progress, VirtioDevice};
 use crate::virtio::interrupt::CountingInterrupt;
-use crate::virtio::state::DeviceState;
-use crate::virtio::state::NetState;
+use crate::virtio::state::{DeviceState, NetState};
 use crate::virtio::test_driver::{
     self as driver, DriverQueue, Segment, memory, readable, writable,
 };
@@ -69,21 +68,9 @@ impl Port for Cable {
 }
 
 fn cable() -> (Cable, File) {
-    let mut fds = [0; 2];
-    // SAFETY: socketpair fills in two descriptors, for which there is room.
-    let result = unsafe {
-        libc::socketpair(
-            libc::AF_UNIX,
-            libc::SOCK_SEQPACKET | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC,
-            0,
-            fds.as_mut_ptr(),
-        )
-    };
-    assert_eq!(result, 0);
-    let [ours, far] = fds.map(|fd| {
-        // SAFETY: the descriptor was just made and nobody else has it.
-        File::from(unsafe { OwnedFd::from_raw_fd(fd) })
-    });
+    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+    let pair = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).unwrap();
+    let (ours, far) = (File::from(pair.0), File::from(pair.1));
     let offloads = Arc::default();
     (
         Cable {
@@ -955,6 +942,8 @@ mod device {
 /// With a real tap in a network namespace of its own. Without the right to make
 /// one these tests say so and do nothing.
 mod tap {
+    use std::os::fd::AsRawFd;
+
     use super::*;
 
     const FLAGS: libc::c_int = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
@@ -992,19 +981,12 @@ mod tap {
         }
         request.ifr_ifru.ifru_flags = flags as libc::c_short;
         ioctl(&tun, libc::TUNSETIFF, &mut request)?;
-        // SAFETY: socket takes no memory.
-        let fd = unsafe {
-            libc::socket(
-                libc::AF_PACKET,
-                libc::SOCK_RAW | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC,
-                i32::from((libc::ETH_P_ALL as u16).to_be()),
-            )
-        };
-        if fd < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        // SAFETY: the descriptor was just made and nobody else has it.
-        let socket = File::from(unsafe { OwnedFd::from_raw_fd(fd) });
+        let socket = File::from(rustix::net::socket_with(
+            AddressFamily::PACKET,
+            SocketType::RAW,
+            SocketFlags::NONBLOCK | SocketFlags::CLOEXEC,
+            Some(rustix::net::eth::ALL),
+        )?);
         request.ifr_ifru.ifru_flags = libc::IFF_UP as libc::c_short;
         ioctl(&socket, libc::SIOCSIFFLAGS, &mut request)?;
         ioctl(&socket, libc::SIOCGIFINDEX, &mut request)?;
@@ -1017,7 +999,7 @@ mod tap {
         // SAFETY: the address and its length belong together and outlive the call.
         let bound = unsafe {
             libc::bind(
-                fd,
+                socket.as_raw_fd(),
                 (&raw const address).cast(),
                 size_of::<libc::sockaddr_ll>() as u32,
             )
@@ -1038,7 +1020,6 @@ mod tap {
     }
 
     fn ioctl(file: &File, request: libc::Ioctl, argument: &mut libc::ifreq) -> io::Result<()> {
-        use std::os::fd::AsRawFd;
         // SAFETY: the requests used here take an ifreq, which outlives the call.
         let result = unsafe { libc::ioctl(file.as_raw_fd(), request, &raw mut *argument) };
         if result < 0 {

@@ -3,6 +3,7 @@
 use std::io;
 use std::ops::ControlFlow;
 
+use rustix::rand::{GetRandomFlags, getrandom};
 use vm_memory::VolatileSlice;
 
 use super::buffers::Buffers;
@@ -131,12 +132,7 @@ fn fill(slices: &[VolatileSlice<'_>]) -> u32 {
 pub fn random_bytes(bytes: &mut [u8]) -> io::Result<()> {
     let mut done = 0;
     while let Some(rest) = bytes.get_mut(done..).filter(|rest| !rest.is_empty()) {
-        // SAFETY: `rest` is memory of this length that is ours to write.
-        let got = unsafe { libc::getrandom(rest.as_mut_ptr().cast(), rest.len(), 0) };
-        match usize::try_from(got) {
-            Ok(got) => done += got,
-            Err(_) => return Err(io::Error::last_os_error()),
-        }
+        done += getrandom(rest, GetRandomFlags::empty())?;
     }
     Ok(())
 }

@@ -24,8 +24,7 @@ use super::packet::{
 use crate::memory::Memory;
 use crate::virtio::device::{Activation, Progress, VirtioDevice};
 use crate::virtio::interrupt::CountingInterrupt;
-use crate::virtio::state::DeviceState;
-use crate::virtio::state::VsockState;
+use crate::virtio::state::{DeviceState, VsockState};
 use crate::virtio::test_driver::{
     self as driver, DriverQueue, Segment, memory, readable, writable,
 };
@@ -799,12 +798,16 @@ mod many {
     }
 
     fn raise_file_limit() {
-        let limit = libc::rlimit {
-            rlim_cur: 8192,
-            rlim_max: 8192,
-        };
-        // SAFETY: the pointer is to a whole rlimit that lives through the call.
-        unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &limit) };
+        use rustix::process::{Resource, Rlimit, setrlimit};
+
+        let limit = Some(8192);
+        let _ = setrlimit(
+            Resource::Nofile,
+            Rlimit {
+                current: limit,
+                maximum: limit,
+            },
+        );
     }
 
     #[test]
