@@ -13,6 +13,7 @@ use hull_proto_vmm::{
     VmState,
 };
 
+use rustix::process::{Pid, Signal, kill_process};
 use support::{Code, Vmm, config, content, has_kvm, wait_until};
 
 const SLOT: u32 = 0xd000_0000;
@@ -417,8 +418,8 @@ fn a_second_processor_waits_to_be_woken_and_does_not_hold_anything_up() {
 #[test]
 fn sigterm_stops_the_vm_in_any_state() {
     let terminate = |vmm: &Vmm| {
-        // SAFETY: a signal to a child of ours that was not waited for.
-        assert_eq!(unsafe { libc::kill(vmm.pid() as i32, libc::SIGTERM) }, 0);
+        let pid = Pid::from_raw(vmm.pid() as i32).unwrap();
+        kill_process(pid, Signal::TERM).unwrap();
     };
     let vmm = Vmm::start();
     terminate(&vmm);
