@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use hull_proto_agent::stream::{END_OF_OUTPUT, encode_chunk};
 use nix::errno::Errno;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -170,21 +171,22 @@ impl Output {
             let mut changed = self.changed.subscribe();
             loop {
                 changed.mark_unchanged();
-                let (closed, bytes) = {
+                let (closed, chunk) = {
                     let state = self.state();
                     if state.connection != number {
                         return Ok(());
                     }
                     let (from, bytes) = state.replay.read(next, CHUNK);
-                    next = from;
-                    (state.phase == Phase::Closed, bytes)
+                    let length = bytes.iter().map(|part| part.len() as u64).sum::<u64>();
+                    next = from + length;
+                    let chunk = (length > 0).then(|| encode_chunk(bytes)).transpose()?;
+                    (state.phase == Phase::Closed, chunk)
                 };
-                if !bytes.is_empty() {
-                    writer.write_all(&bytes).await?;
-                    next += bytes.len() as u64;
+                if let Some(chunk) = chunk {
+                    writer.write_all(&chunk).await?;
                 } else if closed {
-                    writer.shutdown().await?;
-                    // The acknowledgements still matter.
+                    writer.write_all(&END_OF_OUTPUT).await?;
+                    // The acknowledgements still matter, and that the host is there.
                     return std::future::pending().await;
                 } else if changed.changed().await.is_err() {
                     return Ok(());
@@ -224,6 +226,8 @@ pub(crate) fn pipe() -> io::Result<(OwnedFd, Arc<Fd>)> {
 mod tests {
     use std::{fs::File, io::Write};
 
+    use hull_proto_agent::stream::ChunkDecoder;
+
     use super::*;
 
     async fn read_all(output: &Arc<Output>, offset: u64, ack: bool) -> (u64, Vec<u8>) {
@@ -234,8 +238,14 @@ mod tests {
             tokio::spawn(async move { output.serve(number, from, Box::new(theirs)).await })
         };
         let (mut reader, mut writer) = tokio::io::split(ours);
-        let mut bytes = Vec::new();
-        reader.read_to_end(&mut bytes).await.unwrap();
+        let (mut decoder, mut bytes) = (ChunkDecoder::default(), Vec::new());
+        while !decoder.has_ended() {
+            let mut read = vec![0; 100];
+            let length = reader.read(&mut read).await.unwrap();
+            assert_ne!(length, 0, "the connection was lost");
+            let length = decoder.decode(&mut read[..length]).unwrap();
+            bytes.extend_from_slice(&read[..length]);
+        }
         if ack {
             writer
                 .write_all(&(from + bytes.len() as u64).to_le_bytes())
@@ -301,6 +311,45 @@ mod tests {
         process.write_all(b"late").unwrap();
         assert_eq!(read_all(&output, 0, true).await, (0, b"early".to_vec()));
         assert_eq!(output.total(), 5);
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn an_output_that_its_process_closed_says_so_to_each_connection() {
+        let (process, source) = pipe().unwrap();
+        let output = Output::new();
+        tokio::spawn(Arc::clone(&output).pump(source));
+        let mut process = File::from(process);
+        process.write_all(b"all there is").unwrap();
+        // The process lives on.
+        drop(process);
+        let all = b"all there is".to_vec();
+        assert_eq!(read_all(&output, 0, false).await, (0, all));
+        // The next daemon, and one that had stored all.
+        assert_eq!(read_all(&output, 4, false).await, (4, b"there is".to_vec()));
+        assert_eq!(read_all(&output, 12, true).await, (12, Vec::new()));
+        assert!(output.finished());
+        assert_eq!(read_all(&output, 12, false).await, (12, Vec::new()));
+        assert_eq!(output.finish(Duration::from_secs(5)).await, 12);
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn a_connection_stays_after_the_end_of_the_output() {
+        let output = Output::new();
+        output.close();
+        let (mut ours, theirs) = tokio::io::duplex(100);
+        let (number, from) = output.attach(0).unwrap();
+        let serving = output.serve(number, from, Box::new(theirs));
+        let looking = async {
+            let mut end = [1; 4];
+            ours.read_exact(&mut end).await.unwrap();
+            assert_eq!(end, END_OF_OUTPUT);
+            let more = timeout(Duration::from_millis(100), ours.read(&mut end));
+            more.await.unwrap_err();
+        };
+        tokio::select! {
+            ended = serving => panic!("{ended:?}"),
+            () = looking => {}
+        }
     }
 
     #[tokio::test(flavor = "current_thread")]

@@ -11,11 +11,11 @@ use std::{
 use hull_proto_agent::{
     agent as proto,
     rpc::AgentClient,
-    stream::{StreamHeader, StreamKind, StreamReply, body_length, decode, encode},
+    stream::{ChunkDecoder, StreamHeader, StreamKind, StreamReply, body_length, decode, encode},
 };
 use serde_json::{Value, json};
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::UnixStream,
     time::{Instant, sleep, timeout},
 };
@@ -175,44 +175,37 @@ impl Agent {
         timeout(LIMIT, wait).await.expect("no exit event")
     }
 
-    /// Opens a stream and returns it with the offset that the agent names.
+    /// Opens a stream of raw bytes.
     pub async fn stream(
         &self,
         kind: StreamKind,
         id: &str,
         exec: &str,
-        offset: u64,
-    ) -> Result<(UnixStream, u64), String> {
-        let mut stream = UnixStream::connect(self.dir.join("stream.sock"))
+    ) -> Result<UnixStream, String> {
+        let stream = UnixStream::connect(self.dir.join("stream.sock")).await;
+        open(stream.unwrap(), kind, id, exec, 0)
             .await
-            .unwrap();
-        let header = StreamHeader {
-            kind,
-            container: id.to_owned(),
-            exec: exec.to_owned(),
-            offset,
-        };
-        stream.write_all(&encode(&header).unwrap()).await.unwrap();
-        let mut prefix = [0; 4];
-        stream.read_exact(&mut prefix).await.unwrap();
-        let mut body = vec![0; body_length(prefix).unwrap()];
-        stream.read_exact(&mut body).await.unwrap();
-        match decode(&body).unwrap() {
-            StreamReply::Ok { offset } => Ok((stream, offset)),
-            StreamReply::Error { message } => Err(message),
-        }
+            .map(|(stream, _)| stream)
+    }
+
+    /// Opens an output and returns it with the offset that the agent names.
+    pub async fn open_output(
+        &self,
+        kind: StreamKind,
+        id: &str,
+        exec: &str,
+        offset: u64,
+    ) -> Result<(Output<UnixStream>, u64), String> {
+        let stream = UnixStream::connect(self.dir.join("stream.sock")).await;
+        let (stream, offset) = open(stream.unwrap(), kind, id, exec, offset).await?;
+        Ok((Output::new(stream), offset))
     }
 
     /// Reads an output stream to its end and acknowledges it.
     pub async fn output(&self, kind: StreamKind, id: &str, exec: &str) -> String {
-        let (mut stream, offset) = self.stream(kind, id, exec, 0).await.unwrap();
-        let mut bytes = Vec::new();
-        timeout(LIMIT, stream.read_to_end(&mut bytes))
-            .await
-            .expect("the stream does not end")
-            .unwrap();
-        let total = offset + bytes.len() as u64;
-        stream.write_all(&total.to_le_bytes()).await.unwrap();
+        let (mut output, offset) = self.open_output(kind, id, exec, 0).await.unwrap();
+        let bytes = output.read_to_end().await;
+        output.acknowledge(offset + bytes.len() as u64).await;
         String::from_utf8_lossy(&bytes).into_owned()
     }
 
@@ -348,6 +341,89 @@ impl Drop for Guest {
         for cgroup in ["hull", "hull-agent"] {
             let _ = fs::remove_dir(Path::new("/sys/fs/cgroup").join(cgroup));
         }
+    }
+}
+
+/// Says what a connection is for, and returns it with the offset that the agent names.
+pub async fn open<S: AsyncRead + AsyncWrite + Unpin>(
+    mut stream: S,
+    kind: StreamKind,
+    id: &str,
+    exec: &str,
+    offset: u64,
+) -> Result<(S, u64), String> {
+    let header = StreamHeader {
+        kind,
+        container: id.to_owned(),
+        exec: exec.to_owned(),
+        offset,
+    };
+    stream.write_all(&encode(&header).unwrap()).await.unwrap();
+    let mut prefix = [0; 4];
+    stream.read_exact(&mut prefix).await.unwrap();
+    let mut body = vec![0; body_length(prefix).unwrap()];
+    stream.read_exact(&mut body).await.unwrap();
+    match decode(&body).unwrap() {
+        StreamReply::Ok { offset } => Ok((stream, offset)),
+        StreamReply::Error { message } => Err(message),
+    }
+}
+
+/// The output of a process, as one connection carries it.
+pub struct Output<S> {
+    stream: S,
+    decoder: ChunkDecoder,
+    /// Bytes that were read and not asked for yet.
+    ready: Vec<u8>,
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Output<S> {
+    pub fn new(stream: S) -> Self {
+        Self {
+            stream,
+            decoder: ChunkDecoder::default(),
+            ready: Vec::new(),
+        }
+    }
+
+    /// Reads some bytes; none at the end of the output.
+    pub async fn read(&mut self) -> Vec<u8> {
+        while self.ready.is_empty() && !self.decoder.has_ended() {
+            let mut buffer = vec![0; 30_000];
+            let read = timeout(LIMIT, self.stream.read(&mut buffer)).await;
+            let length = read.expect("the output does not end").unwrap();
+            assert_ne!(length, 0, "the connection was lost");
+            let length = self.decoder.decode(&mut buffer[..length]).unwrap();
+            self.ready.extend_from_slice(&buffer[..length]);
+        }
+        std::mem::take(&mut self.ready)
+    }
+
+    pub async fn read_exact(&mut self, length: usize) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        while bytes.len() < length {
+            let more = self.read().await;
+            assert_ne!(more, b"", "the output ended");
+            bytes.extend(more);
+        }
+        self.ready = bytes.split_off(length);
+        bytes
+    }
+
+    pub async fn read_to_end(&mut self) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        loop {
+            let more = self.read().await;
+            if more.is_empty() {
+                return bytes;
+            }
+            bytes.extend(more);
+        }
+    }
+
+    /// Tells the agent that the first `total` bytes are safe.
+    pub async fn acknowledge(&mut self, total: u64) {
+        self.stream.write_all(&total.to_le_bytes()).await.unwrap();
     }
 }
 

@@ -12,10 +12,7 @@ mod hostile;
 
 use std::{os::unix::fs::symlink, time::Duration};
 
-use hull_proto_agent::{
-    agent as proto,
-    stream::{StreamHeader, StreamKind, encode},
-};
+use hull_proto_agent::{agent as proto, stream::StreamKind};
 use rustix::fs::inotify;
 use serde_json::json;
 use tokio::{
@@ -24,7 +21,8 @@ use tokio::{
 };
 
 use harness::{
-    Agent, Guest, LIMIT, container, container_with, context, exec_request, spec, unable,
+    Agent, Guest, LIMIT, Output, container, container_with, context, exec_request, open, spec,
+    unable,
 };
 
 /// Runs a test with an agent of its own, or says why not.
@@ -84,7 +82,7 @@ agent_tests! {
         assert_eq!(agent.output(StreamKind::Stderr, "c1", "").await, "err\n");
         agent.delete("c1").await;
         agent.delete("c1").await;
-        assert!(agent.stream(StreamKind::Stdout, "c1", "", 0).await.is_err());
+        assert!(agent.open_output(StreamKind::Stdout, "c1", "", 0).await.is_err());
         agent.assert_clean();
         // The name is free again.
         agent.run("c1", "exit 0").await;
@@ -153,8 +151,8 @@ agent_tests! {
 
     async fn signals_end_containers(agent) {
         agent.run("c1", "trap 'exit 7' TERM; echo ready; while :; do sleep 0.1; done").await;
-        let (mut stream, _) = agent.stream(StreamKind::Stdout, "c1", "", 0).await.unwrap();
-        stream.read_exact(&mut [0; 6]).await.unwrap();
+        let (mut output, _) = agent.open_output(StreamKind::Stdout, "c1", "", 0).await.unwrap();
+        assert_eq!(output.read_exact(6).await, b"ready\n");
         agent.signal("c1", "", 15, false).await;
         assert_eq!(agent.exited("c1", "").await.code, 7);
         agent.signal("c1", "", 15, false).await;
@@ -241,10 +239,8 @@ agent_tests! {
             });
             agent.create(&container_with(id, &filtered)).await;
             agent.start_container(id).await.unwrap();
-            let (mut stream, _) = agent.stream(StreamKind::Stdout, id, "", 0).await.unwrap();
-            let mut answer = [0; 2];
-            timeout(LIMIT, stream.read_exact(&mut answer)).await.unwrap().unwrap();
-            assert_eq!(&answer, b"1\n");
+            let (mut output, _) = agent.open_output(StreamKind::Stdout, id, "", 0).await.unwrap();
+            assert_eq!(output.read_exact(2).await, b"1\n");
             let script = "chmod 700 /data; echo $?; grep -E 'Seccomp:|NoNewPrivs|CapEff|CapBnd' /proc/self/status";
             let (output, _) = agent.exec_sync(id, "e1", script).await;
             let (inside, _) = agent.exec_sync(id, "e2", "grep -E 'Seccomp:|NoNewPrivs|CapEff|CapBnd' /proc/1/status").await;
@@ -268,7 +264,7 @@ agent_tests! {
         let mut request = exec_request("c1", "e3", "sleep 997");
         request.kill_on_detach = true;
         agent.client.exec(context(), &request).await.unwrap();
-        drop(agent.stream(StreamKind::Stdout, "c1", "e3", 0).await.unwrap());
+        drop(agent.open_output(StreamKind::Stdout, "c1", "e3", 0).await.unwrap());
         assert_eq!(agent.exited("c1", "e3").await.signal, 9);
         agent.delete("c1").await;
         agent.assert_clean();
@@ -297,13 +293,13 @@ agent_tests! {
         request.stdin_once = true;
         agent.create(&request).await;
         agent.start_container("c1").await.unwrap();
-        let (mut stdin, _) = agent.stream(StreamKind::Stdin, "c1", "", 0).await.unwrap();
+        let mut stdin = agent.stream(StreamKind::Stdin, "c1", "").await.unwrap();
         stdin.write_all(b"hello\n").await.unwrap();
         stdin.shutdown().await.unwrap();
         assert_eq!(agent.output(StreamKind::Stdout, "c1", "").await, "hello\nend\n");
         agent.run("c2", "cat; echo end").await;
         assert_eq!(agent.output(StreamKind::Stdout, "c2", "").await, "end\n");
-        assert!(agent.stream(StreamKind::Stdin, "c2", "", 0).await.is_err());
+        assert!(agent.stream(StreamKind::Stdin, "c2", "").await.is_err());
         agent.delete("c1").await;
         agent.delete("c2").await;
     }
@@ -321,15 +317,12 @@ agent_tests! {
         };
         agent.client.resize_tty(context(), &resize(30, 100)).await.unwrap();
         agent.start_container("c1").await.unwrap();
-        let (mut stdout, _) = agent.stream(StreamKind::Stdout, "c1", "", 0).await.unwrap();
-        let mut first = [0; 8];
-        timeout(LIMIT, stdout.read_exact(&mut first)).await.unwrap().unwrap();
-        assert_eq!(&first, b"30 100\r\n");
+        let (mut stdout, _) = agent.open_output(StreamKind::Stdout, "c1", "", 0).await.unwrap();
+        assert_eq!(stdout.read_exact(8).await, b"30 100\r\n");
         agent.client.resize_tty(context(), &resize(40, 120)).await.unwrap();
-        let (mut stdin, _) = agent.stream(StreamKind::Stdin, "c1", "", 0).await.unwrap();
+        let mut stdin = agent.stream(StreamKind::Stdin, "c1", "").await.unwrap();
         stdin.write_all(b"word\n").await.unwrap();
-        let mut rest = String::new();
-        timeout(LIMIT, stdout.read_to_string(&mut rest)).await.unwrap().unwrap();
+        let rest = String::from_utf8(stdout.read_to_end().await).unwrap();
         assert!(rest.contains("40 120\r\n") && rest.contains("got word\r\n") && rest.contains("tty\r\n"), "{rest}");
         agent.exited("c1", "").await;
         agent.run("c2", "sleep 1000").await;
@@ -348,19 +341,18 @@ agent_tests! {
         let mut got = Vec::new();
         let mut turns = 0;
         while got.len() < expected.len() {
-            let (mut stream, offset) = agent.stream(StreamKind::Stdout, "c1", "", got.len() as u64).await.unwrap();
+            let (mut output, offset) = agent.open_output(StreamKind::Stdout, "c1", "", got.len() as u64).await.unwrap();
             assert_eq!(offset, got.len() as u64);
             // Leave in mid-stream, with or without an acknowledgement.
             let part = 150_000 + turns * 37_777;
             let mut taken = 0;
-            let mut chunk = vec![0; 30_000];
             while taken < part {
-                let n = timeout(LIMIT, stream.read(&mut chunk)).await.unwrap().unwrap();
-                if n == 0 { break; }
-                got.extend(&chunk[..n]);
-                taken += n;
+                let bytes = output.read().await;
+                if bytes.is_empty() { break; }
+                taken += bytes.len();
+                got.extend(bytes);
                 if turns % 2 == 0 {
-                    stream.write_all(&(got.len() as u64).to_le_bytes()).await.unwrap();
+                    output.acknowledge(got.len() as u64).await;
                 }
             }
             turns += 1;
@@ -370,6 +362,21 @@ agent_tests! {
         assert_eq!(String::from_utf8(got).unwrap(), expected);
         assert!(turns > 5);
         assert_eq!(agent.exited("c1", "").await.stdout_bytes, expected.len() as u64);
+        agent.delete("c1").await;
+    }
+
+    async fn an_output_that_is_closed_ends_while_its_process_runs(agent) {
+        agent.run("c1", "echo hello; exec > /dev/null 2>&1; sleep 1000").await;
+        assert_eq!(agent.output(StreamKind::Stdout, "c1", "").await, "hello\n");
+        assert_eq!(agent.output(StreamKind::Stderr, "c1", "").await, "");
+        // An exec whose streams the host keeps was not left.
+        let mut request = exec_request("c1", "e1", "exec > /dev/null 2>&1; sleep 4; exit 5");
+        request.kill_on_detach = true;
+        agent.client.exec(context(), &request).await.unwrap();
+        let (mut output, _) = agent.open_output(StreamKind::Stdout, "c1", "e1", 0).await.unwrap();
+        assert_eq!(output.read_to_end().await, b"");
+        assert_eq!(agent.exited("c1", "e1").await.code, 5);
+        drop(output);
         agent.delete("c1").await;
     }
 
@@ -400,8 +407,8 @@ agent_tests! {
         child["linux"]["resources"]["memory"] = json!({"limit": 15_728_640, "swap": 15_728_640});
         agent.create(&container_with("c2", &child)).await;
         agent.start_container("c2").await.unwrap();
-        let (mut stdout, _) = agent.stream(StreamKind::Stdout, "c2", "", 0).await.unwrap();
-        timeout(LIMIT, stdout.read_exact(&mut [0; 5])).await.unwrap().unwrap();
+        let (mut stdout, _) = agent.open_output(StreamKind::Stdout, "c2", "", 0).await.unwrap();
+        assert_eq!(stdout.read_exact(5).await, b"lost\n");
         agent.signal("c2", "", 9, true).await;
         let exited = agent.exited("c2", "").await;
         assert_eq!((exited.code, exited.oom_killed), (137, false));
@@ -596,10 +603,9 @@ agent_tests! {
         request.pid = proto::PidNamespace::POD.into();
         agent.create(&request).await;
         agent.start_container("c1").await.unwrap();
-        let (mut stream, _) = agent.stream(StreamKind::Stdout, "c1", "", 0).await.unwrap();
+        let (mut output, _) = agent.open_output(StreamKind::Stdout, "c1", "", 0).await.unwrap();
         let expected = format!("{ids}0\ninside\n1\n");
-        let mut said = vec![0; expected.len()];
-        timeout(LIMIT, stream.read_exact(&mut said)).await.unwrap().unwrap();
+        let said = output.read_exact(expected.len()).await;
         assert_eq!(String::from_utf8_lossy(&said), expected);
 
         // The image, what is written, shared memory and mount points have the owners they should.
@@ -1012,8 +1018,8 @@ agent_tests! {
         agent.run("c1", "nc -l -p 8080 -e sh -c 'read x; echo got $x'").await;
         let begin = Instant::now();
         let mut stream = loop {
-            match agent.stream(StreamKind::Dial { port: 8080 }, "", "", 0).await {
-                Ok((stream, _)) => break stream,
+            match agent.stream(StreamKind::Dial { port: 8080 }, "", "").await {
+                Ok(stream) => break stream,
                 Err(e) => {
                     assert!(e.contains("localhost:8080"), "{e}");
                     assert!(begin.elapsed() < LIMIT, "{e}");
@@ -1082,20 +1088,10 @@ fn as_pid_1_it_boots_serves_vsock_and_resets() {
         };
         client.start(context(), &start).await.unwrap();
         let address = tokio_vsock::VsockAddr::new(1, hull_proto_agent::STREAM_PORT);
-        let mut stream = tokio_vsock::VsockStream::connect(address).await.unwrap();
-        let header = StreamHeader {
-            kind: StreamKind::Stdout,
-            container: "c1".to_owned(),
-            exec: String::new(),
-            offset: 0,
-        };
-        stream.write_all(&encode(&header).unwrap()).await.unwrap();
-        let mut bytes = Vec::new();
-        timeout(LIMIT, stream.read_to_end(&mut bytes))
-            .await
-            .unwrap()
-            .unwrap();
-        assert!(bytes.ends_with(b"hello from a guest\n"), "{bytes:?}");
+        let stream = tokio_vsock::VsockStream::connect(address).await.unwrap();
+        let (stream, _) = open(stream, StreamKind::Stdout, "c1", "", 0).await.unwrap();
+        let said = Output::new(stream).read_to_end().await;
+        assert_eq!(String::from_utf8_lossy(&said), "hello from a guest\n");
         client
             .shutdown(context(), &proto::Empty::default())
             .await

@@ -1,7 +1,7 @@
-//! The host↔guest contract: RPC messages and the header of byte streams.
+//! The host↔guest contract: RPC messages and byte streams.
 //!
 //! Read `proto/agent.proto` first, then [`stream`]. There is no logic here but
-//! the encoding of the stream header, because both sides must agree on it.
+//! the encoding of streams, because both sides must agree on it.
 
 #![forbid(unsafe_code)]
 
@@ -28,7 +28,7 @@ pub mod rpc {
 }
 
 /// The contract version that this build speaks (`HelloRequest.version`).
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 /// The vsock port of the agent's ttrpc server.
 pub const RPC_PORT: u32 = 1024;
 /// The vsock port of the agent's byte streams.

@@ -9,7 +9,7 @@ use std::{
 use futures::FutureExt;
 use hull_proto_agent::{
     agent::{Event, StatsResponse},
-    stream::{StreamHeader, StreamKind, StreamReply},
+    stream::{ChunkDecoder, StreamHeader, StreamKind, StreamReply},
 };
 use hull_proto_vmm::Response;
 use protobuf::Message;
@@ -132,13 +132,19 @@ pub fn streams(mut input: &[u8]) {
         assert!(known.is_none_or(|known| known <= received));
     }
     let (mut splitter, mut lines) = (LineSplitter::new("stdout"), Vec::new());
-    let chunks = input.chunks(LINE_MAX / 2 + 1);
-    let mut written = 0;
-    for chunk in chunks {
-        written += splitter.push(chunk, 0, &mut lines);
+    let mut decoder = ChunkDecoder::default();
+    let (mut sent, mut written) = (0, 0);
+    for read in input.chunks(LINE_MAX / 2 + 1) {
+        let (mut read, had_ended) = (read.to_vec(), decoder.has_ended());
+        let Ok(length) = decoder.decode(&mut read) else {
+            break;
+        };
+        assert!(!had_ended && length <= read.len());
+        sent += length as u64;
+        written += splitter.push(&read[..length], 0, &mut lines);
     }
     written += splitter.finish(0, &mut lines);
-    assert_eq!(written, input.len() as u64);
+    assert_eq!(written, sent);
 }
 
 /// What a VMM sends: an answer on its control socket, or its exit report.
@@ -165,8 +171,9 @@ fn is_tame(text: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use hull_proto_agent::agent::{
-        CgroupStats, ContainerStats, DeviceIo, Exited, FilesystemStats, event::Kind,
+    use hull_proto_agent::{
+        agent::{CgroupStats, ContainerStats, DeviceIo, Exited, FilesystemStats, event::Kind},
+        stream::{self, END_OF_OUTPUT},
     };
     use hull_proto_vmm::{ErrorKind, ExitReason, ExitReport};
     use proptest::prelude::*;
@@ -241,8 +248,10 @@ mod tests {
     }
 
     fn stream() -> Vec<u8> {
-        let reply = hull_proto_agent::stream::encode(&StreamReply::Ok { offset: 7 }).unwrap();
-        [b"OK 5000\n".as_slice(), &reply, b"hello\nworld"].concat()
+        let reply = stream::encode(&StreamReply::Ok { offset: 7 }).unwrap();
+        let output = stream::encode_chunk([b"hello\n", b"world"]).unwrap();
+        let all = [b"OK 5000\n".as_slice(), &reply, &output, &END_OF_OUTPUT];
+        all.concat()
     }
 
     fn answers() -> Vec<Vec<u8>> {

@@ -4,11 +4,15 @@
 //! `flood:N` (bytes), `sleep:MS`, `wait` (until it is killed), `trap` (SIGTERM is written to
 //! stdout instead of ending it), `signals` (writes the signals that the container got), `cat`
 //! (copies its input to its output), `limits` (writes the changes of limits that the container
-//! got), `oom`, `exit:CODE`.
+//! got), `close` (closes its outputs and goes on), `oom`, `exit:CODE`.
 //!
 //! What the guest tells about it that is not so: `lie:offset` (its output begins at the last byte
-//! there can be), `lie:late-offset` (the same, on connections that want no first byte), `lie:end` (it ended in the far future, and wrote endlessly), `lie:exited:ID` (the
-//! container ID ended), `lie:stats` (the guest uses all there is).
+//! there can be), `lie:late-offset` (the same, on connections that want no first byte),
+//! `lie:after-end`, `lie:ends` (its output goes on after its end, or ends once more),
+//! `lie:early-end` (connections that want no first byte get one less than was acknowledged),
+//! `lie:no-end` (the end of its output is the end of the connection), `lie:end` (it ended in the far
+//! future, and wrote endlessly), `lie:exited:ID` (the container ID ended), `lie:stats` (the guest
+//! uses all there is).
 
 use std::{
     collections::HashSet,
@@ -135,6 +139,10 @@ impl Process {
                 "limits" => {
                     let limits = owner.limits.lock().unwrap().join("\n");
                     self.stdout.write(limits.as_bytes());
+                }
+                "close" => {
+                    self.stdout.end();
+                    self.stderr.end();
                 }
                 "oom" => {
                     end = End {

@@ -3,7 +3,7 @@
 use std::{io, sync::Arc, time::Duration};
 
 use hull_proto_agent::stream::{
-    StreamHeader, StreamKind, StreamReply, body_length, decode, encode,
+    END_OF_OUTPUT, StreamHeader, StreamKind, StreamReply, body_length, decode, encode, encode_chunk,
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -30,6 +30,8 @@ pub async fn serve(mut stream: UnixStream, guest: Arc<Guest>) -> io::Result<()> 
     if header.kind == StreamKind::Stdin {
         return input(stream, &process).await;
     }
+    // A line for each connection, beside the exit report.
+    guest.note("outputs", &header.container);
     output(stream, &process, &header).await
 }
 
@@ -78,6 +80,13 @@ async fn output(stream: UnixStream, process: &Process, header: &StreamHeader) ->
     let mut state = buffer.subscribe();
     let mut at = header.offset.max(state.borrow().first);
     let (mut reader, mut writer) = stream.into_split();
+    if process.lies().any(|lie| lie == "early-end") && at > 0 {
+        // Before what was acknowledged: as if it had never been there.
+        let reply = StreamReply::Ok { offset: at - 1 };
+        writer.write_all(&encode(&reply)?).await?;
+        writer.write_all(&END_OF_OUTPUT).await?;
+        std::future::pending::<()>().await;
+    }
     let lies = process.lies().any(|lie| match lie {
         "offset" => true,
         "late-offset" => at > 0,
@@ -95,6 +104,7 @@ async fn output(stream: UnixStream, process: &Process, header: &StreamHeader) ->
     writer
         .write_all(&encode(&StreamReply::Ok { offset: at })?)
         .await?;
+    let is_lie = |name| process.lies().any(|lie| lie == name);
     let send = async {
         loop {
             let (chunk, ended) = {
@@ -107,11 +117,19 @@ async fn output(stream: UnixStream, process: &Process, header: &StreamHeader) ->
             };
             // In pieces, so that connections can end in between.
             for piece in chunk.chunks(10_000) {
-                writer.write_all(piece).await?;
+                writer.write_all(&encode_chunk([piece, b""])?).await?;
                 at += piece.len() as u64;
             }
+            if is_lie("no-end") && ended && chunk.is_empty() {
+                return writer.shutdown().await;
+            }
             if ended && chunk.is_empty() {
-                writer.shutdown().await?;
+                writer.write_all(&END_OF_OUTPUT).await?;
+                if is_lie("ends") {
+                    writer.write_all(&END_OF_OUTPUT).await?;
+                } else if is_lie("after-end") {
+                    writer.write_all(&encode_chunk([b"more", b""])?).await?;
+                }
                 std::future::pending::<()>().await;
             }
             if chunk.is_empty() && state.changed().await.is_err() {

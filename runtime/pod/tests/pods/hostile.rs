@@ -62,9 +62,16 @@ fn a_guest_that_says_what_can_not_be_ends_with_a_reason_and_alone() {
             ("offset", "lie:offset", "misbehaves: output of"),
             ("code", "exit:256", "it sent the exit code 256"),
             ("negative", "exit:4294967295", "it sent the exit code -1"),
+            ("after", "lie:after-end", "goes on after its end"),
+            ("twice", "lie:ends", "goes on after its end"),
         ] {
             let pod = pods.run_sandbox(node.sandbox(name)).await.unwrap();
-            let args = [lie, if name == "offset" { "wait" } else { "" }];
+            let more: &[&str] = match name {
+                "offset" => &["wait"],
+                "after" | "twice" => &["out:some", "close", "wait"],
+                _ => &[],
+            };
+            let args = [&[lie], more].concat();
             let id = run(&pods, &pod, name, &args).await;
             ended(&pods, &pod, &id, text).await;
             works(&node, &pods, &well, &other).await;
@@ -98,23 +105,33 @@ fn a_guest_that_says_what_can_not_be_ends_with_a_reason_and_alone() {
 #[test]
 fn a_guest_that_lies_to_the_next_daemon_ends_with_a_reason_too() {
     let node = TestNode::new();
+    let begins = "begins at byte 18446744073709551615, of which 6 were acknowledged";
+    let ends = "ends before bytes that were sent";
     let first = daemon();
-    let (well, other, liar, id) = first.block_on(async {
+    let (well, other, liars) = first.block_on(async {
         let pods = node.open().await;
         let well = pods.run_sandbox(node.sandbox("well")).await.unwrap();
         let other = run(&pods, &well, "other", &["wait"]).await;
-        let liar = pods.run_sandbox(node.sandbox("liar")).await.unwrap();
-        let args = ["lie:late-offset", "out:hello\\n", "wait"];
-        let id = run(&pods, &liar, "liar", &args).await;
-        eventually("output", async || !node.log("liar.log").is_empty()).await;
-        (well, other, liar, id)
+        let mut liars = Vec::new();
+        for (name, lie, text) in [
+            ("late", "lie:late-offset", begins),
+            ("early", "lie:early-end", ends),
+        ] {
+            let liar = pods.run_sandbox(node.sandbox(name)).await.unwrap();
+            let id = run(&pods, &liar, name, &[lie, "out:hello\\n", "wait"]).await;
+            let log = format!("{name}.log");
+            eventually("output", async || !node.log(&log).is_empty()).await;
+            liars.push((liar, id, text));
+        }
+        (well, other, liars)
     });
     drop(first);
     daemon().block_on(async {
         let pods = node.open().await;
-        let text = "begins at byte 18446744073709551615, of which 6 were acknowledged";
-        ended(&pods, &liar, &id, text).await;
-        works(&node, &pods, &well, &other).await;
+        for (liar, id, text) in liars {
+            ended(&pods, &liar, &id, text).await;
+            works(&node, &pods, &well, &other).await;
+        }
     });
 }
 

@@ -9,6 +9,7 @@ mod hostile;
 mod life;
 mod local;
 mod mute;
+mod outputs;
 mod processes;
 mod recovery;
 mod sessions;

@@ -1,20 +1,23 @@
 //! Output of a process in the guest, byte by byte and to the last one.
 //!
 //! The agent keeps what is not acknowledged, so a connection that is lost is opened again where
-//! the last one ended. Where the output ends is known from the event of the process's end; the
-//! end of a connection alone proves nothing.
+//! the last one ended. The agent marks the end of an output; the end of a connection alone proves
+//! nothing. A process may close its output and live on: there is nothing more to come then, but the
+//! connection stays, because the agent kills an exec whose streams are lost. Readers are told of the
+//! end when the process ends.
 //!
 //! Where the agent begins is where it was asked to, or before. It would have to begin later if more
 //! had been acknowledged than is known here, which can't be: bytes are acknowledged after they were
 //! written and noted (`logs` of `hull-pod`), and the note lives exactly as long as the VM, in the memory of
 //! the same host. So an agent that begins later lies, or the note was removed under a running pod;
-//! either way output is lost, and its VM is ended for it.
+//! either way output is lost, and its VM is ended for it. So is the VM of an agent whose output ends
+//! before bytes that it has sent, or goes on after its end.
 
-use std::{io, path::Path, time::Duration};
+use std::{fmt::Display, io, ops::Range, path::Path, time::Duration};
 
 use hull_proto_agent::{
     STREAM_PORT,
-    stream::{self, StreamHeader, StreamKind, StreamReply},
+    stream::{self, ChunkDecoder, StreamHeader, StreamKind, StreamReply},
 };
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
@@ -66,8 +69,36 @@ pub struct Output {
     /// Bytes that are safe, which the next connection may tell the agent.
     safe: u64,
     end: watch::Receiver<OutputEnd>,
-    connection: Option<UnixStream>,
+    /// Whether all of it was received, whether its process has ended or not.
+    is_complete: bool,
+    connection: Option<Connection>,
     pause: Duration,
+}
+
+/// A connection that carries an output.
+#[derive(Debug)]
+struct Connection {
+    stream: UnixStream,
+    decoder: ChunkDecoder,
+    /// Bytes to come that were received before.
+    known: u64,
+}
+
+impl Connection {
+    /// Takes apart what was read next. Returns which part of `read` is new output.
+    ///
+    /// # Errors
+    /// How the agent contradicts itself.
+    fn decode(&mut self, read: &mut [u8]) -> Result<Range<usize>, &'static str> {
+        let length = self.decoder.decode(read);
+        let length = length.map_err(|_| "goes on after its end")?;
+        let skipped = usize::try_from(self.known).map_or(length, |known| known.min(length));
+        self.known = self.known.saturating_sub(skipped as u64);
+        if self.decoder.has_ended() && self.known > 0 {
+            return Err("ends before bytes that were sent");
+        }
+        Ok(skipped..length)
+    }
 }
 
 impl Output {
@@ -95,6 +126,7 @@ impl Output {
             received: offset,
             safe: offset,
             end,
+            is_complete: false,
             connection: None,
             pause: PAUSE,
         }
@@ -120,6 +152,7 @@ impl Output {
                 // Nobody will tell the end: nobody waits for the output any more.
                 OutputEnd::Open if is_orphan => return &[],
                 OutputEnd::Open => {}
+                OutputEnd::At(_) | OutputEnd::Gone if self.is_complete => return &[],
                 OutputEnd::At(total) if self.received >= total => return &[],
                 OutputEnd::Gone if self.connection.is_none() => return &[],
                 OutputEnd::At(_) | OutputEnd::Gone => {
@@ -130,37 +163,65 @@ impl Output {
                 }
             }
             let Some(connection) = &mut self.connection else {
-                self.reopen().await;
+                if self.is_complete {
+                    let _ = self.end.changed().await;
+                } else {
+                    self.reopen().await;
+                }
                 continue;
             };
+            let read = connection.stream.read(&mut *buffer);
             let read = match deadline {
-                Some(deadline) => match timeout_at(deadline, connection.read(&mut *buffer)).await {
+                Some(deadline) => match timeout_at(deadline, read).await {
                     Ok(read) => read,
                     Err(_) => return &[],
                 },
                 None => tokio::select! {
                     biased;
-                    read = connection.read(&mut *buffer) => read,
+                    read = read => read,
                     _ = self.end.changed() => continue,
                 },
             };
             match read {
                 Ok(length) if length > 0 => {
-                    self.received = self.received.saturating_add(length as u64);
-                    self.pause = PAUSE;
-                    return buffer.get(..length).unwrap_or_default();
-                }
-                _ => {
-                    self.connection = None;
-                    // The process closed its output and runs on, or the event that tells its
-                    // end is on its way.
-                    if end == OutputEnd::Open {
-                        let _ = timeout(self.pause, self.end.changed()).await;
-                        self.pause = self.pause.saturating_mul(2).min(PAUSE_MAX);
+                    let read = buffer.get_mut(..length).unwrap_or_default();
+                    let output = connection.decode(read);
+                    self.is_complete = connection.decoder.has_ended();
+                    match output {
+                        Ok(output) if output.is_empty() => {}
+                        Ok(output) => {
+                            self.received = self.received.saturating_add(output.len() as u64);
+                            self.pause = PAUSE;
+                            return buffer.get(output).unwrap_or_default();
+                        }
+                        Err(contradiction) => {
+                            self.misbehaves(contradiction);
+                            // Its VM is about to be gone.
+                            self.lose(end).await;
+                        }
                     }
                 }
+                // Unless the output is complete, the event that tells its end may be on its way.
+                _ => self.lose(end).await,
             }
         }
+    }
+
+    /// Gives the connection up, and waits a moment before the next.
+    async fn lose(&mut self, end: OutputEnd) {
+        self.connection = None;
+        if end == OutputEnd::Open {
+            let _ = timeout(self.pause, self.end.changed()).await;
+            self.pause = self.pause.saturating_mul(2).min(PAUSE_MAX);
+        }
+    }
+
+    /// Has the VM ended, for what its agent sent.
+    fn misbehaves(&self, how: impl Display) -> GuestError {
+        let what = format!("output of {} {how}", what(&self.header));
+        let error = GuestError::Misbehaved { what };
+        self.agent.fault().tell(&error);
+        error
     }
 
     /// Tells the agent that the first `total` bytes are safe. Failing has no effect: the agent
@@ -168,7 +229,11 @@ impl Output {
     pub async fn acknowledge(&mut self, total: u64) {
         self.safe = total;
         if let Some(connection) = &mut self.connection
-            && connection.write_all(&total.to_le_bytes()).await.is_err()
+            && connection
+                .stream
+                .write_all(&total.to_le_bytes())
+                .await
+                .is_err()
         {
             self.connection = None;
         }
@@ -184,26 +249,19 @@ impl Output {
     async fn connect(&mut self) -> Result<(), GuestError> {
         // Not what was received: the agent forgets what is before the offset.
         self.header.offset = self.safe;
-        let (mut stream, offset) = connect_stream(self.agent.vsock(), &self.header).await?;
-        let known = self
-            .known(offset)
-            .inspect_err(|error| self.agent.fault().tell(error))?;
-        skip(&mut stream, known)
-            .await
-            .map_err(|source| self.failed(source))?;
-        self.connection = Some(stream);
+        let (stream, offset) = connect_stream(self.agent.vsock(), &self.header).await?;
+        let safe = self.safe;
+        let known = known(offset, self.received, safe).ok_or_else(|| {
+            self.misbehaves(format_args!(
+                "begins at byte {offset}, of which {safe} were acknowledged"
+            ))
+        })?;
+        self.connection = Some(Connection {
+            stream,
+            decoder: ChunkDecoder::default(),
+            known,
+        });
         Ok(())
-    }
-
-    /// How many of the bytes from `offset` on were received before.
-    fn known(&self, offset: u64) -> Result<u64, GuestError> {
-        known(offset, self.received, self.safe).ok_or_else(|| GuestError::Misbehaved {
-            what: format!(
-                "output of {} begins at byte {offset}, of which {} were acknowledged",
-                what(&self.header),
-                self.safe
-            ),
-        })
     }
 
     fn failed(&self, source: io::Error) -> GuestError {
@@ -291,13 +349,4 @@ pub async fn exchange(
     let mut body = vec![0_u8; stream::body_length(prefix)?];
     stream.read_exact(&mut body).await?;
     stream::decode(&body)
-}
-
-async fn skip(stream: &mut UnixStream, bytes: u64) -> io::Result<()> {
-    let skipped = tokio::io::copy(&mut stream.take(bytes), &mut tokio::io::sink()).await?;
-    if skipped == bytes {
-        Ok(())
-    } else {
-        Err(io::ErrorKind::UnexpectedEof.into())
-    }
 }
