@@ -56,6 +56,7 @@ checks() {
         case $line in
             check\ *:\ ok) PASSED=$((PASSED + 1)) ;;
             check\ *:\ FAILED) fail "${line%:*}" ;;
+            SKIPPED:\ *) SKIPPED=$((SKIPPED + 1)) ;;
         esac
     done <"$LOGS/checks.log"
     grep -q '^check ' "$LOGS/checks.log"

@@ -1,5 +1,5 @@
 #!/bin/bash
-# run.sh: the checks that need no test: format, lints, licences, layering. All of them run; the exit
+# run.sh: the checks that need no test: format, lints, dependencies, layering. All of them run; the exit
 # code is the number of those that failed.
 set -euo pipefail
 . "$(dirname "$0")/../host/lib.sh"
@@ -13,6 +13,6 @@ check() {
 }
 check format cargo fmt --all --check
 check lints cargo clippy --locked --quiet --workspace --all-targets -- -D warnings
-check licences tests/checks/licences
+check dependencies tests/checks/dependencies
 check layering tests/checks/layering
 exit $failed
