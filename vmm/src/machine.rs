@@ -32,6 +32,9 @@ use crate::memory::{self, MemoryError};
 use crate::service::Worker;
 use crate::slots::{SlotError, Slots};
 
+/// How long devices that are served by threads may take to finish their I/O before a pause.
+const IO_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// Why a machine was not built or changed.
 #[derive(Debug, thiserror::Error)]
 pub enum MachineError {
@@ -91,6 +94,9 @@ pub enum MachineError {
     /// A vCPU does not stop.
     #[error("vCPUs do not leave the guest")]
     Stuck,
+    /// A device is in the middle of I/O that takes its time.
+    #[error("devices do not finish their I/O")]
+    Busy,
 }
 
 /// The interrupt of the serial port.
@@ -278,12 +284,15 @@ impl Machine {
     /// Stops the vCPUs, then completes all I/O.
     ///
     /// # Errors
-    /// [`MachineError::Stuck`]
+    /// [`MachineError::Stuck`], [`MachineError::Busy`]: what was paused stays so until [`Machine::resume`].
     pub fn pause(&self) -> Result<(), MachineError> {
         if !self.vcpus().is_none_or(Vcpus::pause) {
             return Err(MachineError::Stuck);
         }
-        self.workers.iter().for_each(Worker::pause);
+        let deadline = Instant::now() + IO_TIMEOUT;
+        if !self.workers.iter().all(|worker| worker.pause(deadline)) {
+            return Err(MachineError::Busy);
+        }
         self.hardware.slots.drain();
         Ok(())
     }

@@ -10,6 +10,7 @@ use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
+use std::time::Instant;
 
 use error_reporter::Report;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
@@ -82,11 +83,17 @@ fn handle(attached: &Attached, source: Source, ready: EventSet) -> Result<Progre
     }
 }
 
+#[derive(Debug, Default)]
+struct State {
+    paused: bool,
+    /// The thread is in the middle of events.
+    serving: bool,
+}
+
 #[derive(Debug)]
 struct Control {
-    /// Held while devices are served. True: none are.
-    paused: Mutex<bool>,
-    resumed: Condvar,
+    state: Mutex<State>,
+    changed: Condvar,
     stopped: AtomicBool,
     wake: EventFd,
 }
@@ -110,8 +117,8 @@ impl Worker {
             EpollEvent::new(EventSet::IN, WAKE),
         )?;
         let control = Arc::new(Control {
-            paused: Mutex::new(false),
-            resumed: Condvar::new(),
+            state: Mutex::default(),
+            changed: Condvar::new(),
             stopped: AtomicBool::new(false),
             wake,
         });
@@ -127,15 +134,24 @@ impl Worker {
         Ok(Self { control })
     }
 
-    /// Finishes what is being served and begins nothing more.
-    pub fn pause(&self) {
-        *lock(&self.control.paused) = true;
+    /// Begins nothing more and waits until `deadline` for what is being served. False: it is not finished
+    /// by then.
+    pub fn pause(&self, deadline: Instant) -> bool {
+        let mut state = lock(&self.control.state);
+        state.paused = true;
+        let left = deadline.saturating_duration_since(Instant::now());
+        let (state, _) = self
+            .control
+            .changed
+            .wait_timeout_while(state, left, |state| state.serving)
+            .unwrap_or_else(PoisonError::into_inner);
+        !state.serving
     }
 
     /// Goes on.
     pub fn resume(&self) {
-        *lock(&self.control.paused) = false;
-        self.control.resumed.notify_all();
+        lock(&self.control.state).paused = false;
+        self.control.changed.notify_all();
     }
 }
 
@@ -144,7 +160,7 @@ impl Drop for Worker {
         // The thread is not waited for: it may be in the middle of I/O that never ends.
         self.control.stopped.store(true, Ordering::SeqCst);
         let _ = self.control.wake.write(1);
-        self.control.resumed.notify_all();
+        self.control.changed.notify_all();
     }
 }
 
@@ -153,13 +169,15 @@ impl Control {
         let mut events = [EpollEvent::default(); BATCH];
         loop {
             let count = wait(epoll, -1, &mut events)?;
-            let mut paused = lock(&self.paused);
-            while *paused && !self.stopped.load(Ordering::SeqCst) {
-                paused = self
-                    .resumed
-                    .wait(paused)
+            let mut state = lock(&self.state);
+            while state.paused && !self.stopped.load(Ordering::SeqCst) {
+                state = self
+                    .changed
+                    .wait(state)
                     .unwrap_or_else(PoisonError::into_inner);
             }
+            state.serving = true;
+            drop(state);
             for event in events.iter().take(count) {
                 if self.stopped.load(Ordering::SeqCst) {
                     return Ok(());
@@ -168,13 +186,16 @@ impl Control {
                     serve(slots, *event);
                 }
             }
+            lock(&self.state).serving = false;
+            self.changed.notify_all();
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::time::{Duration, Instant};
+    use std::sync::mpsc;
+    use std::time::Duration;
 
     use super::*;
     use crate::epolls::Epolls;
@@ -227,7 +248,7 @@ mod tests {
                 "every notification is one"
             );
         }
-        worker.pause();
+        assert!(worker.pause(Instant::now() + long));
         slots.kick(1, 0);
         assert!(!has_handled(&slots, 4, Duration::from_millis(300)));
         // A device can be taken out meanwhile; its events are forgotten.
@@ -237,7 +258,7 @@ mod tests {
         worker.resume();
         assert!(has_handled(&slots, 1, long));
         assert_eq!(Arc::strong_count(&slots), 2);
-        worker.pause();
+        assert!(worker.pause(Instant::now() + long));
         drop(worker);
         let start = Instant::now();
         while Arc::strong_count(&slots) > 1 {
@@ -246,5 +267,36 @@ mod tests {
                 "the thread is still there"
             );
         }
+    }
+
+    /// The control thread pauses workers, and the daemon waits for the control thread.
+    #[test]
+    fn a_pause_does_not_wait_for_ever_for_io_that_does_not_end() {
+        let epolls = Epolls::new(Arc::new(Epoll::new().unwrap()), 1).unwrap();
+        let ioapic = Arc::new(Ioapic::new(Nothing));
+        let slots = Arc::new(Slots::new(&ioapic, memory(0x10000), epolls.clone()).unwrap());
+        slots.attach(1, disk(), &Nothing).unwrap();
+        let disks = Arc::clone(&epolls.disks[0]);
+        let worker = Worker::start("disks".to_owned(), Arc::clone(&slots), disks).unwrap();
+        let device = slots.find(1, 1).unwrap().device;
+        let busy = lock(&device);
+        slots.kick(1, 0);
+        while !lock(&worker.control.state).serving {
+            thread::yield_now();
+        }
+        thread::scope(|scope| {
+            let (answers, answer) = mpsc::channel();
+            let worker = &worker;
+            scope.spawn(move || {
+                answers.send(worker.pause(Instant::now() + Duration::from_millis(50)))
+            });
+            let paused = answer.recv_timeout(Duration::from_secs(10));
+            drop(busy);
+            assert!(!paused.expect("it waits"));
+        });
+        worker.resume();
+        let long = Duration::from_secs(10);
+        assert!(has_handled(&slots, 1, long));
+        assert!(worker.pause(Instant::now() + long));
     }
 }

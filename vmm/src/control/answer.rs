@@ -42,7 +42,9 @@ fn kind(error: &MachineError) -> ErrorKind {
         | MachineError::MpTable(_)
         | MachineError::Device { .. }
         | MachineError::Slot(SlotError::NoSuchSlot(_) | SlotError::Empty(_)) => ErrorKind::Invalid,
-        MachineError::Slot(SlotError::Taken(_) | SlotError::Busy(_)) => ErrorKind::Busy,
+        MachineError::Slot(SlotError::Taken(_) | SlotError::Busy(_)) | MachineError::Busy => {
+            ErrorKind::Busy
+        }
         MachineError::Kvm(_) => ErrorKind::Kvm,
         MachineError::Memory(MemoryError::Arrange)
         | MachineError::Params(_)

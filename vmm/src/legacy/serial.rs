@@ -14,7 +14,7 @@
 
 use std::fs::File;
 use std::io::{self, Write};
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex, OnceLock};
 
 use vm_superio::serial::NoEvents;
 use vm_superio::{Serial, Trigger};
@@ -31,13 +31,16 @@ const FILE_LIMIT: u64 = 16 << 20;
 #[derive(Debug)]
 pub struct Com1<T: Trigger> {
     serial: Mutex<Serial<T, NoEvents, Console>>,
+    panic: Arc<OnceLock<String>>,
 }
 
 impl<T: Trigger> Com1<T> {
     /// Creates the port; output goes to `file` or nowhere.
     pub fn new(interrupt: T, file: Option<File>) -> Self {
+        let console = Console::new(file);
         Self {
-            serial: Mutex::new(Serial::new(interrupt, Console::new(file))),
+            panic: Arc::clone(&console.panic),
+            serial: Mutex::new(Serial::new(interrupt, console)),
         }
     }
 
@@ -52,9 +55,10 @@ impl<T: Trigger> Com1<T> {
         let _ = lock(&self.serial).write(offset, value);
     }
 
-    /// Returns what the kernel said when it panicked.
+    /// Returns what the kernel said when it panicked. Does not wait for output that the host is slow to
+    /// take.
     pub fn panic_message(&self) -> Option<String> {
-        lock(&self.serial).writer().panic.clone()
+        self.panic.get().cloned()
     }
 }
 
@@ -65,7 +69,7 @@ struct Console {
     /// Bytes that the file still takes.
     left: u64,
     line: Vec<u8>,
-    panic: Option<String>,
+    panic: Arc<OnceLock<String>>,
 }
 
 impl Console {
@@ -79,7 +83,7 @@ impl Console {
             },
             file,
             line: Vec::with_capacity(LINE),
-            panic: None,
+            panic: Arc::default(),
         }
     }
 
@@ -90,7 +94,7 @@ impl Console {
             }
             return;
         }
-        if self.panic.is_none()
+        if self.panic.get().is_none()
             && let Some(at) = self
                 .line
                 .windows(PANIC.len())
@@ -98,7 +102,7 @@ impl Console {
         {
             let reason = self.line.get(at.saturating_add(PANIC.len())..);
             let reason = String::from_utf8_lossy(reason.unwrap_or_default());
-            self.panic = Some(reason.trim().to_owned());
+            self.panic.get_or_init(|| reason.trim().to_owned());
         }
         self.line.clear();
     }
@@ -126,8 +130,13 @@ impl Write for Console {
 #[cfg(test)]
 mod tests {
     use std::io::{Read, Seek};
+    use std::os::fd::OwnedFd;
+    use std::sync::mpsc;
+    use std::thread;
+    use std::time::Duration;
 
     use super::*;
+    use crate::sync::try_lock;
 
     struct Nothing;
 
@@ -168,6 +177,31 @@ mod tests {
             com1.panic_message().unwrap(),
             "VFS: Unable to mount root fs"
         );
+    }
+
+    /// A vCPU that prints to a file that takes nothing has the port for as long as that lasts.
+    #[test]
+    fn what_a_kernel_said_is_known_while_its_output_is_stuck() {
+        let (reader, writer) = io::pipe().unwrap();
+        let file = File::from(OwnedFd::from(writer));
+        let com1 = Com1::new(Nothing, Some(file.try_clone().unwrap()));
+        print(&com1, "Kernel panic - not syncing: no init\n");
+        rustix::io::ioctl_fionbio(&file, true).unwrap();
+        while (&file).write(&[0; 4096]).is_ok() {}
+        rustix::io::ioctl_fionbio(&file, false).unwrap();
+        thread::scope(|scope| {
+            scope.spawn(|| com1.write(0, b'x'));
+            while try_lock(&com1.serial).is_some() {
+                thread::yield_now();
+            }
+            let (answers, answer) = mpsc::channel();
+            let com1 = &com1;
+            scope.spawn(move || answers.send(com1.panic_message()));
+            let message = answer.recv_timeout(Duration::from_secs(10));
+            // Ends the write.
+            drop(reader);
+            assert_eq!(message.expect("it waits").unwrap(), "no init");
+        });
     }
 
     #[test]

@@ -4,8 +4,8 @@
 
 use std::io::{self, ErrorKind};
 use std::os::fd::AsRawFd;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use virtio_bindings::virtio_net::{
@@ -20,6 +20,7 @@ use super::frame::{
 };
 use super::header::{HEADER_SIZE, Header};
 use super::tap::{Port, write_frame};
+use crate::sync::lock;
 use crate::virtio::buffers::{Buffers, total};
 use crate::virtio::counters::Counters;
 use crate::virtio::device::QueuePair;
@@ -94,6 +95,8 @@ pub(super) struct Pair<P> {
     port: P,
     frame: Frame,
     counters: Counters,
+    /// What was counted up to the last turn, for those who can't wait for this one.
+    counted: Arc<Mutex<Counters>>,
     active: Option<Activation>,
     /// Frames for the guest come out of its port. If not, they come out of another pair's.
     on: bool,
@@ -119,6 +122,7 @@ impl<P: Port> Pair<P> {
             port,
             frame: Frame::default(),
             counters: Counters::default(),
+            counted: Arc::default(),
             active: None,
             on: true,
             watched: false,
@@ -134,8 +138,9 @@ impl<P: Port> Pair<P> {
         &self.port
     }
 
-    pub fn counters(&self) -> Counters {
-        self.counters
+    /// Returns what it has counted up to its last turn, to be read without the pair's lock.
+    pub fn counted(&self) -> Arc<Mutex<Counters>> {
+        Arc::clone(&self.counted)
     }
 
     /// Returns what a snapshot keeps of its queues; none when idle.
@@ -388,20 +393,8 @@ impl<P: Port> Pair<P> {
         }
         Ok(())
     }
-}
 
-impl<P: Port> QueuePair for Pair<P> {
-    fn is_active(&self) -> bool {
-        self.active.is_some()
-    }
-
-    fn on_kick(&mut self, queue: u16) -> Result<Progress, DeviceError> {
-        self.counters.notifications += 1;
-        let queue = usize::from(queue % 2);
-        self.turn(queue == RX, queue == TX)
-    }
-
-    fn on_event(&mut self, token: u32, ready: EventSet) -> Result<Progress, DeviceError> {
+    fn handle_event(&mut self, token: u32, ready: EventSet) -> Result<Progress, DeviceError> {
         if token == self.token(CLOCK) {
             self.tell_of_lone_frame()?;
         }
@@ -417,6 +410,26 @@ impl<P: Port> QueuePair for Pair<P> {
             self.unplug();
         }
         Ok(progress)
+    }
+}
+
+impl<P: Port> QueuePair for Pair<P> {
+    fn is_active(&self) -> bool {
+        self.active.is_some()
+    }
+
+    fn on_kick(&mut self, queue: u16) -> Result<Progress, DeviceError> {
+        self.counters.notifications += 1;
+        let queue = usize::from(queue % 2);
+        let progress = self.turn(queue == RX, queue == TX);
+        *lock(&self.counted) = self.counters;
+        progress
+    }
+
+    fn on_event(&mut self, token: u32, ready: EventSet) -> Result<Progress, DeviceError> {
+        let progress = self.handle_event(token, ready);
+        *lock(&self.counted) = self.counters;
+        progress
     }
 }
 

@@ -7,7 +7,10 @@ use crate::layout::slot_address;
 use crate::legacy::ioapic::Ioapic;
 use crate::service::serve_ready;
 use crate::slots::Slots;
+use crate::sync::lock;
 use crate::virtio::test_driver::Nothing;
+use std::sync::mpsc;
+use std::thread;
 
 /// A card in slot 1, as its driver reaches it, and the sets of the threads that serve its pairs.
 struct Plugged {
@@ -165,4 +168,21 @@ fn fewer_threads_than_pairs_serve_them_all() {
         card.serve(thread);
         assert_eq!(card.queues[2 * pair].used().unwrap().1, 500);
     }
+}
+
+#[test]
+fn metrics_wait_for_no_pair_that_is_busy() {
+    let (ports, _far, _) = cables();
+    let mut card = Plugged::new(ports, 4);
+    card.start(MULTI, 7);
+    let pairs = card.slots.find(1, 1).unwrap().pairs;
+    let busy = lock(&pairs[1]);
+    let slots = &card.slots;
+    thread::scope(|scope| {
+        let (answers, answer) = mpsc::channel();
+        scope.spawn(move || answers.send(slots.metrics()));
+        let metrics = answer.recv_timeout(Duration::from_secs(10));
+        drop(busy);
+        assert_eq!(metrics.expect("it waits").len(), 1);
+    });
 }
