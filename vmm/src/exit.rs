@@ -1,4 +1,4 @@
-//! The VMM's last words.
+//! The exit report: why the VM ended.
 
 use std::fs::{self, File};
 use std::io::{self, Write};

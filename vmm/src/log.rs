@@ -8,7 +8,7 @@ use crate::sync::lock;
 
 /// Lines allowed per [`PERIOD`].
 const BURST: u32 = 20;
-/// How long the allowance of lines lasts.
+/// How long the allowed burst lasts.
 const PERIOD: Duration = Duration::from_secs(60);
 /// Lines allowed in all: the file is as old as the VM. How that ended is in the exit report.
 const LINES: u32 = 2000;
@@ -16,7 +16,7 @@ const LINES: u32 = 2000;
 const LINE: usize = 500;
 
 #[derive(Debug)]
-struct Allowance {
+struct RateLimit {
     since: Option<Instant>,
     used: u32,
     dropped: u64,
@@ -24,7 +24,7 @@ struct Allowance {
     lines: u32,
 }
 
-impl Allowance {
+impl RateLimit {
     /// Tells whether a line may be written, and how many were not before it.
     fn take(&mut self, now: Instant) -> Option<u64> {
         if self
@@ -44,7 +44,7 @@ impl Allowance {
     }
 }
 
-static ALLOWANCE: Mutex<Allowance> = Mutex::new(Allowance {
+static RATE_LIMIT: Mutex<RateLimit> = Mutex::new(RateLimit {
     since: None,
     used: 0,
     dropped: 0,
@@ -54,7 +54,7 @@ static ALLOWANCE: Mutex<Allowance> = Mutex::new(Allowance {
 /// Writes a line, cut if it is long, or drops it when there were too many.
 pub fn note(line: &str) {
     let line = cut(line);
-    let dropped = lock(&ALLOWANCE).take(Instant::now());
+    let dropped = lock(&RATE_LIMIT).take(Instant::now());
     let mut error = std::io::stderr().lock();
     // Nobody is left to tell when standard error is gone.
     let _ = match dropped {
@@ -76,8 +76,8 @@ fn cut(line: &str) -> &str {
 mod tests {
     use super::*;
 
-    fn fresh() -> Allowance {
-        Allowance {
+    fn fresh() -> RateLimit {
+        RateLimit {
             since: None,
             used: 0,
             dropped: 0,
@@ -87,24 +87,24 @@ mod tests {
 
     #[test]
     fn a_flood_is_dropped_and_counted() {
-        let mut allowance = fresh();
+        let mut limit = fresh();
         let start = Instant::now();
         assert_eq!(
-            (0..100).filter(|_| allowance.take(start).is_some()).count(),
+            (0..100).filter(|_| limit.take(start).is_some()).count(),
             BURST as usize
         );
-        assert_eq!(allowance.take(start + PERIOD), Some(80));
-        assert_eq!(allowance.take(start + PERIOD), Some(0));
+        assert_eq!(limit.take(start + PERIOD), Some(80));
+        assert_eq!(limit.take(start + PERIOD), Some(0));
     }
 
     #[test]
     fn a_flood_without_end_fills_no_disk() {
-        let mut allowance = fresh();
+        let mut limit = fresh();
         let start = Instant::now();
         let written = (0..1_000_000)
             .filter(|second| {
                 let now = start + Duration::from_secs(*second);
-                allowance.take(now).is_some()
+                limit.take(now).is_some()
             })
             .count();
         assert_eq!(written, LINES as usize);

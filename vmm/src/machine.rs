@@ -112,7 +112,7 @@ impl Trigger for Com1Line {
     }
 }
 
-/// What the guest's accesses reach.
+/// The devices that the guest's accesses reach.
 #[derive(Debug)]
 struct Hardware {
     ioapic: Arc<Ioapic<Arc<Vm>>>,

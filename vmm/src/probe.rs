@@ -18,7 +18,7 @@ use crate::sync::lock;
 
 const PORT: u16 = 0x3f8;
 const DONE: u8 = b'K';
-const PATIENCE_MS: i32 = 30_000;
+const TIMEOUT_MS: i32 = 30_000;
 
 /// What a kernel does first, as far as it takes hardware. Ends in a triple fault.
 const GUEST: [u8; 74] = [
@@ -66,7 +66,7 @@ pub enum ProbeError {
     #[error("no hardware virtualization behind /dev/kvm: it gave up on a small guest ({0})")]
     NoHardware(String),
     /// The guest did not come to its end.
-    #[error("a small guest did not finish within {} s", PATIENCE_MS / 1000)]
+    #[error("a small guest did not finish within {} s", TIMEOUT_MS / 1000)]
     Timeout,
     /// The guest ended before its work was done.
     #[error("a small guest died before it was done")]
@@ -159,7 +159,7 @@ fn wait(vcpus: &Vcpus) -> io::Result<bool> {
         vcpus.ended().as_raw_fd(),
         EpollEvent::new(EventSet::IN, 0),
     )?;
-    Ok(epoll.wait(PATIENCE_MS, &mut [EpollEvent::default()])? == 1)
+    Ok(epoll.wait(TIMEOUT_MS, &mut [EpollEvent::default()])? == 1)
 }
 
 #[cfg(test)]

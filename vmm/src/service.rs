@@ -57,7 +57,7 @@ fn serve(slots: &Slots, event: EpollEvent) {
                 "device in slot {slot} needs a reset: {}",
                 Report::new(&error)
             ));
-            slots.give_up(slot, generation);
+            slots.fail(slot, generation);
         }
     }
 }

@@ -51,13 +51,13 @@ pub enum SlotError {
     /// There is no slot of this number.
     #[error("slot {0} does not exist, there are {SLOTS}")]
     NoSuchSlot(u8),
-    /// It has a device.
+    /// The slot has a device.
     #[error("slot {0} is taken")]
     Taken(u8),
-    /// It has no device.
+    /// The slot has no device.
     #[error("slot {0} is empty")]
     Empty(u8),
-    /// It, or its device, is in use.
+    /// The slot, or its device, is in use.
     #[error("slot {0} is busy")]
     Busy(u8),
     /// The host has no more descriptors or doorbells.
@@ -90,17 +90,18 @@ struct Slot {
     /// Counts the devices that were here, so that events of an old one are not taken for a new one's.
     generation: u16,
     transport: Option<Transport>,
-    /// What acknowledgements of used buffers go to while there is a device; nobody reads it.
+    /// The doorbell that swallows acknowledgements of used buffers while there is a device; nobody reads
+    /// it.
     acknowledgements: Option<EventFd>,
 }
 
-/// A slot, and what is known without it.
+/// A slot, and the metrics that are read without its lock.
 #[derive(Debug)]
-struct Place {
+struct SlotEntry {
     slot: Mutex<Slot>,
-    /// What the device had counted when it was last asked; none: there is none. Only the event loop
-    /// has this lock.
-    counted: Mutex<Option<DeviceMetrics>>,
+    /// The device's metrics as of the last time that it could be asked; none without a device. Only the
+    /// event loop takes this lock.
+    last_metrics: Mutex<Option<DeviceMetrics>>,
 }
 
 /// A device as the event loop uses it.
@@ -115,7 +116,7 @@ pub struct Attached {
 /// All slots of a VM.
 #[derive(Debug)]
 pub struct Slots {
-    slots: Vec<Place>,
+    slots: Vec<SlotEntry>,
     registers: Registers,
     memory: Memory,
     epolls: Epolls,
@@ -139,14 +140,14 @@ impl Slots {
                     slot,
                 });
                 mmio::clear(&registers.page(slot));
-                Place {
+                SlotEntry {
                     slot: Mutex::new(Slot {
                         line,
                         generation: 0,
                         transport: None,
                         acknowledgements: None,
                     }),
-                    counted: Mutex::default(),
+                    last_metrics: Mutex::default(),
                 }
             })
             .collect();
@@ -174,7 +175,7 @@ impl Slots {
         device: Box<dyn VirtioDevice>,
         doorbells: &dyn Doorbells,
     ) -> Result<(), SlotError> {
-        let at = self.place(slot)?;
+        let at = self.entry(slot)?;
         let mut place = lock_briefly(&at.slot).ok_or(SlotError::Busy(slot))?;
         if place.transport.is_some() {
             return Err(SlotError::Taken(slot));
@@ -218,7 +219,7 @@ impl Slots {
             kicks,
             watcher,
         );
-        *lock(&at.counted) = Some(counted(slot, &transport, Counters::default()));
+        *lock(&at.last_metrics) = Some(metrics_of(slot, &transport, Counters::default()));
         place.transport = Some(transport);
         Ok(())
     }
@@ -228,14 +229,14 @@ impl Slots {
     /// # Errors
     /// [`SlotError::NoSuchSlot`], [`SlotError::Empty`]; [`SlotError::Busy`]: try again.
     pub fn detach(&self, slot: u8, doorbells: &dyn Doorbells) -> Result<(), SlotError> {
-        let at = self.place(slot)?;
+        let at = self.entry(slot)?;
         let mut place = lock_briefly(&at.slot).ok_or(SlotError::Busy(slot))?;
         let mut transport = place.transport.take().ok_or(SlotError::Empty(slot))?;
         if !transport.shut_down() {
             place.transport = Some(transport);
             return Err(SlotError::Busy(slot));
         }
-        *lock(&at.counted) = None;
+        *lock(&at.last_metrics) = None;
         let acknowledgements = place.acknowledgements.take();
         disconnect(
             slot,
@@ -260,9 +261,10 @@ impl Slots {
         })
     }
 
-    /// Makes the device idle that an event of this generation was for, and tells its driver. One that
-    /// was taken out since is left alone, and so is its successor: they have the same registers.
-    pub fn give_up(&self, slot: u8, generation: u16) {
+    /// Resets the device that an event of this generation was for, and tells its driver that it needs a
+    /// reset. A device that was detached since is left alone, and so is its successor, which has the same
+    /// registers.
+    pub fn fail(&self, slot: u8, generation: u16) {
         let Ok(place) = self.lock(slot) else {
             return;
         };
@@ -299,12 +301,12 @@ impl Slots {
         (0..SLOTS)
             .zip(&self.slots)
             .filter_map(|(slot, place)| {
-                let mut last = lock(&place.counted);
+                let mut last = lock(&place.last_metrics);
                 if let Some(place) = try_lock(&place.slot)
                     && let Some(transport) = &place.transport
                     && let Some(device) = try_lock(transport.device())
                 {
-                    *last = Some(counted(slot, transport, device.counters()));
+                    *last = Some(metrics_of(slot, transport, device.counters()));
                 }
                 last.clone()
             })
@@ -325,16 +327,16 @@ impl Slots {
     }
 
     fn lock(&self, slot: u8) -> Result<std::sync::MutexGuard<'_, Slot>, SlotError> {
-        Ok(lock(&self.place(slot)?.slot))
+        Ok(lock(&self.entry(slot)?.slot))
     }
 
-    fn place(&self, slot: u8) -> Result<&Place, SlotError> {
+    fn entry(&self, slot: u8) -> Result<&SlotEntry, SlotError> {
         let place = self.slots.get(usize::from(slot));
         place.ok_or(SlotError::NoSuchSlot(slot))
     }
 }
 
-fn counted(slot: u8, transport: &Transport, counters: Counters) -> DeviceMetrics {
+fn metrics_of(slot: u8, transport: &Transport, counters: Counters) -> DeviceMetrics {
     DeviceMetrics {
         slot,
         kind: transport.kind().name().to_owned(),

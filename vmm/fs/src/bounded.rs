@@ -16,7 +16,7 @@ use fuse_backend_rs::passthrough::PassthroughFs;
 use crate::held::Held;
 use crate::keep_cache;
 
-/// What opening a file comes to: its handle, and how the guest is to use it.
+/// An opened file: its handle, and how the guest is to use it.
 type Opened = (Option<u64>, OpenOptions, Option<u32>);
 
 /// How many times a file is looked for and made, while the host makes and removes it.
@@ -43,10 +43,10 @@ impl Bounded {
         Self { host, held }
     }
 
-    /// Does what tells the guest of a file.
-    fn entry(&self, tell: impl FnOnce() -> io::Result<Entry>) -> io::Result<Entry> {
+    /// Runs a request whose answer makes a file known to the guest, and counts that.
+    fn entry(&self, request: impl FnOnce() -> io::Result<Entry>) -> io::Result<Entry> {
         self.held.room()?;
-        tell().inspect(|entry| self.held.looked_up(entry.inode))
+        request().inspect(|entry| self.held.looked_up(entry.inode))
     }
 
     fn open_file(

@@ -42,9 +42,9 @@ const PLAIN: [&str; 12] = [
 pub struct Files {
     /// Finds the file system of a request.
     pub vfs: Arc<Vfs>,
-    /// What the guest may hold of all, by descriptors.
+    /// The descriptors that the guest may hold of all owners' files.
     held: Arc<Budget>,
-    /// What all may remember of files that the guest forgot.
+    /// The numbers that all file systems may remember of files that the guest forgot.
     remembered: Arc<Budget>,
     /// The path of each, by its number.
     paths: RwLock<BTreeMap<VfsIndex, String>>,
@@ -96,7 +96,7 @@ impl Files {
     /// Begins to serve what is mounted at `/<owner>`.
     ///
     /// # Errors
-    /// Why not.
+    /// The reason, in words for the manager.
     pub fn add(&self, owner: &str) -> Result<(), String> {
         let path = format!("/{owner}");
         let mounts = fs::read_to_string("/proc/self/mountinfo").map_err(|e| e.to_string())?;
@@ -125,10 +125,10 @@ impl Files {
         Ok(())
     }
 
-    /// Ends it; an owner who was never added, or removed before, is fine.
+    /// Stops serving an owner's shares. Nothing happens if they are not served.
     ///
     /// # Errors
-    /// Why not.
+    /// The reason, in words for the manager.
     pub fn remove(&self, owner: &str) -> Result<(), String> {
         let path = format!("/{owner}");
         match self.vfs.get_rootfs(&path) {
@@ -209,7 +209,7 @@ fn numbers(mounts: &str, path: &str) -> Numbers {
 pub struct WithoutFsetid(CapabilitySets);
 
 impl WithoutFsetid {
-    /// Takes it.
+    /// Takes the capability away.
     ///
     /// # Errors
     /// Of capset(2), none is known.

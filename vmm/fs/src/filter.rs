@@ -9,8 +9,8 @@ use crate::session::NOBODY;
 
 /// The largest value of an extended attribute (XATTR_SIZE_MAX).
 const MAX_XATTR: u32 = 64 << 10;
-/// What is before the names of extended attributes that are ACLs, in a request: the end of what is
-/// before names.
+/// The prefix of the names of ACLs among extended attributes, with the end of the fields that precede
+/// a name in a request.
 const ACL: &[u8] = b"\0\0\0\0system.posix_acl_";
 /// Flags of open(2) that a guest may have: no O_DIRECT, whose alignment the server can't keep, no
 /// O_PATH, no O_TMPFILE, no signals.
@@ -68,7 +68,7 @@ const HANDLED: [Opcode; 37] = [
     Opcode::Lseek,
 ];
 
-/// What is done with a request.
+/// How a request is handled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
     /// The file system handles it.
@@ -78,11 +78,11 @@ pub enum Verdict {
     /// As [`Verdict::Pass`], without the power to leave a file of another user's to be run as that
     /// user.
     Lower,
-    /// It is [`crate::files::Files::seek`]'s.
+    /// [`crate::files::Files::seek`] handles it.
     Seek,
     /// As [`Verdict::Pass`]; it asks for an ACL, see [`report_no_acl`].
     Acl,
-    /// It is answered with this error number.
+    /// The request is answered with this error number.
     Refuse(i32),
     /// Nobody handles or answers it.
     Drop,
@@ -104,7 +104,7 @@ pub fn judge(packet: &mut [u8]) -> Verdict {
     };
     match opcode {
         Opcode::Init => Verdict::Begin,
-        // Whose the new file is to be is not among what is left out.
+        // The owner of a new file can't be left out.
         Opcode::Create | Opcode::Mkdir | Opcode::Mknod | Opcode::Symlink if is_nobodys(packet) => {
             Verdict::Refuse(libc::EOVERFLOW)
         }
@@ -128,7 +128,7 @@ pub fn judge(packet: &mut [u8]) -> Verdict {
         // Root's, if the guest says so; it need not say whose a request is.
         Opcode::Fallocate if word(packet, 24) != Some(0) => Verdict::Lower,
         Opcode::Lseek => Verdict::Seek,
-        // What has begun is finished.
+        // A request that has begun is finished.
         Opcode::Interrupt => Verdict::Drop,
         _ => Verdict::Pass,
     }

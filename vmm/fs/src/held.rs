@@ -13,7 +13,7 @@ use std::time::SystemTime;
 
 use crate::keep_cache::{self, ChangeTime};
 
-/// What all shares of a server have together.
+/// A number of files that all shares of a server have together.
 #[derive(Debug)]
 pub struct Budget {
     total: u64,
@@ -21,7 +21,7 @@ pub struct Budget {
 }
 
 impl Budget {
-    /// Makes a budget of so many.
+    /// Creates a budget of `total` files.
     #[must_use]
     pub fn new(total: u64) -> Arc<Self> {
         let taken = AtomicU64::new(0);
@@ -72,17 +72,17 @@ impl Drop for Part {
 /// How a share's file system numbers what it serves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Numbers {
-    /// As the host does. Nothing is left of what is forgotten.
+    /// By the host's inode numbers. Nothing is kept of a file that is forgotten.
     Hosts,
-    /// One after the other, and the same again if a file that was forgotten is looked up: it remembers
-    /// each that it ever saw.
+    /// By counting, with the same number when a forgotten file is looked up again: the file system
+    /// remembers each file that it ever saw.
     Own,
 }
 
 /// A file that the guest knows.
 #[derive(Debug, Default)]
 struct Node {
-    /// How many times it was told of it, without those that it forgot.
+    /// How many times the guest was told of the file, less how many times it forgot it.
     lookups: u64,
     /// See [`keep_cache`].
     changed: Option<ChangeTime>,
@@ -109,7 +109,7 @@ pub struct Held {
 }
 
 impl Held {
-    /// Begins with nothing.
+    /// Creates the count of a share of which the guest holds nothing.
     #[must_use]
     pub fn new(numbering: Numbers, files: &Arc<Budget>, numbers: &Arc<Budget>) -> Self {
         let state = State {

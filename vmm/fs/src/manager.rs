@@ -37,10 +37,10 @@ const OWNER_MAX: usize = 128;
 /// Why the manager ended, or could not do what was asked.
 #[derive(Debug, thiserror::Error)]
 pub enum ManagerError {
-    /// Something of the host's kernel.
+    /// A system call failed.
     #[error("{action}")]
     Io {
-        /// What was tried.
+        /// The call, as a verb.
         action: &'static str,
         /// Why.
         #[source]
@@ -67,10 +67,10 @@ pub enum ManagerError {
     /// The request is wrong.
     #[error("{0}")]
     Invalid(String),
-    /// The server said no.
+    /// The server refused a command.
     #[error("the server answered: {0}")]
     Server(String),
-    /// The message is none.
+    /// The bytes received are not a message.
     #[error("read request")]
     Codec(#[from] CodecError),
 }
@@ -175,7 +175,7 @@ fn answer(
     }
 }
 
-/// Mounts for an owner what no other has in the same way.
+/// Mounts those of an owner's shares that no other owner has mounted in the same way.
 fn add(
     owner: String,
     shares: &[Share],
@@ -222,7 +222,7 @@ fn add(
     })
 }
 
-/// Ends what an owner has. Its shares go when nobody uses them, and so do those that it used.
+/// Ends an owner. Its shares are unmounted once nobody uses them, and so are those that it used of others.
 fn end(
     owner: &str,
     server: &mut ServerProcess,
@@ -272,7 +272,7 @@ struct ServerProcess {
 }
 
 impl ServerProcess {
-    /// Starts it with our standard input, of which nothing is kept here: when the VM closes its
+    /// Starts the server with our standard input, which is not kept open here: when the VM closes its
     /// end, the server is to notice.
     fn start(socket: &Path) -> Result<Self, ManagerError> {
         let root = socket.parent().filter(|root| root.is_absolute());
@@ -298,7 +298,7 @@ impl ServerProcess {
             .set_read_timeout(Some(SERVER_TIMEOUT))
             .map_err(io_error("prepare the server's socket"))?;
         let mut server = Self {
-            // Until it says that it has its own.
+            // Until the server is ready, and in a namespace of its own.
             theirs: MountNamespace::of("self").map_err(io_error("name our mount namespace"))?,
             process,
             commands: BufReader::new(command),
@@ -310,7 +310,7 @@ impl ServerProcess {
         Ok(server)
     }
 
-    /// Mounts shares for the server, and has it serve them; all or none.
+    /// Mounts an owner's shares in the server's namespace and has the server serve them; all or none.
     fn add(&mut self, owner: &str, shares: &[(&Share, Detached)]) -> Result<(), ManagerError> {
         let mounted = self.inside(|| mount(owner, shares));
         let added = mounted.and_then(|()| self.command("add", owner));
@@ -327,7 +327,7 @@ impl ServerProcess {
         self.inside(|| clear(owner, count))
     }
 
-    /// Does something in the server's mount namespace.
+    /// Runs `work` in the server's mount namespace.
     fn inside<T>(&self, work: impl FnOnce() -> Result<T, ManagerError>) -> Result<T, ManagerError> {
         self.theirs
             .enter()
@@ -401,7 +401,7 @@ fn mount(owner: &str, shares: &[(&Share, Detached)]) -> Result<(), ManagerError>
     Ok(())
 }
 
-/// Unmounts an owner's shares and removes their mount points; those that are not there are fine.
+/// Unmounts an owner's shares and removes their mount points, as far as there are any.
 fn clear(owner: &str, count: usize) -> Result<(), ManagerError> {
     let directory = Path::new("/").join(owner);
     for index in 0..count {
@@ -411,12 +411,12 @@ fn clear(owner: &str, count: usize) -> Result<(), ManagerError> {
             Err(error) => return Err(io_error("unmount a share")(error.into())),
         }
         let removed = fs::remove_dir(&target).or_else(|_| fs::remove_file(&target));
-        absent_is_fine(removed).map_err(io_error("remove a mount point"))?;
+        ignore_absent(removed).map_err(io_error("remove a mount point"))?;
     }
-    absent_is_fine(fs::remove_dir(&directory)).map_err(io_error("remove the owner's directory"))
+    ignore_absent(fs::remove_dir(&directory)).map_err(io_error("remove the owner's directory"))
 }
 
-fn absent_is_fine(result: io::Result<()>) -> io::Result<()> {
+fn ignore_absent(result: io::Result<()>) -> io::Result<()> {
     match result {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),

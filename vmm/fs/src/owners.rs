@@ -11,9 +11,9 @@ pub struct Owners<S>(BTreeMap<String, Owner<S>>);
 
 #[derive(Debug)]
 struct Owner<S> {
-    /// What is mounted for it, in order.
+    /// The shares that are mounted for the owner, in order.
     shares: Vec<S>,
-    /// Whose shares it uses besides.
+    /// Other owners whose shares it uses.
     uses: BTreeSet<String>,
     has_ended: bool,
 }
@@ -25,19 +25,19 @@ impl<S> Default for Owners<S> {
 }
 
 impl<S: PartialEq> Owners<S> {
-    /// Those that have not ended.
+    /// The owners that have not ended.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         let present = self.0.iter().filter(|(_, owner)| !owner.has_ended);
         present.map(|(name, _)| name.as_str())
     }
 
-    /// Whether there is anything of it, also when it has ended.
+    /// Whether an owner of this name has shares here, ended or not.
     #[must_use]
     pub fn knows(&self, name: &str) -> bool {
         self.0.contains_key(name)
     }
 
-    /// Who has the same share, and its number there.
+    /// The owner that has the same share, and the share's number among its own.
     #[must_use]
     pub fn find(&self, share: &S) -> Option<(&str, usize)> {
         self.0.iter().find_map(|(name, owner)| {
@@ -59,7 +59,7 @@ impl<S: PartialEq> Owners<S> {
         );
     }
 
-    /// Notes that an owner ends; one that is unknown has.
+    /// Notes that an owner has ended. Unknown owners are ignored.
     pub fn end(&mut self, name: &str) {
         if let Some(owner) = self.0.get_mut(name) {
             owner.uses.clear();
@@ -67,7 +67,7 @@ impl<S: PartialEq> Owners<S> {
         }
     }
 
-    /// One that has ended and whose shares nobody uses, with their number.
+    /// An owner that has ended and whose shares nobody uses, with how many they are.
     #[must_use]
     pub fn unused(&self) -> Option<(String, usize)> {
         let is_used = |name: &str| self.0.values().any(|owner| owner.uses.contains(name));
@@ -76,7 +76,7 @@ impl<S: PartialEq> Owners<S> {
         Some((name.clone(), owner.shares.len()))
     }
 
-    /// Forgets it.
+    /// Forgets an owner.
     pub fn forget(&mut self, name: &str) {
         self.0.remove(name);
     }

@@ -43,7 +43,7 @@ pub const OK: &str = "ok";
 /// Why the server ended, or did not start.
 #[derive(Debug, thiserror::Error)]
 pub enum ServerError {
-    /// It can't be locked in.
+    /// The process can't be locked in.
     #[error("lock the file server in")]
     Jail(#[from] JailError),
     /// Standard input or output is not what it should be, or there are no threads.
@@ -191,7 +191,7 @@ impl Inside {
         Ok(Self { ours, theirs })
     }
 
-    /// As [`handle`], with the answer changed.
+    /// Handles a request as [`handle`] does, and sends its answer as `change` leaves it.
     fn handle(
         &self,
         fuse: &OwnedFd,

@@ -23,16 +23,16 @@ pub enum ShareError {
     Special {
         /// The path.
         path: PathBuf,
-        /// What it is.
+        /// The file's kind.
         kind: &'static str,
     },
-    /// Not absolute, for one.
+    /// The path is not absolute.
     #[error("{} is not an absolute path", .0.display())]
     Relative(PathBuf),
     /// The kernel refused.
     #[error("{action} {}", path.display())]
     Kernel {
-        /// What was tried.
+        /// The call, as a verb.
         action: &'static str,
         /// The path.
         path: PathBuf,
@@ -55,7 +55,7 @@ impl ShareError {
     }
 }
 
-/// Two shares of which this is equal show the same, whenever they were made.
+/// What a share shows: shares whose identities are equal show the same, whenever they were made.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Identity {
     file: (u64, u64),
@@ -110,7 +110,7 @@ pub struct Detached {
     tree: OwnedFd,
     /// Whether it is a directory; else it is a regular file.
     pub directory: bool,
-    /// What it shows.
+    /// By which equal shares are found.
     pub identity: Identity,
 }
 

@@ -35,7 +35,7 @@ pub enum ConnectionError {
     Descriptors,
 }
 
-/// What came.
+/// A message of the peer.
 #[derive(Debug)]
 pub enum Incoming {
     /// A request and its descriptors.

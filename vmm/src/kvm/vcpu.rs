@@ -30,10 +30,10 @@ use crate::sync::lock;
 const STACK: usize = 256 << 10;
 /// How long a vCPU may take to leave the guest. It takes microseconds, or, when it resets a disk that
 /// is in the middle of a request, as long as that.
-const PAUSE_PATIENCE: Duration = Duration::from_secs(5);
-const STOP_PATIENCE: Duration = Duration::from_secs(1);
+const PAUSE_TIMEOUT: Duration = Duration::from_secs(5);
+const STOP_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// What a guest's accesses reach.
+/// The devices that a guest's accesses reach.
 pub trait Bus: Send + Sync + 'static {
     /// Reads guest-physical memory that is not RAM.
     fn mmio_read(&self, address: u64, data: &mut [u8]);
@@ -85,7 +85,7 @@ const RUN: u8 = 0;
 const PAUSE: u8 = 1;
 const STOP: u8 = 2;
 
-/// What the threads share with who controls them.
+/// The state that vCPU threads share with who controls them.
 #[derive(Debug)]
 struct Shared {
     mode: AtomicU8,
@@ -215,7 +215,7 @@ impl Vcpus {
 
     /// Has all vCPUs stand still. False: one of them does not come back.
     pub fn pause(&self) -> bool {
-        self.command(PAUSE, PAUSE_PATIENCE, |threads| {
+        self.command(PAUSE, PAUSE_TIMEOUT, |threads| {
             threads.parked == threads.live
         })
     }
@@ -229,10 +229,10 @@ impl Vcpus {
 
     /// Ends all threads. False: one of them does not come back.
     pub fn stop(&self) -> bool {
-        self.command(STOP, STOP_PATIENCE, |threads| threads.live == 0)
+        self.command(STOP, STOP_TIMEOUT, |threads| threads.live == 0)
     }
 
-    fn command(&self, mode: u8, patience: Duration, done: impl Fn(&Threads) -> bool) -> bool {
+    fn command(&self, mode: u8, timeout: Duration, done: impl Fn(&Threads) -> bool) -> bool {
         let mut threads = lock(&self.shared.threads);
         self.shared.mode.store(mode, Ordering::SeqCst);
         self.shared.changed.notify_all();
@@ -240,7 +240,7 @@ impl Vcpus {
             // A thread that ended already needs no signal.
             let _ = thread.kill(SIGRTMIN());
         }
-        let deadline = Instant::now() + patience;
+        let deadline = Instant::now() + timeout;
         while !done(&threads) {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {

@@ -22,7 +22,7 @@ const CMOS_DATA: u16 = 0x71;
 const RESET_CONTROL: u16 = 0xcf9;
 const RESET_CPU: u8 = 1 << 2;
 
-/// What a write to a port asks of the machine.
+/// The effect of a write to a port on the machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Effect {
     /// Nothing more.

@@ -97,15 +97,15 @@ fn a_late_error_of_a_device_is_not_its_successors() {
     machine.slots.kick(7, 0);
     let (_, late, _) = machine.event().unwrap();
     machine.slots.detach(7, &machine.bells).unwrap();
-    machine.slots.give_up(7, late);
+    machine.slots.fail(7, late);
     assert_eq!(machine.register(7, STATUS), 0);
 
     machine.attach(7).unwrap();
-    machine.slots.give_up(7, late);
+    machine.slots.fail(7, late);
     assert_eq!(machine.register(7, STATUS), 0);
     machine.slots.kick(7, 0);
     let (_, present, _) = machine.event().unwrap();
-    machine.slots.give_up(7, present);
+    machine.slots.fail(7, present);
     assert_eq!(machine.register(7, STATUS), NEEDS_RESET);
 }
 
@@ -307,7 +307,7 @@ fn nobody_waits_for_ever() {
             {
                 let handled = lock(&attached.device).on_kick(queue);
                 if handled.is_err() {
-                    machine.slots.give_up(slot, generation);
+                    machine.slots.fail(slot, generation);
                 }
                 serviced += 1;
             }

@@ -80,7 +80,7 @@ impl Kind {
     }
 }
 
-/// What a device gets when the driver is ready, and gives up on reset.
+/// The parts of a device that exist from `DRIVER_OK` to the reset.
 #[derive(Debug)]
 pub struct Activation {
     /// Guest memory.

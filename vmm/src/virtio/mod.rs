@@ -12,7 +12,7 @@
 //!
 //! | what | limit |
 //! |---|---|
-//! | TUNSETOFFLOAD (a driver that starts), TUNSETQUEUE (pairs of queues): RTNL | only if it is a change; `net::allowance` |
+//! | TUNSETOFFLOAD (a driver that starts), TUNSETQUEUE (pairs of queues): RTNL | only if it is a change; `net::rate_limit` |
 //! | TUNSETVNETHDRSZ, TUNGETIFF: RTNL | when the daemon attaches a card, not by the guest |
 //! | frames to a tap | turns of 128 frames; checked headers ([`net::header`]); the tap's queues |
 //! | fdatasync, holes, writes of disks | one thread for all disks; a flush or a request for holes is a turn; 16 holes of 1 GiB a request; the disk's size |

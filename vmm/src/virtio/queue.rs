@@ -70,8 +70,8 @@ pub struct QueueRecord {
 #[derive(Debug)]
 pub struct VirtQueue {
     queue: Queue,
-    /// Where the used ring stood when the driver's wish for interrupts was looked at last.
-    considered: u16,
+    /// The used index when the driver was last considered for an interrupt.
+    signalled_used: u16,
 }
 
 impl VirtQueue {
@@ -104,7 +104,7 @@ impl VirtQueue {
         }
         Ok(Self {
             queue,
-            considered: record.next_used,
+            signalled_used: record.next_used,
         })
     }
 
@@ -192,17 +192,17 @@ impl VirtQueue {
     /// # Errors
     /// [`QueueError::Ring`]: the device needs a reset.
     pub fn needs_interrupt(&mut self, memory: &Memory) -> Result<bool, QueueError> {
-        let old = std::mem::replace(&mut self.considered, self.queue.next_used());
+        let old = std::mem::replace(&mut self.signalled_used, self.queue.next_used());
         if !self.queue.event_idx_enabled() {
             return Ok(true);
         }
-        let new = self.considered;
-        let beyond = new.wrapping_sub(self.wish(memory)?);
+        let new = self.signalled_used;
+        let beyond = new.wrapping_sub(self.used_event(memory)?);
         Ok(beyond.wrapping_sub(1) < new.wrapping_sub(old))
     }
 
-    /// Returns how many chains were returned since the one that the driver wants to be told of, with
-    /// that one; 0 if it wants to be told of a later one. None: it has no way to say.
+    /// Returns how many chains were returned from `used_event` on, that one included; 0 if it is not
+    /// reached yet. None: event indices were not negotiated.
     ///
     /// # Errors
     /// [`QueueError::Ring`]: the device needs a reset.
@@ -210,19 +210,22 @@ impl VirtQueue {
         if !self.queue.event_idx_enabled() {
             return Ok(None);
         }
-        let beyond = self.queue.next_used().wrapping_sub(self.wish(memory)?);
-        // A wish for one that is not there yet is far behind the last.
+        let beyond = self
+            .queue
+            .next_used()
+            .wrapping_sub(self.used_event(memory)?);
+        // An event index that the used ring has not reached yet is far behind.
         Ok(Some(if beyond > self.size() { 0 } else { beyond }))
     }
 
-    /// Returns the entry of the used ring that the driver wants to be told of.
-    fn wish(&self, memory: &Memory) -> Result<u16, QueueError> {
-        // The driver writes its wish, then looks at the index; here it is the reverse.
+    /// Returns `used_event`: the entry of the used ring that the driver wants an interrupt for.
+    fn used_event(&self, memory: &Memory) -> Result<u16, QueueError> {
+        // The driver writes its event index, then reads the used index; here it is the reverse.
         fence(Ordering::SeqCst);
         // After flags, index and entries of 2 bytes (virtio 1.2, 2.7.10); see is_valid.
-        let wish = u64::from(self.queue.size()).wrapping_mul(2).wrapping_add(4);
+        let offset = u64::from(self.queue.size()).wrapping_mul(2).wrapping_add(4);
         let event = memory
-            .read_obj(GuestAddress(self.queue.avail_ring().wrapping_add(wish)))
+            .read_obj(GuestAddress(self.queue.avail_ring().wrapping_add(offset)))
             .map(u16::from_le)
             .map_err(|error| QueueError::Ring(virtio_queue::Error::GuestMemory(error)))?;
         Ok(event)

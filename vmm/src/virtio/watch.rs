@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
-/// What an event of the device epoll set belongs to.
+/// The source of an event of a device epoll set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Source {
     /// The guest notified this queue.

@@ -43,7 +43,7 @@ pub enum Status {
     Unsupported = 2,
 }
 
-/// What a disk can do for a request.
+/// The limits of a request.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
     /// Sectors of the disk.

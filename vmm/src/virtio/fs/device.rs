@@ -54,7 +54,7 @@ struct Pending {
     room: Room,
 }
 
-/// What exists between activation and reset.
+/// The state between activation and reset.
 #[derive(Debug)]
 struct Active {
     activation: Activation,
@@ -157,7 +157,7 @@ impl Fs {
                     continue;
                 }
             };
-            request.rename(self.next);
+            request.set_unique(self.next);
             let sent = match (&self.socket, request.handling) {
                 (_, Handling::Dropped) => Outcome::Done(0),
                 (Some(socket), _) => socket.send(&request.packet),

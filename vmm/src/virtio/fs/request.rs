@@ -40,7 +40,7 @@ pub enum RequestError {
     NoRoom,
 }
 
-/// What came is no reply, does not fit, or its room is outside of guest memory.
+/// The server's packet is no reply, does not fit, or its room is outside of guest memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("reply can't be given to the guest")]
 pub struct ReplyError;
@@ -48,11 +48,11 @@ pub struct ReplyError;
 /// What is to be done with a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Handling {
-    /// The server answers it.
+    /// The server answers the request.
     Answered,
-    /// The server gets it, and never answers.
-    Told,
-    /// It ends here: interrupting is up to the server, and ours finishes what it began.
+    /// The server gets the request and sends no reply.
+    Unanswered,
+    /// The request ends here: interrupting is up to the server, and ours finishes what it began.
     Dropped,
 }
 
@@ -88,7 +88,7 @@ impl Request {
             return Err((RequestError::Length, room));
         }
         let handling = match word(&packet, 4) {
-            Some(FORGET | BATCH_FORGET) => Handling::Told,
+            Some(FORGET | BATCH_FORGET) => Handling::Unanswered,
             Some(INTERRUPT) => Handling::Dropped,
             _ => Handling::Answered,
         };
@@ -104,7 +104,7 @@ impl Request {
     }
 
     /// Gives the packet another `unique`.
-    pub fn rename(&mut self, unique: u64) {
+    pub fn set_unique(&mut self, unique: u64) {
         put_unique(&mut self.packet, unique);
     }
 }
@@ -128,9 +128,9 @@ fn follow(
             if !is_writable(memory, descriptor.addr()) {
                 return Err(ChainError::Address);
             }
-            room.pieces.push((descriptor.addr(), length));
+            room.segments.push((descriptor.addr(), length));
             room.length = room.length.saturating_add(length);
-        } else if room.pieces.is_empty() {
+        } else if room.segments.is_empty() {
             let start = packet.len();
             let end = start.checked_add(length).filter(|end| *end <= MAX_PACKET);
             packet.resize(end.ok_or(ChainError::Length)?, 0);
@@ -151,11 +151,11 @@ fn follow(
     }
 }
 
-/// The part of a chain that the device writes. Whether there is memory to the end of each piece shows
+/// The part of a chain that the device writes. Whether there is memory to the end of each segment shows
 /// when it does.
 #[derive(Debug, Default)]
 pub struct Room {
-    pieces: Vec<(GuestAddress, usize)>,
+    segments: Vec<(GuestAddress, usize)>,
     length: usize,
     /// The request's `unique`, as the guest chose it.
     unique: u64,
@@ -173,7 +173,7 @@ impl Room {
         }
         put_unique(reply, self.unique);
         let mut rest: &[u8] = reply;
-        for (address, length) in &self.pieces {
+        for (address, length) in &self.segments {
             let (here, after) = rest.split_at(rest.len().min(*length));
             memory.write_slice(here, *address).map_err(|_| ReplyError)?;
             rest = after;

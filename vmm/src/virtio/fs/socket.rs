@@ -13,12 +13,12 @@ use rustix::net::{RecvFlags, SendFlags, SocketType, recv, send, sockopt};
 #[derive(Debug)]
 pub struct Socket(OwnedFd);
 
-/// What came of sending or receiving a packet.
+/// The result of sending or receiving a packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
     /// A packet of this length was sent, or received.
     Done(usize),
-    /// Not now.
+    /// The socket is full, or empty.
     Later,
     /// This packet is too large for the socket, or for the buffer.
     TooLarge,

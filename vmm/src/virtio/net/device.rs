@@ -13,9 +13,9 @@ use virtio_bindings::virtio_net::{
 };
 use vmm_sys_util::epoll::EventSet;
 
-use super::allowance::Allowance;
 use super::control::Control;
 use super::pair::{CONFIG, Link, Pair};
+use super::rate_limit::RateLimit;
 use super::tap::{Port, Tap, offloads};
 use crate::log;
 use crate::sync::lock;
@@ -29,7 +29,7 @@ const QUEUE_SIZE: u16 = 256;
 const CONTROL_QUEUE_SIZE: u16 = 64;
 /// The least MTU that Linux accepts (`ETH_MIN_MTU`).
 const MIN_MTU: u16 = 68;
-/// What it takes to use more than one pair (5.1.3.1).
+/// The features that a driver needs to use more than one pair (5.1.3.1).
 const MULTIQUEUE: u64 = 1 << VIRTIO_NET_F_CTRL_VQ | 1 << VIRTIO_NET_F_MQ;
 
 /// Why the device could not be made.
@@ -61,14 +61,14 @@ pub struct Net<P = Tap> {
     queue_sizes: Vec<u16>,
     /// In the order of their queues. Those that the driver does not use are off.
     pairs: Vec<Arc<Mutex<Pair<P>>>>,
-    /// What each pair has counted: nobody waits for a pair to know it.
+    /// The counters of each pair, which are read without waiting for the pair.
     counted: Vec<Arc<Mutex<Counters>>>,
     control: Control,
     /// How many pairs a driver uses once it is there: one, until it says how many.
     used_pairs: u16,
     /// Which frames may come out of the cable (`TUN_F_*`); none: not known.
     offloads: Option<u32>,
-    changes: Allowance,
+    changes: RateLimit,
 }
 
 impl<P: Port> Net<P> {
@@ -116,7 +116,7 @@ impl<P: Port> Net<P> {
             control: Control::default(),
             used_pairs: 1,
             offloads: None,
-            changes: Allowance::new(Instant::now()),
+            changes: RateLimit::new(Instant::now()),
         })
     }
 

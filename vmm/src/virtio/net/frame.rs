@@ -30,17 +30,17 @@ pub(super) struct Frame {
     pub expected: usize,
 }
 
-/// What became of reading a frame.
+/// The result of reading a frame.
 pub(super) enum Reading {
-    /// It is in the guest's buffers, which were returned; its length without header.
+    /// The frame is in the guest's buffers, which were returned; its length without header.
     Delivered(usize),
-    /// It waits in the [`Frame`] for more buffers than there was room in.
-    Kept,
-    /// It was no frame.
-    Nonsense,
+    /// The frame was larger than the buffers at hand and waits in the [`Frame`] for more.
+    Buffered,
+    /// What was read is shorter than a frame.
+    TooShort,
 }
 
-/// What is to be done about a frame for the guest.
+/// The result of giving a frame that waits to the guest.
 pub(super) enum Delivery {
     Done,
     /// The guest must offer more buffers first.
@@ -49,18 +49,18 @@ pub(super) enum Delivery {
     Impossible,
 }
 
-/// What the driver of the receive queue asked for.
+/// What the receive queue's driver has negotiated.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Wishes {
+pub(super) struct RxOptions {
     /// The most chains that a frame may take.
-    pub most: usize,
-    /// It knows the flags of checksums.
+    pub max_chains: usize,
+    /// The driver knows the header's checksum flags.
     pub checksums: bool,
 }
 
-/// A chain of the receive queue.
+/// A chain of the receive queue, without its slices.
 #[derive(Debug)]
-struct Place {
+struct RxChain {
     head: u16,
     slices: usize,
     len: usize,
@@ -69,9 +69,9 @@ struct Place {
 /// Chains that were taken from the receive queue to read frames into. What is left of them at the
 /// end of a turn goes back.
 #[derive(Debug, Default)]
-pub(super) struct Room<'m> {
-    places: VecDeque<Place>,
-    /// The memory of all places, in order.
+pub(super) struct RxBuffers<'m> {
+    chains: VecDeque<RxChain>,
+    /// The memory of all chains, in order.
     slices: VecDeque<VolatileSlice<'m>>,
     len: usize,
     /// The chains of the frame that was read last, with the number of bytes in each.
@@ -86,23 +86,25 @@ pub(super) enum ReadError {
     Ring(QueueError),
 }
 
-impl<'m> Room<'m> {
+impl<'m> RxBuffers<'m> {
     /// Takes chains until there is room for `wanted` bytes, or no chain is left. False: the guest
     /// has none at all, and will notify. A chain of no use stays where it is, and so do those after
     /// it: [`Frame::deliver`] sees to them, without any room here.
     pub fn fill(
         &mut self,
         wanted: usize,
-        wishes: Wishes,
+        options: RxOptions,
         queue: &mut VirtQueue,
         memory: &'m Memory,
     ) -> Result<bool, QueueError> {
-        while self.places.is_empty() || (self.len < wanted && self.places.len() < wishes.most) {
+        while self.chains.is_empty()
+            || (self.len < wanted && self.chains.len() < options.max_chains)
+        {
             let Some(chain) = queue.pop(memory)? else {
-                if self.places.is_empty() && queue.enable_notification(memory)? {
+                if self.chains.is_empty() && queue.enable_notification(memory)? {
                     continue;
                 }
-                return Ok(!self.places.is_empty());
+                return Ok(!self.chains.is_empty());
             };
             let head = chain.head_index();
             let proper = self.buffers.refill(chain, memory, MAX_DESCRIPTORS).is_ok();
@@ -111,7 +113,7 @@ impl<'m> Room<'m> {
                 queue.undo_pop();
                 break;
             }
-            self.places.push_back(Place {
+            self.chains.push_back(RxChain {
                 head,
                 slices: self.buffers.writable.len(),
                 len,
@@ -134,19 +136,19 @@ impl<'m> Room<'m> {
         rest
     }
 
-    /// Takes away the first places, as many as a frame of `len` bytes fills, into `used`. Returns
+    /// Takes away the first chains, as many as a frame of `len` bytes fills, into `used`. Returns
     /// the number of their slices.
     fn use_up(&mut self, len: usize) -> usize {
         self.used.clear();
         let (mut left, mut slices) = (len, 0);
         while left > 0
-            && let Some(place) = self.places.pop_front()
+            && let Some(chain) = self.chains.pop_front()
         {
-            let here = left.min(place.len);
+            let here = left.min(chain.len);
             left -= here;
-            self.len -= place.len;
-            slices += place.slices;
-            self.used.push((place.head, here as u32));
+            self.len -= chain.len;
+            slices += chain.slices;
+            self.used.push((chain.head, here as u32));
         }
         slices
     }
@@ -162,7 +164,7 @@ impl<'m> Room<'m> {
 
     /// Puts all chains back.
     pub fn give_back(&mut self, queue: &mut VirtQueue) {
-        for _ in 0..self.places.len() {
+        for _ in 0..self.chains.len() {
             queue.undo_pop();
         }
         *self = Self::default();
@@ -174,8 +176,8 @@ impl Frame {
     pub fn read<'m>(
         &mut self,
         port: &impl Port,
-        room: &mut Room<'m>,
-        wishes: Wishes,
+        room: &mut RxBuffers<'m>,
+        options: RxOptions,
         queue: &mut VirtQueue,
         memory: &'m Memory,
     ) -> Result<Reading, ReadError> {
@@ -189,7 +191,7 @@ impl Frame {
             return Err(ReadError::Port(ErrorKind::UnexpectedEof.into()));
         }
         if count < MIN_FRAME {
-            return Ok(Reading::Nonsense);
+            return Ok(Reading::TooShort);
         }
         self.expected = count.max(self.expected / 2);
         if count > room.len {
@@ -203,10 +205,10 @@ impl Frame {
             }
             room.give_back(queue);
             self.len = count;
-            return Ok(Reading::Kept);
+            return Ok(Reading::Buffered);
         }
         let slices = room.use_up(count);
-        self.set_header(room.used.len() as u16, wishes);
+        self.set_header(room.used.len() as u16, options);
         room.finish(slices, &self.bytes[..HEADER_SIZE]);
         queue
             .push_used_together(memory, &room.used)
@@ -215,9 +217,9 @@ impl Frame {
     }
 
     /// Fills in what the tap does not know: the number of buffers that the frame takes.
-    fn set_header(&mut self, buffers: u16, wishes: Wishes) {
+    fn set_header(&mut self, buffers: u16, options: RxOptions) {
         self.bytes[NUM_BUFFERS..HEADER_SIZE].copy_from_slice(&buffers.to_le_bytes());
-        if !wishes.checksums {
+        if !options.checksums {
             // A driver that knows no checksum offload must see no flags (5.1.6.4.1).
             self.bytes[0] = 0;
         }
@@ -227,11 +229,11 @@ impl Frame {
     /// driver merges buffers, else in one.
     pub fn deliver(
         &mut self,
-        wishes: Wishes,
+        options: RxOptions,
         queue: &mut VirtQueue,
         memory: &Memory,
     ) -> Result<Delivery, QueueError> {
-        let most = wishes.most;
+        let most = options.max_chains;
         let mut taken: Vec<(u16, Vec<VolatileSlice<'_>>)> = Vec::with_capacity(1);
         let mut useless = 0;
         let mut room = 0;
@@ -272,7 +274,7 @@ impl Frame {
             taken.push((head, slices));
         }
         let count = (taken.len() - useless) as u16;
-        self.set_header(count, wishes);
+        self.set_header(count, options);
         // The buffers of a frame follow one another in the used ring, and a driver that polls
         // it must find all of them as soon as it finds the first (5.1.6.4).
         taken.sort_by_key(|(_, slices)| total(slices) > 0);

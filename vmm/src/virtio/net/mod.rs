@@ -10,17 +10,17 @@
 //! which the host's kernel spreads flows. With one pair it has no control queue.
 //!
 //! Read in this order: [`header`], [`tap`], `frame` (what is read from a tap), `pair` (a receive and a
-//! transmit queue), `control`, `allowance`, [`device`].
+//! transmit queue), `control`, `rate_limit`, [`device`].
 //!
 //! Not here: filters by MAC or VLAN and other commands of the control queue than the number of pairs;
 //! receive hashes (RSS): flows go to the pair that they were last sent from; UDP segmentation.
 
-mod allowance;
 mod control;
 mod device;
 mod frame;
 mod header;
 mod pair;
+mod rate_limit;
 pub(crate) mod tap;
 #[cfg(test)]
 mod tests;

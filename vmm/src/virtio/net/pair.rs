@@ -16,7 +16,8 @@ use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::timerfd::TimerFd;
 
 use super::frame::{
-    Delivery, Frame, MAX_DESCRIPTORS, MAX_FRAME, MIN_FRAME, ReadError, Reading, Room, Wishes,
+    Delivery, Frame, MAX_DESCRIPTORS, MAX_FRAME, MIN_FRAME, ReadError, Reading, RxBuffers,
+    RxOptions,
 };
 use super::header::{HEADER_SIZE, Header};
 use super::tap::{Port, write_frame};
@@ -42,7 +43,7 @@ pub(super) const BUDGET: u32 = 128;
 /// How long the guest may wait to be told that a lone frame was sent. It mostly finds out before that, as
 /// it looks when a frame comes or the next one goes. One frame stops no sender: TCP has two under way,
 /// other sockets buffers for more.
-const LONE_PATIENCE: Duration = Duration::from_millis(4);
+const LONE_DELAY: Duration = Duration::from_millis(4);
 /// The most that is called a lone frame, bytes. What is larger may be memory that the sender waits for.
 const LONE_FRAME: usize = 2048;
 
@@ -51,7 +52,7 @@ pub(super) const CONFIG: usize = 12;
 /// Where in it the status is.
 const STATUS: usize = 6;
 
-/// What a card tells of itself, and whether its cable leads anywhere: for all its pairs.
+/// A card's configuration and the state of its link, which its pairs share.
 #[derive(Debug)]
 pub(super) struct Link {
     config: [u8; CONFIG],
@@ -90,12 +91,12 @@ impl Link {
 /// A receive queue and a transmit queue.
 #[derive(Debug)]
 pub(super) struct Pair<P> {
-    /// Which of the card's.
+    /// Its position among the card's pairs.
     index: usize,
     port: P,
     frame: Frame,
     counters: Counters,
-    /// What was counted up to the last turn, for those who can't wait for this one.
+    /// The counters as of the last turn, for readers that can't wait for this one.
     counted: Arc<Mutex<Counters>>,
     active: Option<Activation>,
     /// Frames for the guest come out of its port. If not, they come out of another pair's.
@@ -107,7 +108,7 @@ pub(super) struct Pair<P> {
     /// The last turn of receiving was over before the port was empty.
     unfinished: bool,
     /// The guest has not been told of a lone frame that was sent, and the clock runs.
-    untold: bool,
+    notify_later: bool,
     clock: TimerFd,
 }
 
@@ -129,7 +130,7 @@ impl<P: Port> Pair<P> {
             link,
             blocked: false,
             unfinished: false,
-            untold: false,
+            notify_later: false,
             clock: TimerFd::new()?,
         })
     }
@@ -171,7 +172,7 @@ impl<P: Port> Pair<P> {
         self.frame.len = 0;
         self.blocked = false;
         self.unfinished = false;
-        self.untold = false;
+        self.notify_later = false;
     }
 
     /// Turns it on or off. What is in its port when it is turned off is lost.
@@ -259,8 +260,8 @@ impl<P: Port> Pair<P> {
         let Some(active) = &mut self.active else {
             return Ok(());
         };
-        let wishes = Wishes {
-            most: if active.has(VIRTIO_NET_F_MRG_RXBUF) {
+        let options = RxOptions {
+            max_chains: if active.has(VIRTIO_NET_F_MRG_RXBUF) {
                 usize::from(active.queues[RX].size())
             } else {
                 1
@@ -269,25 +270,25 @@ impl<P: Port> Pair<P> {
         };
         let (memory, queue) = (&active.memory, &mut active.queues[RX]);
         let frame = &mut self.frame;
-        let mut room = Room::default();
+        let mut room = RxBuffers::default();
         self.unfinished = true;
         let mut unplugged = false;
         let mut used = false;
         for _ in 0..BUDGET {
             if frame.len == 0 {
-                if !readable || !room.fill(frame.expected, wishes, queue, memory)? {
+                if !readable || !room.fill(frame.expected, options, queue, memory)? {
                     self.unfinished = false;
                     break;
                 }
-                match frame.read(&self.port, &mut room, wishes, queue, memory) {
-                    Ok(Reading::Kept) => {}
+                match frame.read(&self.port, &mut room, options, queue, memory) {
+                    Ok(Reading::Buffered) => {}
                     Ok(Reading::Delivered(len)) => {
                         used = true;
                         self.counters.requests += 1;
                         self.counters.bytes_in += len as u64;
                         continue;
                     }
-                    Ok(Reading::Nonsense) => {
+                    Ok(Reading::TooShort) => {
                         self.counters.errors += 1;
                         continue;
                     }
@@ -299,7 +300,7 @@ impl<P: Port> Pair<P> {
                     }
                 }
             }
-            match frame.deliver(wishes, queue, memory)? {
+            match frame.deliver(options, queue, memory)? {
                 Delivery::Done => {
                     used = true;
                     self.counters.requests += 1;
@@ -372,11 +373,11 @@ impl<P: Port> Pair<P> {
             queue.push_used(memory, head, 0)?;
             used = true;
         }
-        if used && (queue.needs_interrupt(memory)? || self.untold) {
+        if used && (queue.needs_interrupt(memory)? || self.notify_later) {
             let unseen = queue.unseen(memory)?;
             let lone = last <= LONE_FRAME && unseen == Some(1);
-            self.untold = lone && self.clock.reset(LONE_PATIENCE, None).is_ok();
-            if !self.untold && unseen != Some(0) {
+            self.notify_later = lone && self.clock.reset(LONE_DELAY, None).is_ok();
+            if !self.notify_later && unseen != Some(0) {
                 active.interrupt.signal_queue();
             }
         }
@@ -384,9 +385,9 @@ impl<P: Port> Pair<P> {
     }
 
     /// Tells the guest of a lone frame that was sent some time ago, unless it knows.
-    fn tell_of_lone_frame(&mut self) -> Result<(), DeviceError> {
-        let untold = std::mem::take(&mut self.untold);
-        if let Some(active) = self.active.as_ref().filter(|_| untold)
+    fn notify_of_lone_frame(&mut self) -> Result<(), DeviceError> {
+        let notify_later = std::mem::take(&mut self.notify_later);
+        if let Some(active) = self.active.as_ref().filter(|_| notify_later)
             && active.queues[TX].unseen(&active.memory)? != Some(0)
         {
             active.interrupt.signal_queue();
@@ -396,7 +397,7 @@ impl<P: Port> Pair<P> {
 
     fn handle_event(&mut self, token: u32, ready: EventSet) -> Result<Progress, DeviceError> {
         if token == self.token(CLOCK) {
-            self.tell_of_lone_frame()?;
+            self.notify_of_lone_frame()?;
         }
         // A late event finds it unwatched, or watched again, when there is no harm in a look.
         if token != self.token(PORT) || !self.watched {

@@ -52,7 +52,7 @@ pub enum VsockError {
     Timer(#[source] io::Error),
 }
 
-/// What exists between activation and reset.
+/// The state between activation and reset.
 #[derive(Debug)]
 struct Active {
     activation: Activation,

@@ -4,7 +4,7 @@ use std::thread;
 
 use virtio_bindings::virtio_net::{VIRTIO_NET_F_CTRL_VQ, VIRTIO_NET_F_MQ};
 
-use super::super::allowance::Allowance;
+use super::super::rate_limit::RateLimit;
 use super::tap::{ethernet, interface_flags, open_tap, ours, with_namespace};
 use super::*;
 use crate::sync::lock;
@@ -231,8 +231,8 @@ fn a_driver_that_changes_its_mind_all_the_time_has_to_wait() {
 fn changes_are_allowed_now_and_then() {
     let start = Instant::now();
     let at = |ms| start + Duration::from_millis(ms);
-    let mut allowance = Allowance::new(start);
-    let mut taken = |ms| (0..20).take_while(|_| allowance.take(at(ms))).count();
+    let mut limit = RateLimit::new(start);
+    let mut taken = |ms| (0..20).take_while(|_| limit.take(at(ms))).count();
     assert_eq!(taken(5000), 8);
     assert_eq!(taken(5900), 0);
     assert_eq!(taken(6000), 1);

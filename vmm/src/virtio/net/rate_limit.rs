@@ -1,4 +1,4 @@
-//! How often a driver may have the host change its end of the cable.
+//! A rate limit for what a driver has the host change at its end of the cable.
 //!
 //! What frames a tap may hand out and which of its queues take part are changed under a lock of the
 //! host's kernel that all who set up networks need (RTNL), and whoever follows the tap's namespace is
@@ -9,37 +9,37 @@
 use std::time::{Duration, Instant};
 
 /// How many changes a driver may make at once.
-const CHANGES: u32 = 8;
-/// How long it waits for each one more.
+const BURST: u32 = 8;
+/// How long a driver waits for each further change.
 const INTERVAL: Duration = Duration::from_secs(1);
 
-/// What a driver may still change.
+/// The changes that a driver may still make: a token bucket.
 #[derive(Debug)]
-pub(super) struct Allowance {
-    left: u32,
-    /// When the last one was added.
-    filled: Instant,
+pub(super) struct RateLimit {
+    tokens: u32,
+    /// When the last token was added.
+    refilled: Instant,
 }
 
-impl Allowance {
+impl RateLimit {
     pub fn new(now: Instant) -> Self {
         Self {
-            left: CHANGES,
-            filled: now,
+            tokens: BURST,
+            refilled: now,
         }
     }
 
-    /// Takes one. False: there is none.
+    /// Takes a token. False: there is none.
     pub fn take(&mut self, now: Instant) -> bool {
-        while self.left < CHANGES && now.duration_since(self.filled) >= INTERVAL {
-            self.left += 1;
-            self.filled += INTERVAL;
+        while self.tokens < BURST && now.duration_since(self.refilled) >= INTERVAL {
+            self.tokens += 1;
+            self.refilled += INTERVAL;
         }
-        if self.left == CHANGES {
-            self.filled = now;
+        if self.tokens == BURST {
+            self.refilled = now;
         }
-        let may = self.left > 0;
-        self.left = self.left.saturating_sub(1);
+        let may = self.tokens > 0;
+        self.tokens = self.tokens.saturating_sub(1);
         may
     }
 }
