@@ -179,7 +179,7 @@ pub fn check_fits(
 }
 
 /// Refuses CPUs and memory nodes that a VM does not have.
-pub fn check_cpuset(limits: &Resources, vm: VmSize, field: &str) -> Result<(), PodError> {
+fn check_cpuset(limits: &Resources, vm: VmSize, field: &str) -> Result<(), PodError> {
     let lacks = |name: &str, list: &str, has: String| {
         PodError::precondition(
             format!("use {field}.{name}"),

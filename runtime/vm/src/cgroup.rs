@@ -22,12 +22,12 @@ use hull_spec::{error::PodError, id::PodId};
 const FIELD: &str = "config.linux.cgroup_parent";
 /// Where pods are that name no parent.
 const DEFAULT: &str = "hull";
-/// How long processes that were killed may take to leave.
+/// How long killed processes may take to leave a cgroup.
 const LEAVE: Duration = Duration::from_secs(5);
-/// How often making it is tried when another pod's end removes a directory above it.
+/// How often a cgroup is tried to be made, when another pod's end removes a directory above it.
 const TRIES: u32 = 5;
 
-/// A pod's cgroup; recorded before it is made.
+/// A pod's cgroup, which is recorded before it is made.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PodCgroup {
     path: PathBuf,
@@ -36,7 +36,8 @@ pub struct PodCgroup {
 }
 
 impl PodCgroup {
-    /// Decides where it will be, below the mount point `root`; none on a host without cgroup v2.
+    /// Decides where a pod's cgroup will be, below the mount point `root`; none on a host without
+    /// cgroup v2.
     ///
     /// # Errors
     /// When `parent` is no place in the hierarchy, or there is no hierarchy to be in.
@@ -58,7 +59,7 @@ impl PodCgroup {
         let absent = path.ancestors().take_while(|dir| !dir.exists());
         let mut made_from = absent.last().unwrap_or(&path).to_owned();
         if below_default(root, &path) {
-            // It is nobody else's, and belongs to all pods that are in it.
+            // The directory is the daemon's alone: the last pod that leaves it removes it.
             made_from = root.join(DEFAULT);
         }
         Ok(Some(Self { path, made_from }))
@@ -69,7 +70,7 @@ impl PodCgroup {
         &self.path
     }
 
-    /// Makes it, with the controllers that are to be had.
+    /// Makes the cgroup, with every controller that the cgroups above it allow.
     ///
     /// # Errors
     /// When a directory can't be made.
@@ -93,12 +94,12 @@ impl PodCgroup {
             let &[parent, dir] = pair else { continue };
             let available = fs::read_to_string(parent.join("cgroup.controllers"));
             for controller in available.unwrap_or_default().split_ascii_whitespace() {
-                // One by one, and as far as the parent allows it: without them less is counted.
+                // One by one, because one that is refused would refuse all; without it less is counted.
                 let control = parent.join("cgroup.subtree_control");
                 let _ = fs::write(control, format!("+{controller}"));
             }
             match fs::create_dir(dir) {
-                // What is counted there is not the daemon's alone, whatever its mask.
+                // Others may read what is counted there, whatever the daemon's mask is.
                 Ok(()) => fs::set_permissions(dir, Permissions::from_mode(0o755))?,
                 Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
                 Err(_) => {}
@@ -107,8 +108,9 @@ impl PodCgroup {
         Ok(())
     }
 
-    /// The most that limits in and above it let its processes use, in thousandths of a CPU; none: no
-    /// limit.
+    /// The least CPU limit of this cgroup and those above it, in thousandths of a CPU; none: there is
+    /// no limit.
+    #[must_use]
     pub fn millicpus(&self, root: &Path) -> Option<u32> {
         let dirs = self.path.ancestors().take_while(|dir| *dir != root);
         let limits = dirs.filter_map(|dir| {
@@ -122,7 +124,7 @@ impl PodCgroup {
         Some(u32::try_from(least).unwrap_or(u32::MAX))
     }
 
-    /// Moves a process into it.
+    /// Moves a process into the cgroup.
     ///
     /// # Errors
     /// When the kernel refuses.
@@ -132,7 +134,7 @@ impl PodCgroup {
             .map_err(|e| PodError::internal(format!("move {pid} to {}", procs.display()), e))
     }
 
-    /// Ends what is in it and removes it; one that is absent is removed already.
+    /// Kills the processes in the cgroup and removes it; no effect when it is absent.
     ///
     /// # Errors
     /// When processes do not leave.
@@ -142,7 +144,7 @@ impl PodCgroup {
         while dir != self.made_from {
             let Some(parent) = dir.parent() else { break };
             dir = parent;
-            // Others are in it now: they keep it.
+            // A failure means that another pod's cgroup is in it.
             if fs::remove_dir(dir).is_err() {
                 break;
             }
@@ -151,7 +153,7 @@ impl PodCgroup {
     }
 }
 
-/// Removes the cgroup of a VMM that has no record, when it is one of ours.
+/// Removes the cgroup of a VMM that has no record, when it has the name of a pod's.
 pub async fn remove_orphan(root: &Path, path: &Path, pod: &str) {
     let name = path
         .file_name()
@@ -163,7 +165,8 @@ pub async fn remove_orphan(root: &Path, path: &Path, pod: &str) {
     }
 }
 
-/// The cgroup that a process is in.
+/// The cgroup that a process is in; none: it has ended, or is in none.
+#[must_use]
 pub fn of_process(root: &Path, pid: u32) -> Option<PathBuf> {
     let text = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
     let path = text.lines().find_map(|line| line.strip_prefix("0::/"))?;
@@ -185,7 +188,7 @@ async fn remove(path: &Path) -> Result<(), PodError> {
                 return Err(PodError::internal(action, error));
             }
             Err(_) => {
-                // Only a pod's own processes are ever in it.
+                // Only the pod's own processes are ever in its cgroup.
                 let _ = fs::write(path.join("cgroup.kill"), "1");
                 sleep(Duration::from_millis(5)).await;
             }
@@ -257,7 +260,7 @@ mod tests {
         );
         assert_eq!(parsed("system.slice"), Some("system.slice".into()));
         assert_eq!(parsed("-.slice"), Some("".into()));
-        // Whole already.
+        // With a slash it is a whole path already.
         assert_eq!(
             parsed("/a.slice/a-b.slice"),
             Some("a.slice/a-b.slice".into())

@@ -1,9 +1,9 @@
 //! The control socket of a VMM.
 //!
 //! One task owns the connection: it sends a request with its file descriptors, reads the answer,
-//! and in between waits for the end of file that tells that the VM is gone. Nothing else tells that
-//! but the end of the process. After an answer that came too late or was none, the position in the
-//! byte stream is unknown, and the next request takes a new connection.
+//! and in between waits for end of file. Only end of file and the end of the process tell that the
+//! VM is gone. After an answer that came too late or could not be decoded, the position in the byte
+//! stream is unknown, so the next request takes a new connection.
 
 #![cfg_attr(
     not(test),
@@ -74,12 +74,15 @@ struct Call {
 #[derive(Debug)]
 struct Line {
     socket: PathBuf,
-    /// None: its last use failed.
+    /// None: the last call failed, and the next one connects again.
     stream: Option<UnixStream>,
 }
 
 impl VmClient {
     /// Connects to the VMM `process`, waiting for it to listen until `deadline`, and shakes hands.
+    ///
+    /// # Errors
+    /// When the VMM ends or does not listen by then, or has another contract version.
     pub async fn connect(
         socket: &Path,
         exit_report: &Path,
@@ -114,7 +117,7 @@ impl VmClient {
         };
         let process = process.clone();
         tokio::spawn(async move {
-            // However it ends, the VM can't be spoken with any more.
+            // However the task ends, nothing can be asked of the VM any more.
             if let Err(panic) = caught(serve(line, receiver, process)).await {
                 tracing::error!(%panic, "connection to a VMM");
             }
@@ -138,17 +141,26 @@ impl VmClient {
     }
 
     /// Describes the VM.
+    ///
+    /// # Errors
+    /// When the VMM refuses or does not answer.
     pub async fn configure(&self, config: VmConfig, fds: Vec<OwnedFd>) -> Result<(), VmError> {
         let request = Request::Configure(Box::new(config));
         self.done("configure the VM", request, fds).await
     }
 
     /// Boots the VM.
+    ///
+    /// # Errors
+    /// When the VMM refuses or does not answer.
     pub async fn start(&self) -> Result<(), VmError> {
         self.done("start the VM", Request::Start, Vec::new()).await
     }
 
     /// Puts a device behind a slot.
+    ///
+    /// # Errors
+    /// When the VMM refuses or does not answer.
     pub async fn attach(
         &self,
         slot: u8,
@@ -159,7 +171,10 @@ impl VmClient {
         self.done("attach a device to the VM", request, fds).await
     }
 
-    /// Takes the device out of a slot. One that is busy is waited for, for a while.
+    /// Takes the device out of a slot; a device that is busy is asked for again for 10 s.
+    ///
+    /// # Errors
+    /// When the device stays busy, or the VMM refuses or does not answer.
     pub async fn detach(&self, slot: u8) -> Result<(), VmError> {
         let begin = Instant::now();
         loop {
@@ -175,7 +190,10 @@ impl VmClient {
         }
     }
 
-    /// Asks for counters, which are to be there within this time.
+    /// Reads the VM's counters, within this time.
+    ///
+    /// # Errors
+    /// When the VMM refuses or does not answer.
     pub async fn metrics(&self, limit: Duration) -> Result<Metrics, VmError> {
         const ACTION: &str = "read the VM's counters";
         let answer = self.call(ACTION, Request::Metrics, Vec::new(), limit);
@@ -185,7 +203,10 @@ impl VmClient {
         }
     }
 
-    /// Ends the VM, if it does so within this time.
+    /// Has the VMM end the VM, within this time.
+    ///
+    /// # Errors
+    /// When the VMM refuses or does not answer.
     pub async fn stop(&self, limit: Duration) -> Result<(), VmError> {
         const ACTION: &str = "stop the VM";
         let answer = self.call(ACTION, Request::Stop, Vec::new(), limit);
@@ -245,7 +266,7 @@ impl VmClient {
             self.calls.send(call).await.map_err(|_| gone())?;
             answer.await.map_err(|_| gone())?
         };
-        // Others may be asked before it.
+        // Calls of others may have to be answered first.
         let answer = timeout(limit, asked).await;
         match answer.unwrap_or_else(|_| Err(late(action, limit))) {
             Ok(Response::Error { kind, message }) => Err(VmError::Refused {
@@ -305,7 +326,7 @@ async fn serve(mut line: Line, mut calls: mpsc::Receiver<Call>, process: Process
                         false
                     }
                 };
-                // The request may have been made, or be made yet, all the same.
+                // The VMM may have done what was asked, or do it yet, and answer that.
                 line.stream = None;
                 if ended {
                     break;
@@ -318,7 +339,7 @@ async fn serve(mut line: Line, mut calls: mpsc::Receiver<Call>, process: Process
 }
 
 impl Line {
-    /// Waits for the end of the connection; false: for something that nobody asked for.
+    /// Waits until the connection has ended (true), or has brought bytes that nobody asked for.
     async fn ended(&mut self) -> bool {
         let Some(stream) = &mut self.stream else {
             return std::future::pending().await;
@@ -384,13 +405,14 @@ async fn send(stream: &mut UnixStream, frame: &[u8], fds: &[OwnedFd]) -> io::Res
         .await
 }
 
-/// Reads the last words of a VMM, which is not trusted.
+/// Reads the exit report of a VMM, which is not trusted, for a person.
+#[must_use]
 pub fn read_report(path: &Path) -> String {
     let read = || -> io::Result<Option<String>> {
         let (run, name) = beneath::split(path)?;
         let file = run.file(name, OFlags::RDONLY)?;
         let mut bytes = Vec::new();
-        // What is longer is cut, and then no report.
+        // A longer file is cut, and then can't be decoded.
         file.take(hull_proto_vmm::MAX_MESSAGE as u64)
             .read_to_end(&mut bytes)?;
         Ok(last_words(&bytes))
@@ -399,12 +421,15 @@ pub fn read_report(path: &Path) -> String {
     report.unwrap_or_else(|| "it left no exit report, so it was killed".into())
 }
 
-/// What an exit report says.
+/// What an exit report says; none: it is no report.
+#[must_use]
 pub fn last_words(report: &[u8]) -> Option<String> {
     let report: ExitReport = serde_json::from_slice(report).ok()?;
     Some(clean(&format!("{:?}: {}", report.reason, report.message)))
 }
 
+/// A text of the VMM, made printable.
+#[must_use]
 pub fn clean(text: &str) -> String {
     hull_base::printable::printable(text, REPORT_MAX)
 }

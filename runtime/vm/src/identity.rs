@@ -1,5 +1,5 @@
-//! Who a process of a pod is, so that no other is taken for it: not a later one with its pid, and
-//! not one of another user that has its command line.
+//! What tells a process of a pod from all others: from a later process with the same pid, and from
+//! another user's process with the same command line.
 
 use std::{
     fs::{self, Metadata},
@@ -20,20 +20,21 @@ const RECORD_MAX: u64 = 4096;
 /// A process that can't be mistaken for another one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Identity {
+    /// The process's id, which may be another's once the process has ended.
     pub pid: u32,
-    /// Field 22 of proc_pid_stat(5).
+    /// When it started, in clock ticks since boot: field 22 of proc_pid_stat(5).
     pub start_ticks: u64,
-    /// The first half of the kernel's boot id (random(4)). 0: not known, so it is nobody.
+    /// The first half of the kernel's boot id (random(4)). 0: not known, and no process matches.
     #[serde(default)]
     boot: u64,
-    /// The program that it executes. None: not known, so it is nobody.
+    /// The program that it executes. None: not known, and no process matches.
     #[serde(default)]
     exe: Option<FileId>,
 }
 
-/// A file, whatever its name is now, and also when it has none any more.
+/// Tells a file from all others, whatever name it has, even without any.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub(super) struct FileId {
+pub(crate) struct FileId {
     device: u64,
     inode: u64,
 }
@@ -46,38 +47,38 @@ impl FileId {
         }
     }
 
-    pub(super) fn at(path: impl AsRef<Path>) -> Option<Self> {
+    pub(crate) fn at(path: impl AsRef<Path>) -> Option<Self> {
         Some(Self::of(&fs::metadata(path).ok()?))
     }
 }
 
 impl Identity {
-    /// That of the process that has this pid now, dead or alive; none: no process has it.
+    /// The identity of the process that has this pid now, dead or alive; none: no process has it.
     pub fn of(pid: u32) -> Option<Self> {
         Some(Self {
             pid,
             start_ticks: start_ticks(pid)?,
             boot: boot(),
-            // A zombie has none.
+            // A zombie executes no program.
             exe: FileId::at(format!("/proc/{pid}/exe")),
         })
     }
 
-    /// Whether the process that has its pid now is this one, and one of the daemon's.
-    pub(super) fn is_there(&self) -> bool {
+    /// Whether the process that has this pid now is the one that is meant, and the daemon's.
+    pub(crate) fn is_there(&self) -> bool {
         self.boot != 0
             && self.exe.is_some()
             && Self::of(self.pid).as_ref() == Some(self)
             && is_the_daemons(self.pid)
     }
 
-    /// Whether it executes one of these programs.
-    pub(super) fn executes(&self, programs: &[FileId]) -> bool {
+    /// Whether the process executes one of these programs.
+    pub(crate) fn executes(&self, programs: &[FileId]) -> bool {
         self.exe.is_some_and(|exe| programs.contains(&exe))
     }
 
-    /// Writes it to a file, all of it or nothing.
-    pub(super) fn write(&self, path: &Path) -> io::Result<()> {
+    /// Writes the identity to a file, whole or not at all.
+    pub(crate) fn write(&self, path: &Path) -> io::Result<()> {
         let (run, name) = beneath::split(path)?;
         let unfinished = name.with_added_extension("new");
         let mut file = run.replace(&unfinished, OFlags::WRONLY, 0o600)?;
@@ -85,8 +86,8 @@ impl Identity {
         Ok(renameat(&run, unfinished, &run, name)?)
     }
 
-    /// Reads what [`Identity::write`] wrote. None: nothing is there, or not of the daemon.
-    pub(super) fn read(path: &Path) -> Option<Self> {
+    /// Reads what [`Identity::write`] wrote. None: the file is absent, unreadable or another user's.
+    pub(crate) fn read(path: &Path) -> Option<Self> {
         let (run, name) = beneath::split(path).ok()?;
         let file = run.file(name, OFlags::RDONLY).ok()?;
         if file.metadata().ok()?.uid() != geteuid().as_raw() {
@@ -98,9 +99,9 @@ impl Identity {
     }
 }
 
-/// Whether a process is such as this daemon, or an earlier one, starts: of the same user, and in the
-/// same user and pid namespaces. A container's root is neither.
-pub(super) fn is_the_daemons(pid: u32) -> bool {
+/// Whether a daemon may have started a process: it has the daemon's user, and is in the daemon's user
+/// and pid namespaces. A process in a container of another runtime has neither, root or not.
+pub(crate) fn is_the_daemons(pid: u32) -> bool {
     let theirs = PathBuf::from(format!("/proc/{pid}"));
     let own = Path::new("/proc/self");
     let are_alike = |name: &str| {
@@ -118,7 +119,7 @@ fn users(process: &Path) -> Option<String> {
     Some(line.to_owned())
 }
 
-/// When a process started.
+/// When a process started, in clock ticks since boot.
 fn start_ticks(pid: u32) -> Option<u64> {
     let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // The name in parentheses may hold anything, so fields count from the last one: the first here
@@ -127,6 +128,7 @@ fn start_ticks(pid: u32) -> Option<u64> {
     rest.split_ascii_whitespace().nth(22 - 3)?.parse().ok()
 }
 
+/// The first 64 bits of the kernel's boot id; 0: not known.
 fn boot() -> u64 {
     let id = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     let digits: String = id

@@ -1,9 +1,9 @@
 //! The processes of a pod, its VMM and its file server: started here, or found again after a
 //! restart of the daemon.
 //!
-//! They are never killed with the daemon: each has its own process group, and only
-//! [`Process::kill`] and [`Process::end`] deal with them. A process is held by a pidfd, which is
-//! signalled and waited for, and never another's: pids are reused.
+//! The end of the daemon does not end them: each has its own process group, and only
+//! [`Process::kill`] and [`Process::end`] kill one. A process is signalled and waited for by its
+//! pidfd, because its pid may be another's by then.
 //!
 //! ```text
 //! spawned ──▶ held by pidfd, in its cgroup ──▶ <run>/*.process ──▶ used ──▶ record (VMM)
@@ -70,12 +70,13 @@ impl Process {
             .arg("--exit-report")
             .arg(run.exit_report())
             .stdin(Stdio::null());
-        // Before it has threads and memory: what it uses is counted from the start.
+        // Before the VMM has threads and memory, so that all that it uses is counted.
         let enter = |pid| cgroup.map_or(Ok(()), |cgroup| cgroup.add(pid));
         Self::start(program, command, run, Role::Vmm, enter)
     }
 
-    /// Starts a file server for the VM that has the other end of `fuse`. It ends with that.
+    /// Starts a file server for the VM that has the other end of `fuse`. The file server ends when
+    /// that end is closed.
     ///
     /// # Errors
     /// When it can't be started.
@@ -92,7 +93,7 @@ impl Process {
             .arg(run.files_socket())
             .stdin(fuse);
         if let Some(cgroup) = cgroup {
-            // It enters before it starts others.
+            // The file server enters the cgroup before it starts other processes.
             command.arg("--cgroup").arg(cgroup);
         }
         Self::start(program, command, run, Role::FileServer, |_| Ok(()))
@@ -124,17 +125,17 @@ impl Process {
             .stdout(stdout)
             .stderr(log)
             .process_group(0);
-        // Closed in the process when it executes the program. Before that it may still be seen with
-        // this one, though spawning is over: vfork(2) ends a moment too early.
+        // The new process closes its end when it executes the program. Until then `/proc` may show
+        // the daemon's program for it, though `spawn` has returned: vfork(2) ends a moment too early.
         let (mut executed, until_executed) = io::pipe().map_err(spawn_error)?;
         let mut child = tokio::process::Command::from(command)
             .spawn()
             .map_err(spawn_error)?;
         drop(until_executed);
         let pid = child.id().unwrap_or(0);
-        // Until it is waited for its pid is nobody else's, even if it has ended.
+        // Until the process is waited for, its pid is nobody else's, even if it has ended.
         let mut take = || -> Result<Self, PodError> {
-            // The end is all that ever comes.
+            // Nothing is ever written to this pipe: reading ends when the new process has closed it.
             executed.read_to_end(&mut Vec::new()).map_err(spawn_error)?;
             prepare(pid)?;
             let gone = || spawn_error(io::ErrorKind::NotFound.into());
@@ -146,7 +147,7 @@ impl Process {
         };
         let taken = take();
         if taken.is_err() {
-            // It may have ended by itself.
+            // A failure means that the process has ended by itself.
             let _ = child.start_kill();
         }
         tokio::spawn(async move {
@@ -157,26 +158,27 @@ impl Process {
     }
 
     /// The process of this identity; none when it has ended.
+    #[must_use]
     pub fn find(identity: Identity) -> Option<Self> {
         let pidfd = hold(identity.pid).ok()?;
         let found = Self { identity, pidfd };
-        // What was looked at is what is held, if that has not ended meanwhile.
+        // If the process that is held has not ended, it is also the one whose identity was compared.
         (identity.is_there() && found.is_alive()).then_some(found)
     }
 
-    /// Who it is.
+    /// Tells this process from all others.
     pub fn identity(&self) -> Identity {
         self.identity
     }
 
-    /// Whether it runs.
+    /// Whether the process runs.
     pub fn is_alive(&self) -> bool {
         let mut fds = [PollFd::new(self.pidfd.get_ref(), PollFlags::IN)];
         // A pidfd can be read from once its process has ended. A failure tells nothing of that.
         !poll(&mut fds, Some(&Timespec::default())).is_ok_and(|ready| ready > 0)
     }
 
-    /// Kills it; no effect when it has ended.
+    /// Kills the process; no effect when it has ended.
     pub fn kill(&self) {
         match pidfd_send_signal(self.pidfd.get_ref(), Signal::KILL) {
             Ok(()) | Err(rustix::io::Errno::SRCH) => {}
@@ -186,7 +188,7 @@ impl Process {
         }
     }
 
-    /// Waits until it has ended.
+    /// Waits until the process has ended.
     pub async fn ended(&self) {
         if self.pidfd.readable().await.is_err() {
             // The runtime is being shut down, and this task with it.
@@ -194,10 +196,10 @@ impl Process {
         }
     }
 
-    /// Waits until it has ended; kills it after `grace`.
+    /// Waits until the process has ended; kills it after `grace`.
     ///
     /// # Errors
-    /// [`VmError::Unkillable`].
+    /// When it is still there 30 s after it was killed.
     pub async fn end(&self, grace: Duration) -> Result<(), VmError> {
         if timeout(grace, self.ended()).await.is_ok() {
             return Ok(());
@@ -211,18 +213,22 @@ impl Process {
     }
 }
 
-/// A process of a pod that runs.
+/// A process of a pod that was found running.
 #[derive(Debug)]
 pub struct Found {
     /// The pod's run directory.
     pub run: PathBuf,
+    /// What it does for the pod.
     pub role: Role,
-    /// Whether the run directory names it. Else the daemon that started it did not live to say so.
+    /// Whether the run directory names the process; false: the daemon that started it ended before
+    /// it wrote that.
     pub is_recorded: bool,
+    /// The process.
     pub process: Process,
 }
 
 /// The VMMs and file servers that earlier daemons started. Blocks.
+#[must_use]
 pub fn find_all(config: &PodsConfig) -> Vec<Found> {
     let mut found = recorded(config);
     let known: Vec<u32> = found.iter().map(|f| f.process.identity.pid).collect();
@@ -230,7 +236,7 @@ pub fn find_all(config: &PodsConfig) -> Vec<Found> {
     found
 }
 
-/// Processes that run directories name.
+/// The running processes that run directories name.
 fn recorded(config: &PodsConfig) -> Vec<Found> {
     let runs = fs::read_dir(RunDir::all(config)).into_iter().flatten();
     let runs = runs.flatten().map(|entry| RunDir::at(entry.path()));
@@ -248,15 +254,15 @@ fn recorded(config: &PodsConfig) -> Vec<Found> {
         .collect()
 }
 
-/// Processes that no run directory names, but that have a socket in one, are the daemon's and
-/// execute a program of its configuration. The command line alone says nothing: it is whatever who
-/// started the process wanted.
+/// The running processes that no run directory names, but that name a socket in one, have the
+/// daemon's user and execute a program of its configuration. The command line alone proves nothing:
+/// whoever starts a process chooses it.
 fn strays(config: &PodsConfig, known: &[u32]) -> Vec<Found> {
     let programs = [&config.vmm, &config.file_server];
     let programs: Vec<FileId> = programs.into_iter().filter_map(FileId::at).collect();
     let state = RunDir::all(config);
     let find = |pid: u32| {
-        // First, because the memory with the arguments of others is theirs.
+        // Checked first: a process of another user could make reading its arguments block.
         if known.contains(&pid) || !is_the_daemons(pid) {
             return None;
         }
@@ -266,7 +272,7 @@ fn strays(config: &PodsConfig, known: &[u32]) -> Vec<Found> {
         if !identity.executes(&programs) {
             tracing::warn!(
                 pid,
-                "it calls itself a process of ours, with a program that is not"
+                "the command line is that of a process of a pod, but the program is not"
             );
             return None;
         }

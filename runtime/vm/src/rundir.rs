@@ -1,5 +1,5 @@
-//! A pod's directories on the host. A VMM that is lost can write in the run directory, so what is
-//! there is used as [`hull_base::beneath`] does.
+//! A pod's directories on the host. A VMM that its guest has taken over can write in the run
+//! directory, so files there are opened by [`hull_base::beneath`] alone.
 
 use std::path::{Path, PathBuf};
 
@@ -8,10 +8,10 @@ use hull_spec::{config::PodsConfig, id::PodId};
 /// Longest path of a Unix socket (`sun_path` of unix(7), without its NUL).
 const SOCKET_PATH_MAX: usize = 107;
 
-/// Where the file server listens; its command line tells it from a VMM by this.
-pub const FILES_SOCKET: &str = "fs.sock";
+/// Where the file server listens. A command line with this name is a file server's, not a VMM's.
+pub(crate) const FILES_SOCKET: &str = "fs.sock";
 
-/// What a process is to its pod.
+/// What a process does for its pod.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
     /// The VMM, `hull-vmm`.
@@ -20,17 +20,18 @@ pub enum Role {
     FileServer,
 }
 
-/// `<state>/pods/<id>`: what is gone after a reboot of the host, as the VM is.
+/// `<state>/pods/<id>`: files that a reboot of the host removes, as it ends the VM.
 #[derive(Debug, Clone)]
 pub struct RunDir(PathBuf);
 
 impl RunDir {
+    /// The run directory of a pod.
     pub fn of(config: &PodsConfig, pod: &PodId) -> Self {
         Self(Self::all(config).join(pod.as_str()))
     }
 
-    /// One of [`RunDir::all`].
-    pub(super) fn at(path: PathBuf) -> Self {
+    /// The run directory that was found at `path`, in [`RunDir::all`].
+    pub(crate) fn at(path: PathBuf) -> Self {
         Self(path)
     }
 
@@ -39,53 +40,59 @@ impl RunDir {
         config.state.join("pods")
     }
 
-    /// Tells whether sockets fit below a state directory.
+    /// Whether the paths of sockets below the state directory are short enough.
     pub fn fits(config: &PodsConfig) -> bool {
         let longest = Self::all(config).join("0".repeat(64)).join("vsock.sock");
         longest.as_os_str().len() <= SOCKET_PATH_MAX
     }
 
+    /// The directory.
     pub fn path(&self) -> &Path {
         &self.0
     }
 
+    /// Where the VMM listens.
     pub fn control_socket(&self) -> PathBuf {
         self.0.join("vmm.sock")
     }
 
+    /// The socket that stands for the guest's vsock.
     pub fn vsock_socket(&self) -> PathBuf {
         self.0.join("vsock.sock")
     }
 
+    /// Where the VMM writes why it ended.
     pub fn exit_report(&self) -> PathBuf {
         self.0.join("exit.json")
     }
 
+    /// Where the file server listens.
     pub fn files_socket(&self) -> PathBuf {
         self.0.join(FILES_SOCKET)
     }
 
-    /// What a process writes to standard output and error.
-    pub(super) fn log_of(&self, role: Role) -> PathBuf {
+    /// The standard output and error of a process.
+    pub(crate) fn log_of(&self, role: Role) -> PathBuf {
         self.0.join(match role {
             Role::Vmm => "vmm.log",
             Role::FileServer => "fs.log",
         })
     }
 
-    /// Which process it is. Nobody but the daemon may write there.
-    pub(super) fn process_of(&self, role: Role) -> PathBuf {
+    /// The [`Identity`](crate::identity::Identity) of a process, which the daemon alone may write.
+    pub(crate) fn process_of(&self, role: Role) -> PathBuf {
         self.0.join(match role {
             Role::Vmm => "vmm.process",
             Role::FileServer => "fs.process",
         })
     }
 
+    /// What the guest's kernel writes to its console.
     pub fn console(&self) -> PathBuf {
         self.0.join("console.log")
     }
 
-    /// How far a container's log file is written; see `logs` of `hull-pod`.
+    /// Where it is noted how far a container's log file is written; see `logs` of `hull-pod`.
     pub fn log_position(&self, container: &str) -> PathBuf {
         self.0.join(format!("{container}.log-position"))
     }
@@ -96,6 +103,7 @@ impl RunDir {
 pub struct DataDir(PathBuf);
 
 impl DataDir {
+    /// The data directory of a pod.
     pub fn of(config: &PodsConfig, pod: &PodId) -> Self {
         Self(Self::all(config).join(pod.as_str()))
     }
@@ -105,10 +113,12 @@ impl DataDir {
         config.root.join("pods")
     }
 
+    /// The directory.
     pub fn path(&self) -> &Path {
         &self.0
     }
 
+    /// The file behind the guest's scratch disk.
     pub fn scratch(&self) -> PathBuf {
         self.0.join("scratch.img")
     }

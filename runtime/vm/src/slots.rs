@@ -16,12 +16,13 @@ pub const ROOT: u8 = 2;
 pub const NET: u8 = 3;
 /// The scratch disk.
 pub const SCRATCH: u8 = 4;
-/// Files of the host, once a container mounts some.
+/// The file server, once a container mounts files of the host.
 pub const FILES: u8 = 5;
 const FIRST_FREE: u8 = 6;
 
-/// The slot of a pod's network interface: the first one's is fixed, others count down from the
-/// last slot, where images come last.
+/// The slot of a pod's network interface: the first interface has [`NET`], others count down from
+/// the last slot, which hot-added devices take last.
+#[must_use]
 pub fn net(interface: u8) -> u8 {
     match interface {
         0 => NET,
@@ -37,6 +38,9 @@ pub struct Slots {
 
 impl Slots {
     /// Takes the first free slot.
+    ///
+    /// # Errors
+    /// [`VmError::NoSlot`].
     pub fn take(&mut self) -> Result<u8, VmError> {
         let slot = (FIRST_FREE..SLOTS)
             .find(|slot| !self.taken.contains(slot))
@@ -45,7 +49,7 @@ impl Slots {
         Ok(slot)
     }
 
-    /// Takes this slot; tells whether it was free.
+    /// Takes this slot, and tells whether it was free.
     pub fn claim(&mut self, slot: u8) -> bool {
         self.taken.insert(slot)
     }
@@ -55,7 +59,8 @@ impl Slots {
         self.taken.insert(slot);
     }
 
-    /// Whether a hot-added device may be there that nobody here knows of.
+    /// Whether a device may be behind this slot that was hot-added and never noted here.
+    #[must_use]
     pub fn is_unknown(&self, slot: u8) -> bool {
         (FIRST_FREE..SLOTS).contains(&slot) && !self.taken.contains(&slot)
     }

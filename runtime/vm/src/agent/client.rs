@@ -1,4 +1,4 @@
-//! What the agent is asked.
+//! The calls of the agent.
 
 use std::{
     path::{Path, PathBuf},
@@ -61,7 +61,10 @@ impl std::fmt::Debug for Agent {
 }
 
 impl Agent {
-    /// Connects once the agent listens, and shakes hands.
+    /// Connects once the agent listens, and shakes hands. Each call may take `timeout`.
+    ///
+    /// # Errors
+    /// When the agent does not listen before `deadline`, or has another contract version.
     pub async fn connect(
         vsock: &Path,
         timeout: Duration,
@@ -78,14 +81,17 @@ impl Agent {
     }
 
     /// Replaces a connection that was lost.
-    pub async fn reconnect(&self, deadline: Instant) -> Result<(), GuestError> {
+    ///
+    /// # Errors
+    /// As [`Agent::connect`].
+    pub(crate) async fn reconnect(&self, deadline: Instant) -> Result<(), GuestError> {
         let (client, _) = greet(&self.vsock, self.timeout, deadline).await?;
         *self.client.lock().unwrap_or_else(PoisonError::into_inner) = client;
         Ok(())
     }
 
     /// The socket that stands for the guest's vsock.
-    pub fn vsock(&self) -> &Path {
+    pub(crate) fn vsock(&self) -> &Path {
         &self.vsock
     }
 
@@ -98,11 +104,15 @@ impl Agent {
         ended.inspect_err(|panic| self.fault().tell(panic))
     }
 
-    /// What ends its VM.
-    pub fn fault(&self) -> &Fault {
+    /// The fault of this guest, which ends its VM.
+    pub(crate) fn fault(&self) -> &Fault {
         &self.fault
     }
 
+    /// Tells the agent about its pod: see [`super::configure`].
+    ///
+    /// # Errors
+    /// When the agent refuses or does not answer.
     pub async fn configure(&self, request: ConfigureRequest) -> Result<(), GuestError> {
         let client = self.client();
         self.ask(
@@ -113,6 +123,10 @@ impl Agent {
         .map(drop)
     }
 
+    /// Tells the agent of a changed network: see [`super::configure`].
+    ///
+    /// # Errors
+    /// When the agent refuses or does not answer.
     pub async fn update_network(&self, request: UpdateNetworkRequest) -> Result<(), GuestError> {
         let client = self.client();
         self.ask(
@@ -123,7 +137,10 @@ impl Agent {
         .map(drop)
     }
 
-    /// Has the driver take the network device behind a slot; one that it has is fine.
+    /// Has the guest's driver take the network device behind a slot; no effect when it has it already.
+    ///
+    /// # Errors
+    /// When the agent refuses or does not answer.
     pub async fn attach_link(&self, slot: u8) -> Result<(), GuestError> {
         let client = self.client();
         let request = AttachDeviceRequest {
@@ -138,7 +155,10 @@ impl Agent {
         .map(drop)
     }
 
-    /// Has the driver let go of it; none is fine.
+    /// Has the guest's driver let go of the network device behind a slot; no effect when there is none.
+    ///
+    /// # Errors
+    /// When the agent refuses or does not answer.
     pub async fn detach_link(&self, slot: u8) -> Result<(), GuestError> {
         let client = self.client();
         let request = DetachDeviceRequest {
@@ -153,7 +173,10 @@ impl Agent {
         .map(drop)
     }
 
-    /// Mounts the disk behind `slot` and returns nothing of it: mounts are named by id.
+    /// Mounts a disk, which other calls name by its id.
+    ///
+    /// # Errors
+    /// When the agent refuses or does not answer.
     pub async fn attach_storage(&self, storage: Storage<'_>) -> Result<(), GuestError> {
         let request = AttachStorageRequest {
             id: storage.id.into(),
@@ -187,6 +210,10 @@ impl Agent {
         .map(drop)
     }
 
+    /// Unmounts the disk with this id.
+    ///
+    /// # Errors
+    /// When the agent refuses or does not answer.
     pub async fn detach_storage(&self, id: &str) -> Result<(), GuestError> {
         self.unmount(DetachStorageRequest {
             id: id.into(),
@@ -195,7 +222,10 @@ impl Agent {
         .await
     }
 
-    /// Unmounts whatever disk is behind a slot; nothing is fine.
+    /// Unmounts whatever disk is behind a slot; no effect when there is none.
+    ///
+    /// # Errors
+    /// When the agent refuses or does not answer.
     pub async fn vacate(&self, slot: u8) -> Result<(), GuestError> {
         self.unmount(DetachStorageRequest {
             slot: slot.into(),
@@ -214,7 +244,10 @@ impl Agent {
         .map(drop)
     }
 
-    /// Has the copies of volumes made what the volumes are now.
+    /// Has the agent update its copies of volumes to what the volumes are now.
+    ///
+    /// # Errors
+    /// When the agent refuses or does not answer.
     pub async fn refresh_volumes(&self) -> Result<(), GuestError> {
         let (client, empty) = (self.client(), Empty::new());
         self.ask(
@@ -225,6 +258,10 @@ impl Agent {
         .map(drop)
     }
 
+    /// Creates a container, and returns the user of its first process.
+    ///
+    /// # Errors
+    /// When the agent refuses or does not answer, or the user is none that can be.
     pub async fn create(&self, request: CreateRequest) -> Result<ContainerUser, GuestError> {
         const CALL: &str = "create the container in the guest";
         let client = self.client();
@@ -244,6 +281,10 @@ impl Agent {
         })
     }
 
+    /// Starts a container's first process.
+    ///
+    /// # Errors
+    /// When the agent refuses or does not answer.
     pub async fn start(&self, container: &str) -> Result<(), GuestError> {
         let request = StartRequest {
             container_id: container.into(),
@@ -258,6 +299,10 @@ impl Agent {
         .map(drop)
     }
 
+    /// Sends a signal to processes of a container.
+    ///
+    /// # Errors
+    /// When the agent refuses or does not answer.
     pub async fn signal(
         &self,
         container: &str,
@@ -286,7 +331,10 @@ impl Agent {
         .map(drop)
     }
 
-    /// Removes a container, killing it first; one that is not there is removed already.
+    /// Kills a container's processes and removes it; no effect when it is absent.
+    ///
+    /// # Errors
+    /// When the agent refuses or does not answer.
     pub async fn delete(&self, container: &str) -> Result<(), GuestError> {
         let request = DeleteRequest {
             container_id: container.into(),
@@ -301,6 +349,10 @@ impl Agent {
         }
     }
 
+    /// Runs a command in a container. The agent kills the command when all its streams are lost.
+    ///
+    /// # Errors
+    /// When the agent refuses or does not answer.
     pub async fn exec(&self, exec: Exec<'_>) -> Result<(), GuestError> {
         let timeout_ms = exec.timeout.map_or(0, |t| {
             u64::try_from(t.as_millis()).unwrap_or(u64::MAX).max(1)
@@ -325,6 +377,9 @@ impl Agent {
     }
 
     /// Changes the limits of a container.
+    ///
+    /// # Errors
+    /// When the agent refuses or does not answer.
     pub async fn update(
         &self,
         container: &str,
@@ -349,6 +404,9 @@ impl Agent {
     }
 
     /// Sets the size of the terminal of an exec, or of the container (`exec` is empty).
+    ///
+    /// # Errors
+    /// When the agent refuses or does not answer.
     pub async fn resize(
         &self,
         container: &str,
@@ -372,7 +430,11 @@ impl Agent {
         .map(drop)
     }
 
-    pub async fn events(
+    /// Subscribes to the events after the one with this number: see [`super::events`].
+    ///
+    /// # Errors
+    /// When the agent refuses or does not answer.
+    pub(crate) async fn events(
         &self,
         since_seq: u64,
     ) -> Result<ClientStreamReceiver<hull_proto_agent::agent::Event>, GuestError> {
@@ -385,7 +447,10 @@ impl Agent {
         self.ask("follow the guest's events", call).await
     }
 
-    /// All counters, as the guest tells them: see [`super::stats`].
+    /// All counters, as the guest tells them, within this time: see [`super::stats`].
+    ///
+    /// # Errors
+    /// When the agent refuses or does not answer.
     pub async fn stats(&self, limit: Duration) -> Result<StatsResponse, GuestError> {
         let (client, request) = (self.client(), super::stats::request());
         let call = client.stats(Context::default(), &request);
@@ -426,12 +491,17 @@ impl Agent {
 /// A disk for the guest to mount, or its memory.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Storage<'a> {
+    /// Names the mount in other calls.
     pub id: &'a str,
+    /// The slot of the disk; not looked at when it is memory.
     pub slot: u8,
+    /// The type of its file system, as in mount(2); empty: a device that is not mounted.
     pub fstype: &'a str,
+    /// Whether nothing can be written.
     pub readonly: bool,
+    /// Whether it is the pod's disk for writable layers.
     pub scratch: bool,
-    /// It is a volume that containers share.
+    /// Set when it is a volume that containers share.
     pub volume: Option<Volume>,
 }
 
@@ -440,31 +510,40 @@ pub struct Storage<'a> {
 pub struct Volume {
     /// Its size in bytes if it is in memory.
     pub size: Option<u64>,
-    /// Of its directory, when that is made.
+    /// The mode of its directory, which is set when the directory is made.
     pub mode: u32,
+    /// The owner of its directory.
     pub uid: u32,
+    /// The group of its directory.
     pub gid: u32,
 }
 
 /// Which processes of a container get a signal.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SignalTarget {
-    /// The first one, which gets a signal of this name once, however often it is sent.
+    /// The first process. A signal that has a name here is sent once, however often this is called
+    /// with that name.
     Init(&'static str),
-    /// All of its cgroup.
+    /// All processes of the container.
     All,
-    /// An exec and all that it started.
+    /// An exec's process, and all that it started.
     Exec(String),
 }
 
 /// A command to run in a container.
 #[derive(Debug)]
 pub struct Exec<'a> {
+    /// Id of the container.
     pub container: &'a str,
+    /// Id of the exec, which nothing else in the container has.
     pub id: &'a str,
+    /// The program and its arguments.
     pub args: Vec<String>,
+    /// After this time the agent kills it; none: never.
     pub timeout: Option<Duration>,
+    /// Whether it has a terminal.
     pub tty: bool,
+    /// Whether it has an input.
     pub stdin: bool,
 }
 

@@ -1,4 +1,4 @@
-//! The guest's identity: what `Configure` tells the agent.
+//! What the agent is told about its pod: names, network, resolver, clock, random bytes.
 
 use std::{fmt::Write, net::IpAddr};
 
@@ -14,7 +14,8 @@ use hull_spec::{
     spec::{Dns, SandboxSpec},
 };
 
-/// Puts together what the agent is told about its pod.
+/// The request that tells the agent about its pod, once it runs.
+#[must_use]
 pub fn request(
     pod: &PodId,
     spec: &SandboxSpec,
@@ -48,7 +49,8 @@ pub fn request(
     }
 }
 
-/// Puts together what the agent is told when the network has changed.
+/// The request that tells the agent of a changed network.
+#[must_use]
 pub fn network(network: &GuestNetwork) -> UpdateNetworkRequest {
     UpdateNetworkRequest {
         interfaces: interfaces(network),

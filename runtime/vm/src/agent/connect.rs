@@ -24,8 +24,8 @@ const ATTEMPT: Duration = Duration::from_secs(5);
 const PAUSE_MIN: Duration = Duration::from_millis(2);
 const PAUSE_MAX: Duration = Duration::from_millis(50);
 
-/// Connects once.
-pub async fn dial(vsock: &Path, port: u32) -> io::Result<UnixStream> {
+/// Connects, without waiting for somebody to listen.
+async fn dial(vsock: &Path, port: u32) -> io::Result<UnixStream> {
     let mut stream = beneath::connect(vsock).await?;
     stream
         .write_all(format!("CONNECT {port}\n").as_bytes())
@@ -34,7 +34,10 @@ pub async fn dial(vsock: &Path, port: u32) -> io::Result<UnixStream> {
     Ok(stream)
 }
 
-/// Reads the VMM's answer, and no byte more.
+/// Reads the VMM's answer to `CONNECT`, and no byte more.
+///
+/// # Errors
+/// When the connection ends or the answer is not that it is accepted.
 pub async fn accepted(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<()> {
     let mut answer = Vec::with_capacity(ANSWER_MAX);
     // One byte at a time: what follows the line belongs to the caller.
@@ -62,7 +65,7 @@ fn wrong_answer() -> io::Error {
 ///
 /// # Errors
 /// When nobody does before `deadline`.
-pub async fn dial_until(
+pub(crate) async fn dial_until(
     vsock: &Path,
     port: u32,
     deadline: Instant,

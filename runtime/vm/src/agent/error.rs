@@ -9,39 +9,83 @@ use hull_spec::error::PodError;
 /// Why the agent could not be asked, or refused.
 #[derive(Debug, thiserror::Error)]
 pub enum GuestError {
+    /// Nobody listens in the guest, or the VMM is gone.
     #[error("connect to port {port} of the guest")]
-    Connect { port: u32, source: io::Error },
+    Connect {
+        /// The vsock port.
+        port: u32,
+        /// Why.
+        source: io::Error,
+    },
+    /// The guest took too long to accept a connection.
     #[error("connect to port {port} of the guest: no answer in {seconds} s")]
-    ConnectTimeout { port: u32, seconds: u64 },
+    ConnectTimeout {
+        /// The vsock port.
+        port: u32,
+        /// How long it was tried.
+        seconds: u64,
+    },
+    /// The agent answered with an error.
     #[error("{call}: the agent refuses: {message}")]
     Refused {
+        /// What was asked for.
         call: &'static str,
+        /// The status that the agent chose.
         code: Code,
+        /// Its words, made printable.
         message: String,
     },
+    /// The agent took too long.
     #[error("{call}: the agent did not answer in {seconds} s")]
-    Timeout { call: &'static str, seconds: u64 },
+    Timeout {
+        /// What was asked for.
+        call: &'static str,
+        /// The time given.
+        seconds: u64,
+    },
+    /// The connection ended before the answer.
     #[error("{call}: the connection to the agent is lost")]
     Lost {
+        /// What was asked for.
         call: &'static str,
+        /// Why.
         source: ttrpc::Error,
     },
+    /// The agent's answer can't be used.
     #[error("{call}: the agent's answer is wrong: {reason}")]
     Invalid {
+        /// What was asked for.
         call: &'static str,
+        /// What is wrong.
         reason: &'static str,
     },
+    /// The agent does not open a stream.
     #[error("open a stream of {what}: the agent refuses: {message}")]
-    StreamRefused { what: String, message: String },
+    StreamRefused {
+        /// The container or port.
+        what: String,
+        /// The agent's words, made printable.
+        message: String,
+    },
+    /// A stream could not be opened.
     #[error("open a stream of {what}")]
-    Stream { what: String, source: io::Error },
-    /// It says what can't be: its VM is ended (see [`fault`]).
+    Stream {
+        /// The container or port.
+        what: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// The agent says what can't be: its VM is ended (see [`fault`](super::fault)).
     #[error("the guest's agent misbehaves: {what}")]
-    Misbehaved { what: String },
+    Misbehaved {
+        /// What it did.
+        what: String,
+    },
 }
 
 impl GuestError {
     /// Whether the agent says that what was named is not there.
+    #[must_use]
     pub fn is_not_found(&self) -> bool {
         matches!(
             self,

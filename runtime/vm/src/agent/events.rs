@@ -34,31 +34,37 @@ const EXIT_CODES: RangeInclusive<i32> = 0..=255;
 pub enum GuestEvent {
     /// A process ended.
     Exited(ProcessExit),
-    /// It can't be dealt with any more, though the VM may run; why.
+    /// The guest can't be dealt with any more, though the VM may run; why.
     Failed(String),
 }
 
 /// The end of a process.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ProcessExit {
+    /// Id of the container.
     pub container: String,
-    /// Empty: the container's first process.
+    /// Id of the exec; empty: it was the container's first process.
     pub exec: String,
+    /// The exit code, 0 to 255; 128 + signal when a signal ended it.
     pub code: i32,
+    /// Whether the guest's kernel killed it for want of memory.
     pub oom_killed: bool,
+    /// Whether the agent killed it because the exec's time was over.
     pub timed_out: bool,
+    /// All that it wrote to standard output, in bytes.
     pub stdout_bytes: u64,
+    /// All that it wrote to standard error, in bytes.
     pub stderr_bytes: u64,
     /// Unix time of the guest in nanoseconds.
     pub at_ns: u64,
 }
 
-/// How far the events of an agent are handled.
+/// How far the events of an agent have been handled.
 #[derive(Debug, Default)]
 pub struct Progress {
-    /// Number of the last one.
+    /// Number of the last event that was handled.
     pub seen: u64,
-    /// It was told that some are missing.
+    /// Whether the agent has said that events are missing.
     overran: bool,
 }
 
@@ -84,7 +90,7 @@ pub fn follow(agent: Agent) -> mpsc::Receiver<GuestEvent> {
     receiver
 }
 
-/// Returns why it can't go on.
+/// Sends the events of `agent` until that fails, and returns why; nothing: nobody receives them.
 async fn pump(agent: &Agent, sender: &mpsc::Sender<GuestEvent>) -> String {
     let mut progress = Progress::default();
     let mut lost_until: Option<Instant> = None;
@@ -127,11 +133,15 @@ async fn pump(agent: &Agent, sender: &mpsc::Sender<GuestEvent>) -> String {
 }
 
 fn lost(failure: &str) -> String {
-    // It may be the guest's text.
+    // The text may be the guest's.
     let failure = printable(failure, MESSAGE_MAX);
     format!("the guest's agent is lost: {failure}")
 }
 
+/// Sends an event that is not known yet.
+///
+/// # Errors
+/// [`GuestError::Misbehaved`].
 pub fn deliver(
     event: Event,
     progress: &mut Progress,

@@ -1,5 +1,5 @@
-//! What ends a guest's VM from here: the guest says what can't be, or this process fails while it
-//! deals with it. Whoever finds that tells it here; the pod's task hears of it as an event of the
+//! The fault that ends a guest's VM: the guest says what can't be, or the daemon panics while it deals
+//! with the guest. Whoever finds a fault tells it here; the pod's task hears of it as an event of the
 //! guest's, and ends the VM with this reason.
 
 use tokio::sync::watch;
@@ -26,10 +26,10 @@ impl Fault {
         });
     }
 
-    /// Waits until it is told.
+    /// Waits until a fault is told, and returns the reason.
     pub async fn told(&self) -> String {
         let mut fault = self.0.subscribe();
-        // It can't be closed: there is a sender in `self`.
+        // The channel can't be closed: its sender is in `self`.
         let told = fault.wait_for(Option::is_some).await;
         told.ok()
             .and_then(|fault| fault.clone())

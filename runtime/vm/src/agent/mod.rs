@@ -1,7 +1,7 @@
-//! The guest's agent: how it is reached, what it is asked, what it tells.
+//! The guest's agent: how the daemon connects to it, what it asks of it, what the agent tells.
 //!
-//! The guest is hostile: what comes from it is checked here and turned into types of this crate.
-//! Types of the agent's contract go no further than this module.
+//! The guest is hostile: what comes from it is checked here and turned into types of this crate and
+//! `hull-spec`.
 
 #![cfg_attr(
     not(test),
@@ -22,6 +22,6 @@ pub mod configure;
 pub mod connect;
 pub mod error;
 pub mod events;
-pub mod fault;
+pub(crate) mod fault;
 pub mod stats;
 pub mod stdio;

@@ -19,51 +19,58 @@ use hull_spec::stats::{
 
 /// Most interfaces, devices, page sizes and limits that are kept.
 const LIST: usize = 64;
-/// Longest name of any of them.
+/// Longest name of an interface, device, page size or limit.
 const NAME: usize = 64;
 /// Oldest measurement of a disk that is believed.
 const AGE_MS: u64 = 3_600_000;
 /// A count that no guest reaches, so that sums of counts don't overflow.
 const COUNT: u64 = 1 << 48;
-/// The same for bytes moved and for times.
+/// An amount of bytes moved, or a time, that no guest reaches either.
 const AMOUNT: u64 = 1 << 62;
 
-/// What the guest can't exceed.
+/// What a guest's counters can't exceed.
 #[derive(Debug, Clone, Copy)]
 pub struct Bounds {
     /// The host's time of the answer.
     pub now_ns: i64,
-    /// CPU time that the VM can have had.
+    /// CPU time that the VM can have used.
     pub cpu_ns: u64,
     /// Memory of the VM.
     pub memory_bytes: u64,
-    /// Its scratch disk.
+    /// Size of the VM's scratch disk.
     pub disk_bytes: u64,
 }
 
 /// A guest's answer.
 #[derive(Debug)]
 pub struct Answer {
+    /// When it came.
     pub at: Instant,
+    /// What is said of the guest as a whole.
     pub guest: GuestUsage,
+    /// What is said of each container, by id.
     pub containers: HashMap<String, Told>,
 }
 
-/// What it tells of a container.
+/// What a guest says of a container.
 #[derive(Debug)]
 pub struct Told {
+    /// What the container uses.
     pub usage: Usage,
+    /// Its writable layer; none: not measured yet.
     pub writable: Option<Filesystem>,
+    /// The limits of its first process.
     pub ulimits: Vec<Ulimit>,
 }
 
-/// Asks for everything.
+/// A request for all counters.
 pub(super) fn request() -> StatsRequest {
     StatsRequest::default()
 }
 
 impl Answer {
-    /// Takes from an answer what is about `known` containers.
+    /// Checks an answer, and leaves out containers that are not `known`.
+    #[must_use]
     pub fn checked(mut response: StatsResponse, known: &HashSet<&str>, bounds: &Bounds) -> Self {
         let mut containers = HashMap::new();
         for told in std::mem::take(&mut response.containers) {

@@ -10,8 +10,8 @@
 //! had been acknowledged than is known here, which can't be: bytes are acknowledged after they were
 //! written and noted (`logs` of `hull-pod`), and the note lives exactly as long as the VM, in the memory of
 //! the same host. So an agent that begins later lies, or the note was removed under a running pod;
-//! either way output is lost, and its VM is ended for it. So is the VM of an agent whose output ends
-//! before bytes that it has sent, or goes on after its end.
+//! either way output is lost, and the pod's VM is ended. The VM is also ended when an output's end
+//! marker comes before bytes that were sent, or other bytes come after it.
 
 use std::{fmt::Display, io, ops::Range, path::Path, time::Duration};
 
@@ -52,10 +52,12 @@ pub enum OutputEnd {
     Gone,
 }
 
-/// Which output.
+/// One of the two outputs of a process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OutputKind {
+    /// Standard output.
     Stdout,
+    /// Standard error.
     Stderr,
 }
 
@@ -66,7 +68,7 @@ pub struct Output {
     header: StreamHeader,
     /// Bytes received so far.
     received: u64,
-    /// Bytes that are safe, which the next connection may tell the agent.
+    /// How many of them are written and noted, so that the agent may forget them.
     safe: u64,
     end: watch::Receiver<OutputEnd>,
     /// Whether all of it was received, whether its process has ended or not.
@@ -132,24 +134,27 @@ impl Output {
         }
     }
 
-    /// Opens the stream now, so that a failure is told to the caller.
+    /// Opens the stream now, so that the caller hears of a failure.
+    ///
+    /// # Errors
+    /// When the agent refuses or does not answer.
     pub async fn open(&mut self) -> Result<(), GuestError> {
         let opened = timeout(OPEN, self.connect()).await;
         opened.unwrap_or_else(|_| Err(self.failed(io::ErrorKind::TimedOut.into())))
     }
 
-    /// Reads the next bytes; none is the end of the output.
+    /// Reads the next bytes; an empty slice is the end of the output.
     ///
     /// Once the process has ended, a guest that sends nothing more for [`STALLED`] is not waited
     /// for, whatever total it told.
     pub async fn read<'b>(&mut self, buffer: &'b mut [u8]) -> &'b [u8] {
         let mut deadline = None;
         loop {
-            // Looked at first: what is told before the last one who could tell is gone counts.
+            // Looked at before the value: an end that was told before the sender was dropped counts.
             let is_orphan = self.end.has_changed().is_err();
             let end = *self.end.borrow_and_update();
             match end {
-                // Nobody will tell the end: nobody waits for the output any more.
+                // The sender was dropped: nobody waits for the output any more.
                 OutputEnd::Open if is_orphan => return &[],
                 OutputEnd::Open => {}
                 OutputEnd::At(_) | OutputEnd::Gone if self.is_complete => return &[],
@@ -224,8 +229,8 @@ impl Output {
         error
     }
 
-    /// Tells the agent that the first `total` bytes are safe. Failing has no effect: the agent
-    /// keeps them, and the next connection says again where to begin.
+    /// Tells the agent that the first `total` bytes are safe. A failure has no effect: the agent
+    /// keeps the bytes, and the next connection says again where to begin.
     pub async fn acknowledge(&mut self, total: u64) {
         self.safe = total;
         if let Some(connection) = &mut self.connection
@@ -247,7 +252,7 @@ impl Output {
     }
 
     async fn connect(&mut self) -> Result<(), GuestError> {
-        // Not what was received: the agent forgets what is before the offset.
+        // Not `received`: the agent forgets all bytes before the offset.
         self.header.offset = self.safe;
         let (stream, offset) = connect_stream(self.agent.vsock(), &self.header).await?;
         let safe = self.safe;
@@ -269,12 +274,17 @@ impl Output {
     }
 }
 
-/// How many of `received` bytes are at `offset` and after it, if an agent can begin there.
+/// How many of `received` bytes are at `offset` and after it; none: no agent can begin there, because
+/// only the first `safe` bytes may be forgotten.
+#[must_use]
 pub fn known(offset: u64, received: u64, safe: u64) -> Option<u64> {
     received.checked_sub(offset).filter(|_| offset <= safe)
 }
 
 /// Opens the input of an exec, or of the container's first process (`exec` is empty).
+///
+/// # Errors
+/// When the agent refuses or does not answer.
 pub async fn open_input(
     agent: &Agent,
     container: &str,
@@ -290,6 +300,9 @@ pub async fn open_input(
 }
 
 /// Connects to a TCP port of the guest's loopback.
+///
+/// # Errors
+/// When the agent refuses or does not answer.
 pub async fn open_dial(agent: &Agent, port: u16) -> Result<UnixStream, GuestError> {
     let header = StreamHeader {
         kind: StreamKind::Dial { port },
@@ -307,7 +320,7 @@ async fn open(agent: &Agent, header: &StreamHeader) -> Result<UnixStream, GuestE
     Ok(stream)
 }
 
-/// Connects and says what for; returns the offset of the first byte.
+/// Connects and asks for a stream; returns it with the offset of its first byte.
 async fn connect_stream(
     vsock: &Path,
     header: &StreamHeader,
@@ -331,7 +344,7 @@ fn failed(header: &StreamHeader, source: io::Error) -> GuestError {
     }
 }
 
-/// What a stream is of, for messages.
+/// Names the other end of a stream, for messages.
 fn what(header: &StreamHeader) -> String {
     match header.kind {
         StreamKind::Dial { port } => format!("port {port}"),
@@ -339,6 +352,10 @@ fn what(header: &StreamHeader) -> String {
     }
 }
 
+/// Sends the header of a stream and reads the reply.
+///
+/// # Errors
+/// When the connection fails, or what comes is no reply.
 pub async fn exchange(
     stream: &mut (impl AsyncRead + AsyncWrite + Unpin),
     header: &StreamHeader,
