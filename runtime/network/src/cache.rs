@@ -12,6 +12,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use hull_base::blocking;
 use serde::Deserialize;
 
 use crate::record::NetworkRecord;
@@ -26,24 +27,29 @@ impl Cache {
     }
 
     /// Writes a pod's record in one step.
-    pub(crate) fn store(&self, record: &NetworkRecord) -> io::Result<()> {
-        fs::create_dir_all(&self.0)?;
-        let path = self.path(&record.pod_id);
-        let new = path.with_extension("new");
-        let mut file = fs::File::options()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o600)
-            .open(&new)?;
-        file.write_all(&serde_json::to_vec(record)?)?;
-        drop(file);
-        fs::rename(new, path)
+    pub(crate) async fn store(&self, record: &NetworkRecord) -> io::Result<()> {
+        let (dir, path) = (self.0.clone(), self.path(&record.pod_id));
+        let text = serde_json::to_vec(record)?;
+        let write = move || {
+            fs::create_dir_all(&dir)?;
+            let new = path.with_extension("new");
+            let mut file = fs::File::options()
+                .write(true)
+                .create(true)
+                .truncate(true)
+                .mode(0o600)
+                .open(&new)?;
+            file.write_all(&text)?;
+            drop(file);
+            fs::rename(new, path)
+        };
+        blocking(write).await
     }
 
     /// Reads a pod's record; none when there is none that can be read.
-    pub(crate) fn load(&self, pod_id: &str) -> Option<NetworkRecord> {
-        let text = match fs::read(self.path(pod_id)) {
+    pub(crate) async fn load(&self, pod_id: &str) -> Option<NetworkRecord> {
+        let path = self.path(pod_id);
+        let text = match blocking(move || fs::read(path)).await {
             Ok(text) => text,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return None,
             Err(error) => {
@@ -62,16 +68,18 @@ impl Cache {
     }
 
     /// Removes a pod's record; it is no error when it is gone.
-    pub(crate) fn remove(&self, pod_id: &str) -> io::Result<()> {
-        match fs::remove_file(self.path(pod_id)) {
+    pub(crate) async fn remove(&self, pod_id: &str) -> io::Result<()> {
+        let path = self.path(pod_id);
+        match blocking(move || fs::remove_file(path)).await {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
             _ => Ok(()),
         }
     }
 
     /// Lists the pods that have one.
-    pub(crate) fn pods(&self) -> io::Result<Vec<String>> {
-        let names = names(&self.0)?;
+    pub(crate) async fn pods(&self) -> io::Result<Vec<String>> {
+        let dir = self.0.clone();
+        let names = blocking(move || names(&dir)).await?;
         let ids = names.iter().filter_map(|name| name.strip_suffix(".json"));
         Ok(ids.map(str::to_owned).collect())
     }
@@ -91,7 +99,7 @@ struct Foreign {
 }
 
 /// The attachments to a network that other runtimes on this node hold, by libcni's cache:
-/// container id and interface. GC must not take their addresses.
+/// container id and interface. GC must not take their addresses. Blocks.
 pub(crate) fn foreign(dir: &Path, network: &str) -> io::Result<Vec<(String, String)>> {
     let mut found = Vec::new();
     for name in names(dir)? {

@@ -51,7 +51,7 @@ pub enum NetnsError {
 }
 
 /// Makes a namespace and binds it to `path`; what was there before under this
-/// name is removed first.
+/// name is removed first. Blocks.
 ///
 /// # Errors
 /// The step that failed; nothing is left at `path`.
@@ -98,7 +98,7 @@ pub fn create(path: &Path) -> Result<(), NetnsError> {
 }
 
 /// Unbinds a namespace and removes its name; it is no error when it is gone.
-/// What still runs inside keeps the namespace itself alive.
+/// What still runs inside keeps the namespace itself alive. Blocks.
 ///
 /// # Errors
 /// When it can't be unmounted or unlinked.

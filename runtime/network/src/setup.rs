@@ -9,12 +9,13 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    io,
-    path::PathBuf,
+    fs, io,
+    path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
 
+use hull_base::blocking;
 use tokio::sync::{RwLock, watch};
 
 use crate::{
@@ -157,7 +158,7 @@ impl Network {
     /// What is missing: a configuration, a plugin that it names, a version that all speak, or
     /// what a plugin says that it lacks.
     pub async fn status(&self) -> Result<(), NetworkError> {
-        Ok(self.plugins.status(self.load()?).await?)
+        Ok(self.plugins.status(self.load().await?).await?)
     }
 
     /// Chooses the network and names what [`Network::setup`] will make. Nothing
@@ -166,7 +167,7 @@ impl Network {
     /// # Errors
     /// When there is no usable network, or it can't do what the pod asks for.
     pub async fn plan(&self, request: &PodNetworkRequest) -> Result<NetworkRecord, NetworkError> {
-        let list = self.plugins.negotiate(self.load()?).await?;
+        let list = self.plugins.negotiate(self.load().await?).await?;
         Ok(NetworkRecord {
             pod_id: request.pod_id.clone(),
             netns: self.netns(&request.pod_id),
@@ -178,8 +179,9 @@ impl Network {
         })
     }
 
-    fn load(&self) -> Result<cni::NetworkList, NetworkError> {
-        let list = cni::conf::load(&self.config.conf_dir);
+    async fn load(&self) -> Result<cni::NetworkList, NetworkError> {
+        let dir = self.config.conf_dir.clone();
+        let list = blocking(move || cni::conf::load(&dir)).await;
         Ok(list.map_err(CniError::from)?)
     }
 
@@ -207,16 +209,18 @@ impl Network {
     }
 
     async fn bring_up(&self, record: &mut NetworkRecord) -> Result<PodNetwork, NetworkError> {
-        netns::create(&record.netns)?;
-        self.keep(record)?;
+        let netns = record.netns.clone();
+        blocking(move || netns::create(&netns)).await?;
+        self.keep(record).await?;
         let planned = record.clone();
         let mut attachment = planned.attachment.clone();
         let call = self.call(&planned);
-        let added = call.add(&mut attachment, |so_far| {
+        let added = call.add(&mut attachment, async |so_far| {
             record.attachment = so_far.clone();
-            if let Err(error) = self.keep(record) {
+            if let Err(error) = self.keep(record).await {
                 // It matters only if the daemon dies before the caller has stored the record.
-                tracing::warn!(%error, pod = record.pod_id, "cache a CNI result");
+                let error = &error as &dyn std::error::Error;
+                tracing::warn!(error, pod = record.pod_id, "cache a CNI result");
             }
         });
         let result = added.await?;
@@ -243,8 +247,8 @@ impl Network {
         })
     }
 
-    fn keep(&self, record: &NetworkRecord) -> Result<(), NetworkError> {
-        let stored = self.cache.store(record);
+    async fn keep(&self, record: &NetworkRecord) -> Result<(), NetworkError> {
+        let stored = self.cache.store(record).await;
         stored.map_err(cache_error("write", &record.pod_id))
     }
 
@@ -260,12 +264,10 @@ impl Network {
 
     async fn take_down(&self, record: &NetworkRecord) -> Result<(), NetworkError> {
         // The cached one knows how far ADD came.
-        let cached = self.cache.load(&record.pod_id);
+        let cached = self.cache.load(&record.pod_id).await;
         let record = cached.as_ref().unwrap_or(record);
         self.call(record).delete(&record.attachment).await?;
-        netns::remove(&record.netns)?;
-        let removed = self.cache.remove(&record.pod_id);
-        removed.map_err(cache_error("remove", &record.pod_id))
+        self.forget(&record.pod_id, record.netns.clone()).await
     }
 
     /// Asks the plugins whether a pod's network is as they made it.
@@ -325,9 +327,10 @@ impl Network {
         let this = self.clone();
         Ok(async move {
             let _gate = gate;
-            let list = this.plugins.negotiate(this.load()?).await?;
-            let others = cache::foreign(&this.config.foreign_cache_dir, &list.name);
-            let others = others.map_err(|source| NetworkError::Cache {
+            let list = this.plugins.negotiate(this.load().await?).await?;
+            let (config, name) = (Arc::clone(&this.config), list.name.clone());
+            let others = blocking(move || cache::foreign(&config.foreign_cache_dir, &name));
+            let others = others.await.map_err(|source| NetworkError::Cache {
                 action: "look among other runtimes' for",
                 pod_id: "any".into(),
                 source,
@@ -342,21 +345,12 @@ impl Network {
     ///
     /// # Errors
     /// When a directory can't be read.
-    pub fn pods(&self) -> Result<Vec<String>, NetworkError> {
-        let cached = self.cache.pods().map_err(NetworkError::List)?;
+    pub async fn pods(&self) -> Result<Vec<String>, NetworkError> {
+        let cached = self.cache.pods().await.map_err(NetworkError::List)?;
         let mut pods = BTreeSet::from_iter(cached);
-        match std::fs::read_dir(&self.config.netns_dir) {
-            Ok(entries) => {
-                for entry in entries {
-                    let name = entry.map_err(NetworkError::List)?.file_name();
-                    if let Some(id) = name.to_str().and_then(|n| n.strip_prefix(NETNS_PREFIX)) {
-                        pods.insert(id.to_owned());
-                    }
-                }
-            }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(NetworkError::List(error)),
-        }
+        let config = Arc::clone(&self.config);
+        let kept = blocking(move || namespaces(&config.netns_dir)).await;
+        pods.extend(kept.map_err(NetworkError::List)?);
         Ok(pods.into_iter().collect())
     }
 
@@ -367,11 +361,16 @@ impl Network {
     /// As [`Network::teardown`].
     pub async fn remove_orphan(&self, pod_id: &str) -> Result<(), NetworkError> {
         let _gate = self.gate.read().await;
-        if let Some(record) = self.cache.load(pod_id) {
+        if let Some(record) = self.cache.load(pod_id).await {
             return self.take_down(&record).await;
         }
-        netns::remove(&self.netns(pod_id))?;
-        let removed = self.cache.remove(pod_id);
+        self.forget(pod_id, self.netns(pod_id)).await
+    }
+
+    /// Removes the namespace and the cached result of a pod that is detached.
+    async fn forget(&self, pod_id: &str, netns: PathBuf) -> Result<(), NetworkError> {
+        blocking(move || netns::remove(&netns)).await?;
+        let removed = self.cache.remove(pod_id).await;
         removed.map_err(cache_error("remove", pod_id))
     }
 
@@ -382,6 +381,22 @@ impl Network {
             netns: &record.netns,
         }
     }
+}
+
+/// The pods whose namespaces are in this directory.
+fn namespaces(dir: &Path) -> io::Result<Vec<String>> {
+    let entries = match fs::read_dir(dir) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(error),
+    };
+    let mut pods = Vec::new();
+    for entry in entries {
+        let name = entry?.file_name();
+        let id = name.to_str().and_then(|n| n.strip_prefix(NETNS_PREFIX));
+        pods.extend(id.map(str::to_owned));
+    }
+    Ok(pods)
 }
 
 fn cache_error(action: &'static str, pod_id: &str) -> impl FnOnce(io::Error) -> NetworkError {

@@ -193,7 +193,10 @@ async fn look(
             });
         }
         // A plugin is about to delete it, or takes its time between two steps.
-        Err(error) => tracing::debug!(%error, "read a pod's network again"),
+        Err(error) => {
+            let error = &error as &dyn std::error::Error;
+            tracing::debug!(error, "read a pod's network again");
+        }
     }
 }
 

@@ -54,10 +54,7 @@ pub trait PodNetworking: Debug + Send + Sync + 'static {
     ) -> Result<BoxFuture<'static, Result<(), NetworkError>>, NetworkError>;
 
     /// Ids of the pods that have something of a network.
-    ///
-    /// # Errors
-    /// When they can't be listed.
-    fn pods(&self) -> Result<Vec<String>, NetworkError>;
+    fn pods(&self) -> BoxFuture<'_, Result<Vec<String>, NetworkError>>;
 
     /// Removes what a pod without a record has.
     fn remove_orphan<'a>(&'a self, pod_id: &'a str) -> BoxFuture<'a, Result<(), NetworkError>>;
@@ -108,8 +105,8 @@ impl PodNetworking for Network {
         Ok(self.gc(pods)?.boxed())
     }
 
-    fn pods(&self) -> Result<Vec<String>, NetworkError> {
-        self.pods()
+    fn pods(&self) -> BoxFuture<'_, Result<Vec<String>, NetworkError>> {
+        self.pods().boxed()
     }
 
     fn remove_orphan<'a>(&'a self, pod_id: &'a str) -> BoxFuture<'a, Result<(), NetworkError>> {

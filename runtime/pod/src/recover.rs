@@ -509,7 +509,7 @@ async fn remove_orphans(node: &Node, loaded: &mut Loaded) -> HashMap<String, Pro
             let _ = fs::remove_file(node.config.root.join(name));
         }
     }
-    match node.network.pods() {
+    match node.network.pods().await {
         Ok(owners) => {
             for owner in owners.iter().filter(|o| !pods.contains(o.as_str())) {
                 tracing::warn!(pod = %owner, "network of a pod that nobody owns");

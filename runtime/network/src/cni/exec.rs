@@ -9,6 +9,8 @@ use std::{
     time::Duration,
 };
 
+use backon::{ConstantBuilder, Retryable};
+use hull_base::blocking;
 use nix::{
     sched::{CloneFlags, unshare},
     sys::{
@@ -36,7 +38,7 @@ const EXCERPT: usize = 500;
 /// How long the pipes of a plugin that has ended may stay open.
 const PIPES_CLOSE: Duration = Duration::from_secs(2);
 /// How often, and after what time, a program that is open for writing is tried again.
-const BUSY_TRIES: u32 = 10;
+const BUSY_TRIES: usize = 10;
 const BUSY_PAUSE: Duration = Duration::from_millis(100);
 /// What plugins' files are not for others: to be written.
 const PLUGIN_MASK: Mode = Mode::from_bits_truncate(0o022);
@@ -173,8 +175,7 @@ impl Invocation<'_> {
             program: self.program.to_owned(),
             source,
         };
-        let mut child = self.spawn().await.map_err(failed)?;
-        let mut group = Group::of(&child);
+        let (mut group, mut child) = self.spawn().await.map_err(failed)?;
         let ended = Ended::of(&child).map_err(failed)?;
         let input = self.conf.to_string();
         let (Some(mut stdin), Some(stdout), Some(stderr)) =
@@ -223,16 +224,20 @@ impl Invocation<'_> {
     }
 
     /// Starts it; a program that is just being installed is given a moment.
-    async fn spawn(&self) -> io::Result<Child> {
-        for _ in 0..BUSY_TRIES {
-            match spawn_with_usual_mask(self.command()) {
-                Err(error) if error.kind() == io::ErrorKind::ExecutableFileBusy => {
-                    tokio::time::sleep(BUSY_PAUSE).await;
-                }
-                result => return result,
-            }
-        }
-        spawn_with_usual_mask(self.command())
+    async fn spawn(&self) -> io::Result<(Group, Child)> {
+        let spawn = || {
+            let command = self.command();
+            // Until the program is executed, which a slow disk may hold up.
+            blocking(move || spawn_with_usual_mask(command))
+        };
+        spawn
+            .retry(
+                ConstantBuilder::new()
+                    .with_delay(BUSY_PAUSE)
+                    .with_max_times(BUSY_TRIES),
+            )
+            .when(|error| error.kind() == io::ErrorKind::ExecutableFileBusy)
+            .await
     }
 
     fn command(&self) -> Command {
@@ -300,14 +305,17 @@ impl Invocation<'_> {
 
 /// Starts a plugin with the file mode mask that it has under other runtimes: what it makes is for
 /// its own agents too, which may be other users, and the daemon's mask is for the daemon's files.
-fn spawn_with_usual_mask(mut command: Command) -> io::Result<Child> {
+///
+/// The group comes first, so that dropping both kills what the plugin may have started.
+fn spawn_with_usual_mask(mut command: Command) -> io::Result<(Group, Child)> {
     let runtime = Handle::current();
     // The mask is inherited from a thread, and this one is of our own.
     let spawn = move || {
         let _guard = runtime.enter();
         unshare(CloneFlags::CLONE_FS)?;
         umask(PLUGIN_MASK);
-        command.spawn()
+        let child = command.spawn()?;
+        Ok((Group::of(&child), child))
     };
     let spawned = thread::Builder::new().spawn(spawn)?.join();
     spawned.unwrap_or_else(|_| Err(io::Error::other("the thread that starts it panicked")))

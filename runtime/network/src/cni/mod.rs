@@ -13,6 +13,8 @@ use std::{
     time::Duration,
 };
 
+use backon::{ExponentialBuilder, Retryable};
+use hull_base::blocking;
 use serde_json::{Value, json};
 
 pub use attachment::Attachment;
@@ -20,9 +22,12 @@ pub use conf::NetworkList;
 pub use result::AddResult;
 use version::{SpecVersion, Versions};
 
-/// How often, and after what times, a failed DEL is tried again: a lock of the packet filter may
-/// be held, or a daemon behind the plugin be restarting.
-const DEL_PAUSES: [Duration; 2] = [Duration::from_millis(100), Duration::from_millis(500)];
+/// A failed DEL is tried again after 100 and 500 ms: a lock of the packet filter may be held, or a
+/// daemon behind the plugin be restarting.
+const DEL_RETRIES: ExponentialBuilder = ExponentialBuilder::new()
+    .with_min_delay(Duration::from_millis(100))
+    .with_factor(5.0)
+    .with_max_times(2);
 
 /// Why CNI did not do what was asked.
 #[derive(Debug, thiserror::Error)]
@@ -67,7 +72,7 @@ impl Plugins {
     pub async fn negotiate(&self, mut list: NetworkList) -> Result<NetworkList, CniError> {
         let mut common = list.versions.clone();
         for plugin in &list.plugins {
-            let program = exec::find(&self.dirs, &plugin.kind)?;
+            let program = self.find(&plugin.kind).await?;
             if list.versions.len() < 2 {
                 continue;
             }
@@ -111,7 +116,7 @@ impl Plugins {
     pub async fn status(&self, list: NetworkList) -> Result<(), CniError> {
         let list = self.negotiate(list).await?;
         for plugin in &list.plugins {
-            let program = exec::find(&self.dirs, &plugin.kind)?;
+            let program = self.find(&plugin.kind).await?;
             let mut common = vec![list.cni_version];
             self.narrow(&list, &plugin.kind, &program, &mut common)
                 .await?;
@@ -146,13 +151,18 @@ impl Plugins {
                 map.insert("cni.dev/attachments".into(), json!(valid));
             }
             let collect = async {
-                let program = exec::find(&self.dirs, &plugin.kind)?;
+                let program = self.find(&plugin.kind).await?;
                 self.invocation(&program, "GC", None, &conf).run().await
             };
             let collected = collect.await.map(drop).map_err(CniError::from);
             result = result.and(collected);
         }
         result
+    }
+
+    async fn find(&self, kind: &str) -> Result<PathBuf, exec::ExecError> {
+        let (dirs, kind) = (self.dirs.clone(), kind.to_owned());
+        blocking(move || exec::find(&dirs, &kind)).await
     }
 
     fn invocation<'a>(
@@ -193,7 +203,7 @@ impl Call<'_> {
     pub async fn add(
         &self,
         attachment: &mut Attachment,
-        mut keep: impl FnMut(&Attachment),
+        mut keep: impl AsyncFnMut(&Attachment),
     ) -> Result<AddResult, CniError> {
         attachment.result = Value::Null;
         let mut last = AddResult::default();
@@ -203,7 +213,7 @@ impl Call<'_> {
             let (value, result) = result::parse(&plugin.kind, version, &answer)?;
             attachment.result = value;
             last = result;
-            keep(attachment);
+            keep(attachment).await;
         }
         Ok(last)
     }
@@ -215,14 +225,10 @@ impl Call<'_> {
     /// what it still has (a host port) may lead to what they would free (the address).
     pub async fn delete(&self, attachment: &Attachment) -> Result<(), CniError> {
         for plugin in attachment.list.plugins.iter().rev() {
-            let mut pauses = DEL_PAUSES.iter();
-            while let Err(error) = self.run("DEL", plugin, attachment).await {
-                let may_pass = matches!(&error, CniError::Exec(exec::ExecError::Failed { .. }));
-                match pauses.next() {
-                    Some(pause) if may_pass => tokio::time::sleep(*pause).await,
-                    _ => return Err(error),
-                }
-            }
+            let delete = || self.run("DEL", plugin, attachment);
+            let may_pass =
+                |error: &CniError| matches!(error, CniError::Exec(exec::ExecError::Failed { .. }));
+            delete.retry(DEL_RETRIES).when(may_pass).await?;
         }
         Ok(())
     }
@@ -248,7 +254,7 @@ impl Call<'_> {
         plugin: &conf::Plugin,
         attachment: &Attachment,
     ) -> Result<Vec<u8>, CniError> {
-        let program = exec::find(&self.plugins.dirs, &plugin.kind)?;
+        let program = self.plugins.find(&plugin.kind).await?;
         let conf = attachment.plugin_conf(plugin, command);
         // DEL of a namespace that is gone gets no CNI_NETNS (spec section 3, DEL).
         let netns = if command == "DEL" && !is_namespace(self.netns) {

@@ -9,6 +9,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
+use hull_base::blocking;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
@@ -106,7 +107,8 @@ impl Versions {
     /// When it can't be run at all, or does not end.
     pub async fn of(&self, invocation: Invocation<'_>) -> Result<Spoken, ExecError> {
         let program = invocation.program;
-        let id = file_id(program);
+        let file = program.to_owned();
+        let id = blocking(move || file_id(&file)).await;
         if let Some(id) = id
             && let Some((known, spoken)) = self.lock().get(program)
             && *known == id

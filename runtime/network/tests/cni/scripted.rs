@@ -3,10 +3,17 @@
 use std::{
     fs,
     io::{Read, Write},
+    os::unix::fs::OpenOptionsExt,
+    path::Path,
+    sync::mpsc,
+    thread,
     time::{Duration, Instant},
 };
 
-use hull_network::{GuestRange, NetworkError, NetworkRecord, PodNetwork, PodNetworkRequest};
+use hull_network::{
+    GuestRange, Network, NetworkConfig, NetworkError, NetworkRecord, PodNetwork, PodNetworkRequest,
+};
+use nix::{sys::stat::Mode, unistd::mkfifo};
 use serde_json::Value;
 
 use crate::node::{Node, request, run, sh, tap_of};
@@ -276,7 +283,10 @@ fn everything_in_the_namespace_reaches_the_guest() {
             ),
         );
         let error = setup(&node).await.unwrap_err();
-        assert!(format!("{error:?}").contains("TooMany(5)"), "{error:?}");
+        assert!(
+            format!("{error:?}").contains("TooMany { found: 5"),
+            "{error:?}"
+        );
     });
     node.assert_nothing_left();
 }
@@ -302,7 +312,7 @@ fn passes(from: &fs::File, to: &fs::File, sent: &[u8], fits: impl Fn(&[u8]) -> b
     let (mut from, mut to) = (from, to);
     while Instant::now() < deadline {
         from.write_all(&[&[0; VNET_HEADER], sent].concat()).unwrap();
-        std::thread::sleep(Duration::from_millis(5));
+        thread::sleep(Duration::from_millis(5));
         while let Ok(length) = to.read(&mut got) {
             if got[..length].get(VNET_HEADER..).is_some_and(&fits) {
                 return;
@@ -565,7 +575,7 @@ fn del_is_tried_again_and_its_failure_keeps_the_address() {
             let error = node.network.teardown(&pod.record).await.unwrap_err();
             assert!(error.to_string().contains("never"), "{error}");
             assert_eq!(node.leases().len(), 1);
-            assert_eq!(node.network.pods().unwrap(), ["pod1"]);
+            assert_eq!(node.network.pods().await.unwrap(), ["pod1"]);
         }
         // A plugin that is no longer there is as bad.
         fs::remove_file(node.dir.path().join("bin/second")).unwrap();
@@ -633,7 +643,7 @@ fn an_orphan_gives_its_address_back() {
     let Some(node) = chain() else { return };
     run(async {
         setup(&node).await.unwrap();
-        assert_eq!(node.network.pods().unwrap(), ["pod1"]);
+        assert_eq!(node.network.pods().await.unwrap(), ["pod1"]);
         node.network.remove_orphan("pod1").await.unwrap();
         node.assert_nothing_left();
         // A half-written result tells nothing, but goes.
@@ -714,4 +724,102 @@ fn nothing_is_left_of_a_plugin_that_hangs() {
         "umount {0}/netns/*; rm {0}/netns/*",
         node.dir.path().display()
     ));
+}
+
+/// Runs `work` on one thread that has one more for what blocks, which is busy until `free` is sent to.
+fn with_busy_pool<T>(work: impl AsyncFnOnce(mpsc::Sender<()>) -> T) -> T {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(1)
+        .build()
+        .unwrap();
+    runtime.block_on(async {
+        let (free, freed) = mpsc::channel();
+        tokio::task::spawn_blocking(move || freed.recv());
+        work(free).await
+    })
+}
+
+#[test]
+fn namespaces_are_made_and_removed_beside_the_tasks() {
+    let Some(node) = chain() else { return };
+    let moment = Duration::from_millis(200);
+    let plan = run(node.network.plan(&request("pod1"))).unwrap();
+    let netns = plan.netns.clone();
+    let pod = with_busy_pool(async |free| {
+        let setup = node.network.setup(plan);
+        tokio::pin!(setup);
+        tokio::time::timeout(moment, &mut setup).await.unwrap_err();
+        assert!(!netns.exists());
+        free.send(()).unwrap();
+        setup.await.unwrap()
+    });
+    assert!(netns.exists());
+    with_busy_pool(async |free| {
+        let teardown = node.network.teardown(&pod.record);
+        tokio::pin!(teardown);
+        tokio::time::timeout(moment, &mut teardown)
+            .await
+            .unwrap_err();
+        // No plugin was started either.
+        assert_eq!(calls(&node), ["ADD first", "ADD second"]);
+        free.send(()).unwrap();
+        teardown.await.unwrap();
+    });
+    node.assert_nothing_left();
+}
+
+/// Has `work` read a file that is not there yet, on a runtime of one thread whose other task brings it:
+/// a file of a slow disk. Its result, if that task could run.
+fn with_slow_file<T: Send + 'static>(
+    file: &Path,
+    text: &'static str,
+    work: impl AsyncFnOnce() -> T + Send + 'static,
+) -> T {
+    mkfifo(file, Mode::S_IRWXU).unwrap();
+    let (sender, receiver) = mpsc::channel();
+    let path = file.to_owned();
+    thread::spawn(move || {
+        let bring = async {
+            let mut options = fs::OpenOptions::new();
+            options.write(true).custom_flags(nix::libc::O_NONBLOCK);
+            // Until it has a reader it can't be opened.
+            let mut pipe = loop {
+                match options.open(&path) {
+                    Ok(pipe) => break pipe,
+                    Err(_) => tokio::time::sleep(Duration::from_millis(5)).await,
+                }
+            };
+            pipe.write_all(text.as_bytes()).unwrap();
+        };
+        let done = run(async { tokio::join!(work(), bring) });
+        sender.send(done.0)
+    });
+    let done = receiver.recv_timeout(Duration::from_secs(20));
+    done.expect("reading a file holds up the other task")
+}
+
+#[test]
+fn a_slow_disk_holds_up_no_other_task() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    fs::create_dir(at("net.d")).unwrap();
+    fs::create_dir(at("cache")).unwrap();
+    let network = Network::new(NetworkConfig {
+        conf_dir: at("net.d"),
+        bin_dirs: vec![at("bin")],
+        netns_dir: at("netns"),
+        cache_dir: at("cache"),
+        foreign_cache_dir: at("foreign"),
+        plugin_timeout: Duration::from_secs(20),
+    });
+    let other = network.clone();
+    let status = with_slow_file(&at("net.d/a.conflist"), "{", async move || {
+        other.status().await
+    });
+    assert!(matches!(status, Err(NetworkError::Cni(_))), "{status:?}");
+    let removed = with_slow_file(&at("cache/pod1.json"), "{", async move || {
+        network.remove_orphan("pod1").await
+    });
+    removed.unwrap();
 }

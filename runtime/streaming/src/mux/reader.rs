@@ -39,7 +39,8 @@ pub(super) async fn run(
 ) {
     let reading = read(io, &shared, incoming);
     if let Some(Err(error)) = stop.run_until_cancelled(reading).await {
-        debug!(%error, cause = ?std::error::Error::source(&error), "connection lost");
+        let error = &error as &dyn std::error::Error;
+        debug!(error, "connection lost");
     }
     shared.closed.cancel();
     let mut streams = shared.streams();

@@ -135,8 +135,8 @@ impl PodNetworking for FakeNetwork {
         .boxed()
     }
 
-    fn pods(&self) -> Result<Vec<String>, NetworkError> {
-        Ok(self.up().into_iter().collect())
+    fn pods(&self) -> BoxFuture<'_, Result<Vec<String>, NetworkError>> {
+        async { Ok(self.up().into_iter().collect()) }.boxed()
     }
 
     fn check<'a>(&'a self, _: &'a NetworkRecord) -> BoxFuture<'a, Result<(), NetworkError>> {
