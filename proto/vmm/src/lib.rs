@@ -56,7 +56,7 @@ pub enum Request {
     },
     /// Describes the VM; once, before [`Request::Start`].
     Configure(Box<VmConfig>),
-    /// Boots it.
+    /// Boots the VM.
     Start,
     /// Puts a device behind an empty slot. The guest sees it once its agent
     /// probes the slot.
@@ -73,7 +73,7 @@ pub enum Request {
     },
     /// Stops all vCPUs and drains device I/O; no effect when paused.
     Pause,
-    /// Lets them run again; no effect when running.
+    /// Lets the vCPUs run again; no effect when running.
     Resume,
     /// Asks for counters.
     Metrics,
@@ -169,12 +169,12 @@ pub enum DeviceConfig {
         serial: String,
         /// Refuse writes (`VIRTIO_BLK_F_RO`, enforced in the VMM).
         readonly: bool,
-        /// The disk: these pieces one after another, each a multiple of 512 bytes.
+        /// The disk: these extents one after another, each a multiple of 512 bytes.
         extents: Vec<Extent>,
     },
     /// virtio-pmem: memory of the guest that is the host's page cache of these files, read-only.
     Pmem {
-        /// What it shows: these pieces one after another, each whole pages of 4096 bytes, then
+        /// Its contents: these extents one after another, each whole pages of 4096 bytes, then
         /// zeros up to a multiple of 2 MiB.
         extents: Vec<Extent>,
     },
@@ -207,7 +207,7 @@ pub enum DeviceConfig {
     },
 }
 
-/// A piece of a file that is a piece of a disk.
+/// A part of a file that is a part of a disk.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Extent {
     /// The file; several extents may share one.

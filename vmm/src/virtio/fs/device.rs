@@ -161,7 +161,7 @@ impl Fs {
             let sent = match (&self.socket, request.handling) {
                 (_, Handling::Dropped) => Outcome::Done(0),
                 (Some(socket), _) => socket.send(&request.packet),
-                (None, _) => Outcome::Gone,
+                (None, _) => Outcome::Closed,
             };
             match sent {
                 Outcome::Done(length) => {
@@ -180,7 +180,7 @@ impl Fs {
                     }
                     self.next += 1;
                 }
-                Outcome::Later => {
+                Outcome::WouldBlock => {
                     ring.undo_pop();
                     active.blocked = true;
                     if let Some(socket) = &self.socket {
@@ -191,7 +191,7 @@ impl Fs {
                             .map_err(DeviceError::Watch)?;
                     }
                 }
-                Outcome::TooLarge | Outcome::Gone => {
+                Outcome::TooLarge | Outcome::Closed => {
                     self.counters.errors += 1;
                     self.counters.requests += 1;
                     ring.push_used(&memory, head, request.room.refuse(&memory, libc::EIO))?;
@@ -219,11 +219,11 @@ impl Fs {
                 Outcome::Done(length) => (length, length),
                 // The beginning of the packet is there, and so is whose it is.
                 Outcome::TooLarge => (0, MAX_PACKET),
-                Outcome::Later => {
+                Outcome::WouldBlock => {
                     more = false;
                     break;
                 }
-                Outcome::Gone => {
+                Outcome::Closed => {
                     gone = true;
                     more = false;
                     break;

@@ -19,11 +19,11 @@ pub enum Outcome {
     /// A packet of this length was sent, or received.
     Done(usize),
     /// The socket is full, or empty.
-    Later,
+    WouldBlock,
     /// This packet is too large for the socket, or for the buffer.
     TooLarge,
     /// The server is gone.
-    Gone,
+    Closed,
 }
 
 impl Socket {
@@ -59,7 +59,7 @@ impl Socket {
         let received = recv(&self.0, &mut *buffer, flags);
         match outcome(received.map(|(_, length)| length)) {
             // No packet is empty: this is the end.
-            Outcome::Done(0) => Outcome::Gone,
+            Outcome::Done(0) => Outcome::Closed,
             Outcome::Done(length) if length > buffer.len() => Outcome::TooLarge,
             other => other,
         }
@@ -77,8 +77,8 @@ fn outcome(result: rustix::io::Result<usize>) -> Outcome {
     match result {
         Ok(length) => Outcome::Done(length),
         // The host is short of memory for the moment: as if the socket were full.
-        Err(Errno::AGAIN | Errno::INTR | Errno::NOBUFS | Errno::NOMEM) => Outcome::Later,
+        Err(Errno::AGAIN | Errno::INTR | Errno::NOBUFS | Errno::NOMEM) => Outcome::WouldBlock,
         Err(Errno::MSGSIZE) => Outcome::TooLarge,
-        Err(_) => Outcome::Gone,
+        Err(_) => Outcome::Closed,
     }
 }

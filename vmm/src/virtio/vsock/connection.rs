@@ -80,9 +80,9 @@ pub struct Connection {
     /// A read may bring bytes or the end.
     readable: bool,
     /// The client will send no more.
-    ended: bool,
+    client_eof: bool,
     /// The client will receive no more.
-    gone: bool,
+    client_gone: bool,
 
     /// Bytes of the guest that the client did not take yet.
     buffer: VecDeque<u8>,
@@ -93,7 +93,7 @@ pub struct Connection {
     /// The guest asked for our credit.
     update_asked: bool,
     /// SHUTDOWN flags received.
-    guest_done: u32,
+    guest_shutdown: u32,
     /// The socket was shut down for writing.
     write_closed: bool,
 
@@ -106,7 +106,7 @@ pub struct Connection {
     /// The guest knows that we wait for its credit.
     credit_asked: bool,
     /// SHUTDOWN flags sent.
-    told: u32,
+    shutdown_sent: u32,
 }
 
 impl Connection {
@@ -121,19 +121,19 @@ impl Connection {
             phase: Phase::Handshake(Vec::new()),
             deadline: Some(now + TIMEOUT),
             readable: false,
-            ended: false,
-            gone: false,
+            client_eof: false,
+            client_gone: false,
             buffer: VecDeque::new(),
             forwarded: Wrapping(0),
             advertised: Wrapping(0),
             update_asked: false,
-            guest_done: 0,
+            guest_shutdown: 0,
             write_closed: false,
             sent: Wrapping(0),
             peer_alloc: 0,
             peer_forwarded: Wrapping(0),
             credit_asked: false,
-            told: 0,
+            shutdown_sent: 0,
         }
     }
 
@@ -157,7 +157,7 @@ impl Connection {
 
     /// Tells whether packets of the guest still belong to this connection.
     #[must_use]
-    pub fn faces_guest(&self) -> bool {
+    pub fn is_known_to_guest(&self) -> bool {
         matches!(self.phase, Phase::Requested | Phase::Open | Phase::Aborting)
     }
 
@@ -219,10 +219,10 @@ impl Connection {
                 self.deadline = None;
                 self.flush();
             }
-            (Phase::Open, Some(Op::Data)) if self.guest_done & SHUTDOWN_SEND == 0 => {
+            (Phase::Open, Some(Op::Data)) if self.guest_shutdown & SHUTDOWN_SEND == 0 => {
                 self.receive(body);
             }
-            (Phase::Open, Some(Op::Shutdown)) => self.guest_shutdown(header.flags),
+            (Phase::Open, Some(Op::Shutdown)) => self.on_guest_shutdown(header.flags),
             (Phase::Open, Some(Op::CreditUpdate)) => {}
             (Phase::Open, Some(Op::CreditRequest)) => self.update_asked = true,
             _ => self.abort(),
@@ -249,11 +249,11 @@ impl Connection {
                 }
                 let owed = self.shutdown_owed();
                 if owed != 0 {
-                    self.told |= owed;
-                    if self.told == SHUTDOWN_BOTH {
+                    self.shutdown_sent |= owed;
+                    if self.shutdown_sent == SHUTDOWN_BOTH {
                         self.deadline = Some(now + TIMEOUT);
                     }
-                    let flags = self.told;
+                    let flags = self.shutdown_sent;
                     return Some(Header {
                         flags,
                         ..self.header(Op::Shutdown)
@@ -344,7 +344,7 @@ impl Connection {
             // The guest ignores our credit.
             return self.abort();
         }
-        if self.gone {
+        if self.client_gone {
             self.forwarded += Wrapping(body.len() as u32);
             return;
         }
@@ -366,15 +366,15 @@ impl Connection {
         }
     }
 
-    fn guest_shutdown(&mut self, flags: u32) {
-        self.guest_done |= flags & SHUTDOWN_BOTH;
-        if self.guest_done == SHUTDOWN_BOTH {
+    fn on_guest_shutdown(&mut self, flags: u32) {
+        self.guest_shutdown |= flags & SHUTDOWN_BOTH;
+        if self.guest_shutdown == SHUTDOWN_BOTH {
             return self.abort();
         }
-        if self.guest_done & SHUTDOWN_RECEIVE != 0 {
+        if self.guest_shutdown & SHUTDOWN_RECEIVE != 0 {
             // The client's writes fail from now on. That it may be gone changes nothing.
             let _ = self.stream.shutdown(Shutdown::Read);
-            self.ended = true;
+            self.client_eof = true;
         }
         self.flush();
     }
@@ -397,7 +397,7 @@ impl Connection {
             self.buffer = VecDeque::new();
         }
         match self.phase {
-            Phase::Open if self.guest_done & SHUTDOWN_SEND != 0 && !self.write_closed => {
+            Phase::Open if self.guest_shutdown & SHUTDOWN_SEND != 0 && !self.write_closed => {
                 self.write_closed = true;
                 let _ = self.stream.shutdown(Shutdown::Write);
             }
@@ -417,7 +417,7 @@ impl Connection {
     }
 
     fn lose_client(&mut self) {
-        self.gone = true;
+        self.client_gone = true;
         self.forwarded += Wrapping(self.buffer.len() as u32);
         self.buffer = VecDeque::new();
     }
@@ -429,7 +429,7 @@ impl Connection {
             return None;
         }
         match body.fill_from(&mut self.stream, credit as usize) {
-            Ok(0) => self.ended = true,
+            Ok(0) => self.client_eof = true,
             Ok(count) => {
                 let count = count as u32;
                 self.sent += Wrapping(count);
@@ -440,7 +440,7 @@ impl Connection {
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.readable = false,
             Err(_) => {
-                self.ended = true;
+                self.client_eof = true;
                 self.lose_client();
             }
         }
@@ -448,7 +448,7 @@ impl Connection {
     }
 
     fn may_read(&self) -> bool {
-        self.readable && !self.ended
+        self.readable && !self.client_eof
     }
 
     /// Returns how many bytes the guest can take. A guest that claims to have
@@ -459,21 +459,21 @@ impl Connection {
     }
 
     fn shutdown_owed(&self) -> u32 {
-        let send = if self.ended { SHUTDOWN_SEND } else { 0 };
+        let send = if self.client_eof { SHUTDOWN_SEND } else { 0 };
         // A guest that ended its direction needs no word that nobody receives,
         // but the flags of both directions are what ends the connection.
-        let matters = self.ended || self.guest_done & SHUTDOWN_SEND == 0;
-        let receive = if self.gone && matters {
+        let matters = self.client_eof || self.guest_shutdown & SHUTDOWN_SEND == 0;
+        let receive = if self.client_gone && matters {
             SHUTDOWN_RECEIVE
         } else {
             0
         };
-        (send | receive) & !self.told
+        (send | receive) & !self.shutdown_sent
     }
 
     fn update_due(&self) -> bool {
         let unknown = (self.forwarded - self.advertised).0;
-        self.update_asked || (unknown >= UPDATE_STEP && self.guest_done & SHUTDOWN_SEND == 0)
+        self.update_asked || (unknown >= UPDATE_STEP && self.guest_shutdown & SHUTDOWN_SEND == 0)
     }
 
     /// Makes a header; each carries our credit.

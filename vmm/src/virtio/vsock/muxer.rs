@@ -96,7 +96,7 @@ impl Muxer {
             },
         );
         self.last_port = port;
-        self.settle(port);
+        self.update(port);
         Ok(())
     }
 
@@ -112,7 +112,7 @@ impl Muxer {
             hung_up,
         };
         entry.connection.on_host_events(events, now);
-        self.settle(port);
+        self.update(port);
     }
 
     /// Tells whether another packet of the guest can be answered.
@@ -129,7 +129,7 @@ impl Muxer {
         }
         let port = header.dst_port;
         let owner = self.connections.get_mut(&port).filter(|entry| {
-            entry.connection.faces_guest() && entry.connection.guest_port() == header.src_port
+            entry.connection.is_known_to_guest() && entry.connection.guest_port() == header.src_port
         });
         if let Some(entry) = owner {
             if packet.malformed.is_some() {
@@ -137,7 +137,7 @@ impl Muxer {
             } else {
                 entry.connection.on_guest_packet(header, &packet.body);
             }
-            self.settle(port);
+            self.update(port);
         } else if header.op != Op::Reset as u16 && self.can_receive() {
             // Nobody listens on the host, so a REQUEST ends here too.
             self.resets.push_back(header.reset_reply());
@@ -162,7 +162,7 @@ impl Muxer {
             };
             entry.queued = false;
             let header = entry.connection.next_packet(body, now);
-            self.settle(port);
+            self.update(port);
             if header.is_some() {
                 return header;
             }
@@ -182,7 +182,7 @@ impl Muxer {
             if let Some(entry) = self.connections.get_mut(&port) {
                 entry.connection.expire();
             }
-            self.settle(port);
+            self.update(port);
         }
         self.deadline = self
             .connections
@@ -192,7 +192,7 @@ impl Muxer {
     }
 
     /// Brings everything about a connection in line with what just happened to it.
-    fn settle(&mut self, port: u32) {
+    fn update(&mut self, port: u32) {
         let Some(entry) = self.connections.get_mut(&port) else {
             return;
         };
