@@ -9,11 +9,11 @@ use vmm_sys_util::epoll::{Epoll, EpollEvent};
 /// The sets that devices are watched through.
 #[derive(Debug, Clone)]
 pub struct Epolls {
-    /// Of disks: one.
+    /// The set of all disks.
     pub disks: Arc<[Arc<Epoll>]>,
-    /// Of network cards: one per queue pair.
+    /// The sets of network cards, one for each queue pair that a card may have.
     pub network: Arc<[Arc<Epoll>]>,
-    /// Of all other devices: one.
+    /// The set of all other devices.
     pub others: Arc<[Arc<Epoll>]>,
 }
 

@@ -61,7 +61,7 @@ pub enum MachineError {
     /// KVM refuses.
     #[error("set up virtual machine")]
     Kvm(#[from] KvmError),
-    /// The kernel is not one.
+    /// The kernel can't be loaded.
     #[error("load guest kernel")]
     Kernel(#[from] KernelError),
     /// The command line is not right.

@@ -71,7 +71,7 @@ pub enum ProbeError {
     /// The guest ended before its work was done.
     #[error("a small guest died before it was done")]
     Died,
-    /// No memory for it.
+    /// The host has no memory for the guest.
     #[error("allocate memory for a small guest")]
     Memory(#[from] MemoryError),
     /// Does not happen: memory too small.

@@ -84,7 +84,7 @@ pub enum Verdict {
     Acl,
     /// The request is answered with this error number.
     Refuse(i32),
-    /// Nobody handles or answers it.
+    /// The request is neither handled nor answered.
     Drop,
 }
 
@@ -194,7 +194,7 @@ fn rename(packet: &[u8]) -> Verdict {
     }
 }
 
-/// Whether a request says not whose it is, or only half of it.
+/// Whether a request leaves out its user or its group.
 fn is_nobodys(packet: &[u8]) -> bool {
     [24, 28]
         .into_iter()

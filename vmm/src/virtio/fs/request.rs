@@ -63,7 +63,7 @@ pub struct Request {
     pub packet: Vec<u8>,
     /// Where the answer goes.
     pub room: Room,
-    /// What is to be done with it.
+    /// What is to be done with the request.
     pub handling: Handling,
 }
 

@@ -23,26 +23,26 @@ const VQ_PAIRS_SET_SIZE: usize = 4;
 /// The control queue of a card.
 #[derive(Debug, Default)]
 pub(super) struct Control {
-    /// While the driver has one.
+    /// The queue, while the driver has set it up.
     active: Option<Activation>,
-    /// Which of the card's queues it is.
+    /// Its position among the card's queues.
     index: u16,
     counters: Counters,
 }
 
 impl Control {
-    /// Takes it into use, with its one queue.
+    /// Takes the control queue into use.
     pub fn activate(&mut self, activation: Activation, index: u16) {
         self.active = Some(activation);
         self.index = index;
     }
 
-    /// Tells whether it is this queue.
+    /// Tells whether `queue` is the control queue.
     pub fn has(&self, queue: u16) -> bool {
         self.active.is_some() && self.index == queue
     }
 
-    /// Makes it idle.
+    /// Makes the control queue idle.
     pub fn reset(&mut self) {
         self.active = None;
     }

@@ -82,7 +82,7 @@ impl Link {
         config
     }
 
-    /// Takes it down. Tells whether it was up.
+    /// Takes the link down. Tells whether it was up.
     fn end(&self) -> bool {
         !self.down.swap(true, Ordering::SeqCst)
     }
@@ -149,7 +149,7 @@ impl<P: Port> Pair<P> {
         Activation::records(self.active.as_ref())
     }
 
-    /// Takes it into use, with its two queues.
+    /// Takes the pair into use, with its two queues.
     ///
     /// # Errors
     /// [`DeviceError`]; reset it then.
@@ -163,7 +163,7 @@ impl<P: Port> Pair<P> {
         self.watch().map_err(DeviceError::Watch)
     }
 
-    /// Makes it idle.
+    /// Makes the pair idle.
     pub fn reset(&mut self) {
         self.unwatch();
         if let Some(active) = self.active.take() {
@@ -175,7 +175,7 @@ impl<P: Port> Pair<P> {
         self.notify_later = false;
     }
 
-    /// Turns it on or off. What is in its port when it is turned off is lost.
+    /// Turns the pair on or off. What is in its port when it is turned off is lost.
     ///
     /// # Errors
     /// What the port says; nothing changed then.

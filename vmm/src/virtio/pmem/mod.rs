@@ -132,7 +132,7 @@ impl VirtioDevice for Pmem {
     }
 }
 
-/// Answers a request; none if it is malformed. Its fields are one piece each, as Linux has them.
+/// Answers a request; none if it is malformed. Request and response are one descriptor each, as Linux has them.
 fn answer(buffers: &Buffers<'_>) -> Option<u32> {
     let ([request], [response]) = (&*buffers.readable, &*buffers.writable) else {
         return None;
