@@ -16,6 +16,7 @@ use std::{
 };
 
 use hull_base::blocking;
+use serde_json::Value;
 use tokio::sync::{RwLock, watch};
 
 use crate::{
@@ -213,17 +214,17 @@ impl Network {
         blocking(move || netns::create(&netns)).await?;
         self.keep(record).await?;
         let planned = record.clone();
-        let mut attachment = planned.attachment.clone();
         let call = self.call(&planned);
-        let added = call.add(&mut attachment, async |so_far| {
-            record.attachment = so_far.clone();
+        let mut result = cni::AddResult::default();
+        record.attachment.result = Value::Null;
+        for plugin in &planned.attachment.list.plugins {
+            result = call.add(plugin, &mut record.attachment).await?;
             if let Err(error) = self.keep(record).await {
                 // It matters only if the daemon dies before the caller has stored the record.
                 let error = &error as &dyn std::error::Error;
                 tracing::warn!(error, pod = record.pod_id, "cache a CNI result");
             }
-        });
-        let result = added.await?;
+        }
         let joined = link::join(record.netns.clone(), INTERFACE, record.queues)
             .await
             .map_err(|source| NetworkError::Link {

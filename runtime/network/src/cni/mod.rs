@@ -195,27 +195,22 @@ pub struct Call<'a> {
 }
 
 impl Call<'_> {
-    /// Attaches the pod: every plugin in order, each given the result of the one before. `keep`
-    /// is told of the attachment after each, so that DEL can be told how far ADD came.
+    /// Attaches the pod to one plugin of the attachment's list, which is given the result of the one
+    /// before. They are called in order; keep the attachment after each, so that DEL can be told how
+    /// far ADD came.
     ///
     /// # Errors
-    /// The first plugin that failed; DEL must follow, also after a failure.
+    /// When the plugin failed; DEL must follow, also after a failure.
     pub async fn add(
         &self,
+        plugin: &conf::Plugin,
         attachment: &mut Attachment,
-        mut keep: impl AsyncFnMut(&Attachment),
     ) -> Result<AddResult, CniError> {
-        attachment.result = Value::Null;
-        let mut last = AddResult::default();
-        for plugin in attachment.list.plugins.clone() {
-            let answer = self.run("ADD", &plugin, attachment).await?;
-            let version = attachment.list.cni_version;
-            let (value, result) = result::parse(&plugin.kind, version, &answer)?;
-            attachment.result = value;
-            last = result;
-            keep(attachment).await;
-        }
-        Ok(last)
+        let answer = self.run("ADD", plugin, attachment).await?;
+        let version = attachment.list.cni_version;
+        let (value, result) = result::parse(&plugin.kind, version, &answer)?;
+        attachment.result = value;
+        Ok(result)
     }
 
     /// Detaches the pod: every plugin in reverse order. Repeating it is no error.
