@@ -16,7 +16,6 @@ use std::{
 };
 
 use hull_base::blocking;
-use serde_json::Value;
 use tokio::sync::{RwLock, watch};
 
 use crate::{
@@ -216,8 +215,8 @@ impl Network {
         let planned = record.clone();
         let call = self.call(&planned);
         let mut result = cni::AddResult::default();
-        record.attachment.result = Value::Null;
-        for plugin in &planned.attachment.list.plugins {
+        record.attachment.reset();
+        for plugin in planned.attachment.plugins() {
             result = call.add(plugin, &mut record.attachment).await?;
             if let Err(error) = self.keep(record).await {
                 // It matters only if the daemon dies before the caller has stored the record.

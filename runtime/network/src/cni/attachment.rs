@@ -24,6 +24,16 @@ pub struct Attachment {
 }
 
 impl Attachment {
+    /// The plugins, in the order of ADD.
+    pub(crate) fn plugins(&self) -> &[Plugin] {
+        &self.list.plugins
+    }
+
+    /// Forgets what an earlier ADD returned.
+    pub(crate) fn reset(&mut self) {
+        self.result = Value::Null;
+    }
+
     /// Describes an attachment that is not made yet.
     ///
     /// # Errors
