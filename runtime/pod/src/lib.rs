@@ -14,8 +14,6 @@ mod copies;
 mod driver;
 mod events;
 mod exec;
-#[cfg(any(test, fuzzing))]
-pub mod fuzz;
 mod lifecycle;
 mod logs;
 mod network;

@@ -422,15 +422,13 @@ pub fn read_report(path: &Path) -> String {
 }
 
 /// What an exit report says; none: it is no report.
-#[must_use]
-pub fn last_words(report: &[u8]) -> Option<String> {
+pub(crate) fn last_words(report: &[u8]) -> Option<String> {
     let report: ExitReport = serde_json::from_slice(report).ok()?;
     Some(clean(&format!("{:?}: {}", report.reason, report.message)))
 }
 
 /// A text of the VMM, made printable.
-#[must_use]
-pub fn clean(text: &str) -> String {
+pub(crate) fn clean(text: &str) -> String {
     hull_base::printable::printable(text, REPORT_MAX)
 }
 

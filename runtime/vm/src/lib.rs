@@ -16,6 +16,8 @@ pub mod agent;
 pub mod cgroup;
 pub mod client;
 pub mod error;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 pub mod identity;
 pub mod process;
 pub mod rundir;

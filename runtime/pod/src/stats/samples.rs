@@ -126,6 +126,8 @@ impl CpuSample {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -145,6 +147,20 @@ mod tests {
         // Another counter.
         assert_eq!(samples.cpu("c", after(6_000), 5), None);
         assert_eq!(samples.cpu("d", after(6_000), 5), None);
+    }
+
+    proptest! {
+        #[test]
+        fn no_count_of_a_guest_is_too_large(
+            counts in prop::collection::vec((0..=u64::MAX / 1_000_000_000, any::<u64>()), 1..8),
+        ) {
+            let (samples, mut at) = (Samples::default(), Instant::now());
+            for (seconds, usage_ns) in counts {
+                at = at.checked_add(Duration::from_secs(seconds)).unwrap_or(at);
+                samples.cpu("c", at, usage_ns);
+                prop_assert_eq!(samples.last("c").cpu_usage_ns, usage_ns);
+            }
+        }
     }
 
     #[test]

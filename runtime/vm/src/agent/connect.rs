@@ -38,7 +38,7 @@ async fn dial(vsock: &Path, port: u32) -> io::Result<UnixStream> {
 ///
 /// # Errors
 /// When the connection ends or the answer is not that it is accepted.
-pub async fn accepted(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<()> {
+pub(crate) async fn accepted(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<()> {
     let mut answer = Vec::with_capacity(ANSWER_MAX);
     // One byte at a time: what follows the line belongs to the caller.
     loop {

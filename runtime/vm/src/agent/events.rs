@@ -61,9 +61,9 @@ pub struct ProcessExit {
 
 /// How far the events of an agent have been handled.
 #[derive(Debug, Default)]
-pub struct Progress {
+pub(crate) struct Progress {
     /// Number of the last event that was handled.
-    pub seen: u64,
+    pub(crate) seen: u64,
     /// Whether the agent has said that events are missing.
     overran: bool,
 }
@@ -142,7 +142,7 @@ fn lost(failure: &str) -> String {
 ///
 /// # Errors
 /// [`GuestError::Misbehaved`].
-pub fn deliver(
+pub(crate) fn deliver(
     event: Event,
     progress: &mut Progress,
     sender: &mpsc::Sender<GuestEvent>,

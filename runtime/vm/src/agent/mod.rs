@@ -19,7 +19,7 @@
 
 pub mod client;
 pub mod configure;
-pub mod connect;
+pub(crate) mod connect;
 pub mod error;
 pub mod events;
 pub(crate) mod fault;

@@ -276,8 +276,7 @@ impl Output {
 
 /// How many of `received` bytes are at `offset` and after it; none: no agent can begin there, because
 /// only the first `safe` bytes may be forgotten.
-#[must_use]
-pub fn known(offset: u64, received: u64, safe: u64) -> Option<u64> {
+pub(crate) fn known(offset: u64, received: u64, safe: u64) -> Option<u64> {
     received.checked_sub(offset).filter(|_| offset <= safe)
 }
 
@@ -356,7 +355,7 @@ fn what(header: &StreamHeader) -> String {
 ///
 /// # Errors
 /// When the connection fails, or what comes is no reply.
-pub async fn exchange(
+pub(crate) async fn exchange(
     stream: &mut (impl AsyncRead + AsyncWrite + Unpin),
     header: &StreamHeader,
 ) -> io::Result<StreamReply> {
