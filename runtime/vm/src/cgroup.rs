@@ -16,6 +16,7 @@ use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
 use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, sleep};
 
+use hull_base::clock;
 use hull_spec::{error::PodError, id::PodId};
 
 /// The CRI field.
@@ -178,7 +179,7 @@ fn below_default(root: &Path, path: &Path) -> bool {
 }
 
 async fn remove(path: &Path) -> Result<(), PodError> {
-    let deadline = Instant::now() + LEAVE;
+    let deadline = clock::after(LEAVE);
     loop {
         match fs::remove_dir(path) {
             Ok(()) => return Ok(()),

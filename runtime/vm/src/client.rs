@@ -5,20 +5,6 @@
 //! VM is gone. After an answer that came too late or could not be decoded, the position in the byte
 //! stream is unknown, so the next request takes a new connection.
 
-#![cfg_attr(
-    not(test),
-    deny(
-        clippy::arithmetic_side_effects,
-        clippy::cast_possible_truncation,
-        clippy::cast_possible_wrap,
-        clippy::cast_sign_loss,
-        clippy::indexing_slicing,
-        clippy::panic,
-        clippy::string_slice,
-        clippy::unreachable
-    )
-)]
-
 use std::{
     io::{self, IoSlice, Read},
     os::fd::{AsRawFd, OwnedFd, RawFd},

@@ -11,6 +11,20 @@
 //! Not here: what a pod is, and what happens to it when.
 
 #![forbid(unsafe_code)]
+// Nothing that a guest or a VMM sends makes the daemon panic or a number wrong.
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::arithmetic_side_effects,
+        clippy::cast_possible_truncation,
+        clippy::cast_possible_wrap,
+        clippy::cast_sign_loss,
+        clippy::indexing_slicing,
+        clippy::panic,
+        clippy::string_slice,
+        clippy::unreachable
+    )
+)]
 
 pub mod agent;
 pub mod cgroup;

@@ -304,8 +304,9 @@ fn socket_of(arguments: &[u8], state: &Path) -> Option<PathBuf> {
     if arguments.get(1) != Some(&"run") {
         return None;
     }
-    let at = arguments.iter().position(|a| *a == "--socket")?;
-    let socket = Path::new(arguments.get(at + 1)?);
+    let mut arguments = arguments.into_iter();
+    arguments.find(|argument| *argument == "--socket")?;
+    let socket = Path::new(arguments.next()?);
     socket.starts_with(state).then(|| socket.to_owned())
 }
 
