@@ -2,6 +2,8 @@
 
 use std::{error::Error, fmt, sync::Arc};
 
+use error_reporter::Report;
+
 use hull_base::panics::Panic;
 
 /// A cause, shared because all who wait for one operation get its error.
@@ -174,14 +176,7 @@ impl PodError {
                 undo.report()
             );
         }
-        let mut text = self.to_string();
-        let mut cause = self.source();
-        while let Some(error) = cause {
-            text.push_str(": ");
-            text.push_str(&error.to_string());
-            cause = error.source();
-        }
-        text
+        Report::new(self).to_string()
     }
 
     /// [`PodError::InvalidArgument`] of a field, in the words of CRI.
