@@ -1,6 +1,7 @@
 //! What several parts of the daemon need of the operating system and of the asynchronous runtime:
 //! opening files below what others can write ([`beneath`]), work that blocks ([`blocking`]), panics
-//! that end one pod and not all ([`panics`]), clocks, the host's size, text of a hostile side.
+//! that end one pod and not all ([`panics`]), processes held by descriptors ([`pidfd`]), clocks, the
+//! host's size, text of a hostile side.
 //!
 //! Not here: pods, VMs, images.
 
@@ -11,6 +12,8 @@ mod blocking;
 pub mod clock;
 pub mod host;
 pub mod panics;
+pub mod pidfd;
 pub mod printable;
+pub mod readiness;
 
 pub use blocking::blocking;

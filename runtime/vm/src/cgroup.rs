@@ -5,7 +5,7 @@
 //! On a host without cgroup v2 a pod that names no parent has none.
 
 use std::{
-    fs::{self, Permissions},
+    fs::{self, File, Permissions},
     io,
     os::unix::fs::PermissionsExt,
     path::{Component, Path, PathBuf},
@@ -13,10 +13,11 @@ use std::{
 };
 
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
+use rustix::io::pread;
 use serde::{Deserialize, Serialize};
-use tokio::time::{Instant, sleep};
+use tokio::{io::Interest, time::timeout};
 
-use hull_base::clock;
+use hull_base::readiness::register;
 use hull_spec::{error::PodError, id::PodId};
 
 /// The CRI field.
@@ -179,21 +180,39 @@ fn below_default(root: &Path, path: &Path) -> bool {
 }
 
 async fn remove(path: &Path) -> Result<(), PodError> {
-    let deadline = clock::after(LEAVE);
+    let remove = || match fs::remove_dir(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    };
+    let mut removed = remove();
+    if let Err(error) = &removed
+        && error.kind() == io::ErrorKind::ResourceBusy
+    {
+        // Only the pod's own processes are ever in its cgroup. Failing, here and with the wait, shows
+        // in the second attempt.
+        let _ = fs::write(path.join("cgroup.kill"), "1");
+        let _ = timeout(LEAVE, left(path)).await;
+        removed = remove();
+    }
+    removed.map_err(|e| PodError::internal(format!("remove the cgroup {}", path.display()), e))
+}
+
+/// Waits until no process is in a cgroup and those below it. The kernel tells of each change of
+/// `cgroup.events` as of priority data (cgroups(7)).
+async fn left(path: &Path) -> io::Result<()> {
+    let events = File::open(path.join("cgroup.events"))?;
+    let events = register(events.into(), Interest::PRIORITY)?;
     loop {
-        match fs::remove_dir(path) {
-            Ok(()) => return Ok(()),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-            Err(error) if Instant::now() >= deadline => {
-                let action = format!("remove the cgroup {}", path.display());
-                return Err(PodError::internal(action, error));
-            }
-            Err(_) => {
-                // Only the pod's own processes are ever in its cgroup.
-                let _ = fs::write(path.join("cgroup.kill"), "1");
-                sleep(Duration::from_millis(5)).await;
-            }
+        let mut text = [0; 256];
+        let length = pread(events.get_ref(), &mut text, 0)?;
+        let mut lines = text
+            .get(..length)
+            .unwrap_or_default()
+            .split(|b| *b == b'\n');
+        if lines.any(|line| line == b"populated 0") {
+            return Ok(());
         }
+        events.ready(Interest::PRIORITY).await?.clear_ready();
     }
 }
 
@@ -240,6 +259,11 @@ fn parse(parent: &str) -> Result<Option<PathBuf>, String> {
 
 #[cfg(test)]
 mod tests {
+    use std::{
+        io::{Read, Write},
+        process::{Command, Stdio},
+    };
+
     use super::*;
 
     fn parsed(parent: &str) -> Option<PathBuf> {
@@ -315,6 +339,44 @@ mod tests {
         assert_eq!(cgroup.millicpus(root.path()), Some(10));
         set("pods/pod", "1000 0\n");
         assert_eq!(cgroup.millicpus(root.path()), Some(4000));
+    }
+
+    #[tokio::test]
+    async fn processes_in_a_cgroup_are_ended_with_it() {
+        let roots = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"].map(Path::new);
+        let is_hierarchy =
+            |root: &&Path| statfs(*root).is_ok_and(|s| s.filesystem_type() == CGROUP2_SUPER_MAGIC);
+        let Some(root) = roots.into_iter().find(is_hierarchy) else {
+            println!("SKIPPED: processes in a cgroup: no cgroup v2");
+            return;
+        };
+        let path = root.join(format!("hull-test-{}", std::process::id()));
+        let cgroup = PodCgroup {
+            path: path.clone(),
+            made_from: path.clone(),
+        };
+        if let Err(error) = fs::create_dir(&path) {
+            println!("SKIPPED: processes in a cgroup: {error}");
+            return;
+        }
+        let script = "read go; for i in $(seq 200); do sleep 1000 & done; echo there; wait";
+        let mut shell = Command::new("sh")
+            .args(["-c", script])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        cgroup.add(shell.id()).unwrap();
+        shell.stdin.take().unwrap().write_all(b"go\n").unwrap();
+        let mut there = [0; 6];
+        let mut output = shell.stdout.take().unwrap();
+        output.read_exact(&mut there).unwrap();
+        let removed = timeout(LEAVE, cgroup.remove()).await;
+        removed.unwrap().unwrap();
+        assert!(!path.exists());
+        shell.wait().unwrap();
+        // All of them had its other end.
+        assert_eq!(output.read(&mut there).unwrap(), 0);
     }
 
     // Directories are enough to see what is made and removed.

@@ -12,6 +12,7 @@ use std::{
     time::Duration,
 };
 
+use backon::{ConstantBuilder, Retryable};
 use hull_proto_vmm::{
     DeviceConfig, ErrorKind, ExitReport, Metrics, Request, Response, VERSION, VmConfig, VmState,
 };
@@ -21,7 +22,7 @@ use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, Interest},
     net::UnixStream,
     sync::{mpsc, oneshot, watch},
-    time::{Instant, sleep, timeout},
+    time::{Instant, timeout},
 };
 
 use hull_base::{beneath, panics::caught};
@@ -31,9 +32,12 @@ use crate::{error::VmError, process::Process};
 const GREET: &str = "greet the VMM";
 /// How long the VMM may take to answer; it allocates memory and loads a kernel in this time.
 pub const CALL_TIMEOUT: Duration = Duration::from_secs(30);
-/// How long a device that is to be taken out may be busy, and how often is asked.
+/// How long a device that is to be taken out may be busy.
 const BUSY: Duration = Duration::from_secs(10);
-const BUSY_PAUSE: Duration = Duration::from_millis(50);
+/// The pauses before it is tried again: the VMM speaks only when asked.
+const WHILE_BUSY: ConstantBuilder = ConstantBuilder::new()
+    .with_delay(Duration::from_millis(50))
+    .without_max_times();
 /// Longest part of an exit report that is shown.
 const REPORT_MAX: usize = 2048;
 
@@ -75,26 +79,20 @@ impl VmClient {
         deadline: Instant,
         process: &Process,
     ) -> Result<(Self, VmState), VmError> {
-        let stream = loop {
-            match beneath::connect(socket).await {
-                Ok(stream) => break stream,
-                Err(_) if process.is_alive() && Instant::now() < deadline => {
-                    sleep(Duration::from_millis(1)).await;
+        let connected = process.connect(socket, deadline).await;
+        let stream = connected.map_err(|source| {
+            if process.is_alive() {
+                VmError::Connect {
+                    path: socket.to_owned(),
+                    source,
                 }
-                Err(_) if !process.is_alive() => {
-                    return Err(VmError::Gone {
-                        action: "connect to the VMM",
-                        report: read_report(exit_report),
-                    });
-                }
-                Err(source) => {
-                    return Err(VmError::Connect {
-                        path: socket.to_owned(),
-                        source,
-                    });
+            } else {
+                VmError::Gone {
+                    action: "connect to the VMM",
+                    report: read_report(exit_report),
                 }
             }
-        };
+        })?;
         let (calls, receiver) = mpsc::channel(16);
         let (gone_sender, gone) = watch::channel(false);
         let line = Line {
@@ -163,17 +161,23 @@ impl VmClient {
     /// When the device stays busy, or the VMM refuses or does not answer.
     pub async fn detach(&self, slot: u8) -> Result<(), VmError> {
         let begin = Instant::now();
-        loop {
+        let detach = || {
             let request = Request::Detach { slot };
-            let done = self.done("detach a device from the VM", request, Vec::new());
-            match done.await {
-                Err(VmError::Refused {
+            self.done("detach a device from the VM", request, Vec::new())
+        };
+        let is_busy = |error: &VmError| {
+            matches!(
+                error,
+                VmError::Refused {
                     kind: ErrorKind::Busy,
                     ..
-                }) if begin.elapsed() < BUSY => sleep(BUSY_PAUSE).await,
-                done => return done,
-            }
-        }
+                }
+            )
+        };
+        detach
+            .retry(WHILE_BUSY)
+            .when(|error| is_busy(error) && begin.elapsed() < BUSY)
+            .await
     }
 
     /// Reads the VM's counters, within this time.

@@ -21,17 +21,14 @@ use std::{
     time::Duration,
 };
 
-use rustix::{
-    event::{PollFd, PollFlags, Timespec, poll},
-    fs::OFlags,
-    process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal},
-};
+use backon::{ConstantBuilder, Retryable};
+use rustix::fs::OFlags;
 use tokio::{
-    io::{Interest, unix::AsyncFd},
-    time::timeout,
+    net::UnixStream,
+    time::{Instant, timeout},
 };
 
-use hull_base::beneath;
+use hull_base::{beneath, pidfd::Pidfd};
 use hull_spec::{config::PodsConfig, error::PodError, id::PodId};
 
 use crate::{
@@ -45,11 +42,16 @@ use crate::{
 /// guest's memory.
 const AFTER_KILL: Duration = Duration::from_secs(30);
 
+/// The pauses before a process that was just started listens.
+const UNTIL_IT_LISTENS: ConstantBuilder = ConstantBuilder::new()
+    .with_delay(Duration::from_millis(1))
+    .without_max_times();
+
 /// A process of a pod. Clones share it.
 #[derive(Debug, Clone)]
 pub struct Process {
     identity: Identity,
-    pidfd: Arc<AsyncFd<OwnedFd>>,
+    pidfd: Arc<Pidfd>,
 }
 
 impl Process {
@@ -140,7 +142,7 @@ impl Process {
             prepare(pid)?;
             let gone = || spawn_error(io::ErrorKind::NotFound.into());
             let identity = Identity::of(pid).ok_or_else(gone)?;
-            let pidfd = hold(pid).map_err(spawn_error)?;
+            let pidfd = Arc::new(Pidfd::open(pid).map_err(spawn_error)?);
             let path = run.process_of(role);
             identity.write(&path).map_err(file_error(&path))?;
             Ok(Self { identity, pidfd })
@@ -160,7 +162,7 @@ impl Process {
     /// The process of this identity; none when it has ended.
     #[must_use]
     pub fn find(identity: Identity) -> Option<Self> {
-        let pidfd = hold(identity.pid).ok()?;
+        let pidfd = Arc::new(Pidfd::open(identity.pid).ok()?);
         let found = Self { identity, pidfd };
         // If the process that is held has not ended, it is also the one whose identity was compared.
         (identity.is_there() && found.is_alive()).then_some(found)
@@ -173,27 +175,33 @@ impl Process {
 
     /// Whether the process runs.
     pub fn is_alive(&self) -> bool {
-        let mut fds = [PollFd::new(self.pidfd.get_ref(), PollFlags::IN)];
-        // A pidfd can be read from once its process has ended. A failure tells nothing of that.
-        !poll(&mut fds, Some(&Timespec::default())).is_ok_and(|ready| ready > 0)
+        !self.pidfd.has_ended()
+    }
+
+    /// Connects to a socket of the process, once it listens. That is asked again and again, because
+    /// inotify(7) tells when a socket gets its name and not when it listens, which takes a
+    /// process that was just started a few milliseconds.
+    ///
+    /// # Errors
+    /// When the process ends or does not listen by `deadline`.
+    pub async fn connect(&self, socket: &Path, deadline: Instant) -> io::Result<UnixStream> {
+        let connect = || beneath::connect(socket);
+        connect
+            .retry(UNTIL_IT_LISTENS)
+            .when(|_| self.is_alive() && Instant::now() < deadline)
+            .await
     }
 
     /// Kills the process; no effect when it has ended.
     pub fn kill(&self) {
-        match pidfd_send_signal(self.pidfd.get_ref(), Signal::KILL) {
-            Ok(()) | Err(rustix::io::Errno::SRCH) => {}
-            Err(error) => {
-                tracing::warn!(pid = self.identity.pid, %error, "kill process of a pod");
-            }
+        if let Err(error) = self.pidfd.kill() {
+            tracing::warn!(pid = self.identity.pid, %error, "kill process of a pod");
         }
     }
 
     /// Waits until the process has ended.
     pub async fn ended(&self) {
-        if self.pidfd.readable().await.is_err() {
-            // The runtime is being shut down, and this task with it.
-            std::future::pending::<()>().await;
-        }
+        self.pidfd.ended().await;
     }
 
     /// Waits until the process has ended; kills it after `grace`.
@@ -308,18 +316,6 @@ fn socket_of(arguments: &[u8], state: &Path) -> Option<PathBuf> {
     arguments.find(|argument| *argument == "--socket")?;
     let socket = Path::new(arguments.next()?);
     socket.starts_with(state).then(|| socket.to_owned())
-}
-
-/// Opens the process that has this pid, dead or alive, for the runtime to wait for.
-#[expect(
-    deprecated,
-    reason = "its successor is unsafe, for types whose descriptor may change; an OwnedFd's never does"
-)]
-fn hold(pid: u32) -> io::Result<Arc<AsyncFd<OwnedFd>>> {
-    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
-    let pid = pid.ok_or(io::ErrorKind::NotFound)?;
-    let pidfd = pidfd_open(pid, PidfdFlags::NONBLOCK)?;
-    Ok(Arc::new(AsyncFd::with_interest(pidfd, Interest::READABLE)?))
 }
 
 #[cfg(test)]

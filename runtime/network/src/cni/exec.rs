@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    os::{fd::OwnedFd, unix::fs::PermissionsExt},
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::{ExitStatus, Stdio},
     thread,
@@ -10,7 +10,7 @@ use std::{
 };
 
 use backon::{ConstantBuilder, Retryable};
-use hull_base::blocking;
+use hull_base::{blocking, pidfd::Pidfd};
 use nix::{
     sched::{CloneFlags, unshare},
     sys::{
@@ -19,11 +19,10 @@ use nix::{
     },
     unistd::Pid,
 };
-use rustix::process::{PidfdFlags, pidfd_open};
 use serde::Deserialize;
 use serde_json::Value;
 use tokio::{
-    io::{AsyncRead, AsyncReadExt, AsyncWriteExt, Interest, unix::AsyncFd},
+    io::{AsyncRead, AsyncReadExt, AsyncWriteExt},
     process::{Child, Command},
     runtime::Handle,
     time::timeout,
@@ -176,7 +175,7 @@ impl Invocation<'_> {
             source,
         };
         let (mut group, mut child) = self.spawn().await.map_err(failed)?;
-        let ended = Ended::of(&child).map_err(failed)?;
+        let plugin = Pidfd::open(child.id().unwrap_or(0)).map_err(failed)?;
         let input = self.conf.to_string();
         let (Some(mut stdin), Some(stdout), Some(stderr)) =
             (child.stdin.take(), child.stdout.take(), child.stderr.take())
@@ -206,7 +205,7 @@ impl Invocation<'_> {
                     self.bounded(all)?;
                     false
                 }
-                () = ended.wait() => {
+                () = plugin.ended() => {
                     // What it wrote is in the pipes. Only a process that it left behind can
                     // keep them open for longer.
                     let all = timeout(PIPES_CLOSE, &mut pipes).await.ok();
@@ -350,30 +349,6 @@ async fn drain(mut from: impl AsyncRead + Unpin, to: &mut Vec<u8>) -> io::Result
     (&mut from).take(MAX_COMPLAINT).read_to_end(to).await?;
     tokio::io::copy(&mut from, &mut tokio::io::sink()).await?;
     Ok(())
-}
-
-/// Tells of a plugin's end without waiting for it as its parent does.
-struct Ended(AsyncFd<OwnedFd>);
-
-impl Ended {
-    #[expect(
-        deprecated,
-        reason = "its successor is unsafe, for types whose descriptor may change; an OwnedFd's never does"
-    )]
-    fn of(child: &Child) -> io::Result<Self> {
-        let pid = child.id().and_then(|pid| i32::try_from(pid).ok());
-        let pid = pid.and_then(rustix::process::Pid::from_raw);
-        let pid = pid.ok_or(io::ErrorKind::NotFound)?;
-        let pidfd = pidfd_open(pid, PidfdFlags::NONBLOCK)?;
-        Ok(Self(AsyncFd::with_interest(pidfd, Interest::READABLE)?))
-    }
-
-    async fn wait(&self) {
-        if self.0.readable().await.is_err() {
-            // The runtime is being shut down, and this task with it.
-            std::future::pending::<()>().await;
-        }
-    }
 }
 
 /// The process group of a plugin; killed when a call ends early.

@@ -7,10 +7,11 @@
 
 use std::{io, path::Path, time::Duration};
 
+use backon::{ExponentialBuilder, Retryable};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWriteExt},
     net::UnixStream,
-    time::{Instant, sleep, timeout_at},
+    time::{Instant, timeout_at},
 };
 
 use hull_base::{beneath, clock};
@@ -21,8 +22,12 @@ use crate::agent::error::GuestError;
 const ANSWER_MAX: usize = 32;
 /// How long one attempt may take before the next, while the guest boots.
 const ATTEMPT: Duration = Duration::from_secs(5);
-const PAUSE_MIN: Duration = Duration::from_millis(2);
+/// Longest pause between attempts: a guest that boots may begin to listen at any time.
 const PAUSE_MAX: Duration = Duration::from_millis(50);
+const PAUSES: ExponentialBuilder = ExponentialBuilder::new()
+    .with_min_delay(Duration::from_millis(2))
+    .with_max_delay(PAUSE_MAX)
+    .without_max_times();
 
 /// Connects, without waiting for somebody to listen.
 async fn dial(vsock: &Path, port: u32) -> io::Result<UnixStream> {
@@ -71,23 +76,20 @@ pub(crate) async fn dial_until(
     deadline: Instant,
 ) -> Result<UnixStream, GuestError> {
     let begin = Instant::now();
-    let mut pause = PAUSE_MIN;
-    loop {
-        let attempt = deadline.min(clock::after(ATTEMPT));
-        let failure = match timeout_at(attempt, dial(vsock, port)).await {
-            Ok(Ok(stream)) => return Ok(stream),
-            Ok(Err(source)) => GuestError::Connect { port, source },
-            Err(_) => GuestError::ConnectTimeout {
+    let attempt = async || {
+        let until = deadline.min(clock::after(ATTEMPT));
+        let dialled = timeout_at(until, dial(vsock, port)).await;
+        dialled
+            .map_err(|_| GuestError::ConnectTimeout {
                 port,
                 seconds: begin.elapsed().as_secs(),
-            },
-        };
-        if clock::after(pause) >= deadline {
-            return Err(failure);
-        }
-        sleep(pause).await;
-        pause = pause.saturating_mul(2).min(PAUSE_MAX);
-    }
+            })?
+            .map_err(|source| GuestError::Connect { port, source })
+    };
+    attempt
+        .retry(PAUSES)
+        .when(|_| clock::after(PAUSE_MAX) < deadline)
+        .await
 }
 
 #[cfg(test)]

@@ -21,6 +21,7 @@ use crate::agent::{client::Agent, error::GuestError};
 const BACKLOG: usize = 4096;
 /// How long a lost agent is looked for.
 const RECONNECT: Duration = Duration::from_secs(30);
+/// Pause before that. One length is enough: after [`RECONNECT`] the VM is ended.
 const PAUSE: Duration = Duration::from_millis(100);
 /// Longest id that an event may carry.
 const ID_MAX: usize = 128;

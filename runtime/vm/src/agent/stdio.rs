@@ -15,6 +15,7 @@
 
 use std::{fmt::Display, io, ops::Range, path::Path, time::Duration};
 
+use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
 use hull_proto_agent::{
     STREAM_PORT,
     stream::{self, ChunkDecoder, StreamHeader, StreamKind, StreamReply},
@@ -32,10 +33,14 @@ use crate::agent::{client::Agent, connect, error::GuestError};
 
 /// How long the agent may take to accept a stream.
 const OPEN: Duration = Duration::from_secs(10);
-/// Pause before a lost connection is opened again; doubled until bytes come.
-const PAUSE: Duration = Duration::from_millis(50);
-/// Longest such pause. An exec without any connection for 2 s is killed by the agent.
+/// Longest pause before a lost connection is opened again. The agent kills an exec that has no
+/// connection for 2 s.
 const PAUSE_MAX: Duration = Duration::from_millis(500);
+/// The pauses, which begin anew when bytes come.
+const PAUSES: ExponentialBuilder = ExponentialBuilder::new()
+    .with_min_delay(Duration::from_millis(50))
+    .with_max_delay(PAUSE_MAX)
+    .without_max_times();
 /// How long the last bytes of a process that ended may take.
 const STALLED: Duration = Duration::from_secs(10);
 /// Longest refusal that is shown.
@@ -74,7 +79,7 @@ pub struct Output {
     /// Whether all of it was received, whether its process has ended or not.
     is_complete: bool,
     connection: Option<Connection>,
-    pause: Duration,
+    pauses: ExponentialBackoff,
 }
 
 /// A connection that carries an output.
@@ -130,7 +135,7 @@ impl Output {
             end,
             is_complete: false,
             connection: None,
-            pause: PAUSE,
+            pauses: PAUSES.build(),
         }
     }
 
@@ -196,7 +201,7 @@ impl Output {
                         Ok(output) if output.is_empty() => {}
                         Ok(output) => {
                             self.received = self.received.saturating_add(output.len() as u64);
-                            self.pause = PAUSE;
+                            self.pauses = PAUSES.build();
                             return buffer.get(output).unwrap_or_default();
                         }
                         Err(contradiction) => {
@@ -216,8 +221,7 @@ impl Output {
     async fn lose(&mut self, end: OutputEnd) {
         self.connection = None;
         if end == OutputEnd::Open {
-            let _ = timeout(self.pause, self.end.changed()).await;
-            self.pause = self.pause.saturating_mul(2).min(PAUSE_MAX);
+            let _ = timeout(self.pause(), self.end.changed()).await;
         }
     }
 
@@ -247,8 +251,12 @@ impl Output {
     async fn reopen(&mut self) {
         if let Err(error) = self.open().await {
             tracing::debug!(%error, "open output stream again");
-            sleep(self.pause).await;
+            sleep(self.pause()).await;
         }
+    }
+
+    fn pause(&mut self) -> Duration {
+        self.pauses.next().unwrap_or(PAUSE_MAX)
     }
 
     async fn connect(&mut self) -> Result<(), GuestError> {
