@@ -37,7 +37,8 @@ use super::{
 
 const BUFFER: usize = 64 * 1024;
 /// Pause before a write is tried again, for example on a full disk. Meanwhile the container's
-/// writes block once the agent's buffer is full.
+/// writes block once the agent's buffer is full, so the pause does not grow: nothing tells when there
+/// is room again.
 const RETRY: Duration = Duration::from_secs(1);
 
 /// The log of a running container.

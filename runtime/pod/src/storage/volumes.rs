@@ -19,6 +19,7 @@ use std::{
     time::Duration,
 };
 
+use backon::{BackoffBuilder, ExponentialBuilder};
 use nix::{
     errno::Errno,
     sys::inotify::{AddWatchFlags, InitFlags, Inotify, WatchDescriptor},
@@ -38,9 +39,11 @@ use hull_vm::agent::client::Agent;
 
 /// How long is waited for the rest of a change: it has several steps.
 const SETTLE: Duration = Duration::from_millis(100);
-/// How long until what failed is tried again: each time twice as long.
-const PAUSE: Duration = Duration::from_secs(1);
-const LONGEST_PAUSE: Duration = Duration::from_secs(600);
+/// The pauses before what failed is tried again, unless there is another change.
+const PAUSES: ExponentialBuilder = ExponentialBuilder::new()
+    .with_min_delay(Duration::from_secs(1))
+    .with_max_delay(Duration::from_secs(600))
+    .without_max_times();
 
 fn paths(spec: &ContainerSpec) -> impl Iterator<Item = &Path> {
     let live = spec.mounts.iter().filter(|mount| mount.is_atomic_volume());
@@ -254,11 +257,10 @@ impl Drop for LiveVolumes {
 async fn follow(pod: PodId, agent: Agent, changed: Arc<Notify>, tell: impl Fn(String)) {
     loop {
         changed.notified().await;
-        let mut pause = PAUSE;
-        loop {
+        for pause in PAUSES.build() {
             sleep(SETTLE).await;
             match agent.refresh_volumes().await {
-                // An agent of before has no copies.
+                // The agent of an adopted VM may be older, and have no copies.
                 Err(error) if error.is_not_found() => break,
                 Ok(()) => break,
                 Err(error) => {
@@ -267,7 +269,6 @@ async fn follow(pod: PodId, agent: Agent, changed: Arc<Notify>, tell: impl Fn(St
                 }
             }
             let _ = timeout(pause, changed.notified()).await;
-            pause = LONGEST_PAUSE.min(2 * pause);
         }
         tell(String::new());
     }
