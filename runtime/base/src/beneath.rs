@@ -1,9 +1,13 @@
-//! Files below directories that others can write: a pod the ones of its volumes, a log collector
-//! those of logs, a VMM that is lost its run directory.
+//! Files below directories that others can write: pods write in volumes, log collectors in log
+//! directories, a VMM that its guest has taken over in its run directory.
 //!
-//! Nothing there is used by its path alone, which may mean something else each time. A directory is
-//! opened once, and what is in it by [`Directory`], which follows no link and leaves it by no other
-//! way. What is opened is looked at before: opening a FIFO can block, opening a device do something.
+//! No file there is used by its path alone, because a path may lead elsewhere each time. A directory is
+//! opened once, and the files in it through [`Directory`], which follows no link and never leaves the
+//! directory. A file's type is looked at before it is opened: opening a FIFO can block, and opening a
+//! device can have an effect.
+//!
+//! All functions fail when the kernel refuses. A path that leads out of a [`Directory`], or over a link,
+//! is refused too.
 
 use std::{
     ffi::{OsStr, OsString},
@@ -25,12 +29,12 @@ use rustix::{
 };
 use tokio::net::UnixStream;
 
-/// A directory that is held open, whatever happens to its path.
+/// A directory that stays the same one, whatever happens to its path.
 #[derive(Debug)]
 pub struct Directory(OwnedFd);
 
 impl Directory {
-    /// Opens a directory whose path is the administrator's: links on the way are followed.
+    /// Opens a directory by a path that only the administrator can change: links are followed.
     pub fn open(path: &Path) -> io::Result<Self> {
         Directory(hold(path)?).enter(Path::new("."))
     }
@@ -40,7 +44,7 @@ impl Directory {
         Ok(Self(self.at(path, OFlags::PATH | OFlags::DIRECTORY)?))
     }
 
-    /// As [`Self::enter`]; what is not there is made.
+    /// Opens a directory at or below this one, and makes the directories on the way that are absent.
     pub fn make(&self, path: &Path) -> io::Result<Self> {
         let mut made = self.enter(Path::new("."))?;
         for name in path.components() {
@@ -59,12 +63,18 @@ impl Directory {
         Ok(made)
     }
 
-    /// Opens a regular file at or below it.
+    /// Opens a regular file below this directory.
+    ///
+    /// # Errors
+    /// When it is no regular file.
     pub fn file(&self, path: &Path, access: OFlags) -> io::Result<File> {
         regular(&self.hold(path)?, access)
     }
 
-    /// Makes a file that is not there yet, with this mode whatever the daemon's mask is.
+    /// Makes a file, with this mode whatever the daemon's mask is.
+    ///
+    /// # Errors
+    /// When something has the name already.
     pub fn create(&self, name: &Path, access: OFlags, mode: u32) -> io::Result<File> {
         let flags = access | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
         let mode = Mode::from_raw_mode(mode);
@@ -73,7 +83,7 @@ impl Directory {
         Ok(file.into())
     }
 
-    /// As [`Self::file`]; makes it when it is not there.
+    /// Opens a regular file as [`Self::file`] does, or makes it when it is absent.
     pub fn file_or_new(&self, name: &Path, access: OFlags, mode: u32) -> io::Result<File> {
         match self.file(name, access) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -83,7 +93,10 @@ impl Directory {
         }
     }
 
-    /// Makes a file in the place of what else has its name.
+    /// Makes a file, and removes what had its name before.
+    ///
+    /// # Errors
+    /// When a directory has the name.
     pub fn replace(&self, name: &Path, access: OFlags, mode: u32) -> io::Result<File> {
         self.unlink(name)?;
         self.create(name, access, mode)
@@ -96,13 +109,16 @@ impl Directory {
         Ok(openat2(&self.0, ".", flags, mode, strictly())?.into())
     }
 
-    /// Gives a file of [`Self::unnamed`] a name that nothing has.
+    /// Gives a file of [`Self::unnamed`] a name.
+    ///
+    /// # Errors
+    /// When something has the name already.
     pub fn link(&self, file: &File, name: &Path) -> io::Result<()> {
         let (name, follow) = (only_name(name)?, AtFlags::SYMLINK_FOLLOW);
         Ok(linkat(CWD, path_of(file.as_fd()), &self.0, name, follow)?)
     }
 
-    /// The names that are in it, in no order and without a bound.
+    /// The names in this directory, in no order. Their number has no bound.
     pub fn names(&self) -> io::Result<impl Iterator<Item = io::Result<PathBuf>> + use<>> {
         let opened = self.at(Path::new("."), OFlags::RDONLY | OFlags::DIRECTORY)?;
         let names = Dir::new(opened)?.map(|entry| {
@@ -113,8 +129,8 @@ impl Directory {
         Ok(names.filter(move |name| !name.as_deref().is_ok_and(is_own)))
     }
 
-    /// Removes all that is in it. A directory's own directories come up here before they are
-    /// emptied: however deep they are nested, it takes no more stack and descriptors.
+    /// Removes everything in this directory. The directories in a directory are moved up into this one
+    /// before they are emptied, so that nesting takes neither stack nor descriptors.
     pub fn clear(&self) -> io::Result<()> {
         let mut moved = 0_u64;
         let mut is_empty = false;
@@ -146,7 +162,7 @@ impl Directory {
         Ok(())
     }
 
-    /// Removes a name; tells whether it is gone, and else that of a directory.
+    /// Removes a name unless it is a directory's; tells whether the name is free now.
     fn unlink(&self, name: &Path) -> io::Result<bool> {
         match unlinkat(&self.0, only_name(name)?, AtFlags::empty()) {
             Ok(()) | Err(Errno::NOENT) => Ok(true),
@@ -155,7 +171,7 @@ impl Directory {
         }
     }
 
-    /// Holds what has a name, without opening it.
+    /// Holds a file of any type by a descriptor, without opening it (`O_PATH`).
     pub fn hold(&self, path: &Path) -> io::Result<OwnedFd> {
         self.at(path, OFlags::PATH | OFlags::NOFOLLOW)
     }
@@ -174,7 +190,7 @@ impl AsFd for Directory {
     }
 }
 
-/// The directory of `path`, which is the administrator's, and the name in it.
+/// Opens the directory of a path that only the administrator can change; returns it with the last name.
 pub fn split(path: &Path) -> io::Result<(Directory, &Path)> {
     match (path.parent(), path.file_name()) {
         (Some(parent), Some(name)) => Ok((Directory::open(parent)?, Path::new(name))),
@@ -182,7 +198,11 @@ pub fn split(path: &Path) -> io::Result<(Directory, &Path)> {
     }
 }
 
-/// Connects to a socket in a directory that is the administrator's: to no other that a link names.
+/// Connects to a socket, whose directory only the administrator can change. The socket itself may have
+/// become a link, which is not followed.
+///
+/// # Errors
+/// When it is no socket.
 pub async fn connect(path: &Path) -> io::Result<UnixStream> {
     let (directory, name) = split(path)?;
     let held = directory.hold(name)?;
@@ -192,8 +212,8 @@ pub async fn connect(path: &Path) -> io::Result<UnixStream> {
     UnixStream::connect(path_of(held.as_fd())).await
 }
 
-/// Removes a directory with all in it, in one that is the administrator's; one that is absent is
-/// removed already.
+/// Removes a directory with all in it; no effect when it is absent. Only the administrator can change
+/// the directory that it is in.
 pub fn remove_dir(path: &Path) -> io::Result<()> {
     let removed = split(path).and_then(|(parent, name)| {
         parent.enter(name)?.clear()?;
@@ -205,13 +225,17 @@ pub fn remove_dir(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Holds what the administrator's path leads to, over links too, without opening it.
+/// Holds a file of any type, by a path that only the administrator can change, without opening it:
+/// links are followed.
 pub fn hold(path: &Path) -> io::Result<OwnedFd> {
     let flags = OFlags::PATH | OFlags::CLOEXEC;
     Ok(rustix::fs::open(path, flags, Mode::empty())?)
 }
 
-/// Opens what is held, if it is a regular file.
+/// Opens a file that is held.
+///
+/// # Errors
+/// When it is no regular file.
 pub fn regular(held: impl AsFd, access: OFlags) -> io::Result<File> {
     if file_type(&held)? == FileType::RegularFile {
         reopen(held, access)
@@ -220,23 +244,24 @@ pub fn regular(held: impl AsFd, access: OFlags) -> io::Result<File> {
     }
 }
 
-/// Opens what is held. It does not wait, not even for who has a lease on it.
+/// Opens a file that is held, of whatever type it is. That does not wait, not even for a process that has
+/// a lease on the file (fcntl(2)).
 pub fn reopen(held: impl AsFd, access: OFlags) -> io::Result<File> {
     let flags = access | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
     Ok(rustix::fs::open(path_of(held.as_fd()), flags, Mode::empty())?.into())
 }
 
-/// Tells what is held.
+/// The type of a file that is held.
 pub fn file_type(held: impl AsFd) -> io::Result<FileType> {
     Ok(FileType::from_raw_mode(fstat(held)?.st_mode))
 }
 
-/// A path that leads to what is held, as long as it is: whoever uses the path still has to hold it.
+/// A path that leads to a file that is held, as long as its descriptor is open.
 pub fn path_of(held: BorrowedFd<'_>) -> PathBuf {
     format!("/proc/self/fd/{}", held.as_raw_fd()).into()
 }
 
-/// What names something in a directory itself: the kernel follows links in longer paths, but for
+/// Checks that a path is a single name. In longer paths the kernel follows links, except in
 /// openat2(2).
 fn only_name(path: &Path) -> io::Result<&OsStr> {
     let mut components = path.components();
@@ -246,6 +271,7 @@ fn only_name(path: &Path) -> io::Result<&OsStr> {
     }
 }
 
+/// No link is followed, and no other way leads out of the directory.
 fn strictly() -> ResolveFlags {
     ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS
 }

@@ -1,8 +1,9 @@
-//! Work that blocks, on a thread where it may.
+//! Work that blocks, kept off the threads of asynchronous tasks.
 
 use tokio::task::spawn_blocking;
 
-/// Runs `work` beside the asynchronous tasks.
+/// Runs `work` on a thread that may block, and waits for it. A panic in it goes on in the caller. `work`
+/// runs to its end even if the caller is dropped.
 pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     match spawn_blocking(work).await {
         Ok(result) => result,

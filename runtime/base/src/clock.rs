@@ -1,4 +1,4 @@
-//! Wall-clock time, in the two forms that leave this crate.
+//! Wall-clock time in the forms that others are told, and deadlines.
 
 use std::{
     fmt::Write,
@@ -10,13 +10,15 @@ use tokio::time::Instant;
 const SECOND_NS: i64 = 1_000_000_000;
 const DAY_S: i64 = 86_400;
 
-/// The moment when `limit` is over.
+/// The moment when `limit` will be over; now, when that is too far away to be told.
+#[must_use]
 pub fn after(limit: Duration) -> Instant {
     let now = Instant::now();
     now.checked_add(limit).unwrap_or(now)
 }
 
-/// Unix time in nanoseconds.
+/// Unix time in nanoseconds; 0 before 1970.
+#[must_use]
 pub fn now_ns() -> i64 {
     match SystemTime::now().duration_since(UNIX_EPOCH) {
         Ok(since) => i64::try_from(since.as_nanos()).unwrap_or(i64::MAX),

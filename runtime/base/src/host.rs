@@ -1,13 +1,15 @@
-//! What the host has.
+//! The host's CPUs and memory.
 
 use std::fs;
 
-/// The CPUs that this process may use; one, if the host does not tell.
+/// How many CPUs this process may use; one, if the host does not tell.
+#[must_use]
 pub fn cpus() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
 
-/// The host's `MemAvailable` (proc_meminfo(5)); none when it can't be read.
+/// The host's `MemAvailable` (proc_meminfo(5)) in MiB; none when it can't be read.
+#[must_use]
 pub fn available_mib() -> Option<u64> {
     let text = fs::read_to_string("/proc/meminfo").ok()?;
     let line = text.lines().find_map(|l| l.strip_prefix("MemAvailable:"))?;

@@ -1,4 +1,4 @@
-//! Panics, kept to the work that has them: one that a guest brings about must not end the others.
+//! Panics, kept to the work in which they happen: a guest that causes one must not end other pods.
 
 use std::{
     any::Any,
@@ -12,24 +12,25 @@ use crate::printable::printable;
 /// Longest part of a panic's message that is shown.
 const MESSAGE_MAX: usize = 512;
 
-/// What a panic said; where it was, the process's panic hook has logged.
+/// The message of a panic. The process's panic hook has logged where it happened.
 #[derive(Debug, thiserror::Error)]
 #[error("internal error while dealing with the guest: {0}")]
 pub struct Panic(String);
 
 impl Panic {
-    /// That of a task or future that panicked.
+    /// Takes the message from what a task or future panicked with.
+    #[must_use]
     pub fn new(payload: &(dyn Any + Send)) -> Self {
         let text = payload.downcast_ref::<&str>().copied();
         let text = text.or_else(|| payload.downcast_ref::<String>().map(String::as_str));
-        // It may quote what the guest sent.
+        // The message may quote what the guest sent.
         Self(printable(
             text.unwrap_or("a panic without a message"),
             MESSAGE_MAX,
         ))
     }
 
-    /// Goes on panicking, without telling of it again.
+    /// Goes on panicking, without the panic hook.
     pub fn resume(self) -> ! {
         resume_unwind(Box::new(self.0))
     }
@@ -37,8 +38,12 @@ impl Panic {
 
 /// Runs `work` to its end or its panic.
 ///
-/// What `work` shares with others may be left halfway changed. So the caller has to end the pod that
-/// it was for; what all pods share is changed in one step each, under locks that ignore poison.
+/// After a panic, data that `work` shares with other tasks may be half changed. So the caller has to end
+/// the pod that `work` was for; data of all pods is changed in one step each, under locks that ignore
+/// poison.
+///
+/// # Errors
+/// When `work` panicked.
 pub async fn caught<T>(work: impl Future<Output = T>) -> Result<T, Panic> {
     let ended = AssertUnwindSafe(work).catch_unwind().await;
     ended.map_err(|payload| Panic::new(payload.as_ref()))

@@ -1,6 +1,7 @@
 //! Text that a hostile side sent, made fit to be shown.
 
-/// The text without control characters and no longer than `max` bytes.
+/// The text without control characters but line ends, and no longer than `max` bytes.
+#[must_use]
 pub fn printable(text: &str, max: usize) -> String {
     let mut out = String::with_capacity(text.len().min(max));
     for c in text.chars() {
