@@ -102,3 +102,16 @@ async fn a_connection_without_an_end_of_output_was_lost() {
     pods.stop_container(&id, Duration::ZERO).await.unwrap();
     assert_eq!(node.log("app.log"), ["stdout F hello"]);
 }
+
+#[tokio::test]
+async fn a_guest_that_never_sends_what_it_told_is_asked_at_a_bounded_rate() {
+    let node = TestNode::new();
+    let pods = node.open().await;
+    let args = ["lie:no-end", "lie:end", "out:hello\\n", "exit:0"];
+    let (pod, id) = start(&node, &pods, &args).await;
+    sleep(LONG).await;
+    // Each of two outputs, with pauses of 50 ms that double.
+    let tries = connections(&node, &pod);
+    assert!((4..40).contains(&tries), "{tries}");
+    pods.remove_container(&id).await.unwrap();
+}

@@ -220,8 +220,12 @@ impl Output {
     /// Gives the connection up, and waits a moment before the next.
     async fn lose(&mut self, end: OutputEnd) {
         self.connection = None;
-        if end == OutputEnd::Open {
-            let _ = timeout(self.pause(), self.end.changed()).await;
+        let pause = self.pause();
+        match end {
+            OutputEnd::Open => drop(timeout(pause, self.end.changed()).await),
+            OutputEnd::At(_) => sleep(pause).await,
+            // No connection follows.
+            OutputEnd::Gone => {}
         }
     }
 
