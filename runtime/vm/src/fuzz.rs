@@ -1,5 +1,5 @@
-//! What is fuzzed: bytes as a hostile guest or VMM may send them, and what is made of them here. The
-//! targets are in `fuzz/`; the tests of this crate run it too.
+//! Entry points for fuzzing: bytes that a hostile guest or VMM may send, and this crate's code that reads
+//! them. The targets are in `fuzz/`; the tests of this crate run the entry points too.
 
 use std::collections::HashSet;
 

@@ -1,14 +1,14 @@
-//! One pod's VM as the daemon deals with it: its VMM process, the sockets of VMM and guest, and who
-//! answers behind them.
+//! A pod's VM as the daemon sees it: the processes of VMM and file server, the VMM's control socket,
+//! and the guest's agent.
 //!
-//! Read in this order: [`rundir`] (where its files are), [`process`] and [`identity`] (VMM and file
-//! server as processes), [`cgroup`], [`client`] (the control socket), [`slots`], [`agent`] (the guest's
-//! agent: calls, events, streams).
+//! Read in this order: [`rundir`] (where a pod's files are), [`process`] and [`identity`] (VMM and file
+//! server as processes), [`cgroup`], [`client`] (the control socket), [`slots`] (of devices), [`agent`]
+//! (calls, events, streams).
 //!
-//! What comes from VMM and guest is checked here and turned into types of ours; types of the two
-//! contracts go no further than this crate and what `hull-pod` asks for.
+//! Everything that VMM and guest send is checked here and turned into types of this crate or
+//! `hull-spec`. Requests have the types of the contracts; `hull-pod` fills them in.
 //!
-//! Not here: what a pod is, and what happens to it when.
+//! Not here: containers, a pod's lifecycle, and when a VM is started and ended.
 
 #![forbid(unsafe_code)]
 // Nothing that a guest or a VMM sends makes the daemon panic or a number wrong.
