@@ -75,7 +75,7 @@ pub enum GuestError {
         /// Why.
         source: io::Error,
     },
-    /// The agent says what can't be: its VM is ended (see [`fault`](super::fault)).
+    /// The agent says what can't be, and its VM is ended.
     #[error("the guest's agent misbehaves: {what}")]
     Misbehaved {
         /// What it did.

@@ -150,8 +150,8 @@ impl Output {
 
     /// Reads the next bytes; an empty slice is the end of the output.
     ///
-    /// Once the process has ended, a guest that sends nothing more for [`STALLED`] is not waited
-    /// for, whatever total it told.
+    /// Once the process has ended, a guest that sends nothing more for 10 s is not waited for,
+    /// whatever total it told.
     pub async fn read<'b>(&mut self, buffer: &'b mut [u8]) -> &'b [u8] {
         let mut deadline = None;
         loop {
