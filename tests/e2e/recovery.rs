@@ -1,16 +1,21 @@
 //! What happens when a process of the host dies.
 
 use std::{
+    fs,
     process::Command,
     time::{Duration, Instant},
 };
 
-use hull_proto_cri::v1::{ContainerState, CreateContainerRequest, PodSandboxState};
+use hull_proto_cri::v1::{
+    ContainerConfig, ContainerState, CreateContainerRequest, LinuxContainerSecurityContext,
+    LinuxSandboxSecurityContext, NamespaceMode, NamespaceOption, PodSandboxState,
+};
 use tonic::Code;
 
-use crate::harness::Node;
-
-const PATIENCE: Duration = Duration::from_secs(60);
+use crate::{
+    harness::{BUSYBOX, Node, PATIENCE},
+    volumes::mount,
+};
 
 #[tokio::test]
 async fn a_pod_survives_the_daemon() {
@@ -60,11 +65,7 @@ async fn a_creation_that_the_daemon_did_not_live_to_finish_can_be_repeated() {
     let mut node = Node::start().await;
     let pod = node.pod("cut-off").await;
     let vmm = node.vmms()[0];
-    let files = || {
-        std::fs::read_dir(format!("/proc/{vmm}/fd"))
-            .unwrap()
-            .count()
-    };
+    let files = || fs::read_dir(format!("/proc/{vmm}/fd")).unwrap().count();
     let before = files();
     let request = CreateContainerRequest {
         pod_sandbox_id: pod.id.clone(),
@@ -93,21 +94,27 @@ async fn a_creation_that_the_daemon_did_not_live_to_finish_can_be_repeated() {
 async fn an_exit_while_the_daemon_is_away_is_reported() {
     let mut node = Node::start().await;
     let pod = node.pod("away").await;
-    let id = node
-        .run_script(&pod, "main", "sleep 1; echo bye; exit 6")
-        .await;
-    let config = node.dir.join("hull.toml");
-    let pid = node.daemon.pid().to_string();
-    assert!(
-        Command::new("kill")
-            .args(["-9", &pid])
-            .status()
-            .unwrap()
-            .success()
+    // In the host's eyes the container ends where it leaves a file.
+    let shared = node.dir.join("shared");
+    fs::create_dir(&shared).unwrap();
+    let (wait, leave) = (
+        "while ! [ -e /shared/go ]; do sleep 0.1; done",
+        "touch /shared/gone",
     );
-    std::thread::sleep(Duration::from_secs(4));
-    assert!(config.exists());
-    node.client = node.daemon.kill_and_restart().await;
+    let config = ContainerConfig {
+        mounts: vec![mount("/shared", &shared)],
+        ..node.script("main", &format!("{wait}; echo bye; {leave}; exit 6"))
+    };
+    let id = node.create(&pod, config).await.unwrap();
+    node.start_container(&id).await.unwrap();
+    node.daemon.kill();
+    fs::write(shared.join("go"), "").unwrap();
+    let deadline = Instant::now() + PATIENCE;
+    while !shared.join("gone").exists() {
+        assert!(Instant::now() < deadline, "the container does not go on");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    node.client = node.daemon.restart().await;
     let status = node.client.wait_exited(&id, PATIENCE).await.unwrap();
     assert_eq!(status.exit_code, 6);
     assert_eq!(node.log("main"), "bye\n");
@@ -145,31 +152,34 @@ async fn a_vm_that_dies_leaves_a_pod_that_can_be_removed() {
 }
 
 #[tokio::test]
-async fn a_guest_that_powers_off_ends_its_pod_alone() {
+async fn a_guest_that_shuts_down_ends_its_pod_alone() {
     let node = Node::start().await;
-    let one = node.pod("one").await;
-    let two = node.pod("two").await;
-    let a = node.run_script(&one, "a", "sleep 1000").await;
-    let b = node.run_script(&two, "b", "sleep 1000").await;
-    // The kernel of the guest dies under its container.
-    let victim = std::fs::read_dir(node.dir.join("state/pods"))
-        .unwrap()
-        .count();
-    assert_eq!(victim, 2);
-    let vmm = node.vmms().into_iter().find(|pid| {
-        std::fs::read_to_string(format!("/proc/{pid}/cmdline")).is_ok_and(|c| c.contains(&one.id))
+    node.client.pull(BUSYBOX).await.unwrap();
+    let mut config = node.sandbox("one");
+    config.linux.get_or_insert_default().security_context = Some(LinuxSandboxSecurityContext {
+        privileged: true,
+        ..Default::default()
     });
-    let pid = vmm
-        .expect("the VMM's command line has the pod's id")
-        .to_string();
-    assert!(
-        Command::new("kill")
-            .args(["-TERM", &pid])
-            .status()
-            .unwrap()
-            .success()
-    );
-    node.client.wait_exited(&a, PATIENCE).await.unwrap();
+    let one = node.run_sandbox(config).await.unwrap();
+    let two = node.pod("two").await;
+    // In the guest's own PID namespace; from another the kernel would end that alone (reboot(2)).
+    let mut shut_down = node.script("a", "reboot -f");
+    shut_down.linux.get_or_insert_default().security_context =
+        Some(LinuxContainerSecurityContext {
+            privileged: true,
+            namespace_options: Some(NamespaceOption {
+                pid: NamespaceMode::Node.into(),
+                ..Default::default()
+            }),
+            ..Default::default()
+        });
+    let a = node.create(&one, shut_down).await.unwrap();
+    let b = node.run_script(&two, "b", "sleep 1000").await;
+    node.start_container(&a).await.unwrap();
+    let status = node.client.wait_exited(&a, PATIENCE).await.unwrap();
+    assert_eq!(status.exit_code, 137);
+    let status = node.client.pod_status(&one.id).await.unwrap();
+    assert_eq!(status.state(), PodSandboxState::SandboxNotready);
     assert_eq!(node.exec(&b, "echo fine").await.stdout, b"fine\n");
     for pod in [&one, &two] {
         node.stop_sandbox(&pod.id).await.unwrap();

@@ -432,6 +432,7 @@ impl Agent for Rpc {
             let late = begin.elapsed() >= limit;
             guest.exited(&request.container_id, &request.exec_id, &process, end, late);
         });
+        self.0.note("calls", "exec");
         Ok(message::ExecResponse::new())
     }
 

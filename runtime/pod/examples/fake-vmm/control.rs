@@ -46,7 +46,12 @@ pub async fn serve(socket: &Path, report: &Path) {
 async fn connection(mut stream: UnixStream, vm: Arc<Mutex<Vm>>, report: std::path::PathBuf) {
     while let Some((request, fds)) = receive(&stream).await {
         let stop = request == Request::Stop;
+        let configures = matches!(request, Request::Configure(_));
         let response = handle(&vm, request, fds);
+        if configures {
+            // A test may change the script for the next VM now.
+            std::fs::write(report.with_file_name("configured"), "").unwrap();
+        }
         let frame = hull_proto_vmm::encode(&response).unwrap();
         if stream.write_all(&frame).await.is_err() {
             return;

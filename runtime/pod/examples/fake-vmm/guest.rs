@@ -90,6 +90,7 @@ impl Guest {
             exited.at_ns = u64::MAX;
         }
         self.tell(exited);
+        self.note("calls", "exited");
     }
 
     /// Tells of an end.
@@ -107,7 +108,8 @@ impl Guest {
     pub fn note(&self, file: &str, line: &str) {
         let path = self.report.with_file_name(file);
         let text = fs::read_to_string(&path).unwrap_or_default();
-        fs::write(path, format!("{text}{line}\n")).unwrap();
+        // The pod may just be removed.
+        let _ = fs::write(path, format!("{text}{line}\n"));
     }
 
     /// Refuses a call that the script names.
@@ -122,6 +124,7 @@ impl Guest {
     pub async fn hang(&self, call: &str) {
         let hangs = self.script.hang_once.iter().any(|hung| hung == call);
         if hangs && self.hung.lock().unwrap().insert(call.to_owned()) {
+            self.note("calls", "hangs");
             std::future::pending::<()>().await;
         }
     }

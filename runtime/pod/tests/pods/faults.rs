@@ -13,8 +13,6 @@ use crate::common::{TestNode, container, eventually, kill_pid};
 /// A sandbox on this node fails with this kind and text, leaves nothing, and can be started once
 /// the fault is mended.
 async fn fails(node: &TestNode, kind: ErrorKind, text: &str, mend: impl FnOnce(&TestNode)) {
-    let mut node_config = node.config.clone();
-    node_config.boot_timeout = Duration::from_secs(20);
     let pods = node.open().await;
     let error = pods.run_sandbox(node.sandbox("web")).await.unwrap_err();
     assert_eq!(error.kind(), kind, "{error}");
@@ -308,7 +306,7 @@ async fn a_vm_that_dies_takes_its_containers_and_can_be_stopped() {
         let (pods, id) = (pods.clone(), running.to_string());
         tokio::spawn(async move { pods.exec_sync(&id, vec!["wait".into()], None).await })
     };
-    tokio::time::sleep(Duration::from_millis(100)).await;
+    eventually("a command", async || node.noted(pod.as_str(), "exec")).await;
 
     let vm = pods.sandbox(pod.as_str()).await.unwrap().vm.unwrap();
     kill_pid(vm.pid);

@@ -4,7 +4,6 @@ use std::{
     fs,
     os::unix::fs::{MetadataExt, symlink},
     path::{Path, PathBuf},
-    time::Duration,
 };
 
 use hull_spec::{
@@ -12,7 +11,7 @@ use hull_spec::{
     spec::{ContainerSpec, MountPropagation, MountSource, MountSpec},
 };
 
-use crate::common::{TestNode, attached, container, daemon};
+use crate::common::{TestNode, attached, container, daemon, end};
 
 /// A directory as kubelet makes it for an emptyDir of the pods of this node.
 fn empty_dir(node: &TestNode, name: &str) -> PathBuf {
@@ -61,8 +60,7 @@ fn an_empty_directory_is_one_disk_for_all_and_stays_when_they_have_gone() {
         (pod, one, two)
     });
     let made = number();
-    first.shutdown_background();
-    std::thread::sleep(Duration::from_millis(50));
+    end(first);
     daemon().block_on(async {
         let pods = node.open().await;
         assert_eq!(attached(&pods, &pod).await, 7);

@@ -9,7 +9,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use crate::common::{TestNode, container, daemon, eventually};
+use crate::common::{TestNode, container, daemon, end, eventually};
 
 const OUTPUT: SessionStreams = SessionStreams {
     stdin: false,
@@ -51,8 +51,7 @@ fn outputs_that_a_container_closed_are_not_connected_to_again() {
         assert_eq!(connections(&node, &pod), 2);
         (pod, id)
     });
-    first.shutdown_background();
-    std::thread::sleep(Duration::from_millis(100));
+    end(first);
 
     daemon().block_on(async {
         let pods = node.open().await;

@@ -19,7 +19,7 @@ use nix::{
     unistd::{Pid, geteuid},
 };
 
-use crate::common::{TestNode, container, daemon, eventually};
+use crate::common::{TestNode, container, daemon, end, eventually};
 
 /// A process with the command line of a VMM or file server, but another program.
 fn pretender(node: &TestNode, pod: &str, socket: &str, user: u32) -> Child {
@@ -35,7 +35,11 @@ fn pretender(node: &TestNode, pod: &str, socket: &str, user: u32) -> Child {
         command.uid(user);
     }
     let child = command.spawn().unwrap();
-    std::thread::sleep(Duration::from_millis(100));
+    // It has read the file when it has a child of its own.
+    let children = format!("/proc/{0}/task/{0}/children", child.id());
+    while fs::read_to_string(&children).unwrap().is_empty() {
+        std::thread::sleep(Duration::from_millis(5));
+    }
     fs::remove_dir_all(dir).unwrap();
     child
 }
@@ -69,7 +73,7 @@ fn a_process_that_poses_as_a_pods_is_left_alone() {
         with_share(&pods, &pod, "first").await;
         pod
     });
-    first.shutdown_background();
+    end(first);
     let own = node.vmms();
     assert_eq!(own.len(), 2);
     let mut others: Vec<Child> = [0, 65534]
@@ -126,7 +130,7 @@ fn pods_outlive_the_replacement_of_their_programs() {
         assert!(cut.is_err());
         pod
     });
-    first.shutdown_background();
+    end(first);
     assert_eq!(node.vmms().len(), 3);
     node.script("");
     programs.iter().for_each(install);
@@ -159,8 +163,7 @@ fn processes_that_do_not_end_hold_up_the_start_once_and_not_for_long() {
         };
         eventually("boots", async || vsocks() == 3).await;
     });
-    first.shutdown_background();
-    std::thread::sleep(Duration::from_millis(100));
+    end(first);
     let strays = node.vmms();
     assert_eq!(strays.len(), 3);
     // No record names them any more, nor a copy of one.

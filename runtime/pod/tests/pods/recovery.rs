@@ -1,6 +1,6 @@
 //! A daemon that ends, in whatever way, and the next one.
 
-use std::{fs, time::Duration};
+use std::{fs, sync::atomic::Ordering, time::Duration};
 
 use hull_network::{GuestInterface, GuestRoute};
 use hull_pod::Pods;
@@ -10,7 +10,7 @@ use hull_spec::{
 };
 use redb::ReadableTable;
 
-use crate::common::{TestNode, attached, container, daemon, eventually, kill_pid};
+use crate::common::{TestNode, attached, container, daemon, end, eventually, kill_pid};
 
 async fn run(pods: &Pods, pod: &PodId, name: &str, args: &[&str]) -> String {
     let id = pods
@@ -50,8 +50,7 @@ fn a_guest_hears_of_changes_of_its_network_and_of_nothing_else() {
         eventually("more news", async || told(&pod) == both).await;
         pod
     });
-    first.shutdown_background();
-    std::thread::sleep(Duration::from_millis(100));
+    end(first);
 
     with("10.3.0.0/16");
     daemon().block_on(async {
@@ -100,8 +99,7 @@ fn a_pod_has_the_addresses_that_its_interface_gets_later() {
         eventually("an address", async || ips(&pods, &pod).await == both).await;
         pod
     });
-    first.shutdown_background();
-    std::thread::sleep(Duration::from_millis(100));
+    end(first);
 
     // The next daemon knows them, and that CNI left one out.
     let second = daemon();
@@ -112,8 +110,7 @@ fn a_pod_has_the_addresses_that_its_interface_gets_later() {
         let other = ["10.88.0.7", "fd88::5"];
         eventually("another", async || ips(&pods, &pod).await == other).await;
     });
-    second.shutdown_background();
-    std::thread::sleep(Duration::from_millis(100));
+    end(second);
 
     // What changed while there was no daemon.
     with(&["10.88.0.7/16", "10.88.0.6/16"]);
@@ -155,11 +152,13 @@ fn an_interface_that_comes_later_is_put_into_the_vm_until_it_goes() {
         // This one comes no further than the record.
         node.network.faults.lock().unwrap().join = true;
         comes("net2");
-        tokio::time::sleep(Duration::from_millis(300)).await;
+        eventually("a link", async || {
+            node.network.joining.load(Ordering::Relaxed)
+        })
+        .await;
         pod
     });
-    first.shutdown_background();
-    std::thread::sleep(Duration::from_millis(100));
+    end(first);
 
     node.network.faults.lock().unwrap().join = false;
     let second = daemon();
@@ -178,8 +177,7 @@ fn an_interface_that_comes_later_is_put_into_the_vm_until_it_goes() {
         })
         .await;
     });
-    second.shutdown_background();
-    std::thread::sleep(Duration::from_millis(100));
+    end(second);
 
     daemon().block_on(async {
         let pods = node.open().await;
@@ -241,8 +239,7 @@ fn running_pods_are_adopted_and_no_log_line_is_lost_or_doubled() {
         eventually("lines", async || node.log("long.log").len() > 20).await;
         (pod, long, stopped, created)
     });
-    first.shutdown_background();
-    std::thread::sleep(Duration::from_millis(100));
+    end(first);
 
     // Some daemons that do not live long, to hit different moments of writing.
     for round in 0..4_u64 {
@@ -251,8 +248,7 @@ fn running_pods_are_adopted_and_no_log_line_is_lost_or_doubled() {
             node.open().await;
             tokio::time::sleep(Duration::from_millis(7 * round)).await;
         });
-        between.shutdown_background();
-        std::thread::sleep(Duration::from_millis(50));
+        end(between);
     }
 
     let last = daemon();
@@ -287,14 +283,16 @@ fn running_pods_are_adopted_and_no_log_line_is_lost_or_doubled() {
 fn an_exit_that_nobody_saw_is_told() {
     let node = TestNode::new();
     let first = daemon();
-    let id = first.block_on(async {
+    let (pod, id) = first.block_on(async {
         let pods = node.open().await;
         let pod = pods.run_sandbox(node.sandbox("web")).await.unwrap();
-        run(&pods, &pod, "app", &["sleep:200", "out:end\\n", "exit:9"]).await
+        let args = ["sleep:200", "out:end\\n", "exit:9"];
+        let id = run(&pods, &pod, "app", &args).await;
+        (pod, id)
     });
-    first.shutdown_background();
-    std::thread::sleep(Duration::from_millis(500));
+    end(first);
     daemon().block_on(async {
+        eventually("an exit", async || node.noted(pod.as_str(), "exited")).await;
         let pods = node.open().await;
         let info = pods.wait_container(&id).await.unwrap();
         assert_eq!((info.exit_code, info.reason.as_str()), (9, "Error"));
@@ -316,10 +314,11 @@ fn a_pod_whose_vm_died_meanwhile_is_not_ready() {
     let node = TestNode::new();
     let first = daemon();
     let (pod, id, pid) = first.block_on(waiting(&node));
-    first.shutdown_background();
+    end(first);
     kill_pid(pid);
-    std::thread::sleep(Duration::from_millis(100));
     daemon().block_on(async {
+        let gone = async || !node.vmms().contains(&(pid as i32));
+        eventually("the end of the VM", gone).await;
         let pods = node.open().await;
         let info = pods.sandbox(pod.as_str()).await.unwrap();
         assert_eq!(info.state, SandboxState::NotReady);
@@ -348,8 +347,7 @@ fn a_start_that_was_cut_off_leaves_nothing_and_can_be_repeated() {
             let cut = tokio::time::timeout(Duration::from_millis(wait_ms), start).await;
             assert!(cut.is_err());
         });
-        first.shutdown_background();
-        std::thread::sleep(Duration::from_millis(50));
+        end(first);
         node.script("");
         daemon().block_on(async {
             let pods = node.open().await;
@@ -374,12 +372,14 @@ fn a_disk_whose_attachment_was_cut_off_is_taken_out_and_can_be_attached_again() 
             tokio::spawn(
                 async move { other.create_container(&id, container("app", &["x"])).await },
             );
-            eventually("attached", async || attached(&pods, &pod).await == 6).await;
-            tokio::time::sleep(Duration::from_millis(100)).await;
+            eventually("a call that hangs", async || {
+                node.noted(pod.as_str(), "hangs")
+            })
+            .await;
+            assert_eq!(attached(&pods, &pod).await, 6);
             pod
         });
-        first.shutdown_background();
-        std::thread::sleep(Duration::from_millis(50));
+        end(first);
         daemon().block_on(async {
             let pods = node.open().await;
             assert_eq!(attached(&pods, &pod).await, 5, "{call}");
@@ -399,8 +399,7 @@ fn a_retry_after_a_restart_gets_the_same_sandbox() {
         let pods = node.open().await;
         pods.run_sandbox(node.sandbox("web")).await.unwrap()
     });
-    first.shutdown_background();
-    std::thread::sleep(Duration::from_millis(50));
+    end(first);
     daemon().block_on(async {
         let pods = node.open().await;
         let again = pods.run_sandbox(node.sandbox("web")).await.unwrap();
@@ -420,8 +419,7 @@ fn plugins_are_told_which_pods_are_still_there() {
         pods.stop_sandbox(stopped.as_str()).await.unwrap();
         (pod, stopped)
     });
-    first.shutdown_background();
-    std::thread::sleep(Duration::from_millis(50));
+    end(first);
     daemon().block_on(async {
         let pods = node.open().await;
         // A stopped one has given its address back.
@@ -479,14 +477,14 @@ fn a_stop_goes_on_without_a_second_signal() {
         eventually("the signal", async || node.log("deaf.log").len() == 1).await;
         id
     });
-    first.shutdown_background();
+    end(first);
     // Each of them takes the stop over, and none asks again.
     for _ in 0..2 {
         let between = daemon();
         between.block_on(async {
             node.open().await;
         });
-        between.shutdown_background();
+        end(between);
     }
     daemon().block_on(async {
         let pods = node.open().await;
@@ -505,8 +503,7 @@ fn a_store_that_is_broken_loses_no_running_pod() {
     let node = TestNode::new();
     let first = daemon();
     let (pod, id, pid) = first.block_on(waiting(&node));
-    first.shutdown_background();
-    std::thread::sleep(Duration::from_millis(100));
+    end(first);
     let store = node.config.root.join("hull.redb");
     for broken in [&b"no database"[..], b""] {
         fs::write(&store, broken).unwrap();
@@ -521,8 +518,7 @@ fn a_store_that_is_broken_loses_no_running_pod() {
             let output = pods.exec_sync(&id, vec!["out:alive".into()], None).await;
             assert_eq!(output.unwrap().stdout, b"alive");
         });
-        next.shutdown_background();
-        std::thread::sleep(Duration::from_millis(100));
+        end(next);
     }
     daemon().block_on(async {
         let pods = node.open().await;
@@ -545,8 +541,7 @@ fn a_pod_whose_record_cannot_be_read_is_left_alone_until_it_is_stopped() {
         let vm = pods.sandbox(pod.as_str()).await.unwrap().vm.unwrap();
         (pod, other, vm.pid)
     });
-    first.shutdown_background();
-    std::thread::sleep(Duration::from_millis(100));
+    end(first);
     // Of a program that can't be gone back from, and its copy is too.
     let table = redb::TableDefinition::<&str, &[u8]>::new("sandboxes");
     let store = redb::Database::open(node.config.root.join("hull.redb")).unwrap();
@@ -576,8 +571,7 @@ fn a_pod_whose_record_cannot_be_read_is_left_alone_until_it_is_stopped() {
             let other = pods.sandbox(other.as_str()).await.unwrap();
             assert_eq!(other.state, SandboxState::Ready);
         });
-        next.shutdown_background();
-        std::thread::sleep(Duration::from_millis(100));
+        end(next);
     }
     daemon().block_on(async {
         let pods = node.open().await;

@@ -9,7 +9,7 @@ use hull_spec::{
     spec::{ContainerSpec, Resources},
 };
 
-use crate::common::{TestNode, container, daemon};
+use crate::common::{TestNode, container, daemon, end};
 
 const MIB: i64 = 1 << 20;
 
@@ -37,7 +37,7 @@ fn limits_change_in_every_state_and_survive_a_restart() {
     let node = TestNode::new();
     let first = daemon();
     let (pod, id, recorded) = first.block_on(change_limits(&node));
-    first.shutdown_background();
+    end(first);
     daemon().block_on(async {
         let pods = node.open().await;
         let id = id.as_str();
@@ -166,7 +166,7 @@ fn a_sandbox_takes_sizes_that_its_vm_has() {
         assert_eq!(invalid.unwrap_err().kind(), ErrorKind::InvalidArgument);
         pod
     });
-    first.shutdown_background();
+    end(first);
     daemon().block_on(async {
         let (pods, id) = (node.open().await, pod.as_str());
         // The new overhead outlived the daemon.

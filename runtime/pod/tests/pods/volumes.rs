@@ -14,7 +14,7 @@ use hull_spec::{
     spec::{ContainerSpec, MountPropagation, MountSource, MountSpec},
 };
 
-use crate::common::{TestNode, container, daemon, eventually, kill_pid};
+use crate::common::{TestNode, container, daemon, end, eventually, kill_pid};
 
 /// A volume of kubelet's.
 struct Volume(PathBuf);
@@ -105,7 +105,7 @@ fn a_guest_is_told_of_changed_volumes_by_each_daemon() {
         eventually("no warning", async || warning(&pods, &pod).await.is_empty()).await;
         (pod, [one, two])
     });
-    first.shutdown_background();
+    end(first);
     eventually_unwatched(&volume);
 
     volume.replace("..4");

@@ -171,6 +171,14 @@ impl TestNode {
         left
     }
 
+    /// Whether the fake guest of a pod has noted this: `exec` (a process was begun in a container),
+    /// `exited` (one has ended), `hangs` (a call that the script has hang was made).
+    pub fn noted(&self, pod: &str, what: &str) -> bool {
+        let calls = self.config.state.join("pods").join(pod).join("calls");
+        let text = fs::read_to_string(calls).unwrap_or_default();
+        text.lines().any(|line| line == what)
+    }
+
     /// Processes of VMMs of this node.
     pub fn vmms(&self) -> Vec<i32> {
         let state = self.config.state.display().to_string();
@@ -210,13 +218,18 @@ pub fn container(name: &str, args: &[&str]) -> ContainerSpec {
     }
 }
 
-/// A daemon's worth of tasks; dropping it ends them where they are, as SIGKILL does.
+/// A daemon's worth of tasks.
 pub fn daemon() -> Runtime {
     Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
         .build()
         .unwrap()
+}
+
+/// Ends a daemon's tasks where they are, as SIGKILL does, and waits until none runs any more.
+pub fn end(daemon: Runtime) {
+    daemon.shutdown_timeout(Duration::from_secs(10));
 }
 
 pub fn kill_pid(pid: u32) {

@@ -5,7 +5,10 @@ use std::{
     fs::{self, File},
     os::unix::fs::PermissionsExt,
     path::Path,
-    sync::Mutex,
+    sync::{
+        Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use futures::future::{BoxFuture, FutureExt};
@@ -34,6 +37,8 @@ pub struct FakeNetwork {
     /// The pods that the last GC was told of.
     pub valid: Mutex<Option<Vec<String>>>,
     pub faults: Mutex<Faults>,
+    /// A call has come to the fault `join`.
+    pub joining: AtomicBool,
     /// While it is true, no set-up ends.
     pub held: watch::Sender<bool>,
     /// What the guest is to have.
@@ -60,6 +65,7 @@ impl FakeNetwork {
             up: Mutex::default(),
             valid: Mutex::default(),
             faults: Mutex::default(),
+            joining: AtomicBool::new(false),
             held: watch::channel(false).0,
             guest: watch::channel(GuestNetwork::default()).0,
         }
@@ -162,6 +168,7 @@ impl PodNetworking for FakeNetwork {
     ) -> BoxFuture<'a, Result<PodLink, NetworkError>> {
         async move {
             if self.faults.lock().unwrap().join {
+                self.joining.store(true, Ordering::Relaxed);
                 std::future::pending::<()>().await;
             }
             self.guest.send_modify(|guest| {
