@@ -115,12 +115,8 @@ impl Agent {
     /// When the agent refuses or does not answer.
     pub async fn configure(&self, request: ConfigureRequest) -> Result<(), GuestError> {
         let client = self.client();
-        self.ask(
-            "configure the guest",
-            client.configure(Context::default(), &request),
-        )
-        .await
-        .map(drop)
+        let call = client.configure(Context::default(), &request);
+        self.done("configure the guest", call).await
     }
 
     /// Tells the agent of a changed network: see [`super::configure`].
@@ -129,12 +125,8 @@ impl Agent {
     /// When the agent refuses or does not answer.
     pub async fn update_network(&self, request: UpdateNetworkRequest) -> Result<(), GuestError> {
         let client = self.client();
-        self.ask(
-            "change the guest's network",
-            client.update_network(Context::default(), &request),
-        )
-        .await
-        .map(drop)
+        let call = client.update_network(Context::default(), &request);
+        self.done("change the guest's network", call).await
     }
 
     /// Has the guest's driver take the network device behind a slot; no effect when it has it already.
@@ -147,12 +139,9 @@ impl Agent {
             slot: slot.into(),
             ..AttachDeviceRequest::default()
         };
-        self.ask(
-            "bring up a network device in the guest",
-            client.attach_device(Context::default(), &request),
-        )
-        .await
-        .map(drop)
+        let call = client.attach_device(Context::default(), &request);
+        self.done("bring up a network device in the guest", call)
+            .await
     }
 
     /// Has the guest's driver let go of the network device behind a slot; no effect when there is none.
@@ -165,12 +154,9 @@ impl Agent {
             slot: slot.into(),
             ..DetachDeviceRequest::default()
         };
-        self.ask(
-            "release a network device in the guest",
-            client.detach_device(Context::default(), &request),
-        )
-        .await
-        .map(drop)
+        let call = client.detach_device(Context::default(), &request);
+        self.done("release a network device in the guest", call)
+            .await
     }
 
     /// Mounts a disk, which other calls name by its id.
@@ -202,12 +188,8 @@ impl Agent {
             ..AttachStorageRequest::default()
         };
         let client = self.client();
-        self.ask(
-            "mount a disk in the guest",
-            client.attach_storage(Context::default(), &request),
-        )
-        .await
-        .map(drop)
+        let call = client.attach_storage(Context::default(), &request);
+        self.done("mount a disk in the guest", call).await
     }
 
     /// Unmounts the disk with this id.
@@ -236,12 +218,8 @@ impl Agent {
 
     async fn unmount(&self, request: DetachStorageRequest) -> Result<(), GuestError> {
         let client = self.client();
-        self.ask(
-            "unmount a disk in the guest",
-            client.detach_storage(Context::default(), &request),
-        )
-        .await
-        .map(drop)
+        let call = client.detach_storage(Context::default(), &request);
+        self.done("unmount a disk in the guest", call).await
     }
 
     /// Has the agent update its copies of volumes to what the volumes are now.
@@ -250,12 +228,8 @@ impl Agent {
     /// When the agent refuses or does not answer.
     pub async fn refresh_volumes(&self) -> Result<(), GuestError> {
         let (client, empty) = (self.client(), Empty::new());
-        self.ask(
-            "update volumes in the guest",
-            client.refresh_volumes(Context::default(), &empty),
-        )
-        .await
-        .map(drop)
+        let call = client.refresh_volumes(Context::default(), &empty);
+        self.done("update volumes in the guest", call).await
     }
 
     /// Creates a container, and returns the user of its first process.
@@ -291,12 +265,8 @@ impl Agent {
             ..StartRequest::default()
         };
         let client = self.client();
-        self.ask(
-            "start the container in the guest",
-            client.start(Context::default(), &request),
-        )
-        .await
-        .map(drop)
+        let call = client.start(Context::default(), &request);
+        self.done("start the container in the guest", call).await
     }
 
     /// Sends a signal to processes of a container.
@@ -323,12 +293,9 @@ impl Agent {
             ..SignalRequest::default()
         };
         let client = self.client();
-        self.ask_quickly(
-            "signal the container in the guest",
-            client.signal(Context::default(), &request),
-        )
-        .await
-        .map(drop)
+        let call = client.signal(Context::default(), &request);
+        self.done_quickly("signal the container in the guest", call)
+            .await
     }
 
     /// Kills a container's processes and removes it; no effect when it is absent.
@@ -368,12 +335,8 @@ impl Agent {
             ..ExecRequest::default()
         };
         let client = self.client();
-        self.ask(
-            "run a command in the container",
-            client.exec(Context::default(), &request),
-        )
-        .await
-        .map(drop)
+        let call = client.exec(Context::default(), &request);
+        self.done("run a command in the container", call).await
     }
 
     /// Changes the limits of a container.
@@ -398,9 +361,8 @@ impl Agent {
             ..UpdateRequest::default()
         };
         let client = self.client();
-        self.ask_quickly(CALL, client.update(Context::default(), &request))
-            .await
-            .map(drop)
+        let call = client.update(Context::default(), &request);
+        self.done_quickly(CALL, call).await
     }
 
     /// Sets the size of the terminal of an exec, or of the container (`exec` is empty).
@@ -422,12 +384,8 @@ impl Agent {
             ..ResizeTtyRequest::default()
         };
         let client = self.client();
-        self.ask_quickly(
-            "resize the terminal",
-            client.resize_tty(Context::default(), &request),
-        )
-        .await
-        .map(drop)
+        let call = client.resize_tty(Context::default(), &request);
+        self.done_quickly("resize the terminal", call).await
     }
 
     /// Subscribes to the events after the one with this number: see [`super::events`].
@@ -479,12 +437,20 @@ impl Agent {
         ask(call, self.timeout, future).await
     }
 
-    async fn ask_quickly<T>(
+    async fn done<T>(
         &self,
         call: &'static str,
         future: impl Future<Output = ttrpc::Result<T>>,
-    ) -> Result<T, GuestError> {
-        ask(call, self.timeout.min(QUICK), future).await
+    ) -> Result<(), GuestError> {
+        self.ask(call, future).await.map(drop)
+    }
+
+    async fn done_quickly<T>(
+        &self,
+        call: &'static str,
+        future: impl Future<Output = ttrpc::Result<T>>,
+    ) -> Result<(), GuestError> {
+        ask(call, self.timeout.min(QUICK), future).await.map(drop)
     }
 }
 
