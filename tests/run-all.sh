@@ -25,7 +25,7 @@ export KVM_HOST_CPUS=${KVM_HOST_CPUS:-1}
 main() {
     rm -rf "$LOGS"; mkdir -p "$LOGS"
     # Also when it is interrupted.
-    trap 'for n in 0 1; do KVM_HOST_NAME=lane$n tests/host/kvm-host.sh stop; done' EXIT
+    trap 'for n in 0 1; do KVM_HOST_NAME=machine$n tests/host/kvm-host.sh stop; done' EXIT
     [ -n "${TESTS:-}" ] || phase checks checks
     phase build build
     [ -n "${TESTS:-}" ] || phase "guest root" guest_root
@@ -98,13 +98,13 @@ with_vms() {
     # Built outside of the checkout, the tests must be visible in the machines too.
     case $TARGET/ in "$REPO"/*) ;; *) export SHARE=$TARGET ;; esac
     local number
-    for number in 0 1; do KVM_HOST_NAME=lane$number tests/host/kvm-host.sh exec true & done
+    for number in 0 1; do KVM_HOST_NAME=machine$number tests/host/kvm-host.sh exec true & done
     wait
     CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER=$REPO/tests/host/nextest-runner.sh HULL_HOST=direct \
         nextest emulated "$wanted"
 }
 
-is_emulated() { [ "$(KVM_HOST_NAME=lane0 tests/host/run.sh 'echo "$HULL_ASSETS"' </dev/null)" = /opt/hull ]; }
+is_emulated() { [ "$(KVM_HOST_NAME=machine0 tests/host/run.sh 'echo "$HULL_ASSETS"' </dev/null)" = /opt/hull ]; }
 
 # nextest PROFILE FILTER: runs tests, and keeps their report.
 nextest() {

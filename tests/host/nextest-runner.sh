@@ -5,6 +5,6 @@
 set -euo pipefail
 case " $* " in *" --list "*) exec "$@" ;; esac
 host=$(dirname "$(realpath "$0")")/kvm-host.sh
-export KVM_HOST_NAME=lane$NEXTEST_TEST_GLOBAL_SLOT
+export KVM_HOST_NAME=machine$NEXTEST_TEST_GLOBAL_SLOT
 [ "$NEXTEST_ATTEMPT" = 1 ] || "$host" stop
 exec "$host" exec "cd $(printf %q "$PWD") && CARGO_MANIFEST_DIR=\$PWD exec $(printf '%q ' "$@")"

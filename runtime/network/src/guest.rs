@@ -19,7 +19,7 @@ pub struct GuestNetwork {
     pub rules: Vec<GuestRule>,
     /// What the namespace has besides, in words: guests can't be told of it.
     #[serde(default)]
-    pub untold: Vec<String>,
+    pub unsupported: Vec<String>,
     /// Interfaces that are there and up, but lead into no guest: they came later. By name.
     #[serde(default)]
     pub unjoined: Vec<String>,

@@ -230,8 +230,8 @@ impl Network {
                 pod_id: record.pod_id.clone(),
                 source,
             })?;
-        for what in &joined.guest.untold {
-            follow::warn_untold(&record.netns, what);
+        for what in &joined.guest.unsupported {
+            follow::warn_unsupported(&record.netns, what);
         }
         record.join_first(joined.links.iter().map(|link| link.name.clone()));
         record.ips = if result.ips.is_empty() {

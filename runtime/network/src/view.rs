@@ -98,9 +98,9 @@ fn is_tun(link: &LinkMessage) -> bool {
 /// Reads addresses, routes and neighbours of these interfaces, and the rules.
 pub(crate) async fn read(handle: &Handle, links: &[Found]) -> Result<GuestNetwork, LinkError> {
     let names: BTreeMap<u32, &str> = links.iter().map(|l| (l.index, l.name.as_str())).collect();
-    let mut untold = Vec::new();
-    let (routes, connected) = routes::read(handle, &names, &mut untold).await?;
-    let rules = rules::read(handle, &mut untold).await?;
+    let mut unsupported = Vec::new();
+    let (routes, connected) = routes::read(handle, &names, &mut unsupported).await?;
+    let rules = rules::read(handle, &mut unsupported).await?;
     let mut interfaces = Vec::new();
     for link in links {
         let mut interface = GuestInterface {
@@ -127,7 +127,7 @@ pub(crate) async fn read(handle: &Handle, links: &[Found]) -> Result<GuestNetwor
         routes,
         neighbors: neighbors(handle, &names).await?,
         rules,
-        untold,
+        unsupported,
         ..GuestNetwork::default()
     })
 }

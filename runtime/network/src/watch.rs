@@ -184,10 +184,10 @@ async fn look(
         Ok(now) => {
             sender.send_if_modified(|known| {
                 let is_new = *known != now;
-                let untold = now.untold.iter();
-                untold
-                    .filter(|what| !known.untold.contains(what))
-                    .for_each(|what| warn_untold(netns, what));
+                let unsupported = now.unsupported.iter();
+                unsupported
+                    .filter(|what| !known.unsupported.contains(what))
+                    .for_each(|what| warn_unsupported(netns, what));
                 *known = now;
                 is_new
             });
@@ -201,7 +201,7 @@ async fn look(
 }
 
 /// Says that a namespace has what guests can't be told of.
-pub(crate) fn warn_untold(netns: &Path, what: &str) {
+pub(crate) fn warn_unsupported(netns: &Path, what: &str) {
     tracing::warn!(netns = %netns.display(), what, "the guest's network lacks what the pod's has");
 }
 

@@ -27,7 +27,7 @@ type Connected = (u32, IpAddr, u8);
 pub(super) async fn read(
     handle: &Handle,
     names: &BTreeMap<u32, &str>,
-    untold: &mut Vec<String>,
+    unsupported: &mut Vec<String>,
 ) -> Result<(Vec<GuestRoute>, Vec<Connected>), LinkError> {
     let (mut found, mut connected) = (Vec::new(), Vec::new());
     let v4 = RouteMessageBuilder::<Ipv4Addr>::new().build();
@@ -36,7 +36,7 @@ pub(super) async fn read(
         let stream = handle.route().get(message).execute();
         pin_mut!(stream);
         while let Some(route) = stream.try_next().await.map_err(failed("list routes"))? {
-            found.extend(guest_route(&route, names, default, untold));
+            found.extend(guest_route(&route, names, default, unsupported));
             connected.extend(connected_network(&route));
         }
     }
@@ -64,12 +64,12 @@ fn connected_network(route: &RouteMessage) -> Option<Connected> {
 }
 
 /// The route as the guest needs it; none for those that its kernel makes itself, and for those that
-/// it can't be told of, which `untold` names.
+/// it can't be told of, which `unsupported` names.
 fn guest_route(
     route: &RouteMessage,
     names: &BTreeMap<u32, &str>,
     default: &str,
-    untold: &mut Vec<String>,
+    unsupported: &mut Vec<String>,
 ) -> Option<GuestRoute> {
     let header = &route.header;
     let table = table_of(route);
@@ -90,11 +90,11 @@ fn guest_route(
             let lost = lost
                 .iter()
                 .map(|what| format!("the {what} of route {destination}"));
-            untold.extend(lost);
+            unsupported.extend(lost);
             Some(route)
         }
         Err(why) => {
-            untold.push(format!("route {destination} (table {table}): {why}"));
+            unsupported.push(format!("route {destination} (table {table}): {why}"));
             None
         }
     }
@@ -248,10 +248,10 @@ mod tests {
         route.header.kind = RouteType::Unicast;
         route.header.table = RouteHeader::RT_TABLE_MAIN;
         route.attributes = attributes;
-        let mut untold = Vec::new();
+        let mut unsupported = Vec::new();
         let names = BTreeMap::from([(2, "eth0"), (3, "net1")]);
-        let route = guest_route(&route, &names, "0.0.0.0", &mut untold);
-        (route, untold)
+        let route = guest_route(&route, &names, "0.0.0.0", &mut unsupported);
+        (route, unsupported)
     }
 
     #[test]
@@ -263,19 +263,19 @@ mod tests {
             hop
         };
         let hops = vec![hop(2, 0, [10, 0, 0, 1]), hop(3, 255, [10, 1, 0, 1])];
-        let (route, untold) = told(vec![RouteAttribute::MultiPath(hops)]);
+        let (route, unsupported) = told(vec![RouteAttribute::MultiPath(hops)]);
         let hops = route.unwrap().next_hops;
         let hops: Vec<_> = hops
             .iter()
             .map(|h| (h.gateway.as_str(), h.interface.as_str(), h.weight))
             .collect();
         assert_eq!(hops, [("10.0.0.1", "eth0", 1), ("10.1.0.1", "net1", 256)]);
-        assert!(untold.is_empty());
+        assert!(unsupported.is_empty());
         // One of them leads where the guest can't go.
         let hops = vec![hop(2, 0, [10, 0, 0, 1]), hop(9, 0, [10, 1, 0, 1])];
-        let (route, untold) = told(vec![RouteAttribute::MultiPath(hops)]);
+        let (route, unsupported) = told(vec![RouteAttribute::MultiPath(hops)]);
         assert_eq!(route, None);
-        assert!(untold[0].contains("no interface 9"), "{untold:?}");
+        assert!(unsupported[0].contains("no interface 9"), "{unsupported:?}");
     }
 
     #[test]
@@ -283,18 +283,18 @@ mod tests {
         let oif = RouteAttribute::Oif(2);
         let metrics =
             RouteAttribute::Metrics(vec![RouteMetric::Mtu(1300), RouteMetric::InitCwnd(9)]);
-        let (route, untold) = told(vec![oif.clone(), gateway([10, 0, 0, 1]), metrics]);
+        let (route, unsupported) = told(vec![oif.clone(), gateway([10, 0, 0, 1]), metrics]);
         assert_eq!(route.unwrap().mtu, 1300);
-        assert_eq!(untold, ["the metric InitCwnd(9) of route 0.0.0.0/0"]);
+        assert_eq!(unsupported, ["the metric InitCwnd(9) of route 0.0.0.0/0"]);
         let encapsulated = RouteAttribute::EncapType(RouteLwEnCapType::Ip);
-        let (route, untold) = told(vec![oif, encapsulated]);
+        let (route, unsupported) = told(vec![oif, encapsulated]);
         assert_eq!(route, None);
         assert_eq!(
-            untold,
+            unsupported,
             ["route 0.0.0.0/0 (table 254): it encapsulates packets"]
         );
-        let (route, untold) = told(vec![RouteAttribute::Oif(7)]);
+        let (route, unsupported) = told(vec![RouteAttribute::Oif(7)]);
         assert_eq!(route, None);
-        assert!(untold[0].contains("no interface 7"), "{untold:?}");
+        assert!(unsupported[0].contains("no interface 7"), "{unsupported:?}");
     }
 }

@@ -23,7 +23,7 @@ const PORT_MASKS: [u16; 2] = [28, 29];
 /// The rules that somebody set.
 pub(super) async fn read(
     handle: &Handle,
-    untold: &mut Vec<String>,
+    unsupported: &mut Vec<String>,
 ) -> Result<Vec<GuestRule>, LinkError> {
     let mut found = Vec::new();
     for version in [IpVersion::V4, IpVersion::V6] {
@@ -31,15 +31,15 @@ pub(super) async fn read(
         let stream = handle.rule().get(version).execute();
         pin_mut!(stream);
         while let Some(rule) = stream.try_next().await.map_err(failed("list rules"))? {
-            found.extend(guest_rule(&rule, ipv6, untold));
+            found.extend(guest_rule(&rule, ipv6, unsupported));
         }
     }
     Ok(found)
 }
 
 /// The rule as the guest needs it; none for those that every kernel has, and for those that it can't
-/// be told of, which `untold` names: without a part it would not mean the same.
-fn guest_rule(rule: &RuleMessage, ipv6: bool, untold: &mut Vec<String>) -> Option<GuestRule> {
+/// be told of, which `unsupported` names: without a part it would not mean the same.
+fn guest_rule(rule: &RuleMessage, ipv6: bool, unsupported: &mut Vec<String>) -> Option<GuestRule> {
     let by_kernel = RuleAttribute::Protocol(RouteProtocol::Kernel);
     if rule.attributes.contains(&by_kernel) {
         return None;
@@ -51,7 +51,7 @@ fn guest_rule(rule: &RuleMessage, ipv6: bool, untold: &mut Vec<String>) -> Optio
                 RuleAttribute::Priority(priority) => Some(*priority),
                 _ => None,
             });
-            untold.push(format!("rule {}: {why}", priority.unwrap_or(0)));
+            unsupported.push(format!("rule {}: {why}", priority.unwrap_or(0)));
             None
         }
     }
@@ -133,15 +133,15 @@ mod tests {
         rule.header.action = RuleAction::ToTable;
         rule.attributes = vec![RuleAttribute::Priority(7), RuleAttribute::Table(100)];
         rule.attributes.extend(attributes);
-        let mut untold = Vec::new();
-        let rule = guest_rule(&rule, false, &mut untold);
-        (rule, untold)
+        let mut unsupported = Vec::new();
+        let rule = guest_rule(&rule, false, &mut unsupported);
+        (rule, unsupported)
     }
 
     #[test]
     fn all_selectors_are_told() {
         let port = RulePortRange { start: 80, end: 80 };
-        let (rule, untold) = told(vec![
+        let (rule, unsupported) = told(vec![
             RuleAttribute::IpProtocol(17.into()),
             RuleAttribute::SourcePortRange(RulePortRange { start: 1, end: 9 }),
             RuleAttribute::DestinationPortRange(port),
@@ -155,7 +155,7 @@ mod tests {
         assert_eq!(rule.source_ports, range(1, 9));
         assert_eq!(rule.destination_ports, range(80, 80));
         assert_eq!(rule.users, range(0, 5));
-        assert!(untold.is_empty());
+        assert!(unsupported.is_empty());
     }
 
     #[test]
@@ -168,11 +168,14 @@ mod tests {
             // What a later kernel adds.
             RuleAttribute::Other(DefaultNla::new(99, vec![0xff, 0xff])),
         ] {
-            let (rule, untold) = told(vec![attribute]);
+            let (rule, unsupported) = told(vec![attribute]);
             assert_eq!(rule, None);
-            assert!(untold[0].starts_with("rule 7: its attribute"), "{untold:?}");
+            assert!(
+                unsupported[0].starts_with("rule 7: its attribute"),
+                "{unsupported:?}"
+            );
         }
-        let (rule, untold) = told(vec![RuleAttribute::Protocol(RouteProtocol::Kernel)]);
-        assert_eq!((rule, untold.len()), (None, 0));
+        let (rule, unsupported) = told(vec![RuleAttribute::Protocol(RouteProtocol::Kernel)]);
+        assert_eq!((rule, unsupported.len()), (None, 0));
     }
 }

@@ -224,14 +224,14 @@ fn everything_in_the_namespace_reaches_the_guest() {
         assert_eq!(route.kind, 9);
         // What is left out is named.
         assert_eq!(to("10.55.0.0/16"), None);
-        let untold = pod.guest.untold.join("; ");
-        assert_eq!(pod.guest.untold.len(), 3, "{untold}");
+        let unsupported = pod.guest.unsupported.join("; ");
+        assert_eq!(pod.guest.unsupported.len(), 3, "{unsupported}");
         for part in [
             "route 10.55.0.0/16 (table 254): its gateway is of the other family",
             "the metric InitCwnd(9) of route 10.56.0.0/16",
             "rule 1004: its attribute TunId",
         ] {
-            assert!(untold.contains(part), "{part} in {untold}");
+            assert!(unsupported.contains(part), "{part} in {unsupported}");
         }
         let mut routes = pod.guest.routes.iter();
         let route = routes
@@ -510,7 +510,7 @@ fn changes_in_the_namespace_are_followed() {
         );
         let all = watch.wait_for(|now| {
             let link = &now.interfaces[0];
-            link.addresses.contains(&"10.222.9.8/16".to_owned()) && !now.untold.is_empty()
+            link.addresses.contains(&"10.222.9.8/16".to_owned()) && !now.unsupported.is_empty()
         });
         let now = tokio::time::timeout(limit, all)
             .await
@@ -519,7 +519,7 @@ fn changes_in_the_namespace_are_followed() {
             .clone();
         assert_eq!((now.interfaces.len(), &now.routes), (1, &pod.guest.routes));
         assert_eq!(now.unjoined, ["late"]);
-        assert!(now.untold[0].contains("route 10.78.0.0/16"), "{now:?}");
+        assert!(now.unsupported[0].contains("route 10.78.0.0/16"), "{now:?}");
 
         // When it is joined, it does; also when a daemon died right after it had done so before.
         drop(watch);
@@ -537,7 +537,7 @@ fn changes_in_the_namespace_are_followed() {
         let mut watch = node.network.watch(&record).await.unwrap();
         let now = watch.borrow_and_update().clone();
         assert_eq!(now.interfaces[1].addresses, ["10.77.0.1/24"]);
-        assert_eq!((now.unjoined.len(), now.untold.len()), (0, 0));
+        assert_eq!((now.unjoined.len(), now.unsupported.len()), (0, 0));
         change("ip link del late; ip addr del 10.222.9.8/16 dev eth0");
         let gone = watch.wait_for(|now| record.gone(now) == [number]);
         drop(tokio::time::timeout(limit, gone).await.unwrap().unwrap());
