@@ -116,10 +116,14 @@ impl Hasher {
 
     pub(crate) fn finish(self) -> Digest {
         match self {
-            Self::Sha256(hasher) => Digest(format!("sha256:{:x}", hasher.finalize())),
-            Self::Sha512(hasher) => Digest(format!("sha512:{:x}", hasher.finalize())),
+            Self::Sha256(hasher) => Digest(format!("sha256:{}", hex(&hasher.finalize()))),
+            Self::Sha512(hasher) => Digest(format!("sha512:{}", hex(&hasher.finalize()))),
         }
     }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]

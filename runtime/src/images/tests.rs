@@ -39,6 +39,14 @@ async fn node() -> (TempDir, Daemon) {
     (directory, daemon)
 }
 
+fn digest(bytes: &[u8]) -> String {
+    let hex = Sha256::digest(bytes)
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect::<String>();
+    format!("sha256:{hex}")
+}
+
 fn tar(files: &[(&str, &[u8])]) -> Vec<u8> {
     let mut tar = tar::Builder::new(Vec::new());
     for (path, contents) in files {
@@ -53,7 +61,7 @@ fn tar(files: &[(&str, &[u8])]) -> Vec<u8> {
 /// What `docker save` would write of an image with one layer; and the image's id.
 fn saved(content: &[u8]) -> (Vec<u8>, String) {
     let layer = tar(&[("file", content)]);
-    let diff_id = format!("sha256:{:x}", Sha256::digest(&layer));
+    let diff_id = digest(&layer);
     let config = serde_json::json!({
         "architecture": "amd64", "os": "linux",
         "rootfs": {"type": "layers", "diff_ids": [diff_id]},
@@ -67,7 +75,7 @@ fn saved(content: &[u8]) -> (Vec<u8>, String) {
         ("config.json", config.as_bytes()),
         ("manifest.json", manifest.to_string().as_bytes()),
     ]);
-    let id = format!("sha256:{:x}", Sha256::digest(config.as_bytes()));
+    let id = digest(config.as_bytes());
     (archive, id)
 }
 

@@ -11,7 +11,7 @@ use std::{
 };
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
-use rand::{TryRngCore, rngs::OsRng};
+use rand::{TryRng, rngs::SysRng};
 use tokio::time::Instant;
 
 use crate::request::{Request, RequestError};
@@ -47,7 +47,7 @@ impl Tokens {
             return Err(RequestError::TooMany(self.max));
         }
         let mut random = [0; RANDOM];
-        OsRng
+        SysRng
             .try_fill_bytes(&mut random)
             .map_err(|error| RequestError::Random(error.to_string()))?;
         let token = URL_SAFE_NO_PAD.encode(random);
