@@ -7,9 +7,10 @@
 //! `proto/agent` ([`rpc`], [`events`], [`stats`]) over vsock ([`transport`]).
 //! [`reaper`] is the only place that waits for processes, [`pidfd`] what they are known by.
 //!
-//! The program has one thread for all of this, and more only for file work.
-//! Whatever has to fork does so in a child process: this program itself, called
-//! with another first argument ([`container::child`], [`container::pause`]).
+//! The program has one thread for all of this, and more only for what may wait for a
+//! disk or device ([`blocking`]). Whatever has to fork does so in a child process: this
+//! program itself, called with another first argument ([`container::child`],
+//! [`container::pause`]).
 //!
 //! Not here: anything that needs another program in the guest. There is none.
 //!
@@ -19,6 +20,7 @@
 
 #![deny(unsafe_code)]
 
+mod blocking;
 mod boot;
 mod container;
 mod events;
@@ -65,6 +67,7 @@ use self::{
     },
     layout::Layout,
     live::LiveVolumes,
+    mmio::Slots,
     reaper::Reaper,
     rpc::Service,
     sandbox::Sandbox,
@@ -187,7 +190,7 @@ fn run(
         let reaping = tokio::spawn(Arc::clone(&reaper).run());
         let pod: Arc<PodNamespaces> = Arc::default();
         let context = Arc::new(Context {
-            storages: Storages::new(layout.clone()),
+            storages: Storages::new(layout.clone(), Slots::default()),
             live: Arc::new(LiveVolumes::new(layout.live())),
             layout: layout.clone(),
             reaper: Arc::clone(&reaper),

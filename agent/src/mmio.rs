@@ -2,15 +2,15 @@
 //!
 //! The kernel command line declares every slot at boot; an empty one has no
 //! driver bound. To attach a device, the VMM puts it behind the slot and the
-//! agent makes the kernel probe the slot again. Both writes are synchronous.
+//! agent makes the kernel probe the slot again. The kernel answers when the driver has
+//! bound, or let go of, the device, which may wait for the host: all of this blocks.
 
 use std::{
     fs, io,
     path::{Path, PathBuf},
-    time::Duration,
+    thread::sleep,
+    time::{Duration, Instant},
 };
-
-use tokio::time::{Instant, sleep};
 
 /// How long a disk or link may take to appear after its driver is bound.
 const APPEAR_TIMEOUT: Duration = Duration::from_secs(5);
@@ -47,26 +47,38 @@ pub(crate) enum DeviceError {
     },
 }
 
-/// One slot.
+/// The slots of a machine, by where it shows them.
 #[derive(Debug, Clone)]
-pub(crate) struct Slot {
-    number: u32,
+pub(crate) struct Slots {
     sysfs: PathBuf,
     /// Where device files are.
     dev: PathBuf,
 }
 
-impl Slot {
-    /// Names slot `number`, which must be on the kernel command line.
-    pub(crate) fn new(number: u32) -> Result<Self, DeviceError> {
-        Self::in_sysfs(number, Path::new("/sys"), Path::new("/dev"))
+impl Default for Slots {
+    fn default() -> Self {
+        Self {
+            sysfs: PathBuf::from("/sys"),
+            dev: PathBuf::from("/dev"),
+        }
     }
+}
 
-    fn in_sysfs(number: u32, sysfs: &Path, dev: &Path) -> Result<Self, DeviceError> {
-        let slot = Self {
-            number,
+impl Slots {
+    /// Slots of a machine that is not there.
+    #[cfg(test)]
+    pub(crate) fn below(sysfs: &Path, dev: &Path) -> Self {
+        Self {
             sysfs: sysfs.to_owned(),
             dev: dev.to_owned(),
+        }
+    }
+
+    /// Names slot `number`, which must be on the kernel command line.
+    pub(crate) fn slot(&self, number: u32) -> Result<Slot, DeviceError> {
+        let slot = Slot {
+            number,
+            slots: self.clone(),
         };
         if number < SLOT_LIMIT && slot.device().exists() {
             Ok(slot)
@@ -74,19 +86,32 @@ impl Slot {
             Err(DeviceError::NoSlot(number))
         }
     }
+}
 
+/// One slot.
+#[derive(Debug, Clone)]
+pub(crate) struct Slot {
+    number: u32,
+    slots: Slots,
+}
+
+impl Slot {
     fn name(&self) -> String {
         format!("virtio-mmio.{}", self.number)
     }
 
+    fn bus(&self) -> PathBuf {
+        self.slots.sysfs.join("bus/platform")
+    }
+
     fn device(&self) -> PathBuf {
-        self.sysfs.join("bus/platform/devices").join(self.name())
+        self.bus().join("devices").join(self.name())
     }
 
     /// Binds the driver; a bound one stays.
     pub(crate) fn probe(&self) -> Result<(), DeviceError> {
         if !self.device().join("driver").exists() {
-            let file = self.sysfs.join("bus/platform/drivers_probe");
+            let file = self.bus().join("drivers_probe");
             fs::write(file, self.name()).map_err(|source| DeviceError::Probe {
                 slot: self.number,
                 source,
@@ -103,7 +128,7 @@ impl Slot {
         if !self.device().join("driver").exists() {
             return Ok(());
         }
-        let file = self.sysfs.join("bus/platform/drivers/virtio-mmio/unbind");
+        let file = self.bus().join("drivers/virtio-mmio/unbind");
         fs::write(file, self.name()).map_err(|source| DeviceError::Release {
             slot: self.number,
             source,
@@ -126,13 +151,11 @@ impl Slot {
 
     /// Waits for the disk in the slot and returns its name ("vdb", "pmem0"). One of persistent memory
     /// is made read-only: what is written there would be lost without an error.
-    pub(crate) async fn disk(&self) -> Result<String, DeviceError> {
-        let name = self
-            .wait_for("disk", |virtio| {
-                child(&virtio.join("block"), "")
-                    .or_else(|| pmem_disk(virtio).filter(|name| self.is_ready(name)))
-            })
-            .await?;
+    pub(crate) fn disk(&self) -> Result<String, DeviceError> {
+        let name = self.wait_for("disk", |virtio| {
+            child(&virtio.join("block"), "")
+                .or_else(|| pmem_disk(virtio).filter(|name| self.is_ready(name)))
+        })?;
         if let Some(region) = self.virtio().and_then(|virtio| pmem_region(&virtio)) {
             let protect = fs::write(region.join("read_only"), "1");
             protect.map_err(|source| DeviceError::Protect {
@@ -146,16 +169,15 @@ impl Slot {
     /// Whether a disk that is made at the side, as those of persistent memory are, is complete: sysfs
     /// and /dev have it a moment before it can be opened.
     fn is_ready(&self, disk: &str) -> bool {
-        fs::File::open(self.dev.join(disk)).is_ok()
+        fs::File::open(self.slots.dev.join(disk)).is_ok()
     }
 
     /// Waits for the network link in the slot and returns its name ("eth0").
-    pub(crate) async fn link(&self) -> Result<String, DeviceError> {
+    pub(crate) fn link(&self) -> Result<String, DeviceError> {
         self.wait_for("network link", |virtio| child(&virtio.join("net"), ""))
-            .await
     }
 
-    async fn wait_for(
+    fn wait_for(
         &self,
         what: &'static str,
         find: impl Fn(&Path) -> Option<String>,
@@ -169,7 +191,7 @@ impl Slot {
                 let slot = self.number;
                 return Err(DeviceError::Lacks { slot, what });
             }
-            sleep(Duration::from_millis(2)).await;
+            sleep(Duration::from_millis(2));
         }
     }
 }
@@ -221,17 +243,17 @@ mod tests {
         dir
     }
 
-    #[tokio::test(flavor = "current_thread")]
-    async fn the_disk_of_a_slot_is_found() {
+    #[test]
+    fn the_disk_of_a_slot_is_found() {
         let dir = sysfs();
-        let slot = Slot::in_sysfs(5, dir.path(), dir.path()).unwrap();
+        let slot = Slots::below(dir.path(), dir.path()).slot(5).unwrap();
         slot.probe().unwrap();
-        assert_eq!(slot.disk().await.unwrap(), "vdc");
+        assert_eq!(slot.disk().unwrap(), "vdc");
         assert_eq!(slot.driver().unwrap(), "virtio_blk");
     }
 
-    #[tokio::test(flavor = "current_thread")]
-    async fn the_disk_of_a_pmem_device_is_found() {
+    #[test]
+    fn the_disk_of_a_pmem_device_is_found() {
         let dir = sysfs();
         let virtio = "bus/platform/devices/virtio-mmio.5/virtio3";
         let virtio = dir.path().join(virtio);
@@ -241,20 +263,20 @@ mod tests {
         fs::write(region.join("namespace_seed"), "").unwrap();
         let dev = dir.path().join("dev");
         fs::create_dir(&dev).unwrap();
-        let slot = Slot::in_sysfs(5, dir.path(), &dev).unwrap();
-        let made = async {
-            sleep(Duration::from_millis(20)).await;
+        let slot = Slots::below(dir.path(), &dev).slot(5).unwrap();
+        let making = std::thread::spawn(move || {
+            sleep(Duration::from_millis(20));
             fs::write(dev.join("pmem0"), "").unwrap();
-        };
-        let (disk, ()) = tokio::join!(slot.disk(), made);
-        assert_eq!(disk.unwrap(), "pmem0");
+        });
+        assert_eq!(slot.disk().unwrap(), "pmem0");
+        making.join().unwrap();
         assert_eq!(fs::read_to_string(region.join("read_only")).unwrap(), "1");
     }
 
     #[test]
     fn an_empty_slot_is_probed_and_named() {
         let dir = sysfs();
-        let slot = Slot::in_sysfs(6, dir.path(), dir.path()).unwrap();
+        let slot = Slots::below(dir.path(), dir.path()).slot(6).unwrap();
         assert!(matches!(slot.probe(), Err(DeviceError::Empty(6))));
         let probed = fs::read_to_string(dir.path().join("bus/platform/drivers_probe")).unwrap();
         assert_eq!(probed, "virtio-mmio.6");
@@ -265,9 +287,9 @@ mod tests {
     fn a_slot_beyond_the_command_line_is_refused() {
         let dir = sysfs();
         assert!(matches!(
-            Slot::in_sysfs(7, dir.path(), dir.path()),
+            Slots::below(dir.path(), dir.path()).slot(7),
             Err(DeviceError::NoSlot(7))
         ));
-        assert!(Slot::in_sysfs(u32::MAX, dir.path(), dir.path()).is_err());
+        assert!(Slots::below(dir.path(), dir.path()).slot(u32::MAX).is_err());
     }
 }

@@ -6,6 +6,7 @@ use nix::sys::reboot::{RebootMode, reboot};
 use tracing::{error, warn};
 
 use crate::{
+    blocking::blocking,
     container::{Containers, cgroup::Cgroup},
     layout::Layout,
     storage::Storages,
@@ -24,7 +25,7 @@ pub(crate) async fn prepare(layout: &Layout, containers: &Containers, storages: 
         warn!(%error, "kill what is left in the pod");
     }
     pod.empty().await;
-    let _ = tokio::task::spawn_blocking(nix::unistd::sync).await;
+    blocking(nix::unistd::sync).await;
     storages.shutdown().await;
 }
 

@@ -7,6 +7,7 @@ use std::{
     os::unix::fs::{DirBuilderExt, PermissionsExt, chown},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    thread::sleep,
     time::Duration,
 };
 
@@ -15,13 +16,13 @@ use nix::{
     mount::{MntFlags, MsFlags, mount, umount2},
     unistd::syncfs,
 };
-use tokio::time::sleep;
 use tracing::warn;
 
 use crate::{
+    blocking::blocking,
     ident::{Id, IdError},
     layout::Layout,
-    mmio::{DeviceError, Slot},
+    mmio::{DeviceError, Slots},
     trim,
 };
 
@@ -95,6 +96,7 @@ pub(crate) struct Storage {
 #[derive(Debug)]
 pub(crate) struct Storages {
     layout: Layout,
+    slots: Slots,
     attached: Mutex<HashMap<Id, Storage>>,
     /// One attach or detach at a time: they all change the mount table.
     changing: tokio::sync::Mutex<()>,
@@ -102,9 +104,10 @@ pub(crate) struct Storages {
 
 impl Storages {
     /// Starts without storages.
-    pub(crate) fn new(layout: Layout) -> Arc<Self> {
+    pub(crate) fn new(layout: Layout, slots: Slots) -> Arc<Self> {
         Arc::new(Self {
             layout,
+            slots,
             attached: Mutex::default(),
             changing: tokio::sync::Mutex::default(),
         })
@@ -153,7 +156,7 @@ impl Storages {
         request: AttachStorageRequest,
     ) -> Result<Storage, StorageError> {
         let id = Id::parse("storage id", &request.id)?;
-        let mut options = Options::parse(&request)?;
+        let options = Options::parse(&request)?;
         let _changing = self.changing.lock().await;
         if let Some(known) = self.attached().get(&id) {
             return if known.request == request {
@@ -162,62 +165,15 @@ impl Storages {
                 Err(StorageError::Exists(id))
             };
         }
-        // Memory and directories have no device; all else is behind a slot.
-        let device = match request.fstype.as_str() {
-            "tmpfs" | "bind" => String::new(),
-            // Known by its tag, which is the storage's id.
-            VIRTIOFS => {
-                Slot::new(request.slot)?.probe()?;
-                request.id.clone()
-            }
-            _ => {
-                let slot = Slot::new(request.slot)?;
-                slot.probe()?;
-                let disk = slot.disk().await?;
-                options.choose_access(&request.fstype, &disk);
-                format!("/dev/{disk}")
-            }
-        };
-        let mount_point = if request.fstype.is_empty() {
-            None
-        } else {
-            let path = self.layout.storage(&id);
-            let (fstype, from, at) = (request.fstype.clone(), device.clone(), path.clone());
-            let volume = request.volume.clone();
-            let mounted = tokio::task::spawn_blocking(move || {
-                options.mount(&fstype, &from, &at)?;
-                let made = volume
-                    .as_ref()
-                    .map_or(Ok(()), |like| make_volume(&at, like));
-                made.inspect_err(|_| {
-                    // Nothing uses it yet.
-                    let _ = umount2(&at, MntFlags::empty());
-                })
-            })
-            .await;
-            let mounted = mounted.unwrap_or_else(|e| {
-                Err(StorageError::Directory {
-                    path: path.clone(),
-                    source: io::Error::other(e),
-                })
-            });
-            if let Err(e) = mounted {
-                let _ = fs::remove_dir(&path);
-                return Err(e);
-            }
-            Some(path)
-        };
-        if let Some(path) = &mount_point
-            && (request.scratch || request.volume.is_some())
-            && !device.is_empty()
+        let (slots, path) = (self.slots.clone(), self.layout.storage(&id));
+        let storage = blocking(move || Storage::set_up(request, options, &slots, path)).await?;
+        if let Some(path) = &storage.mount_point
+            && (storage.request.scratch || storage.request.volume.is_some())
+            && !storage.device.is_empty()
         {
-            tokio::spawn(trim::keep_trimmed(device.clone().into(), path.clone()));
+            let device = storage.device.clone().into();
+            tokio::spawn(trim::keep_trimmed(device, path.clone()));
         }
-        let storage = Storage {
-            request,
-            device,
-            mount_point,
-        };
         self.attached().insert(id, storage.clone());
         Ok(storage)
     }
@@ -235,7 +191,10 @@ impl Storages {
         match self.behind(slot) {
             Some(id) => self.remove(&id).await,
             // A device that was never noted: its attachment failed, or was not asked for.
-            None => Ok(Slot::new(slot)?.release()?),
+            None => {
+                let slots = self.slots.clone();
+                blocking(move || Ok(slots.slot(slot)?.release()?)).await
+            }
         }
     }
 
@@ -250,33 +209,93 @@ impl Storages {
         let Some(storage) = self.attached().get(id).cloned() else {
             return Ok(());
         };
-        if let Some(path) = &storage.mount_point {
-            if storage.request.volume.is_some() {
-                // A mount namespace of a container may still hold on to the file system, and the
-                // disk goes.
-                write_back(path).await?;
-            }
-            unmount(path).await?;
-            let _ = fs::remove_dir(path);
-        }
-        if !storage.device.is_empty() {
-            Slot::new(storage.request.slot)?.release()?;
-        }
+        let slots = self.slots.clone();
+        blocking(move || storage.take_down(&slots)).await?;
         self.attached().remove(id);
         Ok(())
     }
 
     /// Unmounts everything, as far as it goes, before the guest stops.
     pub(crate) async fn shutdown(&self) {
-        let ids: Vec<_> = self.attached().keys().cloned().collect();
-        for id in ids {
-            let Some(path) = self.mount_point(&id) else {
-                continue;
-            };
-            if let Err(error) = umount2(&path, MntFlags::empty()) {
-                warn!(storage = %id, %error, "unmount");
+        let mounted: Vec<_> = self
+            .attached()
+            .iter()
+            .filter_map(|(id, storage)| Some((id.clone(), storage.mount_point.clone()?)))
+            .collect();
+        blocking(move || {
+            for (id, path) in mounted {
+                if let Err(error) = umount2(&path, MntFlags::empty()) {
+                    warn!(storage = %id, %error, "unmount");
+                }
             }
+        })
+        .await;
+    }
+}
+
+impl Storage {
+    /// Brings up the device of `request`, and mounts it on `path` when it has a file system.
+    fn set_up(
+        request: AttachStorageRequest,
+        mut options: Options,
+        slots: &Slots,
+        path: PathBuf,
+    ) -> Result<Self, StorageError> {
+        let fstype = request.fstype.as_str();
+        // Memory and directories have no device; all else is behind a slot.
+        let device = match fstype {
+            "tmpfs" | "bind" => String::new(),
+            // Known by its tag, which is the storage's id.
+            VIRTIOFS => {
+                slots.slot(request.slot)?.probe()?;
+                request.id.clone()
+            }
+            _ => {
+                let slot = slots.slot(request.slot)?;
+                slot.probe()?;
+                let disk = slot.disk()?;
+                options.choose_access(fstype, &disk);
+                format!("/dev/{disk}")
+            }
+        };
+        let mount_point = if fstype.is_empty() {
+            None
+        } else {
+            let mounted = options.mount(fstype, &device, &path).and_then(|()| {
+                let volume = request.volume.as_ref();
+                let made = volume.map_or(Ok(()), |like| make_volume(&path, like));
+                made.inspect_err(|_| {
+                    // Nothing uses it yet.
+                    let _ = umount2(&path, MntFlags::empty());
+                })
+            });
+            mounted.inspect_err(|_| {
+                let _ = fs::remove_dir(&path);
+            })?;
+            Some(path)
+        };
+        Ok(Self {
+            request,
+            device,
+            mount_point,
+        })
+    }
+
+    /// Unmounts it and releases its device.
+    fn take_down(&self, slots: &Slots) -> Result<(), StorageError> {
+        if let Some(path) = &self.mount_point {
+            if self.request.volume.is_some() {
+                // A mount namespace of a container may still hold on to the file system, and the
+                // disk goes.
+                write_back(path)?;
+            }
+            unmount(path)?;
+            let _ = fs::remove_dir(path);
         }
+        if !self.device.is_empty() {
+            slots.slot(self.request.slot)?.release()?;
+        }
+        Ok(())
     }
 }
 
@@ -296,25 +315,22 @@ fn make_volume(at: &Path, like: &Directory) -> Result<(), StorageError> {
     make().map_err(|source| StorageError::Directory { path, source })
 }
 
-async fn write_back(path: &Path) -> Result<(), StorageError> {
-    let at = path.to_owned();
-    let sync =
-        tokio::task::spawn_blocking(move || -> io::Result<()> { Ok(syncfs(File::open(at)?)?) });
-    let synced = sync.await.unwrap_or_else(|e| Err(io::Error::other(e)));
-    synced.map_err(|source| StorageError::Sync {
+fn write_back(path: &Path) -> Result<(), StorageError> {
+    let sync = || -> io::Result<()> { Ok(syncfs(File::open(path)?)?) };
+    sync().map_err(|source| StorageError::Sync {
         path: path.to_owned(),
         source,
     })
 }
 
-async fn unmount(path: &Path) -> Result<(), StorageError> {
+fn unmount(path: &Path) -> Result<(), StorageError> {
     let mut tries = 0;
     loop {
         match umount2(path, MntFlags::empty()) {
             Ok(()) | Err(nix::Error::EINVAL | nix::Error::ENOENT) => return Ok(()),
             Err(nix::Error::EBUSY) if tries < UNMOUNT_TRIES => {
                 tries += 1;
-                sleep(Duration::from_millis(50)).await;
+                sleep(Duration::from_millis(50));
             }
             Err(source) => {
                 let path = path.to_owned();
@@ -399,6 +415,9 @@ impl Options {
 
 #[cfg(test)]
 mod tests {
+    use nix::{sys::stat::Mode, unistd::mkfifo};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
     use super::*;
 
     fn options(list: &[&str]) -> Result<Options, StorageError> {
@@ -429,9 +448,112 @@ mod tests {
         }
     }
 
+    /// A machine with an empty slot 6 and a disk in slot 5, whose device is never done.
+    struct SlowMachine {
+        dir: tempfile::TempDir,
+    }
+
+    impl SlowMachine {
+        fn new() -> Self {
+            let dir = tempfile::tempdir().unwrap();
+            let bus = dir.path().join("bus/platform");
+            fs::create_dir_all(bus.join("devices/virtio-mmio.5/driver")).unwrap();
+            fs::create_dir_all(bus.join("devices/virtio-mmio.6")).unwrap();
+            fs::create_dir_all(bus.join("drivers/virtio-mmio")).unwrap();
+            // Who writes there waits for a reader, as for a device.
+            for file in ["drivers_probe", "drivers/virtio-mmio/unbind"] {
+                mkfifo(&bus.join(file), Mode::S_IRWXU).unwrap();
+            }
+            Self { dir }
+        }
+
+        fn storages(&self) -> Arc<Storages> {
+            let layout = Layout::new(self.dir.path().join("run"), "x".into());
+            Storages::new(layout, Slots::below(self.dir.path(), self.dir.path()))
+        }
+
+        /// The device is done after all, in a while.
+        fn done_later(&self, file: &str) -> std::thread::JoinHandle<String> {
+            let path = self.dir.path().join("bus/platform").join(file);
+            std::thread::spawn(move || {
+                sleep(Duration::from_millis(500));
+                fs::read_to_string(path).unwrap()
+            })
+        }
+    }
+
+    /// Bytes go to and fro, as streams of the pod do.
+    async fn a_stream_goes_on() {
+        let (mut host, process) = tokio::net::UnixStream::pair().unwrap();
+        let echo = tokio::spawn(async move {
+            let (mut reader, mut writer) = process.into_split();
+            tokio::io::copy(&mut reader, &mut writer).await
+        });
+        for _ in 0..10 {
+            host.write_all(b"x").await.unwrap();
+            host.read_exact(&mut [0]).await.unwrap();
+        }
+        drop(host);
+        echo.await.unwrap().unwrap();
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn streams_go_on_while_a_device_is_slow() {
+        let machine = SlowMachine::new();
+        let storages = machine.storages();
+
+        let request = AttachStorageRequest {
+            id: "disk".into(),
+            slot: 6,
+            ..AttachStorageRequest::default()
+        };
+        let probed = machine.done_later("drivers_probe");
+        let own = Arc::clone(&storages);
+        let attaching = tokio::spawn(async move { own.attach(request).await });
+        a_stream_goes_on().await;
+        assert!(!attaching.is_finished());
+        let failed = attaching.await.unwrap();
+        assert!(matches!(
+            failed,
+            Err(StorageError::Device(DeviceError::Empty(6)))
+        ));
+        assert_eq!(probed.join().unwrap(), "virtio-mmio.6");
+
+        let storage = Storage {
+            request: AttachStorageRequest {
+                slot: 5,
+                ..AttachStorageRequest::default()
+            },
+            device: "/dev/vdb".into(),
+            mount_point: None,
+        };
+        let id = Id::parse("storage id", "disk").unwrap();
+        storages.attached().insert(id.clone(), storage);
+        let released = machine.done_later("drivers/virtio-mmio/unbind");
+        let own = Arc::clone(&storages);
+        let detaching = tokio::spawn(async move { own.detach("disk").await });
+        a_stream_goes_on().await;
+        assert!(!detaching.is_finished());
+        detaching.await.unwrap().unwrap();
+        assert_eq!(released.join().unwrap(), "virtio-mmio.5");
+        assert_eq!(storages.attached().get(&id), None);
+
+        // A device that was never noted.
+        let released = machine.done_later("drivers/virtio-mmio/unbind");
+        let own = Arc::clone(&storages);
+        let vacating = tokio::spawn(async move { own.vacate(5).await });
+        a_stream_goes_on().await;
+        assert!(!vacating.is_finished());
+        vacating.await.unwrap().unwrap();
+        assert_eq!(released.join().unwrap(), "virtio-mmio.5");
+    }
+
     #[test]
     fn what_is_behind_a_slot_is_found_without_its_name() {
-        let storages = Storages::new(Layout::new("/nonexistent".into(), "x".into()));
+        let storages = Storages::new(
+            Layout::new("/nonexistent".into(), "x".into()),
+            Slots::default(),
+        );
         let id = |text: &str| Id::parse("storage id", text).unwrap();
         for (name, slot, device) in [("disk", 7, "/dev/vdb"), ("memory", 8, "")] {
             let storage = Storage {

@@ -16,7 +16,7 @@ use std::{
 use tokio::time::sleep;
 use tracing::{debug, info, warn};
 
-use crate::sys;
+use crate::{blocking::blocking, sys};
 
 /// How often the disk is looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(15);
@@ -41,8 +41,7 @@ pub(crate) async fn keep_trimmed(device: PathBuf, root: PathBuf) {
         }
         let path = root.clone();
         // Opened anew each time: an open file would keep it from being unmounted.
-        let trim = tokio::task::spawn_blocking(move || sys::trim(&File::open(path)?));
-        match trim.await.unwrap_or_else(|e| Err(io::Error::other(e))) {
+        match blocking(move || sys::trim(&File::open(path)?)).await {
             Ok(bytes) => debug!(bytes, "trimmed the scratch disk"),
             Err(error) if is_final(&error) => {
                 return info!(%error, "the scratch disk gives no space back");

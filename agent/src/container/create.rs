@@ -31,6 +31,7 @@ use super::{
     volumes::{self, Copies},
 };
 use crate::{
+    blocking::blocking,
     ident::Id,
     live::LiveVolumes,
     pidfd::Process,
@@ -101,8 +102,9 @@ impl Remains {
             }
             cgroup.empty().await;
         }
-        if let Err(error) = self.remove() {
-            warn!(container = %self.id, error = &error as &dyn std::error::Error, "undo a failed creation");
+        let id = self.id.clone();
+        if let Err(error) = blocking(move || self.remove()).await {
+            warn!(container = %id, error = &error as &dyn std::error::Error, "undo a failed creation");
         }
     }
 }
@@ -171,7 +173,7 @@ async fn stages(
     };
     let (mut asked, held) = blocking(move || {
         let held = sources.locate(&mut asked)?;
-        Ok((asked, held))
+        Ok::<_, ContainerError>((asked, held))
     })
     .await?;
     nodes::add(&mut asked, request, &context.storages)?;
@@ -187,7 +189,8 @@ async fn stages(
             writable: upper,
             user,
         };
-        Ok(Rootfs::assemble(dir.join("rootfs"), layers)?)
+        let rootfs = Rootfs::assemble(dir.join("rootfs"), layers)?;
+        Ok::<_, ContainerError>(rootfs)
     })
     .await?;
     let root = rootfs.path().to_owned();
@@ -237,7 +240,7 @@ async fn stages(
         let spec = spec::complete(asked, add)?;
         make_cwd(&root, &spec, in_user.as_ref());
         write_json(&dir.join("config.json"), &spec)?;
-        Ok((spec, user, copies))
+        Ok::<_, ContainerError>((spec, user, copies))
     })
     .await?;
 
@@ -268,7 +271,7 @@ async fn stages(
         },
     )
     .await;
-    drop(copies);
+    blocking(move || drop(copies)).await;
     let launched = match launched {
         Ok(launched) => launched,
         Err(e) => {
@@ -423,15 +426,4 @@ pub(crate) fn write_json(path: &Path, value: &impl serde::Serialize) -> Result<(
 /// libcontainer's state directory of a container.
 pub(crate) fn state_dir(dir: &Path) -> PathBuf {
     dir.join(INNER_ID)
-}
-
-/// Runs file work beside the event loop.
-pub(crate) async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, ContainerError> + Send + 'static,
-) -> Result<T, ContainerError> {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(result) => result,
-        // Only when the agent is going down: the work cannot panic on its own.
-        Err(e) => Err(ContainerError::Stdio(io::Error::other(e))),
-    }
 }

@@ -14,12 +14,13 @@ use super::{
     ContainerError, Context, Public,
     cgroup::Cgroup,
     child::Action,
-    create::{Created, blocking, owner, user_init, write_json},
+    create::{Created, owner, user_init, write_json},
     launch::{Launch, launch},
     process::{Ended, Subject, follow},
     spec,
 };
 use crate::{
+    blocking::blocking,
     ident::Id,
     pidfd::Process,
     stdio::{InputEnd, Stdio, Wanted},
@@ -113,7 +114,7 @@ impl Execs {
                     path: cgroup_path,
                     source,
                 })?;
-            Ok((cgroup, file))
+            Ok::<_, ContainerError>((cgroup, file))
         })
         .await?;
 

@@ -21,12 +21,12 @@ use tracing::{info, warn};
 use super::{
     ContainerError, Context, Made, Public, Reply, Sending,
     cgroup::Cgroup,
-    create::{Created, blocking, create, state_dir},
+    create::{Created, create, state_dir},
     exec::Execs,
     process::StartFailure,
     update::{self, Change},
 };
-use crate::{ident::Id, pidfd::Process};
+use crate::{blocking::blocking, ident::Id, pidfd::Process};
 
 /// How long a killed container may take to end.
 const KILL_TIMEOUT: Duration = Duration::from_secs(20);
@@ -354,9 +354,9 @@ impl Task {
         if let Some(mut remains) = self.created.remains.take() {
             let (remains, removed) = blocking(move || {
                 let removed = remains.remove();
-                Ok((remains, removed))
+                (remains, removed)
             })
-            .await?;
+            .await;
             if removed.is_err() {
                 // The next call tries again.
                 self.created.remains = Some(remains);

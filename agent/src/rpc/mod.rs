@@ -13,9 +13,10 @@ use ttrpc::r#async::{ServerStreamSender, TtrpcContext};
 
 use self::status::{Refusal, invalid, status};
 use crate::{
+    blocking::blocking,
     container::{Change, Containers, Context, Sending},
     ident::Id,
-    mmio::Slot,
+    mmio::Slots,
     sandbox::Sandbox,
     shutdown,
     stats::Stats,
@@ -50,16 +51,6 @@ async fn complete<T: Send + 'static>(
             refusal.into()
         }),
         Err(e) => Err(ttrpc::Error::Others(e.to_string())),
-    }
-}
-
-/// Runs file work beside the event loop.
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, Refusal> + Send + 'static,
-) -> Result<T, Refusal> {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(result) => result,
-        Err(e) => Err(Refusal::internal(e.to_string())),
     }
 }
 
@@ -143,12 +134,13 @@ impl rpc::Agent for Service {
         _: &TtrpcContext,
         request: proto::AttachDeviceRequest,
     ) -> ttrpc::Result<proto::AttachDeviceResponse> {
-        complete(async move {
-            let slot = Slot::new(request.slot).map_err(|e| status(&e))?;
+        complete(blocking(move || {
+            let slot = Slots::default().slot(request.slot);
+            let slot = slot.map_err(|e| status(&e))?;
             slot.probe().map_err(|e| status(&e))?;
             let driver = slot.driver().unwrap_or_default();
             let name = if driver == "virtio_net" {
-                slot.link().await.map_err(|e| status(&e))?
+                slot.link().map_err(|e| status(&e))?
             } else {
                 String::new()
             };
@@ -157,7 +149,7 @@ impl rpc::Agent for Service {
                 name,
                 ..proto::AttachDeviceResponse::default()
             })
-        })
+        }))
         .await
     }
 
@@ -167,7 +159,8 @@ impl rpc::Agent for Service {
         request: proto::DetachDeviceRequest,
     ) -> ttrpc::Result<proto::Empty> {
         complete(blocking(move || {
-            done(Slot::new(request.slot).and_then(|slot| slot.release()))
+            let slot = Slots::default().slot(request.slot);
+            done(slot.and_then(|slot| slot.release()))
         }))
         .await
     }

@@ -20,16 +20,6 @@ pub(crate) struct Refusal {
     message: String,
 }
 
-impl Refusal {
-    /// Something that should not happen.
-    pub(crate) fn internal(message: String) -> Self {
-        Self {
-            code: Code::INTERNAL,
-            message,
-        }
-    }
-}
-
 impl From<Refusal> for ttrpc::Error {
     fn from(refusal: Refusal) -> Self {
         Self::RpcStatus(get_status(refusal.code, refusal.message))
