@@ -20,7 +20,7 @@ use crate::{
     config::Settings,
     cri::{Backend, Cri},
     host::Probe,
-    images::ImagesService,
+    images::service::ImagesService,
     shutdown::{self, Stop},
     socket::{DirectoryLock, SocketError, listen},
     stream_backend::StreamBackend,

@@ -4,6 +4,7 @@
 use std::path::Path;
 
 use anyhow::{Context, Result};
+use error_reporter::Report;
 use hull_proto_cri::v1::{
     VersionRequest, image_service_client::ImageServiceClient,
     runtime_service_client::RuntimeServiceClient,
@@ -19,7 +20,6 @@ use tracing::warn;
 use crate::{
     app::{App, AppError},
     config::Settings,
-    cri,
     socket::keep_private,
 };
 
@@ -114,7 +114,7 @@ impl Daemon {
         drop(stop);
         match task.await {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => warn!(error = cri::text(&error), "stop the daemon"),
+            Ok(Err(error)) => warn!(error = %Report::new(error), "stop the daemon"),
             Err(error) => warn!(%error, "stop the daemon"),
         }
     }

@@ -38,6 +38,7 @@
 //! vcpus = 1
 //! ```
 
+mod error;
 mod streaming;
 
 use std::{
@@ -52,41 +53,14 @@ use hull_network::NetworkConfig;
 use hull_spec::config::{ImageDevice, PodsConfig};
 use serde::Deserialize;
 
+pub(crate) use self::error::ConfigError;
+use self::error::{absolute, invalid};
 use self::streaming::StreamingTable;
 
 /// Sockets of the node's daemon.
 const DEFAULT_STATE: &str = "/run/hull";
 /// Read when it exists and no other file was named.
 const DEFAULT_FILE: &str = "/etc/hull/config.toml";
-
-/// Why there are no settings.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum ConfigError {
-    /// The file can't be read.
-    #[error("read configuration {}", path.display())]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
-    /// It isn't TOML with the known keys.
-    #[error("parse configuration {}", path.display())]
-    Parse {
-        /// The file.
-        path: PathBuf,
-        /// Where and why.
-        source: Box<toml::de::Error>,
-    },
-    /// A value is out of range.
-    #[error("{key}: {reason}")]
-    Invalid {
-        /// The key.
-        key: String,
-        /// What is wrong.
-        reason: String,
-    },
-}
 
 /// The file as it is written.
 #[derive(Debug, Default, Deserialize)]
@@ -402,21 +376,6 @@ fn cpus(key: &str, count: u8) -> Result<u8, ConfigError> {
         return Err(invalid(key, "it must be at least 1"));
     }
     Ok(count)
-}
-
-fn absolute(key: &str, path: PathBuf) -> Result<PathBuf, ConfigError> {
-    if path.is_absolute() {
-        return Ok(path);
-    }
-    // Flags are typed relative to where a person is; a daemon's paths must not depend on it.
-    std::path::absolute(&path).map_err(|error| invalid(key, &error.to_string()))
-}
-
-fn invalid(key: &str, reason: &str) -> ConfigError {
-    ConfigError::Invalid {
-        key: key.to_owned(),
-        reason: reason.to_owned(),
-    }
 }
 
 #[cfg(test)]

@@ -47,7 +47,7 @@ fn main() -> ExitCode {
     match execute(cli) {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("hull: {}", cri::text(error.as_ref()));
+            eprintln!("hull: {error:#}");
             failure
         }
     }

@@ -7,6 +7,7 @@ use std::{
 };
 
 use async_trait::async_trait;
+use error_reporter::Report;
 use futures::future::BoxFuture;
 use hull_pod::{Pods, SessionInput, SessionStreams};
 use hull_spec::error::PodError;
@@ -18,8 +19,6 @@ use tokio::{
     sync::{mpsc, oneshot},
 };
 use tracing::debug;
-
-use crate::cri::text;
 
 /// Gives processes and connections of pods to the streaming server.
 #[derive(Debug)]
@@ -137,7 +136,7 @@ impl Backend for StreamBackend {
 }
 
 fn told(error: &PodError) -> BackendError {
-    BackendError(text(error))
+    BackendError(Report::new(error).to_string())
 }
 
 /// The next size; never when there are no more.
@@ -151,7 +150,7 @@ async fn next(sizes: &mut mpsc::Receiver<TerminalSize>) -> TerminalSize {
 /// A process that has just ended has no terminal any more.
 fn resized(result: Result<(), PodError>) {
     if let Err(error) = result {
-        debug!(error = text(&error), "resize a terminal");
+        debug!(error = %Report::new(error), "resize a terminal");
     }
 }
 

@@ -7,6 +7,9 @@
 
 use std::fmt;
 
+/// Bytes of an archive in one message, but for its last.
+pub const PIECE: usize = 256 << 10;
+
 /// Package `hull.images.v1`.
 #[allow(warnings, clippy::all, clippy::pedantic, reason = "generated code")]
 #[allow(

@@ -13,11 +13,11 @@ use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use hull_base::blocking;
 use serde::Deserialize;
 use tempfile::TempDir;
 use tokio::sync::mpsc;
 
-use crate::blocking::blocking;
 use crate::config::Limits;
 use crate::digest::Digest;
 use crate::error::{PullError, StoreError};
@@ -132,7 +132,7 @@ impl Archive {
                 spool.read_exact_at(&mut bytes, offset).map(|()| bytes)
             });
             let bytes = read
-                .await?
+                .await
                 .map_err(|e| StoreError::io("read the stored archive", e))?;
             offset += bytes.len() as u64;
             received(bytes.len() as u64);

@@ -34,9 +34,6 @@ pub enum StoreError {
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
-    /// A task of the store ended without a result.
-    #[error("run a task of the image store")]
-    Task(#[source] tokio::task::JoinError),
 }
 
 impl StoreError {

@@ -8,9 +8,9 @@ use std::collections::HashSet;
 use std::io::{self, Read, Write};
 use std::sync::Arc;
 
+use hull_base::blocking;
 use serde_json::{Value, json};
 
-use crate::blocking::blocking;
 use crate::digest::Digest;
 use crate::error::StoreError;
 use crate::image::ImageId;
@@ -45,7 +45,7 @@ pub(crate) async fn export(
             result
         }
     });
-    let result = work.await?;
+    let result = work.await;
     result.and(pins.release().await)
 }
 

@@ -6,9 +6,9 @@ mod tests;
 use std::io;
 use std::sync::Arc;
 
+use hull_base::blocking;
 use tokio::sync::watch;
 
-use crate::blocking::blocking;
 use crate::config::StoreConfig;
 use crate::error::{PullError, StoreError};
 use crate::export;
@@ -52,7 +52,7 @@ impl ImageStore {
                 shared: Arc::new(shared),
             })
         })
-        .await?
+        .await
     }
 
     /// Pulls an image and makes its disk; a layer that is present is not fetched again.
@@ -233,6 +233,6 @@ impl ImageStore {
         work: impl FnOnce(&Shared) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, StoreError> {
         let shared = Arc::clone(&self.shared);
-        blocking(move || work(&shared)).await?
+        blocking(move || work(&shared)).await
     }
 }

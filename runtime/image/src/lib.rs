@@ -15,7 +15,6 @@
 #![forbid(unsafe_code)]
 
 mod archive;
-mod blocking;
 mod config;
 pub mod database;
 mod digest;

@@ -17,11 +17,11 @@ mod source;
 use std::io::Read;
 use std::sync::Arc;
 
+use hull_base::blocking;
 use tokio::sync::watch;
 use tracing::info;
 
 use crate::archive::Archive;
-use crate::blocking::blocking;
 use crate::digest::Digest;
 use crate::error::PullError;
 use crate::image::ImageId;
@@ -78,7 +78,7 @@ pub(crate) async fn import(
             read
         }
     });
-    let (archive, images) = read.await??;
+    let (archive, images) = read.await?;
     let source = Source::Archive(archive);
     let mut ids = Vec::new();
     for image in images {
@@ -184,7 +184,7 @@ impl Pull<'_> {
             drop(pins);
             put
         })
-        .await??;
+        .await?;
         Ok(id)
     }
 
@@ -199,7 +199,7 @@ impl Pull<'_> {
                 _ => disk::memory(&shared, &layers).map(Found::Layers),
             }
         });
-        let memory = match found.await?? {
+        let memory = match found.await? {
             Found::Disk(disk) => return Ok(disk),
             Found::Layers(memory) => memory,
         };
@@ -209,7 +209,7 @@ impl Pull<'_> {
             drop((pins, memory));
             disk
         })
-        .await?
+        .await
     }
 }
 

@@ -24,6 +24,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use error_reporter::Report;
 use rustix::fs::OFlags;
 
 use hull_base::{beneath, blocking, host};
@@ -186,7 +187,7 @@ impl<'a> Recorded<'a> {
                     PodError::invalid(field, error.to_string())
                 }
                 error => {
-                    let why = network_error(error).report();
+                    let why = Report::new(network_error(error)).to_string();
                     PodError::precondition("run the sandbox", why)
                 }
             });

@@ -21,6 +21,7 @@ use std::{
     time::Duration,
 };
 
+use error_reporter::Report;
 use futures::future::join_all;
 use hull_image::ImageId;
 use tokio::{
@@ -166,7 +167,7 @@ pub(crate) fn supervise(
         tracing::error!(pod = %id, %panic, "the pod's task ended, its VM is killed");
         let failure = match caught(take_over(&node, &id, panic)).await {
             Ok(Ok(())) => return,
-            Ok(Err(error)) => error.report(),
+            Ok(Err(error)) => Report::new(error).to_string(),
             Err(panic) => panic.to_string(),
         };
         tracing::error!(pod = %id, failure, "the pod is left alone until the daemon starts again");
@@ -432,13 +433,13 @@ impl Recovery {
         let (socket, report) = (run.control_socket(), run.exit_report());
         let vmm = vmm.ok_or_else(|| client::read_report(&report))?;
         let connected = VmClient::connect(&socket, &report, deadline, &vmm).await;
-        let (vm, _) = connected.map_err(|error| PodError::from(error).report())?;
+        let (vm, _) = connected.map_err(|error| Report::new(PodError::from(error)).to_string())?;
         let vsock = run.vsock_socket();
         let greeted = tokio::select! {
             greeted = Agent::connect(&vsock, self.node.config.agent_timeout, deadline) => greeted,
             () = vm.gone() => return Err(vm.report()),
         };
-        let (agent, _) = greeted.map_err(|error| PodError::from(error).report())?;
+        let (agent, _) = greeted.map_err(|error| Report::new(PodError::from(error)).to_string())?;
         Ok((vm, agent))
     }
 }

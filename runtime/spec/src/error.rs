@@ -3,7 +3,6 @@
 use std::{error::Error, fmt, sync::Arc};
 
 use error_reporter::Report;
-
 use hull_base::panics::Panic;
 
 /// A cause, shared because all who wait for one operation get its error.
@@ -138,10 +137,13 @@ pub enum PodError {
     },
     /// An operation failed, and so did undoing it; what is left is removed when the sandbox is,
     /// or when the daemon starts.
-    #[error("{failure}; and undoing it failed: {undo}")]
+    #[error(
+        "{}; and undoing it failed: {}",
+        Report::new(failure),
+        Report::new(undo)
+    )]
     Undo {
         /// The failure.
-        #[source]
         failure: Box<PodError>,
         /// Why it could not be undone.
         undo: Box<PodError>,
@@ -164,19 +166,6 @@ impl PodError {
             Self::Internal { .. } => ErrorKind::Internal,
             Self::Undo { failure, .. } => failure.kind(),
         }
-    }
-
-    /// The error with all its causes, for a person.
-    #[must_use]
-    pub fn report(&self) -> String {
-        if let Self::Undo { failure, undo } = self {
-            return format!(
-                "{}; and undoing it failed: {}",
-                failure.report(),
-                undo.report()
-            );
-        }
-        Report::new(self).to_string()
     }
 
     /// [`PodError::InvalidArgument`] of a field, in the words of CRI.
@@ -253,7 +242,7 @@ mod tests {
         let error = failure.after_undo(undo);
         assert_eq!(error.kind(), ErrorKind::Internal);
         assert_eq!(
-            error.report(),
+            Report::new(error).to_string(),
             "write it: disk on fire; and undoing it failed: undo it: too late"
         );
     }

@@ -5,7 +5,7 @@ use std::{net::SocketAddr, path::PathBuf};
 use hull_streaming::{Config, TlsFiles};
 use serde::Deserialize;
 
-use super::{ConfigError, absolute, invalid};
+use super::error::{ConfigError, absolute, invalid};
 
 /// The table as it is written.
 #[derive(Debug, Default, Deserialize)]

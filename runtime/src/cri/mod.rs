@@ -36,7 +36,7 @@ use hull_streaming::Streaming;
 use tonic::{Code, Response, Status};
 use tracing::{Instrument, Span, debug, warn};
 
-pub(crate) use self::{error::CriError, status_code::text, stream::Answer};
+pub(crate) use self::{error::CriError, stream::Answer};
 use crate::{config::Handlers, host::Probe, shutdown::Stopping};
 
 /// What the services work on.

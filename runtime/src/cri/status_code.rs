@@ -1,7 +1,6 @@
 //! The only place where an error becomes a gRPC status.
 
-use std::error::Error;
-
+use error_reporter::Report;
 use hull_image::{PullError, StoreError};
 use hull_spec::error::ErrorKind;
 use hull_streaming::RequestError;
@@ -11,7 +10,7 @@ use super::error::CriError;
 
 /// The status that a client gets: code by kind of error, text with all causes.
 pub(crate) fn status(error: &CriError) -> Status {
-    Status::new(code(error), text(error))
+    Status::new(code(error), Report::new(error).to_string())
 }
 
 fn code(error: &CriError) -> Code {
@@ -68,21 +67,6 @@ fn of_store(error: &StoreError) -> Code {
         StoreError::NoSpace { .. } => Code::ResourceExhausted,
         _ => Code::Internal,
     }
-}
-
-/// The error and its causes in one line; a cause that its error already tells is not repeated.
-pub(crate) fn text(error: &(dyn Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let more = error.to_string();
-        if !text.contains(&more) {
-            text.push_str(": ");
-            text.push_str(&more);
-        }
-        cause = error.source();
-    }
-    text
 }
 
 #[cfg(test)]
@@ -157,6 +141,9 @@ mod tests {
             action: "connect to the agent".into(),
             source: Arc::new(io::Error::other("connection reset")),
         });
-        assert_eq!(text(&error), "connect to the agent: connection reset");
+        assert_eq!(
+            status(&error).message(),
+            "connect to the agent: connection reset"
+        );
     }
 }

@@ -7,7 +7,7 @@ use std::{
     path::Path,
 };
 
-use super::Finding;
+use super::finding::Finding;
 
 const ELF: &[u8] = b"\x7fELF";
 /// The superblock's magic, at byte 1024 (little endian 0xe0f5e1e2).

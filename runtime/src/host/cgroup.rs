@@ -4,7 +4,7 @@ use std::path::Path;
 
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
 
-use super::Finding;
+use super::finding::Finding;
 
 const ADVICE: &str = "boot with `systemd.unified_cgroup_hierarchy=1`, or mount cgroup2 on \
                       /sys/fs/cgroup";

@@ -2,7 +2,7 @@
 
 use std::{fs::OpenOptions, io, path::Path};
 
-use super::Finding;
+use super::finding::Finding;
 
 /// Whether /dev/kvm is there and may be opened. Whether it works is the probe's question.
 pub(super) fn kvm(path: &Path) -> Finding {

@@ -4,6 +4,7 @@
 mod assets;
 mod cgroup;
 mod devices;
+mod finding;
 mod network;
 mod probe;
 mod tools;
@@ -12,35 +13,7 @@ use std::path::Path;
 
 use crate::config::Settings;
 
-pub(crate) use self::probe::Probe;
-
-/// The result of a check.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Finding {
-    /// It is there; what it is.
-    Good(String),
-    /// It isn't.
-    Bad {
-        /// What was found instead.
-        detail: String,
-        /// What to do about it.
-        advice: String,
-    },
-}
-
-impl Finding {
-    fn bad(detail: impl Into<String>, advice: impl Into<String>) -> Self {
-        Self::Bad {
-            detail: detail.into(),
-            advice: advice.into(),
-        }
-    }
-
-    /// Tells whether it is there.
-    pub(crate) fn is_good(&self) -> bool {
-        matches!(self, Self::Good(_))
-    }
-}
+pub(crate) use self::{finding::Finding, probe::Probe};
 
 /// Runs all checks, in an order in which a person would mend things.
 pub(crate) async fn check(settings: &Settings) -> Vec<(&'static str, Finding)> {

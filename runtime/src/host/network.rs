@@ -1,19 +1,19 @@
 //! Pod networks: the CNI configuration and the plugins that it names.
 
+use error_reporter::Report;
 use hull_network::{
     NetworkConfig,
     cni::{conf, exec},
 };
 
-use super::Finding;
-use crate::cri::text;
+use super::finding::Finding;
 
 /// Whether there is a usable configuration.
 pub(super) fn configuration(config: &NetworkConfig) -> Finding {
     match conf::load(&config.conf_dir) {
         Ok(list) => Finding::Good(format!("network {:?}", list.name)),
         Err(error) => Finding::bad(
-            text(&error),
+            Report::new(error).to_string(),
             format!(
                 "put a network configuration (.conflist) into {}",
                 config.conf_dir.display()
@@ -38,7 +38,7 @@ pub(super) fn plugins(config: &NetworkConfig) -> Finding {
     for kind in &kinds {
         if let Err(error) = exec::find(&config.bin_dirs, kind) {
             return Finding::bad(
-                text(&error),
+                Report::new(error).to_string(),
                 "install the plugins (Debian: containernetworking-plugins)",
             );
         }

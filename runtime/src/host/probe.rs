@@ -8,7 +8,7 @@ use std::{
 
 use tokio::{process::Command, sync::Mutex, time::Instant};
 
-use super::{Finding, devices};
+use super::{devices, finding::Finding};
 
 /// The guest is tiny; only an emulated CPU needs more than a few milliseconds.
 const LIMIT: Duration = Duration::from_secs(30);

@@ -4,7 +4,7 @@ use std::{env, os::unix::fs::PermissionsExt, path::Path};
 
 use nix::unistd::Uid;
 
-use super::Finding;
+use super::finding::Finding;
 
 /// Whether this is root.
 pub(super) fn user() -> Finding {

@@ -4,7 +4,7 @@
 //! is, [`transfer`] moves archives, [`table`] prints lists.
 
 pub(crate) mod progress;
-mod service;
+pub(crate) mod service;
 mod table;
 #[cfg(test)]
 mod tests;
@@ -18,7 +18,6 @@ use std::{
 use anyhow::{Context, Result};
 use hull_proto_images::v1::{Image, ListRequest, PullRequest, RemoveRequest};
 
-pub(crate) use self::service::ImagesService;
 use self::{progress::Show, table::Names};
 use crate::{
     client::{self, Client, refused},
@@ -27,8 +26,6 @@ use crate::{
 
 /// Longest password or token read, bytes.
 const LONGEST_SECRET: u64 = 64 << 10;
-/// Bytes of an archive that are sent at once.
-const PIECE: usize = 256 << 10;
 
 /// What `hull images` is asked for.
 #[derive(Debug, Clone, clap::Subcommand)]

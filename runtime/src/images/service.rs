@@ -8,7 +8,10 @@ use std::{
 
 use futures::{StreamExt, stream};
 use hull_image::{Auth, Image, ImageId, ImageStore, PullError, PullProgress, StoreError};
-use hull_proto_images::v1::{self, images_server::Images};
+use hull_proto_images::{
+    PIECE,
+    v1::{self, images_server::Images},
+};
 use tokio::{
     sync::{mpsc, watch},
     time::sleep,
@@ -17,7 +20,6 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming, async_trait};
 use tracing::{Instrument, Span, info_span};
 
-use super::PIECE;
 use crate::cri::{self, Answer};
 
 /// How often a client is told.

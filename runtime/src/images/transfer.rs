@@ -8,15 +8,13 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use futures::StreamExt;
+use hull_proto_images::PIECE;
 use hull_proto_images::v1::{ExportRequest, ImportRequest, Piece};
 use tokio::sync::{mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 
-use super::{
-    PIECE,
-    progress::{self, Show},
-};
+use super::progress::{self, Show};
 use crate::client::{Client, refused};
 
 /// Stands for standard input or output.

@@ -25,7 +25,7 @@ use tokio::{
     sync::watch,
 };
 
-use super::{RunArgs, follow, request};
+use super::{arguments::RunArgs, follow, request};
 use crate::{
     client::{Client, refused},
     images::progress::{self, Show},

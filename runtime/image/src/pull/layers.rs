@@ -3,12 +3,12 @@
 use std::sync::Arc;
 
 use futures::StreamExt;
+use hull_base::blocking;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
 use tracing::debug;
 
-use crate::blocking::blocking;
 use crate::digest::Digest;
-use crate::error::{PullError, StoreError};
+use crate::error::PullError;
 use crate::layer::source::{ChannelReader, Chunk};
 use crate::layer::{self, ExpectedLayer};
 use crate::manifest::{Configuration, Descriptor};
@@ -155,13 +155,13 @@ impl Layers<'_> {
         let (transferred, unpacked) = tokio::join!(transfer, unpacked);
         // A broken transfer also breaks the unpacking; the first is the cause.
         let server = transferred?;
-        unpacked??;
+        unpacked?;
         if let Some(server) = server {
             let shared = Arc::clone(self.shared);
             let ExpectedLayer {
                 digest, diff_id, ..
             } = expected;
-            blocking(move || shared.records.add_source(&diff_id, &server, &digest)).await??;
+            blocking(move || shared.records.add_source(&diff_id, &server, &digest)).await?;
         }
         self.progress
             .send_modify(|progress| progress.layers_done += 1);
@@ -184,7 +184,7 @@ impl Layers<'_> {
         let shared = Arc::clone(self.shared);
         let (blob, diff_id) = (blob.clone(), diff_id.clone());
         let known = blocking(move || shared.records.has_source(&diff_id, &server, &blob));
-        Ok(known.await??)
+        Ok(known.await?)
     }
 
     /// Starts the blocking half of a layer, which is only read when it is `there`. It keeps the
@@ -195,7 +195,7 @@ impl Layers<'_> {
         there: bool,
         receiver: mpsc::Receiver<Chunk>,
         place: OwnedSemaphorePermit,
-    ) -> impl Future<Output = Result<Result<(), PullError>, StoreError>> + use<> {
+    ) -> impl Future<Output = Result<(), PullError>> + use<> {
         let shared = Arc::clone(self.shared);
         let pins = self.pins.clone();
         blocking(move || {

@@ -7,6 +7,7 @@ use std::fmt;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
 
+use hull_base::blocking;
 use reqwest::Url;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 
@@ -137,7 +138,7 @@ impl Resolve for Within {
             let resolve = move || -> io::Result<Vec<SocketAddr>> {
                 Ok((name.as_str(), 0).to_socket_addrs()?.collect())
             };
-            let mut addresses = tokio::task::spawn_blocking(resolve).await??;
+            let mut addresses = blocking(resolve).await?;
             let mut refused = None;
             addresses.retain(|address| {
                 let there = Zone::of(address.ip());

@@ -3,9 +3,9 @@
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use hull_base::blocking;
 use tracing::warn;
 
-use crate::blocking::blocking;
 use crate::digest::Digest;
 use crate::error::StoreError;
 use crate::image::ImageId;
@@ -49,7 +49,7 @@ impl Pins {
     /// Gives everything up and waits until what nobody needs is gone.
     pub(crate) async fn release(self) -> Result<(), StoreError> {
         let held = self.held;
-        blocking(move || held.let_go()).await?
+        blocking(move || held.let_go()).await
     }
 }
 

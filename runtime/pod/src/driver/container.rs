@@ -2,6 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use error_reporter::Report;
 use tokio::time::{Instant, sleep, timeout_at};
 
 use hull_base::clock;
@@ -400,7 +401,7 @@ fn start_failed(error: PodError) -> Event {
     let exit = Exit {
         code: START_ERROR,
         reason: Reason::StartError,
-        message: error.report(),
+        message: Report::new(&error).to_string(),
         at_ns: clock::now_ns(),
     };
     Event::StartFailed(error, exit)

@@ -2,6 +2,7 @@
 
 use std::{net::IpAddr, sync::Arc, time::Duration};
 
+use error_reporter::Report;
 use hull_network::GuestNetwork;
 use tokio::{
     sync::Mutex,
@@ -95,7 +96,7 @@ impl Driver {
                 if let Some(record) = failed.left {
                     self.record = record;
                 }
-                self.record.message = failed.error.report();
+                self.record.message = Report::new(&failed.error).to_string();
                 // What is left was recorded before; this only adds the message.
                 let _ = self.sandbox_event(Event::BringUpFailed { left }).await;
                 Err(failed.error)

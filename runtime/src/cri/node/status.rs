@@ -1,11 +1,12 @@
 //! `Status`: conditions by what is really there, handlers, features.
 
+use error_reporter::Report;
 use hull_proto_cri::v1::{
     RuntimeCondition, RuntimeFeatures, RuntimeHandler, RuntimeHandlerFeatures, RuntimeStatus,
     StatusRequest, StatusResponse,
 };
 
-use crate::cri::{Backend, error::CriError, info, text};
+use crate::cri::{Backend, error::CriError, info};
 
 /// Tells whether this node can run pods, and how.
 pub(crate) async fn status(
@@ -14,7 +15,7 @@ pub(crate) async fn status(
 ) -> Result<StatusResponse, CriError> {
     let runtime = backend.probe.ready().await;
     let network = backend.network.status().await;
-    let network = network.map_err(|error| text(&error));
+    let network = network.map_err(|error| Report::new(error).to_string());
     let handlers: Vec<&str> = backend.handlers.names().collect();
     let mut conditions = vec![
         condition("RuntimeReady", "VmNotRunnable", runtime),

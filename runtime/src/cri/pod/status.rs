@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use error_reporter::Report;
 use hull_proto_cri::v1::{PodSandboxStatusRequest, PodSandboxStatusResponse};
 use hull_spec::{error::ErrorKind, info::SandboxInfo};
 
@@ -9,7 +10,7 @@ use crate::cri::{
     Backend,
     convert::{container, sandbox},
     error::CriError,
-    id, info, now_ns, text,
+    id, info, now_ns,
 };
 
 /// Tells about one sandbox.
@@ -52,7 +53,7 @@ async fn verbose(
         if !vm.warning.is_empty() {
             vm.warning.push_str("; ");
         }
-        vm.warning.push_str(&text(error));
+        vm.warning.push_str(&Report::new(error).to_string());
     }
     Ok(info::sandbox(&pod, metrics.as_ref().ok(), memory?))
 }

@@ -1,3 +1,4 @@
+use error_reporter::Report;
 use proptest::prelude::*;
 
 use super::*;
@@ -60,7 +61,7 @@ fn a_start_that_comes_too_late_is_told_of_the_end() {
     let [Effect::Answer(Wait::Started, Err(error))] = effects.as_slice() else {
         panic!("{effects:?}");
     };
-    let text = error.report();
+    let text = Report::new(error).to_string();
     assert!(text.contains("exit code 137"), "{text}");
     assert!(text.contains("guest kernel panic"), "{text}");
 }

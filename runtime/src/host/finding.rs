@@ -1,0 +1,29 @@
+//! What a check found.
+
+/// The result of a check.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Finding {
+    /// It is there; what it is.
+    Good(String),
+    /// It isn't.
+    Bad {
+        /// What was found instead.
+        detail: String,
+        /// What to do about it.
+        advice: String,
+    },
+}
+
+impl Finding {
+    pub(super) fn bad(detail: impl Into<String>, advice: impl Into<String>) -> Self {
+        Self::Bad {
+            detail: detail.into(),
+            advice: advice.into(),
+        }
+    }
+
+    /// Tells whether it is there.
+    pub(crate) fn is_good(&self) -> bool {
+        matches!(self, Self::Good(_))
+    }
+}
