@@ -20,13 +20,7 @@ mod stream;
 #[cfg(test)]
 mod tests;
 
-use std::{
-    future::Future,
-    panic::AssertUnwindSafe,
-    path::PathBuf,
-    sync::Arc,
-    time::{Instant, SystemTime, UNIX_EPOCH},
-};
+use std::{future::Future, panic::AssertUnwindSafe, path::PathBuf, sync::Arc, time::Instant};
 
 use futures::FutureExt;
 use hull_image::ImageStore;
@@ -103,14 +97,6 @@ pub(crate) fn failed(error: &CriError, started: Instant) -> Status {
         code => warn!(ms, ?code, error = status.message(), "failed"),
     }
     status
-}
-
-/// Unix time in nanoseconds.
-fn now_ns() -> i64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH);
-    since.map_or(0, |since| {
-        i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
-    })
 }
 
 /// An id as the client gave it: whole or shortened, but not empty.

@@ -1,11 +1,8 @@
 //! `ImageFsInfo`: what images and writable layers occupy on this node.
 
-use std::{
-    os::unix::fs::MetadataExt,
-    path::Path,
-    time::{SystemTime, UNIX_EPOCH},
-};
+use std::{os::unix::fs::MetadataExt, path::Path};
 
+use hull_base::{blocking, clock};
 use hull_image::Usage;
 use hull_proto_cri::v1::{FilesystemIdentifier, FilesystemUsage, ImageFsInfoResponse, UInt64Value};
 
@@ -15,12 +12,7 @@ use crate::cri::{Backend, error::CriError};
 pub(crate) async fn fs_info(backend: &Backend) -> Result<ImageFsInfoResponse, CriError> {
     let images = backend.images.usage().await?;
     let pods_dir = backend.pods_dir.clone();
-    let pods = tokio::task::spawn_blocking(move || allocated(&pods_dir))
-        .await
-        .map_err(|source| CriError::Task {
-            action: "measure the pods' disks",
-            source,
-        })?;
+    let pods = blocking(move || allocated(&pods_dir)).await;
     Ok(ImageFsInfoResponse {
         image_filesystems: vec![usage(&backend.images_dir, images)],
         container_filesystems: vec![usage(&backend.pods_dir, pods)],
@@ -28,9 +20,8 @@ pub(crate) async fn fs_info(backend: &Backend) -> Result<ImageFsInfoResponse, Cr
 }
 
 fn usage(directory: &Path, usage: Usage) -> FilesystemUsage {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH);
     FilesystemUsage {
-        timestamp: now.map_or(0, |now| i64::try_from(now.as_nanos()).unwrap_or(i64::MAX)),
+        timestamp: clock::now_ns(),
         fs_id: Some(FilesystemIdentifier {
             mountpoint: directory.to_string_lossy().into_owned(),
         }),

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use error_reporter::Report;
+use hull_base::clock;
 use hull_proto_cri::v1::{PodSandboxStatusRequest, PodSandboxStatusResponse};
 use hull_spec::{error::ErrorKind, info::SandboxInfo};
 
@@ -10,7 +11,7 @@ use crate::cri::{
     Backend,
     convert::{container, sandbox},
     error::CriError,
-    id, info, now_ns,
+    id, info,
 };
 
 /// Tells about one sandbox.
@@ -21,7 +22,7 @@ pub(crate) async fn status(
     let id = id("pod_sandbox_id", &request.pod_sandbox_id)?;
     let pod = backend.pods.sandbox(id).await?;
     // Before they are looked at: kubelet takes what happened since from the events.
-    let timestamp = now_ns();
+    let timestamp = clock::now_ns();
     let mut containers = backend.pods.containers().await;
     containers.retain(|container| container.pod == pod.id);
     Ok(PodSandboxStatusResponse {
