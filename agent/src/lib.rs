@@ -56,6 +56,7 @@ use std::{
     sync::Arc,
 };
 
+use error_reporter::Report;
 use hull_proto_agent::{RPC_PORT, STREAM_PORT, rpc as contract};
 use tokio::sync::Notify;
 use tracing::{error, info, warn};
@@ -139,7 +140,7 @@ fn finish(result: Result<(), AnyError>) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
-            let message = child::chain(e.as_ref());
+            let message = Report::new(e.as_ref());
             error!("{message}");
             eprintln!("hull-agent: {message}");
             ExitCode::FAILURE

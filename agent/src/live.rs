@@ -21,11 +21,12 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
+use error_reporter::Report;
 use nix::mount::{MsFlags, mount};
 use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, Stat, openat, readlinkat, statat};
 use tracing::warn;
 
-use crate::{container::child::chain, ident::Id};
+use crate::ident::Id;
 
 /// The link to the present content.
 const DATA: &str = "..data";
@@ -158,7 +159,7 @@ impl LiveVolumes {
         let copies = self.copies();
         let results = copies.by_source.iter().map(|(source, copy)| {
             let error = update(source, &copy.path).err()?;
-            Some(format!("{}: {}", copy.name, chain(&error)))
+            Some(format!("{}: {}", copy.name, Report::new(&error)))
         });
         let behind: Vec<_> = results.flatten().collect();
         if behind.is_empty() {

@@ -1,61 +1,25 @@
 //! The pod's network as the host describes it, set through netlink.
 
-use futures::TryStreamExt;
-use hull_proto_agent::agent as proto;
-use nix::errno::Errno;
-use rtnetlink::{
-    Handle, LinkUnspec,
-    packet_route::link::{LinkAttribute, LinkMessage},
-};
-
-use link::Link;
-use neighbor::Neighbor;
-use route::Path;
-use rule::Rule;
-
+mod error;
 mod link;
 mod neighbor;
+mod netlink;
 mod parse;
 mod route;
 mod rule;
 
-/// Why the network could not be set up.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum NetworkError {
-    #[error("open a netlink socket")]
-    Socket(#[source] std::io::Error),
-    #[error("{0:?} is no MAC address")]
-    Mac(String),
-    #[error("{0:?} is no address with a prefix length")]
-    Cidr(String),
-    #[error("{0:?} is no IP address")]
-    Address(String),
-    #[error("{0:?} is no interface name")]
-    Name(String),
-    #[error("no network device with MAC address {0}")]
-    NoDevice(String),
-    #[error("no interface {0}")]
-    NoInterface(String),
-    #[error("gateway and destination of route {0} are not of one family")]
-    MixedFamilies(String),
-    #[error("{0} is no kind of route or rule")]
-    Kind(u32),
-    #[error("{0} is no weight of a next hop")]
-    Weight(u32),
-    #[error("{0} is no protocol above IP")]
-    Protocol(u32),
-    #[error("{0} to {1} is no range of ports or users")]
-    Range(u32, u32),
-    #[error("{action} {what}")]
-    Netlink {
-        action: &'static str,
-        what: String,
-        #[source]
-        source: rtnetlink::Error,
-    },
-}
+use hull_proto_agent::agent as proto;
+use rtnetlink::{Handle, LinkUnspec};
 
-type Result<T> = std::result::Result<T, NetworkError>;
+pub(crate) use self::error::NetworkError;
+use self::{
+    error::Result,
+    link::Link,
+    neighbor::Neighbor,
+    netlink::{failed, index_of, up},
+    route::Path,
+    rule::Rule,
+};
 
 /// The network that the host wants this guest to have.
 #[derive(Debug, Default)]
@@ -173,72 +137,4 @@ impl Network {
 /// Brings the loopback interface up.
 pub(crate) async fn loopback() -> Result<()> {
     Network::default().apply(&Network::default()).await
-}
-
-/// Makes it no failure that what is to be removed is gone already.
-fn gone(
-    result: std::result::Result<(), rtnetlink::Error>,
-) -> std::result::Result<(), rtnetlink::Error> {
-    match result {
-        Err(rtnetlink::Error::NetlinkError(message))
-            if [
-                Errno::ESRCH,
-                Errno::ENOENT,
-                Errno::EADDRNOTAVAIL,
-                Errno::ENODEV,
-            ]
-            .iter()
-            .any(|errno| message.raw_code() == -(*errno as i32)) =>
-        {
-            Ok(())
-        }
-        other => other,
-    }
-}
-
-/// Names the failed step of a netlink request.
-fn failed(action: &'static str, what: &str) -> impl FnOnce(rtnetlink::Error) -> NetworkError {
-    let what = what.to_owned();
-    move |source| NetworkError::Netlink {
-        action,
-        what,
-        source,
-    }
-}
-
-async fn all_links(handle: &Handle) -> Result<Vec<LinkMessage>> {
-    let links = handle.link().get().execute();
-    links.try_collect().await.map_err(failed("list", "links"))
-}
-
-fn name_of(link: &LinkMessage) -> Option<&str> {
-    link.attributes.iter().find_map(|a| match a {
-        LinkAttribute::IfName(name) => Some(name.as_str()),
-        _ => None,
-    })
-}
-
-async fn index_of(handle: &Handle, name: &str) -> Result<u32> {
-    all_links(handle)
-        .await?
-        .iter()
-        .find(|link| name_of(link) == Some(name))
-        .map(|link| link.header.index)
-        .ok_or_else(|| NetworkError::NoInterface(name.to_owned()))
-}
-
-async fn up(handle: &Handle, index: u32, name: &str) -> Result<()> {
-    let change = LinkUnspec::new_with_index(index).up().build();
-    let set = handle.link().set(change).execute().await;
-    set.map_err(failed("bring up", name))
-}
-
-/// Gives a link another name, for which it must be down.
-async fn rename(handle: &Handle, index: u32, name: &str) -> Result<()> {
-    let change = LinkUnspec::new_with_index(index)
-        .down()
-        .name(name.to_owned())
-        .build();
-    let set = handle.link().set(change).execute().await;
-    set.map_err(failed("rename to", name))
 }

@@ -5,7 +5,7 @@ use std::{io, path::Path};
 use tokio::net::UnixListener;
 use tokio_vsock::{VMADDR_CID_ANY, VsockAddr, VsockListener};
 
-use crate::stdio::Connection;
+use crate::stdio::connection::Connection;
 
 /// A listening socket.
 #[derive(Debug)]

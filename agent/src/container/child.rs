@@ -282,7 +282,8 @@ fn brief(text: &str) -> String {
     text.chars().take(MESSAGE_LENGTH).collect()
 }
 
-/// Joins an error and its causes; libcontainer repeats some of them.
+/// Joins an error of libcontainer or libcgroups and its causes, each once: many of their messages hold
+/// that of the cause, which is their source too.
 pub(crate) fn chain(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut next = error.source();

@@ -16,19 +16,22 @@ use pathrs::Root;
 use tracing::{debug, warn};
 
 use super::{
-    ContainerError, Context, Made,
     cgroup::Cgroup,
     child::{Action, INNER_ID},
+    context::Context,
     devices,
+    error::ContainerError,
     launch::{Launch, launch},
-    limits, nodes,
+    limits,
+    made::Made,
+    nodes,
     oom::OomKills,
     pause::PodUser,
     process::{Ended, Executed, Subject, follow, watch_outcome},
     rootfs::{Layers, Rootfs},
     spec::{self, Additions, PidNamespaceOf},
     user::{self, User},
-    volumes::{self, Copies},
+    volumes,
 };
 use crate::{
     blocking::blocking,
@@ -228,7 +231,7 @@ async fn stages(
         if let Some(pod) = &in_user {
             check_mapped(&user, pod)?;
         }
-        let copies = Copies::make(&mut asked, &dir, in_user.as_ref(), &held)?;
+        let copies = volumes::copy(&mut asked, &dir, in_user.as_ref(), &held)?;
         let add = Additions {
             rootfs: &root,
             cgroup: oci_cgroup,
@@ -295,7 +298,6 @@ async fn stages(
         },
         Arc::clone(&context.events),
     );
-    Arc::clone(&oom).watch(ended.clone());
     let made = Made {
         init: Arc::new(launched.process),
         user,

@@ -11,11 +11,13 @@ use hull_proto_agent::agent::ExecRequest;
 use tokio::time::Instant;
 
 use super::{
-    ContainerError, Context, Public,
     cgroup::Cgroup,
     child::Action,
+    context::Context,
     create::{Created, owner, user_init, write_json},
+    error::ContainerError,
     launch::{Launch, launch},
+    made::Public,
     process::{Ended, Subject, follow},
     spec,
 };

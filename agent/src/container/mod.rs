@@ -1,6 +1,6 @@
 //! Containers: made by libcontainer, each owned by one task.
 //!
-//! Read in this order: [`task`] (what a container can do, and its states),
+//! Read in this order: [`containers`] (all of them), [`task`] (what a container can do, and its states),
 //! [`create`] (how one comes to be, and how that is undone), [`exec`],
 //! [`process`] (from start to `Exited`), [`launch`] and [`child`] (the process
 //! boundary to libcontainer), then the leaves [`spec`], [`user`], [`rootfs`],
@@ -8,12 +8,16 @@
 
 pub(crate) mod cgroup;
 pub(crate) mod child;
+mod containers;
+mod context;
+mod copies;
 mod create;
 mod devices;
 mod error;
 mod exec;
 mod launch;
 mod limits;
+mod made;
 mod nodes;
 mod oom;
 pub(crate) mod pause;
@@ -25,278 +29,7 @@ mod update;
 mod user;
 mod volumes;
 
-use std::{
-    collections::HashMap,
-    path::PathBuf,
-    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
-    time::Duration,
+pub(crate) use self::{
+    containers::Containers, context::Context, error::ContainerError, made::Made, task::Sending,
+    update::Change,
 };
-
-use hull_proto_agent::agent::{CreateRequest, ExecRequest, PidNamespace};
-use tokio::sync::{mpsc, oneshot};
-
-pub(crate) use self::error::ContainerError;
-pub(crate) use self::update::Change;
-use self::{cgroup::Cgroup, pause::PodNamespaces, task::Command, user::User};
-use crate::{
-    events::Events,
-    ident::Id,
-    layout::Layout,
-    live::LiveVolumes,
-    pidfd::Process,
-    reaper::Reaper,
-    stdio::{Stdio, server::Directory},
-    storage::Storages,
-};
-
-/// Commands that may wait for a container's task.
-const QUEUE: usize = 64;
-
-/// A signal and who gets it.
-#[derive(Debug, Clone)]
-pub(crate) struct Sending {
-    /// `None`: the container's first process.
-    pub(crate) exec: Option<Id>,
-    pub(crate) signal: i32,
-    /// All that the process started get it too.
-    pub(crate) all: bool,
-    /// When not empty: it is sent once under this name.
-    pub(crate) once: String,
-}
-
-/// What all containers use.
-#[derive(Debug)]
-pub(crate) struct Context {
-    pub(crate) layout: Layout,
-    pub(crate) reaper: Arc<Reaper>,
-    pub(crate) events: Arc<Events>,
-    pub(crate) storages: Arc<Storages>,
-    pub(crate) live: Arc<LiveVolumes>,
-    pub(crate) pod: Arc<PodNamespaces>,
-}
-
-/// All containers of the pod.
-#[derive(Debug)]
-pub(crate) struct Containers {
-    context: Arc<Context>,
-    /// Held for look-ups only.
-    all: Arc<Mutex<HashMap<Id, Handle>>>,
-}
-
-/// The way to a container's task.
-#[derive(Debug, Clone)]
-struct Handle {
-    request: Arc<CreateRequest>,
-    commands: mpsc::Sender<Command>,
-    public: Arc<Public>,
-}
-
-/// What is read of a container without asking its task.
-#[derive(Debug, Default)]
-pub(crate) struct Public {
-    /// Streams by exec id; the first process has the empty one.
-    stdio: Mutex<HashMap<String, Arc<Stdio>>>,
-    /// Set when the container was made.
-    made: OnceLock<Made>,
-}
-
-/// Facts of a container that do not change.
-#[derive(Debug, Clone)]
-pub(crate) struct Made {
-    /// The first process.
-    pub(crate) init: Arc<Process>,
-    pub(crate) user: User,
-    pub(crate) cgroup: Cgroup,
-    /// Directory with the container's changes to its root.
-    pub(crate) upper: Option<PathBuf>,
-}
-
-impl Public {
-    fn stdio(&self) -> MutexGuard<'_, HashMap<String, Arc<Stdio>>> {
-        self.stdio.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Containers {
-    /// Starts without containers.
-    pub(crate) fn new(context: Arc<Context>) -> Self {
-        Self {
-            context,
-            all: Arc::default(),
-        }
-    }
-
-    fn all(&self) -> MutexGuard<'_, HashMap<Id, Handle>> {
-        self.all.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Makes a container; a repeated request gets the first one's answer.
-    pub(crate) async fn create(&self, request: CreateRequest) -> Result<Made, ContainerError> {
-        let id = Id::parse("container id", &request.container_id)?;
-        let request = Arc::new(request);
-        let target = self.target(&request)?;
-        let handle = {
-            let mut all = self.all();
-            match all.get(&id) {
-                Some(known) if *known.request == *request => known.clone(),
-                Some(_) => return Err(ContainerError::Exists(id)),
-                None => {
-                    let handle = self.spawn(&id, &request, target);
-                    all.insert(id.clone(), handle.clone());
-                    handle
-                }
-            }
-        };
-        ask(&id, &handle, Command::Created).await
-    }
-
-    /// Starts the task that makes and then owns the container.
-    fn spawn(&self, id: &Id, request: &Arc<CreateRequest>, target: Option<Arc<Process>>) -> Handle {
-        let (commands, queue) = mpsc::channel(QUEUE);
-        let public = Arc::new(Public::default());
-        let run = task::run(
-            Arc::clone(&self.context),
-            id.clone(),
-            Arc::clone(request),
-            target,
-            Arc::clone(&public),
-            queue,
-        );
-        let (all, own) = (Arc::clone(&self.all), id.clone());
-        tokio::spawn(async move {
-            let queue = run.await;
-            // Only then may the name be used again. What still waits in the
-            // queue is answered by its closing.
-            all.lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .remove(&own);
-            drop(queue);
-        });
-        Handle {
-            request: Arc::clone(request),
-            commands,
-            public,
-        }
-    }
-
-    /// Returns the process whose pid namespace a container wants to join.
-    fn target(&self, request: &CreateRequest) -> Result<Option<Arc<Process>>, ContainerError> {
-        if request.pid.enum_value() != Ok(PidNamespace::TARGET) {
-            return Ok(None);
-        }
-        let target = Id::parse("target container", &request.pid_target)?;
-        let handle = self.all().get(&target).cloned();
-        let made = handle.as_ref().and_then(|h| h.public.made.get());
-        match made {
-            Some(made) => Ok(Some(Arc::clone(&made.init))),
-            None => Err(ContainerError::NotFound(target)),
-        }
-    }
-
-    /// Lets a made container run.
-    pub(crate) async fn start(&self, id: &str) -> Result<(), ContainerError> {
-        self.ask(id, Command::Start).await
-    }
-
-    /// Signals a process, or with `all` every process of the container.
-    pub(crate) async fn signal(&self, id: &str, sending: Sending) -> Result<(), ContainerError> {
-        self.ask(id, |reply| Command::Signal { sending, reply })
-            .await
-    }
-
-    /// Removes a container; an unknown one is as good as removed.
-    pub(crate) async fn delete(&self, id: &str, force: bool) -> Result<(), ContainerError> {
-        match self.ask(id, |reply| Command::Delete { force, reply }).await {
-            Err(ContainerError::NotFound(_)) => Ok(()),
-            result => result,
-        }
-    }
-
-    /// Starts one more process in a running container and returns its pid.
-    pub(crate) async fn exec(&self, request: ExecRequest) -> Result<i32, ContainerError> {
-        let id = request.container_id.clone();
-        self.ask(&id, |reply| Command::Exec {
-            request: Box::new(request),
-            reply,
-        })
-        .await
-    }
-
-    /// Sets the size of a process's terminal.
-    pub(crate) fn resize(
-        &self,
-        id: &str,
-        exec: &str,
-        rows: u16,
-        columns: u16,
-    ) -> Result<(), ContainerError> {
-        let stdio = self.stdio(id, exec);
-        let stdio = stdio.ok_or_else(|| ContainerError::NoProcess {
-            container: id.to_owned(),
-            exec: exec.to_owned(),
-        })?;
-        stdio.resize(rows, columns).map_err(ContainerError::Resize)
-    }
-
-    /// Changes a container's limits.
-    pub(crate) async fn update(&self, id: &str, change: Change) -> Result<(), ContainerError> {
-        self.ask(id, |reply| Command::Update {
-            change: Box::new(change),
-            reply,
-        })
-        .await
-    }
-
-    /// Returns the made containers, all or those of `ids`.
-    pub(crate) fn made(&self, ids: &[String]) -> Vec<(Id, Made)> {
-        self.all()
-            .iter()
-            .filter(|(id, _)| ids.is_empty() || ids.iter().any(|i| i == id.as_str()))
-            .filter_map(|(id, handle)| Some((id.clone(), handle.public.made.get()?.clone())))
-            .collect()
-    }
-
-    /// Kills and removes all containers, as far as that works in `limit`.
-    pub(crate) async fn shutdown(&self, limit: Duration) {
-        let ids: Vec<_> = self.all().keys().cloned().collect();
-        let removals = ids.iter().map(|id| self.delete(id.as_str(), true));
-        let _ = tokio::time::timeout(limit, futures::future::join_all(removals)).await;
-    }
-
-    async fn ask<T>(
-        &self,
-        id: &str,
-        command: impl FnOnce(Reply<T>) -> Command,
-    ) -> Result<T, ContainerError> {
-        let id = Id::parse("container id", id)?;
-        let handle = self.all().get(&id).cloned();
-        let handle = handle.ok_or_else(|| ContainerError::NotFound(id.clone()))?;
-        ask(&id, &handle, command).await
-    }
-}
-
-impl Directory for Containers {
-    fn stdio(&self, container: &str, exec: &str) -> Option<Arc<Stdio>> {
-        let id = Id::parse("container id", container).ok()?;
-        let handle = self.all().get(&id)?.clone();
-        handle.public.stdio().get(exec).cloned()
-    }
-}
-
-/// Where a task sends its answer.
-type Reply<T> = oneshot::Sender<Result<T, ContainerError>>;
-
-async fn ask<T>(
-    id: &Id,
-    handle: &Handle,
-    command: impl FnOnce(Reply<T>) -> Command,
-) -> Result<T, ContainerError> {
-    let (reply, answer) = oneshot::channel();
-    let gone = || ContainerError::NotFound(id.clone());
-    handle
-        .commands
-        .send(command(reply))
-        .await
-        .map_err(|_| gone())?;
-    answer.await.map_err(|_| gone())?
-}

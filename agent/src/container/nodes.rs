@@ -13,7 +13,7 @@ use libcontainer::oci_spec::runtime::{
 };
 use nix::sys::stat::{major, minor};
 
-use super::{ContainerError, spec::SpecError};
+use super::{error::ContainerError, spec::SpecError};
 use crate::{ident::Id, storage::Storages};
 
 /// Where the guest's devices are.

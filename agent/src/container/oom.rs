@@ -9,9 +9,8 @@ use std::{
 
 use hull_proto_agent::agent::{Oom, event::Kind};
 use tokio::io::Interest;
-use tracing::debug;
 
-use super::{cgroup::Cgroup, process::Ended};
+use super::cgroup::Cgroup;
 use crate::{events::Events, ident::Id, sys, time};
 
 /// What the kernel killed in one container.
@@ -79,26 +78,15 @@ impl OomKills {
         self.seen().at_request.unwrap_or(0)
     }
 
-    /// Follows the kernel's counter until the container ended.
-    pub(crate) fn watch(self: Arc<Self>, mut ended: Ended) {
-        tokio::spawn(async move {
-            let watching = async {
-                let file = File::open(self.cgroup.path().join("memory.events"))?;
-                // The kernel marks the file as exceptional when it changed (poll(2)).
-                let changes = sys::register(file.into(), Interest::PRIORITY)?;
-                loop {
-                    self.tell();
-                    changes.ready(Interest::PRIORITY).await?.clear_ready();
-                }
-            };
-            let result: io::Result<()> = tokio::select! {
-                result = watching => result,
-                _ = ended.wait_for(Option::is_some) => Ok(()),
-            };
-            if let Err(error) = result {
-                debug!(%error, "watch memory events");
-            }
-        });
+    /// Follows the kernel's counter for as long as that can be read.
+    pub(crate) async fn watch(&self) -> io::Result<()> {
+        let file = File::open(self.cgroup.path().join("memory.events"))?;
+        // The kernel marks the file as exceptional when it changed (poll(2)).
+        let changes = sys::register(file.into(), Interest::PRIORITY)?;
+        loop {
+            self.tell();
+            changes.ready(Interest::PRIORITY).await?.clear_ready();
+        }
     }
 }
 

@@ -26,6 +26,7 @@ use std::{
     time::Duration,
 };
 
+use error_reporter::Report;
 use hull_proto_agent::agent::UserNamespace;
 use libcontainer::oci_spec::runtime::LinuxIdMapping;
 use nix::{
@@ -283,7 +284,7 @@ fn open_user(
     unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWIPC | CloneFlags::CLONE_NEWUTS)?;
     for sysctl in sysctls {
         let (name, value) = sysctl.split_once('=').unwrap_or((sysctl, ""));
-        sysctl::set(name, value).map_err(|e| io::Error::other(super::child::chain(&e)))?;
+        sysctl::set(name, value).map_err(|e| io::Error::other(Report::new(&e).to_string()))?;
     }
     Ok(())
 }

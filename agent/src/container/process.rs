@@ -2,6 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use error_reporter::Report;
 use hull_proto_agent::agent::{Exited, event::Kind};
 use tokio::{
     sync::watch,
@@ -55,7 +56,7 @@ impl From<LaunchError> for StartFailure {
             _ => 128,
         };
         Self {
-            message: super::child::chain(&error),
+            message: Report::new(&error).to_string(),
             code,
         }
     }
@@ -91,6 +92,9 @@ pub(crate) struct Subject {
 /// Follows `subject` in a task of its own.
 pub(crate) fn follow(subject: Subject, events: Arc<Events>) -> Ended {
     let (tx, rx) = watch::channel(None);
+    if subject.exec.is_none() {
+        tokio::spawn(watch_oom_kills(Arc::clone(&subject.oom), rx.clone()));
+    }
     tokio::spawn(async move {
         let exited = subject.wait().await;
         debug!(?exited, "process ended");
@@ -99,6 +103,17 @@ pub(crate) fn follow(subject: Subject, events: Arc<Events>) -> Ended {
         events.publish(Kind::Exited(exited));
     });
     rx
+}
+
+/// Has the host told of kills for lack of memory until the container's end.
+async fn watch_oom_kills(oom: Arc<OomKills>, mut ended: Ended) {
+    let result = tokio::select! {
+        result = oom.watch() => result,
+        _ = ended.wait_for(Option::is_some) => Ok(()),
+    };
+    if let Err(error) = result {
+        debug!(%error, "watch memory events");
+    }
 }
 
 impl Subject {

@@ -8,7 +8,7 @@ use std::{
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
-use super::{pause::PodUser, volumes::Copies};
+use super::{copies::Copies, pause::PodUser};
 use crate::tree;
 
 /// What a root is made of.

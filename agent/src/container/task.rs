@@ -15,14 +15,22 @@ use std::{
 
 use hull_proto_agent::agent::{CreateRequest, ExecRequest};
 use libcontainer::container::{ContainerStatus, State as Record};
-use tokio::{io::AsyncWriteExt, net::UnixStream, sync::mpsc, time::timeout};
+use tokio::{
+    io::AsyncWriteExt,
+    net::UnixStream,
+    sync::{mpsc, oneshot},
+    time::timeout,
+};
 use tracing::{info, warn};
 
 use super::{
-    ContainerError, Context, Made, Public, Reply, Sending,
     cgroup::Cgroup,
+    child::chain,
+    context::Context,
     create::{Created, create, state_dir},
+    error::ContainerError,
     exec::Execs,
+    made::{Made, Public},
     process::StartFailure,
     update::{self, Change},
 };
@@ -35,6 +43,21 @@ const START_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Names of signals that are remembered.
 const SENT: usize = 16;
+
+/// A signal and who gets it.
+#[derive(Debug, Clone)]
+pub(crate) struct Sending {
+    /// `None`: the container's first process.
+    pub(crate) exec: Option<Id>,
+    pub(crate) signal: i32,
+    /// All that the process started get it too.
+    pub(crate) all: bool,
+    /// When not empty: it is sent once under this name.
+    pub(crate) once: String,
+}
+
+/// Where a task sends its answer.
+pub(crate) type Reply<T> = oneshot::Sender<Result<T, ContainerError>>;
 
 /// What the host can ask of a container.
 #[derive(Debug)]
@@ -247,12 +270,10 @@ impl Task {
             let failed = |message| ContainerError::State { id, message };
             let mut record = match Record::load(&state) {
                 Ok(record) => record,
-                Err(e) => return Err(failed(super::child::chain(&e))),
+                Err(e) => return Err(failed(chain(&e))),
             };
             record.status = ContainerStatus::Running;
-            record
-                .save(&state)
-                .map_err(|e| failed(super::child::chain(&e)))
+            record.save(&state).map_err(|e| failed(chain(&e)))
         })
         .await
     }

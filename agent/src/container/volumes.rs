@@ -15,15 +15,13 @@ use std::{
 
 use hull_proto_agent::agent::StorageMount;
 use libcontainer::oci_spec::runtime::Spec;
-use nix::mount::{MntFlags, umount2};
 use pathrs::Root;
 
-use super::{ContainerError, pause::PodUser, spec::SpecError};
+use super::{copies::Copies, error::ContainerError, pause::PodUser, spec::SpecError};
 use crate::{
     ident::Id,
     live::LiveVolumes,
     storage::{Base, Storages},
-    sys,
 };
 
 /// Sources that containers may replace by something else until they are mounted, by index of the
@@ -103,84 +101,47 @@ fn opened(file: impl AsFd) -> PathBuf {
     format!("/proc/self/fd/{}", file.as_fd().as_raw_fd()).into()
 }
 
-/// Mounts that are gone when this is dropped.
-#[derive(Debug, Default)]
-pub(super) struct Copies(Vec<PathBuf>);
-
-impl Copies {
-    /// Makes every bind mount of `spec` that has id mappings or a held source one of a copy below
-    /// `dir`. Of a mapped one, files belong to the ids of the pod's user namespace: no other mapping
-    /// is possible.
-    pub(super) fn make(
-        spec: &mut Spec,
-        dir: &Path,
-        user: Option<&PodUser>,
-        held: &Held,
-    ) -> Result<Self, ContainerError> {
-        let mut copies = Self::default();
-        for (index, mount) in spec.mounts_mut().iter_mut().flatten().enumerate() {
-            let (uids, gids) = (mount.uid_mappings(), mount.gid_mappings());
-            let mapped = uids.is_some() || gids.is_some();
-            let held = held.get(&index);
-            if !mapped && held.is_none() {
-                continue;
-            }
-            let (uids, gids) = (uids.as_deref(), gids.as_deref());
-            let user = user.filter(|user| {
-                user.is_mapped_by(uids.unwrap_or_default(), gids.unwrap_or_default())
-            });
-            let source = mount.source().clone();
-            let source = source.filter(|_| mount.typ().as_deref() == Some("bind"));
-            let Some(source) = source.filter(|_| !mapped || user.is_some()) else {
-                return Err(ContainerError::Mapping(mount.destination().clone()));
-            };
-            let from = held.map_or_else(|| source.clone(), opened);
-            let at = dir.join(format!("bind-{index}"));
-            let namespace = user.filter(|_| mapped).map(PodUser::open).transpose();
-            namespace
-                .and_then(|namespace| copies.add(&from, &at, namespace))
-                .map_err(|error| ContainerError::File {
-                    action: "copy the mount of",
-                    path: source,
-                    source: error,
-                })?;
-            mount.set_source(Some(at));
-            // Done: libcontainer would do it once more.
-            mount.set_uid_mappings(None);
-            mount.set_gid_mappings(None);
+/// Makes every bind mount of `spec` that has id mappings or a held source one of a copy below
+/// `dir`. Of a mapped one, files belong to the ids of the pod's user namespace: no other mapping
+/// is possible.
+pub(super) fn copy(
+    spec: &mut Spec,
+    dir: &Path,
+    user: Option<&PodUser>,
+    held: &Held,
+) -> Result<Copies, ContainerError> {
+    let mut copies = Copies::default();
+    for (index, mount) in spec.mounts_mut().iter_mut().flatten().enumerate() {
+        let (uids, gids) = (mount.uid_mappings(), mount.gid_mappings());
+        let mapped = uids.is_some() || gids.is_some();
+        let held = held.get(&index);
+        if !mapped && held.is_none() {
+            continue;
         }
-        Ok(copies)
+        let (uids, gids) = (uids.as_deref(), gids.as_deref());
+        let user = user
+            .filter(|user| user.is_mapped_by(uids.unwrap_or_default(), gids.unwrap_or_default()));
+        let source = mount.source().clone();
+        let source = source.filter(|_| mount.typ().as_deref() == Some("bind"));
+        let Some(source) = source.filter(|_| !mapped || user.is_some()) else {
+            return Err(ContainerError::Mapping(mount.destination().clone()));
+        };
+        let from = held.map_or_else(|| source.clone(), opened);
+        let at = dir.join(format!("bind-{index}"));
+        let namespace = user.filter(|_| mapped).map(PodUser::open).transpose();
+        namespace
+            .and_then(|namespace| copies.add(&from, &at, namespace))
+            .map_err(|error| ContainerError::File {
+                action: "copy the mount of",
+                path: source,
+                source: error,
+            })?;
+        mount.set_source(Some(at));
+        // Done: libcontainer would do it once more.
+        mount.set_uid_mappings(None);
+        mount.set_gid_mappings(None);
     }
-
-    /// Mounts `source` on `at`, with the ids of the user namespace `user` if there is one.
-    pub(super) fn add(
-        &mut self,
-        source: &Path,
-        at: &Path,
-        user: Option<impl AsFd>,
-    ) -> io::Result<()> {
-        let tree = sys::copy_mount(source)?;
-        if let Some(user) = user {
-            sys::map_mount(&tree, user)?;
-        }
-        if fs::metadata(source)?.is_dir() {
-            fs::create_dir(at)?;
-        } else {
-            fs::File::create_new(at)?;
-        }
-        self.0.push(at.to_owned());
-        sys::place_mount(&tree, at)
-    }
-}
-
-impl Drop for Copies {
-    fn drop(&mut self) {
-        for path in &self.0 {
-            // What can't be unmounted goes with the guest; what was not mounted is no mount.
-            let _ = umount2(path, MntFlags::MNT_DETACH);
-            let _ = fs::remove_dir(path).or_else(|_| fs::remove_file(path));
-        }
-    }
+    Ok(copies)
 }
 
 #[cfg(test)]

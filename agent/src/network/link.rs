@@ -11,8 +11,9 @@ use rtnetlink::{
     },
 };
 
+use super::error::{NetworkError, Result};
+use super::netlink::{all_links, failed, gone, index_of, name_of, rename, up};
 use super::parse::{format_mac, parse_cidr, parse_mac, parse_name};
-use super::{NetworkError, Result, all_links, failed, gone, index_of, name_of, rename, up};
 
 /// A checked [`proto::Interface`].
 #[derive(Debug)]

@@ -11,8 +11,9 @@ use rtnetlink::{
     },
 };
 
+use super::error::{NetworkError, Result};
+use super::netlink::{failed, gone, index_of};
 use super::parse::{parse_address, parse_mac, parse_name};
-use super::{NetworkError, Result, failed, gone, index_of};
 
 /// A checked [`proto::Neighbor`].
 #[derive(Debug)]

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use super::{NetworkError, Result};
+use super::error::{NetworkError, Result};
 
 pub(super) fn parse_mac(text: &str) -> Result<[u8; 6]> {
     let bad = || NetworkError::Mac(text.to_owned());

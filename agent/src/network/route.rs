@@ -11,8 +11,9 @@ use rtnetlink::{
     },
 };
 
+use super::error::{NetworkError, Result};
+use super::netlink::{failed, gone, index_of};
 use super::parse::{parse_cidr, parse_name, parse_optional};
-use super::{NetworkError, Result, failed, gone, index_of};
 
 /// A checked [`proto::Route`].
 #[derive(Debug)]

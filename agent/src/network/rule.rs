@@ -10,8 +10,9 @@ use rtnetlink::{
     },
 };
 
+use super::error::{NetworkError, Result};
+use super::netlink::{failed, gone};
 use super::parse::{parse_cidr, parse_name};
-use super::{NetworkError, Result, failed, gone};
 
 /// A checked [`proto::Rule`].
 #[derive(Debug, PartialEq)]

@@ -2,15 +2,12 @@
 
 use std::{error::Error, io};
 
+use error_reporter::Report;
 use ttrpc::{Code, get_status};
 
 use crate::{
-    container::{ContainerError, child::chain},
-    ident::IdError,
-    live::Behind,
-    mmio::DeviceError,
-    sandbox::SandboxError,
-    storage::StorageError,
+    container::ContainerError, ident::IdError, live::Behind, mmio::DeviceError,
+    sandbox::SandboxError, storage::StorageError,
 };
 
 /// A request that failed: what the host hears.
@@ -36,7 +33,7 @@ pub(crate) trait Classified: Error + 'static {
 pub(crate) fn status<E: Classified>(error: &E) -> Refusal {
     Refusal {
         code: error.code(),
-        message: chain(error),
+        message: Report::new(error).to_string(),
     }
 }
 

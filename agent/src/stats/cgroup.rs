@@ -5,7 +5,7 @@ use std::{fs, path::Path};
 use hull_proto_agent::agent::{CgroupStats, Hugetlb, Pressure};
 use protobuf::MessageField;
 
-use super::{io, pressure, text};
+use super::{io, pressure};
 use crate::container::cgroup::value;
 
 /// Reads a cgroup; what it does not count is 0.
@@ -55,6 +55,11 @@ pub(super) fn read(dir: &Path) -> CgroupStats {
         hugetlb: hugetlb(dir),
         ..CgroupStats::default()
     }
+}
+
+/// A file of the kernel; empty when it is not there.
+pub(super) fn text(path: &Path) -> String {
+    fs::read_to_string(path).unwrap_or_default()
 }
 
 /// The file that counts the huge pages of one size.

@@ -14,7 +14,6 @@ mod process;
 
 use std::{
     collections::HashMap,
-    fs,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
 };
@@ -64,7 +63,7 @@ impl Stats {
             at_ns: time::real_ns(),
             containers,
             sandbox: MessageField::some(sandbox),
-            interfaces: network::interfaces(&text(Path::new("/proc/net/dev"))),
+            interfaces: network::interfaces(&cgroup::text(Path::new("/proc/net/dev"))),
             scratch: scratch.and_then(disk::filesystem).into(),
             ..StatsResponse::default()
         }
@@ -103,9 +102,4 @@ impl Stats {
     fn hugetlb(&self) -> std::sync::MutexGuard<'_, HashMap<PathBuf, u64>> {
         self.hugetlb.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// A file of the kernel; empty when it is not there.
-fn text(path: &Path) -> String {
-    fs::read_to_string(path).unwrap_or_default()
 }

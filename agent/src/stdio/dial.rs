@@ -10,7 +10,7 @@ use std::{
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tokio::{io::copy_bidirectional, net::TcpStream, time::sleep};
 
-use super::Connection;
+use super::connection::Connection;
 
 /// How often a host that is gone is looked for.
 const LOOK: Duration = Duration::from_secs(1);

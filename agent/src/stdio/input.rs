@@ -7,10 +7,19 @@ use std::{
 
 use tokio::{io::AsyncReadExt, sync::watch};
 
-use super::{Connection, InputEnd, fd::Fd};
+use super::{connection::Connection, fd::Fd};
 
 /// The terminal's end-of-file character, Ctrl-D (termios(3), `VEOF`).
 const END_OF_FILE: &[u8] = &[4];
+
+/// What happens to the process's input when the host half-closes its stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum InputEnd {
+    /// The process sees the end of file.
+    Closes,
+    /// The input stays open for the next connection.
+    Stays,
+}
 
 /// Where the host's bytes go.
 #[derive(Debug)]

@@ -18,8 +18,9 @@ use tokio::{
 use tracing::debug;
 
 use super::{
-    Connection, Fd,
     buffer::{BeyondEnd, Replay},
+    connection::Connection,
+    fd::Fd,
 };
 
 /// Most bytes that wait for the host; after that the process blocks.

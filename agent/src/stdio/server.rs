@@ -11,7 +11,7 @@ use tokio::{
 };
 use tracing::{debug, warn};
 
-use super::{Connection, Stdio, dial};
+use super::{connection::Connection, dial, process::Stdio};
 use crate::transport::Listener;
 
 /// How long a connection may take to say what it is for.
