@@ -52,6 +52,7 @@ use hull_vm::{
 
 use crate::{
     node::Node,
+    ports::network_error,
     record::{SandboxRecord, VmRecord},
     starts::Turn,
     storage::scratch,
@@ -585,11 +586,6 @@ pub(crate) fn remove_dirs(run: &RunDir, data: &DataDir) -> Result<(), PodError> 
     // Both are tried, whatever becomes of the first.
     let (run, data) = (remove(run.path()), remove(data.path()));
     run.and(data)
-}
-
-/// Tells a network failure in the terms of callers.
-pub(crate) fn network_error(error: NetworkError) -> PodError {
-    PodError::internal("set up or tear down the pod's network", error)
 }
 
 async fn kill(vmm: &Process) -> Result<(), PodError> {

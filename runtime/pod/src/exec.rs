@@ -32,16 +32,13 @@ use hull_vm::agent::{
     stdio::{Output, OutputEnd, OutputKind},
 };
 
-use crate::{driver::ExecHandle, session::exec::kill_left};
+use crate::{
+    command::ExecHandle,
+    session::{exec::kill_left, permits::OUTPUT_MAX},
+};
 
-/// Most output of each kind that is returned; the rest is read and dropped.
-const OUTPUT_MAX: usize = 16 << 20;
 /// What a command may collect of each kind without taking room.
 const OUTPUT_FREE: usize = 16 << 10;
-/// Room of one pod, bytes: two commands that write as much as they may.
-pub(crate) const POD_OUTPUT: usize = 4 * OUTPUT_MAX;
-/// Room of all pods, bytes.
-pub(crate) const NODE_OUTPUT: usize = 4 * POD_OUTPUT;
 /// For errors.
 pub(crate) const ACTION: &str = "run a command in the container";
 /// How much longer than its time limit the agent is waited for: it has to kill the command, and to
@@ -219,6 +216,7 @@ async fn collect(mut output: Output, room: &Room) -> Result<Collected, PodError>
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::session::permits::{NODE_OUTPUT, POD_OUTPUT};
 
     fn room(pod: usize, node: usize) -> Room {
         Room {

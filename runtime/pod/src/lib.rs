@@ -10,6 +10,8 @@
 #![forbid(unsafe_code)]
 
 mod bringup;
+mod command;
+mod container;
 mod copies;
 mod driver;
 mod events;

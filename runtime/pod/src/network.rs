@@ -20,13 +20,12 @@ use tokio::{
 };
 
 use hull_spec::error::PodError;
-use hull_vm::{
-    agent::{client::Agent, configure},
-    client::{CALL_TIMEOUT, VmClient},
-    slots,
-};
+use hull_vm::{agent::configure, client::CALL_TIMEOUT, running::RunningVm, slots};
 
-use crate::{bringup::network_error, node::Node, storage::images::ImageDisks};
+use crate::{
+    ports::{PodNetworking, network_error},
+    storage::devices::Devices,
+};
 
 /// How long it waits before it tries again what failed: each time twice as long.
 const PAUSE: Duration = Duration::from_secs(5);
@@ -44,11 +43,10 @@ pub(crate) enum NetworkNews {
 }
 
 /// What a follower works with.
-pub(crate) struct Reach<F> {
-    pub node: Arc<Node>,
-    pub vm: VmClient,
-    pub agent: Agent,
-    pub disks: Arc<Mutex<ImageDisks>>,
+pub(crate) struct Context<F> {
+    pub network: Arc<dyn PodNetworking>,
+    pub vm: RunningVm,
+    pub devices: Arc<Mutex<Devices>>,
     /// Whether the guest can take more interfaces.
     pub takes_links: bool,
     pub tell: F,
@@ -62,18 +60,18 @@ impl Follower {
     /// Starts it. `known` is what the guest was configured with, if that is known: else the pod is an
     /// earlier daemon's.
     pub(crate) fn start<F: Fn(NetworkNews) + Send + Sync + 'static>(
-        reach: Reach<F>,
+        context: Context<F>,
         record: NetworkRecord,
         known: Option<GuestNetwork>,
     ) -> Self {
         let is_adopted = known.is_none();
         let follow = Follow {
-            reach,
+            context,
             record,
             known,
             refused: BTreeSet::new(),
         };
-        let agent = follow.reach.agent.clone();
+        let agent = follow.context.vm.agent.clone();
         let following = async move {
             // A panic has told the pod's task.
             let _ = agent.guard(follow.run(is_adopted)).await;
@@ -89,7 +87,7 @@ impl Drop for Follower {
 }
 
 struct Follow<F> {
-    reach: Reach<F>,
+    context: Context<F>,
     record: NetworkRecord,
     /// What the guest has.
     known: Option<GuestNetwork>,
@@ -106,7 +104,7 @@ impl<F: Fn(NetworkNews) + Send + Sync> Follow<F> {
             pause = LONGEST_PAUSE.min(pause.saturating_mul(2));
         }
         loop {
-            match self.reach.node.network.watch(&self.record).await {
+            match self.context.network.watch(&self.record).await {
                 Ok(mut changes) => loop {
                     let now = changes.borrow_and_update().clone();
                     if self.change_links(&now).await {
@@ -140,12 +138,12 @@ impl<F: Fn(NetworkNews) + Send + Sync> Follow<F> {
             return Ok(());
         }
         let request = configure::network(&now);
-        self.reach.agent.update_network(request).await?;
+        self.context.vm.agent.update_network(request).await?;
         tracing::info!(
             pod = self.record.pod_id,
             "the guest's network follows the host's"
         );
-        (self.reach.tell)(NetworkNews::Addresses(now.ips()));
+        (self.context.tell)(NetworkNews::Addresses(now.ips()));
         self.known = Some(now);
         Ok(())
     }
@@ -177,7 +175,7 @@ impl<F: Fn(NetworkNews) + Send + Sync> Follow<F> {
     async fn put_in(&mut self, name: &str) -> Result<(), PodError> {
         const ACTION: &str = "put an interface into the VM";
         let refuse = |why: &str| Err(PodError::precondition(ACTION, format!("{name}: {why}")));
-        if !self.reach.takes_links {
+        if !self.context.takes_links {
             return refuse("the guest has a user namespace, which takes none later");
         }
         let mut next = self.record.clone();
@@ -185,11 +183,11 @@ impl<F: Fn(NetworkNews) + Send + Sync> Follow<F> {
             return refuse("it has as many as a pod may have");
         };
         let slot = slots::net(number);
-        if !self.reach.disks.lock().await.claim(slot) {
+        if !self.context.devices.lock().await.claim(slot) {
             return refuse("a disk is in its slot");
         }
         if let Err(error) = self.keep(next).await {
-            self.reach.disks.lock().await.give_back(slot);
+            self.context.devices.lock().await.give_back(slot);
             return Err(error);
         }
         match self.plug(number, slot).await {
@@ -199,21 +197,19 @@ impl<F: Fn(NetworkNews) + Send + Sync> Follow<F> {
     }
 
     async fn plug(&self, number: u8, slot: u8) -> Result<(), PodError> {
-        let Reach {
-            node, vm, agent, ..
-        } = &self.reach;
-        let joined = node.network.join(&self.record, number).await;
+        let Context { network, vm, .. } = &self.context;
+        let joined = network.join(&self.record, number).await;
         let link = joined.map_err(network_error)?;
         let device = DeviceConfig::Net {
             taps: (0..).map(FdIndex).take(link.taps.len()).collect(),
             mac: link.mac,
             mtu: Some(link.mtu).filter(|mtu| *mtu > 0),
         };
-        vm.attach(slot, device, link.taps).await?;
-        match agent.attach_link(slot).await {
+        vm.control.attach(slot, device, link.taps).await?;
+        match vm.agent.attach_link(slot).await {
             Ok(()) => Ok(()),
             Err(error) => {
-                let undo = vm.detach(slot).await.map_err(PodError::from);
+                let undo = vm.control.detach(slot).await.map_err(PodError::from);
                 Err(PodError::from(error).after_undo(undo))
             }
         }
@@ -221,24 +217,24 @@ impl<F: Fn(NetworkNews) + Send + Sync> Follow<F> {
 
     async fn take_out(&mut self, number: u8) -> Result<(), PodError> {
         let slot = slots::net(number);
-        self.reach.agent.detach_link(slot).await?;
-        self.reach.vm.detach(slot).await?;
+        self.context.vm.agent.detach_link(slot).await?;
+        self.context.vm.control.detach(slot).await?;
         self.forget(number).await
     }
 
     /// Makes what an earlier daemon recorded and what the VM has the same.
     async fn reconcile(&mut self) -> Result<(), PodError> {
-        if !self.reach.takes_links {
+        if !self.context.takes_links {
             // They are those of its start.
             return Ok(());
         }
-        let metrics = self.reach.vm.metrics(CALL_TIMEOUT).await?;
+        let metrics = self.context.vm.control.metrics(CALL_TIMEOUT).await?;
         for number in self.record.numbers().into_iter().filter(|n| *n > 0) {
             let slot = slots::net(number);
             let mut devices = metrics.devices.iter();
             if devices.any(|device| device.slot == slot && device.kind == NET) {
                 // It may not have lived to tell the guest.
-                if let Err(error) = self.reach.agent.attach_link(slot).await {
+                if let Err(error) = self.context.vm.agent.attach_link(slot).await {
                     self.warn(&error, "bring up a network device of a VM again");
                 }
             } else {
@@ -253,13 +249,13 @@ impl<F: Fn(NetworkNews) + Send + Sync> Follow<F> {
         next.part(number);
         self.keep(next).await?;
         let slot = slots::net(number);
-        self.reach.disks.lock().await.give_back(slot);
+        self.context.devices.lock().await.give_back(slot);
         Ok(())
     }
 
     async fn keep(&mut self, record: NetworkRecord) -> Result<(), PodError> {
         let (reply, kept) = oneshot::channel();
-        (self.reach.tell)(NetworkNews::Record(Box::new(record.clone()), reply));
+        (self.context.tell)(NetworkNews::Record(Box::new(record.clone()), reply));
         // No answer: the pod is being stopped.
         if kept.await != Ok(true) {
             let why = "the pod's record can't be written";

@@ -8,13 +8,13 @@ use hull_spec::config::PodsConfig;
 
 use crate::{
     events::Hub,
-    exec,
     ports::{PodImages, PodNetworking},
     record::Records,
     registry::Registry,
+    session::permits::NODE_OUTPUT,
     starts::Starts,
-    stats::Samples,
-    storage::volumes::Watches,
+    stats::samples::Samples,
+    storage::atomic_volumes::Watches,
 };
 
 /// What all pods of the node share.
@@ -52,7 +52,7 @@ impl Node {
             events: Hub::default(),
             samples: Samples::default(),
             watches: Watches::start(),
-            exec_output: Arc::new(Semaphore::new(exec::NODE_OUTPUT)),
+            exec_output: Arc::new(Semaphore::new(NODE_OUTPUT)),
             faults,
             starts: Starts::new(),
         }

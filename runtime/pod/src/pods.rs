@@ -1,6 +1,6 @@
 //! All pods of this node: what callers use.
 
-use std::{cmp::Reverse, sync::Arc, time::Duration};
+use std::{cmp::Reverse, collections::HashSet, sync::Arc, time::Duration};
 
 use tokio::{sync::oneshot, time::timeout};
 
@@ -11,12 +11,13 @@ use hull_spec::{
     id::{ContainerId, PodId},
     info::{ContainerInfo, ContainerState, ExecOutput, SandboxInfo},
     spec::{ContainerSpec, Resources, SandboxSpec},
-    stats::ProcessMemory,
+    stats::{PodStats, ProcessMemory},
     validate,
 };
 
 use crate::{
-    driver::{Command, Driver, Reply, not_ready},
+    command::{Command, Reply, not_ready},
+    driver::state::Driver,
     events::Events,
     exec,
     lifecycle::sandbox::State,
@@ -26,7 +27,10 @@ use crate::{
     recover,
     registry::{Phase, PodEntry},
     session::{self, AttachSession, ExecSession, PodConnection, SessionStreams},
-    stats::host,
+    stats::{
+        gather::{Scope, gather},
+        host,
+    },
 };
 
 /// How long a VM may take to answer to who wants its state. It is not waited for any longer.
@@ -398,8 +402,9 @@ impl Pods {
         Ok(looked.await.ok())
     }
 
-    pub(crate) fn node(&self) -> &Node {
-        &self.node
+    /// What pods use. All are asked at once, and none waits for another.
+    pub async fn stats(&self, wanted: &HashSet<PodId>, scope: Scope) -> Vec<PodStats> {
+        gather(&self.node, wanted, scope).await
     }
 
     /// What of the records was lost when this daemon started, for a person; empty: nothing.

@@ -7,6 +7,7 @@ use hull_image::{DiskExtent, Image, ImageId, ImageStore, StoreError};
 use hull_network::{
     GuestNetwork, Network, NetworkError, NetworkRecord, PodLink, PodNetwork, PodNetworkRequest,
 };
+use hull_spec::error::PodError;
 use tokio::sync::watch;
 
 /// Networks of pods.
@@ -160,4 +161,9 @@ impl PodImages for ImageStore {
     fn lease_owners(&self) -> BoxFuture<'_, Result<Vec<String>, StoreError>> {
         self.lease_owners().boxed()
     }
+}
+
+/// Tells a network failure in the terms of callers.
+pub(crate) fn network_error(error: NetworkError) -> PodError {
+    PodError::internal("set up or tear down the pod's network", error)
 }

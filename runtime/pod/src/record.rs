@@ -21,14 +21,13 @@ use hull_spec::{
     info::{ContainerUser, GuestInfo},
     signal::Signal,
     size::VmSize,
-    spec::{ContainerSpec, Resources, SandboxMetadata, SandboxSpec},
+    spec::{ContainerSpec, MountSource, Resources, SandboxMetadata, SandboxSpec},
 };
 use hull_vm::{cgroup::PodCgroup, identity::Identity};
 
 use crate::{
     copies::{Copies, Kind},
     lifecycle::{container::Exit, sandbox},
-    storage::{files, images::DeviceDisk},
 };
 
 const SANDBOXES: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("sandboxes");
@@ -149,7 +148,7 @@ pub(crate) struct ContainerRecord {
     pub locals: Vec<LocalRecord>,
     /// Its block devices of the host.
     #[serde(default)]
-    pub devices: Vec<DeviceDisk>,
+    pub devices: Vec<DeviceRecord>,
     #[serde(default)]
     pub log_path: Option<PathBuf>,
     /// The signal that asks it to end, by number.
@@ -201,9 +200,10 @@ impl ContainerRecord {
 
     /// Whether it has paths of the host.
     pub(crate) fn has_shares(&self) -> bool {
-        files::shares(&self.spec, |mount| self.is_local(mount))
-            .next()
-            .is_some()
+        let mut mounts = self.spec.mounts.iter().enumerate();
+        mounts.any(|(index, mount)| {
+            matches!(mount.source, MountSource::Host(_)) && !self.is_local(index)
+        })
     }
 }
 
@@ -219,6 +219,15 @@ pub(crate) struct LocalRecord {
     /// The device slot of its disk; none: it has none, or not yet.
     #[serde(default)]
     pub slot: Option<u8>,
+}
+
+/// A block device of the host in a VM, on disk.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct DeviceRecord {
+    /// Its name in the guest.
+    pub storage: String,
+    /// Its device slot.
+    pub slot: u8,
 }
 
 /// Where a container was when it was last written.

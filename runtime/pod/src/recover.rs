@@ -14,7 +14,7 @@
 //! ```
 
 use std::{
-    collections::{HashMap, HashSet, VecDeque},
+    collections::{HashMap, HashSet},
     fs,
     path::Path,
     sync::Arc,
@@ -49,7 +49,8 @@ use hull_vm::{
 };
 
 use crate::{
-    driver::{Container, Driver},
+    container::unmake::{OnFailure, unmake},
+    driver::{container::Container, state::Driver},
     lifecycle::{
         container::State as ContainerState,
         sandbox::{After, Event, State, after_restart},
@@ -61,8 +62,8 @@ use crate::{
     node::Node,
     ports::{PodImages, PodNetworking},
     record::{ContainerRecord, Loaded, RecordedState, Records, SandboxRecord, VmRecord},
-    registry::{Delivered, Phase, PodEntry},
-    storage::{files::Reach, images::ImageDisks, scratch},
+    registry::{Phase, PodEntry},
+    storage::{attachments::Attachments, scratch},
 };
 
 /// How long the daemon's start waits for pods; those that take longer go on by themselves.
@@ -309,13 +310,12 @@ impl Recovery {
             (None, State::Ready) => self.adopt().await,
             (None, _) => Err("it was being started or ended".into()),
         };
-        let guest = adopted.as_ref().ok();
         for id in std::mem::take(&mut self.unanswered) {
-            self.discard(guest, &id).await;
+            self.discard(adopted.as_ref().ok(), &id).await;
         }
         match adopted {
-            Ok((vm, agent)) => {
-                self.go_on(vm, agent).await;
+            Ok(attachments) => {
+                self.go_on(attachments).await;
                 check_network(&self.node, &self.record);
             }
             Err(why) => {
@@ -346,24 +346,25 @@ impl Recovery {
     }
 
     /// Lets the containers go on where they are.
-    async fn go_on(&mut self, vm: VmClient, agent: Agent) {
-        let mut disks = ImageDisks::new(&self.record.spec, &self.node.config);
+    async fn go_on(&mut self, attachments: Attachments) {
+        let Attachments { vm, devices, .. } = &attachments;
+        let mut devices = devices.lock().await;
         for container in &self.containers {
             let image = ImageId::try_from(container.image_id.clone());
             if let (Some(slot), Ok(image)) = (container.image_slot, &image) {
-                disks.adopt(image, slot, &container.id);
+                devices.adopt(image, slot, &container.id);
             }
             for volume in &container.volumes {
                 let image = ImageId::try_from(volume.image_id.clone());
                 if let (Some(slot), Ok(image)) = (volume.slot, &image) {
-                    disks.adopt(image, slot, &container.id);
+                    devices.adopt(image, slot, &container.id);
                 }
             }
             for volume in &container.locals {
-                disks.adopt_volume(volume, &container.id);
+                devices.adopt_volume(volume, &container.id);
             }
             for device in &container.devices {
-                disks.adopt_device(device.clone(), &container.id);
+                devices.adopt_device(device.clone(), &container.id);
             }
             if matches!(
                 container.state,
@@ -379,7 +380,7 @@ impl Recovery {
                     position: run.log_position(container.id.as_str()),
                     tty: container.spec.tty,
                 };
-                match ContainerLog::start(&agent, target).await {
+                match ContainerLog::start(&vm.agent, target).await {
                     Ok(log) => self.driver.insert_log(&container.id, log),
                     Err(error) => {
                         let error = &error as &dyn std::error::Error;
@@ -388,8 +389,9 @@ impl Recovery {
                 }
             }
         }
-        disks.reconcile(&vm, &agent).await;
-        self.driver.go_live(vm, agent, disks, None);
+        devices.reconcile(vm).await;
+        drop(devices);
+        self.driver.go_live(attachments, None).await;
         self.driver.resume_stops();
         self.driver.watch_volumes().await;
         let mut kept = self.containers.iter();
@@ -399,25 +401,11 @@ impl Recovery {
     }
 
     /// Removes a container that was not answered.
-    async fn discard(&self, guest: Option<&(VmClient, Agent)>, id: &ContainerId) {
-        if let Some((vm, agent)) = guest {
-            if let Err(error) = agent.delete(id.as_str()).await {
-                tracing::warn!(container = %id, %error, "delete a container that was not answered");
-            }
-            let reach = Reach {
-                node: &self.node,
-                pod: &self.record.id,
-                vm,
-                agent,
-                cgroup: self.record.cgroup.as_ref(),
-            };
-            let mut files = self.driver.files().lock().await;
-            if let Err(error) = files.remove(&reach, id).await {
-                tracing::warn!(container = %id, %error, "end the shares of a container");
-            }
-        }
-        if let Err(error) = self.node.images.release(id.as_str()).await {
-            tracing::warn!(container = %id, %error, "release the image of a container");
+    async fn discard(&self, attachments: Option<&Attachments>, id: &ContainerId) {
+        let images = &*self.node.images;
+        if let Err(error) = unmake(images, attachments, id, OnFailure::GoOn).await {
+            let error = &error as &dyn std::error::Error;
+            tracing::warn!(container = %id, error, "unmake a container that was not answered");
         }
         if let Err(error) = self.node.records.delete_container(id).await {
             tracing::warn!(container = %id, %error, "delete the record of a container");
@@ -426,7 +414,7 @@ impl Recovery {
 
     /// Connects to VMM and agent. As long as the VMM lives, its pod is given time: an agent that
     /// is slow today must not cost a running pod.
-    async fn adopt(&self) -> Result<(VmClient, Agent), String> {
+    async fn adopt(&self) -> Result<Attachments, String> {
         let run = RunDir::of(&self.node.config, &self.record.id);
         let vmm = self.record.vm.and_then(|vm| Process::find(vm.process));
         let deadline = Instant::now() + self.node.config.boot_timeout;
@@ -440,7 +428,7 @@ impl Recovery {
             () = vm.gone() => return Err(vm.report()),
         };
         let (agent, _) = greeted.map_err(|error| Report::new(PodError::from(error)).to_string())?;
-        Ok((vm, agent))
+        Ok(self.driver.attachments(vm, agent))
     }
 }
 
@@ -455,15 +443,7 @@ fn resume(record: &ContainerRecord) -> Option<Container> {
         RecordedState::Exited(exit) => ContainerState::Exited(exit.clone()),
         RecordedState::Creating => return None,
     };
-    Some(Container {
-        record: record.clone(),
-        state,
-        log: None,
-        waiters: Vec::new(),
-        creators: Vec::new(),
-        delivered: Delivered::default(),
-        updates: VecDeque::new(),
-    })
+    Some(Container::new(record.clone(), state))
 }
 
 /// Removes what has no record. A failure is logged: the next start tries again. Returns the file

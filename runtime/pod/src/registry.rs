@@ -6,10 +6,7 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use tokio::sync::{mpsc, watch};
@@ -22,7 +19,10 @@ use hull_spec::{
 };
 use hull_vm::{agent::client::Agent, client::VmClient};
 
-use crate::{driver::Command, session::Permits};
+use crate::{
+    command::{Command, Delivered},
+    session::permits::Permits,
+};
 
 /// What is known about a pod without asking its task.
 #[derive(Debug, Clone)]
@@ -59,20 +59,6 @@ pub(crate) struct PodEntry {
     pub started: watch::Sender<Option<Result<(), PodError>>>,
     pub delivered: Delivered,
     pub permits: Permits,
-}
-
-/// Whether somebody got the result of an operation that creates.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Delivered(Arc<AtomicBool>);
-
-impl Delivered {
-    pub(crate) fn set(&self) {
-        self.0.store(true, Ordering::Release);
-    }
-
-    pub(crate) fn is_set(&self) -> bool {
-        self.0.load(Ordering::Acquire)
-    }
 }
 
 /// The pods of the node.

@@ -35,4 +35,5 @@ pub mod fuzz;
 pub mod identity;
 pub mod process;
 pub mod rundir;
+pub mod running;
 pub mod slots;

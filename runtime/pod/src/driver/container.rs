@@ -1,317 +1,48 @@
-//! One container: what follows from the events of its life.
+//! A container of a pod, as the pod's task keeps it.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::VecDeque, sync::Arc};
 
-use error_reporter::Report;
-use tokio::time::{Instant, sleep, timeout_at};
-
-use hull_base::clock;
 use hull_spec::{
-    error::PodError,
+    error::{ObjectKind, PodError},
     id::ContainerId,
     info::{ContainerInfo, ContainerState},
-    signal::Signal,
-};
-use hull_vm::{
-    agent::{client::SignalTarget, events::ProcessExit, stdio::OutputEnd},
-    rundir::RunDir,
+    spec::Resources,
 };
 
-use super::{Container, Done, Driver, Queue, Reply, container_not_found};
 use crate::{
-    events::EventKind,
-    lifecycle::container::{Effect, Event, Exit, KILL_LIMIT, News, Reason, State, Wait, step},
-    record::{RecordedState, Stopping},
-    storage::files::Reach,
+    command::{CreatedContainer, Delivered, Reply},
+    lifecycle::container::{State, Wait},
+    logs::pump::ContainerLog,
+    record::{ContainerRecord, RecordedState},
 };
 
-/// How long a log may take to be completed after its process ended.
-const DRAIN: Duration = Duration::from_secs(10);
-/// Exit code of a container that could not be started, as others report it.
-const START_ERROR: i32 = 128;
-/// Names the stop signal to the agent, which sends it once.
-const STOP: &str = "stop";
-
-impl Driver {
-    /// Lets a caller wait for what an event leads to.
-    pub(super) async fn ask_container(
-        &mut self,
-        id: &ContainerId,
-        wait: Wait,
-        event: Event,
-        reply: Reply,
-    ) {
-        let Some(container) = self.containers.get_mut(id) else {
-            let _ = reply.send(Err(container_not_found(id)));
-            return;
-        };
-        container.waiters.push((wait, reply));
-        self.container_event(id, event).await;
-    }
-
-    /// Lets an event happen to a container, and what follows from it.
-    pub(super) async fn container_event(&mut self, id: &ContainerId, event: Event) {
-        let mut queue = Queue::from([event]);
-        while let Some(event) = queue.pop_front() {
-            let Some(container) = self.containers.get_mut(id) else {
-                return;
-            };
-            match (&container.state, &event) {
-                (State::Created, Event::Start) => container.record.started_at_ns = clock::now_ns(),
-                (State::Starting | State::EndedEarly(_), Event::StartFailed(..)) => {
-                    container.record.started_at_ns = 0;
-                }
-                (State::Running, Event::Stop { grace }) if !grace.is_zero() => {
-                    container.record.stopping = Some(Stopping {
-                        at_ns: clock::now_ns(),
-                        grace_ms: u64::try_from(grace.as_millis()).unwrap_or(u64::MAX),
-                    });
-                }
-                _ => {}
-            }
-            let before = std::mem::discriminant(&container.state);
-            let (next, effects) = step(container.state.clone(), event);
-            if std::mem::discriminant(&next) != before {
-                tracing::info!(pod = %self.record.id, container = %id, state = ?next, "container");
-            }
-            container.state = next;
-            container.note_state();
-            self.publish();
-            // What could not be written is not answered as done.
-            let mut saved = Ok(());
-            for effect in effects {
-                match effect {
-                    Effect::Save => saved = self.save_container(id).await,
-                    Effect::Answer(wait, result) => {
-                        let saved = saved.clone();
-                        self.answer(id, wait, &result.and(saved));
-                    }
-                    Effect::Announce(news) => self.announce_container(id, news),
-                    Effect::Forget => self.forget(id).await,
-                    Effect::Start => queue.extend(self.start_process(id)),
-                    Effect::Terminate => self.signal(id, SignalTarget::Init(STOP)),
-                    Effect::Kill => self.kill(id),
-                    Effect::ArmGrace(grace) => self.after(id, grace, Event::GraceOver),
-                    Effect::Drain => self.drain(id),
-                    Effect::Delete => self.delete_container(id),
-                }
-            }
-        }
-    }
-
-    /// The end of a container's first process, as the guest tells it.
-    pub(super) async fn init_exited(&mut self, id: &ContainerId, exit: &ProcessExit) {
-        let Some(container) = self.containers.get(id) else {
-            return;
-        };
-        if let Some(log) = &container.log {
-            log.end(
-                OutputEnd::At(exit.stdout_bytes),
-                OutputEnd::At(exit.stderr_bytes),
-            );
-        }
-        let code = exit.code.clamp(0, 255);
-        let now = clock::now_ns();
-        let earliest = container.record.started_at_ns.min(now);
-        let exit = Exit {
-            code,
-            reason: match code {
-                _ if exit.oom_killed => Reason::OomKilled,
-                0 => Reason::Completed,
-                _ => Reason::Error,
-            },
-            message: String::new(),
-            // The guest's clock may be off, or lie.
-            at_ns: i64::try_from(exit.at_ns)
-                .unwrap_or(now)
-                .clamp(earliest, now),
-        };
-        self.container_event(id, Event::Exited(exit)).await;
-    }
-
-    fn start_process(&mut self, id: &ContainerId) -> Option<Event> {
-        let Some(live) = &self.live else {
-            return Some(start_failed(self.not_ready("start the container")));
-        };
-        let (agent, id) = (live.agent.clone(), id.clone());
-        self.spawn(async move {
-            let event = match agent.start(id.as_str()).await {
-                Ok(()) => Event::StartDone,
-                Err(error) => start_failed(error.into()),
-            };
-            Done::Event(id, event)
-        });
-        None
-    }
-
-    /// Goes on with the stops that an earlier daemon began: the agent sends no second signal, and
-    /// the grace is not longer than it was.
-    pub(crate) fn resume_stops(&mut self) {
-        let now = clock::now_ns();
-        let stopping: Vec<_> = self
-            .containers
-            .iter()
-            .filter(|(_, container)| matches!(container.state, State::Terminating(_)))
-            .filter_map(|(id, c)| Some((id.clone(), c.record.stopping.as_ref()?.left(now))))
-            .collect();
-        for (id, left) in stopping {
-            self.signal(&id, SignalTarget::Init(STOP));
-            self.after(&id, left, Event::GraceOver);
-        }
-    }
-
-    fn kill(&mut self, id: &ContainerId) {
-        self.signal(id, SignalTarget::All);
-        self.after(id, KILL_LIMIT, Event::KillOver);
-    }
-
-    fn signal(&mut self, id: &ContainerId, target: SignalTarget) {
-        let (Some(live), Some(container)) = (&self.live, self.containers.get(id)) else {
-            return;
-        };
-        let signal = match target {
-            SignalTarget::Init(_) => container.record.stop_signal,
-            SignalTarget::All | SignalTarget::Exec(_) => Signal::KILL,
-        };
-        let (agent, id) = (live.agent.clone(), id.clone());
-        // The result is the event of the process's end, not the answer to the signal.
-        self.operations.spawn(async move {
-            match agent.guard(agent.signal(id.as_str(), signal, target)).await {
-                Ok(Err(error)) if !error.is_not_found() => {
-                    tracing::warn!(container = %id, %signal, %error, "signal a container");
-                }
-                _ => {}
-            }
-        });
-    }
-
-    fn after(&mut self, id: &ContainerId, time: Duration, event: Event) {
-        let id = id.clone();
-        self.spawn(async move {
-            sleep(time).await;
-            Done::Event(id, event)
-        });
-    }
-
-    fn drain(&mut self, id: &ContainerId) {
-        let log = self.containers.get_mut(id).and_then(|c| c.log.as_mut());
-        let pumps = log.map(|log| log.take_pumps()).unwrap_or_default();
-        let id = id.clone();
-        self.spawn(async move {
-            let deadline = Instant::now() + DRAIN;
-            for mut pump in pumps {
-                if timeout_at(deadline, &mut pump).await.is_err() {
-                    tracing::warn!(container = %id, "log could not be completed in time");
-                    pump.abort();
-                }
-            }
-            Done::Event(id, Event::Drained)
-        });
-    }
-
-    fn delete_container(&mut self, id: &ContainerId) {
-        let live = self.live.as_ref();
-        let guest = live.map(|l| (l.vm.clone(), l.agent.clone(), Arc::clone(&l.disks)));
-        let (node, id) = (Arc::clone(&self.node), id.clone());
-        let (pod, cgroup) = (self.record.id.clone(), self.record.cgroup.clone());
-        let files = Arc::clone(&self.files);
-        self.spawn(async move {
-            if let Some((vm, agent, disks)) = guest {
-                if let Err(error) = agent.delete(id.as_str()).await
-                    && !vm.is_gone()
-                {
-                    return Done::Event(id, Event::RemoveFailed(error.into()));
-                }
-                let reach = Reach {
-                    node: &node,
-                    pod: &pod,
-                    vm: &vm,
-                    agent: &agent,
-                    cgroup: cgroup.as_ref(),
-                };
-                // Before the container is forgotten: nobody else would end its shares.
-                if let Err(error) = files.lock().await.remove(&reach, &id).await
-                    && !vm.is_gone()
-                {
-                    return Done::Event(id, Event::RemoveFailed(error));
-                }
-                let released = disks.lock().await.release(&vm, &agent, &id).await;
-                if let Err(error) = released
-                    && !vm.is_gone()
-                {
-                    // Costs a slot of this VM, no more.
-                    tracing::warn!(container = %id, %error, "detach the container's image");
-                }
-            }
-            let event = match node.images.release(id.as_str()).await {
-                Ok(()) => Event::RemoveDone,
-                Err(error) => {
-                    let action = "release the container's image";
-                    Event::RemoveFailed(PodError::internal(action, error))
-                }
-            };
-            Done::Event(id, event)
-        });
-    }
-
-    async fn forget(&mut self, id: &ContainerId) {
-        if let Err(error) = self.node.records.delete_container(id).await {
-            tracing::error!(container = %id, %error, "delete the container's record");
-        }
-        if let Some(live) = &mut self.live {
-            live.volumes.forget(id);
-        }
-        let run = RunDir::of(&self.node.config, &self.record.id);
-        // A file that stays goes with the directory.
-        let _ = std::fs::remove_file(run.log_position(id.as_str()));
-    }
-
-    fn answer(&mut self, id: &ContainerId, wait: Wait, result: &Result<(), PodError>) {
-        let Some(container) = self.containers.get_mut(id) else {
-            return;
-        };
-        if wait == Wait::Created {
-            container.answer_creators(result);
-        }
-        for (waits_for, reply) in std::mem::take(&mut container.waiters) {
-            if waits_for == wait {
-                // The caller may be gone; the work is done all the same.
-                let _ = reply.send(result.clone());
-            } else {
-                container.waiters.push((waits_for, reply));
-            }
-        }
-        if container.state == State::Gone {
-            container.refuse_updates();
-            self.containers.remove(id);
-            self.publish();
-        }
-    }
-
-    pub(super) async fn save_container(&self, id: &ContainerId) -> Result<(), PodError> {
-        let Some(container) = self.containers.get(id) else {
-            return Ok(());
-        };
-        let saved = self.node.records.put_container(&container.record).await;
-        saved.map_err(|error| {
-            let cause = &error as &dyn std::error::Error;
-            tracing::error!(container = %id, error = cause, "write the container's record");
-            error.into()
-        })
-    }
-
-    fn announce_container(&self, id: &ContainerId, news: News) {
-        let kind = match news {
-            News::Created => EventKind::Created,
-            News::Started => EventKind::Started,
-            News::Stopped => EventKind::Stopped,
-            News::Removed => EventKind::Removed,
-        };
-        self.tell(kind, Some(id.clone()));
-    }
+/// A container of the pod.
+#[derive(Debug)]
+pub(crate) struct Container {
+    pub record: ContainerRecord,
+    pub state: State,
+    pub log: Option<ContainerLog>,
+    pub waiters: Vec<(Wait, Reply)>,
+    pub creators: Vec<Reply<CreatedContainer>>,
+    pub delivered: Delivered,
+    /// Changes of its limits; the first one is being carried out.
+    pub updates: VecDeque<(Resources, Reply)>,
 }
 
 impl Container {
+    /// One that nobody waits for yet.
+    pub(crate) fn new(record: ContainerRecord, state: State) -> Self {
+        Self {
+            record,
+            state,
+            log: None,
+            waiters: Vec::new(),
+            creators: Vec::new(),
+            delivered: Delivered::default(),
+            updates: VecDeque::new(),
+        }
+    }
+
     /// Whether callers may see it: not while its creation is unanswered.
     pub(super) fn is_visible(&self) -> bool {
         !matches!(self.state, State::Creating | State::Gone)
@@ -331,7 +62,7 @@ impl Container {
     }
 
     /// Puts the state into the form that is written.
-    fn note_state(&mut self) {
+    pub(super) fn note_state(&mut self) {
         self.record.state = match &self.state {
             State::Creating => RecordedState::Creating,
             State::Created | State::Removing(None) => RecordedState::Created,
@@ -395,14 +126,49 @@ impl Container {
                 .or_else(|| record.spec.resources.clone()),
         }
     }
+
+    /// Whether the guest has a process of it that may be limited.
+    pub(super) fn has_process(&self) -> bool {
+        matches!(
+            self.state,
+            State::Created
+                | State::Starting
+                | State::Running
+                | State::Terminating(_)
+                | State::Killing(_)
+        )
+    }
+
+    /// The limits in force.
+    pub(super) fn limits(&self) -> Resources {
+        let limits = self.record.resources.as_ref();
+        let limits = limits.or(self.record.spec.resources.as_ref());
+        limits.cloned().unwrap_or_default()
+    }
+
+    /// Tells those who wait for updates that there is nothing to update any more.
+    pub(super) fn refuse_updates(&mut self) {
+        let id = self.record.id.clone();
+        for (_, reply) in self.updates.drain(..) {
+            let _ = reply.send(Err(container_not_found(&id)));
+        }
+    }
+
+    pub(super) fn answer_creators(&mut self, result: &Result<(), PodError>) {
+        for creator in self.creators.drain(..) {
+            let created = CreatedContainer {
+                id: self.record.id.clone(),
+                delivered: self.delivered.clone(),
+            };
+            let _ = creator.send(result.clone().map(|()| created));
+        }
+    }
 }
 
-fn start_failed(error: PodError) -> Event {
-    let exit = Exit {
-        code: START_ERROR,
-        reason: Reason::StartError,
-        message: Report::new(&error).to_string(),
-        at_ns: clock::now_ns(),
-    };
-    Event::StartFailed(error, exit)
+/// There is no such container in the pod.
+pub(super) fn container_not_found(id: &ContainerId) -> PodError {
+    PodError::NotFound {
+        object: ObjectKind::Container,
+        id: id.to_string(),
+    }
 }

@@ -10,8 +10,8 @@ use hull_spec::{
     spec::{Resources, SandboxSpec},
 };
 
-use super::{Done, Driver, Reply, container_not_found};
-use crate::lifecycle::{container::State, sandbox};
+use super::{container::container_not_found, operations::Done, state::Driver};
+use crate::{command::Reply, lifecycle::sandbox};
 
 /// Where the limits stand in a request for a container.
 const FIELD: &str = "linux";
@@ -40,16 +40,18 @@ impl Driver {
         let now = container.limits();
         let wanted = merge(&now, asked);
         let checked = check(&wanted, FIELD);
-        let (true, Some(live), Some(vm)) = (container.has_process(), &self.live, self.record.vm)
+        let (true, Some(running), Some(vm)) =
+            (container.has_process(), &self.running, self.record.vm)
         else {
             // Without a process there is nothing to limit: what is written is what counts.
             let id = id.clone();
-            self.spawn(async move { Done::Updated(id, checked.map(|()| wanted)) });
+            self.operations
+                .spawn(async move { Done::Updated(id, checked.map(|()| wanted)) });
             return;
         };
         let checked = checked.and_then(|()| check_fits(&now, &wanted, vm.size, FIELD));
-        let (agent, id) = (live.agent.clone(), id.clone());
-        self.spawn(async move {
+        let (agent, id) = (running.vm().agent.clone(), id.clone());
+        self.operations.spawn(async move {
             let result = async {
                 checked?;
                 let limits = oci::limits(&wanted);
@@ -161,34 +163,5 @@ impl Driver {
         }
         self.publish();
         saved
-    }
-}
-
-impl super::Container {
-    /// Whether the guest has a process of it that may be limited.
-    fn has_process(&self) -> bool {
-        matches!(
-            self.state,
-            State::Created
-                | State::Starting
-                | State::Running
-                | State::Terminating(_)
-                | State::Killing(_)
-        )
-    }
-
-    /// The limits in force.
-    pub(super) fn limits(&self) -> Resources {
-        let limits = self.record.resources.as_ref();
-        let limits = limits.or(self.record.spec.resources.as_ref());
-        limits.cloned().unwrap_or_default()
-    }
-
-    /// Tells those who wait for updates that there is nothing to update any more.
-    pub(super) fn refuse_updates(&mut self) {
-        let id = self.record.id.clone();
-        for (_, reply) in self.updates.drain(..) {
-            let _ = reply.send(Err(container_not_found(&id)));
-        }
     }
 }

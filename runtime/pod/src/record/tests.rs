@@ -67,7 +67,7 @@ async fn records_survive_a_restart() {
             storage: "volume-k".into(),
             slot: Some(8),
         }],
-        devices: vec![DeviceDisk {
+        devices: vec![DeviceRecord {
             storage: "device-0".into(),
             slot: 7,
         }],

@@ -12,8 +12,11 @@ use tokio::sync::{OwnedSemaphorePermit, watch};
 use hull_spec::{error::PodError, id::ContainerId, info::ContainerState};
 use hull_vm::agent::{client::Agent, stdio};
 
-use super::{SessionInput, SessionOutput, SessionStreams};
-use crate::{driver::AttachHandle, registry::PodView};
+use super::{
+    input::SessionInput,
+    streams::{SessionOutput, SessionStreams},
+};
+use crate::{command::AttachHandle, registry::PodView};
 
 /// A client's connection to a container. Its parts may be given to different tasks; dropping
 /// them leaves the container as it is.

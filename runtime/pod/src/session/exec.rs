@@ -18,8 +18,11 @@ use hull_vm::agent::{
     stdio::{self, Output, OutputKind},
 };
 
-use super::{SessionInput, SessionOutput, SessionStreams};
-use crate::driver::ExecHandle;
+use super::{
+    input::SessionInput,
+    streams::{SessionOutput, SessionStreams},
+};
+use crate::command::ExecHandle;
 
 const ACTION: &str = "run a command in the container";
 const BUFFER: usize = 64 * 1024;

@@ -23,9 +23,8 @@ use hull_vm::agent::{
 
 use crate::{
     node::Node,
-    pods::Pods,
     registry::{Phase, PodView},
-    stats::{Samples, host},
+    stats::{host, samples::Samples},
 };
 
 /// How long a guest may take to answer; one that takes longer is left alone for a while.
@@ -42,27 +41,24 @@ pub enum Scope {
     Pods,
 }
 
-impl Pods {
-    /// What pods use. All are asked at once, and none waits for another.
-    pub async fn stats(&self, wanted: &HashSet<PodId>, scope: Scope) -> Vec<PodStats> {
-        let node = self.node();
-        let views: Vec<Arc<PodView>> = node
-            .registry
-            .all()
-            .iter()
-            .map(|entry| Arc::clone(&entry.view.borrow()))
-            .filter(|view| matches!(view.phase, Phase::Up))
-            .collect();
-        let containers = views.iter().flat_map(|view| view.containers.keys());
-        let pods = views.iter().map(|view| view.sandbox.id.to_string());
-        let ids = containers.map(ToString::to_string).chain(pods).collect();
-        node.samples.keep_only(&ids);
-        let asked = views
-            .into_iter()
-            .filter(|view| wanted.contains(&view.sandbox.id))
-            .map(|view| pod(node, view, scope));
-        join_all(asked).await
-    }
+/// What pods use. All are asked at once, and none waits for another.
+pub(crate) async fn gather(node: &Node, wanted: &HashSet<PodId>, scope: Scope) -> Vec<PodStats> {
+    let views: Vec<Arc<PodView>> = node
+        .registry
+        .all()
+        .iter()
+        .map(|entry| Arc::clone(&entry.view.borrow()))
+        .filter(|view| matches!(view.phase, Phase::Up))
+        .collect();
+    let containers = views.iter().flat_map(|view| view.containers.keys());
+    let pods = views.iter().map(|view| view.sandbox.id.to_string());
+    let ids = containers.map(ToString::to_string).chain(pods).collect();
+    node.samples.keep_only(&ids);
+    let asked = views
+        .into_iter()
+        .filter(|view| wanted.contains(&view.sandbox.id))
+        .map(|view| pod(node, view, scope));
+    join_all(asked).await
 }
 
 async fn pod(node: &Node, view: Arc<PodView>, scope: Scope) -> PodStats {

@@ -25,9 +25,8 @@
     )
 )]
 
-mod gather;
+pub(crate) mod gather;
 pub(crate) mod host;
-mod samples;
+pub(crate) mod samples;
 
 pub use gather::Scope;
-pub(crate) use samples::Samples;

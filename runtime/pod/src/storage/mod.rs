@@ -2,12 +2,13 @@
 //! of the host; paths of the host, with the volumes among them that change, and volumes that the
 //! guest keeps instead.
 
+pub(crate) mod atomic_volumes;
+pub(crate) mod attachments;
 pub(crate) mod devices;
-pub(crate) mod files;
-pub(crate) mod images;
-pub(crate) mod local;
+pub(crate) mod empty_dir;
+pub(crate) mod host_device;
+pub(crate) mod host_files;
 pub(crate) mod scratch;
-pub(crate) mod volumes;
 
 use std::{io, path::PathBuf};
 

@@ -31,7 +31,8 @@ use hull_spec::{
 };
 use hull_vm::agent::client::{Storage, Volume};
 
-use super::{StorageError, devices::BlockDevice, scratch};
+use super::{StorageError, host_device::BlockDevice, scratch};
+use crate::record::LocalRecord;
 
 /// kubelet's directory of a pod's emptyDirs.
 const PLUGIN: &str = "kubernetes.io~empty-dir";
@@ -291,6 +292,16 @@ impl Content {
 }
 
 impl LocalVolume {
+    /// As it is recorded for a container's mount of this number, with the slot of its disk.
+    pub(crate) fn record(&self, mount: usize, slot: Option<u8>) -> LocalRecord {
+        LocalRecord {
+            mount,
+            directory: self.directory.clone(),
+            storage: self.storage.clone(),
+            slot,
+        }
+    }
+
     /// What the guest is asked to mount.
     pub(crate) fn storage(&self, slot: u8) -> Storage<'_> {
         let (fstype, size) = match self.medium {

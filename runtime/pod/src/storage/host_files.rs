@@ -10,7 +10,12 @@
 //! Nothing of it is recorded but which process it is, in the pod's run directory: attaching and
 //! mounting may be repeated.
 
-use std::{io, os::fd::OwnedFd, path::PathBuf, time::Duration};
+use std::{
+    io,
+    os::fd::OwnedFd,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use hull_proto_vmm::{
     DeviceConfig, ErrorKind as VmErrorKind, FdIndex,
@@ -25,20 +30,13 @@ use tokio::{
 use hull_base::beneath;
 use hull_spec::{
     error::PodError,
-    id::{ContainerId, PodId},
+    id::ContainerId,
     spec::{ContainerSpec, MountPropagation, MountSource},
 };
 use hull_vm::{
-    agent::client::{Agent, Storage},
-    cgroup::PodCgroup,
-    client::VmClient,
-    error::VmError,
-    process::Process,
-    rundir::RunDir,
-    slots,
+    agent::client::Storage, cgroup::PodCgroup, error::VmError, process::Process, rundir::RunDir,
+    running::RunningVm, slots,
 };
-
-use crate::node::Node;
 
 /// The name of the mount in the guest, and the device's tag.
 pub(crate) const FILES_ID: &str = "host";
@@ -100,23 +98,6 @@ struct Server {
     mounted: bool,
 }
 
-/// What the files of one container are reached by.
-#[derive(Debug)]
-pub(crate) struct Reach<'a> {
-    pub node: &'a Node,
-    pub pod: &'a PodId,
-    pub vm: &'a VmClient,
-    pub agent: &'a Agent,
-    /// Where the pod's processes are.
-    pub cgroup: Option<&'a PodCgroup>,
-}
-
-impl Reach<'_> {
-    fn run(&self) -> RunDir {
-        RunDir::of(&self.node.config, self.pod)
-    }
-}
-
 impl HostFiles {
     /// Notes the server that an earlier daemon started.
     pub(crate) fn adopt(&mut self, process: Process) {
@@ -133,24 +114,25 @@ impl HostFiles {
         self.server.as_ref().map(|server| server.process.clone())
     }
 
-    /// Shares what a container mounts of the host; returns where each is, below the mount in the
-    /// guest.
+    /// Shares what a container mounts of the host, by a server that is started from `program` unless it
+    /// runs; returns where each is, below the mount in the guest.
     ///
     /// # Errors
     /// [`PodError::InvalidArgument`] with the field of a path that can't be shared. Nothing is
     /// shared then.
     pub(crate) async fn add(
         &mut self,
-        reach: &Reach<'_>,
+        program: &Path,
+        vm: &RunningVm,
         container: &ContainerId,
         wanted: &[(usize, Share)],
     ) -> Result<Vec<String>, PodError> {
-        self.ensure(reach).await?;
+        self.ensure(program, vm).await?;
         let request = Request::Add {
             owner: container.to_string(),
             shares: wanted.iter().map(|(_, share)| share.clone()).collect(),
         };
-        match self.ask(reach, &request).await? {
+        match self.ask(vm, &request).await? {
             Response::Added { places, .. } if places.len() == wanted.len() => Ok(places),
             // Of an older server.
             Response::Added { places, .. } if places.is_empty() => {
@@ -177,14 +159,14 @@ impl HostFiles {
     /// When the server does not answer.
     pub(crate) async fn remove(
         &mut self,
-        reach: &Reach<'_>,
+        vm: &RunningVm,
         container: &ContainerId,
     ) -> Result<(), PodError> {
         if !self.server.as_ref().is_some_and(|s| s.process.is_alive()) {
             return Ok(());
         }
         let owner = container.to_string();
-        match self.ask(reach, &Request::Remove { owner }).await? {
+        match self.ask(vm, &Request::Remove { owner }).await? {
             Response::Ok => Ok(()),
             Response::Error { message, .. } => Err(FilesError::Refused(message).into()),
             _ => Err(FilesError::Unexpected.into()),
@@ -204,7 +186,7 @@ impl HostFiles {
     }
 
     /// Sees to it that the server runs and the guest has mounted it.
-    async fn ensure(&mut self, reach: &Reach<'_>) -> Result<(), PodError> {
+    async fn ensure(&mut self, program: &Path, vm: &RunningVm) -> Result<(), PodError> {
         let server = match &mut self.server {
             Some(server) if server.mounted => {
                 // What the guest has open went with a server that ended: another one would know
@@ -218,10 +200,10 @@ impl HostFiles {
             }
             Some(server) if server.process.is_alive() => server,
             // Whether there is a device of an earlier one, the VM tells.
-            other => other.insert(start(reach)?),
+            other => other.insert(start(program, vm)?),
         };
         let was_attached = server.vm_end.is_none();
-        let Err(error) = server.mount(reach).await else {
+        let Err(error) = server.mount(vm).await else {
             return Ok(());
         };
         if was_attached {
@@ -230,32 +212,31 @@ impl HostFiles {
         }
         server.process.kill();
         let attached = server.vm_end.is_none();
-        let undo = self.undo(reach, attached).await;
+        let undo = self.undo(vm, attached).await;
         Err(error.after_undo(undo))
     }
 
-    async fn undo(&mut self, reach: &Reach<'_>, attached: bool) -> Result<(), PodError> {
+    async fn undo(&mut self, vm: &RunningVm, attached: bool) -> Result<(), PodError> {
         self.end().await?;
         if attached {
-            reach.vm.detach(slots::FILES).await?;
+            vm.control.detach(slots::FILES).await?;
         }
         Ok(())
     }
 
-    async fn ask(&self, reach: &Reach<'_>, request: &Request) -> Result<Response, FilesError> {
-        ask(&reach.run(), request).await
+    async fn ask(&self, vm: &RunningVm, request: &Request) -> Result<Response, FilesError> {
+        ask(&vm.run, request).await
     }
 }
 
 /// Starts a server, with one end of a new socket.
-fn start(reach: &Reach<'_>) -> Result<Server, PodError> {
+fn start(program: &Path, vm: &RunningVm) -> Result<Server, PodError> {
     let (vm_end, server_end) = socket_pair().map_err(FilesError::Socket)?;
-    let program = &reach.node.config.file_server;
     let process = Process::spawn_file_server(
         program,
-        reach.pod,
-        &reach.run(),
-        reach.cgroup.map(PodCgroup::path),
+        &vm.pod,
+        &vm.run,
+        vm.cgroup.as_ref().map(PodCgroup::path),
         server_end,
     )?;
     Ok(Server {
@@ -279,15 +260,15 @@ fn socket_pair() -> io::Result<(OwnedFd, OwnedFd)> {
 }
 
 impl Server {
-    async fn mount(&mut self, reach: &Reach<'_>) -> Result<(), PodError> {
-        self.greet(&reach.run()).await?;
+    async fn mount(&mut self, vm: &RunningVm) -> Result<(), PodError> {
+        self.greet(&vm.run).await?;
         if let Some(vm_end) = &self.vm_end {
             let fd = vm_end.try_clone().map_err(FilesError::Socket)?;
             let device = DeviceConfig::Fs {
                 tag: FILES_ID.into(),
                 socket: FdIndex(0),
             };
-            match reach.vm.attach(slots::FILES, device, vec![fd]).await {
+            match vm.control.attach(slots::FILES, device, vec![fd]).await {
                 Ok(()) => {}
                 Err(VmError::Refused {
                     kind: VmErrorKind::Busy,
@@ -304,7 +285,7 @@ impl Server {
             fstype: "virtiofs",
             ..Storage::default()
         };
-        reach.agent.attach_storage(storage).await?;
+        vm.agent.attach_storage(storage).await?;
         self.mounted = true;
         Ok(())
     }
@@ -383,7 +364,7 @@ pub(crate) fn shares(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use hull_spec::{config::PodsConfig, spec::MountSpec};
+    use hull_spec::{config::PodsConfig, id::PodId, spec::MountSpec};
 
     fn mount(source: MountSource, readonly: bool, recursive: bool) -> MountSpec {
         MountSpec {

@@ -3,7 +3,7 @@
 //! host watched, and the agent is told to read them again:
 //!
 //! ```text
-//! kubelet ──rename──▶ ..data ──inotify──▶ Watches ──▶ LiveVolumes ──RefreshVolumes──▶ agent
+//! kubelet ──rename──▶ ..data ──inotify──▶ Watches ──▶ AtomicVolumes ──RefreshVolumes──▶ agent
 //! ```
 //!
 //! Nothing of it is recorded: what is to be watched follows from a container's mounts, and the agent
@@ -206,13 +206,13 @@ pub(crate) type Watched = HashMap<PathBuf, Watch>;
 
 /// The volumes of one pod, whose copies in the guest follow them until this is dropped.
 #[derive(Debug)]
-pub(crate) struct LiveVolumes {
+pub(crate) struct AtomicVolumes {
     changed: Arc<Notify>,
     watched: HashMap<ContainerId, Watched>,
     follower: AbortHandle,
 }
 
-impl LiveVolumes {
+impl AtomicVolumes {
     /// Starts to follow. `tell` hears what is wrong, and with an empty text that it is right again.
     pub(crate) fn start(
         pod: PodId,
@@ -248,7 +248,7 @@ impl LiveVolumes {
     }
 }
 
-impl Drop for LiveVolumes {
+impl Drop for AtomicVolumes {
     fn drop(&mut self) {
         self.follower.abort();
     }
