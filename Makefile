@@ -21,7 +21,7 @@ critest: build ## CRITEST=/path/to/critest [FOCUS=REGEX]: that critest against h
 bench: build ## BENCH=network, storage, pmem or burst: measures Hull and its peers in the KVM host, side by side
 	@tests/bench/$(or $(BENCH),network).sh
 
-check: ## format, lints, dependencies (licences, versions, advisories), layering
+check: ## format, lints, dependencies (licences, versions, advisories), layering, circles
 	@tests/checks/run.sh
 
 host: ## CMD="…" as root in the KVM host, built binaries in PATH; SHARE=dir is visible there too

@@ -1,5 +1,5 @@
 #!/bin/bash
-# run.sh: the checks that need no test: format, lints, dependencies, layering. All of them run; the exit
+# run.sh: the checks that need no test: format, lints, dependencies, layering, circles. All of them run; the exit
 # code is the number of those that failed.
 set -euo pipefail
 . "$(dirname "$0")/../host/lib.sh"
@@ -11,8 +11,10 @@ check() {
     local name=$1; shift
     if "$@"; then echo "check $name: ok"; else echo "check $name: FAILED"; failed=$((failed + 1)); fi
 }
+circles() { tests/checks/circles --self-test && tests/checks/circles; }
 check format cargo fmt --all --check
 check lints cargo clippy --locked --quiet --workspace --all-targets -- -D warnings
 check dependencies tests/checks/dependencies
 check layering tests/checks/layering
+check circles circles
 exit $failed

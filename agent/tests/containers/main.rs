@@ -12,7 +12,7 @@ mod hostile;
 
 use std::{os::unix::fs::symlink, time::Duration};
 
-use hull_proto_agent::{agent as proto, stream::StreamKind};
+use hull_proto_agent::{VERSION, agent as proto, stream::StreamKind};
 use rustix::fs::inotify;
 use serde_json::json;
 use tokio::{
@@ -59,7 +59,7 @@ fn message<T: std::fmt::Debug>(result: ttrpc::Result<T>) -> (ttrpc::Code, String
 agent_tests! {
     async fn the_handshake_tells_versions_and_times(agent) {
         let hello = agent.client.hello(context(), &proto::HelloRequest::default()).await.unwrap();
-        assert_eq!(hello.version, 1);
+        assert_eq!(hello.version, VERSION);
         assert!(hello.ready_ns > hello.kernel_ns && hello.kernel_ns > 0);
         assert!(!hello.kernel_release.is_empty());
     }
@@ -1077,7 +1077,7 @@ fn as_pid_1_it_boots_serves_vsock_and_resets() {
             .hello(context(), &proto::HelloRequest::default())
             .await
             .unwrap();
-        assert_eq!(hello.version, 1);
+        assert_eq!(hello.version, VERSION);
         client
             .create(context(), &container("c1", "echo hello from a guest"))
             .await
