@@ -39,8 +39,8 @@ impl Layout {
     }
 
     /// Copies of volumes.
-    pub(crate) fn live(&self) -> PathBuf {
-        self.run.join("live")
+    pub(crate) fn atomic_volumes(&self) -> PathBuf {
+        self.run.join("volumes")
     }
 
     /// The state of container `id`.

@@ -2,7 +2,7 @@
 //!
 //! It brings the guest up ([`boot`]), gives it its identity ([`sandbox`],
 //! [`network`]), attaches what the host plugs in ([`mmio`], [`storage`]), copies
-//! volumes that change ([`live`]), runs containers ([`container`]) and carries
+//! volumes that change ([`atomic_volumes`]), runs containers ([`container`]) and carries
 //! their bytes ([`stdio`]). The host speaks to it in the contract of
 //! `proto/agent` ([`rpc`], [`events`], [`stats`]) over vsock ([`transport`]).
 //! [`reaper`] is the only place that waits for processes, [`pidfd`] what they are known by.
@@ -20,13 +20,13 @@
 
 #![deny(unsafe_code)]
 
+mod atomic_volumes;
 mod blocking;
 mod boot;
 mod container;
 mod events;
 mod ident;
 mod layout;
-mod live;
 mod log;
 mod mmio;
 mod network;
@@ -62,12 +62,12 @@ use tokio::sync::Notify;
 use tracing::{error, info, warn};
 
 use self::{
+    atomic_volumes::AtomicVolumes,
     container::{
         Containers, Context, child,
         pause::{self, PodNamespaces},
     },
     layout::Layout,
-    live::LiveVolumes,
     mmio::Slots,
     reaper::Reaper,
     rpc::Service,
@@ -192,7 +192,7 @@ fn run(
         let pod: Arc<PodNamespaces> = Arc::default();
         let context = Arc::new(Context {
             storages: Storages::new(layout.clone(), Slots::default()),
-            live: Arc::new(LiveVolumes::new(layout.live())),
+            atomic_volumes: Arc::new(AtomicVolumes::new(layout.atomic_volumes())),
             layout: layout.clone(),
             reaper: Arc::clone(&reaper),
             events: Arc::default(),

@@ -3,7 +3,10 @@
 use std::sync::Arc;
 
 use super::pause::PodNamespaces;
-use crate::{events::Events, layout::Layout, live::LiveVolumes, reaper::Reaper, storage::Storages};
+use crate::{
+    atomic_volumes::AtomicVolumes, events::Events, layout::Layout, reaper::Reaper,
+    storage::Storages,
+};
 
 /// What all containers use.
 #[derive(Debug)]
@@ -12,6 +15,6 @@ pub(crate) struct Context {
     pub(crate) reaper: Arc<Reaper>,
     pub(crate) events: Arc<Events>,
     pub(crate) storages: Arc<Storages>,
-    pub(crate) live: Arc<LiveVolumes>,
+    pub(crate) atomic_volumes: Arc<AtomicVolumes>,
     pub(crate) pod: Arc<PodNamespaces>,
 }

@@ -34,9 +34,9 @@ use super::{
     volumes,
 };
 use crate::{
+    atomic_volumes::AtomicVolumes,
     blocking::blocking,
     ident::Id,
-    live::LiveVolumes,
     pidfd::Process,
     stdio::{InputEnd, Stdio, Wanted},
 };
@@ -62,7 +62,7 @@ pub(crate) struct Remains {
     dir: PathBuf,
     rootfs: Option<Rootfs>,
     cgroup: Option<Cgroup>,
-    live: Arc<LiveVolumes>,
+    atomic_volumes: Arc<AtomicVolumes>,
 }
 
 impl Remains {
@@ -88,7 +88,7 @@ impl Remains {
                 .map_err(failed("remove root file system", rootfs.path()))?;
             self.rootfs = None;
         }
-        self.live.remove(&self.id);
+        self.atomic_volumes.remove(&self.id);
         match fs::remove_dir_all(&self.dir) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => {
                 Err(failed("remove directory", &self.dir)(e))
@@ -125,7 +125,7 @@ pub(crate) async fn create(
         dir: context.layout.container(id),
         rootfs: None,
         cgroup: None,
-        live: Arc::clone(&context.live),
+        atomic_volumes: Arc::clone(&context.atomic_volumes),
     };
     match stages(context, id, request, target, &mut remains).await {
         Ok(stage) => Ok(stage.into_created(remains)),
@@ -171,7 +171,7 @@ async fn stages(
     let sources = volumes::Sources {
         wanted: request.storage_mounts.clone(),
         storages: Arc::clone(&context.storages),
-        live: Arc::clone(&context.live),
+        atomic: Arc::clone(&context.atomic_volumes),
         container: id.clone(),
     };
     let (mut asked, held) = blocking(move || {

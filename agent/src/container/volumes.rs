@@ -19,8 +19,8 @@ use pathrs::Root;
 
 use super::{copies::Copies, error::ContainerError, pause::PodUser, spec::SpecError};
 use crate::{
+    atomic_volumes::AtomicVolumes,
     ident::Id,
-    live::LiveVolumes,
     storage::{Base, Storages},
 };
 
@@ -33,7 +33,7 @@ pub(super) type Held = HashMap<usize, OwnedFd>;
 pub(super) struct Sources {
     pub(super) wanted: Vec<StorageMount>,
     pub(super) storages: Arc<Storages>,
-    pub(super) live: Arc<LiveVolumes>,
+    pub(super) atomic: Arc<AtomicVolumes>,
     pub(super) container: Id,
 }
 
@@ -58,8 +58,10 @@ impl Sources {
             let mount = mount.ok_or(SpecError::Missing("mount for a storage"))?;
             if base.changes {
                 held.insert(index, found);
-            } else if !wanted.live.is_empty()
-                && let Some(copy) = self.live.add(&wanted.live, &source, &self.container)
+            } else if !wanted.atomic_volume.is_empty()
+                && let Some(copy) = self
+                    .atomic
+                    .add(&wanted.atomic_volume, &source, &self.container)
             {
                 source = copy;
             }

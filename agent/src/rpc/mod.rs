@@ -170,8 +170,8 @@ impl rpc::Agent for Service {
         _: &TtrpcContext,
         _: proto::Empty,
     ) -> ttrpc::Result<proto::Empty> {
-        let live = Arc::clone(&self.context.live);
-        complete(blocking(move || done(live.refresh()))).await
+        let volumes = Arc::clone(&self.context.atomic_volumes);
+        complete(blocking(move || done(volumes.refresh()))).await
     }
 
     async fn create(

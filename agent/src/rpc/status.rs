@@ -6,7 +6,7 @@ use error_reporter::Report;
 use ttrpc::{Code, get_status};
 
 use crate::{
-    container::ContainerError, ident::IdError, live::Behind, mmio::DeviceError,
+    atomic_volumes::Behind, container::ContainerError, ident::IdError, mmio::DeviceError,
     sandbox::SandboxError, storage::StorageError,
 };
 

@@ -798,7 +798,7 @@ agent_tests! {
         agent.delete("c1").await;
     }
 
-    async fn a_live_volume_is_one_copy_that_can_be_watched(agent) {
+    async fn an_atomic_volume_is_one_copy_that_can_be_watched(agent) {
         let volume = agent.dir.join("volumes/v");
         std::fs::create_dir_all(&volume).unwrap();
         let replace = |version: &str, keys: &[(&str, &str)]| {
@@ -819,7 +819,7 @@ agent_tests! {
         let with_volume = |id: &str| {
             let mut request = container_with(id, &mounted);
             request.storage_mounts = vec![proto::StorageMount {
-                mount: at, storage: "host".to_owned(), sub_path: "v".to_owned(), live: "name-of-v".to_owned(), ..Default::default()
+                mount: at, storage: "host".to_owned(), sub_path: "v".to_owned(), atomic_volume: "name-of-v".to_owned(), ..Default::default()
             }];
             request
         };
@@ -827,7 +827,7 @@ agent_tests! {
             agent.create(&with_volume(id)).await;
             agent.start_container(id).await.unwrap();
         }
-        let copy = format!("/proc/{}/root{}/run/live/1", agent.init(), agent.dir.display());
+        let copy = format!("/proc/{}/root{}/run/volumes/1", agent.init(), agent.dir.display());
         let watch = inotify::init(inotify::CreateFlags::NONBLOCK).unwrap();
         let flags = inotify::WatchFlags::CREATE | inotify::WatchFlags::MOVE | inotify::WatchFlags::DELETE;
         inotify::add_watch(&watch, &copy, flags).unwrap();

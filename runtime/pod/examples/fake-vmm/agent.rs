@@ -259,8 +259,10 @@ impl Agent for Rpc {
     /// One of a version that is called "large" is refused.
     async fn refresh_volumes(&self, _: &TtrpcContext, _: Empty) -> ttrpc::Result<Empty> {
         let containers = self.0.containers.lock().unwrap();
-        let live = containers.values().flat_map(|container| &container.live);
-        let versions: BTreeSet<_> = live
+        let volumes = containers
+            .values()
+            .flat_map(|container| &container.atomic_volumes);
+        let versions: BTreeSet<_> = volumes
             .map(|path| fs::read_link(PathBuf::from(path).join("..data")).unwrap())
             .map(|version| version.to_str().unwrap().to_owned())
             .collect();
@@ -297,10 +299,10 @@ impl Agent for Rpc {
             },
             started: false,
             execs: HashMap::new(),
-            live: request
+            atomic_volumes: request
                 .storage_mounts
                 .into_iter()
-                .map(|mount| mount.live)
+                .map(|mount| mount.atomic_volume)
                 .filter(|name| !name.is_empty())
                 .collect(),
         };

@@ -38,7 +38,7 @@ pub struct Container {
     pub started: bool,
     pub execs: HashMap<String, Arc<Process>>,
     /// Volumes that it has copies of.
-    pub live: Vec<String>,
+    pub atomic_volumes: Vec<String>,
 }
 
 impl Guest {

@@ -107,14 +107,18 @@ fn user(spec: &ContainerSpec, image: &Image) -> User {
     }
 }
 
-/// Where the agent finds a path of the host: below the mount of all of them, at `place`. `live` is the path
-/// if the guest is to have a copy that follows it.
-pub(crate) fn share_mount(mount: u32, place: String, live: Option<String>) -> StorageMount {
+/// Where the agent finds a path of the host: below the mount of all of them, at `place`. `atomic_volume` is
+/// the path if the guest is to have a copy that follows it.
+pub(crate) fn share_mount(
+    mount: u32,
+    place: String,
+    atomic_volume: Option<String>,
+) -> StorageMount {
     StorageMount {
         mount,
         storage: FILES_ID.to_owned(),
         sub_path: place,
-        live: live.unwrap_or_default(),
+        atomic_volume: atomic_volume.unwrap_or_default(),
         ..StorageMount::default()
     }
 }

@@ -1,5 +1,5 @@
-//! Copies in memory of volumes that kubelet replaces as a whole: config maps, secrets, projected and
-//! downward-API volumes. A change on the host is no operation of this kernel, so nobody in the guest
+//! Copies in memory of atomic volumes, which kubelet replaces as a whole (its `AtomicWriter`): config
+//! maps, secrets, projected and downward-API volumes. A change on the host is no operation of this kernel, so nobody in the guest
 //! could watch for it. It is repeated here, in kubelet's own steps, on what containers have mounted:
 //!
 //! ```text
@@ -41,7 +41,7 @@ const ATTEMPTS: usize = 5;
 
 /// Why there is no copy of a volume, or an old one.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum LiveError {
+pub(crate) enum CopyError {
     #[error("it has {0:?}, which kubelet makes in no such volume")]
     Layout(OsString),
     #[error("it has more than {BYTES_MAX} bytes or {ENTRIES_MAX} files")]
@@ -52,7 +52,7 @@ pub(crate) enum LiveError {
     Io(#[from] io::Error),
 }
 
-impl From<rustix::io::Errno> for LiveError {
+impl From<rustix::io::Errno> for CopyError {
     fn from(error: rustix::io::Errno) -> Self {
         Self::Io(error.into())
     }
@@ -65,7 +65,7 @@ pub(crate) struct Behind(Vec<String>);
 
 /// All copies.
 #[derive(Debug)]
-pub(crate) struct LiveVolumes {
+pub(crate) struct AtomicVolumes {
     dir: PathBuf,
     copies: Mutex<Copies>,
 }
@@ -86,7 +86,7 @@ struct Copy {
     users: BTreeSet<Id>,
 }
 
-impl LiveVolumes {
+impl AtomicVolumes {
     /// Starts without copies, which will be below `dir`.
     pub(crate) fn new(dir: PathBuf) -> Self {
         Self {
@@ -112,7 +112,7 @@ impl LiveVolumes {
         }
     }
 
-    fn try_add(&self, name: &str, source: &Path, user: &Id) -> Result<PathBuf, LiveError> {
+    fn try_add(&self, name: &str, source: &Path, user: &Id) -> Result<PathBuf, CopyError> {
         let mut copies = self.copies();
         if let Some(copy) = copies.by_source.get_mut(source) {
             update(source, &copy.path)?;
@@ -122,8 +122,14 @@ impl LiveVolumes {
         if !copies.is_mounted {
             fs::create_dir_all(&self.dir)?;
             let flags = MsFlags::empty();
-            mount(Some("live"), &self.dir, Some("tmpfs"), flags, Some(MEMORY))
-                .map_err(io::Error::from)?;
+            mount(
+                Some("volumes"),
+                &self.dir,
+                Some("tmpfs"),
+                flags,
+                Some(MEMORY),
+            )
+            .map_err(io::Error::from)?;
             copies.is_mounted = true;
         }
         copies.count += 1;
@@ -171,17 +177,17 @@ impl LiveVolumes {
 }
 
 /// Makes `copy` what the volume `source` is. After a failure it is what it was.
-fn update(source: &Path, copy: &Path) -> Result<(), LiveError> {
+fn update(source: &Path, copy: &Path) -> Result<(), CopyError> {
     let staged = copy.with_extension("new");
-    let mut result = Err(LiveError::Changing);
+    let mut result = Err(CopyError::Changing);
     for _ in 0..ATTEMPTS {
         result = read(source, copy, &staged)
-            .and_then(|volume| volume.apply(copy, &staged).map_err(LiveError::from));
+            .and_then(|volume| volume.apply(copy, &staged).map_err(CopyError::from));
         let _ = fs::remove_dir_all(&staged);
         let again = match &result {
-            Err(LiveError::Changing) => true,
+            Err(CopyError::Changing) => true,
             // The version was replaced.
-            Err(LiveError::Io(error)) => error.kind() == io::ErrorKind::NotFound,
+            Err(CopyError::Io(error)) => error.kind() == io::ErrorKind::NotFound,
             _ => false,
         };
         if !again {
@@ -204,7 +210,7 @@ struct Volume {
 }
 
 /// Reads a volume; its version goes to `staged` when `copy` has another one.
-fn read(source: &Path, copy: &Path, staged: &Path) -> Result<Volume, LiveError> {
+fn read(source: &Path, copy: &Path, staged: &Path) -> Result<Volume, CopyError> {
     let from = open(CWD, source.as_os_str(), OFlags::DIRECTORY)?;
     let data = Link::read(&from, OsStr::new(DATA))?;
     let mut volume = Volume {
@@ -236,14 +242,14 @@ fn read(source: &Path, copy: &Path, staged: &Path) -> Result<Volume, LiveError> 
                 let dir = open(&from, &name, OFlags::DIRECTORY)?;
                 mount_points(&dir, name.into(), &mut volume.mount_points, &mut left)?;
             }
-            _ => return Err(LiveError::Layout(name)),
+            _ => return Err(CopyError::Layout(name)),
         }
     }
     let now = Link::read(&from, OsStr::new(DATA))?;
     if now.target == volume.data.target {
         Ok(volume)
     } else {
-        Err(LiveError::Changing)
+        Err(CopyError::Changing)
     }
 }
 
@@ -293,7 +299,7 @@ struct Link {
 }
 
 impl Link {
-    fn read(dir: &File, name: &OsStr) -> Result<Self, LiveError> {
+    fn read(dir: &File, name: &OsStr) -> Result<Self, CopyError> {
         let stat = stat(dir, name)?;
         let target = readlinkat(dir, name, Vec::new())?;
         Ok(Self {
@@ -309,13 +315,13 @@ impl Link {
     }
 
     /// The version that it names: a directory beside it that is none of the volume's files.
-    fn version(&self) -> Result<OsString, LiveError> {
+    fn version(&self) -> Result<OsString, CopyError> {
         let name = self.target.as_bytes();
         let plain = name.starts_with(b"..") && name.len() > 2 && !name.contains(&b'/');
         if plain && self.target != DATA {
             Ok(self.target.clone())
         } else {
-            Err(LiveError::Layout(DATA.into()))
+            Err(CopyError::Layout(DATA.into()))
         }
     }
 }
@@ -326,11 +332,11 @@ fn mount_points(
     path: PathBuf,
     found: &mut Vec<PathBuf>,
     left: &mut Left,
-) -> Result<(), LiveError> {
+) -> Result<(), CopyError> {
     for name in names(dir)? {
         left.take_entry()?;
         if file_type(dir, &name)? != FileType::Directory {
-            return Err(LiveError::Layout(path.into()));
+            return Err(CopyError::Layout(path.into()));
         }
         let below = open(dir, &name, OFlags::DIRECTORY)?;
         mount_points(&below, path.join(&name), found, left)?;
@@ -356,14 +362,14 @@ impl Default for Left {
 }
 
 impl Left {
-    fn take_entry(&mut self) -> Result<(), LiveError> {
-        self.entries = self.entries.checked_sub(1).ok_or(LiveError::TooLarge)?;
+    fn take_entry(&mut self) -> Result<(), CopyError> {
+        self.entries = self.entries.checked_sub(1).ok_or(CopyError::TooLarge)?;
         Ok(())
     }
 }
 
 /// Copies all below `from`, with owners and modes. No link is followed.
-fn copy_dir(from: &File, to: &Path, left: &mut Left) -> Result<(), LiveError> {
+fn copy_dir(from: &File, to: &Path, left: &mut Left) -> Result<(), CopyError> {
     fs::create_dir(to)?;
     for name in names(from)? {
         left.take_entry()?;
@@ -372,17 +378,17 @@ fn copy_dir(from: &File, to: &Path, left: &mut Left) -> Result<(), LiveError> {
             FileType::Directory => copy_dir(&open(from, &name, OFlags::DIRECTORY)?, &at, left)?,
             FileType::RegularFile => copy_file(&open(from, &name, OFlags::NONBLOCK)?, &at, left)?,
             FileType::Symlink => Link::read(from, &name)?.make(&at)?,
-            _ => return Err(LiveError::Layout(name)),
+            _ => return Err(CopyError::Layout(name)),
         }
     }
     own(to, &rustix::fs::fstat(from)?)?;
     Ok(())
 }
 
-fn copy_file(from: &File, to: &Path, left: &mut Left) -> Result<(), LiveError> {
+fn copy_file(from: &File, to: &Path, left: &mut Left) -> Result<(), CopyError> {
     let new = File::create_new(to)?;
     let copied = io::copy(&mut from.take(left.bytes + 1), &mut &new)?;
-    left.bytes = left.bytes.checked_sub(copied).ok_or(LiveError::TooLarge)?;
+    left.bytes = left.bytes.checked_sub(copied).ok_or(CopyError::TooLarge)?;
     new.set_times(FileTimes::new().set_modified(from.metadata()?.modified()?))?;
     own(to, &rustix::fs::fstat(from)?)?;
     Ok(())
@@ -402,12 +408,12 @@ fn own(path: &Path, wanted: &Stat) -> io::Result<()> {
     Ok(())
 }
 
-fn open(dir: impl std::os::fd::AsFd, name: &OsStr, flags: OFlags) -> Result<File, LiveError> {
+fn open(dir: impl std::os::fd::AsFd, name: &OsStr, flags: OFlags) -> Result<File, CopyError> {
     let flags = flags | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     Ok(openat(dir, name, flags, Mode::empty())?.into())
 }
 
-fn names(dir: &File) -> Result<Vec<OsString>, LiveError> {
+fn names(dir: &File) -> Result<Vec<OsString>, CopyError> {
     let mut names = Vec::new();
     for entry in Dir::read_from(dir)? {
         let entry = entry?;
@@ -416,17 +422,17 @@ fn names(dir: &File) -> Result<Vec<OsString>, LiveError> {
             names.push(name.to_owned());
         }
         if names.len() as u64 > ENTRIES_MAX + 2 {
-            return Err(LiveError::TooLarge);
+            return Err(CopyError::TooLarge);
         }
     }
     Ok(names)
 }
 
-fn stat(dir: &File, name: &OsStr) -> Result<Stat, LiveError> {
+fn stat(dir: &File, name: &OsStr) -> Result<Stat, CopyError> {
     Ok(statat(dir, name, AtFlags::SYMLINK_NOFOLLOW)?)
 }
 
-fn file_type(dir: &File, name: &OsStr) -> Result<FileType, LiveError> {
+fn file_type(dir: &File, name: &OsStr) -> Result<FileType, CopyError> {
     Ok(FileType::from_raw_mode(stat(dir, name)?.st_mode))
 }
 
@@ -598,9 +604,9 @@ mod tests {
         let names: Vec<_> = (0..ENTRIES_MAX).map(|n| n.to_string()).collect();
         let many: Vec<_> = names.iter().map(|name| (name.as_str(), "")).collect();
         let refused = || update(&both.volume, &both.copy).unwrap_err();
-        assert!(matches!(refused(), LiveError::TooLarge));
+        assert!(matches!(refused(), CopyError::TooLarge));
         both.replace("..4", &many);
-        assert!(matches!(refused(), LiveError::TooLarge));
+        assert!(matches!(refused(), CopyError::TooLarge));
         assert_eq!(both.names(), ["..2", "..data", "a", "b"]);
         assert_eq!(both.text("b"), half);
     }
@@ -608,7 +614,7 @@ mod tests {
     #[test]
     fn a_copy_lives_as_long_as_one_of_its_users() {
         let both = Both::with(&[("a", "1")]);
-        let live = LiveVolumes::new(both.dir.path().join("live"));
+        let live = AtomicVolumes::new(both.dir.path().join("live"));
         // Where nothing can be mounted.
         fs::create_dir(&live.dir).unwrap();
         live.copies().is_mounted = true;
