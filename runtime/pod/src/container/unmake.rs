@@ -44,7 +44,8 @@ pub(crate) async fn unmake(
         return result;
     }
     let released = images.release(container.as_str()).await;
-    result.and(released.map_err(|e| PodError::internal("release the container's image", e)))
+    let released = released.map_err(|e| PodError::internal("release the container's image", e));
+    result.and(released)
 }
 
 /// Ends what it has in its VM.
