@@ -11,6 +11,7 @@
 
 use std::{collections::BTreeSet, net::IpAddr, sync::Arc, time::Duration};
 
+use backon::{BackoffBuilder, ExponentialBuilder};
 use hull_network::{GuestNetwork, NetworkRecord};
 use hull_proto_vmm::{DeviceConfig, FdIndex};
 use tokio::{
@@ -27,9 +28,11 @@ use crate::{
     storage::devices::Devices,
 };
 
-/// How long it waits before it tries again what failed: each time twice as long.
-const PAUSE: Duration = Duration::from_secs(5);
-const LONGEST_PAUSE: Duration = Duration::from_secs(600);
+/// The pauses before what failed is tried again.
+const PAUSES: ExponentialBuilder = ExponentialBuilder::new()
+    .with_min_delay(Duration::from_secs(5))
+    .with_max_delay(Duration::from_secs(600))
+    .without_max_times();
 /// What a VM calls network devices.
 const NET: &str = "net";
 
@@ -97,37 +100,34 @@ struct Follow<F> {
 
 impl<F: Fn(NetworkNews) + Send + Sync> Follow<F> {
     async fn run(mut self, is_adopted: bool) {
-        let mut pause = PAUSE;
+        let mut pauses = PAUSES.build();
         while is_adopted && let Err(error) = self.reconcile().await {
             self.warn(&error, "compare a VM's network devices with the record");
-            sleep(pause).await;
-            pause = LONGEST_PAUSE.min(pause.saturating_mul(2));
+            wait(&mut pauses).await;
         }
         loop {
             match self.context.network.watch(&self.record).await {
                 Ok(mut changes) => loop {
                     let now = changes.borrow_and_update().clone();
                     if self.change_links(&now).await {
-                        pause = PAUSE;
+                        pauses = PAUSES.build();
                         // Another look, at those that are joined now.
                         break;
                     }
                     if let Err(error) = self.tell_guest(now).await {
                         self.warn(&error, "change the guest's network");
-                        sleep(pause).await;
-                        pause = LONGEST_PAUSE.min(pause.saturating_mul(2));
+                        wait(&mut pauses).await;
                         continue;
                     }
-                    pause = PAUSE;
+                    pauses = PAUSES.build();
                     if changes.changed().await.is_err() {
-                        sleep(pause).await;
+                        wait(&mut pauses).await;
                         break;
                     }
                 },
                 Err(error) => {
                     self.warn(&error, "read the pod's network");
-                    sleep(pause).await;
-                    pause = LONGEST_PAUSE.min(pause.saturating_mul(2));
+                    wait(&mut pauses).await;
                 }
             }
         }
@@ -267,5 +267,12 @@ impl<F: Fn(NetworkNews) + Send + Sync> Follow<F> {
 
     fn warn(&self, error: &(dyn std::error::Error + 'static), action: &str) {
         tracing::warn!(pod = self.record.pod_id, error, "{action}");
+    }
+}
+
+/// Waits until the next attempt is due.
+async fn wait(pauses: &mut impl Iterator<Item = Duration>) {
+    if let Some(pause) = pauses.next() {
+        sleep(pause).await;
     }
 }

@@ -24,10 +24,11 @@ use hull_proto_vmm::{
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, setsockopt, socketpair, sockopt};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    time::{Instant, sleep, timeout},
+    net::UnixStream,
+    time::timeout,
 };
 
-use hull_base::beneath;
+use hull_base::{beneath, clock};
 use hull_spec::{
     error::PodError,
     id::ContainerId,
@@ -290,36 +291,28 @@ impl Server {
         Ok(())
     }
 
-    /// Waits until the server listens.
+    /// Waits until the server listens, and shakes hands.
     async fn greet(&self, run: &RunDir) -> Result<(), FilesError> {
-        let deadline = Instant::now() + START;
-        loop {
-            match ask(run, &Request::Hello { version: VERSION }).await {
-                Ok(Response::Hello { version, .. }) if version == VERSION => return Ok(()),
-                Ok(Response::Hello { version, .. }) => {
-                    return Err(FilesError::Version { theirs: version });
-                }
-                Ok(_) => return Err(FilesError::Unexpected),
-                Err(FilesError::Connect { .. })
-                    if self.process.is_alive() && Instant::now() < deadline =>
-                {
-                    sleep(Duration::from_millis(1)).await;
-                }
-                Err(error) => return Err(error),
-            }
+        let path = run.files_socket();
+        let connected = self.process.connect(&path, clock::after(START)).await;
+        let stream = connected.map_err(|source| FilesError::Connect { path, source })?;
+        match exchange(stream, &Request::Hello { version: VERSION }).await? {
+            Response::Hello { version, .. } if version == VERSION => Ok(()),
+            Response::Hello { version, .. } => Err(FilesError::Version { theirs: version }),
+            _ => Err(FilesError::Unexpected),
         }
     }
 }
 
 async fn ask(run: &RunDir, request: &Request) -> Result<Response, FilesError> {
     let path = run.files_socket();
+    let connected = beneath::connect(&path).await;
+    let stream = connected.map_err(|source| FilesError::Connect { path, source })?;
+    exchange(stream, request).await
+}
+
+async fn exchange(mut stream: UnixStream, request: &Request) -> Result<Response, FilesError> {
     let exchange = async {
-        let mut stream = beneath::connect(&path)
-            .await
-            .map_err(|source| FilesError::Connect {
-                path: path.clone(),
-                source,
-            })?;
         stream.write_all(&hull_proto_vmm::encode(request)?).await?;
         let mut prefix = [0_u8; 4];
         stream.read_exact(&mut prefix).await?;
