@@ -1,7 +1,7 @@
 //! Pods: one microVM each, and the containers in it.
 //!
 //! Read in this order: [`Pods`] (what callers use), `lifecycle` (what may happen when, as pure
-//! functions), `driver` (the task that owns a pod), `bringup` (the stages of a start), `session`,
+//! functions), `driver` (the task that owns a pod), `sandbox` and `container` (how what they are made of comes and goes), `session`,
 //! `storage`, `network`, `logs`, `record` and `recover` (what outlives the daemon). What is asked for and
 //! told is in `hull-spec`, the VMM and the guest's agent in `hull-vm`.
 //!
@@ -9,7 +9,6 @@
 
 #![forbid(unsafe_code)]
 
-mod bringup;
 mod command;
 mod container;
 mod copies;
@@ -25,6 +24,7 @@ mod ports;
 mod record;
 mod recover;
 mod registry;
+mod sandbox;
 pub mod session;
 mod starts;
 pub mod stats;

@@ -478,7 +478,9 @@ async fn remove_orphans(node: &Node, loaded: &mut Loaded) -> HashMap<String, Pro
             if !pods.contains(name.as_str()) {
                 let path = parent.join(name);
                 tracing::warn!(path = %path.display(), "directory that nobody owns");
-                if let Err(error) = beneath::remove_dir(&path) {
+                let directory = path.clone();
+                let removed = blocking(move || beneath::remove_dir(&directory)).await;
+                if let Err(error) = removed {
                     tracing::error!(%error, path = %path.display(), "remove a directory");
                 }
             }

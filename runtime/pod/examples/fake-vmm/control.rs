@@ -101,7 +101,7 @@ fn handle(vm: &Mutex<Vm>, request: Request, fds: Vec<OwnedFd>) -> Response {
         },
         Request::Attach { slot, device } => {
             match &device {
-                DeviceConfig::Block { extents, .. } => {
+                DeviceConfig::Block { extents, .. } | DeviceConfig::Pmem { extents } => {
                     assert!(extents.iter().all(|e| (e.file.0 as usize) < fds.len()));
                 }
                 DeviceConfig::Fs { .. } => vm.files = fds,

@@ -9,8 +9,7 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
-use hull_base::beneath;
-use hull_spec::{error::PodError, info::BootTimes};
+use hull_spec::{error::PodError, info::BootTimes, size::VmSize};
 use hull_vm::{
     agent::{self, client::Agent},
     client::VmClient,
@@ -26,7 +25,6 @@ use super::{
     vm_end::VmEnd,
 };
 use crate::{
-    bringup,
     container::unmake::{OnFailure, unmake},
     events::EventKind,
     lifecycle::{
@@ -34,8 +32,11 @@ use crate::{
         sandbox::{Effect, Event, News, step},
     },
     network::{Context, Follower},
-    ports::network_error,
     registry::Phase,
+    sandbox::{
+        bringup,
+        teardown::{self, Known},
+    },
     storage::{atomic_volumes::AtomicVolumes, attachments::Attachments, devices::Devices},
 };
 
@@ -88,6 +89,15 @@ impl Driver {
     /// The VM of the sandbox, with nothing attached yet.
     pub(crate) fn attachments(&self, control: VmClient, agent: Agent) -> Attachments {
         let record = &self.record;
+        // None: it ends.
+        let size = record.vm.map_or(
+            VmSize {
+                vcpus: 1,
+                memory_mib: 0,
+            },
+            |vm| vm.size,
+        );
+        let image_device = self.node.config.image_device;
         Attachments {
             vm: RunningVm {
                 pod: record.id.clone(),
@@ -96,7 +106,7 @@ impl Driver {
                 control,
                 agent,
             },
-            devices: Arc::new(Mutex::new(Devices::new(&record.spec, &self.node.config))),
+            devices: Arc::new(Mutex::new(Devices::new(size, image_device))),
             files: Arc::clone(&self.files),
         }
     }
@@ -212,34 +222,12 @@ impl Driver {
         }
         self.settle(|container| !matches!(container.state, ContainerState::Draining(..)))
             .await;
-        if let Some(network) = self.record.network.clone() {
-            match self.node.network.teardown(&network).await {
-                Ok(()) => {
-                    self.record.network = None;
-                    self.record.ips.clear();
-                    self.record.seen_ips = None;
-                }
-                Err(error) => result = result.and(Err(network_error(error))),
-            }
-        } else if self.stands_in {
-            let id = self.record.id.as_str();
-            let removed = self.node.network.remove_orphan(id).await;
-            let removed = removed.map_err(network_error);
-            result = result.and(removed);
-        }
-        if let Some(cgroup) = &self.record.cgroup {
-            match cgroup.remove().await {
-                Ok(()) => self.record.cgroup = None,
-                Err(error) => result = result.and(Err(error)),
-            }
-        }
-        // Nobody can use the disk any more, and it may be large.
-        let data = DataDir::of(&self.node.config, &self.record.id);
-        let removed = beneath::remove_dir(data.path()).map_err(|source| {
-            let action = format!("remove {}", data.path().display());
-            PodError::internal(action, source)
-        });
-        result.and(removed)
+        let known = if self.stands_in {
+            Known::Part
+        } else {
+            Known::All
+        };
+        result.and(teardown::release(&self.node, &mut self.record, known).await)
     }
 
     /// Ends the containers and powers the guest off. A VM that does not answer is killed: nobody in
@@ -306,7 +294,7 @@ impl Driver {
         }
         let run = RunDir::of(&self.node.config, &self.record.id);
         let data = DataDir::of(&self.node.config, &self.record.id);
-        bringup::remove_dirs(&run, &data)?;
+        teardown::directories(&run, &data).await?;
         let ids = self.containers.keys().cloned().collect();
         self.node
             .records

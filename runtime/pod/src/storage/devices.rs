@@ -18,7 +18,6 @@ use hull_spec::{
     error::{ErrorKind as PodErrorKind, PodError},
     id::ContainerId,
     size::VmSize,
-    spec::SandboxSpec,
 };
 use hull_vm::{
     agent::client::Storage, client::CALL_TIMEOUT, error::VmError, running::RunningVm, slots::Slots,
@@ -64,10 +63,11 @@ pub(crate) fn storage_id(image: &ImageId) -> String {
 }
 
 impl Devices {
-    /// Starts without disks, for the VM of this sandbox.
-    pub(crate) fn new(spec: &SandboxSpec, config: &PodsConfig) -> Self {
-        let memory_mib = VmSize::of(spec, config, 1).memory_mib;
-        let largest = match config.image_device {
+    /// Starts without disks, for a VM of this size; the configuration may have changed since it was
+    /// started.
+    pub(crate) fn new(size: VmSize, image_device: ImageDevice) -> Self {
+        let memory_mib = size.memory_mib;
+        let largest = match image_device {
             ImageDevice::Pmem => memory_mib.saturating_mul(LARGEST << 20),
             ImageDevice::Block => 0,
         };

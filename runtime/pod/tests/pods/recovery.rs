@@ -5,6 +5,7 @@ use std::{fs, sync::atomic::Ordering, time::Duration};
 use hull_network::{GuestInterface, GuestRoute};
 use hull_pod::Pods;
 use hull_spec::{
+    config::ImageDevice,
     id::PodId,
     info::{ContainerState, SandboxState},
 };
@@ -60,6 +61,39 @@ fn a_guest_hears_of_changes_of_its_network_and_of_nothing_else() {
         pods.remove_sandbox(pod.as_str()).await.unwrap();
         let followers = &node.network.guest;
         eventually("the end", async || followers.receiver_count() == 0).await;
+        assert_eq!(node.leftovers(), [""; 0]);
+    });
+}
+
+#[test]
+fn an_adopted_vm_gets_as_memory_what_its_own_memory_can_describe() {
+    let mut node = TestNode::new();
+    node.config.image_device = ImageDevice::Pmem;
+    let devices = async |pods: &Pods, pod: &PodId| {
+        let metrics = pods.vm_metrics(pod.as_str()).await.unwrap();
+        let devices = metrics.devices.into_iter().map(|device| device.kind);
+        devices.filter(|kind| kind == "pmem").count()
+    };
+    let first = daemon();
+    let pod = first.block_on(async {
+        let pods = node.open().await;
+        pods.run_sandbox(node.sandbox("web")).await.unwrap()
+    });
+    end(first);
+
+    // Four times as large as the VM that runs, and as half of those that are configured now.
+    node.images.length.store(128 << 20, Ordering::Relaxed);
+    node.config.memory_mib = 256;
+    daemon().block_on(async {
+        let pods = node.open().await;
+        run(&pods, &pod, "one", &["app"]).await;
+        assert_eq!(devices(&pods, &pod).await, 0);
+        let larger = pods.run_sandbox(node.sandbox("larger")).await.unwrap();
+        run(&pods, &larger, "two", &["app"]).await;
+        assert_eq!(devices(&pods, &larger).await, 1);
+        for pod in [pod, larger] {
+            pods.remove_sandbox(pod.as_str()).await.unwrap();
+        }
         assert_eq!(node.leftovers(), [""; 0]);
     });
 }

@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Mutex,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
@@ -20,6 +20,8 @@ pub const IMAGE: &str = "registry.test/app:1";
 #[derive(Debug)]
 pub struct FakeImages {
     pub disk: PathBuf,
+    /// Size of the disk, bytes.
+    pub length: AtomicU64,
     id: ImageId,
     leases: Mutex<BTreeSet<String>>,
     /// The next lease panics.
@@ -33,6 +35,7 @@ impl FakeImages {
         fs::write(&disk, vec![0; 8192]).unwrap();
         Self {
             disk,
+            length: AtomicU64::new(8192),
             id: ImageId::try_from(format!("sha256:{}", "1f".repeat(32))).unwrap(),
             leases: Mutex::default(),
             panic: AtomicBool::new(false),
@@ -73,7 +76,7 @@ impl PodImages for FakeImages {
             Ok(vec![DiskExtent {
                 path: self.disk.clone(),
                 offset: 0,
-                length: 8192,
+                length: self.length.load(Ordering::Relaxed),
             }])
         }
         .boxed()

@@ -1,11 +1,11 @@
-//! The start of a sandbox, in stages. Each stage is a type that holds what it made and can undo
-//! it by value, and then what was made before it.
+//! The start of a sandbox, in stages. Each stage is a type that has what was made until then, and can
+//! undo all of it by value; what they share is one [`Context`].
 //!
 //! ```text
-//! check ─▶ Recorded ─▶ Housed ─▶ Assembled ─▶ Booted ─▶ ready
-//!          record      run and   network,      VM and    scratch mount and
-//!          on disk     data dir  VMM, scratch  agent     guest configured
-//!                                (side by side)
+//! check ─▶ Recorded ─▶ Prepared ──▶ Assembled ─▶ Booted ─▶ ready
+//!          record      directories, network,      VM and    scratch mount and
+//!          on disk     cgroup       VMM, scratch  agent     guest configured
+//!                                   (side by side)
 //! ```
 //!
 //! The record comes first, so that a daemon that is killed at any point finds what it has to undo.
@@ -50,6 +50,7 @@ use hull_vm::{
     slots,
 };
 
+use super::teardown;
 use crate::{
     node::Node,
     ports::network_error,
@@ -103,19 +104,22 @@ pub(crate) async fn bring_up(
     mut turn: Turn,
 ) -> Result<Up, Failed> {
     let begin = Instant::now();
-    let mut times = BootTimes::default();
-
     let size = check(node, &record.spec).map_err(untouched)?;
-    let recorded = Recorded::new(node, record, size).await?;
-    let housed = recorded.house().await?;
-    let assembled = housed.assemble(&mut times).await?;
-    let cgroup = assembled.before.before.record.cgroup.as_ref();
+    let context = Context {
+        node,
+        run: RunDir::of(&node.config, &record.id),
+        data: DataDir::of(&node.config, &record.id),
+        record,
+        size,
+        times: BootTimes::default(),
+    };
+    let recorded = Recorded::new(context).await?;
+    let prepared = recorded.prepare().await?;
+    let assembled = prepared.assemble().await?;
+    let cgroup = assembled.context.record.cgroup.as_ref();
     turn.keep(cgroup.and_then(|cgroup| cgroup.millicpus(&node.config.cgroup_root)));
     let mut up = {
-        let mut boot = pin!(async {
-            let booted = assembled.boot(size, &mut times).await?;
-            booted.configure(&mut times).await
-        });
+        let mut boot = pin!(async { assembled.boot().await?.configure().await });
         let longest = node.config.boot_timeout / HUNG;
         match timeout(longest, &mut boot).await {
             Ok(up) => up?,
@@ -125,9 +129,7 @@ pub(crate) async fn bring_up(
             }
         }
     };
-
-    times.total_us = micros(begin);
-    up.times = times;
+    up.times.total_us = micros(begin);
     Ok(up)
 }
 
@@ -165,15 +167,38 @@ fn check(node: &Node, spec: &SandboxSpec) -> Result<VmSize, PodError> {
     Ok(size)
 }
 
-/// The record is on disk, with a plan of the network.
-struct Recorded<'a> {
+/// What all stages work with.
+struct Context<'a> {
     node: &'a Node,
     record: SandboxRecord,
+    run: RunDir,
+    data: DataDir,
+    size: VmSize,
+    times: BootTimes,
 }
 
+impl Context<'_> {
+    async fn save(&self) -> Result<(), PodError> {
+        Ok(self.node.records.put_sandbox(&self.record).await?)
+    }
+
+    fn left(self, error: PodError) -> Left {
+        Left {
+            record: self.record,
+            error,
+        }
+    }
+}
+
+/// The record is on disk, with a plan of the network.
+struct Recorded<'a>(Context<'a>);
+
 impl<'a> Recorded<'a> {
-    async fn new(node: &'a Node, mut record: SandboxRecord, size: VmSize) -> Result<Self, Failed> {
-        let request = network_request(&record, size.vcpus);
+    async fn new(mut context: Context<'a>) -> Result<Self, Failed> {
+        let Context {
+            node, record, size, ..
+        } = &mut context;
+        let request = network_request(record, size.vcpus);
         // Nothing is made yet: what fails here is the node's configuration.
         let plan = node
             .network
@@ -195,74 +220,70 @@ impl<'a> Recorded<'a> {
         record.network = Some(plan.map_err(untouched)?);
         let (root, parent) = (&node.config.cgroup_root, &record.spec.cgroup_parent);
         record.cgroup = PodCgroup::plan(root, parent, &record.id).map_err(untouched)?;
-        match node.records.put_sandbox(&record).await {
-            Ok(()) => Ok(Self { node, record }),
-            Err(error) => Err(untouched(error.into())),
+        match context.save().await {
+            Ok(()) => Ok(Self(context)),
+            Err(error) => Err(untouched(error)),
         }
     }
 
-    async fn house(self) -> Result<Housed<'a>, Failed> {
-        let run = RunDir::of(&self.node.config, &self.record.id);
-        let data = DataDir::of(&self.node.config, &self.record.id);
+    async fn prepare(self) -> Result<Prepared<'a>, Failed> {
+        let Context {
+            node,
+            record,
+            run,
+            data,
+            ..
+        } = &self.0;
         let made = make_dir(run.path())
             .and_then(|()| make_dir(data.path()))
             .map_err(|source| PodError::internal("make the pod's directories", source))
-            .and_then(|()| match &self.record.cgroup {
-                Some(cgroup) => cgroup.make(&self.node.config.cgroup_root),
+            .and_then(|()| match &record.cgroup {
+                Some(cgroup) => cgroup.make(&node.config.cgroup_root),
                 None => Ok(()),
             });
-        let housed = Housed {
-            before: self,
-            run,
-            data,
-        };
+        let prepared = Prepared(self.0);
         match made {
-            Ok(()) => Ok(housed),
-            Err(error) => Err(failed(error, housed.undo().await)),
+            Ok(()) => Ok(prepared),
+            Err(error) => Err(failed(error, prepared.undo(Ok(())).await)),
         }
     }
 
     async fn undo(self) -> Result<(), Left> {
-        let deleted = self
-            .node
-            .records
-            .delete_sandbox(&self.record.id, Vec::new());
-        deleted.await.map_err(|error| Left {
-            record: self.record,
-            error: error.into(),
-        })
+        let Context { node, record, .. } = &self.0;
+        match node.records.delete_sandbox(&record.id, Vec::new()).await {
+            Ok(()) => Ok(()),
+            Err(error) => Err(self.0.left(error.into())),
+        }
     }
 }
 
-/// The directories are there.
-struct Housed<'a> {
-    before: Recorded<'a>,
-    run: RunDir,
-    data: DataDir,
-}
+/// The directories and the cgroup are there.
+struct Prepared<'a>(Context<'a>);
 
-impl<'a> Housed<'a> {
+impl<'a> Prepared<'a> {
     /// Network, VMM process and scratch disk take their time side by side.
-    async fn assemble(self, times: &mut BootTimes) -> Result<Assembled<'a>, Failed> {
+    async fn assemble(mut self) -> Result<Assembled<'a>, Failed> {
+        let mut times = self.0.times;
         let (network, vmm, scratch) = tokio::join!(
             timed(&mut times.network_us, self.network()),
             timed(&mut times.spawn_us, self.spawn_vmm()),
             timed(&mut times.scratch_us, self.scratch()),
         );
+        self.0.times = times;
         match (network, vmm, scratch) {
             (Ok(network), Ok((vmm, vm)), Ok(scratch)) => {
-                let mut assembled = Assembled {
-                    before: self,
+                let mut context = self.0;
+                let record = &mut context.record;
+                record.network = Some(network.record.clone());
+                record.ips = network.record.ips.clone();
+                record.seen_ips = Some(network.guest.ips());
+                let parts = Parts {
                     network,
                     vmm,
                     vm,
                     scratch,
                 };
-                let record = &mut assembled.before.before.record;
-                record.network = Some(assembled.network.record.clone());
-                record.ips = assembled.network.record.ips.clone();
-                record.seen_ips = Some(assembled.network.guest.ips());
-                Ok(assembled)
+                Ok(Assembled { context, parts })
             }
             (network, vmm, scratch) => {
                 // The failure that is told is that of the first in this order.
@@ -270,7 +291,7 @@ impl<'a> Housed<'a> {
                 let mut left = Ok(());
                 match network {
                     Ok(network) => {
-                        let down = self.before.node.network.teardown(&network.record).await;
+                        let down = self.0.node.network.teardown(&network.record).await;
                         left = down.map_err(network_error);
                     }
                     Err(NetworkError::Undo { failure, undo }) => {
@@ -286,7 +307,7 @@ impl<'a> Housed<'a> {
                 if let Err(other) = scratch {
                     error = error.or(Some(other));
                 }
-                let undo = self.undo_after(left).await;
+                let undo = self.undo(left).await;
                 // One of the three failed, or this arm were not taken.
                 let error = error.unwrap_or_else(|| {
                     PodError::precondition("assemble the sandbox", "a part is missing")
@@ -297,24 +318,21 @@ impl<'a> Housed<'a> {
     }
 
     async fn network(&self) -> Result<PodNetwork, NetworkError> {
-        let Some(plan) = self.before.record.network.clone() else {
+        let Some(plan) = self.0.record.network.clone() else {
             return Err(NetworkError::List(io::ErrorKind::NotFound.into()));
         };
-        self.before.node.network.setup(plan).await
+        self.0.node.network.setup(plan).await
     }
 
     async fn spawn_vmm(&self) -> Result<(Process, VmClient), PodError> {
-        let config = &self.before.node.config;
-        let SandboxRecord { id, cgroup, .. } = &self.before.record;
-        let vmm = Process::spawn_vmm(&config.vmm, id, &self.run, cgroup.as_ref())?;
+        let Context {
+            node, record, run, ..
+        } = &self.0;
+        let cgroup = record.cgroup.as_ref();
+        let vmm = Process::spawn_vmm(&node.config.vmm, &record.id, run, cgroup)?;
         let deadline = tokio::time::Instant::now() + SPAWN;
-        let connected = VmClient::connect(
-            &self.run.control_socket(),
-            &self.run.exit_report(),
-            deadline,
-            &vmm,
-        )
-        .await;
+        let connected =
+            VmClient::connect(&run.control_socket(), &run.exit_report(), deadline, &vmm).await;
         match connected {
             Ok((vm, _)) => Ok((vmm, vm)),
             Err(error) => Err(PodError::from(error).after_undo(kill(&vmm).await)),
@@ -322,96 +340,81 @@ impl<'a> Housed<'a> {
     }
 
     async fn scratch(&self) -> Result<File, PodError> {
-        let (config, path) = (self.before.node.config.clone(), self.data.scratch());
+        let (config, path) = (self.0.node.config.clone(), self.0.data.scratch());
         Ok(blocking(move || scratch::create(&config, &path)).await?)
     }
 
-    async fn undo(self) -> Result<(), Left> {
-        self.undo_after(Ok(())).await
-    }
-
     /// Undoes this stage; the record stays when something later could not be undone.
-    async fn undo_after(self, later: Result<(), PodError>) -> Result<(), Left> {
-        let dirs = remove_dirs(&self.run, &self.data);
-        let cgroup = match &self.before.record.cgroup {
+    async fn undo(self, later: Result<(), PodError>) -> Result<(), Left> {
+        let dirs = teardown::directories(&self.0.run, &self.0.data).await;
+        let cgroup = match &self.0.record.cgroup {
             Some(cgroup) => cgroup.remove().await,
             None => Ok(()),
         };
         match later.and(dirs).and(cgroup) {
-            Ok(()) => self.before.undo().await,
-            Err(error) => Err(Left {
-                record: self.before.record,
-                error,
-            }),
+            Ok(()) => Recorded(self.0).undo().await,
+            Err(error) => Err(self.0.left(error)),
         }
     }
 }
 
-/// Network, VMM process and scratch disk are there.
-struct Assembled<'a> {
-    before: Housed<'a>,
+/// What a VM is put together from.
+struct Parts {
     network: PodNetwork,
     vmm: Process,
     vm: VmClient,
     scratch: File,
 }
 
+/// Network, VMM process and scratch disk are there.
+struct Assembled<'a> {
+    context: Context<'a>,
+    parts: Parts,
+}
+
 impl<'a> Assembled<'a> {
-    async fn boot(mut self, size: VmSize, times: &mut BootTimes) -> Result<Booted<'a>, Failed> {
-        self.before.before.record.vm = Some(VmRecord {
-            process: self.vmm.identity(),
-            size,
+    async fn boot(mut self) -> Result<Booted<'a>, Failed> {
+        self.context.record.vm = Some(VmRecord {
+            process: self.parts.vmm.identity(),
+            size: self.context.size,
         });
         // From here on a daemon that is killed leaves a VM that runs: it must find it.
-        let recorded = self
-            .before
-            .before
-            .node
-            .records
-            .put_sandbox(&self.before.before.record)
-            .await
-            .map_err(PodError::from);
-        let booted = match recorded {
-            Ok(()) => self.start(size, times).await,
+        let booted = match self.context.save().await {
+            Ok(()) => self.start().await,
             Err(error) => Err(error),
         };
         match booted {
             Ok((agent, guest)) => Ok(Booted {
-                before: self,
+                context: self.context,
+                parts: self.parts,
                 agent,
                 guest,
             }),
-            Err(error) => {
-                let undo = self.undo().await;
-                Err(failed(error, undo))
-            }
+            Err(error) => Err(failed(error, self.undo().await)),
         }
     }
 
-    async fn start(
-        &self,
-        size: VmSize,
-        times: &mut BootTimes,
-    ) -> Result<(Agent, GuestInfo), PodError> {
-        let config = &self.before.before.node.config;
+    async fn start(&mut self) -> Result<(Agent, GuestInfo), PodError> {
         let begin = Instant::now();
-        let (vm_config, fds) = self.vm_config(size)?;
-        self.vm.configure(vm_config, fds).await?;
-        self.vm.start().await?;
-        times.vm_us = micros(begin);
+        let (vm_config, fds) = self.vm_config()?;
+        let Self { context, parts } = self;
+        let (vm, config) = (&parts.vm, &context.node.config);
+        vm.configure(vm_config, fds).await?;
+        vm.start().await?;
+        context.times.vm_us = micros(begin);
 
         let begin = Instant::now();
         let deadline = tokio::time::Instant::now() + config.boot_timeout;
-        let vsock = self.before.run.vsock_socket();
+        let vsock = context.run.vsock_socket();
         let greeted = tokio::select! {
             greeted = Agent::connect(&vsock, config.agent_timeout, deadline) => greeted,
-            () = self.vm.gone() => {
-                let report = format!("{}{}", self.vm.report(), console_tail(&self.before.run));
+            () = vm.gone() => {
+                let report = format!("{}{}", vm.report(), console_tail(&context.run));
                 let action = "boot the guest";
                 return Err(VmError::Gone { action, report }.into());
             }
         };
-        times.agent_us = micros(begin);
+        context.times.agent_us = micros(begin);
         // A guest that boots too slowly looks like one that hangs up.
         let waited = begin.elapsed().as_secs_f32();
         let limit = config.boot_timeout.as_secs_f32();
@@ -419,7 +422,7 @@ impl<'a> Assembled<'a> {
             PodError::Unavailable { action, source } => PodError::Unavailable {
                 action: format!(
                     "{action} ({waited:.1} s of at most {limit} s){}",
-                    console_tail(&self.before.run)
+                    console_tail(&context.run)
                 ),
                 source,
             },
@@ -427,9 +430,11 @@ impl<'a> Assembled<'a> {
         })
     }
 
-    fn vm_config(&self, size: VmSize) -> Result<(VmConfig, Vec<OwnedFd>), PodError> {
-        let config = &self.before.before.node.config;
-        let run = &self.before.run;
+    fn vm_config(&self) -> Result<(VmConfig, Vec<OwnedFd>), PodError> {
+        let Context {
+            node, run, size, ..
+        } = &self.context;
+        let config = &node.config;
         let mut fds: Vec<OwnedFd> = Vec::new();
         let mut send = |fd: OwnedFd| {
             fds.push(fd);
@@ -482,12 +487,12 @@ impl<'a> Assembled<'a> {
                 disk(
                     "scratch",
                     false,
-                    send(clone(self.scratch.try_clone())?.into()),
+                    send(clone(self.parts.scratch.try_clone())?.into()),
                     config.scratch_bytes,
                 ),
             ),
         ];
-        for (number, link) in (0..).zip(&self.network.links) {
+        for (number, link) in (0..).zip(&self.parts.network.links) {
             let taps: io::Result<Vec<_>> = link.taps.iter().map(OwnedFd::try_clone).collect();
             let taps = taps.map_err(|e| PodError::internal("duplicate the tap", e))?;
             let net = DeviceConfig::Net {
@@ -511,34 +516,45 @@ impl<'a> Assembled<'a> {
     }
 
     async fn undo(self) -> Result<(), Left> {
-        let network = &self.before.before.node.network;
-        let (vm, down) = tokio::join!(kill(&self.vmm), network.teardown(&self.network.record));
+        let Parts { network, vmm, .. } = &self.parts;
+        let node = self.context.node;
+        let (vm, down) = tokio::join!(kill(vmm), node.network.teardown(&network.record));
         let down = down.map_err(network_error);
-        self.before.undo_after(vm.and(down)).await
+        Prepared(self.context).undo(vm.and(down)).await
     }
 }
 
 /// The VM runs and its agent answers.
 struct Booted<'a> {
-    before: Assembled<'a>,
+    context: Context<'a>,
+    parts: Parts,
     agent: Agent,
     guest: GuestInfo,
 }
 
 impl Booted<'_> {
-    async fn configure(self, times: &mut BootTimes) -> Result<Up, Failed> {
+    async fn configure(self) -> Result<Up, Failed> {
         let begin = Instant::now();
-        let assembled = &self.before;
-        let record = &assembled.before.before.record;
+        let Self {
+            mut context,
+            parts,
+            agent,
+            guest,
+        } = self;
+        let (record, network) = (&context.record, &parts.network);
         let resolv_conf = configure::resolv_conf(
             record.spec.dns.as_ref(),
-            &assembled.network.dns,
+            &network.dns,
             // A host without the file has no resolver to hand on.
             || fs::read_to_string("/etc/resolv.conf").unwrap_or_default(),
         );
-        let network = &assembled.network.guest;
-        let request =
-            configure::request(&record.id, &record.spec, network, &record.ips, resolv_conf);
+        let request = configure::request(
+            &record.id,
+            &record.spec,
+            &network.guest,
+            &record.ips,
+            resolv_conf,
+        );
         let scratch = Storage {
             id: SCRATCH_ID,
             slot: slots::SCRATCH,
@@ -546,46 +562,21 @@ impl Booted<'_> {
             scratch: true,
             ..Storage::default()
         };
-        let configured = tokio::try_join!(
-            self.agent.attach_storage(scratch),
-            self.agent.configure(request)
-        );
-        times.configure_us = micros(begin);
-        match configured {
-            Ok(_) => {
-                let Assembled {
-                    before,
-                    vm,
-                    network,
-                    ..
-                } = self.before;
-                let mut record = before.before.record;
-                record.guest = Some(self.guest);
-                Ok(Up {
-                    record,
-                    vm,
-                    agent: self.agent,
-                    times: BootTimes::default(),
-                    network: network.guest,
-                })
-            }
-            Err(error) => {
-                let undo = self.before.undo().await;
-                Err(failed(error.into(), undo))
-            }
+        let configured = tokio::try_join!(agent.attach_storage(scratch), agent.configure(request));
+        if let Err(error) = configured {
+            let undo = Assembled { context, parts }.undo().await;
+            return Err(failed(error.into(), undo));
         }
+        context.times.configure_us = micros(begin);
+        context.record.guest = Some(guest);
+        Ok(Up {
+            record: context.record,
+            vm: parts.vm,
+            agent,
+            times: context.times,
+            network: parts.network.guest,
+        })
     }
-}
-
-/// Removes a pod's directories.
-pub(crate) fn remove_dirs(run: &RunDir, data: &DataDir) -> Result<(), PodError> {
-    let remove = |path: &Path| {
-        beneath::remove_dir(path)
-            .map_err(|e| PodError::internal(format!("remove {}", path.display()), e))
-    };
-    // Both are tried, whatever becomes of the first.
-    let (run, data) = (remove(run.path()), remove(data.path()));
-    run.and(data)
 }
 
 async fn kill(vmm: &Process) -> Result<(), PodError> {
