@@ -8,6 +8,7 @@ use hull_base::{blocking, clock};
 use hull_spec::{
     config::PodsConfig,
     error::{ErrorKind, ObjectKind, PodError},
+    field::Field,
     id::{ContainerId, PodId},
     info::{ContainerInfo, ContainerState, ExecOutput, SandboxInfo},
     spec::{ContainerSpec, Resources, SandboxSpec},
@@ -296,7 +297,7 @@ impl Pods {
         timeout: Option<Duration>,
     ) -> Result<ExecOutput, PodError> {
         if args.is_empty() {
-            return Err(PodError::invalid("cmd", "it is empty"));
+            return Err(PodError::invalid(Field::ExecCommand, "it is empty"));
         }
         let (id, entry) = self.node.registry.container(id)?;
         let _permit = entry.permits.command(exec::ACTION)?;
@@ -324,7 +325,7 @@ impl Pods {
         streams: SessionStreams,
     ) -> Result<ExecSession, PodError> {
         if args.is_empty() {
-            return Err(PodError::invalid("cmd", "it is empty"));
+            return Err(PodError::invalid(Field::ExecCommand, "it is empty"));
         }
         let (id, entry) = self.node.registry.container(id)?;
         let permit = entry.permits.session("run a command in the container")?;

@@ -5,6 +5,8 @@ use std::{error::Error, fmt, sync::Arc};
 use error_reporter::Report;
 use hull_base::panics::Panic;
 
+use crate::field::Field;
+
 /// A cause, shared because all who wait for one operation get its error.
 pub type Cause = Arc<dyn Error + Send + Sync>;
 
@@ -82,17 +84,33 @@ pub enum PodError {
     /// A field of the request is wrong.
     #[error("{field}: {reason}")]
     InvalidArgument {
-        /// The field, in the words of CRI.
-        field: String,
+        /// The field.
+        field: Field,
         /// What is wrong.
+        reason: String,
+    },
+    /// The guest finds something of the request wrong, and only it can tell.
+    #[error("{action}: {reason}")]
+    GuestRefused {
+        /// What was tried.
+        action: String,
+        /// What is wrong, made printable.
         reason: String,
     },
     /// A field of the request asks for what this version can't do.
     #[error("{field}: {reason}")]
     Unimplemented {
-        /// The field, in the words of CRI.
-        field: String,
+        /// The field.
+        field: Field,
         /// What is missing.
+        reason: String,
+    },
+    /// A field of the request asks for what the pod's VM or this node does not have.
+    #[error("{field}: {reason}")]
+    Unsatisfiable {
+        /// The field.
+        field: Field,
+        /// What there is instead.
         reason: String,
     },
     /// Not possible now.
@@ -156,10 +174,14 @@ impl PodError {
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::NotFound { .. } => ErrorKind::NotFound,
-            Self::Ambiguous { .. } | Self::InvalidArgument { .. } => ErrorKind::InvalidArgument,
+            Self::Ambiguous { .. } | Self::InvalidArgument { .. } | Self::GuestRefused { .. } => {
+                ErrorKind::InvalidArgument
+            }
             Self::AlreadyExists { .. } => ErrorKind::AlreadyExists,
             Self::Unimplemented { .. } => ErrorKind::Unimplemented,
-            Self::FailedPrecondition { .. } => ErrorKind::FailedPrecondition,
+            Self::FailedPrecondition { .. } | Self::Unsatisfiable { .. } => {
+                ErrorKind::FailedPrecondition
+            }
             Self::ResourceExhausted { .. } => ErrorKind::ResourceExhausted,
             Self::Unavailable { .. } => ErrorKind::Unavailable,
             Self::DeadlineExceeded { .. } => ErrorKind::DeadlineExceeded,
@@ -168,18 +190,26 @@ impl PodError {
         }
     }
 
-    /// [`PodError::InvalidArgument`] of a field, in the words of CRI.
-    pub fn invalid(field: impl Into<String>, reason: impl Into<String>) -> Self {
+    /// [`PodError::InvalidArgument`] of a field.
+    pub fn invalid(field: Field, reason: impl Into<String>) -> Self {
         Self::InvalidArgument {
-            field: field.into(),
+            field,
             reason: reason.into(),
         }
     }
 
-    /// [`PodError::Unimplemented`] of a field, in the words of CRI.
-    pub fn unimplemented(field: impl Into<String>, reason: impl Into<String>) -> Self {
+    /// [`PodError::Unimplemented`] of a field.
+    pub fn unimplemented(field: Field, reason: impl Into<String>) -> Self {
         Self::Unimplemented {
-            field: field.into(),
+            field,
+            reason: reason.into(),
+        }
+    }
+
+    /// [`PodError::Unsatisfiable`] of a field.
+    pub fn unsatisfiable(field: Field, reason: impl Into<String>) -> Self {
+        Self::Unsatisfiable {
+            field,
             reason: reason.into(),
         }
     }

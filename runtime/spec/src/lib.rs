@@ -1,8 +1,8 @@
 //! What callers ask for and are told, as plain data, and the pure functions over it: nothing here
 //! opens a file, speaks with anybody or waits.
 //!
-//! Read in this order: [`spec`] (what goes in), [`info`] and [`stats`] (what comes out), [`error`] (why
-//! not), [`config`] (the node), [`validate`] and [`resources`] (what is refused), [`size`] (of a VM),
+//! Read in this order: [`spec`] (what goes in), [`info`] and [`stats`] (what comes out), [`error`] and
+//! [`field`] (why not), [`config`] (the node), [`validate`] and [`resources`] (what is refused), [`size`] (of a VM),
 //! [`oci`] (the OCI specification of a container).
 //!
 //! Not here: CRI types, gRPC codes.
@@ -11,6 +11,7 @@
 
 pub mod config;
 pub mod error;
+pub mod field;
 pub mod id;
 pub mod info;
 pub mod oci;

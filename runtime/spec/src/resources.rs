@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 
 use crate::{
     error::PodError,
+    field::{Field, Limit},
     size::VmSize,
     spec::{HugepageLimit, Resources},
 };
@@ -81,20 +82,20 @@ fn hugepages(now: &[HugepageLimit], asked: &[HugepageLimit]) -> Vec<HugepageLimi
         .collect()
 }
 
-/// Refuses limits that are wrong in themselves. `field` is where they stand in the request.
-pub fn check(limits: &Resources, field: &str) -> Result<(), PodError> {
-    let invalid = |name: &str, reason: String| PodError::invalid(format!("{field}.{name}"), reason);
+/// Refuses limits that are wrong in themselves. `field` is what a limit is in the request.
+pub fn check(limits: &Resources, field: fn(Limit) -> Field) -> Result<(), PodError> {
+    let invalid = |limit, reason: String| PodError::invalid(field(limit), reason);
     for (name, value) in [
-        ("cpu_period", limits.cpu_period_us),
-        ("cpu_shares", limits.cpu_shares),
+        (Limit::CpuPeriod, limits.cpu_period_us),
+        (Limit::CpuShares, limits.cpu_shares),
     ] {
         if value < 0 {
             return Err(invalid(name, format!("{value} is negative")));
         }
     }
     for (name, value) in [
-        ("memory_limit_in_bytes", limits.memory_limit_bytes),
-        ("memory_swap_limit_in_bytes", limits.memory_swap_limit_bytes),
+        (Limit::Memory, limits.memory_limit_bytes),
+        (Limit::MemorySwap, limits.memory_swap_limit_bytes),
     ] {
         if value < -1 {
             let reason = format!("{value} is neither a size nor -1");
@@ -103,19 +104,19 @@ pub fn check(limits: &Resources, field: &str) -> Result<(), PodError> {
     }
     let (memory, swap) = (limits.memory_limit_bytes, limits.memory_swap_limit_bytes);
     if swap > 0 && memory == 0 {
-        let reason = "it needs memory_limit_in_bytes, which it includes";
-        return Err(invalid("memory_swap_limit_in_bytes", reason.into()));
+        let reason = "it needs a limit of memory, which it includes";
+        return Err(invalid(Limit::MemorySwap, reason.into()));
     }
     if swap > 0 && swap < memory {
-        let reason = format!("{swap} is less than memory_limit_in_bytes, which it includes");
-        return Err(invalid("memory_swap_limit_in_bytes", reason));
+        let reason = format!("{swap} is less than the limit of memory, which it includes");
+        return Err(invalid(Limit::MemorySwap, reason));
     }
     if !OOM_SCORE.contains(&limits.oom_score_adj) {
         let reason = format!("{} is not within -1000 and 1000", limits.oom_score_adj);
-        return Err(invalid("oom_score_adj", reason));
+        return Err(invalid(Limit::OomScoreAdj, reason));
     }
-    highest(&limits.cpuset_cpus).map_err(|reason| invalid("cpuset_cpus", reason))?;
-    highest(&limits.cpuset_mems).map_err(|reason| invalid("cpuset_mems", reason))?;
+    highest(&limits.cpuset_cpus).map_err(|reason| invalid(Limit::CpusetCpus, reason))?;
+    highest(&limits.cpuset_mems).map_err(|reason| invalid(Limit::CpusetMems, reason))?;
     for limit in &limits.hugepage_limits {
         let size = limit.page_size.strip_suffix("B").unwrap_or_default();
         let digits = size.trim_end_matches(['K', 'M', 'G']);
@@ -123,13 +124,13 @@ pub fn check(limits: &Resources, field: &str) -> Result<(), PodError> {
             && digits.parse().is_ok_and(|n: u64| n.is_power_of_two());
         if !known {
             let reason = format!("{:?} is no page size", limit.page_size);
-            return Err(invalid("hugepage_limits", reason));
+            return Err(invalid(Limit::Hugepages, reason));
         }
     }
     for file in limits.unified.keys() {
         // A name in the cgroup's directory, and not one that moves or kills processes.
         if file.contains(['/', '\0']) || !file.contains('.') || file.starts_with("cgroup.") {
-            return Err(invalid("unified", format!("{file:?} is no limit")));
+            return Err(invalid(Limit::Unified, format!("{file:?} is no limit")));
         }
     }
     Ok(())
@@ -141,17 +142,15 @@ pub fn check_fits(
     now: &Resources,
     wanted: &Resources,
     vm: VmSize,
-    field: &str,
+    field: fn(Limit) -> Field,
 ) -> Result<(), PodError> {
-    let refuse = |name: &str, reason: String| {
-        PodError::precondition(format!("update {field}.{name}"), reason)
-    };
+    let refuse = |limit, reason: String| PodError::unsatisfiable(field(limit), reason);
     let memory = wanted.memory_limit_bytes;
     if memory != now.memory_limit_bytes
         && memory / MIB >= i64::try_from(vm.memory_mib).unwrap_or(i64::MAX)
     {
         return Err(refuse(
-            "memory_limit_in_bytes",
+            Limit::Memory,
             format!(
                 "{memory} bytes are more than the pod's VM has ({} MiB), and a VM that runs does \
                  not get more",
@@ -167,7 +166,7 @@ pub fn check_fits(
     };
     if changed && wanted.cpu_quota_us > period.saturating_mul(vm.vcpus.into()) {
         return Err(refuse(
-            "cpu_quota",
+            Limit::CpuQuota,
             format!(
                 "{} us in {period} us is more than the pod's VM has ({} CPUs), and a VM that \
                  runs does not get more",
@@ -179,21 +178,19 @@ pub fn check_fits(
 }
 
 /// Refuses CPUs and memory nodes that a VM does not have.
-fn check_cpuset(limits: &Resources, vm: VmSize, field: &str) -> Result<(), PodError> {
-    let lacks = |name: &str, list: &str, has: String| {
-        PodError::precondition(
-            format!("use {field}.{name}"),
-            format!("{list:?} is for the node; the pod's VM has {has}"),
-        )
+fn check_cpuset(limits: &Resources, vm: VmSize, field: fn(Limit) -> Field) -> Result<(), PodError> {
+    let lacks = |limit, list: &str, has: String| {
+        let reason = format!("{list:?} is for the node; the pod's VM has {has}");
+        PodError::unsatisfiable(field(limit), reason)
     };
     let last = u32::from(vm.vcpus).saturating_sub(1);
     if highest(&limits.cpuset_cpus).is_ok_and(|h| h.is_some_and(|h| h > last)) {
         let has = format!("CPUs 0-{last}");
-        return Err(lacks("cpuset_cpus", &limits.cpuset_cpus, has));
+        return Err(lacks(Limit::CpusetCpus, &limits.cpuset_cpus, has));
     }
     if highest(&limits.cpuset_mems).is_ok_and(|h| h.is_some_and(|h| h > 0)) {
         let has = "memory node 0".to_owned();
-        return Err(lacks("cpuset_mems", &limits.cpuset_mems, has));
+        return Err(lacks(Limit::CpusetMems, &limits.cpuset_mems, has));
     }
     Ok(())
 }
@@ -285,36 +282,36 @@ mod tests {
         let refused = |change: &dyn Fn(&mut Resources)| {
             let mut limits = Resources::default();
             change(&mut limits);
-            check(&limits, "linux").unwrap_err().to_string()
+            check(&limits, Field::NewLimit).unwrap_err().to_string()
         };
         for (field, change) in [
             (
-                "linux.cpu_shares",
+                Limit::CpuShares,
                 &(|r: &mut Resources| r.cpu_shares = -1) as &dyn Fn(&mut Resources),
             ),
-            ("linux.memory_limit_in_bytes", &|r| {
+            (Limit::Memory, &|r| {
                 r.memory_limit_bytes = -2;
             }),
-            ("linux.memory_swap_limit_in_bytes", &|r| {
+            (Limit::MemorySwap, &|r| {
                 r.memory_swap_limit_bytes = 5;
             }),
-            ("linux.memory_swap_limit_in_bytes", &|r| {
+            (Limit::MemorySwap, &|r| {
                 (r.memory_limit_bytes, r.memory_swap_limit_bytes) = (6, 5);
             }),
-            ("linux.oom_score_adj", &|r| r.oom_score_adj = 1001),
-            ("linux.cpuset_cpus", &|r| r.cpuset_cpus = "3-1".into()),
-            ("linux.cpuset_cpus", &|r| r.cpuset_cpus = "0,,1".into()),
-            ("linux.cpuset_mems", &|r| r.cpuset_mems = "all".into()),
-            ("linux.hugepage_limits", &|r| {
+            (Limit::OomScoreAdj, &|r| r.oom_score_adj = 1001),
+            (Limit::CpusetCpus, &|r| r.cpuset_cpus = "3-1".into()),
+            (Limit::CpusetCpus, &|r| r.cpuset_cpus = "0,,1".into()),
+            (Limit::CpusetMems, &|r| r.cpuset_mems = "all".into()),
+            (Limit::Hugepages, &|r| {
                 r.hugepage_limits = vec![HugepageLimit {
                     page_size: "2/../B".into(),
                     limit_bytes: 0,
                 }];
             }),
-            ("linux.unified", &|r| {
+            (Limit::Unified, &|r| {
                 r.unified = [("../memory.max".to_owned(), "1".to_owned())].into();
             }),
-            ("linux.unified", &|r| {
+            (Limit::Unified, &|r| {
                 r.unified = [("cgroup.kill".to_owned(), "1".to_owned())].into();
             }),
         ] {
@@ -334,7 +331,7 @@ mod tests {
             unified: [("memory.oom.group".to_owned(), "1".to_owned())].into(),
             ..Resources::default()
         };
-        check(&good, "linux").unwrap();
+        check(&good, Field::NewLimit).unwrap();
     }
 
     #[test]
@@ -346,7 +343,7 @@ mod tests {
         let with = |change: &dyn Fn(&mut Resources)| {
             let mut wanted = now.clone();
             change(&mut wanted);
-            check_fits(&now, &wanted, vm(), "linux").map_err(|e| {
+            check_fits(&now, &wanted, vm(), Field::NewLimit).map_err(|e| {
                 assert_eq!(e.kind(), ErrorKind::FailedPrecondition);
                 e.to_string()
             })
@@ -357,11 +354,11 @@ mod tests {
         with(&|r| r.memory_limit_bytes = 255 * MIB).unwrap();
         with(&|r| r.cpuset_cpus = "0-1".into()).unwrap();
         let memory = with(&|r| r.memory_limit_bytes = 300 * MIB).unwrap_err();
-        assert!(memory.contains("linux.memory_limit_in_bytes") && memory.contains("256 MiB"));
+        assert!(memory.contains("memory limit") && memory.contains("256 MiB"));
         let cpu = with(&|r| r.cpu_quota_us = 200_001).unwrap_err();
-        assert!(cpu.contains("linux.cpu_quota") && cpu.contains("2 CPUs"));
+        assert!(cpu.contains("CPU quota") && cpu.contains("2 CPUs"));
         let cpuset = with(&|r| r.cpuset_cpus = "1-2".into()).unwrap_err();
-        assert!(cpuset.contains("linux.cpuset_cpus") && cpuset.contains("CPUs 0-1"));
+        assert!(cpuset.contains("CPU set") && cpuset.contains("CPUs 0-1"));
         assert!(with(&|r| r.cpuset_mems = "1".into()).is_err());
     }
 }

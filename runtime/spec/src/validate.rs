@@ -1,5 +1,5 @@
 //! Refuses what is wrong in itself, or what a VM or this version can't do, before anything is
-//! made. Every refusal names the field as CRI does.
+//! made. Every refusal names the field.
 
 use std::path::{Component, Path};
 
@@ -7,6 +7,7 @@ use hull_proto_vmm::fs::MAX_SHARES;
 
 use crate::{
     error::PodError,
+    field::{DeviceField, Field, MountField},
     resources,
     signal::{self, Signal},
     spec::{
@@ -17,27 +18,22 @@ use crate::{
 
 /// Longest host name (gethostname(2): HOST_NAME_MAX).
 const HOSTNAME_MAX: usize = 64;
-/// Where a container's limits stand in the request that creates it.
-pub const RESOURCES: &str = "config.linux.resources";
 
 /// Checks a sandbox.
 pub fn sandbox(spec: &SandboxSpec) -> Result<(), PodError> {
     let metadata = &spec.metadata;
     for (field, value) in [
-        ("name", &metadata.name),
-        ("namespace", &metadata.namespace),
-        ("uid", &metadata.uid),
+        (Field::PodName, &metadata.name),
+        (Field::PodNamespace, &metadata.namespace),
+        (Field::PodUid, &metadata.uid),
     ] {
         if value.is_empty() {
-            return Err(PodError::invalid(
-                format!("config.metadata.{field}"),
-                "it is missing",
-            ));
+            return Err(PodError::invalid(field, "it is missing"));
         }
     }
     if spec.hostname.len() > HOSTNAME_MAX {
         return Err(PodError::invalid(
-            "config.hostname",
+            Field::Hostname,
             format!("it is longer than {HOSTNAME_MAX} bytes"),
         ));
     }
@@ -45,23 +41,22 @@ pub fn sandbox(spec: &SandboxSpec) -> Result<(), PodError> {
         .hostname
         .contains(|c: char| c.is_whitespace() || c == '/')
     {
-        return Err(PodError::invalid("config.hostname", "it is no host name"));
+        return Err(PodError::invalid(Field::Hostname, "it is no host name"));
     }
-    let context = "config.linux.security_context";
-    namespaces(&spec.namespaces, context)?;
+    namespaces(&spec.namespaces)?;
     if matches!(spec.namespaces.pid, NamespaceMode::Target(_)) {
         return Err(PodError::invalid(
-            format!("{context}.namespace_options.pid"),
+            Field::PidNamespace,
             "TARGET is for containers",
         ));
     }
     if spec.namespaces.user_namespace.is_some() && spec.namespaces.pid == NamespaceMode::Node {
         return Err(PodError::invalid(
-            format!("{context}.namespace_options.pid"),
+            Field::PidNamespace,
             "NODE is not possible in a user namespace",
         ));
     }
-    apparmor(&spec.security.apparmor, context)?;
+    apparmor(&spec.security.apparmor)?;
     for (name, value) in &spec.sysctls {
         sysctl(name, value)?;
     }
@@ -72,7 +67,7 @@ pub fn sandbox(spec: &SandboxSpec) -> Result<(), PodError> {
 fn sysctl(name: &str, value: &str) -> Result<(), PodError> {
     let refused = |reason: &str| {
         Err(PodError::invalid(
-            "config.linux.sysctls",
+            Field::Sysctls,
             format!("{name:?}: {reason}"),
         ))
     };
@@ -89,30 +84,30 @@ fn sysctl(name: &str, value: &str) -> Result<(), PodError> {
 /// Checks a container.
 pub fn container(spec: &ContainerSpec, sandbox: &SandboxSpec) -> Result<(), PodError> {
     if spec.metadata.name.is_empty() {
-        return Err(PodError::invalid("config.metadata.name", "it is missing"));
+        return Err(PodError::invalid(Field::ContainerName, "it is missing"));
     }
     if spec.image.image.is_empty() {
-        return Err(PodError::invalid("config.image.image", "it is missing"));
+        return Err(PodError::invalid(Field::Image, "it is missing"));
     }
     for (name, value) in &spec.env {
         if name.is_empty() || name.contains(['=', '\0']) || value.contains('\0') {
             return Err(PodError::invalid(
-                "config.envs",
+                Field::Env,
                 format!("{name:?} is no variable"),
             ));
         }
     }
     for word in spec.command.iter().chain(&spec.args) {
         if word.contains('\0') {
-            return Err(PodError::invalid("config.command", "a word has a NUL byte"));
+            return Err(PodError::invalid(Field::Command, "a word has a NUL byte"));
         }
     }
     if spec.stdin_once && !spec.stdin {
-        return Err(PodError::invalid("config.stdin_once", "it needs stdin"));
+        return Err(PodError::invalid(Field::StdinOnce, "it needs stdin"));
     }
     if spec.mounts.len() > MAX_SHARES {
         return Err(PodError::invalid(
-            "config.mounts",
+            Field::Mounts,
             format!("there are more than {MAX_SHARES}"),
         ));
     }
@@ -120,7 +115,7 @@ pub fn container(spec: &ContainerSpec, sandbox: &SandboxSpec) -> Result<(), PodE
         self::mount(index, mount)?;
         if mount.owners.is_some() && mount.owners != sandbox.namespaces.user_namespace {
             return Err(PodError::invalid(
-                format!("config.mounts[{index}].uidMappings"),
+                Field::Mount(index, MountField::Owners),
                 "they and gidMappings are not those of the sandbox's user namespace",
             ));
         }
@@ -130,55 +125,54 @@ pub fn container(spec: &ContainerSpec, sandbox: &SandboxSpec) -> Result<(), PodE
     }
     if let Some(device) = spec.cdi_devices.first() {
         return Err(PodError::unimplemented(
-            "config.CDI_devices",
+            Field::CdiDevices,
             format!("{device} is a device of the host, which a VM can't be given"),
         ));
     }
     if let Some(limits) = &spec.resources {
-        resources::check(limits, RESOURCES)?;
+        resources::check(limits, Field::Limit)?;
     }
-    let context = "config.linux.security_context";
     let security = &spec.security;
-    namespaces(&security.namespaces, context)?;
+    namespaces(&security.namespaces)?;
     let own = security.namespaces.user_namespace;
     if own.is_some() && own != sandbox.namespaces.user_namespace {
         return Err(PodError::invalid(
-            format!("{context}.namespace_options.userns_options"),
+            Field::UserNamespace,
             "it is not that of the sandbox",
         ));
     }
     if sandbox.namespaces.user_namespace.is_some() && security.namespaces.pid == NamespaceMode::Node
     {
         return Err(PodError::invalid(
-            format!("{context}.namespace_options.pid"),
+            Field::PidNamespace,
             "NODE is not possible in a user namespace",
         ));
     }
-    apparmor(&security.apparmor, context)?;
+    apparmor(&security.apparmor)?;
     let has_user = security.run_as_user.is_some() || !security.run_as_username.is_empty();
     if security.run_as_group.is_some() && !has_user {
         return Err(PodError::invalid(
-            format!("{context}.run_as_group"),
+            Field::RunAsGroup,
             "it needs run_as_user or run_as_username",
         ));
     }
     if security.run_as_user.is_some() && !security.run_as_username.is_empty() {
         return Err(PodError::invalid(
-            format!("{context}.run_as_username"),
+            Field::RunAsUsername,
             "run_as_user is given too",
         ));
     }
     if security.privileged && !sandbox.security.privileged {
         return Err(PodError::invalid(
-            format!("{context}.privileged"),
+            Field::Privileged,
             "the sandbox is not privileged",
         ));
     }
-    stop_signal(&spec.stop_signal, "config.stop_signal").map(drop)
+    stop_signal(&spec.stop_signal, Field::StopSignal).map(drop)
 }
 
 /// The signal that a name or number means; SIGTERM for nothing.
-pub fn stop_signal(text: &str, field: &str) -> Result<Signal, PodError> {
+pub fn stop_signal(text: &str, field: Field) -> Result<Signal, PodError> {
     if text.trim().is_empty() {
         return Ok(Signal::TERM);
     }
@@ -187,20 +181,20 @@ pub fn stop_signal(text: &str, field: &str) -> Result<Signal, PodError> {
 }
 
 fn mount(index: usize, mount: &MountSpec) -> Result<(), PodError> {
-    let field = format!("config.mounts[{index}]");
+    let field = |field| Field::Mount(index, field);
     let at = mount.container_path.display();
     if !mount.container_path.is_absolute() {
         return Err(PodError::invalid(
-            format!("{field}.container_path"),
+            field(MountField::ContainerPath),
             format!("{at} is not absolute"),
         ));
     }
     match &mount.source {
-        MountSource::Host(path) => host_mount(&field, path, mount),
+        MountSource::Host(path) => host_mount(index, path, mount),
         MountSource::Image { sub_path, .. } => {
             if !mount.readonly {
                 return Err(PodError::invalid(
-                    format!("{field}.readonly"),
+                    field(MountField::Readonly),
                     "an image can be mounted read-only only",
                 ));
             }
@@ -209,7 +203,7 @@ fn mount(index: usize, mount: &MountSpec) -> Result<(), PodError> {
                 .all(|part| matches!(part, Component::Normal(_) | Component::CurDir));
             if !inside {
                 return Err(PodError::invalid(
-                    format!("{field}.image_sub_path"),
+                    field(MountField::ImageSubPath),
                     format!("{sub_path:?} is no path in an image"),
                 ));
             }
@@ -219,9 +213,8 @@ fn mount(index: usize, mount: &MountSpec) -> Result<(), PodError> {
 }
 
 fn device(index: usize, device: &DeviceSpec, sandbox: &SandboxSpec) -> Result<(), PodError> {
-    let refused = |field: &str, reason: String| {
-        let field = format!("config.devices[{index}].{field}");
-        Err(PodError::invalid(field, reason))
+    let refused = |field: DeviceField, reason: String| {
+        Err(PodError::invalid(Field::Device(index, field), reason))
     };
     let path = &device.container_path;
     let plain = path
@@ -229,39 +222,43 @@ fn device(index: usize, device: &DeviceSpec, sandbox: &SandboxSpec) -> Result<()
         .all(|part| matches!(part, Component::RootDir | Component::Normal(_)));
     if !path.starts_with("/dev") || path == Path::new("/dev") || !plain {
         return refused(
-            "container_path",
+            DeviceField::ContainerPath,
             format!("{} is not below /dev", path.display()),
         );
     }
     if !device.host_path.is_absolute() {
         return refused(
-            "host_path",
+            DeviceField::HostPath,
             format!("{} is not absolute", device.host_path.display()),
         );
     }
     let access = &device.permissions;
     if access.is_empty() || access.chars().any(|c| !"rwm".contains(c)) {
-        return refused("permissions", format!("{access:?} is not of r, w and m"));
+        return refused(
+            DeviceField::Permissions,
+            format!("{access:?} is not of r, w and m"),
+        );
     }
     if sandbox.namespaces.user_namespace.is_some() {
         return refused(
-            "host_path",
+            DeviceField::HostPath,
             "devices can't be used in a user namespace".to_owned(),
         );
     }
     Ok(())
 }
 
-fn host_mount(field: &str, path: &Path, mount: &MountSpec) -> Result<(), PodError> {
+fn host_mount(index: usize, path: &Path, mount: &MountSpec) -> Result<(), PodError> {
+    let field = |field| Field::Mount(index, field);
     if !path.is_absolute() {
         return Err(PodError::invalid(
-            format!("{field}.host_path"),
+            field(MountField::HostPath),
             format!("{} is not absolute", path.display()),
         ));
     }
     if mount.propagation == MountPropagation::Bidirectional {
         return Err(PodError::invalid(
-            format!("{field}.propagation"),
+            field(MountField::Propagation),
             "BIDIRECTIONAL is not possible: what is mounted in the container is mounted in the \
              kernel of its VM, and can't appear on the host",
         ));
@@ -269,16 +266,18 @@ fn host_mount(field: &str, path: &Path, mount: &MountSpec) -> Result<(), PodErro
     let private = mount.propagation == MountPropagation::Private;
     if mount.recursive_readonly && !(mount.readonly && private) {
         return Err(PodError::invalid(
-            format!("{field}.recursive_read_only"),
+            field(MountField::RecursiveReadonly),
             "it needs readonly and private propagation",
         ));
     }
     Ok(())
 }
 
-fn namespaces(asked: &Namespaces, context: &str) -> Result<(), PodError> {
-    for (field, mode) in [("network", &asked.network), ("ipc", &asked.ipc)] {
-        let field = format!("{context}.namespace_options.{field}");
+fn namespaces(asked: &Namespaces) -> Result<(), PodError> {
+    for (field, mode) in [
+        (Field::NetworkNamespace, &asked.network),
+        (Field::IpcNamespace, &asked.ipc),
+    ] {
         match mode {
             // A container's own is what POD is to a pod of one: nobody asks for it.
             NamespaceMode::Pod | NamespaceMode::Container => {}
@@ -296,11 +295,11 @@ fn namespaces(asked: &Namespaces, context: &str) -> Result<(), PodError> {
     Ok(())
 }
 
-fn apparmor(profile: &AppArmor, context: &str) -> Result<(), PodError> {
+fn apparmor(profile: &AppArmor) -> Result<(), PodError> {
     match profile {
         AppArmor::RuntimeDefault | AppArmor::Unconfined => Ok(()),
         AppArmor::Localhost(name) => Err(PodError::unimplemented(
-            format!("{context}.apparmor"),
+            Field::AppArmor,
             format!("profile {name:?}: the guest's kernel has no AppArmor"),
         )),
     }
@@ -360,12 +359,12 @@ mod tests {
         spec.metadata.uid.clear();
         let (kind, text) = refusal(sandbox(&spec));
         assert_eq!(kind, ErrorKind::InvalidArgument);
-        assert!(text.contains("config.metadata.uid"), "{text}");
+        assert!(text.starts_with("pod uid: "), "{text}");
     }
 
     #[test]
     fn namespaces_of_the_node_are_refused_by_field() {
-        for field in ["network", "ipc"] {
+        for field in ["network", "IPC"] {
             let mut spec = good_sandbox();
             match field {
                 "network" => spec.namespaces.network = NamespaceMode::Node,
@@ -373,10 +372,7 @@ mod tests {
             }
             let (kind, text) = refusal(sandbox(&spec));
             assert_eq!(kind, ErrorKind::InvalidArgument);
-            assert!(
-                text.contains(&format!("namespace_options.{field}")),
-                "{text}"
-            );
+            assert!(text.starts_with(&format!("{field} namespace: ")), "{text}");
         }
         let mut spec = good_sandbox();
         spec.namespaces.pid = NamespaceMode::Node;
@@ -420,17 +416,14 @@ mod tests {
             ..good.clone()
         };
         for (mount, field) in [
-            (both_ways, "propagation"),
-            (one_way, "recursive_read_only"),
-            (writable, "recursive_read_only"),
-            (relative, "host_path"),
+            (both_ways, MountField::Propagation),
+            (one_way, MountField::RecursiveReadonly),
+            (writable, MountField::RecursiveReadonly),
+            (relative, MountField::HostPath),
         ] {
             let (kind, text) = refusal(check(mount));
             assert_eq!(kind, ErrorKind::InvalidArgument);
-            assert!(
-                text.contains(&format!("config.mounts[1].{field}")),
-                "{text}"
-            );
+            assert!(text.starts_with(&format!("mount 1: {field}: ")), "{text}");
         }
     }
 
@@ -471,7 +464,7 @@ mod tests {
         for (pod, owners) in [(None, a), (a, b)] {
             let (kind, text) = refusal(check(pod, owners));
             assert_eq!(kind, ErrorKind::InvalidArgument);
-            assert!(text.contains("config.mounts[0].uidMappings"), "{text}");
+            assert!(text.starts_with("mount 0: id mappings: "), "{text}");
         }
     }
 
@@ -488,7 +481,7 @@ mod tests {
             run_as_group: Some(1),
             ..ContainerSecurity::default()
         });
-        assert!(group.contains("run_as_group"));
+        assert!(group.starts_with("group: "));
         let privileged = with(ContainerSecurity {
             privileged: true,
             ..ContainerSecurity::default()
@@ -498,7 +491,7 @@ mod tests {
             apparmor: AppArmor::Localhost("p".into()),
             ..ContainerSecurity::default()
         });
-        assert!(profile.contains("apparmor"));
+        assert!(profile.contains("AppArmor"));
         let pod = SandboxSpec {
             security: SandboxSecurity {
                 privileged: true,
@@ -518,7 +511,11 @@ mod tests {
 
     #[test]
     fn signals_have_names_and_numbers() {
-        let of = |text| stop_signal(text, "f").map(Signal::number).ok();
+        let of = |text| {
+            stop_signal(text, Field::StopSignal)
+                .map(Signal::number)
+                .ok()
+        };
         assert_eq!(of(""), Some(15));
         assert_eq!(of("SIGQUIT"), Some(3));
         assert_eq!(of("quit"), Some(3));

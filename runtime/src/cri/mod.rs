@@ -8,6 +8,7 @@
 mod container;
 mod convert;
 mod error;
+mod field;
 mod filter;
 mod image;
 mod image_service;

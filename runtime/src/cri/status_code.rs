@@ -2,15 +2,39 @@
 
 use error_reporter::Report;
 use hull_image::{PullError, StoreError};
-use hull_spec::error::ErrorKind;
+use hull_spec::error::{ErrorKind, PodError};
 use hull_streaming::RequestError;
 use tonic::{Code, Status};
 
-use super::error::CriError;
+use super::{error::CriError, field::path};
 
 /// The status that a client gets: code by kind of error, text with all causes.
 pub(crate) fn status(error: &CriError) -> Status {
-    Status::new(code(error), Report::new(error).to_string())
+    Status::new(code(error), text(error))
+}
+
+/// The error with its causes; a field of a pod or container is told by its path in the request.
+fn text(error: &CriError) -> String {
+    match error {
+        CriError::Pod(error) => of_pod(error),
+        error => Report::new(error).to_string(),
+    }
+}
+
+fn of_pod(error: &PodError) -> String {
+    match error {
+        PodError::InvalidArgument { field, reason }
+        | PodError::Unimplemented { field, reason }
+        | PodError::Unsatisfiable { field, reason } => format!("{}: {reason}", path(*field)),
+        PodError::Undo { failure, undo } => {
+            format!(
+                "{}; and undoing it failed: {}",
+                of_pod(failure),
+                of_pod(undo)
+            )
+        }
+        error => Report::new(error).to_string(),
+    }
 }
 
 fn code(error: &CriError) -> Code {
@@ -73,7 +97,10 @@ fn of_store(error: &StoreError) -> Code {
 mod tests {
     use std::{io, sync::Arc};
 
-    use hull_spec::error::{ObjectKind, PodError};
+    use hull_spec::{
+        error::ObjectKind,
+        field::{Field, Limit, MountField},
+    };
 
     use super::*;
 
@@ -132,6 +159,43 @@ mod tests {
         ];
         for (error, expected) in cases {
             assert_eq!(status(&error).code(), expected, "{error:?}");
+        }
+    }
+
+    #[test]
+    fn a_field_is_told_by_its_path_in_the_request() {
+        let told = |error: PodError| status(&error.into()).message().to_owned();
+        let mount = Field::Mount(3, MountField::Owners);
+        assert_eq!(
+            told(PodError::invalid(mount, "no")),
+            "config.mounts[3].uidMappings: no"
+        );
+        let new = PodError::unsatisfiable(Field::NewLimit(Limit::Memory), "less");
+        assert_eq!(told(new.clone()), "linux.memory_limit_in_bytes: less");
+        let undone = new.after_undo(Err(PodError::precondition("undo it", "late")));
+        assert_eq!(
+            told(undone),
+            "linux.memory_limit_in_bytes: less; and undoing it failed: undo it: late"
+        );
+        for (field, path) in [
+            (
+                Field::Limit(Limit::CpuQuota),
+                "config.linux.resources.cpu_quota",
+            ),
+            (
+                Field::Privileged,
+                "config.linux.security_context.privileged",
+            ),
+            (
+                Field::TargetContainer,
+                "config.linux.security_context.namespace_options.target_id",
+            ),
+            (Field::ExecCommand, "cmd"),
+        ] {
+            assert_eq!(
+                told(PodError::unimplemented(field, "no")),
+                format!("{path}: no")
+            );
         }
     }
 

@@ -18,10 +18,9 @@ use serde::{Deserialize, Serialize};
 use tokio::{io::Interest, time::timeout};
 
 use hull_base::readiness::register;
-use hull_spec::{error::PodError, id::PodId};
+use hull_spec::{error::PodError, field::Field, id::PodId};
 
 /// The CRI field.
-const FIELD: &str = "config.linux.cgroup_parent";
 /// Where pods are that name no parent.
 const DEFAULT: &str = "hull";
 /// How long killed processes may take to leave a cgroup.
@@ -44,15 +43,15 @@ impl PodCgroup {
     /// # Errors
     /// When `parent` is no place in the hierarchy, or there is no hierarchy to be in.
     pub fn plan(root: &Path, parent: &str, pod: &PodId) -> Result<Option<Self>, PodError> {
-        let below = parse(parent).map_err(|why| PodError::invalid(FIELD, why))?;
+        let below = parse(parent).map_err(|why| PodError::invalid(Field::CgroupParent, why))?;
         let mounted = statfs(root).is_ok_and(|s| s.filesystem_type() == CGROUP2_SUPER_MAGIC);
         if !mounted {
             if parent.is_empty() {
                 tracing::debug!(%pod, "no cgroup v2 on {}: its VM is in none", root.display());
                 return Ok(None);
             }
-            let reason = format!("{FIELD} is set, but cgroup v2 is not on {}", root.display());
-            return Err(PodError::precondition("run the sandbox", reason));
+            let reason = format!("it is set, but cgroup v2 is not on {}", root.display());
+            return Err(PodError::unsatisfiable(Field::CgroupParent, reason));
         }
         let path = match below {
             Some(below) => root.join(below).join(format!("hull-{pod}")),
@@ -312,7 +311,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let pod = PodId::random();
         let named = PodCgroup::plan(dir.path(), "/a", &pod).unwrap_err();
-        assert!(named.to_string().contains(FIELD), "{named}");
+        assert!(named.to_string().contains("cgroup parent"), "{named}");
         assert_eq!(PodCgroup::plan(dir.path(), "", &pod).unwrap(), None);
         let outside = PodCgroup::plan(dir.path(), "/../a", &pod).unwrap_err();
         assert!(matches!(outside, PodError::InvalidArgument { .. }));

@@ -9,8 +9,9 @@ use rustix::fs::OFlags;
 use hull_base::{beneath, blocking};
 use hull_spec::{
     error::{ObjectKind, PodError},
+    field::Field,
     id::ContainerId,
-    oci::{LOCALHOST_FIELD, ProfileFile},
+    oci::ProfileFile,
     spec::{ContainerSpec, MountSource},
 };
 
@@ -36,7 +37,7 @@ pub(crate) async fn find_image(node: &Node, name: &str) -> Result<Image, PodErro
 /// Reads a seccomp profile of the node.
 pub(crate) async fn read_profile(path: PathBuf) -> Result<ProfileFile, PodError> {
     let shown = path.display().to_string();
-    let refused = |reason: String| PodError::invalid(LOCALHOST_FIELD, reason);
+    let refused = |reason: String| PodError::invalid(Field::SeccompProfile, reason);
     let read = blocking(move || -> std::io::Result<Vec<u8>> {
         let file = beneath::regular(beneath::hold(&path)?, OFlags::RDONLY)?;
         let mut bytes = Vec::new();

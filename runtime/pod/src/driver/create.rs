@@ -5,6 +5,7 @@ use std::{collections::HashSet, path::PathBuf, sync::Arc};
 use hull_base::{blocking, clock};
 use hull_spec::{
     error::PodError,
+    field::Field,
     id::ContainerId,
     oci::{Inputs, build},
     spec::{ContainerSpec, NamespaceMode, Seccomp},
@@ -123,9 +124,9 @@ impl Driver {
         self.check_target(&spec.security.namespaces.pid)?;
         let image = find_image(&self.node, &spec.image.image).await?;
         let stop_signal = if spec.stop_signal.is_empty() {
-            validate::stop_signal(&image.config.stop_signal, "the image's StopSignal")?
+            validate::stop_signal(&image.config.stop_signal, Field::Image)?
         } else {
-            validate::stop_signal(&spec.stop_signal, "config.stop_signal")?
+            validate::stop_signal(&spec.stop_signal, Field::StopSignal)?
         };
         let profile = match &spec.security.seccomp {
             Seccomp::Localhost(path) if !spec.security.privileged => {
@@ -262,9 +263,8 @@ impl Driver {
             return Ok(());
         };
         let refused = |reason: &str| {
-            let field = "config.linux.security_context.namespace_options.target_id";
             Err(PodError::invalid(
-                field,
+                Field::TargetContainer,
                 format!("container {target} {reason}"),
             ))
         };

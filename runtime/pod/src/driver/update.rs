@@ -3,6 +3,7 @@
 use hull_base::host;
 use hull_spec::{
     error::{ErrorKind, PodError},
+    field::Field,
     id::ContainerId,
     oci,
     resources::{check, check_fits, merge, restoring},
@@ -12,9 +13,6 @@ use hull_spec::{
 
 use super::{container::container_not_found, operations::Done, state::Driver};
 use crate::{command::Reply, lifecycle::sandbox};
-
-/// Where the limits stand in a request for a container.
-const FIELD: &str = "linux";
 
 impl Driver {
     /// Queues an update behind those that are being carried out.
@@ -39,7 +37,7 @@ impl Driver {
         };
         let now = container.limits();
         let wanted = merge(&now, asked);
-        let checked = check(&wanted, FIELD);
+        let checked = check(&wanted, Field::NewLimit);
         let (true, Some(running), Some(vm)) =
             (container.has_process(), &self.running, self.record.vm)
         else {
@@ -49,7 +47,7 @@ impl Driver {
                 .spawn(async move { Done::Updated(id, checked.map(|()| wanted)) });
             return;
         };
-        let checked = checked.and_then(|()| check_fits(&now, &wanted, vm.size, FIELD));
+        let checked = checked.and_then(|()| check_fits(&now, &wanted, vm.size, Field::NewLimit));
         let (agent, id) = (running.vm().agent.clone(), id.clone());
         self.operations.spawn(async move {
             let result = async {
@@ -117,10 +115,11 @@ impl Driver {
         resources: Option<Resources>,
     ) -> Result<(), PodError> {
         const ACTION: &str = "resize the sandbox";
-        for (field, limits) in [("overhead", &overhead), ("resources", &resources)] {
-            if let Some(limits) = limits {
-                check(limits, field)?;
-            }
+        if let Some(limits) = &overhead {
+            check(limits, Field::PodOverhead)?;
+        }
+        if let Some(limits) = &resources {
+            check(limits, Field::PodLimit)?;
         }
         let (sandbox::State::Ready, Some(vm)) = (self.record.state, self.record.vm) else {
             return Err(self.not_ready(ACTION));

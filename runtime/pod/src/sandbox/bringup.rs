@@ -33,6 +33,7 @@ use hull_proto_agent::GUEST_CID;
 use hull_proto_vmm::{DeviceConfig, Extent, FdIndex, MAX_QUEUE_PAIRS, VmConfig};
 use hull_spec::{
     error::PodError,
+    field::Field,
     info::{BootTimes, GuestInfo},
     size::VmSize,
     spec::SandboxSpec,
@@ -207,8 +208,8 @@ impl<'a> Recorded<'a> {
             .map_err(|error| match error {
                 NetworkError::Request(error) => {
                     let field = match error {
-                        RequestError::Argument { .. } => "config.metadata",
-                        _ => "config.annotations",
+                        RequestError::Argument { .. } => Field::PodMetadata,
+                        _ => Field::PodAnnotations,
                     };
                     PodError::invalid(field, error.to_string())
                 }

@@ -9,7 +9,7 @@ use std::{fmt, sync::Arc};
 
 use tokio::sync::{OwnedSemaphorePermit, watch};
 
-use hull_spec::{error::PodError, id::ContainerId, info::ContainerState};
+use hull_spec::{error::PodError, field::Field, id::ContainerId, info::ContainerState};
 use hull_vm::agent::{client::Agent, stdio};
 
 use super::{
@@ -93,7 +93,7 @@ pub(crate) async fn start(
         } else {
             "the container has no terminal"
         };
-        return Err(PodError::invalid("tty", reason));
+        return Err(PodError::invalid(Field::Tty, reason));
     }
     let stdin = if streams.stdin && handle.stdin {
         let stdin = stdio::open_input(&handle.agent, container.as_str(), "").await?;

@@ -2,7 +2,7 @@
 
 use tokio::io::AsyncRead;
 
-use hull_spec::error::PodError;
+use hull_spec::{error::PodError, field::Field};
 
 /// Output of a process; its end is the end of the output.
 pub type SessionOutput = Box<dyn AsyncRead + Send + Unpin>;
@@ -25,15 +25,12 @@ impl SessionStreams {
     pub(super) fn check(self) -> Result<(), PodError> {
         if self.tty && self.stderr {
             return Err(PodError::invalid(
-                "stderr",
+                Field::Stderr,
                 "a terminal has no error output of its own",
             ));
         }
         if !(self.stdin || self.stdout || self.stderr) {
-            return Err(PodError::invalid(
-                "stdin, stdout, stderr",
-                "none of them is wanted",
-            ));
+            return Err(PodError::invalid(Field::Streams, "none of them is wanted"));
         }
         Ok(())
     }

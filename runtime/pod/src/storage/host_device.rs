@@ -12,7 +12,12 @@ use hull_proto_vmm::{DeviceConfig, Extent, FdIndex};
 use rustix::fs::{FileType, OFlags};
 
 use hull_base::beneath;
-use hull_spec::{error::PodError, id::ContainerId, spec::DeviceSpec};
+use hull_spec::{
+    error::PodError,
+    field::{DeviceField, Field},
+    id::ContainerId,
+    spec::DeviceSpec,
+};
 
 /// Disks are made of sectors of this size.
 const SECTOR: u64 = 512;
@@ -55,9 +60,9 @@ pub(crate) fn inspect(index: usize, asked: &DeviceSpec) -> Result<Device, PodErr
     if let Some(own) = OWN.iter().find(|own| Path::new(own) == path) {
         return Ok(Device::Own((*own).to_owned()));
     }
-    let field = format!("config.devices[{index}].host_path");
+    let field = Field::Device(index, DeviceField::HostPath);
     let shown = path.display();
-    let refused = |reason: String| PodError::invalid(&field, reason);
+    let refused = |reason: String| PodError::invalid(field, reason);
     let look = || {
         let held = beneath::hold(path)?;
         Ok((beneath::file_type(&held)?, held))
@@ -65,7 +70,7 @@ pub(crate) fn inspect(index: usize, asked: &DeviceSpec) -> Result<Device, PodErr
     let (kind, held) = look().map_err(|e: io::Error| refused(format!("look at {shown}: {e}")))?;
     if kind == FileType::CharacterDevice {
         return Err(PodError::unimplemented(
-            &field,
+            field,
             format!("{shown} is a character device of the host, which a VM can't be given"),
         ));
     }
@@ -148,11 +153,7 @@ mod tests {
         assert!(matches!(of("/dev/fuse"), Ok(Device::Own(_))));
         let character = of("/dev/ptmx").unwrap_err();
         assert_eq!(character.kind(), ErrorKind::Unimplemented);
-        assert!(
-            character
-                .to_string()
-                .contains("config.devices[3].host_path")
-        );
+        assert!(character.to_string().contains("device 3: path on the host"));
         for (path, reason) in [("/etc/passwd", "no device"), ("/nonexistent", "look at")] {
             let error = of(path).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::InvalidArgument);

@@ -31,6 +31,7 @@ use tokio::{
 use hull_base::{beneath, clock};
 use hull_spec::{
     error::PodError,
+    field::{Field, MountField},
     id::ContainerId,
     spec::{ContainerSpec, MountPropagation, MountSource},
 };
@@ -146,7 +147,7 @@ impl HostFiles {
                 message,
             } => {
                 let index = wanted.get(at).map_or(0, |(index, _)| *index);
-                let field = format!("config.mounts[{index}].host_path");
+                let field = Field::Mount(index, MountField::HostPath);
                 Err(PodError::invalid(field, message))
             }
             Response::Error { message, .. } => Err(FilesError::Refused(message).into()),

@@ -229,10 +229,7 @@ async fn wrong_requests_are_refused_by_field() {
     nameless.metadata.name.clear();
     let mut on_node = node.sandbox("web");
     on_node.namespaces.network = NamespaceMode::Node;
-    for (spec, field) in [
-        (nameless, "config.metadata.name"),
-        (on_node, "namespace_options.network"),
-    ] {
+    for (spec, field) in [(nameless, "pod name"), (on_node, "network namespace")] {
         let error = pods.run_sandbox(spec).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::InvalidArgument);
         assert!(error.to_string().contains(field), "{error}");
@@ -254,11 +251,7 @@ async fn wrong_requests_are_refused_by_field() {
     for (spec, kind, text) in [
         (container("app", &[]), ErrorKind::InvalidArgument, "command"),
         (unknown, ErrorKind::NotFound, "image nope"),
-        (
-            mounted,
-            ErrorKind::InvalidArgument,
-            "config.mounts[0].propagation",
-        ),
+        (mounted, ErrorKind::InvalidArgument, "mount 0: propagation"),
     ] {
         let error = pods.create_container(pod.as_str(), spec).await.unwrap_err();
         assert_eq!(error.kind(), kind, "{error}");

@@ -142,5 +142,5 @@ async fn a_vm_is_in_its_pods_cgroup_and_the_cgroup_goes_with_it() {
         ..node.sandbox("outside")
     };
     let error = pods.run_sandbox(outside).await.unwrap_err();
-    assert!(error.to_string().contains("cgroup_parent"), "{error}");
+    assert!(error.to_string().contains("cgroup parent"), "{error}");
 }

@@ -4,7 +4,11 @@ use std::collections::HashSet;
 
 use oci_spec::runtime::{Capability, LinuxCapabilities};
 
-use crate::{error::PodError, spec::ContainerSecurity};
+use crate::{
+    error::PodError,
+    field::{CapabilityList, Field},
+    spec::ContainerSecurity,
+};
 
 const DEFAULT: [Capability; 14] = [
     Capability::Chown,
@@ -74,10 +78,9 @@ const ALL: [Capability; 41] = [
 /// [`PodError::InvalidArgument`] for an unknown name.
 pub(super) fn of(security: &ContainerSecurity) -> Result<LinuxCapabilities, PodError> {
     let asked = &security.capabilities;
-    let field = |name: &str| format!("linux.security_context.capabilities.{name}");
-    let (add_all, add) = parse(&field("add_capabilities"), &asked.add)?;
-    let (drop_all, drop) = parse(&field("drop_capabilities"), &asked.drop)?;
-    let (_, ambient) = parse(&field("add_ambient_capabilities"), &asked.add_ambient)?;
+    let (add_all, add) = parse(CapabilityList::Add, &asked.add)?;
+    let (drop_all, drop) = parse(CapabilityList::Drop, &asked.drop)?;
+    let (_, ambient) = parse(CapabilityList::AddAmbient, &asked.add_ambient)?;
 
     let mut set: HashSet<Capability> = if security.privileged || add_all {
         ALL.into()
@@ -103,7 +106,7 @@ pub(super) fn of(security: &ContainerSecurity) -> Result<LinuxCapabilities, PodE
 }
 
 /// Returns whether `ALL` is among the names, and the others.
-fn parse(field: &str, names: &[String]) -> Result<(bool, HashSet<Capability>), PodError> {
+fn parse(list: CapabilityList, names: &[String]) -> Result<(bool, HashSet<Capability>), PodError> {
     let mut all = false;
     let mut set = HashSet::new();
     for name in names {
@@ -112,9 +115,11 @@ fn parse(field: &str, names: &[String]) -> Result<(bool, HashSet<Capability>), P
         if bare == "ALL" {
             all = true;
         } else {
-            let capability = bare
-                .parse()
-                .map_err(|_| PodError::invalid(field, format!("unknown capability {name:?}")))?;
+            let unknown = |_| {
+                let reason = format!("unknown capability {name:?}");
+                PodError::invalid(Field::Capabilities(list), reason)
+            };
+            let capability = bare.parse().map_err(unknown)?;
             set.insert(capability);
         }
     }
@@ -170,6 +175,6 @@ mod tests {
             ..ContainerSecurity::default()
         };
         let error = of(&security).unwrap_err().to_string();
-        assert!(error.contains("drop_capabilities") && error.contains("CAP_FLY"));
+        assert!(error.contains("dropped capabilities") && error.contains("CAP_FLY"));
     }
 }

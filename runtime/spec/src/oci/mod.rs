@@ -18,11 +18,10 @@ use oci_spec::runtime::{
     Spec, User, get_default_maskedpaths, get_default_readonly_paths,
 };
 
-pub use self::{
-    mounts::asked_mount, profile::ProfileFile, resources::limits, seccomp::LOCALHOST_FIELD,
-};
+pub use self::{mounts::asked_mount, profile::ProfileFile, resources::limits};
 use crate::{
     error::PodError,
+    field::Field,
     spec::{ContainerSpec, SandboxSpec},
 };
 
@@ -156,7 +155,7 @@ fn arguments(container: &ContainerSpec, image: &ImageConfig) -> Result<Vec<Strin
     }
     if words.is_empty() {
         return Err(PodError::invalid(
-            "config.command",
+            Field::Command,
             "neither the request nor the image names a command",
         ));
     }

@@ -13,6 +13,7 @@ use oci_spec::runtime::{
 use super::profile::ProfileFile;
 use crate::{
     error::PodError,
+    field::Field,
     spec::{ContainerSecurity, Seccomp},
 };
 
@@ -155,9 +156,6 @@ const WITH_CAPABILITY: &[(Capability, &[&str])] = &[
     ),
 ];
 
-/// The request's field of a profile of the node.
-pub const LOCALHOST_FIELD: &str = "config.linux.security_context.seccomp.localhost_ref";
-
 /// The profile of a container; none when it is not confined. `localhost` is the one that was read from
 /// the node, for `Seccomp::Localhost`.
 pub(super) fn profile(
@@ -177,7 +175,7 @@ pub(super) fn profile(
         Seccomp::Localhost(_) => localhost
             .map(|file: &ProfileFile| file.resolve(&bounding))
             .transpose()
-            .map_err(|reason| PodError::invalid(LOCALHOST_FIELD, reason))?,
+            .map_err(|reason| PodError::invalid(Field::SeccompProfile, reason))?,
         Seccomp::RuntimeDefault | Seccomp::Unset => Some(default_profile(&bounding)?),
     })
 }

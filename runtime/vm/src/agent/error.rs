@@ -105,7 +105,10 @@ impl From<GuestError> for PodError {
                 code,
                 message,
             } => match code {
-                Code::INVALID_ARGUMENT => Self::invalid(call, message),
+                Code::INVALID_ARGUMENT => Self::GuestRefused {
+                    action: call.into(),
+                    reason: message,
+                },
                 Code::FAILED_PRECONDITION | Code::NOT_FOUND | Code::ALREADY_EXISTS => {
                     Self::precondition(call, message)
                 }
