@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     id::{ContainerId, PodId},
+    signal::Signal,
     spec::{ContainerSpec, Resources, SandboxSpec},
 };
 
@@ -136,8 +137,8 @@ pub struct ContainerInfo {
     pub message: String,
     /// Whole path of the log file; empty: none.
     pub log_path: PathBuf,
-    /// The signal that asks it to end, `SIGTERM`.
-    pub stop_signal: String,
+    /// The signal that asks it to end.
+    pub stop_signal: Signal,
     /// Ids of the images that are mounted, by index in the specification's mounts.
     pub mount_images: BTreeMap<usize, String>,
     /// Who its first process runs as; none before it was created.

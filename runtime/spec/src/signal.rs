@@ -22,6 +22,17 @@ impl Signal {
     /// Ends a process.
     pub const KILL: Self = Self(Standard::SIGKILL as i32);
 
+    /// What the configuration of an image says: SIGTERM unless it names another.
+    ///
+    /// # Errors
+    /// When it is not the name or number of a signal.
+    pub fn of_image(text: &str) -> Result<Self, Unknown> {
+        match text.trim() {
+            "" => Ok(Self::TERM),
+            text => text.parse(),
+        }
+    }
+
     /// Its number.
     pub fn number(self) -> u32 {
         self.0.unsigned_abs()
@@ -85,9 +96,50 @@ impl FromStr for Signal {
     }
 }
 
+/// The form of a signal in records: its name, or nothing.
+pub(crate) mod optional_name {
+    use serde::{Deserialize, Deserializer, Serializer, de};
+
+    use super::{Signal, Unknown};
+
+    pub(crate) fn serialize<S: Serializer>(
+        signal: &Option<Signal>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        match signal {
+            Some(signal) => serializer.collect_str(signal),
+            None => serializer.serialize_str(""),
+        }
+    }
+
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Option<Signal>, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        if text.trim().is_empty() {
+            return Ok(None);
+        }
+        let unknown = |Unknown| de::Error::custom(format!("{text:?} is no signal"));
+        text.parse().map(Some).map_err(unknown)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_record_has_its_name_or_nothing() {
+        #[derive(Serialize, Deserialize)]
+        struct Record(#[serde(with = "optional_name")] Option<Signal>);
+        let read = |text: &str| serde_json::from_str::<Record>(text).map(|record| record.0);
+        for (signal, text) in [(None, "\"\""), (Some(Signal(37)), "\"SIGRTMIN+3\"")] {
+            assert_eq!(serde_json::to_string(&Record(signal)).unwrap(), text);
+            assert_eq!(read(text).unwrap(), signal);
+        }
+        assert_eq!(read("\"quit\"").unwrap(), Some(Signal(3)));
+        assert!(read("\"SIGNOPE\"").is_err());
+    }
 
     #[test]
     fn every_signal_has_a_name_that_names_it() {
@@ -108,6 +160,9 @@ mod tests {
         ] {
             assert_eq!(text.parse(), Ok(Signal(number)), "{text}");
         }
+        assert_eq!(Signal::of_image(" "), Ok(Signal::TERM));
+        assert_eq!(Signal::of_image("SIGQUIT"), Ok(Signal(3)));
+        assert_eq!(Signal::of_image("SIGNOPE"), Err(Unknown));
         for text in ["", "0", "32", "65", "SIGNOPE", "RTMIN+31", "RTMIN+-1", "-9"] {
             assert_eq!(text.parse::<Signal>(), Err(Unknown), "{text}");
         }

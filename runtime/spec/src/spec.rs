@@ -8,6 +8,8 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
+use crate::signal::Signal;
+
 /// Longest host name that is made of a pod's name, as kubelet cuts it.
 const LABEL_MAX: usize = 63;
 /// Directories of kubelet's plugins, in a pod's directory, for volumes that it replaces as a whole.
@@ -228,8 +230,9 @@ pub struct ContainerSpec {
     pub resources: Option<Resources>,
     /// Security settings.
     pub security: ContainerSecurity,
-    /// The signal that asks it to end, `SIGTERM` or `15`; empty: the image's, else SIGTERM.
-    pub stop_signal: String,
+    /// The signal that asks it to end; none: the image's, else SIGTERM. On disk its name, or empty.
+    #[serde(with = "crate::signal::optional_name")]
+    pub stop_signal: Option<Signal>,
 }
 
 /// The name of a container. The pair is unique in its sandbox.

@@ -9,7 +9,6 @@ use crate::{
     error::PodError,
     field::{DeviceField, Field, MountField},
     resources,
-    signal::{self, Signal},
     spec::{
         AppArmor, ContainerSpec, DeviceSpec, MountPropagation, MountSource, MountSpec,
         NamespaceMode, Namespaces, SandboxSpec,
@@ -168,16 +167,7 @@ pub fn container(spec: &ContainerSpec, sandbox: &SandboxSpec) -> Result<(), PodE
             "the sandbox is not privileged",
         ));
     }
-    stop_signal(&spec.stop_signal, Field::StopSignal).map(drop)
-}
-
-/// The signal that a name or number means; SIGTERM for nothing.
-pub fn stop_signal(text: &str, field: Field) -> Result<Signal, PodError> {
-    if text.trim().is_empty() {
-        return Ok(Signal::TERM);
-    }
-    text.parse()
-        .map_err(|signal::Unknown| PodError::invalid(field, format!("{text:?} is no signal")))
+    Ok(())
 }
 
 fn mount(index: usize, mount: &MountSpec) -> Result<(), PodError> {
@@ -507,20 +497,5 @@ mod tests {
             ..good_container()
         };
         container(&spec, &pod).unwrap();
-    }
-
-    #[test]
-    fn signals_have_names_and_numbers() {
-        let of = |text| {
-            stop_signal(text, Field::StopSignal)
-                .map(Signal::number)
-                .ok()
-        };
-        assert_eq!(of(""), Some(15));
-        assert_eq!(of("SIGQUIT"), Some(3));
-        assert_eq!(of("quit"), Some(3));
-        assert_eq!(of("10"), Some(10));
-        assert_eq!(of("SIGNOPE"), None);
-        assert_eq!(of("0"), None);
     }
 }

@@ -48,7 +48,7 @@ pub(crate) fn container(container: &ContainerInfo) -> BTreeMap<String, String> {
     info(&json!({
         "sandboxID": container.pod,
         "imageID": container.image_id,
-        "stopSignal": container.stop_signal,
+        "stopSignal": container.stop_signal.to_string(),
         "user": container.user,
         "resources": container.resources,
         "config": *container.spec,

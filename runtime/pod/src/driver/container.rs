@@ -113,7 +113,7 @@ impl Container {
             reason: exit.map_or_else(String::new, |exit| exit.reason.as_str().to_owned()),
             message: exit.map_or_else(String::new, |exit| exit.message.clone()),
             log_path: record.log_path.clone().unwrap_or_default(),
-            stop_signal: record.stop_signal.to_string(),
+            stop_signal: record.stop_signal,
             mount_images: record
                 .volumes
                 .iter()

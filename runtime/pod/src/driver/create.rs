@@ -8,6 +8,7 @@ use hull_spec::{
     field::Field,
     id::ContainerId,
     oci::{Inputs, build},
+    signal::{self, Signal},
     spec::{ContainerSpec, NamespaceMode, Seccomp},
     validate,
 };
@@ -123,10 +124,17 @@ impl Driver {
         validate::container(&spec, &self.record.spec)?;
         self.check_target(&spec.security.namespaces.pid)?;
         let image = find_image(&self.node, &spec.image.image).await?;
-        let stop_signal = if spec.stop_signal.is_empty() {
-            validate::stop_signal(&image.config.stop_signal, Field::Image)?
-        } else {
-            validate::stop_signal(&spec.stop_signal, Field::StopSignal)?
+        let stop_signal = match spec.stop_signal {
+            Some(signal) => signal,
+            None => {
+                let text = &image.config.stop_signal;
+                Signal::of_image(text).map_err(|signal::Unknown| {
+                    PodError::invalid(
+                        Field::Image,
+                        format!("its StopSignal {text:?} is no signal"),
+                    )
+                })?
+            }
         };
         let profile = match &spec.security.seccomp {
             Seccomp::Localhost(path) if !spec.security.privileged => {

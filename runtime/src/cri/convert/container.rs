@@ -54,7 +54,7 @@ pub(crate) fn spec(config: Option<v1::ContainerConfig>) -> Result<ContainerSpec,
         tty: config.tty,
         resources: linux.resources.map(resources::from_cri),
         security: security::of_container("config.linux.security_context", context)?,
-        stop_signal: signal::from_cri(enumeration("config.stop_signal", config.stop_signal)?),
+        stop_signal: signal::from_cri(enumeration("config.stop_signal", config.stop_signal)?)?,
     })
 }
 
@@ -171,7 +171,7 @@ pub(crate) fn status(info: &ContainerInfo) -> v1::ContainerStatus {
                 supplemental_groups: user.groups.iter().map(|&group| group.into()).collect(),
             }),
         }),
-        stop_signal: signal::to_cri(&info.stop_signal).into(),
+        stop_signal: signal::to_cri(info.stop_signal).into(),
     }
 }
 
@@ -281,7 +281,7 @@ mod tests {
             reason: "OOMKilled".into(),
             message: String::new(),
             log_path: "/log/c/0.log".into(),
-            stop_signal: spec.stop_signal.clone(),
+            stop_signal: spec.stop_signal.unwrap(),
             mount_images: Default::default(),
             user: Some(ContainerUser {
                 uid: 1,

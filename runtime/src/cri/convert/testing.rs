@@ -121,7 +121,7 @@ fn container(pod: &PodId) -> ContainerInfo {
         reason: String::new(),
         message: String::new(),
         log_path: "".into(),
-        stop_signal: String::new(),
+        stop_signal: hull_spec::signal::Signal::TERM,
         user: None,
     }
 }
