@@ -17,7 +17,7 @@ use hull_spec::{
 };
 use hull_vm::agent::{client::Agent, events::ProcessExit, stdio::OutputEnd};
 
-use crate::logs::{fanout::LiveOutput, pump::LogHandle};
+use crate::logs::{fanout::AttachedOutput, pump::LogHandle};
 
 /// Where an answer goes; the caller may be gone.
 pub(crate) type Reply<T = ()> = oneshot::Sender<Result<T, PodError>>;
@@ -67,9 +67,9 @@ pub(crate) struct AttachHandle {
     pub tty: bool,
     /// Whether it has an input.
     pub stdin: bool,
-    pub stdout: LiveOutput,
+    pub stdout: AttachedOutput,
     /// None: it has a terminal.
-    pub stderr: Option<LiveOutput>,
+    pub stderr: Option<AttachedOutput>,
 }
 
 /// Whether somebody got the result of an operation that creates.

@@ -89,7 +89,7 @@ impl Fanout {
     }
 
     /// Follows the output from now on.
-    pub(crate) fn follow(&self) -> LiveOutput {
+    pub(crate) fn follow(&self) -> AttachedOutput {
         let (pieces, receiver) = mpsc::unbounded_channel();
         let behind = Arc::new(Behind::default());
         let mut followers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -99,7 +99,7 @@ impl Fanout {
                 behind: Arc::clone(&behind),
             });
         }
-        LiveOutput {
+        AttachedOutput {
             pieces: receiver,
             behind,
             piece: Arc::default(),
@@ -110,7 +110,7 @@ impl Fanout {
 
 /// What a follower reads.
 #[derive(Debug)]
-pub(crate) struct LiveOutput {
+pub(crate) struct AttachedOutput {
     pieces: mpsc::UnboundedReceiver<Arc<[u8]>>,
     behind: Arc<Behind>,
     piece: Arc<[u8]>,
@@ -118,7 +118,7 @@ pub(crate) struct LiveOutput {
     read: usize,
 }
 
-impl AsyncRead for LiveOutput {
+impl AsyncRead for AttachedOutput {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,

@@ -30,7 +30,7 @@ use hull_vm::agent::{
 
 use super::{
     LogError,
-    fanout::{Fanout, LiveOutput},
+    fanout::{AttachedOutput, Fanout},
     file::{LogFile, LogPath},
     line::LineSplitter,
 };
@@ -131,7 +131,7 @@ impl ContainerLog {
     }
 
     /// Follows an output from now on.
-    pub(crate) fn follow(&self, kind: OutputKind) -> LiveOutput {
+    pub(crate) fn follow(&self, kind: OutputKind) -> AttachedOutput {
         match kind {
             OutputKind::Stdout => self.stdout.follow(),
             OutputKind::Stderr => self.stderr.follow(),
