@@ -15,12 +15,7 @@
 
 mod orphans;
 
-use std::{
-    collections::HashMap,
-    fs,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::HashMap, fs, sync::Arc, time::Duration};
 
 use error_reporter::Report;
 use futures::future::join_all;
