@@ -135,14 +135,23 @@ impl Pods {
 
     /// Tells about all sandboxes, the newest first.
     pub async fn sandboxes(&self) -> Vec<SandboxInfo> {
-        let entries = self.node.registry.all();
-        let views = entries.iter().map(|entry| entry.view.borrow());
-        let mut infos: Vec<SandboxInfo> = views
+        self.select_sandboxes(|_| true).await
+    }
+
+    /// Tells about the sandboxes that `selects` wants, the newest first.
+    pub async fn select_sandboxes(
+        &self,
+        selects: impl Fn(&SandboxInfo) -> bool,
+    ) -> Vec<SandboxInfo> {
+        let views = self.node.registry.views();
+        let mut selected: Vec<&SandboxInfo> = views
+            .iter()
             .filter(|view| matches!(view.phase, Phase::Up))
-            .map(|view| view.sandbox.clone())
+            .map(|view| &view.sandbox)
+            .filter(|sandbox| selects(sandbox))
             .collect();
-        infos.sort_by_key(|info| Reverse(info.created_at_ns));
-        infos
+        selected.sort_by_key(|info| Reverse(info.created_at_ns));
+        selected.into_iter().cloned().collect()
     }
 
     /// Creates a container in a sandbox; its process waits for [`Pods::start_container`].
@@ -209,16 +218,37 @@ impl Pods {
 
     /// Tells about all containers, the newest first.
     pub async fn containers(&self) -> Vec<ContainerInfo> {
-        let entries = self.node.registry.all();
-        let mut infos: Vec<ContainerInfo> = entries
+        self.select_containers(|_| true).await
+    }
+
+    /// Tells about the containers that `selects` wants, the newest first.
+    pub async fn select_containers(
+        &self,
+        selects: impl Fn(&ContainerInfo) -> bool,
+    ) -> Vec<ContainerInfo> {
+        let views = self.node.registry.views();
+        let mut selected: Vec<&ContainerInfo> = views
             .iter()
-            .flat_map(|entry| {
-                let view = Arc::clone(&entry.view.borrow());
-                view.containers.values().cloned().collect::<Vec<_>>()
-            })
+            .flat_map(|view| view.containers.values())
+            .filter(|container| selects(container))
             .collect();
+        selected.sort_by_key(|info| Reverse(info.created_at_ns));
+        selected.into_iter().cloned().collect()
+    }
+
+    /// Tells about a sandbox and its containers at one moment, the newest first.
+    ///
+    /// # Errors
+    /// [`PodError::NotFound`], [`PodError::Ambiguous`].
+    pub async fn sandbox_with_containers(
+        &self,
+        id: &str,
+    ) -> Result<(SandboxInfo, Vec<ContainerInfo>), PodError> {
+        let entry = self.node.registry.sandbox(id)?;
+        let view = Arc::clone(&entry.view.borrow());
+        let mut infos: Vec<ContainerInfo> = view.containers.values().cloned().collect();
         infos.sort_by_key(|info| Reverse(info.created_at_ns));
-        infos
+        Ok((view.sandbox.clone(), infos))
     }
 
     /// Waits until a container has exited and its log is complete.

@@ -5,7 +5,9 @@
 //! anybody (a client that timed out and tries again); otherwise it is refused.
 
 use std::{
+    borrow::Borrow,
     collections::BTreeMap,
+    ops::Bound,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -63,7 +65,34 @@ pub(crate) struct PodEntry {
 
 /// The pods of the node.
 #[derive(Debug, Default)]
-pub(crate) struct Registry(Mutex<BTreeMap<PodId, PodEntry>>);
+pub(crate) struct Registry(Mutex<Entries>);
+
+/// Both are changed in one step, so that `pod_of` is always what the views of `pods` say.
+#[derive(Debug, Default)]
+struct Entries {
+    pods: BTreeMap<PodId, PodEntry>,
+    /// The pod of each container that a view has.
+    pod_of: BTreeMap<ContainerId, PodId>,
+}
+
+impl Entries {
+    fn insert(&mut self, entry: PodEntry) {
+        let view = Arc::clone(&entry.view.borrow());
+        self.pods.insert(entry.id.clone(), entry);
+        self.index(&BTreeMap::new(), &view);
+    }
+
+    /// Notes which containers a pod has instead of those that it had.
+    fn index(&mut self, had: &BTreeMap<ContainerId, ContainerInfo>, view: &PodView) {
+        let pod = &view.sandbox.id;
+        for id in had.keys().filter(|id| !view.containers.contains_key(*id)) {
+            self.pod_of.remove(id);
+        }
+        for id in view.containers.keys().filter(|id| !had.contains_key(*id)) {
+            self.pod_of.insert(id.clone(), pod.clone());
+        }
+    }
+}
 
 impl Registry {
     /// Reserves the entry's name, or returns the entry that has it and asks for the same.
@@ -71,13 +100,14 @@ impl Registry {
     /// # Errors
     /// [`PodError::AlreadyExists`].
     pub(crate) fn reserve(&self, entry: PodEntry) -> Result<Option<PodEntry>, PodError> {
-        let mut pods = self.lock();
-        let holder = pods
+        let mut entries = self.lock();
+        let holder = entries
+            .pods
             .values()
             .find(|other| other.spec.metadata == entry.spec.metadata);
         match holder {
             None => {
-                pods.insert(entry.id.clone(), entry);
+                entries.insert(entry);
                 Ok(None)
             }
             Some(holder) if !holder.delivered.is_set() && holder.spec == entry.spec => {
@@ -92,47 +122,59 @@ impl Registry {
 
     /// The entry of a pod whose task is gone.
     pub(crate) fn find(&self, id: &PodId) -> Option<PodEntry> {
-        self.lock().get(id).cloned()
+        self.lock().pods.get(id).cloned()
     }
 
-    /// Puts an entry in the place of the one of the same pod.
+    /// Puts an entry in the place of the one of the same pod, whose view it has.
     pub(crate) fn replace(&self, entry: PodEntry) {
-        self.lock().insert(entry.id.clone(), entry);
+        self.lock().insert(entry);
+    }
+
+    /// Makes what is known of a pod visible, whether or not the pod has an entry.
+    pub(crate) fn publish(&self, to: &watch::Sender<Arc<PodView>>, view: PodView) {
+        let view = Arc::new(view);
+        let mut entries = self.lock();
+        let had = to.send_replace(Arc::clone(&view));
+        if entries.pods.contains_key(&view.sandbox.id) {
+            entries.index(&had.containers, &view);
+        }
     }
 
     /// Gives the name of a pod back.
     pub(crate) fn release(&self, id: &PodId) {
-        self.lock().remove(id);
+        let mut entries = self.lock();
+        if let Some(entry) = entries.pods.remove(id) {
+            for container in entry.view.borrow().containers.keys() {
+                entries.pod_of.remove(container);
+            }
+        }
     }
 
-    /// All pods, by id.
-    pub(crate) fn all(&self) -> Vec<PodEntry> {
-        self.lock().values().cloned().collect()
+    /// What is known of all pods, by id.
+    pub(crate) fn views(&self) -> Vec<Arc<PodView>> {
+        let entries = self.lock();
+        let views = entries.pods.values().map(|entry| entry.view.borrow());
+        views.map(|view| Arc::clone(&view)).collect()
     }
 
     /// The sandbox whose id begins with `prefix`.
     pub(crate) fn sandbox(&self, prefix: &str) -> Result<PodEntry, PodError> {
-        let visible = self
-            .all()
-            .into_iter()
-            .filter(|entry| matches!(entry.view.borrow().phase, Phase::Up));
-        let named = visible.map(|entry| (entry.id.to_string(), entry));
-        Ok(only(ObjectKind::Sandbox, prefix, named)?.1)
+        let entries = self.lock();
+        let named = from(&entries.pods, prefix);
+        let visible = named.filter(|(_, entry)| matches!(entry.view.borrow().phase, Phase::Up));
+        Ok(only(ObjectKind::Sandbox, prefix, visible)?.1.clone())
     }
 
     /// The container whose id begins with `prefix`, and its pod.
     pub(crate) fn container(&self, prefix: &str) -> Result<(ContainerId, PodEntry), PodError> {
-        let mut named = Vec::new();
-        for entry in self.all() {
-            let view = Arc::clone(&entry.view.borrow());
-            for id in view.containers.keys() {
-                named.push((id.to_string(), (id.clone(), entry.clone())));
-            }
-        }
-        Ok(only(ObjectKind::Container, prefix, named)?.1)
+        let entries = self.lock();
+        let named = from(&entries.pod_of, prefix);
+        let with_pod = named.filter_map(|(id, pod)| Some((id, entries.pods.get(pod)?)));
+        let (id, entry) = only(ObjectKind::Container, prefix, with_pod)?;
+        Ok((id.clone(), entry.clone()))
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<PodId, PodEntry>> {
+    fn lock(&self) -> MutexGuard<'_, Entries> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -148,48 +190,32 @@ pub(crate) fn name(metadata: &SandboxMetadata) -> String {
     format!("{name}_{namespace}_{uid}_{attempt}")
 }
 
+/// What has ids that begin with `prefix`. All ids are of one length, so one that is whole stands
+/// alone.
+fn from<'a, K: Ord + Borrow<str>, V>(
+    map: &'a BTreeMap<K, V>,
+    prefix: &'a str,
+) -> impl Iterator<Item = (&'a K, &'a V)> {
+    map.range::<str, _>((Bound::Included(prefix), Bound::Unbounded))
+        .take_while(move |(id, _)| (*id).borrow().starts_with(prefix))
+}
+
+/// The one that there is.
 fn only<T>(
     object: ObjectKind,
     prefix: &str,
-    named: impl IntoIterator<Item = (String, T)>,
-) -> Result<(String, T), PodError> {
-    let not_found = || PodError::NotFound {
-        object,
-        id: prefix.to_owned(),
+    mut named: impl Iterator<Item = T>,
+) -> Result<T, PodError> {
+    let id = prefix.to_owned();
+    let found = named.next().filter(|_| !prefix.is_empty());
+    let Some(found) = found else {
+        return Err(PodError::NotFound { object, id });
     };
-    if prefix.is_empty() {
-        return Err(not_found());
+    match named.next() {
+        None => Ok(found),
+        Some(_) => Err(PodError::Ambiguous { object, id }),
     }
-    let mut found = None;
-    for (id, value) in named {
-        if id == prefix {
-            return Ok((id, value));
-        }
-        if id.starts_with(prefix) {
-            if found.is_some() {
-                return Err(PodError::Ambiguous {
-                    object,
-                    id: prefix.to_owned(),
-                });
-            }
-            found = Some((id, value));
-        }
-    }
-    found.ok_or_else(not_found)
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_id_may_be_shortened_while_it_is_unique() {
-        let named = || [("abc1".to_owned(), 1), ("abd2".to_owned(), 2)];
-        let of = |prefix| only(ObjectKind::Container, prefix, named()).map(|(_, n)| n);
-        assert_eq!(of("abc").unwrap(), 1);
-        assert_eq!(of("abd2").unwrap(), 2);
-        assert!(matches!(of("ab"), Err(PodError::Ambiguous { .. })));
-        assert!(matches!(of("x"), Err(PodError::NotFound { .. })));
-        assert!(matches!(of(""), Err(PodError::NotFound { .. })));
-    }
-}
+mod tests;

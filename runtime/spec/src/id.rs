@@ -1,6 +1,6 @@
 //! Identities of pods and containers: 64 lower-case hex digits.
 
-use std::fmt;
+use std::{borrow::Borrow, fmt};
 
 use serde::{Deserialize, Serialize};
 
@@ -57,6 +57,12 @@ macro_rules! id {
 
             fn try_from(text: String) -> Result<Self, InvalidId> {
                 checked(text).map(Self)
+            }
+        }
+
+        impl Borrow<str> for $name {
+            fn borrow(&self) -> &str {
+                &self.0
             }
         }
 

@@ -210,13 +210,14 @@ impl Driver {
         let mut warnings = vec![file_server.as_str(), volumes.as_str()];
         warnings.retain(|warning| !warning.is_empty());
         let vm = self.running.as_ref().map(Running::vm);
-        self.public.view.send_replace(Arc::new(PodView {
+        let view = PodView {
             phase: self.phase,
             sandbox: sandbox_info(&self.record, self.boot, &warnings.join("; ")),
             containers,
             vm: vm.map(|vm| vm.control.clone()),
             agent: vm.map(|vm| vm.agent.clone()),
-        }));
+        };
+        self.node.registry.publish(&self.public.view, view);
     }
 
     /// Tells those who follow events, with what is visible now.

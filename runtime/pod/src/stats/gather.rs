@@ -12,7 +12,7 @@ use tokio::time::timeout;
 use hull_base::{blocking, clock};
 use hull_spec::{
     id::PodId,
-    info::{ContainerInfo, ContainerState, SandboxInfo, SandboxState},
+    info::{ContainerInfo, ContainerState, SandboxState, VmInfo},
     stats::{ContainerStats, Cpu, HostUsage, PodStats, Usage},
 };
 use hull_vm::agent::{
@@ -43,27 +43,21 @@ pub enum Scope {
 
 /// What pods use. All are asked at once, and none waits for another.
 pub(crate) async fn gather(node: &Node, wanted: &HashSet<PodId>, scope: Scope) -> Vec<PodStats> {
-    let views: Vec<Arc<PodView>> = node
-        .registry
-        .all()
-        .iter()
-        .map(|entry| Arc::clone(&entry.view.borrow()))
-        .filter(|view| matches!(view.phase, Phase::Up))
-        .collect();
+    let mut views = node.registry.views();
+    views.retain(|view| matches!(view.phase, Phase::Up));
     let containers = views.iter().flat_map(|view| view.containers.keys());
     let pods = views.iter().map(|view| view.sandbox.id.to_string());
     let ids = containers.map(ToString::to_string).chain(pods).collect();
     node.samples.keep_only(&ids);
-    let asked = views
-        .into_iter()
-        .filter(|view| wanted.contains(&view.sandbox.id))
-        .map(|view| pod(node, view, scope));
-    join_all(asked).await
+    views.retain(|view| wanted.contains(&view.sandbox.id));
+    let guests = join_all(views.iter().map(|view| guest(node, view)));
+    let (answers, hosts) = tokio::join!(guests, on_host(node, &views, scope));
+    let told = views.iter().zip(answers).zip(hosts);
+    told.map(|((view, answer), host)| pod(node, view, answer, host))
+        .collect()
 }
 
-async fn pod(node: &Node, view: Arc<PodView>, scope: Scope) -> PodStats {
-    let sandbox = &view.sandbox;
-    let (answer, host) = tokio::join!(guest(node, &view), on_host(node, sandbox, scope));
+fn pod(node: &Node, view: &PodView, answer: Option<Answer>, host: Option<HostUsage>) -> PodStats {
     let containers = view
         .containers
         .values()
@@ -73,7 +67,7 @@ async fn pod(node: &Node, view: Arc<PodView>, scope: Scope) -> PodStats {
         host,
         guest: answer.map(|answer| answer.guest),
         containers,
-        sandbox: sandbox.clone(),
+        sandbox: view.sandbox.clone(),
     }
 }
 
@@ -119,15 +113,22 @@ async fn count(agent: &Agent, view: &PodView, disk_bytes: u64) -> Result<Answer,
     Ok(Answer::checked(response, &known.collect(), &bounds))
 }
 
-async fn on_host(node: &Node, sandbox: &SandboxInfo, scope: Scope) -> Option<HostUsage> {
+/// What each of the pods costs the host. A thread reads it of all, one after another: a thread for each
+/// pod would be hundreds, which stay.
+async fn on_host(node: &Node, views: &[Arc<PodView>], scope: Scope) -> Vec<Option<HostUsage>> {
     if scope == Scope::Containers {
-        return None;
+        return vec![None; views.len()];
     }
-    let vm = sandbox.vm.clone()?;
-    let mut usage = blocking(move || host::usage(&vm)).await?;
-    let id = sandbox.id.as_str();
-    usage.nano_cores = node.samples.cpu(id, Instant::now(), usage.cpu_usage_ns);
-    Some(usage)
+    let vms: Vec<_> = views.iter().map(|view| view.sandbox.vm.clone()).collect();
+    let measure = move |vm: &Option<VmInfo>| Some((Instant::now(), host::usage(vm.as_ref()?)?));
+    let usages = blocking(move || vms.iter().map(measure).collect::<Vec<_>>()).await;
+    let with_rate = |(view, usage): (&Arc<PodView>, Option<(Instant, HostUsage)>)| {
+        let (at, mut usage) = usage?;
+        let id = view.sandbox.id.as_str();
+        usage.nano_cores = node.samples.cpu(id, at, usage.cpu_usage_ns);
+        Some(usage)
+    };
+    views.iter().zip(usages).map(with_rate).collect()
 }
 
 /// None: it runs, and nothing is known of it.

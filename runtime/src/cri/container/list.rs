@@ -4,6 +4,7 @@ use hull_proto_cri::v1::{
     Container, ContainerFilter, ListContainersRequest, ListContainersResponse,
     StreamContainersRequest, StreamContainersResponse,
 };
+use hull_spec::info::ContainerInfo;
 
 use crate::cri::{
     Backend,
@@ -38,7 +39,7 @@ async fn selected(
     filter: Option<ContainerFilter>,
 ) -> Result<Vec<Container>, CriError> {
     let filter = filter::Containers::new(filter)?;
-    let containers = backend.pods.containers().await;
-    let selected = containers.iter().filter(|c| filter.selects(c));
-    Ok(selected.map(container::item).collect())
+    let selects = |container: &ContainerInfo| filter.selects(container);
+    let selected = backend.pods.select_containers(selects).await;
+    Ok(selected.iter().map(container::item).collect())
 }

@@ -11,7 +11,7 @@ use hull_proto_cri::v1::{
     ContainerStatsResponse, ListContainerStatsRequest, ListContainerStatsResponse,
     StreamContainerStatsRequest, StreamContainerStatsResponse,
 };
-use hull_spec::error::PodError;
+use hull_spec::{error::PodError, info::ContainerInfo};
 
 use crate::cri::{
     Backend, convert,
@@ -73,10 +73,10 @@ async fn selected(
         label_selector: filter.label_selector,
         ..Default::default()
     }))?;
-    let containers = backend.pods.containers().await;
-    let pods = containers.iter().filter(|info| filter.selects(info));
+    let selects = |info: &ContainerInfo| filter.selects(info);
+    let containers = backend.pods.select_containers(selects).await;
     // Only guests with such containers are asked.
-    let pods = pods.map(|info| info.pod.clone()).collect();
+    let pods = containers.into_iter().map(|info| info.pod).collect();
     let all = backend.pods.stats(&pods, Scope::Containers).await;
     let stats = all.iter().flat_map(|pod| &pod.containers);
     Ok(stats

@@ -4,6 +4,7 @@ use hull_proto_cri::v1::{
     ListPodSandboxRequest, ListPodSandboxResponse, PodSandbox, PodSandboxFilter,
     StreamPodSandboxesRequest, StreamPodSandboxesResponse,
 };
+use hull_spec::info::SandboxInfo;
 
 use crate::cri::{
     Backend,
@@ -38,7 +39,7 @@ async fn selected(
     filter: Option<PodSandboxFilter>,
 ) -> Result<Vec<PodSandbox>, CriError> {
     let filter = filter::Sandboxes::new(filter)?;
-    let pods = backend.pods.sandboxes().await;
-    let selected = pods.iter().filter(|pod| filter.selects(pod));
-    Ok(selected.map(sandbox::item).collect())
+    let selects = |pod: &SandboxInfo| filter.selects(pod);
+    let selected = backend.pods.select_sandboxes(selects).await;
+    Ok(selected.iter().map(sandbox::item).collect())
 }

@@ -5,7 +5,7 @@ use hull_proto_cri::v1::{
     ListMetricDescriptorsResponse, ListPodSandboxMetricsResponse, PodSandboxMetrics,
     StreamPodSandboxMetricsResponse,
 };
-use hull_spec::info::SandboxState;
+use hull_spec::info::{SandboxInfo, SandboxState};
 
 use crate::cri::{
     Backend,
@@ -40,9 +40,9 @@ pub(crate) async fn stream(
 }
 
 async fn all(backend: &Backend) -> Vec<PodSandboxMetrics> {
-    let pods = backend.pods.sandboxes().await;
-    let ready = pods.iter().filter(|pod| pod.state == SandboxState::Ready);
-    let wanted = ready.map(|pod| pod.id.clone()).collect();
+    let is_ready = |pod: &SandboxInfo| pod.state == SandboxState::Ready;
+    let ready = backend.pods.select_sandboxes(is_ready).await;
+    let wanted = ready.into_iter().map(|pod| pod.id).collect();
     let stats = backend.pods.stats(&wanted, Scope::Pods).await;
     stats.iter().map(metrics::pod).collect()
 }

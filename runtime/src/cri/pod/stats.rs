@@ -10,7 +10,10 @@ use hull_proto_cri::v1::{
     PodSandboxStatsFilter, PodSandboxStatsRequest, PodSandboxStatsResponse,
     StreamPodSandboxStatsRequest, StreamPodSandboxStatsResponse,
 };
-use hull_spec::{error::PodError, info::SandboxState};
+use hull_spec::{
+    error::PodError,
+    info::{SandboxInfo, SandboxState},
+};
 
 use crate::cri::{
     Backend, convert,
@@ -67,10 +70,9 @@ async fn selected(
         label_selector: filter.label_selector,
         ..Default::default()
     }))?;
-    let pods = backend.pods.sandboxes().await;
-    let pods = pods.iter().filter(|pod| filter.selects(pod));
-    let ready = pods.filter(|pod| pod.state == SandboxState::Ready);
-    let wanted = ready.map(|pod| pod.id.clone()).collect();
+    let is_wanted = |pod: &SandboxInfo| pod.state == SandboxState::Ready && filter.selects(pod);
+    let ready = backend.pods.select_sandboxes(is_wanted).await;
+    let wanted = ready.into_iter().map(|pod| pod.id).collect();
     let all = backend.pods.stats(&wanted, Scope::Pods).await;
     // Its VM may be gone meanwhile.
     let there = all.iter().filter(|stats| stats.host.is_some());

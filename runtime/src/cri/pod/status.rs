@@ -20,11 +20,9 @@ pub(crate) async fn status(
     request: PodSandboxStatusRequest,
 ) -> Result<PodSandboxStatusResponse, CriError> {
     let id = id("pod_sandbox_id", &request.pod_sandbox_id)?;
-    let pod = backend.pods.sandbox(id).await?;
     // Before they are looked at: kubelet takes what happened since from the events.
     let timestamp = clock::now_ns();
-    let mut containers = backend.pods.containers().await;
-    containers.retain(|container| container.pod == pod.id);
+    let (pod, containers) = backend.pods.sandbox_with_containers(id).await?;
     Ok(PodSandboxStatusResponse {
         status: Some(sandbox::status(&pod)),
         containers_statuses: containers.iter().map(container::status).collect(),
