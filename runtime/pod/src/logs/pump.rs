@@ -36,6 +36,8 @@ use super::{
 };
 
 const BUFFER: usize = 64 * 1024;
+/// The same while an output is silent.
+const IDLE_BUFFER: usize = 2 * 1024;
 /// Pause before a write is tried again, for example on a full disk. Meanwhile the container's
 /// writes block once the agent's buffer is full, so the pause does not grow: nothing tells when there
 /// is room again.
@@ -165,10 +167,10 @@ async fn pump(
         OutputKind::Stdout => "stdout",
         OutputKind::Stderr => "stderr",
     });
-    let mut buffer = vec![0; BUFFER];
+    let mut buffer = vec![0; IDLE_BUFFER];
     loop {
         let read = output.read(&mut buffer).await;
-        let is_end = read.is_empty();
+        let (is_end, length) = (read.is_empty(), read.len());
         let mut lines = Vec::with_capacity(read.len().saturating_add(256));
         let now = clock::now_ns();
         let bytes = if is_end {
@@ -186,7 +188,20 @@ async fn pump(
         if is_end {
             return;
         }
+        fit(&mut buffer, length);
     }
+}
+
+/// Makes a buffer large while an output fills it, and small again: most outputs are silent most of
+/// the time, and there are two for each container of the node.
+fn fit(buffer: &mut Vec<u8>, length: usize) {
+    let size = if length > IDLE_BUFFER / 2 {
+        BUFFER
+    } else {
+        IDLE_BUFFER
+    };
+    buffer.resize(size, 0);
+    buffer.shrink_to(size);
 }
 
 /// Appends for as long as it takes.
