@@ -18,7 +18,7 @@ test: ## all checks and tests; TESTS=WORD: only the integration tests of that na
 critest: build ## CRITEST=/path/to/critest [FOCUS=REGEX]: that critest against hull serve in the KVM host
 	@tests/critest.sh
 
-bench: build ## BENCH=network, storage, pmem or burst: measures Hull and its peers in the KVM host, side by side
+bench: build ## BENCH=network, storage, pmem or burst: measures Hull and its peers in the KVM host; node: the daemon with many pods, here
 	@tests/bench/$(or $(BENCH),network).sh
 
 check: ## format, lints, dependencies (licences, versions, advisories), layering, circles
