@@ -2,6 +2,7 @@
 
 use std::fmt::Debug;
 
+use async_trait::async_trait;
 use futures::future::{BoxFuture, FutureExt};
 use hull_image::{DiskExtent, Image, ImageId, ImageStore, StoreError};
 use hull_network::{
@@ -11,38 +12,31 @@ use hull_spec::error::PodError;
 use tokio::sync::watch;
 
 /// Networks of pods.
+#[async_trait]
 pub trait PodNetworking: Debug + Send + Sync + 'static {
     /// Chooses the network; makes nothing.
     ///
     /// # Errors
     /// When there is none to choose.
-    fn plan<'a>(
-        &'a self,
-        request: &'a PodNetworkRequest,
-    ) -> BoxFuture<'a, Result<NetworkRecord, NetworkError>>;
+    async fn plan(&self, request: &PodNetworkRequest) -> Result<NetworkRecord, NetworkError>;
 
     /// Makes what was planned, or nothing.
-    fn setup(&self, record: NetworkRecord) -> BoxFuture<'_, Result<PodNetwork, NetworkError>>;
+    async fn setup(&self, record: NetworkRecord) -> Result<PodNetwork, NetworkError>;
 
     /// Removes it; may be repeated.
-    fn teardown<'a>(&'a self, record: &'a NetworkRecord)
-    -> BoxFuture<'a, Result<(), NetworkError>>;
+    async fn teardown(&self, record: &NetworkRecord) -> Result<(), NetworkError>;
 
     /// Compares it with what was made.
-    fn check<'a>(&'a self, record: &'a NetworkRecord) -> BoxFuture<'a, Result<(), NetworkError>>;
+    async fn check(&self, record: &NetworkRecord) -> Result<(), NetworkError>;
 
     /// Follows what the guest is to have; drop the receiver before the network is torn down.
-    fn watch<'a>(
-        &'a self,
-        record: &'a NetworkRecord,
-    ) -> BoxFuture<'a, Result<watch::Receiver<GuestNetwork>, NetworkError>>;
+    async fn watch(
+        &self,
+        record: &NetworkRecord,
+    ) -> Result<watch::Receiver<GuestNetwork>, NetworkError>;
 
     /// Joins an interface that came later to a tap of this number, which the record has.
-    fn join<'a>(
-        &'a self,
-        record: &'a NetworkRecord,
-        number: u8,
-    ) -> BoxFuture<'a, Result<PodLink, NetworkError>>;
+    async fn join(&self, record: &NetworkRecord, number: u8) -> Result<PodLink, NetworkError>;
 
     /// Frees what plugins hold for other pods than these. Nothing is set up or torn down from
     /// this call on until the future is done.
@@ -55,48 +49,39 @@ pub trait PodNetworking: Debug + Send + Sync + 'static {
     ) -> Result<BoxFuture<'static, Result<(), NetworkError>>, NetworkError>;
 
     /// Ids of the pods that have something of a network.
-    fn pods(&self) -> BoxFuture<'_, Result<Vec<String>, NetworkError>>;
+    async fn pods(&self) -> Result<Vec<String>, NetworkError>;
 
     /// Removes what a pod without a record has.
-    fn remove_orphan<'a>(&'a self, pod_id: &'a str) -> BoxFuture<'a, Result<(), NetworkError>>;
+    async fn remove_orphan(&self, pod_id: &str) -> Result<(), NetworkError>;
 }
 
+#[async_trait]
 impl PodNetworking for Network {
-    fn plan<'a>(
-        &'a self,
-        request: &'a PodNetworkRequest,
-    ) -> BoxFuture<'a, Result<NetworkRecord, NetworkError>> {
-        self.plan(request).boxed()
+    async fn plan(&self, request: &PodNetworkRequest) -> Result<NetworkRecord, NetworkError> {
+        self.plan(request).await
     }
 
-    fn setup(&self, record: NetworkRecord) -> BoxFuture<'_, Result<PodNetwork, NetworkError>> {
-        self.setup(record).boxed()
+    async fn setup(&self, record: NetworkRecord) -> Result<PodNetwork, NetworkError> {
+        self.setup(record).await
     }
 
-    fn teardown<'a>(
-        &'a self,
-        record: &'a NetworkRecord,
-    ) -> BoxFuture<'a, Result<(), NetworkError>> {
-        self.teardown(record).boxed()
+    async fn teardown(&self, record: &NetworkRecord) -> Result<(), NetworkError> {
+        self.teardown(record).await
     }
 
-    fn check<'a>(&'a self, record: &'a NetworkRecord) -> BoxFuture<'a, Result<(), NetworkError>> {
-        self.check(record).boxed()
+    async fn check(&self, record: &NetworkRecord) -> Result<(), NetworkError> {
+        self.check(record).await
     }
 
-    fn watch<'a>(
-        &'a self,
-        record: &'a NetworkRecord,
-    ) -> BoxFuture<'a, Result<watch::Receiver<GuestNetwork>, NetworkError>> {
-        self.watch(record).boxed()
+    async fn watch(
+        &self,
+        record: &NetworkRecord,
+    ) -> Result<watch::Receiver<GuestNetwork>, NetworkError> {
+        self.watch(record).await
     }
 
-    fn join<'a>(
-        &'a self,
-        record: &'a NetworkRecord,
-        number: u8,
-    ) -> BoxFuture<'a, Result<PodLink, NetworkError>> {
-        self.join(record, number).boxed()
+    async fn join(&self, record: &NetworkRecord, number: u8) -> Result<PodLink, NetworkError> {
+        self.join(record, number).await
     }
 
     fn gc(
@@ -106,60 +91,54 @@ impl PodNetworking for Network {
         Ok(self.gc(pods)?.boxed())
     }
 
-    fn pods(&self) -> BoxFuture<'_, Result<Vec<String>, NetworkError>> {
-        self.pods().boxed()
+    async fn pods(&self) -> Result<Vec<String>, NetworkError> {
+        self.pods().await
     }
 
-    fn remove_orphan<'a>(&'a self, pod_id: &'a str) -> BoxFuture<'a, Result<(), NetworkError>> {
-        self.remove_orphan(pod_id).boxed()
+    async fn remove_orphan(&self, pod_id: &str) -> Result<(), NetworkError> {
+        self.remove_orphan(pod_id).await
     }
 }
 
 /// Images of containers.
+#[async_trait]
 pub trait PodImages: Debug + Send + Sync + 'static {
     /// Finds an image by name or id.
-    fn get<'a>(&'a self, name_or_id: &'a str) -> BoxFuture<'a, Result<Option<Image>, StoreError>>;
+    async fn get(&self, name_or_id: &str) -> Result<Option<Image>, StoreError>;
 
     /// The pieces of its disk.
-    fn disk<'a>(&'a self, id: &'a ImageId) -> BoxFuture<'a, Result<Vec<DiskExtent>, StoreError>>;
+    async fn disk(&self, id: &ImageId) -> Result<Vec<DiskExtent>, StoreError>;
 
     /// Keeps its disk until `owner` releases it.
-    fn lease<'a>(
-        &'a self,
-        id: &'a ImageId,
-        owner: &'a str,
-    ) -> BoxFuture<'a, Result<(), StoreError>>;
+    async fn lease(&self, id: &ImageId, owner: &str) -> Result<(), StoreError>;
 
     /// Gives up all leases of `owner`.
-    fn release<'a>(&'a self, owner: &'a str) -> BoxFuture<'a, Result<(), StoreError>>;
+    async fn release(&self, owner: &str) -> Result<(), StoreError>;
 
     /// All who hold leases.
-    fn lease_owners(&self) -> BoxFuture<'_, Result<Vec<String>, StoreError>>;
+    async fn lease_owners(&self) -> Result<Vec<String>, StoreError>;
 }
 
+#[async_trait]
 impl PodImages for ImageStore {
-    fn get<'a>(&'a self, name_or_id: &'a str) -> BoxFuture<'a, Result<Option<Image>, StoreError>> {
-        self.get(name_or_id).boxed()
+    async fn get(&self, name_or_id: &str) -> Result<Option<Image>, StoreError> {
+        self.get(name_or_id).await
     }
 
-    fn disk<'a>(&'a self, id: &'a ImageId) -> BoxFuture<'a, Result<Vec<DiskExtent>, StoreError>> {
-        self.disk(id).boxed()
+    async fn disk(&self, id: &ImageId) -> Result<Vec<DiskExtent>, StoreError> {
+        self.disk(id).await
     }
 
-    fn lease<'a>(
-        &'a self,
-        id: &'a ImageId,
-        owner: &'a str,
-    ) -> BoxFuture<'a, Result<(), StoreError>> {
-        self.lease(id, owner).boxed()
+    async fn lease(&self, id: &ImageId, owner: &str) -> Result<(), StoreError> {
+        self.lease(id, owner).await
     }
 
-    fn release<'a>(&'a self, owner: &'a str) -> BoxFuture<'a, Result<(), StoreError>> {
-        self.release(owner).boxed()
+    async fn release(&self, owner: &str) -> Result<(), StoreError> {
+        self.release(owner).await
     }
 
-    fn lease_owners(&self) -> BoxFuture<'_, Result<Vec<String>, StoreError>> {
-        self.lease_owners().boxed()
+    async fn lease_owners(&self) -> Result<Vec<String>, StoreError> {
+        self.lease_owners().await
     }
 }
 

@@ -9,6 +9,7 @@ use std::{
     collections::HashSet, io, net::IpAddr, path::Path, path::PathBuf, sync::Arc, time::Duration,
 };
 
+use hull_image::ImageId;
 use hull_image::database;
 use hull_network::NetworkRecord;
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
@@ -131,7 +132,7 @@ pub(crate) struct ContainerRecord {
     pub id: ContainerId,
     pub pod: PodId,
     pub spec: Arc<ContainerSpec>,
-    pub image_id: String,
+    pub image_id: ImageId,
     pub image_ref: String,
     pub state: RecordedState,
     pub created_at_ns: i64,
@@ -186,7 +187,7 @@ impl Stopping {
 pub(crate) struct VolumeRecord {
     /// Index in the container's mounts.
     pub mount: usize,
-    pub image_id: String,
+    pub image_id: ImageId,
     /// The device slot of its image.
     #[serde(default)]
     pub slot: Option<u8>,

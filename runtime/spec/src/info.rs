@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, net::IpAddr, path::PathBuf, sync::Arc};
 
+use hull_image::ImageId;
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -118,7 +119,7 @@ pub struct ContainerInfo {
     /// What was asked for.
     pub spec: Arc<ContainerSpec>,
     /// Id of the image.
-    pub image_id: String,
+    pub image_id: ImageId,
     /// The image by digest when it has one, else its id.
     pub image_ref: String,
     /// Its state.
@@ -140,7 +141,7 @@ pub struct ContainerInfo {
     /// The signal that asks it to end.
     pub stop_signal: Signal,
     /// Ids of the images that are mounted, by index in the specification's mounts.
-    pub mount_images: BTreeMap<usize, String>,
+    pub mount_images: BTreeMap<usize, ImageId>,
     /// Who its first process runs as; none before it was created.
     pub user: Option<ContainerUser>,
     /// The limits in force; none: it has none.

@@ -122,7 +122,7 @@ impl Creation {
         for (mount, image) in &self.sources.volumes {
             volumes.push(VolumeRecord {
                 mount: *mount,
-                image_id: image.to_string(),
+                image_id: image.clone(),
                 slot: Some(self.attach_image(image).await?),
             });
         }

@@ -173,7 +173,7 @@ impl Driver {
                 .first()
                 .cloned()
                 .unwrap_or_else(|| image.id.to_string()),
-            image_id: image.id.to_string(),
+            image_id: image.id.clone(),
             state: RecordedState::Creating,
             created_at_ns: clock::now_ns(),
             started_at_ns: 0,
@@ -182,7 +182,7 @@ impl Driver {
                 .iter()
                 .map(|(mount, image)| VolumeRecord {
                     mount: *mount,
-                    image_id: image.to_string(),
+                    image_id: image.clone(),
                     slot: None,
                 })
                 .collect(),

@@ -21,12 +21,16 @@ fn sandbox() -> SandboxRecord {
     }
 }
 
+fn image(digit: &str) -> ImageId {
+    format!("sha256:{}", digit.repeat(64)).parse().unwrap()
+}
+
 fn container() -> ContainerRecord {
     ContainerRecord {
         id: ContainerId::try_from("b".repeat(64)).unwrap(),
         pod: sandbox().id,
         spec: Arc::new(ContainerSpec::default()),
-        image_id: "sha256:0".into(),
+        image_id: image("0"),
         image_ref: "x".into(),
         state: RecordedState::Exited(Exit {
             code: 137,
@@ -58,7 +62,7 @@ async fn records_survive_a_restart() {
     let container = ContainerRecord {
         volumes: vec![VolumeRecord {
             mount: 1,
-            image_id: "sha256:v".into(),
+            image_id: image("5"),
             slot: Some(6),
         }],
         locals: vec![LocalRecord {
@@ -186,7 +190,7 @@ fn the_form_on_disk_is_this() {
     let old = br#"{"version":1,
         "id":"bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb",
         "pod":"aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa",
-        "spec":{},"image_id":"sha256:0","image_ref":"x",
+        "spec":{},"image_id":"sha256:0000000000000000000000000000000000000000000000000000000000000000","image_ref":"x",
         "state":{"exited":{"code":137,"reason":"oom_killed","message":"","at_ns":9}},
         "created_at_ns":6,"started_at_ns":7,"image_slot":5,"stop_signal":15}"#;
     let record: ContainerRecord = decode(old).unwrap();

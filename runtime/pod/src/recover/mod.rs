@@ -19,7 +19,6 @@ use std::{collections::HashMap, fs, sync::Arc, time::Duration};
 
 use error_reporter::Report;
 use futures::future::join_all;
-use hull_image::ImageId;
 use tokio::{
     task::JoinHandle,
     time::{Instant, timeout},
@@ -342,14 +341,12 @@ impl Recovery {
         let Attachments { vm, devices, .. } = &attachments;
         let mut devices = devices.lock().await;
         for container in &self.containers {
-            let image = ImageId::try_from(container.image_id.clone());
-            if let (Some(slot), Ok(image)) = (container.image_slot, &image) {
-                devices.adopt(image, slot, &container.id);
+            if let Some(slot) = container.image_slot {
+                devices.adopt(&container.image_id, slot, &container.id);
             }
             for volume in &container.volumes {
-                let image = ImageId::try_from(volume.image_id.clone());
-                if let (Some(slot), Ok(image)) = (volume.slot, &image) {
-                    devices.adopt(image, slot, &container.id);
+                if let Some(slot) = volume.slot {
+                    devices.adopt(&volume.image_id, slot, &container.id);
                 }
             }
             for volume in &container.locals {

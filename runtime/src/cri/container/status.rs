@@ -36,11 +36,11 @@ async fn image_name(
     if !asked.user_specified.is_empty() {
         return Ok(Some(asked.user_specified.clone()));
     }
-    let is_id = container.image_id == asked.image
-        || container.image_id.strip_prefix("sha256:") == Some(asked.image.as_str());
+    let is_id =
+        container.image_id.as_str() == asked.image || container.image_id.hex() == asked.image;
     if !is_id {
         return Ok(None);
     }
-    let image = backend.images.get(&container.image_id).await?;
+    let image = backend.images.get(container.image_id.as_str()).await?;
     Ok(image.and_then(|image| image.repo_tags.into_iter().chain(image.repo_digests).next()))
 }

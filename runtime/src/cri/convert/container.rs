@@ -128,7 +128,7 @@ pub(crate) fn item(info: &ContainerInfo) -> v1::Container {
         created_at: info.created_at_ns,
         labels: info.spec.labels.clone(),
         annotations: info.spec.annotations.clone(),
-        image_id: info.image_id.clone(),
+        image_id: info.image_id.to_string(),
     }
 }
 
@@ -163,7 +163,7 @@ pub(crate) fn status(info: &ContainerInfo) -> v1::ContainerStatus {
                 linux: Some(resources::to_cri(limits)),
                 windows: None,
             }),
-        image_id: info.image_id.clone(),
+        image_id: info.image_id.to_string(),
         user: info.user.as_ref().map(|user| v1::ContainerUser {
             linux: Some(v1::LinuxContainerUser {
                 uid: user.uid.into(),
@@ -271,7 +271,7 @@ mod tests {
         let info = ContainerInfo {
             id: ContainerId::random(),
             pod: PodId::random(),
-            image_id: "sha256:1".into(),
+            image_id: format!("sha256:{}", "1".repeat(64)).parse().unwrap(),
             image_ref: "busybox@sha256:2".into(),
             state: ContainerState::Exited,
             created_at_ns: 1,

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use hull_image::ImageId;
 use hull_proto_cri::v1;
 use hull_spec::spec::{IdRange, MountPropagation, MountSource, MountSpec, UserNamespace};
 
@@ -77,12 +78,12 @@ fn source(
 }
 
 /// A mount that a container has; `image_id` is the image's, when it is one.
-pub(crate) fn to_cri(mount: &MountSpec, image_id: Option<&String>) -> v1::Mount {
+pub(crate) fn to_cri(mount: &MountSpec, image_id: Option<&ImageId>) -> v1::Mount {
     let (host_path, of_image, image_sub_path) = match &mount.source {
         MountSource::Host(path) => (path.to_string_lossy().into_owned(), None, String::new()),
         MountSource::Image { image, sub_path } => {
             let image = v1::ImageSpec {
-                image_ref: image_id.cloned().unwrap_or_default(),
+                image_ref: image_id.map(ToString::to_string).unwrap_or_default(),
                 ..image::spec(image)
             };
             (String::new(), Some(image), sub_path.clone())

@@ -111,7 +111,7 @@ fn container(pod: &PodId) -> ContainerInfo {
             cpu_quota_us: 20_000,
             ..Resources::default()
         }),
-        image_id: String::new(),
+        image_id: format!("sha256:{}", "1".repeat(64)).parse().unwrap(),
         image_ref: String::new(),
         state: ContainerState::Running,
         created_at_ns: 1,

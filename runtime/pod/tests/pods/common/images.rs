@@ -10,7 +10,7 @@ use std::{
     },
 };
 
-use futures::future::{BoxFuture, FutureExt};
+use async_trait::async_trait;
 use hull_image::{DiskExtent, Image, ImageConfig, ImageId, StoreError};
 use hull_pod::PodImages;
 
@@ -51,59 +51,47 @@ impl FakeImages {
     }
 }
 
+#[async_trait]
 impl PodImages for FakeImages {
-    fn get<'a>(&'a self, name_or_id: &'a str) -> BoxFuture<'a, Result<Option<Image>, StoreError>> {
-        async move {
-            Ok((name_or_id == IMAGE).then(|| Image {
-                id: self.id.clone(),
-                repo_tags: vec![IMAGE.into()],
-                repo_digests: vec![format!("registry.test/app@{}", self.id)],
-                size: 1,
-                config: ImageConfig {
-                    stop_signal: "SIGTERM".into(),
-                    ..ImageConfig::default()
-                },
-                pinned: false,
-                leases: 0,
-                removed: false,
-            }))
-        }
-        .boxed()
+    async fn get(&self, name_or_id: &str) -> Result<Option<Image>, StoreError> {
+        Ok((name_or_id == IMAGE).then(|| Image {
+            id: self.id.clone(),
+            repo_tags: vec![IMAGE.into()],
+            repo_digests: vec![format!("registry.test/app@{}", self.id)],
+            size: 1,
+            config: ImageConfig {
+                stop_signal: "SIGTERM".into(),
+                ..ImageConfig::default()
+            },
+            pinned: false,
+            leases: 0,
+            removed: false,
+        }))
     }
 
-    fn disk<'a>(&'a self, _: &'a ImageId) -> BoxFuture<'a, Result<Vec<DiskExtent>, StoreError>> {
-        async move {
-            Ok(vec![DiskExtent {
-                path: self.disk.clone(),
-                offset: 0,
-                length: self.length.load(Ordering::Relaxed),
-            }])
-        }
-        .boxed()
+    async fn disk(&self, _: &ImageId) -> Result<Vec<DiskExtent>, StoreError> {
+        Ok(vec![DiskExtent {
+            path: self.disk.clone(),
+            offset: 0,
+            length: self.length.load(Ordering::Relaxed),
+        }])
     }
 
-    fn lease<'a>(
-        &'a self,
-        _: &'a ImageId,
-        owner: &'a str,
-    ) -> BoxFuture<'a, Result<(), StoreError>> {
-        async {
-            self.add_lease(owner);
-            assert!(
-                !self.panic.swap(false, Ordering::Relaxed),
-                "as the test says"
-            );
-            Ok(())
-        }
-        .boxed()
+    async fn lease(&self, _: &ImageId, owner: &str) -> Result<(), StoreError> {
+        self.add_lease(owner);
+        assert!(
+            !self.panic.swap(false, Ordering::Relaxed),
+            "as the test says"
+        );
+        Ok(())
     }
 
-    fn release<'a>(&'a self, owner: &'a str) -> BoxFuture<'a, Result<(), StoreError>> {
+    async fn release(&self, owner: &str) -> Result<(), StoreError> {
         self.leases.lock().unwrap().remove(owner);
-        async { Ok(()) }.boxed()
+        Ok(())
     }
 
-    fn lease_owners(&self) -> BoxFuture<'_, Result<Vec<String>, StoreError>> {
-        async { Ok(self.leases().into_iter().collect()) }.boxed()
+    async fn lease_owners(&self) -> Result<Vec<String>, StoreError> {
+        Ok(self.leases().into_iter().collect())
     }
 }

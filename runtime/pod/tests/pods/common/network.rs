@@ -11,6 +11,7 @@ use std::{
     },
 };
 
+use async_trait::async_trait;
 use futures::future::{BoxFuture, FutureExt};
 use hull_network::{
     Dns, GuestInterface, GuestNetwork, Network, NetworkConfig, NetworkError, NetworkRecord,
@@ -92,104 +93,83 @@ fn fault() -> NetworkError {
     NetworkError::List(std::io::Error::other("as the test says"))
 }
 
+#[async_trait]
 impl PodNetworking for FakeNetwork {
-    fn plan<'a>(
-        &'a self,
-        request: &'a PodNetworkRequest,
-    ) -> BoxFuture<'a, Result<NetworkRecord, NetworkError>> {
-        self.real.plan(request).boxed()
+    async fn plan(&self, request: &PodNetworkRequest) -> Result<NetworkRecord, NetworkError> {
+        self.real.plan(request).await
     }
 
-    fn setup(&self, mut record: NetworkRecord) -> BoxFuture<'_, Result<PodNetwork, NetworkError>> {
-        async move {
-            self.panic_at("setup");
-            if self.faults.lock().unwrap().setup {
-                return Err(fault());
-            }
-            self.up.lock().unwrap().insert(record.pod_id.clone());
-            let mut held = self.held.subscribe();
-            held.wait_for(|held| !held).await.unwrap();
-            record.ips = vec!["10.88.0.5".parse().unwrap()];
-            record.join_first(["eth0".to_owned()]);
-            Ok(PodNetwork {
-                record,
-                guest: self.guest.borrow().clone(),
-                links: vec![PodLink {
-                    name: "eth0".into(),
-                    taps: vec![File::open("/dev/null").unwrap().into()],
-                    mac: [2, 0, 0, 0, 0, 1],
-                    mtu: 1500,
-                }],
-                dns: Dns::default(),
-            })
+    async fn setup(&self, mut record: NetworkRecord) -> Result<PodNetwork, NetworkError> {
+        self.panic_at("setup");
+        if self.faults.lock().unwrap().setup {
+            return Err(fault());
         }
-        .boxed()
+        self.up.lock().unwrap().insert(record.pod_id.clone());
+        let mut held = self.held.subscribe();
+        held.wait_for(|held| !held).await.unwrap();
+        record.ips = vec!["10.88.0.5".parse().unwrap()];
+        record.join_first(["eth0".to_owned()]);
+        Ok(PodNetwork {
+            record,
+            guest: self.guest.borrow().clone(),
+            links: vec![PodLink {
+                name: "eth0".into(),
+                taps: vec![File::open("/dev/null").unwrap().into()],
+                mac: [2, 0, 0, 0, 0, 1],
+                mtu: 1500,
+            }],
+            dns: Dns::default(),
+        })
     }
 
-    fn teardown<'a>(
-        &'a self,
-        record: &'a NetworkRecord,
-    ) -> BoxFuture<'a, Result<(), NetworkError>> {
-        async move {
-            self.panic_at("teardown");
-            if self.faults.lock().unwrap().teardown {
-                return Err(fault());
-            }
-            self.up.lock().unwrap().remove(&record.pod_id);
-            Ok(())
+    async fn teardown(&self, record: &NetworkRecord) -> Result<(), NetworkError> {
+        self.panic_at("teardown");
+        if self.faults.lock().unwrap().teardown {
+            return Err(fault());
         }
-        .boxed()
+        self.up.lock().unwrap().remove(&record.pod_id);
+        Ok(())
     }
 
-    fn pods(&self) -> BoxFuture<'_, Result<Vec<String>, NetworkError>> {
-        async { Ok(self.up().into_iter().collect()) }.boxed()
+    async fn pods(&self) -> Result<Vec<String>, NetworkError> {
+        Ok(self.up().into_iter().collect())
     }
 
-    fn check<'a>(&'a self, _: &'a NetworkRecord) -> BoxFuture<'a, Result<(), NetworkError>> {
-        async { Ok(()) }.boxed()
+    async fn check(&self, _: &NetworkRecord) -> Result<(), NetworkError> {
+        Ok(())
     }
 
-    fn watch<'a>(
-        &'a self,
-        _: &'a NetworkRecord,
-    ) -> BoxFuture<'a, Result<watch::Receiver<GuestNetwork>, NetworkError>> {
-        async {
-            self.panic_at("watch");
-            Ok(self.guest.subscribe())
-        }
-        .boxed()
+    async fn watch(
+        &self,
+        _: &NetworkRecord,
+    ) -> Result<watch::Receiver<GuestNetwork>, NetworkError> {
+        self.panic_at("watch");
+        Ok(self.guest.subscribe())
     }
 
     /// What is joined leads into the guest.
-    fn join<'a>(
-        &'a self,
-        _: &'a NetworkRecord,
-        number: u8,
-    ) -> BoxFuture<'a, Result<PodLink, NetworkError>> {
-        async move {
-            if self.faults.lock().unwrap().join {
-                self.joining.store(true, Ordering::Relaxed);
-                std::future::pending::<()>().await;
-            }
-            self.guest.send_modify(|guest| {
-                let names = guest.unjoined.drain(..);
-                let interfaces = names.map(|name| GuestInterface {
-                    mac: String::new(),
-                    name,
-                    mtu: 1500,
-                    addresses: Vec::new(),
-                    lone_addresses: Vec::new(),
-                });
-                guest.interfaces.extend(interfaces);
-            });
-            Ok(PodLink {
-                name: String::new(),
-                taps: vec![File::open("/dev/null").unwrap().into()],
-                mac: [2, 0, 0, 0, 1, number],
-                mtu: 1500,
-            })
+    async fn join(&self, _: &NetworkRecord, number: u8) -> Result<PodLink, NetworkError> {
+        if self.faults.lock().unwrap().join {
+            self.joining.store(true, Ordering::Relaxed);
+            std::future::pending::<()>().await;
         }
-        .boxed()
+        self.guest.send_modify(|guest| {
+            let names = guest.unjoined.drain(..);
+            let interfaces = names.map(|name| GuestInterface {
+                mac: String::new(),
+                name,
+                mtu: 1500,
+                addresses: Vec::new(),
+                lone_addresses: Vec::new(),
+            });
+            guest.interfaces.extend(interfaces);
+        });
+        Ok(PodLink {
+            name: String::new(),
+            taps: vec![File::open("/dev/null").unwrap().into()],
+            mac: [2, 0, 0, 0, 1, number],
+            mtu: 1500,
+        })
     }
 
     fn gc(
@@ -200,8 +180,8 @@ impl PodNetworking for FakeNetwork {
         Ok(async { Ok(()) }.boxed())
     }
 
-    fn remove_orphan<'a>(&'a self, pod_id: &'a str) -> BoxFuture<'a, Result<(), NetworkError>> {
+    async fn remove_orphan(&self, pod_id: &str) -> Result<(), NetworkError> {
         self.up.lock().unwrap().remove(pod_id);
-        async { Ok(()) }.boxed()
+        Ok(())
     }
 }
