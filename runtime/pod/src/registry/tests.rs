@@ -31,7 +31,7 @@ fn container_info(number: u8, pod: u8) -> ContainerInfo {
         id: ContainerId::try_from(digits(number)).unwrap(),
         pod: pod_id(pod),
         spec: Arc::new(ContainerSpec::default()),
-        image_id: String::new(),
+        image_id: format!("sha256:{}", "1".repeat(64)).parse().unwrap(),
         image_ref: String::new(),
         state: ContainerState::Created,
         created_at_ns: 0,
