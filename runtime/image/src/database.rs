@@ -13,6 +13,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use redb::{Database, DatabaseError, StorageError, backends::FileBackend};
 
+/// What of a database is kept in memory, bytes. redb's own choice is 1 GiB: all of it, in the end.
+const CACHE: usize = 4 << 20;
 /// Only its owner reads it: records hold what pods are given, secrets too.
 const MODE: u32 = 0o600;
 
@@ -75,6 +77,7 @@ fn attempt(path: &Path) -> Result<Database, DatabaseError> {
         return Err(StorageError::Corrupted("the file is empty".into()).into());
     }
     Database::builder()
+        .set_cache_size(CACHE)
         // Else what was cut or altered is trusted, and may end the process later.
         .set_check_integrity_on_open(true)
         .create_with_backend(FileBackend::new(file)?)

@@ -11,7 +11,7 @@ use std::{
 use tokio::sync::{oneshot, watch};
 
 use hull_spec::{
-    error::PodError,
+    error::{ObjectKind, PodError},
     id::ContainerId,
     spec::{ContainerSpec, Resources},
 };
@@ -94,4 +94,12 @@ pub(crate) fn not_ready(action: &str, message: &str) -> PodError {
         format!("the sandbox is not ready: {message}")
     };
     PodError::precondition(action, reason)
+}
+
+/// There is no such container in the pod.
+pub(crate) fn container_not_found(id: &ContainerId) -> PodError {
+    PodError::NotFound {
+        object: ObjectKind::Container,
+        id: id.to_string(),
+    }
 }

@@ -17,7 +17,7 @@ use hull_spec::{
 };
 
 use crate::{
-    command::{Command, Reply, not_ready},
+    command::{Command, Reply, container_not_found, not_ready},
     driver::state::Driver,
     events::Events,
     exec,
@@ -143,7 +143,7 @@ impl Pods {
         &self,
         selects: impl Fn(&SandboxInfo) -> bool,
     ) -> Vec<SandboxInfo> {
-        let views = self.node.registry.views();
+        let views = self.node.registry.views("");
         let mut selected: Vec<&SandboxInfo> = views
             .iter()
             .filter(|view| matches!(view.phase, Phase::Up))
@@ -213,20 +213,22 @@ impl Pods {
     pub async fn container(&self, id: &str) -> Result<ContainerInfo, PodError> {
         let (id, entry) = self.node.registry.container(id)?;
         let info = entry.view.borrow().containers.get(&id).cloned();
-        info.ok_or_else(|| gone(&id))
+        info.ok_or_else(|| container_not_found(&id))
     }
 
     /// Tells about all containers, the newest first.
     pub async fn containers(&self) -> Vec<ContainerInfo> {
-        self.select_containers(|_| true).await
+        self.select_containers("", |_| true).await
     }
 
-    /// Tells about the containers that `selects` wants, the newest first.
+    /// Tells about the containers that `selects` wants, of pods whose ids begin with `pod`, the newest
+    /// first.
     pub async fn select_containers(
         &self,
+        pod: &str,
         selects: impl Fn(&ContainerInfo) -> bool,
     ) -> Vec<ContainerInfo> {
-        let views = self.node.registry.views();
+        let views = self.node.registry.views(pod);
         let mut selected: Vec<&ContainerInfo> = views
             .iter()
             .flat_map(|view| view.containers.values())
@@ -267,7 +269,7 @@ impl Pods {
         let info = ended
             .ok()
             .and_then(|view| view.containers.get(&id).cloned());
-        info.ok_or_else(|| gone(&id))
+        info.ok_or_else(|| container_not_found(&id))
     }
 
     /// Changes limits of a container: those that are not zero or empty. They are in force and
@@ -481,12 +483,5 @@ fn absent_is_done(result: Result<(), PodError>) -> Result<(), PodError> {
     match result {
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
         other => other,
-    }
-}
-
-fn gone(id: &ContainerId) -> PodError {
-    PodError::NotFound {
-        object: ObjectKind::Container,
-        id: id.to_string(),
     }
 }

@@ -150,10 +150,10 @@ impl Registry {
         }
     }
 
-    /// What is known of all pods, by id.
-    pub(crate) fn views(&self) -> Vec<Arc<PodView>> {
+    /// What is known of the pods whose ids begin with `prefix`, by id; empty: of all.
+    pub(crate) fn views(&self, prefix: &str) -> Vec<Arc<PodView>> {
         let entries = self.lock();
-        let views = entries.pods.values().map(|entry| entry.view.borrow());
+        let views = from(&entries.pods, prefix).map(|(_, entry)| entry.view.borrow());
         views.map(|view| Arc::clone(&view)).collect()
     }
 

@@ -66,6 +66,11 @@ impl Containers {
         })
     }
 
+    /// What the ids of the pods begin with whose containers are asked for; empty: all.
+    pub(crate) fn pod(&self) -> &str {
+        &self.pod
+    }
+
     /// Tells whether the container is asked for.
     pub(crate) fn selects(&self, info: &ContainerInfo) -> bool {
         info.id.as_str().starts_with(&self.id)

@@ -3,14 +3,13 @@
 use std::{collections::VecDeque, sync::Arc};
 
 use hull_spec::{
-    error::{ObjectKind, PodError},
-    id::ContainerId,
+    error::PodError,
     info::{ContainerInfo, ContainerState},
     spec::Resources,
 };
 
 use crate::{
-    command::{CreatedContainer, Delivered, Reply},
+    command::{CreatedContainer, Delivered, Reply, container_not_found},
     lifecycle::container::{State, Wait},
     logs::pump::ContainerLog,
     record::{ContainerRecord, RecordedState},
@@ -162,13 +161,5 @@ impl Container {
             };
             let _ = creator.send(result.clone().map(|()| created));
         }
-    }
-}
-
-/// There is no such container in the pod.
-pub(super) fn container_not_found(id: &ContainerId) -> PodError {
-    PodError::NotFound {
-        object: ObjectKind::Container,
-        id: id.to_string(),
     }
 }

@@ -13,12 +13,11 @@ use hull_vm::{
 };
 
 use super::{
-    container::container_not_found,
     operations::Done,
     state::{Driver, Queue},
 };
 use crate::{
-    command::Reply,
+    command::{Reply, container_not_found},
     container::unmake::{OnFailure, unmake},
     events::EventKind,
     lifecycle::container::{Effect, Event, Exit, KILL_LIMIT, News, Reason, State, Wait, step},

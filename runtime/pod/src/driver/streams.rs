@@ -8,12 +8,9 @@ use hull_vm::agent::{
     stdio::{OutputEnd, OutputKind},
 };
 
-use super::{
-    container::container_not_found,
-    state::{Driver, ExecEnd},
-};
+use super::state::{Driver, ExecEnd};
 use crate::{
-    command::{AttachHandle, ExecHandle},
+    command::{AttachHandle, ExecHandle, container_not_found},
     lifecycle::container::State,
     logs::pump::{ContainerLog, LogHandle},
 };

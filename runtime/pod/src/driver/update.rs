@@ -11,8 +11,11 @@ use hull_spec::{
     spec::{Resources, SandboxSpec},
 };
 
-use super::{container::container_not_found, operations::Done, state::Driver};
-use crate::{command::Reply, lifecycle::sandbox};
+use super::{operations::Done, state::Driver};
+use crate::{
+    command::{Reply, container_not_found},
+    lifecycle::sandbox,
+};
 
 impl Driver {
     /// Queues an update behind those that are being carried out.

@@ -167,7 +167,7 @@ proptest! {
                     entries[usize::from(pod)] = entry(pod);
                 }
             }
-            let views = registry.views();
+            let views = registry.views("");
             let up = views.iter().filter(|view| view.phase == Phase::Up);
             let pods: Vec<_> = up.map(|view| view.sandbox.id.to_string()).collect();
             let containers: Vec<_> = views
@@ -180,6 +180,12 @@ proptest! {
                     let prefix = &id[..id.len().min(length)];
                     let found = registry.sandbox(prefix);
                     prop_assert_eq!(told(found, |entry| entry.id.to_string()), scan(prefix, &pods));
+                    let ids = |views: &[Arc<PodView>]| -> Vec<String> {
+                        views.iter().map(|view| view.sandbox.id.to_string()).collect()
+                    };
+                    let mut expected = ids(&views);
+                    expected.retain(|id| id.starts_with(prefix));
+                    prop_assert_eq!(ids(&registry.views(prefix)), expected);
                     let found = registry.container(prefix);
                     if let Ok((id, entry)) = &found {
                         prop_assert!(entry.view.borrow().containers.contains_key(id));

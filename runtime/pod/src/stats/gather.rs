@@ -43,7 +43,7 @@ pub enum Scope {
 
 /// What pods use. All are asked at once, and none waits for another.
 pub(crate) async fn gather(node: &Node, wanted: &HashSet<PodId>, scope: Scope) -> Vec<PodStats> {
-    let mut views = node.registry.views();
+    let mut views = node.registry.views("");
     views.retain(|view| matches!(view.phase, Phase::Up));
     let containers = views.iter().flat_map(|view| view.containers.keys());
     let pods = views.iter().map(|view| view.sandbox.id.to_string());

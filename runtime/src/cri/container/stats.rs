@@ -74,7 +74,7 @@ async fn selected(
         ..Default::default()
     }))?;
     let selects = |info: &ContainerInfo| filter.selects(info);
-    let containers = backend.pods.select_containers(selects).await;
+    let containers = backend.pods.select_containers(filter.pod(), selects).await;
     // Only guests with such containers are asked.
     let pods = containers.into_iter().map(|info| info.pod).collect();
     let all = backend.pods.stats(&pods, Scope::Containers).await;
