@@ -44,9 +44,13 @@ impl Panic {
 ///
 /// # Errors
 /// When `work` panicked.
-pub async fn caught<T>(work: impl Future<Output = T>) -> Result<T, Panic> {
-    let ended = AssertUnwindSafe(work).catch_unwind().await;
-    ended.map_err(|payload| Panic::new(payload.as_ref()))
+pub fn caught<T>(work: impl Future<Output = T>) -> impl Future<Output = Result<T, Panic>> {
+    // Moved into futures around it, it would have room in each of them.
+    let work = Box::pin(work);
+    async move {
+        let ended = AssertUnwindSafe(work).catch_unwind().await;
+        ended.map_err(|payload| Panic::new(payload.as_ref()))
+    }
 }
 
 #[cfg(test)]

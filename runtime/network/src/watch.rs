@@ -6,8 +6,10 @@
 //! at a bounded rate, and all is read only so many times in a row and now and then after that.
 
 use std::{
+    fs::File,
     future::{Future, poll_fn},
     io,
+    os::fd::AsRawFd,
     path::Path,
     time::Duration,
 };
@@ -66,32 +68,24 @@ pub(crate) async fn start(
     let opened = netns::within(netns.to_owned(), move || {
         let _runtime = runtime.enter();
         let messages = Messages::open().map_err(LinkError::Open)?;
-        let (connection, handle, _) = new_connection().map_err(LinkError::Open)?;
-        Ok::<_, LinkError>((messages, connection, handle))
+        let namespace = File::open("/proc/thread-self/ns/net").map_err(LinkError::Open)?;
+        Ok::<_, LinkError>((messages, namespace))
     });
-    let (messages, connection, handle) = opened.await?;
-    let connection = tokio::spawn(connection);
-    match read(&handle, primary, &joined).await {
-        Ok(now) => {
-            let (sender, receiver) = watch::channel(now);
-            let netns = netns.to_owned();
-            tokio::spawn(async move {
-                let look = || look(&handle, &netns, primary, &joined, &sender);
-                tokio::select! {
-                    error = follow(messages, look) => {
-                        tracing::warn!(netns = %netns.display(), %error, "follow a pod's network");
-                    }
-                    () = sender.closed() => {}
-                }
-                connection.abort();
-            });
-            Ok(receiver)
+    let (messages, namespace) = opened.await?;
+    let now = look(&namespace, primary, &joined).await?;
+    let (sender, receiver) = watch::channel(now);
+    let netns = netns.to_owned();
+    tokio::spawn(async move {
+        // It is looked now and then, and takes more room than waiting for that.
+        let look = || Box::pin(tell(&namespace, &netns, primary, &joined, &sender));
+        tokio::select! {
+            error = follow(messages, look) => {
+                tracing::warn!(netns = %netns.display(), %error, "follow a pod's network");
+            }
+            () = sender.closed() => {}
         }
-        Err(error) => {
-            connection.abort();
-            Err(error)
-        }
-    }
+    });
+    Ok(receiver)
 }
 
 /// Tells that something changes.
@@ -173,14 +167,14 @@ impl Changes for Messages {
 }
 
 /// Reads a namespace again and tells of it what is new.
-async fn look(
-    handle: &Handle,
+async fn tell(
+    namespace: &File,
     netns: &Path,
     primary: &str,
     joined: &[String],
     sender: &watch::Sender<GuestNetwork>,
 ) {
-    match read(handle, primary, joined).await {
+    match look(namespace, primary, joined).await {
         Ok(now) => {
             sender.send_if_modified(|known| {
                 let is_new = *known != now;
@@ -203,6 +197,27 @@ async fn look(
 /// Says that a namespace has what guests can't be told of.
 pub(crate) fn warn_unsupported(netns: &Path, what: &str) {
     tracing::warn!(netns = %netns.display(), what, "the guest's network lacks what the pod's has");
+}
+
+/// Reads a namespace by a connection to the kernel that lives as long as that takes: it has buffers of
+/// 72 KiB, and pods are many.
+async fn look(
+    namespace: &File,
+    primary: &str,
+    joined: &[String],
+) -> Result<GuestNetwork, LinkError> {
+    let runtime = tokio::runtime::Handle::current();
+    // Not by its name, which may be gone by now.
+    let path = format!("/proc/self/fd/{}", namespace.as_raw_fd());
+    let opened = netns::within(path.into(), move || {
+        let _runtime = runtime.enter();
+        new_connection().map_err(LinkError::Open)
+    });
+    let (connection, handle, _) = opened.await?;
+    tokio::select! {
+        network = read(&handle, primary, joined) => network,
+        () = connection => Err(LinkError::Open(io::ErrorKind::ConnectionAborted.into())),
+    }
 }
 
 async fn read(

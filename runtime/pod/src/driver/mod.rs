@@ -41,7 +41,9 @@ use crate::{
 impl Driver {
     /// Brings the sandbox up, tells the result to those who wait, and then runs it.
     pub(crate) async fn start(mut self) {
-        let result = self.bring_up().await;
+        // What is large and soon over is not a part of what runs as long as the pod: it gets memory of its
+        // own.
+        let result = Box::pin(self.bring_up()).await;
         if self.record.state != sandbox_life::State::Gone {
             self.phase = Phase::Up;
         }
@@ -59,11 +61,11 @@ impl Driver {
         while self.record.state != sandbox_life::State::Gone {
             tokio::select! {
                 command = self.commands.recv() => match command {
-                    Some(command) => self.command(command).await,
+                    Some(command) => Box::pin(self.command(command)).await,
                     // The registry is gone, and with it the daemon; the pod goes on without.
                     None => return,
                 },
-                input = next_input(&mut self.running, &mut self.operations) => self.input(input).await,
+                input = next_input(&mut self.running, &mut self.operations) => Box::pin(self.input(input)).await,
             }
         }
     }

@@ -103,7 +103,7 @@ impl ContainerLog {
                     .unwrap_or_else(PoisonError::into_inner)
                     .written(kind);
                 let output = Output::new(agent, kind, &container, "", offset, end);
-                let pump = pump(output, kind, offset, Arc::clone(&file), live);
+                let pump = Box::pin(pump(output, kind, offset, Arc::clone(&file), live));
                 let agent = agent.clone();
                 tokio::spawn(async move {
                     // A panic has told the pod's task.

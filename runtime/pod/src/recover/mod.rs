@@ -151,9 +151,9 @@ pub(crate) fn supervise(
     id: PodId,
     task: impl Future<Output = ()> + Send + 'static,
 ) -> JoinHandle<()> {
-    let node = Arc::clone(node);
+    let (node, task) = (Arc::clone(node), caught(task));
     tokio::spawn(async move {
-        let Err(panic) = caught(task).await else {
+        let Err(panic) = task.await else {
             return;
         };
         tracing::error!(pod = %id, %panic, "the pod's task ended, its VM is killed");

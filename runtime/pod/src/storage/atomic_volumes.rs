@@ -220,7 +220,7 @@ impl AtomicVolumes {
         tell: impl Fn(String) + Send + Sync + 'static,
     ) -> Self {
         let changed = Arc::new(Notify::new());
-        let follow = follow(pod, agent.clone(), Arc::clone(&changed), tell);
+        let follow = Box::pin(follow(pod, agent.clone(), Arc::clone(&changed), tell));
         let following = async move {
             // A panic has told the pod's task.
             let _ = agent.guard(follow).await;

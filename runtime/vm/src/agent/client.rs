@@ -99,9 +99,16 @@ impl Agent {
     ///
     /// # Errors
     /// [`Panic`].
-    pub async fn guard<T>(&self, work: impl Future<Output = T>) -> Result<T, Panic> {
-        let ended = caught(work).await;
-        ended.inspect_err(|panic| self.fault().tell(panic))
+    pub fn guard<T>(
+        &self,
+        work: impl Future<Output = T>,
+    ) -> impl Future<Output = Result<T, Panic>> {
+        // Boxed by it here, not in the future that is returned.
+        let work = caught(work);
+        async move {
+            let ended = work.await;
+            ended.inspect_err(|panic| self.fault().tell(panic))
+        }
     }
 
     /// The fault of this guest, which ends its VM.
