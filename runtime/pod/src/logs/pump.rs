@@ -37,7 +37,7 @@ use super::{
 
 const BUFFER: usize = 64 * 1024;
 /// The same while an output is silent.
-const IDLE_BUFFER: usize = 2 * 1024;
+const IDLE_BUFFER: usize = 512;
 /// Pause before a write is tried again, for example on a full disk. Meanwhile the container's
 /// writes block once the agent's buffer is full, so the pause does not grow: nothing tells when there
 /// is room again.
