@@ -3,14 +3,18 @@
 # those of the tests of hull-pod (examples/fake-vmm), so that 1,000 pods fit and no KVM is needed. Each pod
 # has three containers, made as kubelet makes them: labels, annotations, environment, logs, and a file of the
 # host, its service account and a termination log as mounts. Network: an interface that leads nowhere. PODS
-# are the numbers of pods (10 100 1000). Runs on this machine, as root, in namespaces of its own; all files are in
-# memory. node.rs calls the daemon and prints a table, and for each target
+# are the numbers of pods (10, 100 and 1000, or as many as the limit of open files allows). Runs on this
+# machine, as root, in namespaces of its own; all files are in memory. node.rs calls the daemon and prints a
+# table, and for each target
 #   bench node-NAME hull=… peer=none ratio=… target=… held|SHORT
 #
 # HULL is another program to measure than target/hull/hull.
 set -euo pipefail
 . "$(dirname "$(realpath "$0")")/../host/lib.sh"
-PODS=${PODS:-10 100 1000}
+# A pod takes 20 descriptors of the daemon.
+most=$(ulimit -Hn)
+[ "$most" != unlimited ] && [ "$most" -lt 21000 ] && most=$(((most - 1000) / 20)) || most=1000
+PODS=${PODS:-10 100 $most}
 
 outside() {
     (cd "$REPO" && cargo build --locked --release -p hull-pod -p hull-tests --example fake-vmm --example node-load)
