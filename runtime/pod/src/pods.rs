@@ -135,14 +135,16 @@ impl Pods {
 
     /// Tells about all sandboxes, the newest first.
     pub async fn sandboxes(&self) -> Vec<SandboxInfo> {
-        self.select_sandboxes(|_| true).await
+        self.select_sandboxes(|_| true, Clone::clone).await
     }
 
-    /// Tells about the sandboxes that `selects` wants, the newest first.
-    pub async fn select_sandboxes(
+    /// What `tell` makes of the sandboxes that `selects` wants, the newest first. Nothing else of them is
+    /// copied.
+    pub async fn select_sandboxes<T>(
         &self,
         selects: impl Fn(&SandboxInfo) -> bool,
-    ) -> Vec<SandboxInfo> {
+        tell: impl Fn(&SandboxInfo) -> T,
+    ) -> Vec<T> {
         let views = self.node.registry.views("");
         let mut selected: Vec<&SandboxInfo> = views
             .iter()
@@ -151,7 +153,7 @@ impl Pods {
             .filter(|sandbox| selects(sandbox))
             .collect();
         selected.sort_by_key(|info| Reverse(info.created_at_ns));
-        selected.into_iter().cloned().collect()
+        selected.into_iter().map(tell).collect()
     }
 
     /// Creates a container in a sandbox; its process waits for [`Pods::start_container`].
@@ -218,16 +220,17 @@ impl Pods {
 
     /// Tells about all containers, the newest first.
     pub async fn containers(&self) -> Vec<ContainerInfo> {
-        self.select_containers("", |_| true).await
+        self.select_containers("", |_| true, Clone::clone).await
     }
 
-    /// Tells about the containers that `selects` wants, of pods whose ids begin with `pod`, the newest
-    /// first.
-    pub async fn select_containers(
+    /// What `tell` makes of the containers that `selects` wants, of pods whose ids begin with `pod`, the
+    /// newest first. Nothing else of them is copied.
+    pub async fn select_containers<T>(
         &self,
         pod: &str,
         selects: impl Fn(&ContainerInfo) -> bool,
-    ) -> Vec<ContainerInfo> {
+        tell: impl Fn(&ContainerInfo) -> T,
+    ) -> Vec<T> {
         let views = self.node.registry.views(pod);
         let mut selected: Vec<&ContainerInfo> = views
             .iter()
@@ -235,7 +238,7 @@ impl Pods {
             .filter(|container| selects(container))
             .collect();
         selected.sort_by_key(|info| Reverse(info.created_at_ns));
-        selected.into_iter().cloned().collect()
+        selected.into_iter().map(tell).collect()
     }
 
     /// Tells about a sandbox and its containers at one moment, the newest first.

@@ -40,6 +40,6 @@ async fn selected(
 ) -> Result<Vec<Container>, CriError> {
     let filter = filter::Containers::new(filter)?;
     let selects = |container: &ContainerInfo| filter.selects(container);
-    let selected = backend.pods.select_containers(filter.pod(), selects).await;
-    Ok(selected.iter().map(container::item).collect())
+    let (pods, pod) = (&backend.pods, filter.pod());
+    Ok(pods.select_containers(pod, selects, container::item).await)
 }

@@ -74,10 +74,11 @@ async fn selected(
         ..Default::default()
     }))?;
     let selects = |info: &ContainerInfo| filter.selects(info);
-    let containers = backend.pods.select_containers(filter.pod(), selects).await;
+    let of = |info: &ContainerInfo| info.pod.clone();
+    let wanted = backend.pods.select_containers(filter.pod(), selects, of);
     // Only guests with such containers are asked.
-    let pods = containers.into_iter().map(|info| info.pod).collect();
-    let all = backend.pods.stats(&pods, Scope::Containers).await;
+    let wanted = wanted.await.into_iter().collect();
+    let all = backend.pods.stats(&wanted, Scope::Containers).await;
     let stats = all.iter().flat_map(|pod| &pod.containers);
     Ok(stats
         .filter(|stats| filter.selects(&stats.container))

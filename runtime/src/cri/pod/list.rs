@@ -40,6 +40,6 @@ async fn selected(
 ) -> Result<Vec<PodSandbox>, CriError> {
     let filter = filter::Sandboxes::new(filter)?;
     let selects = |pod: &SandboxInfo| filter.selects(pod);
-    let selected = backend.pods.select_sandboxes(selects).await;
-    Ok(selected.iter().map(sandbox::item).collect())
+    let pods = &backend.pods;
+    Ok(pods.select_sandboxes(selects, sandbox::item).await)
 }

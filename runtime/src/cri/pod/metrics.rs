@@ -41,8 +41,9 @@ pub(crate) async fn stream(
 
 async fn all(backend: &Backend) -> Vec<PodSandboxMetrics> {
     let is_ready = |pod: &SandboxInfo| pod.state == SandboxState::Ready;
-    let ready = backend.pods.select_sandboxes(is_ready).await;
-    let wanted = ready.into_iter().map(|pod| pod.id).collect();
+    let id = |pod: &SandboxInfo| pod.id.clone();
+    let wanted = backend.pods.select_sandboxes(is_ready, id).await;
+    let wanted = wanted.into_iter().collect();
     let stats = backend.pods.stats(&wanted, Scope::Pods).await;
     stats.iter().map(metrics::pod).collect()
 }

@@ -71,8 +71,9 @@ async fn selected(
         ..Default::default()
     }))?;
     let is_wanted = |pod: &SandboxInfo| pod.state == SandboxState::Ready && filter.selects(pod);
-    let ready = backend.pods.select_sandboxes(is_wanted).await;
-    let wanted = ready.into_iter().map(|pod| pod.id).collect();
+    let id = |pod: &SandboxInfo| pod.id.clone();
+    let wanted = backend.pods.select_sandboxes(is_wanted, id).await;
+    let wanted = wanted.into_iter().collect();
     let all = backend.pods.stats(&wanted, Scope::Pods).await;
     // Its VM may be gone meanwhile.
     let there = all.iter().filter(|stats| stats.host.is_some());
