@@ -22,6 +22,12 @@ pub struct VmSize {
 }
 
 impl VmSize {
+    /// That of a VM of which nothing is recorded: enough to end it, and nothing fits into it.
+    pub const UNKNOWN: Self = Self {
+        vcpus: 1,
+        memory_mib: 0,
+    };
+
     /// From what the pod may use: the limit of its containers and its overhead. A pod without a
     /// limit gets the configured size.
     pub fn of(spec: &SandboxSpec, config: &PodsConfig, host_cpus: usize) -> Self {

@@ -89,14 +89,7 @@ impl Driver {
     /// The VM of the sandbox, with nothing attached yet.
     pub(crate) fn attachments(&self, control: VmClient, agent: Agent) -> Attachments {
         let record = &self.record;
-        // None: it ends.
-        let size = record.vm.map_or(
-            VmSize {
-                vcpus: 1,
-                memory_mib: 0,
-            },
-            |vm| vm.size,
-        );
+        let size = record.vm.map_or(VmSize::UNKNOWN, |vm| vm.size);
         let image_device = self.node.config.image_device;
         Attachments {
             vm: RunningVm {

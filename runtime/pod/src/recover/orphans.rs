@@ -115,10 +115,7 @@ pub(super) async fn remove_orphans(node: &Node, loaded: &mut Loaded) -> HashMap<
             // Enough to end it.
             sandbox.vm = Some(VmRecord {
                 process,
-                size: VmSize {
-                    vcpus: 1,
-                    memory_mib: 0,
-                },
+                size: VmSize::UNKNOWN,
             });
         }
     }
