@@ -16,6 +16,7 @@ use fuse_backend_rs::api::Vfs;
 use fuse_backend_rs::api::filesystem::FileSystem;
 use fuse_backend_rs::api::server::Server;
 use fuse_backend_rs::transport::{FuseBuf, FuseDevWriter, Reader};
+use hull_jail::JailError;
 use hull_proto_vmm::fs::MAX_PACKET;
 use rustix::fs::Mode;
 use rustix::io::Errno;
@@ -27,7 +28,7 @@ use rustix::thread::{UnshareFlags, unshare_unsafe};
 
 use crate::files::{Files, WithoutFsetid};
 use crate::filter::{self, Verdict};
-use crate::jail::{self, JailError};
+use crate::jail;
 use crate::packet::{self, IN_HEADER};
 use crate::session;
 
