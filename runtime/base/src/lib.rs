@@ -16,4 +16,4 @@ pub mod pidfd;
 pub mod printable;
 pub mod readiness;
 
-pub use blocking::blocking;
+pub use blocking::{block_in_place, blocking};

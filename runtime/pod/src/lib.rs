@@ -32,7 +32,7 @@ mod storage;
 
 pub use events::{EventKind, Events, EventsLost, PodEvent};
 pub use pods::Pods;
-pub use ports::{PodImages, PodNetworking};
+pub use ports::{PodImages, PodNetworking, PodProcesses};
 pub use session::{
     AttachControl, AttachSession, ExecControl, ExecSession, PodConnection, SessionInput,
     SessionOutput, SessionStreams,

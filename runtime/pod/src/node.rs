@@ -8,7 +8,7 @@ use hull_spec::config::PodsConfig;
 
 use crate::{
     events::Hub,
-    ports::{PodImages, PodNetworking},
+    ports::{PodImages, PodNetworking, PodProcesses},
     record::Records,
     registry::Registry,
     session::permits::NODE_OUTPUT,
@@ -23,6 +23,7 @@ pub(crate) struct Node {
     pub config: PodsConfig,
     pub images: Arc<dyn PodImages>,
     pub network: Arc<dyn PodNetworking>,
+    pub processes: Arc<dyn PodProcesses>,
     pub records: Records,
     pub registry: Registry,
     pub events: Hub,
@@ -40,6 +41,7 @@ impl Node {
         config: PodsConfig,
         images: Arc<dyn PodImages>,
         network: Arc<dyn PodNetworking>,
+        processes: Arc<dyn PodProcesses>,
         records: Records,
         faults: Vec<String>,
     ) -> Self {
@@ -47,6 +49,7 @@ impl Node {
             config,
             images,
             network,
+            processes,
             records,
             registry: Registry::default(),
             events: Hub::default(),

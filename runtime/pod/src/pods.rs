@@ -23,7 +23,7 @@ use crate::{
     exec,
     lifecycle::sandbox::State,
     node::Node,
-    ports::{PodImages, PodNetworking},
+    ports::{HostProcesses, PodImages, PodNetworking, PodProcesses},
     record::SandboxRecord,
     recover,
     registry::{Phase, PodEntry},
@@ -56,7 +56,20 @@ impl Pods {
         images: Arc<dyn PodImages>,
         network: Arc<dyn PodNetworking>,
     ) -> Result<Self, PodError> {
-        let node = recover::open(config, images, network).await?;
+        Self::open_with(config, images, network, Arc::new(HostProcesses)).await
+    }
+
+    /// As [`Pods::open`], with VMs whose processes may be other than the host's.
+    ///
+    /// # Errors
+    /// As [`Pods::open`].
+    pub async fn open_with(
+        config: PodsConfig,
+        images: Arc<dyn PodImages>,
+        network: Arc<dyn PodNetworking>,
+        processes: Arc<dyn PodProcesses>,
+    ) -> Result<Self, PodError> {
+        let node = recover::open(config, images, network, processes).await?;
         Ok(Self { node })
     }
 

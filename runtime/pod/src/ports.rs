@@ -1,6 +1,6 @@
-//! What pods need from the rest of the node: networks and images.
+//! What pods need from the rest of the node: networks, images and processes.
 
-use std::fmt::Debug;
+use std::{fmt::Debug, path::Path};
 
 use async_trait::async_trait;
 use futures::future::{BoxFuture, FutureExt};
@@ -8,7 +8,13 @@ use hull_image::{DiskExtent, Image, ImageId, ImageStore, StoreError};
 use hull_network::{
     GuestNetwork, Network, NetworkError, NetworkRecord, PodLink, PodNetwork, PodNetworkRequest,
 };
-use hull_spec::error::PodError;
+use hull_spec::{config::PodsConfig, error::PodError, id::PodId};
+use hull_vm::{
+    cgroup::PodCgroup,
+    identity::Identity,
+    process::{self, Found, Process},
+    rundir::RunDir,
+};
 use tokio::sync::watch;
 
 /// Networks of pods.
@@ -139,6 +145,51 @@ impl PodImages for ImageStore {
 
     async fn lease_owners(&self) -> Result<Vec<String>, StoreError> {
         self.lease_owners().await
+    }
+}
+
+/// The processes of VMs. File servers, which only pods with host paths have, are always the host's own.
+pub trait PodProcesses: Debug + Send + Sync + 'static {
+    /// See [`Process::spawn_vmm`].
+    ///
+    /// # Errors
+    /// When it can't be started, or put into `cgroup`.
+    fn spawn_vmm(
+        &self,
+        program: &Path,
+        pod: &PodId,
+        run: &RunDir,
+        cgroup: Option<&PodCgroup>,
+    ) -> Result<Process, PodError>;
+
+    /// See [`Process::find`].
+    fn find(&self, identity: Identity) -> Option<Process>;
+
+    /// See [`process::find_all`]. Blocks.
+    fn find_all(&self, config: &PodsConfig) -> Vec<Found>;
+}
+
+/// The processes of this host.
+#[derive(Debug)]
+pub(crate) struct HostProcesses;
+
+impl PodProcesses for HostProcesses {
+    fn spawn_vmm(
+        &self,
+        program: &Path,
+        pod: &PodId,
+        run: &RunDir,
+        cgroup: Option<&PodCgroup>,
+    ) -> Result<Process, PodError> {
+        Process::spawn_vmm(program, pod, run, cgroup)
+    }
+
+    fn find(&self, identity: Identity) -> Option<Process> {
+        Process::find(identity)
+    }
+
+    fn find_all(&self, config: &PodsConfig) -> Vec<Found> {
+        process::find_all(config)
     }
 }
 

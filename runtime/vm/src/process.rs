@@ -16,6 +16,7 @@ use std::{
     io::{self, Read},
     os::{fd::OwnedFd, unix::process::CommandExt},
     path::{Path, PathBuf},
+    pin::Pin,
     process::{Command, Stdio},
     sync::Arc,
     time::Duration,
@@ -47,14 +48,48 @@ const UNTIL_IT_LISTENS: ConstantBuilder = ConstantBuilder::new()
     .with_delay(Duration::from_millis(1))
     .without_max_times();
 
+/// What a process is held by: a pidfd, or a simulation of one.
+pub trait Hold: std::fmt::Debug + Send + Sync {
+    /// Whether it has ended.
+    fn has_ended(&self) -> bool;
+
+    /// Waits until it has ended.
+    fn ended(&self) -> Pin<Box<dyn Future<Output = ()> + Send + '_>>;
+
+    /// Kills it; no effect when it has ended.
+    ///
+    /// # Errors
+    /// When it is another user's.
+    fn kill(&self) -> io::Result<()>;
+}
+
+impl Hold for Pidfd {
+    fn has_ended(&self) -> bool {
+        self.has_ended()
+    }
+
+    fn ended(&self) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
+        Box::pin(self.ended())
+    }
+
+    fn kill(&self) -> io::Result<()> {
+        self.kill()
+    }
+}
+
 /// A process of a pod. Clones share it.
 #[derive(Debug, Clone)]
 pub struct Process {
     identity: Identity,
-    pidfd: Arc<Pidfd>,
+    hold: Arc<dyn Hold>,
 }
 
 impl Process {
+    /// The process of this identity, which is held already.
+    pub fn held(identity: Identity, hold: Arc<dyn Hold>) -> Self {
+        Self { identity, hold }
+    }
+
     /// Starts a VMM that listens on the control socket of `run`.
     ///
     /// # Errors
@@ -142,10 +177,10 @@ impl Process {
             prepare(pid)?;
             let gone = || spawn_error(io::ErrorKind::NotFound.into());
             let identity = Identity::of(pid).ok_or_else(gone)?;
-            let pidfd = Arc::new(Pidfd::open(pid).map_err(spawn_error)?);
+            let hold = Arc::new(Pidfd::open(pid).map_err(spawn_error)?);
             let path = run.process_of(role);
             identity.write(&path).map_err(file_error(&path))?;
-            Ok(Self { identity, pidfd })
+            Ok(Self { identity, hold })
         };
         let taken = take();
         if taken.is_err() {
@@ -162,8 +197,8 @@ impl Process {
     /// The process of this identity; none when it has ended.
     #[must_use]
     pub fn find(identity: Identity) -> Option<Self> {
-        let pidfd = Arc::new(Pidfd::open(identity.pid).ok()?);
-        let found = Self { identity, pidfd };
+        let hold = Arc::new(Pidfd::open(identity.pid).ok()?);
+        let found = Self { identity, hold };
         // If the process that is held has not ended, it is also the one whose identity was compared.
         (identity.is_there() && found.is_alive()).then_some(found)
     }
@@ -175,7 +210,7 @@ impl Process {
 
     /// Whether the process runs.
     pub fn is_alive(&self) -> bool {
-        !self.pidfd.has_ended()
+        !self.hold.has_ended()
     }
 
     /// Connects to a socket of the process, once it listens. That is asked again and again, because
@@ -194,14 +229,14 @@ impl Process {
 
     /// Kills the process; no effect when it has ended.
     pub fn kill(&self) {
-        if let Err(error) = self.pidfd.kill() {
+        if let Err(error) = self.hold.kill() {
             tracing::warn!(pid = self.identity.pid, %error, "kill process of a pod");
         }
     }
 
     /// Waits until the process has ended.
     pub async fn ended(&self) {
-        self.pidfd.ended().await;
+        self.hold.ended().await;
     }
 
     /// Waits until the process has ended; kills it after `grace`.

@@ -192,7 +192,7 @@ impl Driver {
 
     /// The VMM, while it runs.
     pub(super) fn vmm(&self) -> Option<Process> {
-        Process::find(self.record.vm?.process)
+        self.node.processes.find(self.record.vm?.process)
     }
 
     /// Makes the present state visible.

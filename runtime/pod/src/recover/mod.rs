@@ -36,7 +36,7 @@ use hull_spec::{
 use hull_vm::{
     agent::client::Agent,
     client::{self, VmClient},
-    process::{self, Process},
+    process::Process,
     rundir::{DataDir, RunDir},
 };
 
@@ -53,7 +53,7 @@ use crate::{
         pump::{ContainerLog, LogTarget},
     },
     node::Node,
-    ports::{PodImages, PodNetworking},
+    ports::{PodImages, PodNetworking, PodProcesses},
     record::{ContainerRecord, Loaded, RecordedState, Records, SandboxRecord},
     registry::{Phase, PodEntry},
     storage::attachments::Attachments,
@@ -69,6 +69,7 @@ pub(crate) async fn open(
     config: PodsConfig,
     images: Arc<dyn PodImages>,
     network: Arc<dyn PodNetworking>,
+    processes: Arc<dyn PodProcesses>,
 ) -> Result<Arc<Node>, PodError> {
     if !RunDir::fits(&config) {
         return Err(PodError::precondition(
@@ -95,7 +96,9 @@ pub(crate) async fn open(
     for fault in &faults {
         tracing::error!("{fault}");
     }
-    let node = Arc::new(Node::new(config, images, network, records, faults));
+    let node = Arc::new(Node::new(
+        config, images, network, processes, records, faults,
+    ));
 
     let mut servers = remove_orphans(&node, &mut loaded).await;
     let Loaded {
@@ -170,9 +173,9 @@ pub(crate) fn supervise(
 /// it can't be brought to panic again.
 async fn take_over(node: &Arc<Node>, id: &PodId, panic: Panic) -> Result<(), PodError> {
     let run = RunDir::of(&node.config, id);
-    let config = node.config.clone();
+    let (config, processes) = (node.config.clone(), Arc::clone(&node.processes));
     let end = move || {
-        let found = process::find_all(&config).into_iter();
+        let found = processes.find_all(&config).into_iter();
         found
             .filter(|found| found.run == run.path())
             .for_each(|found| found.process.kill());
@@ -405,7 +408,8 @@ impl Recovery {
     /// is slow today must not cost a running pod.
     async fn adopt(&self) -> Result<Attachments, String> {
         let run = RunDir::of(&self.node.config, &self.record.id);
-        let vmm = self.record.vm.and_then(|vm| Process::find(vm.process));
+        let processes = &self.node.processes;
+        let vmm = self.record.vm.and_then(|vm| processes.find(vm.process));
         let deadline = Instant::now() + self.node.config.boot_timeout;
         let (socket, report) = (run.control_socket(), run.exit_report());
         let vmm = vmm.ok_or_else(|| client::read_report(&report))?;

@@ -19,7 +19,7 @@ use hull_spec::{
 use hull_vm::{
     cgroup,
     identity::Identity,
-    process::{self, Found, Process},
+    process::{Found, Process},
     rundir::{DataDir, Role, RunDir},
 };
 
@@ -45,7 +45,7 @@ pub(super) async fn remove_orphans(node: &Node, loaded: &mut Loaded) -> HashMap<
     let mut untold = HashMap::new();
     let mut servers = HashMap::new();
     let mut strays = Vec::new();
-    for found in process::find_all(&node.config) {
+    for found in node.processes.find_all(&node.config) {
         let pod = found.run.file_name().and_then(|name| name.to_str());
         match pod.filter(|pod| pods.contains(pod)) {
             Some(pod) if found.role == Role::FileServer && found.is_recorded => {
