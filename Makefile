@@ -21,7 +21,7 @@ critest: build ## CRITEST=/path/to/critest [FOCUS=REGEX]: that critest against h
 bench: build ## BENCH=network, storage, pmem or burst: measures Hull and its peers in the KVM host; node: the daemon with many pods, here
 	@tests/bench/$(or $(BENCH),network).sh
 
-check: ## format, lints, dependencies (licences, versions, advisories), layering, circles
+check: ## format, lints, dependencies (licences, versions, advisories), layering, circles, points of faults
 	@tests/checks/run.sh
 
 host: ## CMD="…" as root in the KVM host, built binaries in PATH; SHARE=dir is visible there too

@@ -1,5 +1,5 @@
 #!/bin/bash
-# run.sh: the checks that need no test: format, lints, dependencies, layering, circles. All of them run; the exit
+# run.sh: the checks that need no test: format, lints, dependencies, layering, circles, points of faults. All of them run; the exit
 # code is the number of those that failed.
 set -euo pipefail
 . "$(dirname "$0")/../host/lib.sh"
@@ -17,4 +17,5 @@ check lints cargo clippy --locked --quiet --workspace --all-targets -- -D warnin
 check dependencies tests/checks/dependencies
 check layering tests/checks/layering
 check circles circles
+check points tests/checks/points
 exit $failed

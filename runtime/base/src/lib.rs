@@ -1,7 +1,7 @@
 //! What several parts of the daemon need of the operating system and of the asynchronous runtime:
 //! opening files below what others can write ([`beneath`]), work that blocks ([`blocking`]), panics
 //! that end one pod and not all ([`panics`]), processes held by descriptors ([`pidfd`]), clocks, the
-//! host's size, text of a hostile side.
+//! host's size, text of a hostile side, and where tests put faults ([`faults`]).
 //!
 //! Not here: pods, VMs, images.
 
@@ -10,6 +10,7 @@
 pub mod beneath;
 mod blocking;
 pub mod clock;
+pub mod faults;
 pub mod host;
 pub mod panics;
 pub mod pidfd;

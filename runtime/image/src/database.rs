@@ -4,14 +4,24 @@
 //! runs on its node. So a file that can't be what it was is renamed, said to be lost, and replaced.
 //! What says nothing about the file, as an I/O error or another process that has it open, stays an
 //! error: who renames a good file loses it.
+//!
+//! redb refuses all work on a database once a write to its file has failed. A disk that was full must
+//! not cost a node more than the calls that needed it, so a [`Store`] opens the file again.
 
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{PoisonError, RwLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use redb::{Database, DatabaseError, StorageError, backends::FileBackend};
+use redb::{Database, DatabaseError, StorageError};
+
+mod backend;
+
+use backend::Backend;
+pub use backend::Points;
 
 /// What of a database is kept in memory, bytes. redb's own choice is 1 GiB: all of it, in the end.
 const CACHE: usize = 4 << 20;
@@ -30,19 +40,69 @@ pub struct Broken {
     pub reason: String,
 }
 
-/// Opens a database, and creates it when absent. Every page is verified. One that is broken is
-/// renamed to `<name>.broken-<Unix time>`; the new one is empty then. Blocks.
-///
-/// # Errors
-/// When it is open elsewhere, or the file system fails.
-pub fn open(path: &Path) -> Result<(Database, Option<Broken>), DatabaseError> {
-    let reason = match attempt(path) {
-        Ok(database) => return Ok((database, None)),
-        Err(error) if is_broken(&error) => error.to_string(),
-        Err(error) => return Err(error),
-    };
-    let broken = set_aside(path, reason)?;
-    Ok((attempt(path)?, Some(broken)))
+/// A file of records that is open.
+#[derive(Debug)]
+pub struct Store {
+    path: PathBuf,
+    points: Points,
+    /// None: it could not be opened again yet.
+    open: RwLock<Option<Database>>,
+    /// A write has failed since it was opened.
+    failed: AtomicBool,
+}
+
+impl Store {
+    /// Opens a database, and creates it when absent. Every page is verified. One that is broken is
+    /// renamed to `<name>.broken-<Unix time>`; the new one is empty then. Blocks.
+    ///
+    /// # Errors
+    /// When it is open elsewhere, or the file system fails.
+    pub fn open(path: &Path, points: Points) -> Result<(Self, Option<Broken>), DatabaseError> {
+        let opened = |database| Self {
+            path: path.to_owned(),
+            points,
+            open: RwLock::new(Some(database)),
+            failed: AtomicBool::new(false),
+        };
+        let reason = match attempt(path, points) {
+            Ok(database) => return Ok((opened(database), None)),
+            Err(error) if is_broken(&error) => error.to_string(),
+            Err(error) => return Err(error),
+        };
+        let broken = set_aside(path, reason)?;
+        Ok((opened(attempt(path, points)?), Some(broken)))
+    }
+
+    /// Works with the database, which is opened again first if a write has failed before. Blocks.
+    ///
+    /// # Errors
+    /// Those of the work, and those of opening.
+    pub fn with<T>(
+        &self,
+        work: impl FnOnce(&Database) -> Result<T, redb::Error>,
+    ) -> Result<T, redb::Error> {
+        loop {
+            let open = self.open.read();
+            if let Some(database) = &*open.unwrap_or_else(PoisonError::into_inner)
+                && !self.failed.load(Ordering::Acquire)
+            {
+                return work(database).inspect_err(|error| {
+                    if matches!(error, redb::Error::Io(_) | redb::Error::PreviousIo) {
+                        self.failed.store(true, Ordering::Release);
+                    }
+                });
+            }
+            // Waits for the work of others.
+            let mut open = self.open.write().unwrap_or_else(PoisonError::into_inner);
+            if open.is_none() || self.failed.load(Ordering::Acquire) {
+                // The lock of the file goes with it.
+                *open = None;
+                *open = Some(attempt(&self.path, self.points)?);
+                self.failed.store(false, Ordering::Release);
+                tracing::warn!(path = %self.path.display(), "opened again after a write failed");
+            }
+        }
+    }
 }
 
 /// Renames a file of records that can't be used.
@@ -69,7 +129,7 @@ pub fn set_aside(path: &Path, reason: String) -> io::Result<Broken> {
     })
 }
 
-fn attempt(path: &Path) -> Result<Database, DatabaseError> {
+fn attempt(path: &Path, points: Points) -> Result<Database, DatabaseError> {
     let is_new = !path.try_exists()?;
     let file = private(path)?;
     // It would be taken for a new one.
@@ -80,7 +140,7 @@ fn attempt(path: &Path) -> Result<Database, DatabaseError> {
         .set_cache_size(CACHE)
         // Else what was cut or altered is trusted, and may end the process later.
         .set_check_integrity_on_open(true)
-        .create_with_backend(FileBackend::new(file)?)
+        .create_with_backend(Backend::new(file, points)?)
 }
 
 /// The file, readable for its owner alone, whatever it was before.
@@ -115,23 +175,42 @@ fn is_broken(error: &DatabaseError) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use redb::{ReadableDatabase, TableDefinition};
+    use std::process::Command;
+
+    use hull_base::faults::Point;
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    use redb::{ReadableDatabase, ReadableTableMetadata, TableDefinition};
 
     use super::*;
 
     const TABLE: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("table");
 
-    fn filled(path: &Path) {
-        let (database, broken) = open(path).unwrap();
-        assert_eq!(broken, None);
-        let transaction = database.begin_write().unwrap();
-        {
-            let mut table = transaction.open_table(TABLE).unwrap();
-            for key in 0..100 {
-                table.insert(key, [7; 1000].as_slice()).unwrap();
+    const POINTS: Points = Points {
+        write: Point::StoreWrite,
+        sync: Point::StoreSync,
+    };
+
+    fn open(path: &Path) -> Result<(Store, Option<Broken>), DatabaseError> {
+        Store::open(path, POINTS)
+    }
+
+    fn fill(store: &Store, keys: std::ops::Range<u64>) -> Result<(), redb::Error> {
+        store.with(|database| {
+            let transaction = database.begin_write()?;
+            {
+                let mut table = transaction.open_table(TABLE)?;
+                for key in keys {
+                    table.insert(key, [7; 1000].as_slice())?;
+                }
             }
-        }
-        transaction.commit().unwrap();
+            Ok(transaction.commit()?)
+        })
+    }
+
+    fn filled(path: &Path) {
+        let (store, broken) = open(path).unwrap();
+        assert_eq!(broken, None);
+        fill(&store, 0..100).unwrap();
     }
 
     fn mode(path: &Path) -> u32 {
@@ -165,8 +244,11 @@ mod tests {
             let broken = broken.unwrap_or_else(|| panic!("{what} was not noticed"));
             assert_eq!(fs::read(&broken.kept).unwrap(), bytes, "{what}");
             assert_eq!((mode(&broken.kept), mode(&path)), (MODE, MODE), "{what}");
-            let read = database.begin_read().unwrap();
-            assert!(read.open_table(TABLE).is_err(), "{what}");
+            let read = database.with(|database| {
+                database.begin_read()?.open_table(TABLE)?;
+                Ok(())
+            });
+            assert!(read.is_err(), "{what}");
             fs::remove_file(&broken.kept).unwrap();
         }
     }
@@ -185,6 +267,37 @@ mod tests {
         fs::create_dir(dir.path().join("directory")).unwrap();
         assert!(open(&dir.path().join("directory")).is_err());
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2);
+    }
+
+    /// In a process of its own, whose files may not grow beyond a limit for a while.
+    #[test]
+    fn one_whose_file_could_not_be_written_goes_on_when_it_can_be() {
+        const NAME: &str =
+            "database::tests::one_whose_file_could_not_be_written_goes_on_when_it_can_be";
+        if std::env::var_os("HULL_TEST_INSIDE").is_none() {
+            // The signal would end the process.
+            let status = Command::new("sh")
+                .args(["-c", "trap '' XFSZ; exec \"$0\" --exact \"$1\""])
+                .arg(std::env::current_exe().unwrap())
+                .arg(NAME)
+                .env("HULL_TEST_INSIDE", "1")
+                .status();
+            assert!(status.unwrap().success());
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.redb");
+        let (store, _) = open(&path).unwrap();
+        fill(&store, 0..100).unwrap();
+        let (_, most) = getrlimit(Resource::RLIMIT_FSIZE).unwrap();
+        let limit = fs::metadata(&path).unwrap().len();
+        setrlimit(Resource::RLIMIT_FSIZE, limit, most).unwrap();
+        fill(&store, 100..5000).unwrap_err();
+        fill(&store, 100..5000).unwrap_err();
+        setrlimit(Resource::RLIMIT_FSIZE, most, most).unwrap();
+        fill(&store, 100..200).unwrap();
+        let count = store.with(|database| Ok(database.begin_read()?.open_table(TABLE)?.len()?));
+        assert_eq!(count.unwrap(), 200);
     }
 
     #[test]

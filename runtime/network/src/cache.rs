@@ -12,7 +12,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use hull_base::blocking;
+use hull_base::{
+    blocking,
+    faults::{self, Point},
+};
 use serde::Deserialize;
 
 use crate::record::NetworkRecord;
@@ -39,6 +42,7 @@ impl Cache {
                 .truncate(true)
                 .mode(0o600)
                 .open(&new)?;
+            faults::write(Point::CniWrite)?;
             file.write_all(&text)?;
             drop(file);
             fs::rename(new, path)

@@ -15,7 +15,10 @@ use std::{
     time::Duration,
 };
 
-use hull_base::blocking;
+use hull_base::{
+    blocking,
+    faults::{self, Point},
+};
 use tokio::sync::{RwLock, watch};
 
 use crate::{
@@ -211,6 +214,7 @@ impl Network {
     async fn bring_up(&self, record: &mut NetworkRecord) -> Result<PodNetwork, NetworkError> {
         let netns = record.netns.clone();
         blocking(move || netns::create(&netns)).await?;
+        faults::point(Point::NetnsMade);
         self.keep(record).await?;
         let planned = record.clone();
         let call = self.call(&planned);
@@ -230,6 +234,7 @@ impl Network {
                 pod_id: record.pod_id.clone(),
                 source,
             })?;
+        faults::point(Point::TapJoined);
         for what in &joined.guest.unsupported {
             follow::warn_unsupported(&record.netns, what);
         }
@@ -249,6 +254,7 @@ impl Network {
 
     async fn keep(&self, record: &NetworkRecord) -> Result<(), NetworkError> {
         let stored = self.cache.store(record).await;
+        faults::point(Point::CniKept);
         stored.map_err(cache_error("write", &record.pod_id))
     }
 
@@ -370,6 +376,7 @@ impl Network {
     /// Removes the namespace and the cached result of a pod that is detached.
     async fn forget(&self, pod_id: &str, netns: PathBuf) -> Result<(), NetworkError> {
         blocking(move || netns::remove(&netns)).await?;
+        faults::point(Point::NetnsRemoved);
         let removed = self.cache.remove(pod_id).await;
         removed.map_err(cache_error("remove", pod_id))
     }

@@ -15,6 +15,8 @@ use std::{
     path::PathBuf,
 };
 
+use hull_base::faults::{self, Point};
+
 /// What a copy is of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
@@ -56,6 +58,7 @@ impl Copies {
                 .truncate(true)
                 .mode(0o600)
                 .open(&new)?;
+            faults::write(Point::CopyWrite)?;
             file.write_all(record)?;
             fs::rename(&new, &path)
         };

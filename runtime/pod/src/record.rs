@@ -15,7 +15,10 @@ use hull_network::NetworkRecord;
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use hull_base::blocking;
+use hull_base::{
+    blocking,
+    faults::{self, Point},
+};
 use hull_spec::{
     error::PodError,
     id::{ContainerId, PodId},
@@ -33,6 +36,10 @@ use crate::{
 
 const SANDBOXES: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("sandboxes");
 const CONTAINERS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("containers");
+const POINTS: database::Points = database::Points {
+    write: Point::StoreWrite,
+    sync: Point::StoreSync,
+};
 /// The version of both kinds of record.
 const VERSION: u32 = 1;
 
@@ -252,7 +259,7 @@ struct Envelope<'a, T> {
 /// The records. Clones share the database.
 #[derive(Debug, Clone)]
 pub(crate) struct Records {
-    database: Arc<Database>,
+    store: Arc<database::Store>,
     copies: Arc<Copies>,
 }
 
@@ -286,15 +293,16 @@ impl Records {
         })?;
         let copies = Arc::new(copies);
         let open = || {
-            let (database, broken) = database::open(path).map_err(|source| RecordError::Open {
+            let opened = database::Store::open(path, POINTS);
+            let (store, broken) = opened.map_err(|source| RecordError::Open {
                 path: path.to_owned(),
                 source,
             })?;
             let records = Self {
-                database: Arc::new(database),
+                store: Arc::new(store),
                 copies: Arc::clone(&copies),
             };
-            let made = records.write("make the tables", |_, _| Ok(()));
+            let made = records.write(Point::StoreOpened, "make the tables", |_, _| Ok(()));
             Ok::<_, RecordError>((records, broken, made))
         };
         let (records, broken, made) = open()?;
@@ -318,7 +326,7 @@ impl Records {
     pub(crate) async fn put_sandbox(&self, record: &SandboxRecord) -> Result<(), RecordError> {
         let (key, bytes) = encode(record.id.as_str(), record)?;
         self.blocking(move |this| {
-            this.write("write a sandbox", |sandboxes, _| {
+            this.write(Point::SandboxRecorded, "write a sandbox", |sandboxes, _| {
                 sandboxes.insert(key.as_str(), bytes.as_slice()).map(drop)
             })?;
             this.copies.put(Kind::Sandbox, &key, &bytes);
@@ -330,9 +338,11 @@ impl Records {
     pub(crate) async fn put_container(&self, record: &ContainerRecord) -> Result<(), RecordError> {
         let (key, bytes) = encode(record.id.as_str(), record)?;
         self.blocking(move |this| {
-            this.write("write a container", |_, containers| {
-                containers.insert(key.as_str(), bytes.as_slice()).map(drop)
-            })?;
+            this.write(
+                Point::ContainerRecorded,
+                "write a container",
+                |_, containers| containers.insert(key.as_str(), bytes.as_slice()).map(drop),
+            )?;
             this.copies.put(Kind::Container, &key, &bytes);
             Ok(())
         })
@@ -342,9 +352,11 @@ impl Records {
     pub(crate) async fn delete_container(&self, id: &ContainerId) -> Result<(), RecordError> {
         let key = id.to_string();
         self.blocking(move |this| {
-            this.write("delete a container", |_, containers| {
-                containers.remove(key.as_str()).map(drop)
-            })?;
+            this.write(
+                Point::ContainerForgotten,
+                "delete a container",
+                |_, containers| containers.remove(key.as_str()).map(drop),
+            )?;
             this.copies.remove(Kind::Container, &key);
             Ok(())
         })
@@ -359,12 +371,16 @@ impl Records {
     ) -> Result<(), RecordError> {
         let key = id.to_string();
         self.blocking(move |this| {
-            this.write("delete a sandbox", |sandboxes, containers| {
-                for container in &of {
-                    containers.remove(container.as_str())?;
-                }
-                sandboxes.remove(key.as_str()).map(drop)
-            })?;
+            this.write(
+                Point::SandboxForgotten,
+                "delete a sandbox",
+                |sandboxes, containers| {
+                    for container in &of {
+                        containers.remove(container.as_str())?;
+                    }
+                    sandboxes.remove(key.as_str()).map(drop)
+                },
+            )?;
             for container in &of {
                 this.copies.remove(Kind::Container, container.as_str());
             }
@@ -444,20 +460,21 @@ impl Records {
             action: "read the records",
             source: Box::new(source),
         };
-        let transaction = self.database.begin_read().map_err(|e| failed(e.into()))?;
-        let read = |table| -> Result<Vec<Raw>, redb::Error> {
-            let table = transaction.open_table::<&str, &[u8]>(table)?;
-            table
-                .iter()?
-                .map(|entry| {
-                    let (key, value) = entry?;
-                    Ok((key.value().to_owned(), value.value().to_owned()))
-                })
-                .collect()
+        let read = |database: &Database| {
+            let transaction = database.begin_read()?;
+            let read = |table| -> Result<Vec<Raw>, redb::Error> {
+                let table = transaction.open_table::<&str, &[u8]>(table)?;
+                table
+                    .iter()?
+                    .map(|entry| {
+                        let (key, value) = entry?;
+                        Ok((key.value().to_owned(), value.value().to_owned()))
+                    })
+                    .collect()
+            };
+            Ok((read(SANDBOXES)?, read(CONTAINERS)?))
         };
-        let sandboxes = read(SANDBOXES).map_err(failed)?;
-        let containers = read(CONTAINERS).map_err(failed)?;
-        Ok((sandboxes, containers))
+        self.store.with(read).map_err(failed)
     }
 
     fn copied(&self, kind: Kind) -> Vec<Raw> {
@@ -498,15 +515,19 @@ impl Records {
 
     /// Writes to the store what came from copies.
     fn restore(&self, sandboxes: &[Raw], containers: &[Raw]) -> Result<(), RecordError> {
-        self.write("write the records", |to_sandboxes, to_containers| {
-            for (key, bytes) in sandboxes {
-                to_sandboxes.insert(key.as_str(), bytes.as_slice())?;
-            }
-            for (key, bytes) in containers {
-                to_containers.insert(key.as_str(), bytes.as_slice())?;
-            }
-            Ok(())
-        })
+        self.write(
+            Point::SandboxRecorded,
+            "write the records",
+            |to_sandboxes, to_containers| {
+                for (key, bytes) in sandboxes {
+                    to_sandboxes.insert(key.as_str(), bytes.as_slice())?;
+                }
+                for (key, bytes) in containers {
+                    to_containers.insert(key.as_str(), bytes.as_slice())?;
+                }
+                Ok(())
+            },
+        )
     }
 
     /// Makes the copies those of what is in the store.
@@ -524,11 +545,12 @@ impl Records {
 
     fn write(
         &self,
+        point: Point,
         action: &'static str,
         change: impl FnOnce(&mut Table<'_>, &mut Table<'_>) -> Result<(), redb::StorageError>,
     ) -> Result<(), RecordError> {
-        let attempt = || -> Result<(), redb::Error> {
-            let transaction = self.database.begin_write()?;
+        let attempt = |database: &Database| {
+            let transaction = database.begin_write()?;
             {
                 let mut sandboxes = transaction.open_table(SANDBOXES)?;
                 let mut containers = transaction.open_table(CONTAINERS)?;
@@ -537,10 +559,14 @@ impl Records {
             transaction.commit()?;
             Ok(())
         };
-        attempt().map_err(|source| RecordError::Database {
-            action,
-            source: Box::new(source),
-        })
+        self.store
+            .with(attempt)
+            .map_err(|source| RecordError::Database {
+                action,
+                source: Box::new(source),
+            })?;
+        faults::point(point);
+        Ok(())
     }
 
     async fn blocking<T: Send + 'static>(

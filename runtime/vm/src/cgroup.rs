@@ -17,7 +17,10 @@ use rustix::io::pread;
 use serde::{Deserialize, Serialize};
 use tokio::{io::Interest, time::timeout};
 
-use hull_base::readiness::register;
+use hull_base::{
+    faults::{self, Point},
+    readiness::register,
+};
 use hull_spec::{error::PodError, field::Field, id::PodId};
 
 /// The CRI field.
@@ -81,7 +84,10 @@ impl PodCgroup {
         for _ in 1..TRIES {
             match self.try_make(root) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                other => return other.map_err(failed),
+                other => {
+                    faults::point(Point::CgroupMade);
+                    return other.map_err(failed);
+                }
             }
         }
         self.try_make(root).map_err(failed)
@@ -141,6 +147,7 @@ impl PodCgroup {
     /// When processes do not leave.
     pub async fn remove(&self) -> Result<(), PodError> {
         remove(&self.path).await?;
+        faults::point(Point::CgroupRemoved);
         let mut dir = self.path.as_path();
         while dir != self.made_from {
             let Some(parent) = dir.parent() else { break };

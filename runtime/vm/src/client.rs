@@ -25,7 +25,11 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-use hull_base::{beneath, panics::caught};
+use hull_base::{
+    beneath,
+    faults::{self, Point},
+    panics::caught,
+};
 
 use crate::{error::VmError, process::Process};
 
@@ -243,6 +247,7 @@ impl VmClient {
             action,
             report: self.report(),
         };
+        let point = point_of(&request);
         let (reply, answer) = oneshot::channel();
         let call = Call {
             action,
@@ -258,6 +263,7 @@ impl VmClient {
         };
         // Calls of others may have to be answered first.
         let answer = timeout(limit, asked).await;
+        faults::point(point);
         match answer.unwrap_or_else(|_| Err(late(action, limit))) {
             Ok(Response::Error { kind, message }) => Err(VmError::Refused {
                 action,
@@ -266,6 +272,19 @@ impl VmClient {
             }),
             Err(VmError::Socket { .. }) => Err(gone()),
             other => other,
+        }
+    }
+}
+
+fn point_of(request: &Request) -> Point {
+    match request {
+        Request::Configure(_) => Point::VmConfigured,
+        Request::Start => Point::VmStarted,
+        Request::Attach { .. } => Point::VmAttached,
+        Request::Detach { .. } => Point::VmDetached,
+        Request::Stop => Point::VmStopped,
+        Request::Hello { .. } | Request::Pause | Request::Resume | Request::Metrics => {
+            Point::VmAsked
         }
     }
 }

@@ -29,7 +29,11 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-use hull_base::{beneath, pidfd::Pidfd};
+use hull_base::{
+    beneath,
+    faults::{self, Point},
+    pidfd::Pidfd,
+};
 use hull_spec::{config::PodsConfig, error::PodError, id::PodId};
 
 use crate::{
@@ -179,7 +183,10 @@ impl Process {
             let identity = Identity::of(pid).ok_or_else(gone)?;
             let hold = Arc::new(Pidfd::open(pid).map_err(spawn_error)?);
             let path = run.process_of(role);
+            faults::point(Point::ProcessStarted);
+            faults::write(Point::ProcessWrite).map_err(file_error(&path))?;
             identity.write(&path).map_err(file_error(&path))?;
+            faults::point(Point::ProcessNoted);
             Ok(Self { identity, hold })
         };
         let taken = take();
@@ -249,6 +256,7 @@ impl Process {
         }
         self.kill();
         let ended = timeout(AFTER_KILL, self.ended()).await;
+        faults::point(Point::ProcessKilled);
         ended.map_err(|_| VmError::Unkillable {
             pid: self.identity.pid,
             seconds: AFTER_KILL.as_secs(),

@@ -7,6 +7,7 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
+use hull_base::faults::{self, Point};
 use tempfile::TempDir;
 use tracing::info;
 
@@ -112,6 +113,7 @@ impl Files {
         let place = self.root.join(place);
         let parent = place.parent().unwrap_or(&self.root);
         let keep = || {
+            faults::write(Point::ImageWrite)?;
             sync(directory.path())?;
             // Left from a store whose records were lost, or there already: nobody uses it, as
             // every use holds the lock of this name and looks first.
@@ -123,6 +125,7 @@ impl Files {
         };
         keep()
             .map_err(|e| StoreError::io(format!("move finished work to {}", place.display()), e))?;
+        faults::point(Point::ImageKept);
         // Its path is gone, so there is nothing to remove.
         let _ = directory.keep();
         Ok(())
@@ -161,6 +164,7 @@ impl Files {
         let path = bin.path().to_owned();
         bin.close()
             .map_err(|e| StoreError::io(format!("remove {}", path.display()), e))?;
+        faults::point(Point::ImageCollected);
         Ok(layers)
     }
 

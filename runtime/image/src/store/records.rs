@@ -6,6 +6,7 @@
 use std::collections::HashSet;
 use std::path::Path;
 
+use hull_base::faults::{self, Point};
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -37,6 +38,11 @@ const SOURCES: TableDefinition<(&str, &str, &str), ()> = TableDefinition::new("s
 const NAMES_OF: TableDefinition<(&str, &str), ()> = TableDefinition::new("names_of");
 /// (image id, owner): [`LEASES`] the other way round.
 const OWNERS_OF: TableDefinition<(&str, &str), ()> = TableDefinition::new("owners_of");
+
+const POINTS: database::Points = database::Points {
+    write: Point::ImagesWrite,
+    sync: Point::ImagesSync,
+};
 
 /// An image as it is remembered.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -75,7 +81,7 @@ pub(crate) struct ExtentRecord {
 /// The database.
 #[derive(Debug)]
 pub(crate) struct Records {
-    database: Database,
+    store: database::Store,
 }
 
 type Result<T> = std::result::Result<T, StoreError>;
@@ -85,8 +91,9 @@ impl Records {
     pub(crate) fn open(path: &Path) -> Result<(Self, Vec<String>)> {
         let action = || format!("open {}", path.display());
         let open = || {
-            let (database, broken) = database::open(path).map_err(|e| failed(action(), e))?;
-            Ok((Self { database }, broken))
+            let opened = database::Store::open(path, POINTS);
+            let (store, broken) = opened.map_err(|e| failed(action(), e))?;
+            Ok((Self { store }, broken))
         };
         let (mut records, mut broken) = open()?;
         if let Some(reason) = records.begin(&action())? {
@@ -108,8 +115,8 @@ impl Records {
 
     /// Makes the tables. Why these are not ours, if so.
     fn begin(&self, action: &str) -> Result<Option<String>> {
-        let run = || -> std::result::Result<_, redb::Error> {
-            let transaction = self.database.begin_write()?;
+        let run = |database: &Database| -> std::result::Result<_, redb::Error> {
+            let transaction = database.begin_write()?;
             let mut meta = transaction.open_table(META)?;
             let known = meta.get("format")?.map(|format| format.value());
             if let Some(other) = known.filter(|format| *format != FORMAT) {
@@ -127,7 +134,7 @@ impl Records {
             transaction.commit()?;
             Ok(None)
         };
-        match run() {
+        match self.store.with(run) {
             Err(error @ (redb::Error::TableTypeMismatch { .. } | redb::Error::Corrupted(_))) => {
                 Ok(Some(error.to_string()))
             }
@@ -353,8 +360,8 @@ impl Records {
         action: &str,
         work: impl FnOnce(&ReadTables) -> std::result::Result<T, redb::Error>,
     ) -> Result<T> {
-        let run = || {
-            let transaction = self.database.begin_read()?;
+        let run = |database: &Database| {
+            let transaction = database.begin_read()?;
             work(&ReadTables {
                 images: transaction.open_table(IMAGES)?,
                 names: transaction.open_table(NAMES)?,
@@ -364,7 +371,7 @@ impl Records {
                 sources: transaction.open_table(SOURCES)?,
             })
         };
-        run().map_err(|e| failed(action, e))
+        self.store.with(run).map_err(|e| failed(action, e))
     }
 
     fn write<T>(
@@ -372,8 +379,8 @@ impl Records {
         action: &str,
         work: impl FnOnce(&mut WriteTables<'_>) -> std::result::Result<T, redb::Error>,
     ) -> Result<T> {
-        let run = || {
-            let transaction = self.database.begin_write()?;
+        let run = |database: &Database| {
+            let transaction = database.begin_write()?;
             let value = work(&mut WriteTables {
                 images: transaction.open_table(IMAGES)?,
                 names: transaction.open_table(NAMES)?,
@@ -383,9 +390,10 @@ impl Records {
                 sources: transaction.open_table(SOURCES)?,
             })?;
             transaction.commit()?;
+            faults::point(Point::ImageRecorded);
             Ok(value)
         };
-        run().map_err(|e: redb::Error| failed(action, e))
+        self.store.with(run).map_err(|e| failed(action, e))
     }
 }
 

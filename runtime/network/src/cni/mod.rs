@@ -14,7 +14,10 @@ use std::{
 };
 
 use backon::{ExponentialBuilder, Retryable};
-use hull_base::blocking;
+use hull_base::{
+    blocking,
+    faults::{self, Point},
+};
 use serde_json::{Value, json};
 
 pub use attachment::Attachment;
@@ -266,7 +269,9 @@ impl Call<'_> {
         let call = self
             .plugins
             .invocation(&program, command, Some(target), &conf);
-        Ok(call.run().await?)
+        let answer = call.run().await;
+        faults::point(Point::PluginRan);
+        Ok(answer?)
     }
 }
 

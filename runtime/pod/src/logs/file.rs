@@ -16,7 +16,10 @@ use std::{
 
 use rustix::fs::{FileType, OFlags, fstat};
 
-use hull_base::beneath::{self, Directory};
+use hull_base::{
+    beneath::{self, Directory},
+    faults::{self, Point},
+};
 use hull_vm::agent::stdio::OutputKind;
 
 use super::LogError;
@@ -190,13 +193,15 @@ impl LogFile {
     ) -> Result<(), LogError> {
         let before = self.position;
         if let Some((path, file)) = &mut self.log {
-            if let Err(error) = file.write_all(lines) {
+            let written = faults::write(Point::LogWrite).and_then(|()| file.write_all(lines));
+            if let Err(error) = written {
                 // Without this, a part of a line would stay and the next attempt follow it.
                 let cut = file.set_len(before.length);
                 cut.map_err(failed("cut back", &path.file))?;
                 return Err(failed("write", &path.file)(error));
             }
             self.position.length += lines.len() as u64;
+            faults::point(Point::LogWritten);
         }
         match output {
             OutputKind::Stdout => self.position.stdout += bytes,
@@ -211,9 +216,11 @@ impl LogFile {
     }
 
     fn note(&self) -> Result<(), LogError> {
-        self.position_file
-            .write_all_at(&self.position.encode(), 0)
-            .map_err(failed("write", &self.position_path))
+        faults::write(Point::NoteWrite)
+            .and_then(|()| self.position_file.write_all_at(&self.position.encode(), 0))
+            .map_err(failed("write", &self.position_path))?;
+        faults::point(Point::LogNoted);
+        Ok(())
     }
 }
 

@@ -142,7 +142,9 @@ async fn a_record_that_cannot_be_read_stops_nothing_and_is_not_thrown_away() {
             containers.insert(container().id.as_str(), container_bytes)?;
             Ok(())
         };
-        records.write("break records", change).unwrap();
+        records
+            .write(Point::SandboxRecorded, "break records", change)
+            .unwrap();
     };
 
     // Its copy is good.

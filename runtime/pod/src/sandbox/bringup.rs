@@ -27,7 +27,11 @@ use std::{
 use error_reporter::Report;
 use rustix::fs::OFlags;
 
-use hull_base::{beneath, blocking, host};
+use hull_base::{
+    beneath, blocking,
+    faults::{self, Point},
+    host,
+};
 use hull_network::{GuestNetwork, NetworkError, PodNetwork, PodNetworkRequest, RequestError};
 use hull_proto_agent::GUEST_CID;
 use hull_proto_vmm::{DeviceConfig, Extent, FdIndex, MAX_QUEUE_PAIRS, VmConfig};
@@ -83,6 +87,10 @@ pub(crate) struct Up {
     pub network: GuestNetwork,
 }
 
+impl Stage for Up {
+    const REACHED: Point = Point::SandboxUp;
+}
+
 /// A sandbox that could not be brought up.
 #[derive(Debug)]
 pub(crate) struct Failed {
@@ -114,13 +122,13 @@ pub(crate) async fn bring_up(
         size,
         times: BootTimes::default(),
     };
-    let recorded = Recorded::new(context).await?;
-    let prepared = recorded.prepare().await?;
-    let assembled = prepared.assemble().await?;
+    let recorded = reach(Recorded::new(context)).await?;
+    let prepared = reach(recorded.prepare()).await?;
+    let assembled = reach(prepared.assemble()).await?;
     let cgroup = assembled.context.record.cgroup.as_ref();
     turn.keep(cgroup.and_then(|cgroup| cgroup.millicpus(&node.config.cgroup_root)));
     let mut up = {
-        let mut boot = pin!(async { assembled.boot().await?.configure().await });
+        let mut boot = pin!(async { reach(reach(assembled.boot()).await?.configure()).await });
         let longest = node.config.boot_timeout / HUNG;
         match timeout(longest, &mut boot).await {
             Ok(up) => up?,
@@ -132,6 +140,17 @@ pub(crate) async fn bring_up(
     };
     up.times.total_us = micros(begin);
     Ok(up)
+}
+
+/// A stage, and where tests have the daemon killed when it is complete.
+trait Stage {
+    const REACHED: Point;
+}
+
+async fn reach<S: Stage>(stage: impl Future<Output = Result<S, Failed>>) -> Result<S, Failed> {
+    let stage = stage.await?;
+    faults::point(S::REACHED);
+    Ok(stage)
 }
 
 fn untouched(error: PodError) -> Failed {
@@ -194,6 +213,10 @@ impl Context<'_> {
 /// The record is on disk, with a plan of the network.
 struct Recorded<'a>(Context<'a>);
 
+impl Stage for Recorded<'_> {
+    const REACHED: Point = Point::SandboxPlanned;
+}
+
 impl<'a> Recorded<'a> {
     async fn new(mut context: Context<'a>) -> Result<Self, Failed> {
         let Context {
@@ -237,6 +260,7 @@ impl<'a> Recorded<'a> {
         } = &self.0;
         let made = make_dir(run.path())
             .and_then(|()| make_dir(data.path()))
+            .map(|()| faults::point(Point::DirectoriesMade))
             .map_err(|source| PodError::internal("make the pod's directories", source))
             .and_then(|()| match &record.cgroup {
                 Some(cgroup) => cgroup.make(&node.config.cgroup_root),
@@ -260,6 +284,10 @@ impl<'a> Recorded<'a> {
 
 /// The directories and the cgroup are there.
 struct Prepared<'a>(Context<'a>);
+
+impl Stage for Prepared<'_> {
+    const REACHED: Point = Point::SandboxPrepared;
+}
 
 impl<'a> Prepared<'a> {
     /// Network, VMM process and scratch disk take their time side by side.
@@ -344,7 +372,9 @@ impl<'a> Prepared<'a> {
 
     async fn scratch(&self) -> Result<File, PodError> {
         let (config, path) = (self.0.node.config.clone(), self.0.data.scratch());
-        Ok(blocking(move || scratch::create(&config, &path)).await?)
+        let disk = blocking(move || scratch::create(&config, &path)).await?;
+        faults::point(Point::ScratchMade);
+        Ok(disk)
     }
 
     /// Undoes this stage; the record stays when something later could not be undone.
@@ -373,6 +403,10 @@ struct Parts {
 struct Assembled<'a> {
     context: Context<'a>,
     parts: Parts,
+}
+
+impl Stage for Assembled<'_> {
+    const REACHED: Point = Point::SandboxAssembled;
 }
 
 impl<'a> Assembled<'a> {
@@ -533,6 +567,10 @@ struct Booted<'a> {
     parts: Parts,
     agent: Agent,
     guest: GuestInfo,
+}
+
+impl Stage for Booted<'_> {
+    const REACHED: Point = Point::SandboxBooted;
 }
 
 impl Booted<'_> {

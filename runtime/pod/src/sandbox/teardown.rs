@@ -3,7 +3,10 @@
 
 use std::path::Path;
 
-use hull_base::{beneath, blocking};
+use hull_base::{
+    beneath, blocking,
+    faults::{self, Point},
+};
 use hull_spec::error::PodError;
 use hull_vm::rundir::{DataDir, RunDir};
 
@@ -58,6 +61,7 @@ pub(crate) async fn release(
 /// When one of them can't be removed; both are tried.
 pub(crate) async fn directories(run: &RunDir, data: &DataDir) -> Result<(), PodError> {
     let (run, data) = (remove(run.path()).await, remove(data.path()).await);
+    faults::point(Point::DirectoriesRemoved);
     run.and(data)
 }
 

@@ -28,7 +28,10 @@ use tokio::{
     time::timeout,
 };
 
-use hull_base::{beneath, clock};
+use hull_base::{
+    beneath, clock,
+    faults::{self, Point},
+};
 use hull_spec::{
     error::PodError,
     field::{Field, MountField},
@@ -134,7 +137,9 @@ impl HostFiles {
             owner: container.to_string(),
             shares: wanted.iter().map(|(_, share)| share.clone()).collect(),
         };
-        match self.ask(vm, &request).await? {
+        let answer = self.ask(vm, &request).await;
+        faults::point(Point::PathsShared);
+        match answer? {
             Response::Added { places, .. } if places.len() == wanted.len() => Ok(places),
             // Of an older server.
             Response::Added { places, .. } if places.is_empty() => {
@@ -168,7 +173,9 @@ impl HostFiles {
             return Ok(());
         }
         let owner = container.to_string();
-        match self.ask(vm, &Request::Remove { owner }).await? {
+        let answer = self.ask(vm, &Request::Remove { owner }).await;
+        faults::point(Point::PathsUnshared);
+        match answer? {
             Response::Ok => Ok(()),
             Response::Error { message, .. } => Err(FilesError::Refused(message).into()),
             _ => Err(FilesError::Unexpected.into()),

@@ -14,6 +14,7 @@ use std::{
 
 use nix::unistd::{Whence, lseek64};
 
+use hull_base::faults::{self, Point};
 use hull_spec::config::PodsConfig;
 
 use super::StorageError;
@@ -145,6 +146,7 @@ fn copy_sparse(mut from: &File, mut to: &File) -> io::Result<()> {
     let length = from.metadata()?.len();
     to.set_len(length)?;
     let mut at = 0;
+    faults::write(Point::ScratchWrite)?;
     while let Some(data) = seek(from, at, Whence::SeekData)? {
         let hole = seek(from, data, Whence::SeekHole)?.unwrap_or(length);
         from.seek(SeekFrom::Start(data))?;

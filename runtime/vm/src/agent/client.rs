@@ -24,6 +24,7 @@ use ttrpc::{
 };
 
 use hull_base::{
+    faults::{self, Point},
     panics::{Panic, caught},
     printable::printable,
 };
@@ -123,7 +124,8 @@ impl Agent {
     pub async fn configure(&self, request: ConfigureRequest) -> Result<(), GuestError> {
         let client = self.client();
         let call = client.configure(Context::default(), &request);
-        self.done("configure the guest", call).await
+        self.done(Point::GuestConfigured, "configure the guest", call)
+            .await
     }
 
     /// Tells the agent of a changed network: see [`super::configure`].
@@ -133,7 +135,8 @@ impl Agent {
     pub async fn update_network(&self, request: UpdateNetworkRequest) -> Result<(), GuestError> {
         let client = self.client();
         let call = client.update_network(Context::default(), &request);
-        self.done("change the guest's network", call).await
+        self.done(Point::GuestChanged, "change the guest's network", call)
+            .await
     }
 
     /// Has the guest's driver take the network device behind a slot; no effect when it has it already.
@@ -147,8 +150,12 @@ impl Agent {
             ..AttachDeviceRequest::default()
         };
         let call = client.attach_device(Context::default(), &request);
-        self.done("bring up a network device in the guest", call)
-            .await
+        self.done(
+            Point::GuestChanged,
+            "bring up a network device in the guest",
+            call,
+        )
+        .await
     }
 
     /// Has the guest's driver let go of the network device behind a slot; no effect when there is none.
@@ -162,8 +169,12 @@ impl Agent {
             ..DetachDeviceRequest::default()
         };
         let call = client.detach_device(Context::default(), &request);
-        self.done("release a network device in the guest", call)
-            .await
+        self.done(
+            Point::GuestChanged,
+            "release a network device in the guest",
+            call,
+        )
+        .await
     }
 
     /// Mounts a disk, which other calls name by its id.
@@ -196,7 +207,8 @@ impl Agent {
         };
         let client = self.client();
         let call = client.attach_storage(Context::default(), &request);
-        self.done("mount a disk in the guest", call).await
+        self.done(Point::StorageMounted, "mount a disk in the guest", call)
+            .await
     }
 
     /// Unmounts the disk with this id.
@@ -226,7 +238,8 @@ impl Agent {
     async fn unmount(&self, request: DetachStorageRequest) -> Result<(), GuestError> {
         let client = self.client();
         let call = client.detach_storage(Context::default(), &request);
-        self.done("unmount a disk in the guest", call).await
+        self.done(Point::StorageUnmounted, "unmount a disk in the guest", call)
+            .await
     }
 
     /// Has the agent update its copies of volumes to what the volumes are now.
@@ -236,7 +249,8 @@ impl Agent {
     pub async fn refresh_volumes(&self) -> Result<(), GuestError> {
         let (client, empty) = (self.client(), Empty::new());
         let call = client.refresh_volumes(Context::default(), &empty);
-        self.done("update volumes in the guest", call).await
+        self.done(Point::GuestChanged, "update volumes in the guest", call)
+            .await
     }
 
     /// Creates a container, and returns the user of its first process.
@@ -247,7 +261,11 @@ impl Agent {
         const CALL: &str = "create the container in the guest";
         let client = self.client();
         let response = self
-            .ask(CALL, client.create(Context::default(), &request))
+            .ask(
+                Point::GuestCreated,
+                CALL,
+                client.create(Context::default(), &request),
+            )
             .await?;
         if response.groups.len() > GROUPS_MAX {
             return Err(GuestError::Invalid {
@@ -273,7 +291,12 @@ impl Agent {
         };
         let client = self.client();
         let call = client.start(Context::default(), &request);
-        self.done("start the container in the guest", call).await
+        self.done(
+            Point::GuestStarted,
+            "start the container in the guest",
+            call,
+        )
+        .await
     }
 
     /// Sends a signal to processes of a container.
@@ -301,8 +324,12 @@ impl Agent {
         };
         let client = self.client();
         let call = client.signal(Context::default(), &request);
-        self.done_quickly("signal the container in the guest", call)
-            .await
+        self.done_quickly(
+            Point::GuestSignalled,
+            "signal the container in the guest",
+            call,
+        )
+        .await
     }
 
     /// Kills a container's processes and removes it; no effect when it is absent.
@@ -317,7 +344,14 @@ impl Agent {
         };
         let client = self.client();
         let call = client.delete(Context::default(), &request);
-        match self.ask("delete the container in the guest", call).await {
+        match self
+            .ask(
+                Point::GuestDeleted,
+                "delete the container in the guest",
+                call,
+            )
+            .await
+        {
             Err(error) if error.is_not_found() => Ok(()),
             other => other.map(drop),
         }
@@ -343,7 +377,8 @@ impl Agent {
         };
         let client = self.client();
         let call = client.exec(Context::default(), &request);
-        self.done("run a command in the container", call).await
+        self.done(Point::GuestExecuted, "run a command in the container", call)
+            .await
     }
 
     /// Changes the limits of a container.
@@ -369,7 +404,7 @@ impl Agent {
         };
         let client = self.client();
         let call = client.update(Context::default(), &request);
-        self.done_quickly(CALL, call).await
+        self.done_quickly(Point::GuestChanged, CALL, call).await
     }
 
     /// Sets the size of the terminal of an exec, or of the container (`exec` is empty).
@@ -392,7 +427,8 @@ impl Agent {
         };
         let client = self.client();
         let call = client.resize_tty(Context::default(), &request);
-        self.done_quickly("resize the terminal", call).await
+        self.done_quickly(Point::GuestChanged, "resize the terminal", call)
+            .await
     }
 
     /// Subscribes to the events after the one with this number: see [`super::events`].
@@ -409,7 +445,8 @@ impl Agent {
         };
         let client = self.client();
         let call = client.events(Context::default(), &request);
-        self.ask("follow the guest's events", call).await
+        self.ask(Point::GuestFollowed, "follow the guest's events", call)
+            .await
     }
 
     /// All counters, as the guest tells them, within this time: see [`super::stats`].
@@ -419,6 +456,7 @@ impl Agent {
     pub async fn stats(&self, limit: Duration) -> Result<StatsResponse, GuestError> {
         let (client, request) = (self.client(), super::stats::request());
         let call = client.stats(Context::default(), &request);
+        // Counting changes nothing: there is no point.
         ask("count what the guest uses", limit, call).await
     }
 
@@ -429,6 +467,7 @@ impl Agent {
         if let Err(error) = ask("shut the guest down", timeout, call).await {
             tracing::debug!(%error, "guest did not confirm its shutdown");
         }
+        faults::point(Point::GuestShutDown);
     }
 
     fn client(&self) -> AgentClient {
@@ -438,26 +477,33 @@ impl Agent {
 
     async fn ask<T>(
         &self,
+        point: Point,
         call: &'static str,
         future: impl Future<Output = ttrpc::Result<T>>,
     ) -> Result<T, GuestError> {
-        ask(call, self.timeout, future).await
+        let answer = ask(call, self.timeout, future).await;
+        faults::point(point);
+        answer
     }
 
     async fn done<T>(
         &self,
+        point: Point,
         call: &'static str,
         future: impl Future<Output = ttrpc::Result<T>>,
     ) -> Result<(), GuestError> {
-        self.ask(call, future).await.map(drop)
+        self.ask(point, call, future).await.map(drop)
     }
 
     async fn done_quickly<T>(
         &self,
+        point: Point,
         call: &'static str,
         future: impl Future<Output = ttrpc::Result<T>>,
     ) -> Result<(), GuestError> {
-        ask(call, self.timeout.min(QUICK), future).await.map(drop)
+        let answer = ask(call, self.timeout.min(QUICK), future).await;
+        faults::point(point);
+        answer.map(drop)
     }
 }
 
@@ -533,6 +579,7 @@ async fn greet(
         ..HelloRequest::default()
     };
     let response = ask(CALL, limit, client.hello(Context::default(), &request)).await?;
+    faults::point(Point::AgentGreeted);
     if response.version != VERSION {
         return Err(GuestError::Invalid {
             call: CALL,

@@ -66,11 +66,12 @@ fn records_of_another_form_are_kept_beside_new_ones() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("images.redb");
     let (records, _) = Records::open(&path).unwrap();
-    let transaction = records.database.begin_write().unwrap();
-    let mut meta = transaction.open_table(META).unwrap();
-    meta.insert("format", FORMAT + 1).unwrap();
-    drop(meta);
-    transaction.commit().unwrap();
+    let other = records.store.with(|database| {
+        let transaction = database.begin_write()?;
+        transaction.open_table(META)?.insert("format", FORMAT + 1)?;
+        Ok(transaction.commit()?)
+    });
+    other.unwrap();
     drop(records);
     let (records, lost) = Records::open(&path).unwrap();
     assert!(lost[0].contains("form 2"), "{lost:?}");
