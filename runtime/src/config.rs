@@ -33,6 +33,8 @@
 //! guest_volumes = true              # emptyDirs are disks of the guest; false: shared with the host
 //! image_device = "blk"              # what images are for guests: disks; "pmem": memory that all pods share
 //! boot_timeout_seconds = 60
+//! first_user = 1879048192           # users and groups of the host for VMMs: nobody else's
+//! users = 65536                     # how many: a pod has one, and images another
 //! [handlers.small]                  # a RuntimeClass handler; the default one has no name
 //! memory_mib = 64                   # for containers of a pod that names no limit
 //! vcpus = 1
@@ -50,7 +52,7 @@ use std::{
 
 use hull_image::{PinnedImages, Registries, StoreConfig};
 use hull_network::NetworkConfig;
-use hull_spec::config::{ImageDevice, PodsConfig};
+use hull_spec::config::{ImageDevice, PodsConfig, UserRange};
 use serde::Deserialize;
 
 pub(crate) use self::error::ConfigError;
@@ -111,6 +113,8 @@ struct Vm {
     guest_volumes: Option<bool>,
     image_device: Option<String>,
     boot_timeout_seconds: Option<u64>,
+    first_user: Option<u32>,
+    users: Option<u32>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -294,6 +298,15 @@ fn size(pods: &mut PodsConfig, vm: &Vm) -> Result<(), ConfigError> {
             _ => return Err(invalid("vm.image_device", "it must be \"pmem\" or \"blk\"")),
         };
     }
+    if vm.first_user.is_some() || vm.users.is_some() {
+        let (first, count) = (vm.first_user, vm.users);
+        let range = UserRange::new(
+            first.unwrap_or(UserRange::FIRST),
+            count.unwrap_or(UserRange::COUNT),
+        );
+        let why = "there must be at least two users, root not among them, and all below 4294967295";
+        pods.users = range.ok_or_else(|| invalid("vm.first_user, vm.users", why))?;
+    }
     if let Some(seconds) = vm.boot_timeout_seconds {
         if !(1..=3600).contains(&seconds) {
             return Err(invalid("vm.boot_timeout_seconds", "it must be 1 to 3600"));
@@ -426,6 +439,8 @@ mod tests {
             guest_volumes = false
             image_device = "pmem"
             boot_timeout_seconds = 9
+            first_user = 1000
+            users = 3
             [handlers.small]
             memory_mib = 64
             [handlers.big]
@@ -439,6 +454,7 @@ mod tests {
         assert_eq!(settings.pods.scratch_bytes, 1 << 30);
         assert!(!settings.pods.guest_volumes);
         assert_eq!(settings.pods.image_device, ImageDevice::Pmem);
+        assert_eq!(Vec::from_iter(settings.pods.users.pods()), [1001, 1002]);
         assert_eq!(settings.pods.boot_timeout, Duration::from_secs(9));
         assert_eq!(settings.network.bin_dirs.len(), 2);
         assert_eq!(
@@ -472,6 +488,9 @@ mod tests {
         assert!(refused("[vm]\nmemory_mib = 1").starts_with("vm.memory_mib: "));
         assert!(refused("[vm]\nscratch_mib = 0").starts_with("vm.scratch_mib: "));
         assert!(refused("[vm]\nimage_device = 'nvme'").starts_with("vm.image_device: "));
+        for users in ["first_user = 0", "users = 1", "first_user = 4294967290"] {
+            assert!(refused(&format!("[vm]\n{users}")).starts_with("vm.first_user, "));
+        }
         assert!(refused("[handlers.x]\nvcpus = 0").starts_with("handlers.x.vcpus: "));
         assert!(refused("[handlers.'A B']").starts_with("handlers.\"A B\": "));
         let long = format!("listen = '/{}'", "x".repeat(120));

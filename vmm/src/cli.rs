@@ -1,5 +1,6 @@
 //! The command line: what runs one virtual machine, with a daemon or without.
 
+use std::fs::File;
 use std::io;
 use std::os::unix::net::UnixListener;
 use std::panic;
@@ -9,14 +10,16 @@ use std::time::Instant;
 
 use clap::{Parser, Subcommand};
 use error_reporter::Report;
+use hull_jail::JailError;
 use hull_proto_vmm::{ExitReason, ExitReport};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use rustix::fs::Mode;
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit, umask};
+use rustix::process::umask;
 
 use crate::event_loop::{EventLoop, LoopError};
-use crate::{direct, exit, log, probe};
+use crate::kvm::device::KvmDevice;
+use crate::{direct, exit, jail, log, probe};
 
 /// Hull's virtual machine monitor: one process for each pod.
 #[derive(Debug, Parser)]
@@ -39,6 +42,9 @@ enum Command {
         /// Where to write why the VM ended
         #[arg(long)]
         exit_report: PathBuf,
+        /// The user and group to run as, which nobody else has; not root
+        #[arg(long)]
+        user: u32,
     },
     /// Tells whether this host can run microVMs, by running a very small one
     Probe,
@@ -56,7 +62,8 @@ pub fn main() -> ExitCode {
             id,
             socket,
             exit_report,
-        } => serve(start, &id, &socket, &exit_report),
+            user,
+        } => serve(start, &id, &socket, &exit_report, user),
         Command::Probe => match probe::run() {
             Ok(()) => {
                 println!("/dev/kvm runs microVMs");
@@ -81,50 +88,77 @@ fn abort_on_panic() {
     }));
 }
 
-fn serve(start: Instant, id: &str, socket: &Path, exit_report: &Path) -> ExitCode {
-    let report = run(start, socket, exit_report).unwrap_or_else(|error| {
-        let report = ExitReport {
-            reason: ExitReason::VmmError,
-            message: Report::new(&error).to_string(),
-        };
-        write_report(&report, exit_report);
-        report
+fn serve(start: Instant, id: &str, socket: &Path, exit_report: &Path, user: u32) -> ExitCode {
+    let report = run(start, socket, exit_report, user).unwrap_or_else(|error| ExitReport {
+        reason: ExitReason::VmmError,
+        message: Report::new(&error).to_string(),
     });
     log::note(&format!("{id}: {}", report.message));
-    let _ = std::fs::remove_file(socket);
     match report.reason {
         ExitReason::Stopped | ExitReason::GuestShutdown => ExitCode::SUCCESS,
         ExitReason::GuestPanic | ExitReason::KvmError | ExitReason::VmmError => ExitCode::FAILURE,
     }
 }
 
-fn run(start: Instant, socket: &Path, exit_report: &Path) -> Result<ExitReport, RunError> {
-    // Before there are threads, which inherit it.
-    let signal = block_termination().map_err(RunError::Signal)?;
-    raise_descriptor_limit();
-    let mut event_loop = EventLoop::new(start)?;
-    event_loop.stop_on(signal)?;
-    let listener = bind(socket).map_err(RunError::Listen)?;
-    event_loop.listen(listener)?;
-    let report = event_loop.run()?;
-    // The daemon reads the report when it sees the connection close.
-    write_report(&report, exit_report);
-    event_loop.close();
-    Ok(report)
+/// Opens by paths what the VM needs for all of its life, then locks the process in.
+fn run(
+    start: Instant,
+    socket: &Path,
+    exit_report: &Path,
+    user: u32,
+) -> Result<ExitReport, RunError> {
+    jail::wait_until_known().map_err(RunError::Unknown)?;
+    let mut exit_report = exit::create(exit_report).map_err(RunError::ExitReport)?;
+    let report = prepare(start, socket, user).and_then(|mut event_loop| {
+        let report = event_loop.run()?;
+        // The daemon reads the report when it sees the connection close.
+        write_report(&report, &mut exit_report);
+        event_loop.close();
+        Ok(report)
+    });
+    report.inspect_err(|error| {
+        let report = ExitReport {
+            reason: ExitReason::VmmError,
+            message: Report::new(error).to_string(),
+        };
+        write_report(&report, &mut exit_report);
+    })
 }
 
-fn write_report(report: &ExitReport, path: &Path) {
-    if let Err(error) = exit::write(report, path) {
-        log::note(&format!("write {}: {error}", path.display()));
+fn prepare(start: Instant, socket: &Path, user: u32) -> Result<EventLoop, RunError> {
+    // Before there are threads, which inherit it.
+    let signal = block_termination().map_err(RunError::Signal)?;
+    let directory = socket.parent().filter(|directory| directory.is_absolute());
+    let directory = directory.ok_or(RunError::Directory)?;
+    let listener = bind(socket).map_err(RunError::Listen)?;
+    let kvm = KvmDevice::open();
+    jail::enter(user, directory)?;
+    let mut event_loop = EventLoop::new(start, kvm)?;
+    event_loop.stop_on(signal)?;
+    event_loop.listen(listener)?;
+    Ok(event_loop)
+}
+
+fn write_report(report: &ExitReport, file: &mut File) {
+    if let Err(error) = exit::write(report, file) {
+        log::note(&format!("write the exit report: {error}"));
     }
 }
 
 #[derive(Debug, thiserror::Error)]
 enum RunError {
+    #[error("wait to be known to who started this process")]
+    Unknown(#[source] io::Error),
+    #[error("make the exit report")]
+    ExitReport(#[source] io::Error),
     #[error("block signals")]
     Signal(#[source] nix::Error),
+    #[error("the control socket is in no directory")]
+    Directory,
     #[error("listen on control socket")]
     Listen(#[source] io::Error),
+    #[error("lock the process in")]
+    Jail(#[from] JailError),
     #[error("run event loop")]
     Loop(#[from] LoopError),
 }
@@ -135,18 +169,6 @@ fn bind(path: &Path) -> io::Result<UnixListener> {
     let listener = UnixListener::bind(path);
     umask(old);
     listener
-}
-
-/// Takes as many file descriptors as the process may have: each layer of an image is one.
-fn raise_descriptor_limit() {
-    let limit = getrlimit(Resource::Nofile);
-    let limit = Rlimit {
-        current: limit.maximum,
-        ..limit
-    };
-    if let Err(error) = setrlimit(Resource::Nofile, limit) {
-        log::note(&format!("raise RLIMIT_NOFILE: {error}"));
-    }
 }
 
 /// Turns SIGTERM and SIGINT into a readable descriptor.

@@ -14,6 +14,7 @@ use hull_proto_vmm::{DeviceConfig, ExitReason, ExitReport, Extent, FdIndex, Metr
 
 use crate::event_loop::{EventLoop, LoopError};
 use crate::fds::Fds;
+use crate::kvm::device::KvmDevice;
 
 const SLOT_VSOCK: u8 = 0;
 const SLOT_RNG: u8 = 1;
@@ -99,7 +100,7 @@ pub fn run(start: Instant, boot: &Boot) -> ExitCode {
 fn boot_and_wait(start: Instant, boot: &Boot) -> Result<(ExitReport, Metrics), BootError> {
     let mut fds = FdList::default();
     let config = configure(boot, &mut fds)?;
-    let mut event_loop = EventLoop::new(start)?;
+    let mut event_loop = EventLoop::new(start, KvmDevice::open())?;
     if let Some(path) = &boot.socket {
         event_loop.listen(listen(path)?)?;
     }

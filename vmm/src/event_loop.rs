@@ -20,6 +20,7 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use crate::control::answer::refusal;
 use crate::control::connection::{Connection, ConnectionError, Incoming};
 use crate::fds::Fds;
+use crate::kvm::device::KvmDevice;
 use crate::kvm::vcpu::Vcpus;
 use crate::machine::{Machine, MachineError};
 use crate::service;
@@ -62,6 +63,7 @@ pub struct EventLoop {
     signal: Option<SignalFd>,
     connections: HashMap<u64, Connection>,
     next_connection: u64,
+    kvm: KvmDevice,
     machine: Option<Machine>,
     state: VmState,
     start: Instant,
@@ -72,7 +74,7 @@ impl EventLoop {
     ///
     /// # Errors
     /// [`LoopError::Epoll`]
-    pub fn new(start: Instant) -> Result<Self, LoopError> {
+    pub fn new(start: Instant, kvm: KvmDevice) -> Result<Self, LoopError> {
         let new = Self {
             epoll: Epoll::new().map_err(LoopError::Epoll)?,
             devices: Arc::new(Epoll::new().map_err(LoopError::Epoll)?),
@@ -81,6 +83,7 @@ impl EventLoop {
             signal: None,
             connections: HashMap::new(),
             next_connection: FIRST_CONNECTION,
+            kvm,
             machine: None,
             state: VmState::Empty,
             start,
@@ -115,7 +118,7 @@ impl EventLoop {
     /// # Errors
     /// [`LoopError`]
     pub fn boot(&mut self, config: &VmConfig, fds: &Fds) -> Result<(), LoopError> {
-        let mut machine = Machine::build(config, fds, &self.devices)?;
+        let mut machine = Machine::build(config, fds, &self.kvm, &self.devices)?;
         machine.start()?;
         self.watch_vcpus(&machine)?;
         self.machine = Some(machine);
@@ -377,7 +380,7 @@ impl EventLoop {
     }
 
     fn configure(&mut self, config: &VmConfig, fds: &Fds) -> Result<(), LoopError> {
-        self.machine = Some(Machine::build(config, fds, &self.devices)?);
+        self.machine = Some(Machine::build(config, fds, &self.kvm, &self.devices)?);
         self.state = VmState::Configured;
         Ok(())
     }

@@ -1,8 +1,9 @@
 //! The exit report: why the VM ended.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{self, Write};
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
 
 use hull_proto_vmm::{ExitReason, ExitReport};
 
@@ -22,17 +23,23 @@ pub fn report(end: End, panic: Option<String>) -> ExitReport {
     ExitReport { reason, message }
 }
 
-/// Writes the report so that a reader sees all of it or nothing.
+/// Makes an empty file for the report, which the process can't do any more when it is locked in.
+/// A reader takes an empty one for none.
 ///
 /// # Errors
 /// When the directory can't be written.
-pub fn write(report: &ExitReport, path: &Path) -> io::Result<()> {
-    let mut name = path.as_os_str().to_owned();
-    name.push(".new");
-    let temporary = PathBuf::from(name);
-    let mut file = File::create(&temporary)?;
-    file.write_all(&serde_json::to_vec(report)?)?;
-    fs::rename(temporary, path)
+pub fn create(path: &Path) -> io::Result<File> {
+    let mut options = File::options();
+    options.write(true).create(true).truncate(true).mode(0o600);
+    options.custom_flags(libc::O_NOFOLLOW).open(path)
+}
+
+/// Writes the report, at once.
+///
+/// # Errors
+/// When the file can't be written.
+pub fn write(report: &ExitReport, file: &mut File) -> io::Result<()> {
+    file.write_all(&serde_json::to_vec(report)?)
 }
 
 #[cfg(test)]
@@ -57,17 +64,25 @@ mod tests {
     }
 
     #[test]
-    fn the_file_is_complete_and_alone() {
+    fn the_report_is_written_to_a_file_that_was_made_before() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("exit.json");
+        std::fs::write(
+            &path,
+            "of an earlier process, and longer than the report that follows: {}{}{}",
+        )
+        .unwrap();
         let written = ExitReport {
             reason: ExitReason::Stopped,
             message: "as asked".into(),
         };
-        write(&written, &path).unwrap();
-        write(&written, &path).unwrap();
-        let read: ExitReport = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+        let mut file = create(&path).unwrap();
+        assert_eq!(file.metadata().unwrap().len(), 0);
+        write(&written, &mut file).unwrap();
+        let read: ExitReport = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
         assert_eq!(read, written);
-        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
+        let link = directory.path().join("link");
+        std::os::unix::fs::symlink(&path, &link).unwrap();
+        create(&link).unwrap_err();
     }
 }

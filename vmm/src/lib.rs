@@ -28,6 +28,7 @@ mod exit;
 mod extent;
 mod fds;
 mod file_regions;
+mod jail;
 mod kvm;
 mod layout;
 mod legacy;

@@ -20,8 +20,9 @@ use crate::devices::{self, DeviceConfigError};
 use crate::epolls::Epolls;
 use crate::fds::{FdError, Fds};
 use crate::file_regions::FileRegions;
+use crate::kvm::device::KvmDevice;
 use crate::kvm::vcpu::{Bus, End, Vcpus};
-use crate::kvm::vm::{self, Vm};
+use crate::kvm::vm::Vm;
 use crate::kvm::{KvmError, cpuid, msr, registers};
 use crate::layout::{COM1_PIN, IOAPIC, IOAPIC_END, SLOT_BASE, SLOT_END};
 use crate::legacy::ioapic::Ioapic;
@@ -185,7 +186,12 @@ impl Machine {
     ///
     /// # Errors
     /// [`MachineError`]; nothing is left.
-    pub fn build(config: &VmConfig, fds: &Fds, epoll: &Arc<Epoll>) -> Result<Self, MachineError> {
+    pub fn build(
+        config: &VmConfig,
+        fds: &Fds,
+        kvm: &KvmDevice,
+        epoll: &Arc<Epoll>,
+    ) -> Result<Self, MachineError> {
         let (boot, total) = (config.boot_vcpus, config.vcpus);
         if boot == 0 || boot > total || total == u8::MAX {
             return Err(MachineError::Vcpus { boot, total });
@@ -196,7 +202,7 @@ impl Machine {
         let mut phases = Phases::default();
 
         let memory = phases.time("memory", || memory::allocate(config.memory_mib))?;
-        let (vm, vcpus, address_bits) = phases.time("kvm", || create(&memory, total))?;
+        let (vm, vcpus, address_bits) = phases.time("kvm", || create(kvm, &memory, total))?;
         phases.time("kernel_load", || {
             load(config, fds, &memory, &vcpus, &cmdline)
         })?;
@@ -345,10 +351,14 @@ impl Drop for Machine {
 
 /// Creates the VM and its vCPUs, in the order that KVM is quickest with; returns how many bits the
 /// guest's addresses have, too.
-fn create(memory: &Memory, vcpus: u8) -> Result<(Arc<Vm>, Vec<VcpuFd>, u32), MachineError> {
-    let kvm = vm::open()?;
-    let vm = Arc::new(Vm::new(&kvm, memory)?);
-    let template = cpuid::Template::new(&kvm, vcpus)?;
+fn create(
+    kvm: &KvmDevice,
+    memory: &Memory,
+    vcpus: u8,
+) -> Result<(Arc<Vm>, Vec<VcpuFd>, u32), MachineError> {
+    let kvm = kvm.check()?;
+    let vm = Arc::new(Vm::new(kvm, memory)?);
+    let template = cpuid::Template::new(kvm, vcpus)?;
     let mut fds = Vec::with_capacity(usize::from(vcpus));
     for id in 0..vcpus {
         let fd = vm.create_vcpu(id)?;

@@ -9,8 +9,9 @@ use std::sync::{Arc, Mutex};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
+use crate::kvm::device::KvmDevice;
 use crate::kvm::vcpu::{Bus, End, Vcpus};
-use crate::kvm::vm::{self, Vm};
+use crate::kvm::vm::Vm;
 use crate::kvm::{KvmError, cpuid, msr, registers};
 use crate::layout::HIGH_RAM;
 use crate::memory::{self, MIN_MIB, MemoryError};
@@ -128,11 +129,12 @@ impl Bus for Port {
 /// # Errors
 /// [`ProbeError`]
 pub fn run() -> Result<(), ProbeError> {
-    let kvm = vm::open()?;
+    let device = KvmDevice::open();
+    let kvm = device.check()?;
     let memory = memory::allocate(MIN_MIB)?;
-    let vm = Vm::new(&kvm, &memory)?;
+    let vm = Vm::new(kvm, &memory)?;
     let vcpu = vm.create_vcpu(0)?;
-    cpuid::Template::new(&kvm, 1)?.apply(&vcpu, 0)?;
+    cpuid::Template::new(kvm, 1)?.apply(&vcpu, 0)?;
     msr::set_boot_msrs(&vcpu)?;
     registers::set_fpu(&vcpu)?;
     registers::write_tables(&memory)?;

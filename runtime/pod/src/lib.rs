@@ -29,6 +29,7 @@ pub mod session;
 mod starts;
 pub mod stats;
 mod storage;
+mod users;
 
 pub use events::{EventKind, Events, EventsLost, PodEvent};
 pub use pods::Pods;

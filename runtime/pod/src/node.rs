@@ -15,6 +15,7 @@ use crate::{
     starts::Starts,
     stats::samples::Samples,
     storage::atomic_volumes::Watches,
+    users::Users,
 };
 
 /// What all pods of the node share.
@@ -26,6 +27,7 @@ pub(crate) struct Node {
     pub processes: Arc<dyn PodProcesses>,
     pub records: Records,
     pub registry: Registry,
+    pub users: Users,
     pub events: Hub,
     pub samples: Samples,
     pub watches: Watches,
@@ -46,6 +48,7 @@ impl Node {
         faults: Vec<String>,
     ) -> Self {
         Self {
+            users: Users::new(config.users),
             config,
             images,
             network,

@@ -79,8 +79,10 @@ impl Pods {
     /// See [`PodError`]; nothing of a sandbox that failed stays, but for [`PodError::Undo`].
     pub async fn run_sandbox(&self, spec: SandboxSpec) -> Result<PodId, PodError> {
         validate::sandbox(&spec)?;
+        let user = self.node.users.take()?;
         let record = SandboxRecord {
             id: PodId::random(),
+            user: user.id(),
             spec: Arc::new(spec),
             state: State::Starting,
             message: String::new(),
@@ -95,6 +97,8 @@ impl Pods {
             overhead: None,
         };
         let (driver, new) = Driver::new(Arc::clone(&self.node), record, Phase::Starting);
+        // The driver holds it.
+        drop(user);
         let entry = match self.node.registry.reserve(new.clone())? {
             Some(other) => other,
             None => {

@@ -158,6 +158,7 @@ pub trait PodProcesses: Debug + Send + Sync + 'static {
         &self,
         program: &Path,
         pod: &PodId,
+        user: u32,
         run: &RunDir,
         cgroup: Option<&PodCgroup>,
     ) -> Result<Process, PodError>;
@@ -178,10 +179,11 @@ impl PodProcesses for HostProcesses {
         &self,
         program: &Path,
         pod: &PodId,
+        user: u32,
         run: &RunDir,
         cgroup: Option<&PodCgroup>,
     ) -> Result<Process, PodError> {
-        Process::spawn_vmm(program, pod, run, cgroup)
+        Process::spawn_vmm(program, pod, user, run, cgroup)
     }
 
     fn find(&self, identity: Identity) -> Option<Process> {

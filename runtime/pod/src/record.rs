@@ -95,6 +95,9 @@ impl From<RecordError> for PodError {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct SandboxRecord {
     pub id: PodId,
+    /// As whom its VMM runs. 0: as root, as an earlier daemon started it, or not known.
+    #[serde(default)]
+    pub user: u32,
     pub spec: Arc<SandboxSpec>,
     pub state: sandbox::State,
     /// Why it is not ready, for a person.
@@ -632,6 +635,7 @@ fn stand_in(id: PodId, bytes: &[u8], reason: &Unreadable) -> SandboxRecord {
         }
     });
     SandboxRecord {
+        user: part(bytes, "user").unwrap_or_default(),
         spec: Arc::new(spec),
         state: sandbox::State::Broken,
         message: format!("its record can't be read: {reason}"),

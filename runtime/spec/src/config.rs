@@ -11,6 +11,52 @@ pub enum ImageDevice {
     Block,
 }
 
+/// Users and groups of the host that are nobody else's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct UserRange {
+    first: u32,
+    count: u32,
+}
+
+impl UserRange {
+    /// Where the default range begins: beyond what systemd gives to anybody (its "UIDS-GIDS").
+    pub const FIRST: u32 = 0x7000_0000;
+    /// How many it has.
+    pub const COUNT: u32 = 1 << 16;
+
+    /// Those from `first` on, `count` of them; none: root, or what is no user, would be among them,
+    /// or there would be none for pods.
+    #[must_use]
+    pub const fn new(first: u32, count: u32) -> Option<Self> {
+        // The last one of all numbers means none (chown(2)).
+        let fits = matches!(first.checked_add(count), Some(end) if end < u32::MAX);
+        if first == 0 || count < 2 || !fits {
+            return None;
+        }
+        Some(Self { first, count })
+    }
+
+    /// That of processes which unpack images.
+    #[must_use]
+    pub const fn images(&self) -> u32 {
+        self.first
+    }
+
+    /// Those of pods.
+    pub fn pods(&self) -> impl Iterator<Item = u32> + use<> {
+        (self.first..self.first.saturating_add(self.count)).skip(1)
+    }
+}
+
+impl Default for UserRange {
+    fn default() -> Self {
+        Self {
+            first: Self::FIRST,
+            count: Self::COUNT,
+        }
+    }
+}
+
 /// Paths, sizes and times.
 #[derive(Debug, Clone)]
 pub struct PodsConfig {
@@ -44,6 +90,8 @@ pub struct PodsConfig {
     pub boot_timeout: Duration,
     /// How long the agent may take to answer a call.
     pub agent_timeout: Duration,
+    /// As whom VMMs run, a user for each pod.
+    pub users: UserRange,
     /// Where cgroup v2 is mounted.
     pub cgroup_root: PathBuf,
     /// Writes the guest's serial console to `console.log` in the pod's run directory.
@@ -76,6 +124,7 @@ impl PodsConfig {
             image_device: ImageDevice::Block,
             boot_timeout: Duration::from_secs(60),
             agent_timeout: Duration::from_secs(60),
+            users: UserRange::default(),
             cgroup_root: PathBuf::from("/sys/fs/cgroup"),
             serial_console: false,
             seccomp_default: true,

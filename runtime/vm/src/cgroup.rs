@@ -28,6 +28,8 @@ use hull_spec::{error::PodError, field::Field, id::PodId};
 const DEFAULT: &str = "hull";
 /// How long killed processes may take to leave a cgroup.
 const LEAVE: Duration = Duration::from_secs(5);
+/// Threads of a VMM (254 vCPUs, and those of devices) and of a file server.
+const PIDS_MAX: &str = "640";
 /// How often a cgroup is tried to be made, when another pod's end removes a directory above it.
 const TRIES: u32 = 5;
 
@@ -111,6 +113,11 @@ impl PodCgroup {
                 Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
                 Err(_) => {}
             }
+        }
+        let limit = self.path.join("pids.max");
+        // Absent without the controller.
+        if limit.exists() {
+            fs::write(limit, PIDS_MAX)?;
         }
         Ok(())
     }

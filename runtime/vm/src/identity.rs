@@ -5,7 +5,7 @@ use std::{
     fs::{self, Metadata},
     io::{self, Read, Write},
     os::unix::fs::MetadataExt,
-    path::{Path, PathBuf},
+    path::Path,
 };
 
 use nix::unistd::geteuid;
@@ -34,7 +34,7 @@ pub struct Identity {
 
 /// Tells a file from all others, whatever name it has, even without any.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub(crate) struct FileId {
+struct FileId {
     device: u64,
     inode: u64,
 }
@@ -47,7 +47,7 @@ impl FileId {
         }
     }
 
-    pub(crate) fn at(path: impl AsRef<Path>) -> Option<Self> {
+    fn at(path: impl AsRef<Path>) -> Option<Self> {
         Some(Self::of(&fs::metadata(path).ok()?))
     }
 }
@@ -64,17 +64,9 @@ impl Identity {
         })
     }
 
-    /// Whether the process that has this pid now is the one that is meant, and the daemon's.
+    /// Whether the process that has this pid now is the one that is meant.
     pub(crate) fn is_there(&self) -> bool {
-        self.boot != 0
-            && self.exe.is_some()
-            && Self::of(self.pid).as_ref() == Some(self)
-            && is_the_daemons(self.pid)
-    }
-
-    /// Whether the process executes one of these programs.
-    pub(crate) fn executes(&self, programs: &[FileId]) -> bool {
-        self.exe.is_some_and(|exe| programs.contains(&exe))
+        self.boot != 0 && self.exe.is_some() && Self::of(self.pid).as_ref() == Some(self)
     }
 
     /// Writes the identity to a file, whole or not at all.
@@ -99,26 +91,6 @@ impl Identity {
     }
 }
 
-/// Whether a daemon may have started a process: it has the daemon's user, and is in the daemon's user
-/// and pid namespaces. A process in a container of another runtime has neither, root or not.
-pub(crate) fn is_the_daemons(pid: u32) -> bool {
-    let theirs = PathBuf::from(format!("/proc/{pid}"));
-    let own = Path::new("/proc/self");
-    let are_alike = |name: &str| {
-        let id = FileId::at(theirs.join(name));
-        id.is_some() && id == FileId::at(own.join(name))
-    };
-    let user = users(&theirs);
-    user.is_some() && user == users(own) && are_alike("ns/user") && are_alike("ns/pid")
-}
-
-/// Real, effective, saved and file system user of a process (proc_pid_status(5)).
-fn users(process: &Path) -> Option<String> {
-    let status = fs::read_to_string(process.join("status")).ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("Uid:"))?;
-    Some(line.to_owned())
-}
-
 /// When a process started, in clock ticks since boot.
 fn start_ticks(pid: u32) -> Option<u64> {
     let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
@@ -141,10 +113,7 @@ fn boot() -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use std::{
-        os::unix::{fs::symlink, process::CommandExt},
-        process::Command,
-    };
+    use std::os::unix::fs::symlink;
 
     use super::*;
 
@@ -175,34 +144,6 @@ mod tests {
         for other in others {
             assert!(!other.is_there(), "{other:?}");
         }
-        assert!(me.executes(&[FileId::at("/proc/self/exe").unwrap()]));
-        assert!(!me.executes(&[FileId::at("/bin/sh").unwrap()]));
-    }
-
-    #[test]
-    fn a_process_of_another_user_or_namespace_is_not_the_daemons() {
-        if !geteuid().is_root() {
-            println!("SKIPPED: processes of other users: not root");
-            return;
-        }
-        let mut sleep = Command::new("sleep");
-        let mut nobody = sleep.arg("1000").uid(65534).spawn().unwrap();
-        assert!(!is_the_daemons(nobody.id()));
-        nobody.kill().unwrap();
-        nobody.wait().unwrap();
-        let mut contained = Command::new("unshare")
-            .args(["--user", "--map-root-user", "sleep", "1000"])
-            .spawn()
-            .unwrap();
-        let user = Path::new("/proc").join(contained.id().to_string());
-        let own = FileId::at("/proc/self/ns/user");
-        while FileId::at(user.join("ns/user")) == own {
-            std::thread::yield_now();
-        }
-        assert!(!is_the_daemons(contained.id()));
-        contained.kill().unwrap();
-        contained.wait().unwrap();
-        assert!(is_the_daemons(std::process::id()));
     }
 
     #[test]

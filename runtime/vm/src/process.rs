@@ -7,22 +7,26 @@
 //!
 //! ```text
 //! spawned ──▶ held by pidfd, in its cgroup ──▶ <run>/*.process ──▶ used ──▶ record (VMM)
-//!          killed here: a stray, found by         killed here: found by its file
-//!          command line, program and owner
+//!          daemon killed here: it ends by itself   here: found by its file
 //! ```
+//!
+//! What a process has as standard input ends with the daemon until it is used: for a VMM a pipe on which
+//! it waits for a byte, for a file server a socket whose other end nobody else has yet.
 
 use std::{
     fs,
-    io::{self, Read},
+    io::{self, Read, Write},
     os::{fd::OwnedFd, unix::process::CommandExt},
     path::{Path, PathBuf},
     pin::Pin,
-    process::{Command, Stdio},
+    process::{Child, Command},
     sync::Arc,
+    thread,
     time::Duration,
 };
 
 use backon::{ConstantBuilder, Retryable};
+use nix::sched::{CloneFlags, unshare};
 use rustix::fs::OFlags;
 use tokio::{
     net::UnixStream,
@@ -39,8 +43,8 @@ use hull_spec::{config::PodsConfig, error::PodError, id::PodId};
 use crate::{
     cgroup::PodCgroup,
     error::VmError,
-    identity::{FileId, Identity, is_the_daemons},
-    rundir::{FILES_SOCKET, Role, RunDir},
+    identity::Identity,
+    rundir::{Role, RunDir},
 };
 
 /// How long a process may take to end after it was killed: a busy host takes its time to free a
@@ -94,26 +98,35 @@ impl Process {
         Self { identity, hold }
     }
 
-    /// Starts a VMM that listens on the control socket of `run`.
+    /// Starts a VMM that listens on the control socket of `run`, and runs as `user`.
     ///
     /// # Errors
     /// When it can't be started, or put into `cgroup`.
     pub fn spawn_vmm(
         program: &Path,
         pod: &PodId,
+        user: u32,
         run: &RunDir,
         cgroup: Option<&PodCgroup>,
     ) -> Result<Self, PodError> {
+        let failed = |source| VmError::Spawn {
+            program: program.to_owned(),
+            source,
+        };
+        let (known, mut tell) = io::pipe().map_err(failed)?;
         let mut command = Command::new(program);
         command
             .args(["run", "--id", pod.as_str(), "--socket"])
             .arg(run.control_socket())
             .arg("--exit-report")
             .arg(run.exit_report())
-            .stdin(Stdio::null());
+            .args(["--user", &user.to_string()])
+            .stdin(known);
         // Before the VMM has threads and memory, so that all that it uses is counted.
         let enter = |pid| cgroup.map_or(Ok(()), |cgroup| cgroup.add(pid));
-        Self::start(program, command, run, Role::Vmm, enter)
+        let vmm = Self::start(program, command, run, Role::Vmm, enter)?;
+        tell.write_all(b"\n").map_err(failed)?;
+        Ok(vmm)
     }
 
     /// Starts a file server for the VM that has the other end of `fuse`. The file server ends when
@@ -169,11 +182,9 @@ impl Process {
         // The new process closes its end when it executes the program. Until then `/proc` may show
         // the daemon's program for it, though `spawn` has returned: vfork(2) ends a moment too early.
         let (mut executed, until_executed) = io::pipe().map_err(spawn_error)?;
-        let mut child = tokio::process::Command::from(command)
-            .spawn()
-            .map_err(spawn_error)?;
+        let mut child = spawn(command, role).map_err(spawn_error)?;
         drop(until_executed);
-        let pid = child.id().unwrap_or(0);
+        let pid = child.id();
         // Until the process is waited for, its pid is nobody else's, even if it has ended.
         let mut take = || -> Result<Self, PodError> {
             // Nothing is ever written to this pipe: reading ends when the new process has closed it.
@@ -189,16 +200,22 @@ impl Process {
             faults::point(Point::ProcessNoted);
             Ok(Self { identity, hold })
         };
-        let taken = take();
-        if taken.is_err() {
-            // A failure means that the process has ended by itself.
-            let _ = child.start_kill();
+        match take() {
+            Ok(process) => {
+                let hold = Arc::clone(&process.hold);
+                tokio::spawn(async move {
+                    hold.ended().await;
+                    let status = child.wait();
+                    tracing::debug!(pid, ?status, "process of a pod ended");
+                });
+                Ok(process)
+            }
+            Err(error) => {
+                let _ = child.kill();
+                tokio::task::spawn_blocking(move || child.wait());
+                Err(error)
+            }
         }
-        tokio::spawn(async move {
-            let status = child.wait().await;
-            tracing::debug!(pid, ?status, "process of a pod ended");
-        });
-        taken
     }
 
     /// The process of this identity; none when it has ended.
@@ -264,6 +281,22 @@ impl Process {
     }
 }
 
+/// Starts a program. A VMM is alone in a pid namespace; a file server makes one itself, for the part
+/// that faces the guest.
+fn spawn(mut command: Command, role: Role) -> io::Result<Child> {
+    if role == Role::FileServer {
+        return command.spawn();
+    }
+    // A namespace for processes to come is the thread's that asked for it, so it gets one of its own.
+    let starter = thread::Builder::new().name("starter".into());
+    let started = starter.spawn(move || {
+        unshare(CloneFlags::CLONE_NEWPID)?;
+        command.spawn()
+    })?;
+    let panicked = |_| Err(io::Error::other("the thread that starts it panicked"));
+    started.join().unwrap_or_else(panicked)
+}
+
 /// A process of a pod that was found running.
 #[derive(Debug)]
 pub struct Found {
@@ -271,24 +304,14 @@ pub struct Found {
     pub run: PathBuf,
     /// What it does for the pod.
     pub role: Role,
-    /// Whether the run directory names the process; false: the daemon that started it ended before
-    /// it wrote that.
-    pub is_recorded: bool,
     /// The process.
     pub process: Process,
 }
 
-/// The VMMs and file servers that earlier daemons started. Blocks.
+/// The VMMs and file servers that earlier daemons started: the running processes that run directories
+/// name. Blocks.
 #[must_use]
 pub fn find_all(config: &PodsConfig) -> Vec<Found> {
-    let mut found = recorded(config);
-    let known: Vec<u32> = found.iter().map(|f| f.process.identity.pid).collect();
-    found.extend(strays(config, &known));
-    found
-}
-
-/// The running processes that run directories name.
-fn recorded(config: &PodsConfig) -> Vec<Found> {
     let runs = fs::read_dir(RunDir::all(config)).into_iter().flatten();
     let runs = runs.flatten().map(|entry| RunDir::at(entry.path()));
     let find = |run: &RunDir, role| {
@@ -296,7 +319,6 @@ fn recorded(config: &PodsConfig) -> Vec<Found> {
         Some(Found {
             run: run.path().to_owned(),
             role,
-            is_recorded: true,
             process: Process::find(identity)?,
         })
     };
@@ -305,64 +327,10 @@ fn recorded(config: &PodsConfig) -> Vec<Found> {
         .collect()
 }
 
-/// The running processes that no run directory names, but that name a socket in one, have the
-/// daemon's user and execute a program of its configuration. The command line alone proves nothing:
-/// whoever starts a process chooses it.
-fn strays(config: &PodsConfig, known: &[u32]) -> Vec<Found> {
-    let programs = [&config.vmm, &config.file_server];
-    let programs: Vec<FileId> = programs.into_iter().filter_map(FileId::at).collect();
-    let state = RunDir::all(config);
-    let find = |pid: u32| {
-        // Checked first: a process of another user could make reading its arguments block.
-        if known.contains(&pid) || !is_the_daemons(pid) {
-            return None;
-        }
-        let arguments = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
-        let socket = socket_of(&arguments, &state)?;
-        let identity = Identity::of(pid)?;
-        if !identity.executes(&programs) {
-            tracing::warn!(
-                pid,
-                "the command line is that of a process of a pod, but the program is not"
-            );
-            return None;
-        }
-        Some(Found {
-            run: socket.parent()?.to_owned(),
-            role: if socket.ends_with(FILES_SOCKET) {
-                Role::FileServer
-            } else {
-                Role::Vmm
-            },
-            is_recorded: false,
-            process: Process::find(identity)?,
-        })
-    };
-    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
-    entries
-        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
-        .filter_map(find)
-        .collect()
-}
-
-/// The socket in the argument list of a VMM or file server, when it is below `state`.
-fn socket_of(arguments: &[u8], state: &Path) -> Option<PathBuf> {
-    let arguments: Vec<&str> = arguments
-        .split(|b| *b == 0)
-        .map(std::str::from_utf8)
-        .collect::<Result<_, _>>()
-        .ok()?;
-    if arguments.get(1) != Some(&"run") {
-        return None;
-    }
-    let mut arguments = arguments.into_iter();
-    arguments.find(|argument| *argument == "--socket")?;
-    let socket = Path::new(arguments.next()?);
-    socket.starts_with(state).then(|| socket.to_owned())
-}
-
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::MetadataExt;
+
     use super::*;
 
     #[tokio::test]
@@ -389,28 +357,18 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let run = RunDir::at(dir.path().to_owned());
         let program = Path::new("/bin/sleep");
-        let itself = FileId::at(program).unwrap();
         for _ in 0..100 {
             let mut command = Command::new(program);
             command.arg("1000");
             let process = Process::start(program, command, &run, Role::Vmm, |_| Ok(())).unwrap();
-            assert!(process.identity.executes(&[itself]));
+            let executed = fs::metadata(format!("/proc/{}/exe", process.identity.pid)).unwrap();
+            let itself = fs::metadata(program).unwrap();
+            assert_eq!(
+                (executed.dev(), executed.ino()),
+                (itself.dev(), itself.ino())
+            );
+            assert!(process.identity.is_there());
             process.end(Duration::ZERO).await.unwrap();
         }
-    }
-
-    #[test]
-    fn only_a_vmm_below_our_state_directory_is_found() {
-        let line = b"/usr/lib/hull/hull-vmm\0run\0--id\0a\0--socket\0/run/hull/pods/a/vmm.sock\0";
-        assert_eq!(
-            socket_of(line, Path::new("/run/hull")),
-            Some("/run/hull/pods/a/vmm.sock".into())
-        );
-        assert_eq!(socket_of(line, Path::new("/run/other")), None);
-        assert_eq!(
-            socket_of(b"cat\0/run/hull/x\0", Path::new("/run/hull")),
-            None
-        );
-        assert_eq!(socket_of(b"x\0run\0--socket\0", Path::new("/")), None);
     }
 }

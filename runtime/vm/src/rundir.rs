@@ -8,9 +8,6 @@ use hull_spec::{config::PodsConfig, id::PodId};
 /// Longest path of a Unix socket (`sun_path` of unix(7), without its NUL).
 const SOCKET_PATH_MAX: usize = 107;
 
-/// Where the file server listens. A command line with this name is a file server's, not a VMM's.
-pub(crate) const FILES_SOCKET: &str = "fs.sock";
-
 /// What a process does for its pod.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
@@ -68,7 +65,7 @@ impl RunDir {
 
     /// Where the file server listens.
     pub fn files_socket(&self) -> PathBuf {
-        self.0.join(FILES_SOCKET)
+        self.0.join("fs.sock")
     }
 
     /// The standard output and error of a process.

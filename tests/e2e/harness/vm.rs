@@ -39,14 +39,16 @@ impl Vm {
             .tempdir()
             .unwrap();
         let socket = dir.path().join("vmm.sock");
-        let child = Command::new(asset("hull-vmm"))
+        let mut child = Command::new(asset("hull-vmm"))
             .args(["run", "--id", "test", "--socket"])
             .arg(&socket)
             .arg("--exit-report")
             .arg(dir.path().join("exit.json"))
-            .stdin(Stdio::null())
+            .args(["--user", "1879048192"])
+            .stdin(Stdio::piped())
             .spawn()
             .unwrap();
+        child.stdin.take().unwrap().write_all(b"\n").unwrap();
         let deadline = Instant::now() + PATIENCE;
         let control = loop {
             match UnixStream::connect(&socket) {

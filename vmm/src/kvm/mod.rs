@@ -4,6 +4,7 @@
 //! change of memory slots after a device was put on KVM's I/O bus waits for a slow grace period.
 
 pub(crate) mod cpuid;
+pub(crate) mod device;
 pub(crate) mod msr;
 pub(crate) mod registers;
 pub(crate) mod vcpu;

@@ -5,7 +5,7 @@ use std::io;
 use kvm_bindings::{
     KVM_CAP_SPLIT_IRQCHIP, KVM_MEM_READONLY, kvm_enable_cap, kvm_msi, kvm_userspace_memory_region,
 };
-use kvm_ioctls::{Cap, IoEventAddress, Kvm, VcpuFd, VmFd};
+use kvm_ioctls::{IoEventAddress, Kvm, VcpuFd, VmFd};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::KvmError;
@@ -20,31 +20,6 @@ use crate::virtio::registers::Registers;
 /// KVM's slot of registers follows those of RAM, of which there are two at most.
 const REGISTERS: u32 = 2;
 const FIRST_FILE_REGION: u32 = REGISTERS + 1;
-
-const REQUIRED: [Cap; 8] = [
-    Cap::UserMemory,
-    Cap::ReadonlyMem,
-    Cap::SplitIrqchip,
-    Cap::SignalMsi,
-    Cap::Ioeventfd,
-    Cap::ImmediateExit,
-    Cap::ExtCpuid,
-    Cap::SetTssAddr,
-];
-
-/// Opens /dev/kvm and checks that it can do what a VM needs.
-///
-/// # Errors
-/// [`KvmError::Open`], [`KvmError::Missing`]
-pub fn open() -> Result<Kvm, KvmError> {
-    let kvm = Kvm::new().map_err(|error| KvmError::Open(error.into()))?;
-    for cap in REQUIRED {
-        if !kvm.check_extension(cap) {
-            return Err(KvmError::Missing(cap));
-        }
-    }
-    Ok(kvm)
-}
 
 /// A virtual machine.
 #[derive(Debug)]

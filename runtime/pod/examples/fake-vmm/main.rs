@@ -21,7 +21,10 @@ mod report;
 mod script;
 mod streams;
 
-use std::path::PathBuf;
+use std::{
+    io::{self, Read},
+    path::PathBuf,
+};
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() {
@@ -39,7 +42,12 @@ async fn main() {
         }
     }
     match report {
-        Some(report) => control::serve(&socket.unwrap(), &report).await,
+        Some(report) => {
+            // The daemon that started it has written down which process it is.
+            if io::stdin().read_exact(&mut [0]).is_ok() {
+                control::serve(&socket.unwrap(), &report).await;
+            }
+        }
         None => files::serve(&socket.unwrap()).await,
     }
 }

@@ -38,6 +38,7 @@ use crate::{
     registry::{Phase, PodEntry, PodView},
     session::permits::Permits,
     storage::{atomic_volumes::AtomicVolumes, attachments::Attachments, host_files::HostFiles},
+    users::User,
 };
 
 /// How many commands may wait for a pod's task.
@@ -79,6 +80,8 @@ pub(super) struct Public {
 pub(crate) struct Driver {
     pub(super) node: Arc<Node>,
     pub(super) record: SandboxRecord,
+    /// The VMM's, as long as the pod exists.
+    pub(super) _user: User,
     pub(super) phase: Phase,
     pub(super) boot: Option<BootTimes>,
     pub(super) running: Option<Running>,
@@ -137,6 +140,7 @@ impl Driver {
         let (sender, commands) = mpsc::channel(COMMANDS);
         entry.commands = sender;
         let driver = Self {
+            _user: node.users.claim(record.user),
             node,
             record,
             phase,

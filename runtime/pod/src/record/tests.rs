@@ -5,6 +5,7 @@ use crate::lifecycle::container::Reason;
 
 fn sandbox() -> SandboxRecord {
     SandboxRecord {
+        user: 0,
         id: PodId::try_from("a".repeat(64)).unwrap(),
         spec: Arc::new(SandboxSpec::default()),
         state: sandbox::State::Ready,

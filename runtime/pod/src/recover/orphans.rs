@@ -48,11 +48,11 @@ pub(super) async fn remove_orphans(node: &Node, loaded: &mut Loaded) -> HashMap<
     for found in node.processes.find_all(&node.config) {
         let pod = found.run.file_name().and_then(|name| name.to_str());
         match pod.filter(|pod| pods.contains(pod)) {
-            Some(pod) if found.role == Role::FileServer && found.is_recorded => {
+            Some(pod) if found.role == Role::FileServer => {
                 servers.insert(pod.to_owned(), found.process);
             }
             Some(_) if vmms.contains(&found.process.identity()) => {}
-            Some(pod) if unread.contains(pod) && found.is_recorded => {
+            Some(pod) if unread.contains(pod) => {
                 untold.insert(pod.to_owned(), found.process.identity());
             }
             _ => strays.push(found),

@@ -358,9 +358,9 @@ impl<'a> Prepared<'a> {
             node, record, run, ..
         } = &self.0;
         let cgroup = record.cgroup.as_ref();
-        let vmm = node
-            .processes
-            .spawn_vmm(&node.config.vmm, &record.id, run, cgroup)?;
+        let vmm =
+            node.processes
+                .spawn_vmm(&node.config.vmm, &record.id, record.user, run, cgroup)?;
         let deadline = tokio::time::Instant::now() + SPAWN;
         let connected =
             VmClient::connect(&run.control_socket(), &run.exit_report(), deadline, &vmm).await;

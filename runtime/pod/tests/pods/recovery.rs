@@ -1,6 +1,6 @@
 //! A daemon that ends, in whatever way, and the next one.
 
-use std::{fs, sync::atomic::Ordering, time::Duration};
+use std::{fs, io::Write, process::Stdio, sync::atomic::Ordering, time::Duration};
 
 use hull_network::{GuestInterface, GuestRoute};
 use hull_pod::Pods;
@@ -9,6 +9,7 @@ use hull_spec::{
     id::PodId,
     info::{ContainerState, SandboxState},
 };
+use hull_vm::identity::Identity;
 use redb::ReadableTable;
 
 use crate::common::{TestNode, attached, container, daemon, end, eventually, kill_pid};
@@ -485,8 +486,16 @@ async fn what_nobody_owns_is_removed() {
         .arg(run.join("vmm.sock"))
         .arg("--exit-report")
         .arg(run.join("exit.json"))
+        .stdin(Stdio::piped())
         .spawn()
         .unwrap();
+    let identity = Identity::of(vmm.id()).unwrap();
+    fs::write(
+        run.join("vmm.process"),
+        serde_json::to_vec(&identity).unwrap(),
+    )
+    .unwrap();
+    vmm.stdin.take().unwrap().write_all(b"\n").unwrap();
     eventually("listening", async || run.join("vmm.sock").exists()).await;
     // It is our child, so somebody has to bury it.
     let burial = std::thread::spawn(move || vmm.wait().unwrap());
