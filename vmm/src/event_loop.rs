@@ -21,7 +21,6 @@ use crate::control::answer::refusal;
 use crate::control::connection::{Connection, ConnectionError, Incoming};
 use crate::fds::Fds;
 use crate::kvm::device::KvmDevice;
-use crate::kvm::vcpu::Vcpus;
 use crate::machine::{Machine, MachineError};
 use crate::service;
 use crate::{epolls, exit, log};
@@ -120,10 +119,7 @@ impl EventLoop {
     pub fn boot(&mut self, config: &VmConfig, fds: &Fds) -> Result<(), LoopError> {
         let mut machine = Machine::build(config, fds, &self.kvm, &self.devices)?;
         machine.start()?;
-        self.watch_vcpus(&machine)?;
-        self.machine = Some(machine);
-        self.state = VmState::Running;
-        Ok(())
+        self.started(machine)
     }
 
     /// Returns the counters.
@@ -391,7 +387,14 @@ impl EventLoop {
         };
         self.state = VmState::Empty;
         machine.start()?;
-        self.watch_vcpus(&machine)?;
+        self.started(machine)
+    }
+
+    fn started(&mut self, machine: Machine) -> Result<(), LoopError> {
+        self.kvm.close();
+        if let Some(vcpus) = machine.vcpus() {
+            self.watch(vcpus.ended().as_raw_fd(), ENDED, EventSet::IN)?;
+        }
         self.machine = Some(machine);
         self.state = VmState::Running;
         Ok(())
@@ -423,13 +426,6 @@ impl EventLoop {
         }
         self.state = VmState::Running;
         Ok(())
-    }
-
-    fn watch_vcpus(&self, machine: &Machine) -> Result<(), LoopError> {
-        match machine.vcpus().map(Vcpus::ended) {
-            Some(ended) => self.watch(ended.as_raw_fd(), ENDED, EventSet::IN),
-            None => Ok(()),
-        }
     }
 
     fn watch(&self, fd: RawFd, token: u64, events: EventSet) -> Result<(), LoopError> {

@@ -27,6 +27,11 @@ impl KvmDevice {
         Self(Kvm::new())
     }
 
+    /// Closes it, when the VM is there.
+    pub fn close(&mut self) {
+        self.0 = Err(errno::Error::new(libc::EBADF));
+    }
+
     /// Checks that it can do what a VM needs.
     ///
     /// # Errors

@@ -37,6 +37,11 @@ pub fn has_kvm() -> bool {
 /// As whom VMMs run.
 pub const USER: u32 = 1_879_048_192;
 
+/// Tells a VMM that was just started that it is known.
+pub fn make_known(child: &mut Child) {
+    child.stdin.take().unwrap().write_all(b"\n").unwrap();
+}
+
 /// A VMM.
 pub struct Vmm {
     directory: TempDir,
@@ -54,12 +59,12 @@ impl Vmm {
             .arg("--exit-report")
             .arg(directory.path().join("exit.json"))
             .args(["--user", &USER.to_string()])
+            .env_clear()
             .stdin(Stdio::piped())
             .stderr(Stdio::inherit())
             .spawn()
             .unwrap();
-        // It is known.
-        child.stdin.take().unwrap().write_all(b"\n").unwrap();
+        make_known(&mut child);
         let vmm = Self { directory, child };
         // The file is there a moment before anybody listens.
         wait_until(|| UnixStream::connect(vmm.path("vmm.sock")).is_ok());

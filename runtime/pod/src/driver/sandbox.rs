@@ -192,6 +192,7 @@ impl Driver {
                         self.phase = Phase::Gone;
                         self.publish();
                         self.node.registry.release(&self.record.id);
+                        self.user = None;
                         Ok(())
                     }
                 };

@@ -81,7 +81,7 @@ pub(crate) struct Driver {
     pub(super) node: Arc<Node>,
     pub(super) record: SandboxRecord,
     /// The VMM's, as long as the pod exists.
-    pub(super) _user: User,
+    pub(super) user: Option<User>,
     pub(super) phase: Phase,
     pub(super) boot: Option<BootTimes>,
     pub(super) running: Option<Running>,
@@ -140,7 +140,7 @@ impl Driver {
         let (sender, commands) = mpsc::channel(COMMANDS);
         entry.commands = sender;
         let driver = Self {
-            _user: node.users.claim(record.user),
+            user: Some(node.users.claim(record.user)),
             node,
             record,
             phase,

@@ -10,6 +10,7 @@ use std::{
 
 use hull_pod::Pods;
 use hull_spec::{
+    config::UserRange,
     id::PodId,
     info::SandboxState,
     spec::{MountPropagation, MountSource, MountSpec},
@@ -104,6 +105,51 @@ fn a_process_that_poses_as_a_pods_is_left_alone() {
             other.wait().unwrap();
         }
         eventually("the end", async || node.leftovers().is_empty()).await;
+    });
+}
+
+/// The value of the option `--user` of a VMM.
+fn user_of(vmm: i32) -> u32 {
+    let line = fs::read_to_string(format!("/proc/{vmm}/cmdline")).unwrap();
+    let mut arguments = line.split('\0');
+    arguments.find(|argument| *argument == "--user").unwrap();
+    arguments.next().unwrap().parse().unwrap()
+}
+
+#[test]
+fn vmms_have_users_and_pid_namespaces_of_their_own() {
+    let node = TestNode::new();
+    let run = |name: &'static str| {
+        daemon().block_on(async {
+            let pods = node.open().await;
+            let before = node.vmms();
+            pods.run_sandbox(node.sandbox(name)).await.unwrap();
+            let vmm = node.vmms().into_iter().find(|vmm| !before.contains(vmm));
+            vmm.unwrap()
+        })
+    };
+    // The daemon ends after each, so what is taken is known from records.
+    let vmms = [run("one"), run("two"), run("three")];
+    let first = UserRange::FIRST;
+    assert_eq!(vmms.map(user_of), [first + 1, first + 2, first + 3]);
+    for vmm in vmms {
+        let status = fs::read_to_string(format!("/proc/{vmm}/status")).unwrap();
+        let pids = status.lines().find_map(|line| line.strip_prefix("NSpid:"));
+        // Its number here, perhaps in namespaces between, and in its own.
+        assert!(pids.unwrap().ends_with("\t1"), "{pids:?}");
+    }
+    daemon().block_on(async {
+        let pods = node.open().await;
+        let id = pods.sandboxes().await[1].id.clone();
+        pods.remove_sandbox(id.as_str()).await.unwrap();
+        let before = node.vmms();
+        pods.run_sandbox(node.sandbox("four")).await.unwrap();
+        let vmm = node.vmms().into_iter().find(|vmm| !before.contains(vmm));
+        assert_eq!(user_of(vmm.unwrap()), first + 2, "it is free again");
+        for info in pods.sandboxes().await {
+            pods.remove_sandbox(info.id.as_str()).await.unwrap();
+        }
+        assert_eq!(node.leftovers(), [""; 0]);
     });
 }
 
