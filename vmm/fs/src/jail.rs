@@ -31,6 +31,24 @@ const POWERS: CapabilitySet = CapabilitySet::CHOWN
     .union(CapabilitySet::SETGID)
     .union(CapabilitySet::SETUID);
 
+/// What the manager goes on to need: to clone mounts and attach them in the server's namespace, to
+/// enter that, and to find what is to be shared and make mount points whatever their modes say.
+const MANAGERS: CapabilitySet = CapabilitySet::SYS_ADMIN
+    .union(CapabilitySet::SYS_CHROOT)
+    .union(CapabilitySet::DAC_OVERRIDE)
+    .union(CapabilitySet::DAC_READ_SEARCH);
+
+/// Leaves to the manager, once it has started the server, what mounts take. It has the host's mount
+/// namespace, which is where shares come from.
+///
+/// # Errors
+/// [`JailError`]
+pub fn confine_manager() -> Result<(), JailError> {
+    hull_jail::leave_network()?;
+    hull_jail::keep_capabilities(MANAGERS)?;
+    hull_jail::hide_memory()
+}
+
 /// Locks the process in: an empty root with nothing of the host, own namespaces, few powers. It
 /// ends with its parent. There must be one thread, in a new pid namespace.
 ///

@@ -12,6 +12,7 @@ use std::time::Duration;
 use std::{fs, thread};
 
 use error_reporter::Report;
+use hull_jail::JailError;
 use hull_proto_vmm::fs::{ErrorKind, MAX_SHARES, Request, Response, Share, VERSION};
 use hull_proto_vmm::{CodecError, body_length, decode, encode};
 use rustix::event::{PollFd, PollFlags, poll};
@@ -21,6 +22,7 @@ use rustix::mount::{UnmountFlags, unmount};
 use rustix::process::umask;
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 
+use crate::jail;
 use crate::owners::Owners;
 use crate::server::{OK, READY};
 use crate::share::{Detached, Identity, MountNamespace, ShareError};
@@ -70,6 +72,9 @@ pub enum ManagerError {
     /// The server refused a command.
     #[error("the server answered: {0}")]
     Server(String),
+    /// Its own powers could not be dropped.
+    #[error("lock the manager in")]
+    Jail(#[from] JailError),
     /// The bytes received are not a message.
     #[error("read request")]
     Codec(#[from] CodecError),
@@ -92,6 +97,7 @@ pub fn run(socket: &Path, cgroup: Option<&Path>) -> Result<(), ManagerError> {
     let listener = UnixListener::bind(socket).map_err(io_error("listen on the socket"))?;
     // The way to a share is for all users of the guest, whatever mask this process was started with.
     umask(Mode::WGRP | Mode::WOTH);
+    jail::confine_manager()?;
     let done = serve(&listener, &mut server);
     // The directory may be gone with the pod.
     let _ = fs::remove_file(socket);

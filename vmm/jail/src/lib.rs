@@ -84,22 +84,31 @@ pub fn close_from(first: u32) -> Result<(), JailError> {
     Ok(())
 }
 
-/// Goes from the host's mounts, networks, System V objects and names to namespaces of its own.
+/// Goes from the host's networks, System V objects and names to namespaces of its own.
+///
+/// # Errors
+/// [`JailError`]
+pub fn leave_network() -> Result<(), JailError> {
+    unshare(UnshareFlags::NEWNET | UnshareFlags::NEWIPC | UnshareFlags::NEWUTS)
+}
+
+/// [`leave_network`], and the host's mounts: what is mounted later on one side is not seen on the other.
 ///
 /// # Errors
 /// [`JailError`]
 pub fn leave_namespaces() -> Result<(), JailError> {
-    step("leave the host's namespaces", || {
-        let flags = UnshareFlags::NEWNS
-            | UnshareFlags::NEWNET
-            | UnshareFlags::NEWIPC
-            | UnshareFlags::NEWUTS;
-        // SAFETY: the table of file descriptors is not among what is unshared.
-        unsafe { unshare_unsafe(flags) }
-    })?;
+    leave_network()?;
+    unshare(UnshareFlags::NEWNS)?;
     step("keep mounts apart", || {
         let flags = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
         mount_change("/", flags)
+    })
+}
+
+fn unshare(flags: UnshareFlags) -> Result<(), JailError> {
+    step("leave the host's namespaces", || {
+        // SAFETY: the table of file descriptors is not among what is unshared.
+        unsafe { unshare_unsafe(flags) }
     })
 }
 

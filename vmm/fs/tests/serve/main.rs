@@ -246,17 +246,26 @@ fn special_powers_are_not_there() {
     let pid = server.process.id();
     let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
     let child = children.trim();
-    let status = fs::read_to_string(format!("/proc/{child}/status")).unwrap();
-    let field = |name: &str| {
+    let field_of = |pid: &str, name: &str| {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
         let line = status.lines().find(|line| line.starts_with(name)).unwrap();
         line.split_ascii_whitespace().last().unwrap().to_owned()
     };
-    let kept = format!("{:016x}", 0b1101_1111);
-    for set in ["CapPrm", "CapEff", "CapBnd"] {
-        assert_eq!(field(set), kept, "{set}");
+    let field = |name: &str| field_of(child, name);
+    // The manager can mount, and find what is to be mounted.
+    let manager = pid.to_string();
+    let mounts: u64 = 1 << 21 | 1 << 18 | 0b110;
+    for (pid, kept) in [(child, 0b1101_1111), (manager.as_str(), mounts)] {
+        for set in ["CapPrm", "CapEff", "CapBnd"] {
+            assert_eq!(field_of(pid, set), format!("{kept:016x}"), "{set} of {pid}");
+        }
+        assert_eq!(field_of(pid, "CapInh"), "0000000000000000");
+        assert_eq!(field_of(pid, "NoNewPrivs"), "1");
+        for namespace in ["net", "ipc", "uts"] {
+            let of = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/{namespace}")).unwrap();
+            assert_ne!(of(pid), of("self"), "{namespace} of {pid}");
+        }
     }
-    assert_eq!(field("CapInh"), "0000000000000000");
-    assert_eq!(field("NoNewPrivs"), "1");
     // A filter of system calls, over all threads: no opening by handle.
     assert_eq!(field("Seccomp:"), "2");
     assert_eq!(field("NSpid"), "1");
