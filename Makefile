@@ -3,7 +3,7 @@
 # make turns every failure into exit code 2; tests/host/run.sh CMD passes the code on as it is.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test critest bench check host shell host-stop image build clean
+.PHONY: help demo test critest bench check host shell host-stop image build sbom clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s  %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -38,6 +38,9 @@ image: ## guest kernel and root
 
 build: ## everything into target/hull; PROFILE=dev: quicker to build
 	@tests/host/assets.sh
+
+sbom: build ## what all of target/hull is made of: target/hull/sbom.cdx.json (CycloneDX)
+	@tests/host/sbom target/hull/sbom.cdx.json
 
 clean: host-stop ## remove target/ and stop the emulated KVM host; the cache stays
 	cargo clean

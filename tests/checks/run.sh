@@ -15,6 +15,7 @@ circles() { tests/checks/circles --self-test && tests/checks/circles; }
 check format cargo fmt --all --check
 check lints cargo clippy --locked --quiet --workspace --all-targets -- -D warnings
 check dependencies tests/checks/dependencies
+check "bill of materials" tests/host/sbom --check
 check layering tests/checks/layering
 check circles circles
 check points tests/checks/points
