@@ -3,6 +3,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
+mod registry;
+
 use std::{
     collections::BTreeSet,
     fs,
@@ -16,7 +18,9 @@ use std::{
 };
 
 use futures::future::join_all;
-use hull_proto_cri::v1::{runtime_service_client::RuntimeServiceClient, *};
+use hull_proto_cri::v1::{
+    image_service_client::ImageServiceClient, runtime_service_client::RuntimeServiceClient, *,
+};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tonic::transport::{Channel, Endpoint};
@@ -39,11 +43,17 @@ struct Daemon {
     dir: TempDir,
     child: Child,
     client: RuntimeServiceClient<Channel>,
+    images: ImageServiceClient<Channel>,
 }
 
 impl Daemon {
     /// `None` (said on stdout) where it can't be had.
     async fn start() -> Option<Self> {
+        Self::start_with("").await
+    }
+
+    /// With `settings` at the top of its configuration.
+    async fn start_with(settings: &str) -> Option<Self> {
         if !Path::new(PLUGINS).join("bridge").exists() {
             println!("SKIPPED: serve: no {PLUGINS}/bridge");
             return None;
@@ -82,7 +92,7 @@ impl Daemon {
         fs::write(&noter, with_dir(NOTER)).unwrap();
         fs::set_permissions(noter, fs::Permissions::from_mode(0o755)).unwrap();
         let config = format!(
-            "root = 'DIR/root'\nstate = 'DIR/state'\nassets = 'DIR/assets'\n\
+            "{settings}root = 'DIR/root'\nstate = 'DIR/state'\nassets = 'DIR/assets'\n\
              [cni]\nconf_dir = 'DIR/net.d'\nbin_dirs = ['DIR/bin', '{PLUGINS}']\n\
              [vm]\nmemory_mib = 32\nscratch_mib = 64\n"
         );
@@ -114,7 +124,8 @@ impl Daemon {
             tokio::time::sleep(Duration::from_millis(20)).await;
         };
         Some(Self {
-            client: RuntimeServiceClient::new(channel),
+            client: RuntimeServiceClient::new(channel.clone()),
+            images: ImageServiceClient::new(channel),
             dir,
             child,
         })
@@ -353,5 +364,131 @@ async fn another_user_gets_at_nothing_that_the_daemon_keeps() {
         .unwrap();
     assert!(reached.status.success());
     assert_eq!(String::from_utf8_lossy(&reached.stdout), "");
+    daemon.end(&id).await;
+}
+
+/// What no log and no command line may have.
+const SECRET: &str = "s3cr3t";
+
+fn secret(what: &str) -> String {
+    format!("{SECRET}-{what}")
+}
+
+/// The file at `path` has the secret, as it is or as HTTP has it.
+fn tells(path: &Path) -> bool {
+    let bytes = fs::read(path).unwrap_or_default();
+    let text = String::from_utf8_lossy(&bytes);
+    text.contains(SECRET) || text.contains(&registry::basic("user", &secret("password")))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn secrets_are_in_no_log_and_no_command_line() {
+    let Some(daemon) = Daemon::start_with("log = 'trace'\n").await else {
+        return;
+    };
+    let dir = daemon.dir.path();
+    let registry = registry::serve(daemon.child.id(), "user", &secret("password"));
+    let image = ImageSpec {
+        image: format!("{}/app:1", registry.address),
+        ..Default::default()
+    };
+    let annotations = [("note".to_owned(), secret("annotation"))];
+    let pod = PodSandboxConfig {
+        metadata: Some(PodSandboxMetadata {
+            name: "web".into(),
+            uid: "web".into(),
+            namespace: "default".into(),
+            attempt: 0,
+        }),
+        log_directory: dir.join("logs").display().to_string(),
+        annotations: annotations.clone().into(),
+        ..Default::default()
+    };
+    let pull = async |password: &str| {
+        let request = PullImageRequest {
+            image: Some(image.clone()),
+            auth: Some(AuthConfig {
+                username: "user".into(),
+                password: password.into(),
+                ..Default::default()
+            }),
+            sandbox_config: Some(pod.clone()),
+        };
+        daemon.images.clone().pull_image(request).await
+    };
+    let refused = pull(&secret("wrong")).await.unwrap_err();
+    assert!(!refused.message().contains(SECRET), "{refused}");
+    pull(&secret("password")).await.unwrap();
+    assert!(registry.was_let_in());
+
+    let mut client = daemon.client.clone();
+    let request = RunPodSandboxRequest {
+        config: Some(pod.clone()),
+        runtime_handler: String::new(),
+    };
+    let id = client.run_pod_sandbox(request).await.unwrap();
+    let id = id.into_inner().pod_sandbox_id;
+    let container = |key: &str| CreateContainerRequest {
+        pod_sandbox_id: id.clone(),
+        config: Some(ContainerConfig {
+            metadata: Some(ContainerMetadata {
+                name: "main".into(),
+                attempt: 0,
+            }),
+            image: Some(image.clone()),
+            command: vec!["/file".into()],
+            args: vec![secret("argument")],
+            envs: vec![KeyValue {
+                key: key.into(),
+                value: secret("environment").into(),
+            }],
+            annotations: annotations.clone().into(),
+            log_path: "main.log".into(),
+            ..Default::default()
+        }),
+        sandbox_config: Some(pod.clone()),
+    };
+    let refused = client.create_container(container("a=b")).await.unwrap_err();
+    assert!(!refused.message().contains(SECRET), "{refused}");
+    let made = client.create_container(container("TOKEN")).await.unwrap();
+    let container_id = made.into_inner().container_id;
+    let request = StartContainerRequest {
+        container_id: container_id.clone(),
+    };
+    client.start_container(request).await.unwrap();
+    let request = ExecSyncRequest {
+        container_id,
+        cmd: vec!["echo".into(), secret("command")],
+        timeout: 5,
+    };
+    // Whatever comes of it.
+    let _ = client.exec_sync(request).await;
+
+    let mut files = Vec::new();
+    all_below(dir, &mut files);
+    let telling: Vec<_> = files.iter().filter(|path| tells(path)).collect();
+    // The daemon's records have it, so this looks well.
+    let record = dir.join(format!("state/records/sandbox-{id}"));
+    assert!(telling.contains(&&record), "{telling:?}");
+    let records = ["root/hull.redb", "root/cni", "state/records"].map(|name| dir.join(name));
+    let logs = telling
+        .iter()
+        .filter(|path| !records.iter().any(|kept| path.starts_with(kept)));
+    let logs: Vec<_> = logs.collect();
+    assert!(logs.is_empty(), "{logs:?}");
+    let log = fs::read_to_string(dir.join("log")).unwrap();
+    assert!(log.contains("TRACE"), "{log}");
+
+    let mut processes = 0;
+    for process in fs::read_dir("/proc").unwrap().flatten() {
+        let line = fs::read(process.path().join("cmdline")).unwrap_or_default();
+        if String::from_utf8_lossy(&line).contains(dir.to_str().unwrap()) {
+            processes += 1;
+            for file in ["cmdline", "environ"] {
+                assert!(!tells(&process.path().join(file)), "{process:?} {file}");
+            }
+        }
+    }
+    assert!(processes >= 2, "daemon and VMM");
     daemon.end(&id).await;
 }
