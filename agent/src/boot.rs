@@ -16,6 +16,9 @@ use crate::layout::{CGROUP_ROOT, Layout};
 const RESERVE: u64 = 24 << 20;
 /// Guests with less memory get no limit: there is nothing to spare.
 const SMALL_GUEST: u64 = 96 << 20;
+/// Threads that the workload cannot take from the agent and the kernel, beyond those that there are
+/// at boot.
+const THREADS_RESERVE: u64 = 256;
 /// Open files that containers may use at most, as hosts set it.
 const OPEN_FILES: u64 = 1 << 20;
 
@@ -155,6 +158,15 @@ pub(crate) fn cgroups(layout: &Layout) -> Result<(), BootError> {
     {
         let _ = fs::write(pod.join("memory.max"), limit.to_string());
     }
+    let number = |path: &str| fs::read_to_string(path).ok()?.trim().parse().ok();
+    let loads = fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    if let Some(limit) = thread_limit(
+        number("/proc/sys/kernel/threads-max"),
+        number("/proc/sys/kernel/pid_max"),
+        &loads,
+    ) {
+        let _ = fs::write(pod.join("pids.max"), limit.to_string());
+    }
     Ok(())
 }
 
@@ -164,6 +176,16 @@ fn workload_limit(meminfo: &str) -> Option<u64> {
     let kib: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
     let total = kib.checked_mul(1024)?;
     (total > SMALL_GUEST).then(|| total - RESERVE)
+}
+
+/// Returns how many threads all containers may have together. The kernel's own limits hold for the
+/// agent too, which needs threads to do anything, and to end containers.
+fn thread_limit(threads_max: Option<u64>, pid_max: Option<u64>, loads: &str) -> Option<u64> {
+    let most = [threads_max, pid_max].into_iter().flatten().min()?;
+    // "0.20 0.18 0.12 1/80 11206": the fourth is running/all.
+    let there: u64 = loads.split(['/', ' ']).nth(4)?.parse().ok()?;
+    // A guest so small that nothing is left gives half.
+    Some(most.saturating_sub(there + THREADS_RESERVE).max(most / 2))
 }
 
 fn file(action: &'static str, path: impl AsRef<Path>) -> impl FnOnce(io::Error) -> BootError {
@@ -185,5 +207,21 @@ mod tests {
         assert_eq!(workload_limit(text), Some((256 << 20) - RESERVE));
         assert_eq!(workload_limit("MemTotal: 65536 kB\n"), None);
         assert_eq!(workload_limit("nothing"), None);
+    }
+
+    #[test]
+    fn a_guest_leaves_the_agent_some_threads() {
+        let loads = "0.20 0.18 0.12 1/80 11206\n";
+        assert_eq!(
+            thread_limit(Some(1900), Some(32768), loads),
+            Some(1900 - 80 - 256)
+        );
+        assert_eq!(
+            thread_limit(None, Some(32768), loads),
+            Some(32768 - 80 - 256)
+        );
+        assert_eq!(thread_limit(Some(500), None, loads), Some(250));
+        assert_eq!(thread_limit(None, None, loads), None);
+        assert_eq!(thread_limit(Some(1900), None, ""), None);
     }
 }

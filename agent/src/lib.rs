@@ -16,7 +16,8 @@
 //!
 //! Outside of a guest, `hull-agent --listen unix:DIR` serves the same contract
 //! on `DIR/rpc.sock` and `DIR/stream.sock`, for tests in a pid and mount
-//! namespace of their own.
+//! namespace of their own. `--listen vsock:CID` is what a guest's PID 1 does, for a
+//! host with that context id: a test has only vsock's loopback.
 
 #![deny(unsafe_code)]
 
@@ -59,6 +60,7 @@ use std::{
 use error_reporter::Report;
 use hull_proto_agent::{RPC_PORT, STREAM_PORT, rpc as contract};
 use tokio::sync::Notify;
+use tokio_vsock::VMADDR_CID_HOST;
 use tracing::{error, info, warn};
 
 use self::{
@@ -80,8 +82,10 @@ use self::{
 /// How the program was called.
 #[derive(Debug, PartialEq, Eq)]
 enum Call {
-    /// As PID 1 of a guest.
-    Guest,
+    /// As PID 1 of a guest, whose host has the context id `host`.
+    Guest {
+        host: u32,
+    },
     /// For tests: Unix sockets in `dir`.
     Test {
         dir: PathBuf,
@@ -101,14 +105,23 @@ fn call(mut args: impl Iterator<Item = String>) -> Call {
         // PID 1 too, of the pod's pid namespace.
         Some("pause") => Call::Pause,
         Some("--version") => Call::Version,
-        Some("--listen") => match args.next().as_deref().and_then(|a| a.strip_prefix("unix:")) {
-            Some(dir) => Call::Test {
-                dir: PathBuf::from(dir),
-            },
-            None => Call::Wrong,
-        },
+        Some("--listen") => listen(&args.next().unwrap_or_default()),
         // The kernel hands on words of its command line that it does not know.
-        _ if std::process::id() == 1 => Call::Guest,
+        _ if std::process::id() == 1 => Call::Guest {
+            host: VMADDR_CID_HOST,
+        },
+        _ => Call::Wrong,
+    }
+}
+
+fn listen(address: &str) -> Call {
+    match address.split_once(':') {
+        Some(("unix", dir)) => Call::Test {
+            dir: PathBuf::from(dir),
+        },
+        Some(("vsock", host)) => host
+            .parse()
+            .map_or(Call::Wrong, |host| Call::Guest { host }),
         _ => Call::Wrong,
     }
 }
@@ -126,10 +139,12 @@ pub fn main() -> ExitCode {
             ExitCode::SUCCESS
         }
         Call::Wrong => {
-            eprintln!("usage: hull-agent [--version | --listen unix:DIR]; in a guest it is /init");
+            eprintln!(
+                "usage: hull-agent [--version | --listen unix:DIR | --listen vsock:CID]; in a guest it is /init"
+            );
             ExitCode::FAILURE
         }
-        Call::Guest => finish(guest(kernel_ns)),
+        Call::Guest { host } => finish(guest(kernel_ns, host)),
         Call::Test { dir } => finish(outside(kernel_ns, &dir)),
     }
 }
@@ -149,14 +164,15 @@ fn finish(result: Result<(), AnyError>) -> ExitCode {
 }
 
 /// The life of PID 1. When it returns, the kernel panics and so ends the VM.
-fn guest(kernel_ns: u64) -> Result<(), AnyError> {
+fn guest(kernel_ns: u64, host: u32) -> Result<(), AnyError> {
     boot::mount_all()?;
     log::start(true);
     boot::limits();
     let layout = Layout::default();
     boot::cgroups(&layout)?;
     run(kernel_ns, layout, || {
-        Ok((Listener::vsock(RPC_PORT)?, Listener::vsock(STREAM_PORT)?))
+        let rpc = Listener::vsock(RPC_PORT, host)?;
+        Ok((rpc, Listener::vsock(STREAM_PORT, host)?))
     })?;
     shutdown::stop();
     Ok(())
@@ -251,5 +267,7 @@ mod tests {
             called(&["--listen", "unix:/x"]),
             Call::Test { dir: "/x".into() }
         );
+        assert_eq!(called(&["--listen", "vsock:1"]), Call::Guest { host: 1 });
+        assert_eq!(called(&["--listen", "vsock:x"]), Call::Wrong);
     }
 }

@@ -2,22 +2,26 @@
 
 use std::{io, path::Path};
 
+use futures::stream;
 use tokio::net::UnixListener;
 use tokio_vsock::{VMADDR_CID_ANY, VsockAddr, VsockListener};
+use tracing::debug;
 
 use crate::stdio::connection::Connection;
 
 /// A listening socket.
 #[derive(Debug)]
 pub(crate) enum Listener {
-    Vsock(VsockListener),
+    /// The second is the context id of the host, which alone may connect.
+    Vsock(VsockListener, u32),
     Unix(UnixListener),
 }
 
 impl Listener {
-    /// Listens on a vsock port.
-    pub(crate) fn vsock(port: u32) -> io::Result<Self> {
-        VsockListener::bind(VsockAddr::new(VMADDR_CID_ANY, port)).map(Self::Vsock)
+    /// Listens on a vsock port for the host, whose context id is `host`.
+    pub(crate) fn vsock(port: u32, host: u32) -> io::Result<Self> {
+        let listener = VsockListener::bind(VsockAddr::new(VMADDR_CID_ANY, port))?;
+        Ok(Self::Vsock(listener, host))
     }
 
     /// Listens on a Unix socket; an old one there is replaced.
@@ -28,19 +32,26 @@ impl Listener {
         }
     }
 
-    /// Waits for the next connection.
+    /// Waits for the next connection of the host.
     pub(crate) async fn accept(&mut self) -> io::Result<Connection> {
         match self {
-            Self::Vsock(listener) => Ok(Box::new(listener.accept().await?.0)),
+            Self::Vsock(listener, host) => loop {
+                let (connection, peer) = listener.accept().await?;
+                if peer.cid() == *host {
+                    return Ok(Box::new(connection));
+                }
+                // Containers get here if the kernel has a transport within the guest.
+                debug!(%peer, "refused a connection that is not the host's");
+            },
             Self::Unix(listener) => Ok(Box::new(listener.accept().await?.0)),
         }
     }
 
     /// Turns the socket into what the ttrpc server takes.
     pub(crate) fn into_ttrpc(self) -> ttrpc::r#async::transport::Listener {
-        match self {
-            Self::Vsock(listener) => listener.into(),
-            Self::Unix(listener) => listener.into(),
-        }
+        ttrpc::r#async::transport::Listener::new(stream::unfold(self, async |mut listener| {
+            let accepted = listener.accept().await;
+            Some((accepted, listener))
+        }))
     }
 }

@@ -34,3 +34,4 @@ mod stats;
 mod storage;
 mod streaming;
 mod volumes;
+mod within;

@@ -29,7 +29,7 @@ async fn end(node: Node, pod: &Pod) {
 }
 
 /// A configuration with these settings; its first process is 1 unless they say otherwise.
-fn with(
+pub fn with(
     mut config: ContainerConfig,
     mut context: LinuxContainerSecurityContext,
 ) -> ContainerConfig {
@@ -61,13 +61,13 @@ async fn refused(node: &Node, pod: &Pod, context: LinuxContainerSecurityContext)
 }
 
 /// The output of a script in a container.
-async fn said(node: &Node, id: &str, script: &str) -> String {
+pub async fn said(node: &Node, id: &str, script: &str) -> String {
     let answer = node.exec(id, script).await;
     String::from_utf8(answer.stdout).unwrap()
 }
 
 /// A pod whose Linux settings `change` has edited.
-async fn pod_with(
+pub async fn pod_with(
     node: &Node,
     name: &str,
     change: impl FnOnce(&mut LinuxPodSandboxConfig),
@@ -562,7 +562,7 @@ async fn namespaces_are_the_pods_the_containers_or_another_containers() {
     end(node, &pod).await;
 }
 
-fn mapping(container_id: u32, host_id: u32, length: u32) -> IdMapping {
+pub fn mapping(container_id: u32, host_id: u32, length: u32) -> IdMapping {
     IdMapping {
         host_id,
         container_id,
@@ -570,7 +570,7 @@ fn mapping(container_id: u32, host_id: u32, length: u32) -> IdMapping {
     }
 }
 
-fn user_namespace(mode: NamespaceMode, mappings: &[IdMapping]) -> NamespaceOption {
+pub fn user_namespace(mode: NamespaceMode, mappings: &[IdMapping]) -> NamespaceOption {
     NamespaceOption {
         userns_options: Some(UserNamespace {
             mode: mode.into(),

@@ -1,10 +1,11 @@
 #!/bin/bash
-# build.sh: builds the programs that check a file system from within a container, static, and prints the
-# directory that holds them:
+# build.sh: builds the programs that check a file system and attack the guest from within a container,
+# static, and prints the directory that holds them:
 #
 #   pjdfstest   system calls that concern names, modes and owners, and their errors (BSD-2-Clause)
 #   fsx         random writes, mappings, truncations against a model in memory (APSL-2.0)
 #   hull-posix  what those leave out; ours
+#   hull-hostile  attacks on what is around a container; ours (agent/hostile)
 #
 # The first two are packages of crates.io, run as they are: nothing of ours is linked with them. They are
 # built once and kept in the cache.
@@ -26,9 +27,9 @@ main() {
         [ -d "$kept" ] || packages "$kept" 7>&-
     fi
     # Not optimized, but a failed check says where, and goes on: a release build would abort.
-    (cd "$REPO" && cargo build --locked --quiet -p hull-posix --target "$TRIPLE")
+    (cd "$REPO" && cargo build --locked --quiet -p hull-posix -p hull-hostile --target "$TRIPLE")
     mkdir -p "$out"
-    cp -u "$kept"/* "$TARGET/$TRIPLE/debug/hull-posix" "$out"
+    cp -u "$kept"/* "$TARGET/$TRIPLE/debug/hull-posix" "$TARGET/$TRIPLE/debug/hull-hostile" "$out"
     echo "$out"
 }
 

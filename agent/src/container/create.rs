@@ -207,6 +207,13 @@ async fn stages(
         source,
     })?;
     remains.cgroup = Some(cgroup.clone());
+    limits::leave_threads(cgroup.path(), &context.layout.pod_cgroup()).map_err(|source| {
+        ContainerError::File {
+            action: "limit the threads of",
+            path: cgroup.path().to_owned(),
+            source,
+        }
+    })?;
     let limits = asked.linux_mut().as_mut();
     if let Some(limits) = limits.and_then(|linux| linux.resources_mut().as_mut()) {
         limits::fit(limits, cgroup.path())?;

@@ -1,6 +1,6 @@
 //! Limits as this guest can keep them: the host speaks of its own processors and page sizes.
 
-use std::{fs, path::Path};
+use std::{fs, io, path::Path};
 
 use libcontainer::oci_spec::runtime::LinuxResources;
 
@@ -48,6 +48,23 @@ pub(super) fn fit(resources: &mut LinuxResources, cgroup: &Path) -> Result<(), L
     Ok(())
 }
 
+/// Threads that one container leaves the others of its pod.
+const THREADS_FOR_OTHERS: u64 = 64;
+
+/// Keeps a container without a limit of threads, whose cgroup is `cgroup`, from taking all of the
+/// pod's, whose cgroup is `pod`: commands of the others, their probes among them, need some.
+pub(super) fn leave_threads(cgroup: &Path, pod: &Path) -> io::Result<()> {
+    let all = fs::read_to_string(pod.join("pids.max"));
+    match all.unwrap_or_default().trim().parse::<u64>() {
+        Ok(all) => {
+            let own = all.saturating_sub(THREADS_FOR_OTHERS).max(all / 2);
+            fs::write(cgroup.join("pids.max"), own.to_string())
+        }
+        // "max", or no file: a machine that is no guest.
+        Err(_) => Ok(()),
+    }
+}
+
 /// Returns what is in both lists (`0-3,5`); `None`: nothing.
 fn common(wanted: &str, there: &str) -> Option<String> {
     let there = ranges(there);
@@ -90,6 +107,22 @@ mod tests {
         assert_eq!(common("0,2-9", "0-2,4").as_deref(), Some("0,2,4"));
         assert_eq!(common("4-5", "0-1"), None);
         assert_eq!(common("x", "0"), None);
+    }
+
+    #[test]
+    fn a_container_leaves_threads_for_others() {
+        let dir = tempfile::tempdir().unwrap();
+        let (pod, own) = (dir.path().join("pids.max"), dir.path().join("own"));
+        fs::create_dir(&own).unwrap();
+        for (all, left) in [("1500\n", "1436"), ("80\n", "40")] {
+            fs::write(&pod, all).unwrap();
+            leave_threads(&own, dir.path()).unwrap();
+            assert_eq!(fs::read_to_string(own.join("pids.max")).unwrap(), left);
+        }
+        fs::remove_file(own.join("pids.max")).unwrap();
+        fs::write(&pod, "max\n").unwrap();
+        leave_threads(&own, dir.path()).unwrap();
+        assert!(!own.join("pids.max").exists());
     }
 
     #[test]

@@ -125,7 +125,7 @@ impl Classified for SandboxError {
             Self::Clock(_)
             | Self::Entropy(_)
             | Self::File { .. }
-            | Self::Shm(_)
+            | Self::Mount { .. }
             | Self::UserNamespace(_)
             | Self::Network(_) => Code::INTERNAL,
         }

@@ -31,6 +31,9 @@ use crate::{
 /// Size of `/dev/shm` when the host names none, in bytes.
 const DEFAULT_SHM: u64 = 64 << 20;
 
+/// Room for the files of the pod's identity, in bytes.
+const FILES_SIZE: u64 = 1 << 20;
+
 /// Why the guest could not be given its identity.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum SandboxError {
@@ -50,8 +53,12 @@ pub(crate) enum SandboxError {
         #[source]
         source: io::Error,
     },
-    #[error("mount the pod's shared memory")]
-    Shm(#[source] io::Error),
+    #[error("mount {name}")]
+    Mount {
+        name: &'static str,
+        #[source]
+        source: io::Error,
+    },
     #[error("make the pod's user namespace")]
     UserNamespace(#[from] io::Error),
     #[error(transparent)]
@@ -164,7 +171,8 @@ impl Sandbox {
             let path = path.to_owned();
             move |source| SandboxError::File { path, source }
         };
-        fs::create_dir_all(&dir).map_err(failed(&dir))?;
+        // Containers write to these files: what they leave must not take the agent's room.
+        mount_tmpfs("files", &dir, &format!("mode=755,size={FILES_SIZE}"))?;
         let hostname = format!("{}\n", request.hostname);
         let files = [
             ("resolv.conf", &request.resolv_conf),
@@ -179,29 +187,26 @@ impl Sandbox {
     }
 
     fn mount_shm(&self, size: u64) -> Result<(), SandboxError> {
-        let path = self.layout.shm();
         let size = if size == 0 { DEFAULT_SHM } else { size };
-        let mounted = mount_options(&path)?;
-        fs::create_dir_all(&path).map_err(SandboxError::Shm)?;
-        let mut flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
-        if mounted {
-            flags |= MsFlags::MS_REMOUNT;
-        }
-        let data = format!("mode=1777,size={size}");
-        mount(
-            Some("shm"),
-            &path,
-            Some("tmpfs"),
-            flags,
-            Some(data.as_str()),
-        )
-        .map_err(|e| SandboxError::Shm(e.into()))
+        let options = format!("mode=1777,size={size}");
+        mount_tmpfs("shm", &self.layout.shm(), &options)
     }
 }
 
+/// Mounts a file system in memory on `path`, or gives the one that is there these options.
+fn mount_tmpfs(name: &'static str, path: &Path, options: &str) -> Result<(), SandboxError> {
+    let failed = |source| SandboxError::Mount { name, source };
+    let mut flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    if is_mounted(path).map_err(failed)? {
+        flags |= MsFlags::MS_REMOUNT;
+    }
+    fs::create_dir_all(path).map_err(failed)?;
+    mount(Some(name), path, Some("tmpfs"), flags, Some(options)).map_err(|e| failed(e.into()))
+}
+
 /// Returns whether something is mounted on `path`.
-fn mount_options(path: &Path) -> Result<bool, SandboxError> {
-    let table = fs::read_to_string("/proc/self/mountinfo").map_err(SandboxError::Shm)?;
+fn is_mounted(path: &Path) -> io::Result<bool> {
+    let table = fs::read_to_string("/proc/self/mountinfo")?;
     let on = |line: &str| line.split(' ').nth(4).map(Path::new) == Some(path);
     Ok(table.lines().any(on))
 }

@@ -15,7 +15,7 @@ use tokio_vsock::VsockStream;
 pub(crate) type Connection = Box<dyn Duplex>;
 
 /// Bytes both ways.
-pub(crate) trait Duplex: AsyncRead + AsyncWrite + Unpin + Send {
+pub(crate) trait Duplex: AsyncRead + AsyncWrite + Unpin + Send + Sync {
     /// Returns one more descriptor of the socket, to look whether the other
     /// side has gone; `None`: it can't be told.
     fn watch(&self) -> io::Result<Option<OwnedFd>>;

@@ -296,6 +296,20 @@ impl Guest {
 
     /// Starts it, or says why that cannot be.
     pub async fn start() -> Result<(Self, AgentClient), &'static str> {
+        let guest = Self::start_for(1)?;
+        let client = connect_to("vsock://1:1024").await;
+        let request = proto::AttachStorageRequest {
+            id: "image".to_owned(),
+            fstype: "bind".to_owned(),
+            options: vec![Self::IMAGE.to_owned()],
+            ..Default::default()
+        };
+        client.attach_storage(context(), &request).await.unwrap();
+        Ok((guest, client))
+    }
+
+    /// Starts it for a host with the context id `host`; that of the loopback is 1.
+    pub fn start_for(host: u32) -> Result<Self, &'static str> {
         let loaded = Command::new("modprobe").arg("vsock_loopback").status();
         if !loaded.is_ok_and(|s| s.success()) {
             return Err("no vsock loopback");
@@ -308,19 +322,11 @@ impl Guest {
             .args(["--pid", "--fork", "--kill-child", "--mount", "--net"])
             .args(["--ipc", "--uts", "--propagation", "private"])
             .arg(program(base))
+            .args(["--listen", &format!("vsock:{host}")])
             .stdin(Stdio::null())
             .spawn()
             .unwrap();
-        let guest = Self { process };
-        let client = connect_to("vsock://1:1024").await;
-        let request = proto::AttachStorageRequest {
-            id: "image".to_owned(),
-            fstype: "bind".to_owned(),
-            options: vec![Self::IMAGE.to_owned()],
-            ..Default::default()
-        };
-        client.attach_storage(context(), &request).await.unwrap();
-        Ok((guest, client))
+        Ok(Self { process })
     }
 
     /// Waits for the end that a reset is inside of a pid namespace.

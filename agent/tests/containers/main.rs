@@ -1099,3 +1099,41 @@ fn as_pid_1_it_boots_serves_vsock_and_resets() {
         guest.ended().await;
     });
 }
+
+/// A container could connect by vsock too, if the kernel had a transport within the guest.
+#[test]
+fn only_the_host_is_served_over_vsock() {
+    const NAME: &str = "only_the_host_is_served_over_vsock";
+    if let Some(why) = unable() {
+        println!("SKIPPED: {NAME}: {why}");
+        return;
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    runtime.block_on(async {
+        let _guest = match Guest::start_for(2) {
+            Ok(started) => started,
+            Err(why) => {
+                println!("SKIPPED: {NAME}: {why}");
+                return;
+            }
+        };
+        for port in [hull_proto_agent::RPC_PORT, hull_proto_agent::STREAM_PORT] {
+            let address = tokio_vsock::VsockAddr::new(1, port);
+            let deadline = Instant::now() + LIMIT;
+            // Until it listens.
+            let mut stream = loop {
+                match tokio_vsock::VsockStream::connect(address).await {
+                    Ok(stream) => break stream,
+                    Err(e) => assert!(Instant::now() < deadline, "{port}: {e}"),
+                }
+                sleep(Duration::from_millis(20)).await;
+            };
+            let read = timeout(Duration::from_secs(10), stream.read(&mut [0; 16])).await;
+            let read = read.expect("the connection is left open");
+            assert!(matches!(read, Ok(0) | Err(_)), "{port}: {read:?}");
+        }
+    });
+}
