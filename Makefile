@@ -3,7 +3,7 @@
 # make turns every failure into exit code 2; tests/host/run.sh CMD passes the code on as it is.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test critest bench check host shell host-stop image build sbom clean
+.PHONY: help demo test critest bench hostile check host shell host-stop image build sbom clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s  %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -20,6 +20,10 @@ critest: build ## CRITEST=/path/to/critest [FOCUS=REGEX]: that critest against h
 
 bench: build ## BENCH=network, storage, pmem or burst: measures Hull and its peers in the KVM host; node: the daemon with many pods, here
 	@tests/bench/$(or $(BENCH),network).sh
+
+hostile: ## [SECONDS=N] [SEED=N]: the hostile guest's attacks at random on the VMM's devices, one seed after another, here
+	@HULL_HOSTILE_SECONDS=$(or $(SECONDS),60) HULL_HOSTILE_SEED=$(SEED) \
+		cargo test --locked -p hull-vmm --test hostile seeds_without_end -- --ignored --nocapture
 
 check: ## format, lints, dependencies (licences, versions, advisories), layering, circles, points of faults
 	@tests/checks/run.sh

@@ -135,11 +135,17 @@ pub struct Control(pub UnixStream);
 impl Control {
     /// Sends a request with descriptors and returns the answer.
     pub fn ask(&mut self, request: &Request, fds: &[&File]) -> Response {
+        self.try_to_ask(request, fds).unwrap()
+    }
+
+    /// Sends a request with descriptors to a VMM that may be at its end.
+    pub fn try_to_ask(&mut self, request: &Request, fds: &[&File]) -> io::Result<Response> {
         let fds: Vec<_> = fds.iter().map(|file| file.as_raw_fd()).collect();
-        self.0
-            .send_with_fds(&[encode(request).unwrap().as_slice()], &fds)
-            .unwrap();
-        self.answer().unwrap()
+        let sent = self
+            .0
+            .send_with_fds(&[encode(request).unwrap().as_slice()], &fds);
+        sent.map_err(|error| io::Error::from_raw_os_error(error.errno()))?;
+        self.answer()
     }
 
     /// Sends a request that must succeed.
