@@ -77,6 +77,34 @@ impl Progress {
     }
 }
 
+/// How long the stream has not held. An agent that is there for a moment, again and again, is not there.
+#[derive(Debug, Default)]
+struct Loss {
+    /// When the agent is given up; none: the stream is not lost.
+    until: Option<Instant>,
+}
+
+impl Loss {
+    /// Takes note of an event. One that is known proves nothing: a guest can repeat it on each connection.
+    fn heard(&mut self, is_new: bool) {
+        if is_new {
+            self.until = None;
+        }
+    }
+
+    /// Takes note of a stream that was open for so long, with or without events.
+    fn ended_after(&mut self, open: Duration) {
+        if open >= RECONNECT {
+            self.until = None;
+        }
+    }
+
+    /// Returns until when the agent is looked for.
+    fn deadline(&mut self) -> Instant {
+        *self.until.get_or_insert_with(|| clock::after(RECONNECT))
+    }
+}
+
 /// Follows the events of `agent` until the receiver is dropped.
 pub fn follow(agent: Agent) -> mpsc::Receiver<GuestEvent> {
     let (sender, receiver) = mpsc::channel(BACKLOG);
@@ -94,31 +122,36 @@ pub fn follow(agent: Agent) -> mpsc::Receiver<GuestEvent> {
 /// Sends the events of `agent` until that fails, and returns why; nothing: nobody receives them.
 async fn pump(agent: &Agent, sender: &mpsc::Sender<GuestEvent>) -> String {
     let mut progress = Progress::default();
-    let mut lost_until: Option<Instant> = None;
+    let mut loss = Loss::default();
     loop {
         if sender.is_closed() {
             return String::new();
         }
         let failure = match agent.events(progress.seen).await {
-            Ok(mut stream) => loop {
-                let event = tokio::select! {
-                    event = stream.recv() => event,
-                    () = sender.closed() => return String::new(),
-                };
-                match event {
-                    Ok(Some(event)) => {
-                        lost_until = None;
-                        if let Err(error) = deliver(event, &mut progress, sender) {
-                            return error.to_string();
+            Ok(mut stream) => {
+                let opened = Instant::now();
+                let failure = loop {
+                    let event = tokio::select! {
+                        event = stream.recv() => event,
+                        () = sender.closed() => return String::new(),
+                    };
+                    match event {
+                        Ok(Some(event)) => {
+                            loss.heard(event.seq > progress.seen);
+                            if let Err(error) = deliver(event, &mut progress, sender) {
+                                return error.to_string();
+                            }
                         }
+                        Ok(None) => break "the agent ended its event stream".to_owned(),
+                        Err(error) => break error.to_string(),
                     }
-                    Ok(None) => break "the agent ended its event stream".to_owned(),
-                    Err(error) => break error.to_string(),
-                }
-            },
+                };
+                loss.ended_after(opened.elapsed());
+                failure
+            }
             Err(error) => error.to_string(),
         };
-        let deadline = *lost_until.get_or_insert_with(|| clock::after(RECONNECT));
+        let deadline = loss.deadline();
         if Instant::now() >= deadline {
             return lost(&failure);
         }
@@ -223,6 +256,24 @@ mod tests {
             count += 1;
         }
         assert_eq!((count, progress.seen), (3, 3));
+    }
+
+    #[test]
+    fn an_agent_is_given_up_that_only_repeats_itself_and_one_that_was_there_is_not() {
+        let mut loss = Loss::default();
+        let first = loss.deadline();
+        std::thread::sleep(Duration::from_millis(2));
+        // A known event on each connection, which ends at once.
+        loss.heard(false);
+        loss.ended_after(Duration::from_secs(1));
+        assert_eq!(loss.deadline(), first);
+        loss.heard(true);
+        let second = loss.deadline();
+        assert!(second > first);
+        std::thread::sleep(Duration::from_millis(2));
+        // A stream without events, but for long.
+        loss.ended_after(RECONNECT);
+        assert!(loss.deadline() > second);
     }
 
     #[test]
