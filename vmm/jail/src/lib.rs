@@ -6,6 +6,7 @@
 //! [`limit`], then the powers ([`become_user`] or [`keep_capabilities`]), [`hide_memory`], [`confine`].
 //! Not here: a pid namespace, which is for processes to come and so for who starts this one.
 
+pub mod seccomp;
 use std::ffi::CStr;
 use std::io;
 use std::path::Path;
