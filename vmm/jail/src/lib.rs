@@ -4,9 +4,13 @@
 //! All steps are for a process with one thread, since most act on the calling thread alone. The
 //! order that works: [`end_with_parent`], [`close_from`], [`leave_namespaces`], [`empty_root`],
 //! [`limit`], then the powers ([`become_user`] or [`keep_capabilities`]), [`hide_memory`], [`confine`].
-//! Not here: a pid namespace, which is for processes to come and so for who starts this one.
+//! A pid namespace is for processes to come, and so for who starts this one: [`start_apart`].
 
 pub mod seccomp;
+mod start;
+
+pub use start::start_apart;
+
 use std::ffi::CStr;
 use std::io;
 use std::path::Path;
