@@ -245,6 +245,7 @@ impl Settings {
         pods.seccomp_default = file.seccomp_default.unwrap_or(pods.seccomp_default);
         size(&mut pods, &file.vm)?;
         let mut images = StoreConfig::new(root.join("images"), registries(file.registries)?);
+        images.workers.user = pods.users.images();
         images.pinned = PinnedImages::parse(&file.images.pinned)
             .map_err(|error| invalid("images.pinned", &error.to_string()))?;
         Ok(Self {
@@ -455,6 +456,7 @@ mod tests {
         assert!(!settings.pods.guest_volumes);
         assert_eq!(settings.pods.image_device, ImageDevice::Pmem);
         assert_eq!(Vec::from_iter(settings.pods.users.pods()), [1001, 1002]);
+        assert_eq!(settings.images.workers.user, 1000);
         assert_eq!(settings.pods.boot_timeout, Duration::from_secs(9));
         assert_eq!(settings.network.bin_dirs.len(), 2);
         assert_eq!(

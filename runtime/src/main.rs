@@ -39,6 +39,10 @@ use crate::{
 const RUN_FAILED: u8 = 125;
 
 fn main() -> ExitCode {
+    // First of all: it must be the only thread.
+    if let Some(code) = hull_image::worker(std::env::args_os()) {
+        return code;
+    }
     let cli = Cli::parse();
     let failure = match &cli.command {
         Command::Run(_) => ExitCode::from(RUN_FAILED),

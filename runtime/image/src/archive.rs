@@ -8,7 +8,8 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
-use std::io::{self, BufReader, BufWriter, Read, Write};
+use std::io::{self, Read};
+use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
@@ -18,25 +19,25 @@ use serde::Deserialize;
 use tempfile::TempDir;
 use tokio::sync::mpsc;
 
-use crate::config::Limits;
+use crate::config::StoreConfig;
 use crate::digest::Digest;
 use crate::error::{PullError, StoreError};
-use crate::layer::header::TarError;
 use crate::layer::path::clean_path;
-use crate::layer::source::{BUFFER, Chunk, decompress};
-use crate::layer::tar::{Member, MemberKind, TarReader};
+use crate::layer::source::{BUFFER, Chunk};
 use crate::manifest::{Descriptor, Document, MAX_CONFIGURATION, choose, types};
 use crate::reference::Name;
-use crate::shown::{json_error, line};
+use crate::shown::json_error;
+use crate::spool::{Found, MAX_MEMBERS, MAX_NAMES, Span};
+use crate::worker::job::{Failure, Job, file_error};
+use crate::worker::pipes::{Handed, hand, new_pipe, sender};
+use crate::worker::process::{Allowance, Worker, WorkerError, supervised};
 
 /// Largest document of the archive's own (index, `manifest.json`), bytes.
 const MAX_DOCUMENT: u64 = 4 << 20;
-/// Most files and links.
-const MAX_MEMBERS: usize = 1 << 16;
-/// Most bytes of all their names.
-const MAX_NAMES: usize = 8 << 20;
-/// Bytes of headers and padding beside the files.
-const OVERHEAD: u64 = 256 << 20;
+/// Longest answer of the worker that reads an archive, bytes: a link may repeat its directory's name.
+const LONGEST_ANSWER: usize = 2 * MAX_NAMES + 32 * MAX_MEMBERS;
+/// Bytes of memory for that answer, the windows of decompressors, and one member's headers.
+const MEMORY: u64 = 160 << 20;
 /// Most links that lead to each other.
 const MAX_LINKS: usize = 8;
 
@@ -61,20 +62,6 @@ pub(crate) struct ArchivedImage {
     pub(crate) document: Document,
 }
 
-/// Where a file's bytes are.
-#[derive(Debug, Clone, Copy)]
-struct Span {
-    offset: u64,
-    length: u64,
-}
-
-#[derive(Debug)]
-enum Found {
-    File(Span),
-    /// Another path of the archive.
-    Link(Vec<u8>),
-}
-
 impl Archive {
     /// Reads a whole archive, plain or compressed, and tells what images are in it. `name` is for
     /// one that does not name its image itself, or is to be named otherwise. Blocks.
@@ -82,9 +69,9 @@ impl Archive {
         stream: impl Read,
         directory: TempDir,
         name: Option<&Name>,
-        limits: &Limits,
+        config: &StoreConfig,
     ) -> Result<(Self, Vec<ArchivedImage>), PullError> {
-        let spool = Spool::fill(stream, directory, limits)?;
+        let spool = Spool::fill(stream, directory, config)?;
         let (archive, images) = if spool.is_oci_layout()? {
             oci_layout(spool, name)?
         } else if spool.find(b"manifest.json")?.is_some() {
@@ -169,58 +156,59 @@ struct Spool {
 }
 
 impl Spool {
-    fn fill(stream: impl Read, directory: TempDir, limits: &Limits) -> Result<Self, PullError> {
+    fn fill(
+        mut stream: impl Read,
+        directory: TempDir,
+        config: &StoreConfig,
+    ) -> Result<Self, PullError> {
         let path = directory.path().join("archive");
-        let store = |e| StoreError::io(format!("write {}", path.display()), e);
+        let action = || format!("write {}", path.display());
+        let store = |e| StoreError::io(action(), e);
         let file = File::options()
             .create_new(true)
             .read(true)
             .write(true)
             .open(&path)
             .map_err(store)?;
-        let mut out = BufWriter::with_capacity(1 << 20, &file);
-        let plain = decompress(stream).map_err(|e| unusable(e.to_string()))?;
-        // What is no file has to end as well.
-        let longest = limits.max_archive_bytes.saturating_add(OVERHEAD);
-        let plain = BufReader::with_capacity(BUFFER, plain.take(longest));
-        let mut archive = TarReader::new(plain);
-        let mut found = HashMap::new();
-        let (mut position, mut names, mut members) = (0u64, 0, 0);
+        let max_archive_bytes = config.limits.max_archive_bytes;
+        let job = Job::Spool { max_archive_bytes };
+        let allowance = Allowance {
+            memory: MEMORY,
+            file_size: max_archive_bytes,
+        };
         let mut buffer = vec![0; BUFFER];
-        while let Some(member) = archive.next_member().map_err(broken)? {
-            members += 1;
-            names += member.path.len() + member.link.len();
-            if members > MAX_MEMBERS {
-                return Err(too_large(MAX_MEMBERS as u64, "entries"));
-            }
-            if names > MAX_NAMES {
-                return Err(too_large(MAX_NAMES as u64, "bytes of names"));
-            }
-            let Some((path, file)) = Found::of(&member, position)? else {
-                continue;
-            };
-            if member.size > limits.max_archive_bytes.saturating_sub(position) {
-                return Err(too_large(limits.max_archive_bytes, "bytes"));
-            }
-            if let Found::File(span) = file {
-                loop {
-                    let count = archive
-                        .read(&mut buffer)
-                        .map_err(|e| unusable(e.to_string()))?;
-                    if count == 0 {
-                        break;
-                    }
-                    out.write_all(&buffer[..count]).map_err(store)?;
+        let answer = supervised(config.workers.patience, async |pace| {
+            let (theirs, ours) = new_pipe()?;
+            let descriptors = [theirs.as_fd(), file.as_fd()];
+            let worker = Worker::start(&config.workers, allowance, &job, &descriptors).await?;
+            drop(theirs);
+            let mut pipe = sender(ours)?;
+            loop {
+                let read = pace.for_others(async { stream.read(&mut buffer) }).await;
+                let count = match read {
+                    Ok(0) => break,
+                    Ok(count) => count,
+                    Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+                    Err(e) => return Err(unusable(e.to_string())),
+                };
+                // Why it reads no more is in its answer.
+                if hand(&mut pipe, &buffer[..count], pace).await? == Handed::Refused {
+                    break;
                 }
-                position += span.length;
             }
-            found.insert(path, file);
-        }
-        // To the last byte, so that who writes the archive into a pipe can end.
-        let rest = io::copy(&mut archive.into_inner(), &mut io::sink());
-        rest.map_err(|e| unusable(e.to_string()))?;
-        out.flush().map_err(store)?;
-        drop(out);
+            drop(pipe);
+            Ok(worker.answer::<u64>(LONGEST_ANSWER).await?)
+        });
+        let about = |error: WorkerError| PullError::from(error).about("the archive".into());
+        let answer = answer.map_err(|error: PullError| error.about("the archive".into()))?;
+        let (count, entries) = answer.map_err(|failure| match failure {
+            Failure::Invalid(reason) => unusable(reason),
+            Failure::TooLarge { limit, unit } => too_large(limit, unit.as_str()),
+            Failure::File { code, reason, .. } => file_error(action(), code, reason).into(),
+            other => about(other.into()),
+        })?;
+        let length = file.metadata().map_err(store)?.len();
+        let found = found(count, &entries, length).map_err(about)?;
         Ok(Self {
             file,
             found,
@@ -277,31 +265,33 @@ impl Spool {
     }
 }
 
-impl Found {
-    /// What a member is, under its clean path; `None` for what can be neither a file nor lead to one.
-    fn of(member: &Member, position: u64) -> Result<Option<(Vec<u8>, Self)>, PullError> {
-        let bad = |reason: &str| {
-            let shown = line(&member.path.escape_ascii().to_string(), 300);
-            unusable(format!("has the file {shown:?}, which {reason}"))
-        };
-        let path = clean_path(&member.path).map_err(bad)?;
-        let found = match member.kind {
-            MemberKind::File if member.sparse.is_some() => return Err(bad("is a sparse file")),
-            MemberKind::File => Self::File(Span {
-                offset: position,
-                length: member.size,
-            }),
-            MemberKind::Hardlink => Self::Link(clean_path(&member.link).map_err(bad)?),
-            MemberKind::Symlink => {
-                let parent = path.iter().rposition(|b| *b == b'/').unwrap_or(0);
-                let target = [&path[..parent], b"/", &member.link].concat();
-                Self::Link(clean_path(&target).map_err(bad)?)
-            }
-            MemberKind::Directory | MemberKind::Char | MemberKind::Block | MemberKind::Fifo => {
-                return Ok(None);
-            }
-        };
-        Ok(Some((path, found)))
+/// What the worker says that is in an archive of so many bytes.
+fn found(
+    count: u64,
+    mut entries: &[u8],
+    length: u64,
+) -> Result<HashMap<Vec<u8>, Found>, WorkerError> {
+    if count > MAX_MEMBERS as u64 {
+        return Err(WorkerError::Lies("too many files"));
+    }
+    let mut all = HashMap::new();
+    for _ in 0..count {
+        let ((path, found), rest) = postcard::take_from_bytes::<(Vec<u8>, Found)>(entries)
+            .map_err(|_| WorkerError::Lies("a file that is none"))?;
+        if let Found::File(Span {
+            offset,
+            length: own,
+        }) = found
+            && offset.checked_add(own).is_none_or(|end| end > length)
+        {
+            return Err(WorkerError::Lies("a file that is not there"));
+        }
+        all.insert(path, found);
+        entries = rest;
+    }
+    match entries {
+        [] => Ok(all),
+        _ => Err(WorkerError::Lies("more files than there are")),
     }
 }
 
@@ -502,13 +492,6 @@ fn read_span(file: &File, span: Span, limit: u64, what: &str) -> Result<Vec<u8>,
     Ok(bytes)
 }
 
-fn broken(error: TarError) -> PullError {
-    match error {
-        TarError::Io(e) => unusable(e.to_string()),
-        TarError::Malformed(reason) => unusable(reason),
-    }
-}
-
 fn unusable(reason: impl Into<String>) -> PullError {
     PullError::Unsupported {
         what: "archive".into(),
@@ -521,5 +504,38 @@ fn too_large(limit: u64, unit: &'static str) -> PullError {
         what: "archive".into(),
         limit,
         unit,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_said_to_be_in_an_archive_is_there() {
+        let answer = |entries: &[(&str, Found)]| -> Vec<u8> {
+            let entries = entries
+                .iter()
+                .map(|(path, found)| (path.as_bytes().to_vec(), found));
+            entries
+                .flat_map(|entry| postcard::to_stdvec(&entry).unwrap())
+                .collect()
+        };
+        let file = |offset, length| Found::File(Span { offset, length });
+        let good = answer(&[("a", file(0, 10)), ("b", Found::Link(b"a".to_vec()))]);
+        assert_eq!(found(2, &good, 10).unwrap().len(), 2);
+        assert_eq!(found(0, &[], 10).unwrap().len(), 0);
+        for (count, entries, length) in [
+            (2, &good[..], 9),
+            (1, &good, 10),
+            (3, &good, 10),
+            (2, &good[..good.len() - 1], 10),
+            (u64::MAX, &good, 10),
+            (1, &answer(&[("a", file(u64::MAX, 2))]), 10),
+            // Names that take no room here, and much as what they are.
+            (MAX_MEMBERS as u64 + 1, &vec![0; 1 << 20], 10),
+        ] {
+            assert!(found(count, entries, length).is_err(), "{count} {length}");
+        }
     }
 }

@@ -62,6 +62,36 @@ impl Default for Limits {
     }
 }
 
+/// The processes that handle what registries and archives chose.
+#[derive(Debug, Clone)]
+pub struct Workers {
+    /// A program whose `main` begins with [`crate::worker`].
+    pub program: PathBuf,
+    /// The user that they run as, and the group of the same number; it owns nothing.
+    pub user: u32,
+    /// A process that did not move 64 KiB in this time while it was waited for is ended.
+    pub patience: Duration,
+    /// One that merges layers is ended after this time.
+    pub merge: Duration,
+}
+
+impl Default for Workers {
+    fn default() -> Self {
+        Self {
+            // Also when another version has taken the place of this one.
+            program: "/proc/self/exe".into(),
+            user: FIRST_USER,
+            // A disk may be slow.
+            patience: Duration::from_secs(300),
+            merge: Duration::from_secs(900),
+        }
+    }
+}
+
+/// The first of the users that nobody is (systemd's "Users, Groups, UIDs and GIDs": unused on Linux
+/// systems above 1879048191).
+const FIRST_USER: u32 = 1_879_048_192;
+
 /// How to open a store.
 #[derive(Debug, Clone)]
 pub struct StoreConfig {
@@ -73,6 +103,8 @@ pub struct StoreConfig {
     pub pinned: PinnedImages,
     /// Bounds.
     pub limits: Limits,
+    /// How what strangers sent is handled.
+    pub workers: Workers,
 }
 
 impl StoreConfig {
@@ -84,6 +116,7 @@ impl StoreConfig {
             registries,
             pinned: PinnedImages::default(),
             limits: Limits::default(),
+            workers: Workers::default(),
         }
     }
 }

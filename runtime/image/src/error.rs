@@ -148,7 +148,25 @@ pub enum PullError {
         /// What is wrong.
         reason: String,
     },
+    /// The process that handles what was sent is of no use: it died, hangs, or lies.
+    #[error("unpack {what}: the process that does it {reason}")]
+    Worker {
+        /// The layer or image.
+        what: String,
+        /// What happened.
+        reason: String,
+    },
     /// The store's own files or records failed.
     #[error(transparent)]
     Store(#[from] StoreError),
+}
+
+impl PullError {
+    /// The same, about this layer or image, if it does not say of which it is.
+    pub(crate) fn about(self, what: String) -> Self {
+        match self {
+            Self::Worker { reason, .. } => Self::Worker { what, reason },
+            other => other,
+        }
+    }
 }

@@ -2,10 +2,11 @@
 //! `manifest.json` that lets `docker load` read it too.
 //!
 //! What a registry sent is not kept, so layers are written as plain tar streams, made again from
-//! their recipes; each is held against its diff-ID as it passes. The manifest is a new one.
+//! their recipes by workers; each is held against its diff-ID as it passes. The manifest is a new one.
 
 use std::collections::HashSet;
-use std::io::{self, Read, Write};
+use std::fs::File;
+use std::io::{self, Read, Seek, Write};
 use std::sync::Arc;
 
 use hull_base::blocking;
@@ -14,10 +15,11 @@ use serde_json::{Value, json};
 use crate::digest::Digest;
 use crate::error::StoreError;
 use crate::image::ImageId;
-use crate::layer::recipe::Remade;
+use crate::layer::recipe::announced_length;
 use crate::layer::source::HashReader;
 use crate::manifest::types;
 use crate::reference::Name;
+use crate::remade::Remade;
 use crate::store::pins::Pins;
 use crate::store::records::ImageRecord;
 use crate::store::shared::Shared;
@@ -161,11 +163,18 @@ impl<'a, W: Write> Writer<'a, W> {
     fn layer(&mut self, image: &ImageId, layer: &Digest) -> Result<u64, StoreError> {
         let action = format!("export layer {layer} of image {image}");
         let directory = self.shared.files.layer(layer);
-        let remade = Remade::open(&directory).map_err(|e| StoreError::io(&action, e))?;
-        let length = remade.length();
+        let open = |name| {
+            let opened = File::open(directory.join(name));
+            opened.map_err(|e| StoreError::io(&action, e))
+        };
+        let mut recipe = open("recipe")?;
+        let length = announced_length(&mut recipe).map_err(|e| StoreError::io(&action, e))?;
         if !self.written.insert(layer.to_string()) {
             return Ok(length);
         }
+        recipe.rewind().map_err(|e| StoreError::io(&action, e))?;
+        let remade = Remade::start(&self.shared.config.workers, &recipe, &open("data")?);
+        let remade = remade.map_err(|e| StoreError::io(&action, io::Error::other(e)))?;
         let mut stream = HashReader::new(remade, layer.hasher(), length);
         let mut failure = None;
         let watched = Watched {

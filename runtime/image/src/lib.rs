@@ -14,6 +14,10 @@
 //! once its registry has shown that it has the layer and lets the caller read it (`pull`).
 #![forbid(unsafe_code)]
 
+// So that a file of the tests can be one of the unit tests, too.
+#[cfg(test)]
+extern crate self as hull_image;
+
 mod archive;
 mod config;
 pub mod database;
@@ -30,10 +34,17 @@ mod pinned;
 mod pull;
 mod reference;
 mod registry;
+mod remade;
 mod shown;
+mod spool;
 mod store;
+#[cfg(test)]
+#[path = "../tests/common/worker.rs"]
+mod test_worker;
+mod unpack;
+mod worker;
 
-pub use config::{Limits, Registries, StoreConfig};
+pub use config::{Limits, Registries, StoreConfig, Workers};
 pub use error::{PullError, StoreError};
 pub use image::{DiskExtent, Image, ImageConfig, ImageId, InvalidImageId};
 pub use image_store::ImageStore;
@@ -41,3 +52,4 @@ pub use pinned::{InvalidPin, PinnedImages};
 pub use pull::progress::PullProgress;
 pub use registry::auth::Auth;
 pub use store::files::Usage;
+pub use worker::entry::worker;

@@ -20,7 +20,7 @@ const MAX_LINKS: usize = 40;
 const MAX_STEPS: u64 = 1 << 30;
 
 /// Bytes that a file takes besides its name until its image is written: the node, its place in a
-/// directory, and the plan of its inode. With the allocator's own; `tests/memory.rs` measures it.
+/// directory, and the plan of its inode. With the allocator's own; a test measures it.
 const NODE_MEMORY: u64 = 216;
 /// What a directory takes besides: its map, and a node of that with room for eleven names.
 const DIRECTORY_MEMORY: u64 = 304;

@@ -18,7 +18,7 @@ use std::io::Read;
 use std::sync::Arc;
 
 use hull_base::blocking;
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 use tracing::info;
 
 use crate::archive::Archive;
@@ -73,7 +73,7 @@ pub(crate) async fn import(
         let (shared, place) = (Arc::clone(shared), Arc::clone(&place));
         move || {
             let directory = shared.files.new_directory()?;
-            let read = Archive::read(archive, directory, name.as_ref(), &shared.config.limits);
+            let read = Archive::read(archive, directory, name.as_ref(), &shared.config);
             drop(place);
             read
         }
@@ -204,12 +204,15 @@ impl Pull<'_> {
             Found::Layers(memory) => memory,
         };
         let memory = self.shared.budget.tree(memory).await?;
-        blocking(move || {
-            let disk = disk::build(&shared, &id, &layers, &memory);
+        let (want, wanted) = oneshot::channel();
+        let disk = blocking(move || {
+            let disk = disk::build(&shared, &id, &layers, &memory, wanted);
             drop((pins, memory));
             disk
         })
-        .await
+        .await;
+        drop(want);
+        disk
     }
 }
 

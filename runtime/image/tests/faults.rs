@@ -634,7 +634,7 @@ async fn a_full_disk_is_told_and_leaves_nothing() {
     );
     faulty.put("a/b", "t", &image);
     let root = directory.path().join("images");
-    let config = hull_image::StoreConfig::new(&root, hull_image::Registries::default());
+    let config = common::worker::store(&root);
     let store = hull_image::ImageStore::open(config).await.unwrap();
     let error = store
         .pull(&format!("{}/a/b:t", faulty.address()), None)
@@ -665,7 +665,7 @@ async fn crash_victim() {
     let (Ok(root), Ok(image)) = (std::env::var(CRASH_ROOT), std::env::var(CRASH_IMAGE)) else {
         return;
     };
-    let config = hull_image::StoreConfig::new(root, hull_image::Registries::default());
+    let config = common::worker::store(root);
     let store = hull_image::ImageStore::open(config).await.unwrap();
     store.pull(&image, None).await.unwrap();
     store.remove(&image).await.unwrap();
@@ -696,7 +696,7 @@ async fn a_killed_pull_costs_nothing_but_the_pull() {
         tokio::time::sleep(Duration::from_millis(delay)).await;
         victim.kill().unwrap();
         cut_short += usize::from(!victim.wait().unwrap().success());
-        let config = hull_image::StoreConfig::new(&root, hull_image::Registries::default());
+        let config = common::worker::store(&root);
         let store = hull_image::ImageStore::open(config).await.unwrap();
         let test = TestStore { directory, store };
         let known = test.store.list().await.unwrap();

@@ -1,4 +1,4 @@
-//! What a pull costs in memory, whatever the layer's size and the number of its files.
+//! What a pull costs in memory, whatever the layer's size. Workers' memory is limited by the kernel.
 #![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
 mod common;
@@ -6,17 +6,14 @@ mod common;
 use std::fs;
 use std::process::Command;
 
-use common::faulty::Faulty;
 use common::registry::RealRegistry;
 use common::{Flavor, Packing, TestImage, layer, noise};
-use hull_image::{ImageStore, Registries, StoreConfig};
+use hull_image::ImageStore;
 
 const ROOT: &str = "HULL_TEST_MEMORY_ROOT";
 const IMAGE: &str = "HULL_TEST_MEMORY_IMAGE";
 /// MiB of the large layer, for who wants to see it with more.
 const LARGE: &str = "HULL_TEST_MEMORY_MIB";
-/// Entries of the layer with many, for who wants to see it with more.
-const ENTRIES: &str = "HULL_TEST_MEMORY_ENTRIES";
 
 /// Not a test of its own: the process whose memory the next test looks at. It says how much it had
 /// at most.
@@ -25,8 +22,7 @@ async fn puller() {
     let (Ok(root), Ok(image)) = (std::env::var(ROOT), std::env::var(IMAGE)) else {
         return;
     };
-    let config = StoreConfig::new(root, Registries::default());
-    let store = ImageStore::open(config).await.unwrap();
+    let store = ImageStore::open(common::worker::store(root)).await.unwrap();
     store.pull(&image, None).await.unwrap();
     let status = fs::read_to_string("/proc/self/status").unwrap();
     let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
@@ -77,41 +73,4 @@ async fn a_large_layer_takes_no_more_memory_than_a_small_one() {
         // Buffers fill as there is more to fill them. What they hold has an end.
         assert!(large < small + (24 << 10), "{small} and {large} KiB");
     }
-}
-
-/// A layer of so many files without contents, in directories of a thousand.
-fn empty_files(count: usize) -> Vec<u8> {
-    let mut header = [0u8; 512];
-    header[100..108].copy_from_slice(b"0000644\0");
-    header[124..136].copy_from_slice(b"00000000000\0");
-    header[156] = b'0';
-    let mut archive = Vec::with_capacity((count + 2) * 512);
-    for number in 0..count {
-        let path = format!("{:06}/{:06}", number / 1000, number);
-        header[..path.len()].copy_from_slice(path.as_bytes());
-        header[148..156].fill(b' ');
-        let sum: u32 = header.iter().map(|byte| u32::from(*byte)).sum();
-        header[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
-        archive.extend(header);
-    }
-    archive.resize(archive.len() + 1024, 0);
-    archive
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_file_without_contents_takes_little_memory() {
-    let many = std::env::var(ENTRIES).map_or(60_000, |count| count.parse().unwrap());
-    let registry = Faulty::start().await;
-    let peak = |count: usize| {
-        let image = TestImage::new(Flavor::Oci, &[(empty_files(count), Packing::Zstd)]);
-        let tag = count.to_string();
-        registry.put("memory", &tag, &image);
-        let address = registry.address();
-        tokio::task::spawn_blocking(move || peak_of_pull(&format!("{address}/memory:{tag}")))
-    };
-    let few = peak(1000).await.unwrap();
-    let all = peak(many).await.unwrap();
-    let each = (all - few) * 1024 / many as u64;
-    println!("{many} files: {all} KiB at most, {each} bytes for each");
-    assert!(each < 220, "{each} bytes for each of {many} files");
 }

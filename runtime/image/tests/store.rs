@@ -9,10 +9,7 @@ use std::process::Command;
 
 use common::registry::RealRegistry;
 use common::{Flavor, Packing, TestImage, TestStore, layer, noise};
-use hull_image::{
-    Auth, Image, ImageStore, PinnedImages, PullError, PullProgress, Registries, StoreConfig,
-    StoreError,
-};
+use hull_image::{Auth, Image, ImageStore, PinnedImages, PullError, PullProgress, StoreError};
 use tokio::sync::watch;
 
 fn base() -> Vec<u8> {
@@ -147,7 +144,7 @@ async fn a_pinned_image_is_shown_as_such_and_goes_when_told() {
     };
     let repository = format!("{}/app", registry.address());
     let directory = tempfile::tempdir().unwrap();
-    let mut config = StoreConfig::new(directory.path(), Registries::default());
+    let mut config = common::worker::store(directory.path());
     config.pinned = PinnedImages::parse(&[format!("{repository}:keep")]).unwrap();
     let store = ImageStore::open(config).await.unwrap();
     let mut names = Vec::new();

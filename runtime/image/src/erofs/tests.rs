@@ -43,7 +43,7 @@ fn round_trip(tree: &Tree, data: &[Vec<u8>]) -> BTreeMap<Vec<u8>, Seen> {
     assert_eq!(written.length, device.len() as u64);
     assert_eq!(written.length % BLOCK_SIZE, 0);
     for layer in written.layers {
-        device.extend(&data[layer]);
+        device.extend(&data[layer as usize]);
     }
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), &device).unwrap();

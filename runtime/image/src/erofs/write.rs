@@ -15,7 +15,7 @@ pub(crate) struct Metadata {
     pub(crate) length: u64,
     /// Which of the layers have contents in the tree; the device is the metadata and the data of
     /// these, in this order.
-    pub(crate) layers: Vec<usize>,
+    pub(crate) layers: Vec<u32>,
 }
 
 /// Why a tree cannot be written.
@@ -77,7 +77,10 @@ pub(crate) fn write(
     out.flush()?;
     Ok(Metadata {
         length: layout.blocks * BLOCK_SIZE,
-        layers: (0..data.len()).filter(|layer| used[*layer]).collect(),
+        layers: (0..)
+            .zip(used)
+            .filter_map(|(layer, used)| used.then_some(layer))
+            .collect(),
     })
 }
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 use serde_json::json;
 
 use super::*;
-use crate::config::{Limits, Registries};
+use crate::config::Limits;
 use crate::digest::Digest;
 
 /// What `docker save` would write of an image with one layer of so many files without contents.
@@ -32,7 +32,7 @@ fn saved(files: usize) -> Cursor<Vec<u8>> {
 }
 
 async fn store(directory: &tempfile::TempDir, tree_memory: u64) -> ImageStore {
-    let mut config = StoreConfig::new(directory.path(), Registries::default());
+    let mut config = crate::test_worker::store(directory.path());
     config.limits.tree_memory = tree_memory;
     ImageStore::open(config).await.unwrap()
 }

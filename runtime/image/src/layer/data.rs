@@ -2,17 +2,15 @@
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::path::{Path, PathBuf};
 
 use crate::erofs::BLOCK_SIZE;
-use crate::error::StoreError;
+use crate::worker::job::{Failure, JobFile};
 
 use super::recipe::Recorder;
 use super::tar::{SparseEntry, TarReader};
 
 /// The `data` file: contents one after the other, each from a block boundary on.
 pub(super) struct DataFile {
-    path: PathBuf,
     file: File,
     buffer: Vec<u8>,
     /// Bytes in `buffer` that are not in the file yet.
@@ -23,20 +21,17 @@ pub(super) struct DataFile {
 
 pub(super) enum AppendError {
     Archive(io::Error),
-    Store(StoreError),
+    Store(Failure),
 }
 
 impl DataFile {
-    pub(super) fn create(path: &Path) -> Result<Self, StoreError> {
-        let file = File::create_new(path)
-            .map_err(|e| StoreError::io(format!("create {}", path.display()), e))?;
-        Ok(Self {
-            path: path.to_owned(),
+    pub(super) fn new(file: File) -> Self {
+        Self {
             file,
             buffer: vec![0; 1 << 20],
             filled: 0,
             position: 0,
-        })
+        }
     }
 
     /// Appends the contents of the current member and tells where they start. A file without
@@ -108,7 +103,7 @@ impl DataFile {
             self.write_out()?;
             self.file
                 .seek(SeekFrom::Start(position))
-                .map_err(|e| AppendError::Store(self.error(e)))?;
+                .map_err(|e| AppendError::Store(failed(&e)))?;
         }
         self.position = position;
         Ok(())
@@ -117,24 +112,21 @@ impl DataFile {
     fn write_out(&mut self) -> Result<(), AppendError> {
         self.file
             .write_all(&self.buffer[..self.filled])
-            .map_err(|e| AppendError::Store(self.error(e)))?;
+            .map_err(|e| AppendError::Store(failed(&e)))?;
         self.filled = 0;
         Ok(())
     }
 
-    pub(super) fn finish(&mut self) -> Result<(), StoreError> {
+    pub(super) fn finish(&mut self) -> Result<(), Failure> {
         match self.write_out() {
             Ok(()) | Err(AppendError::Archive(_)) => {}
             Err(AppendError::Store(e)) => return Err(e),
         }
         // A hole at the very end has no write behind it that would set the length.
-        self.file
-            .set_len(self.position)
-            .and_then(|()| self.file.sync_all())
-            .map_err(|e| self.error(e))
+        self.file.set_len(self.position).map_err(|e| failed(&e))
     }
+}
 
-    fn error(&self, source: io::Error) -> StoreError {
-        StoreError::io(format!("write {}", self.path.display()), source)
-    }
+fn failed(error: &io::Error) -> Failure {
+    Failure::file(JobFile::Data, error)
 }

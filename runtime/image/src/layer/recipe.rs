@@ -11,7 +11,6 @@
 use std::fs::File;
 use std::io::{self, BufReader, BufWriter, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::FileExt;
-use std::path::Path;
 
 use super::source::BUFFER;
 
@@ -41,8 +40,7 @@ pub(crate) struct Recorder<R> {
 }
 
 impl<R: Read> Recorder<R> {
-    pub(crate) fn create(inner: R, path: &Path) -> io::Result<Self> {
-        let mut file = File::create_new(path)?;
+    pub(super) fn new(inner: R, mut file: File) -> io::Result<Self> {
         file.write_all(MARK)?;
         file.write_all(&VERSION.to_le_bytes())?;
         file.write_all(&0u64.to_le_bytes())?;
@@ -67,8 +65,8 @@ impl<R: Read> Recorder<R> {
         self.write(&length.to_le_bytes());
     }
 
-    /// Makes the recipe durable; the stream is at its end.
-    pub(crate) fn finish(mut self) -> io::Result<()> {
+    /// Completes the recipe; the stream is at its end.
+    pub(super) fn finish(mut self) -> io::Result<()> {
         self.flush_literal();
         self.write(&[END]);
         if let Some(failure) = self.failure {
@@ -80,8 +78,7 @@ impl<R: Read> Recorder<R> {
             .into_inner()
             .map_err(|e| e.into_error())?;
         file.seek(SeekFrom::Start(LENGTH_AT))?;
-        file.write_all(&self.length.to_le_bytes())?;
-        file.sync_all()
+        file.write_all(&self.length.to_le_bytes())
     }
 
     fn record(&mut self, bytes: &[u8]) {
@@ -134,7 +131,19 @@ pub(crate) struct Remade {
     steps: zstd::Decoder<'static, BufReader<File>>,
     data: File,
     step: Step,
-    length: u64,
+}
+
+/// Bytes of the whole stream, as a recipe says at its start.
+pub(crate) fn announced_length(recipe: &mut impl Read) -> io::Result<u64> {
+    let mut head = [0; 20];
+    recipe.read_exact(&mut head)?;
+    let (mark, rest) = head.split_at(MARK.len());
+    let (version, length) = rest.split_at(4);
+    if mark != MARK || version != VERSION.to_le_bytes() {
+        return Err(damaged());
+    }
+    let length = length.try_into().map_err(|_| damaged())?;
+    Ok(u64::from_le_bytes(length))
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -145,29 +154,14 @@ enum Step {
 }
 
 impl Remade {
-    /// Opens the files of a layer's directory. Whether the stream is the layer's shows in its
-    /// digest.
-    pub(crate) fn open(directory: &Path) -> io::Result<Self> {
-        let mut file = File::open(directory.join("recipe"))?;
-        let mut head = [0; 20];
-        file.read_exact(&mut head)?;
-        let (mark, rest) = head.split_at(MARK.len());
-        let (version, length) = rest.split_at(4);
-        if mark != MARK || version != VERSION.to_le_bytes() {
-            return Err(damaged());
-        }
-        let length = length.try_into().map_err(|_| damaged())?;
+    /// Whether the stream is the layer's shows in its digest.
+    pub(crate) fn new(mut recipe: File, data: File) -> io::Result<Self> {
+        announced_length(&mut recipe)?;
         Ok(Self {
-            steps: zstd::Decoder::with_buffer(BufReader::with_capacity(BUFFER, file))?,
-            data: File::open(directory.join("data"))?,
+            steps: zstd::Decoder::with_buffer(BufReader::with_capacity(BUFFER, recipe))?,
+            data,
             step: Step::Literal { left: 0 },
-            length: u64::from_le_bytes(length),
         })
-    }
-
-    /// Bytes of the whole stream.
-    pub(crate) fn length(&self) -> u64 {
-        self.length
     }
 
     fn next_step(&mut self) -> io::Result<Step> {

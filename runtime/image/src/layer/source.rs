@@ -1,10 +1,8 @@
-//! Bytes on their way from the registry into the unpacker: from an async stream to a blocking
-//! reader, counted and hashed.
+//! Bytes on their way from the registry into the unpacker: counted and hashed, and decompressed.
 
 use std::io::{self, BufReader, Read};
 
-use bytes::{Buf, Bytes};
-use tokio::sync::mpsc;
+use bytes::Bytes;
 
 use crate::digest::{Digest, Hasher};
 
@@ -16,49 +14,11 @@ pub(crate) const BUFFER: usize = 128 << 10;
 /// library would give it 128 MiB.
 const ZSTD_WINDOW_LOG: u32 = 25;
 
-/// The blocking end of a channel of chunks; an end without [`Chunk::End`] is an error.
-#[derive(Debug)]
-pub(crate) struct ChannelReader {
-    chunks: mpsc::Receiver<Chunk>,
-    current: Bytes,
-    ended: bool,
-}
-
-/// What goes through the channel.
+/// What goes through the channel that a layer comes by; an end without [`Chunk::End`] is an error.
 #[derive(Debug)]
 pub(crate) enum Chunk {
     Data(Bytes),
     End,
-}
-
-impl ChannelReader {
-    pub(crate) fn new(chunks: mpsc::Receiver<Chunk>) -> Self {
-        Self {
-            chunks,
-            current: Bytes::new(),
-            ended: false,
-        }
-    }
-}
-
-impl Read for ChannelReader {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        while self.current.is_empty() && !self.ended {
-            match self.chunks.blocking_recv() {
-                Some(Chunk::Data(bytes)) => self.current = bytes,
-                Some(Chunk::End) => self.ended = true,
-                None => {
-                    return Err(io::Error::new(
-                        io::ErrorKind::ConnectionAborted,
-                        "transfer broke off",
-                    ));
-                }
-            }
-        }
-        let count = self.current.len().min(buffer.len());
-        self.current.copy_to_slice(&mut buffer[..count]);
-        Ok(count)
-    }
 }
 
 /// Hashes and counts what is read, and stops a stream that is longer than allowed.
@@ -68,7 +28,6 @@ pub(crate) struct HashReader<R> {
     hasher: Hasher,
     count: u64,
     limit: u64,
-    exceeded: bool,
 }
 
 impl<R: Read> HashReader<R> {
@@ -78,13 +37,7 @@ impl<R: Read> HashReader<R> {
             hasher,
             count: 0,
             limit,
-            exceeded: false,
         }
-    }
-
-    /// Whether the stream was longer than its limit.
-    pub(crate) fn exceeded(&self) -> bool {
-        self.exceeded
     }
 
     /// Reads to the end of the stream and tells the digest and length of all of it.
@@ -99,7 +52,6 @@ impl<R: Read> Read for HashReader<R> {
         let count = self.inner.read(buffer)?;
         self.count += count as u64;
         if self.count > self.limit {
-            self.exceeded = true;
             return Err(io::Error::new(
                 io::ErrorKind::FileTooLarge,
                 "stream is longer than its limit",
@@ -109,6 +61,9 @@ impl<R: Read> Read for HashReader<R> {
         Ok(count)
     }
 }
+
+/// Bytes at the start of a stream that tell how it is compressed.
+pub(crate) const MARK: usize = 4;
 
 /// How a layer is compressed: told by its first bytes, as media types of old images lie.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -132,8 +87,8 @@ impl Compression {
 /// A plain tar stream out of a possibly compressed one. `source` stays the caller's, so that its
 /// digest can be taken afterwards.
 pub(crate) fn decompress<'a>(mut source: impl Read + 'a) -> io::Result<Box<dyn Read + 'a>> {
-    let mut start = Vec::with_capacity(4);
-    (&mut source).take(4).read_to_end(&mut start)?;
+    let mut start = Vec::with_capacity(MARK);
+    (&mut source).take(MARK as u64).read_to_end(&mut start)?;
     let compression = Compression::detect(&start);
     let source = BufReader::with_capacity(BUFFER, Read::chain(io::Cursor::new(start), source));
     Ok(match compression {
@@ -150,21 +105,6 @@ pub(crate) fn decompress<'a>(mut source: impl Read + 'a) -> io::Result<Box<dyn R
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_transfer_without_its_end_is_an_error() {
-        let (sender, receiver) = mpsc::channel(4);
-        sender
-            .try_send(Chunk::Data(Bytes::from_static(b"abc")))
-            .unwrap();
-        drop(sender);
-        let mut out = Vec::new();
-        let error = ChannelReader::new(receiver)
-            .read_to_end(&mut out)
-            .unwrap_err();
-        assert_eq!(error.kind(), io::ErrorKind::ConnectionAborted);
-        assert_eq!(out, b"abc");
-    }
 
     #[test]
     fn a_stream_does_not_say_what_memory_it_gets() {

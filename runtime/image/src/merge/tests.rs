@@ -272,3 +272,48 @@ fn a_very_deep_tree_needs_no_deep_stack() {
     let error = merged(vec![layer]).unwrap_err().to_string();
     assert!(error.contains("too many symbolic links"), "{error}");
 }
+
+/// Entries of the tree that a process makes whose memory the next test looks at.
+const ENTRIES: &str = "HULL_TEST_MERGE_ENTRIES";
+
+/// Not a test of its own: that process. It says how much memory it had at most.
+#[test]
+fn merging_process() {
+    let Ok(count) = std::env::var(ENTRIES) else {
+        return;
+    };
+    let count: u32 = count.parse().unwrap();
+    let mut merger = Merger::new(u64::MAX, u64::MAX);
+    for number in 0..count {
+        let path = format!("{:06}/{number:06}", number / 1000);
+        merger
+            .add(entry(&path, EntryKind::File { size: 0, offset: 0 }))
+            .unwrap();
+    }
+    crate::erofs::write(io::sink(), &merger.finish(), &[], [0; 16]).unwrap();
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    println!("PEAK {}", peak.unwrap().trim());
+}
+
+#[test]
+fn a_file_without_contents_takes_little_memory() {
+    // More, for who wants to see it.
+    let many = std::env::var("HULL_TEST_MEMORY_ENTRIES").map_or(60_000, |n| n.parse().unwrap());
+    let peak = |count: u64| -> u64 {
+        let output = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "merge::tests::merging_process", "--nocapture"])
+            .env(ENTRIES, count.to_string())
+            .output()
+            .unwrap();
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(output.status.success(), "{text}");
+        let peak = text.lines().find_map(|line| line.split_once("PEAK "));
+        let peak = peak.unwrap_or_else(|| panic!("{text}")).1;
+        peak.trim_end_matches(" kB").parse().unwrap()
+    };
+    let (few, all) = (peak(1000), peak(many));
+    let each = (all - few) * 1024 / many;
+    println!("{many} files: {all} KiB at most, {each} bytes for each");
+    assert!(each < 220, "{each} bytes for each of {many} files");
+}

@@ -4,16 +4,15 @@ use std::sync::Arc;
 
 use futures::StreamExt;
 use hull_base::blocking;
-use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
 use tracing::debug;
 
 use crate::digest::Digest;
 use crate::error::PullError;
-use crate::layer::source::{ChannelReader, Chunk};
-use crate::layer::{self, ExpectedLayer};
 use crate::manifest::{Configuration, Descriptor};
 use crate::store::pins::Pins;
 use crate::store::shared::Shared;
+use crate::unpack::{self, ExpectedLayer, Transfer};
 
 use super::progress::PullProgress;
 use super::source::Source;
@@ -134,27 +133,34 @@ impl Layers<'_> {
             () = &mut stop => return Ok(()),
         };
         let (chunks, receiver) = mpsc::channel(CHUNKS_AHEAD);
+        let (want, wanted) = oneshot::channel();
         let expected = ExpectedLayer {
             digest: descriptor.digest.clone(),
             size: descriptor.size,
             diff_id,
         };
-        let unpacked = self.unpack(expected.clone(), there, receiver, place);
+        let incoming = Transfer {
+            chunks: receiver,
+            wanted,
+        };
+        let unpacked = self.unpack(expected.clone(), there, incoming, place);
         let transfer = async {
             let received = |count| {
                 self.progress
                     .send_modify(|progress| progress.bytes_done += count);
             };
             let result = tokio::select! {
-                result = self.source.blob(&descriptor, &chunks, received) => result,
-                () = &mut stop => Ok(None),
+                result = self.source.blob(&descriptor, &chunks, received) => {
+                    result.map(|server| (server, Some(want)))
+                }
+                () = &mut stop => Ok((None, None)),
             };
             drop(chunks);
             result
         };
         let (transferred, unpacked) = tokio::join!(transfer, unpacked);
         // A broken transfer also breaks the unpacking; the first is the cause.
-        let server = transferred?;
+        let (server, _want) = transferred?;
         unpacked?;
         if let Some(server) = server {
             let shared = Arc::clone(self.shared);
@@ -187,25 +193,23 @@ impl Layers<'_> {
         Ok(known.await?)
     }
 
-    /// Starts the blocking half of a layer, which is only read when it is `there`. It keeps the
+    /// Starts the half of a layer that blocks, which is only read when it is `there`. It keeps the
     /// pins, so that clean-up comes after it even when nobody waits for it any more.
     fn unpack(
         &self,
         expected: ExpectedLayer,
         there: bool,
-        receiver: mpsc::Receiver<Chunk>,
+        transfer: Transfer,
         place: OwnedSemaphorePermit,
     ) -> impl Future<Output = Result<(), PullError>> + use<> {
         let shared = Arc::clone(self.shared);
         let pins = self.pins.clone();
         blocking(move || {
-            let limits = &shared.config.limits;
-            let stream = ChannelReader::new(receiver);
             if there {
-                layer::prove(stream, &expected, limits)?;
+                unpack::prove(transfer, &expected, &shared.config)?;
             } else {
                 let directory = shared.files.new_directory()?;
-                layer::unpack(stream, &expected, directory.path(), limits)?;
+                unpack::unpack(transfer, &expected, directory.path(), &shared.config)?;
                 shared.files.keep_layer(directory, &expected.diff_id)?;
             }
             drop((pins, place));

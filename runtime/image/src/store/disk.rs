@@ -1,20 +1,30 @@
 //! An image's disk: made once, then handed out as extents.
 
+use std::convert::Infallible;
 use std::fs::{self, File};
-use std::io::{self, BufReader, BufWriter, Write};
-use std::path::{Path, PathBuf};
+use std::io;
+use std::os::fd::AsFd;
+use std::path::PathBuf;
 
+use tokio::sync::oneshot;
+
+use crate::config::Limits;
 use crate::digest::Digest;
-use crate::erofs::{self, BLOCK_SIZE, LayoutError};
+use crate::erofs::BLOCK_SIZE;
 use crate::error::{PullError, StoreError};
 use crate::image::{DiskExtent, ImageId};
-use crate::layer::source::BUFFER;
 use crate::layer::tree;
-use crate::merge::{MergeError, Merger};
+use crate::worker::job::{Failure, Job, JobFile, Merge, Merged, file_error};
+use crate::worker::process::{Allowance, Worker, WorkerError, supervised};
 
 use super::budget::TreeMemory;
 use super::records::ExtentRecord;
 use super::shared::Shared;
+
+/// Memory of a worker that merges besides the tree's own, bytes: buffers.
+const MERGE_MEMORY: u64 = 32 << 20;
+/// Longest answer: the numbers of some hundred layers, or a reason, bytes.
+const LONGEST_ANSWER: usize = 32 << 10;
 
 /// Bytes of memory that the image's tree takes while it is made; all layers are in the store.
 pub(crate) fn memory(shared: &Shared, layers: &[Digest]) -> Result<u64, StoreError> {
@@ -29,79 +39,149 @@ pub(crate) fn memory(shared: &Shared, layers: &[Digest]) -> Result<u64, StoreErr
     Ok(sum.saturating_add(sum / 4).saturating_add(1 << 20))
 }
 
-/// Merges the layers and writes the image's metadata; all layers are in the store.
+/// Merges the layers and writes the image's metadata, in a worker, as long as it is `wanted`; all
+/// layers are in the store. Blocks.
 pub(crate) fn build(
     shared: &Shared,
     id: &ImageId,
     layers: &[Digest],
     memory: &TreeMemory,
+    wanted: oneshot::Receiver<Infallible>,
 ) -> Result<Vec<ExtentRecord>, PullError> {
-    let limits = &shared.config.limits;
-    let mut merger = Merger::new(limits.max_entries, memory.bytes());
     let mut lengths = Vec::with_capacity(layers.len());
     for layer in layers {
-        let directory = shared.files.layer(layer);
-        let path = directory.join("tree");
-        let read = |e| StoreError::io(format!("read {}", path.display()), e);
-        lay_over(&mut merger, &path).map_err(|e| match e {
-            MergeError::Invalid { .. } => PullError::CorruptLayer {
-                layer: layer.to_string(),
-                reason: e.to_string(),
-            },
-            MergeError::TooManyEntries(limit) => PullError::TooLarge {
-                what: format!("image {id}"),
-                limit,
-                unit: "entries",
-            },
-            MergeError::TooMuchMemory(limit) => PullError::TooLarge {
-                what: format!("image {id}"),
-                limit,
-                unit: "bytes of memory for its entries",
-            },
-            MergeError::Read(e) => read(e).into(),
-        })?;
-        lengths.push(fs::metadata(directory.join("data")).map_err(read)?.len());
+        let path = shared.files.layer(layer).join("data");
+        let length = fs::metadata(&path).map(|metadata| metadata.len());
+        lengths.push(length.map_err(|e| StoreError::io(format!("read {}", path.display()), e))?);
     }
-    let tree = merger.finish();
     let directory = shared.files.new_directory()?;
     let path = directory.path().join("meta.erofs");
     let failed = |e| StoreError::io(format!("write {}", path.display()), e);
-    let mut out = BufWriter::with_capacity(1 << 20, File::create_new(&path).map_err(failed)?);
-    let written = erofs::write(&mut out, &tree, &lengths, uuid(id)).map_err(|e| match e {
-        erofs::WriteError::Io(e) => PullError::from(failed(e)),
-        erofs::WriteError::Layout(LayoutError::TooManyBlocks) => PullError::TooLarge {
-            what: format!("image {id}"),
-            limit: u64::from(u32::MAX) * BLOCK_SIZE,
-            unit: "bytes",
+    let out = File::create_new(&path).map_err(failed)?;
+    let merged = merge(shared, id, layers, &lengths, memory, &out, wanted)?;
+    let merged = merged.map_err(|failure| match failure {
+        Failure::InvalidLayer { layer, reason } => match layers.get(layer as usize) {
+            Some(layer) => PullError::CorruptLayer {
+                layer: layer.to_string(),
+                reason,
+            },
+            None => lie(id, "a layer that the image does not have"),
         },
-        erofs::WriteError::Layout(LayoutError::TooManyXattrs) => PullError::Unsupported {
+        Failure::TooLarge { limit, unit } => PullError::TooLarge {
             what: format!("image {id}"),
-            reason: e.to_string(),
+            limit,
+            unit: unit.as_str(),
         },
+        Failure::Unsupported(reason) => PullError::Unsupported {
+            what: format!("image {id}"),
+            reason,
+        },
+        Failure::File { file, code, reason } => {
+            let action = match file {
+                JobFile::TreeOf(layer) => match layers.get(layer as usize) {
+                    Some(layer) => {
+                        let path = shared.files.layer(layer).join("tree");
+                        format!("read {}", path.display())
+                    }
+                    None => return lie(id, "a layer that the image does not have"),
+                },
+                _ => format!("write {}", path.display()),
+            };
+            file_error(action, code, reason).into()
+        }
+        other => PullError::from(WorkerError::from(other)).about(format!("image {id}")),
     })?;
-    out.flush()
-        .and_then(|()| out.get_ref().sync_all())
-        .map_err(failed)?;
-    drop(out);
+    out.sync_all().map_err(failed)?;
+    let length = out.metadata().map_err(failed)?.len();
+    let extents = extents_of(&merged, length, layers, &lengths).map_err(|what| lie(id, what))?;
     shared.files.keep_image(directory, id)?;
-    let mut extents = vec![ExtentRecord {
-        layer: None,
-        length: written.length,
-    }];
-    extents.extend(written.layers.into_iter().map(|number| ExtentRecord {
-        layer: Some(layers[number].clone()),
-        length: lengths[number],
-    }));
     Ok(extents)
 }
 
-/// Lays the layer with this tree file over those before it.
-fn lay_over(merger: &mut Merger, path: &Path) -> Result<(), MergeError> {
-    let open = || -> io::Result<_> { Ok(BufReader::with_capacity(BUFFER, File::open(path)?)) };
-    tree::read(open()?, |entry| merger.hide(&entry))?;
-    tree::read(open()?, |entry| merger.add(entry))?;
-    merger.end_layer();
-    Ok(())
+/// The extents of a disk whose metadata are so long, unless the worker says what can't be.
+fn extents_of(
+    merged: &Merged,
+    length: u64,
+    layers: &[Digest],
+    lengths: &[u64],
+) -> Result<Vec<ExtentRecord>, &'static str> {
+    if merged.length != length || length == 0 || !length.is_multiple_of(BLOCK_SIZE) {
+        return Err("another length than its file has");
+    }
+    let mut extents = vec![ExtentRecord {
+        layer: None,
+        length,
+    }];
+    let mut next = 0;
+    for number in &merged.layers {
+        let number = *number as usize;
+        let (Some(layer), Some(length)) = (layers.get(number), lengths.get(number)) else {
+            return Err("a layer that the image does not have");
+        };
+        if number < next {
+            return Err("a layer twice");
+        }
+        next = number + 1;
+        extents.push(ExtentRecord {
+            layer: Some(layer.clone()),
+            length: *length,
+        });
+    }
+    Ok(extents)
+}
+
+fn lie(id: &ImageId, what: &'static str) -> PullError {
+    PullError::from(WorkerError::Lies(what)).about(format!("image {id}"))
+}
+
+/// Has a worker merge the layers.
+fn merge(
+    shared: &Shared,
+    id: &ImageId,
+    layers: &[Digest],
+    lengths: &[u64],
+    memory: &TreeMemory,
+    out: &File,
+    wanted: oneshot::Receiver<Infallible>,
+) -> Result<Result<Merged, Failure>, PullError> {
+    let Limits { max_entries, .. } = shared.config.limits;
+    let workers = &shared.config.workers;
+    let job = Job::Merge(Merge {
+        data: lengths.to_vec(),
+        uuid: uuid(id),
+        max_entries,
+        memory: memory.bytes(),
+    });
+    let allowance = Allowance {
+        // Tables grow to twice what is in them, which takes addresses and no memory.
+        memory: memory
+            .bytes()
+            .saturating_mul(2)
+            .saturating_add(MERGE_MEMORY),
+        // A file takes a block at most besides its name, attributes and link.
+        file_size: memory
+            .bytes()
+            .saturating_mul(2)
+            .saturating_add(max_entries.saturating_mul(2 * BLOCK_SIZE)),
+    };
+    let merged = supervised(workers.merge, async |_| {
+        let work = async {
+            let worker = Worker::start(workers, allowance, &job, &[out.as_fd()]).await?;
+            for layer in layers {
+                let path = shared.files.layer(layer).join("tree");
+                let tree = File::open(&path)
+                    .map_err(|e| StoreError::io(format!("read {}", path.display()), e))?;
+                worker.give(tree.as_fd()).await?;
+            }
+            let answer = worker.answer::<Merged>(LONGEST_ANSWER).await?;
+            Ok(answer.map(|(merged, _)| merged))
+        };
+        tokio::select! {
+            merged = work => merged,
+            _ = wanted => Err(WorkerError::Unwanted.into()),
+        }
+    });
+    merged.map_err(|error: PullError| error.about(format!("image {id}")))
 }
 
 /// Where the extents of an image's disk are.
@@ -143,4 +223,36 @@ fn uuid(id: &ImageId) -> [u8; 16] {
         *byte = digit(digits[0]) << 4 | digit(digits[1]);
     }
     uuid
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_disk_has_data_of_its_own_layers_once_and_in_their_order() {
+        let layers = [Digest::of(b"a"), Digest::of(b"b")];
+        let extents = |length, told: &[u32]| {
+            let merged = Merged {
+                length: 8192,
+                layers: told.to_vec(),
+            };
+            extents_of(&merged, length, &layers, &[4096, 0])
+        };
+        assert_eq!(extents(8192, &[]).unwrap().len(), 1);
+        assert_eq!(extents(8192, &[0, 1]).unwrap().len(), 3);
+        assert_eq!(
+            extents(8192, &[1]).unwrap()[1].layer,
+            Some(layers[1].clone())
+        );
+        for (length, told) in [
+            (4096, &[0][..]),
+            (8192, &[2]),
+            (8192, &[u32::MAX]),
+            (8192, &[0, 0]),
+            (8192, &[1, 0]),
+        ] {
+            assert!(extents(length, told).is_err(), "{length} {told:?}");
+        }
+    }
 }

@@ -8,12 +8,13 @@
 
 pub mod faulty;
 pub mod registry;
+pub mod worker;
 
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use hull_image::{ImageStore, Limits, Registries, StoreConfig};
+use hull_image::{ImageStore, Limits, Registries};
 use sha2::{Digest, Sha256};
 
 /// `sha256:…` of some bytes.
@@ -208,8 +209,8 @@ impl TestStore {
 
     pub async fn with(config_dir: Option<PathBuf>, change: impl FnOnce(&mut Limits)) -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let mut config =
-            StoreConfig::new(directory.path().join("images"), Registries { config_dir });
+        let mut config = worker::store(directory.path().join("images"));
+        config.registries = Registries { config_dir };
         change(&mut config.limits);
         let store = ImageStore::open(config).await.unwrap();
         Self { directory, store }
@@ -219,7 +220,7 @@ impl TestStore {
     pub async fn reopen(self) -> Self {
         let Self { directory, store } = self;
         drop(store);
-        let config = StoreConfig::new(directory.path().join("images"), Registries::default());
+        let config = worker::store(directory.path().join("images"));
         let store = ImageStore::open(config).await.unwrap();
         Self { directory, store }
     }

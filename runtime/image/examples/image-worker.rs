@@ -1,0 +1,8 @@
+//! The process that handles what registries and archives chose, as a program of its own: for tests,
+//! whose own program it can't be.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    hull_image::worker(std::env::args_os()).unwrap_or(ExitCode::FAILURE)
+}
