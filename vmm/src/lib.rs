@@ -36,6 +36,7 @@ mod log;
 mod machine;
 mod memory;
 mod probe;
+mod seccomp;
 mod service;
 mod slots;
 mod sync;

@@ -29,6 +29,7 @@ mod keep_cache;
 mod manager;
 mod owners;
 mod packet;
+mod seccomp;
 mod server;
 mod session;
 mod share;
