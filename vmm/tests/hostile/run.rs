@@ -21,7 +21,7 @@ const MEMORY_MIB: u64 = 32;
 /// How long an attack may take, and the guest's check of all devices after it.
 const ATTACK: Duration = Duration::from_secs(60);
 /// How long a guest is waited for that may have overwritten itself.
-const LOST: Duration = Duration::from_secs(5);
+const LOST: Duration = Duration::from_secs(12);
 /// How long an answer of the control socket may take, and one to a request to pause: that waits for what devices
 /// are in the midst of, twice five seconds at most.
 const ANSWER: Duration = Duration::from_secs(3);
