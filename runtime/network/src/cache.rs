@@ -74,10 +74,17 @@ impl Cache {
     /// Removes a pod's record; it is no error when it is gone.
     pub(crate) async fn remove(&self, pod_id: &str) -> io::Result<()> {
         let path = self.path(pod_id);
-        match blocking(move || fs::remove_file(path)).await {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-            _ => Ok(()),
-        }
+        let remove = move || {
+            // One that could not be finished.
+            for path in [path.with_extension("new"), path] {
+                match fs::remove_file(path) {
+                    Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                    _ => {}
+                }
+            }
+            Ok(())
+        };
+        blocking(remove).await
     }
 
     /// Lists the pods that have one.

@@ -44,6 +44,16 @@ impl Copies {
             .recursive(true)
             .mode(0o700)
             .create(&directory)?;
+        // Those that a daemon did not finish which was killed.
+        for entry in fs::read_dir(&directory)?.flatten() {
+            if entry
+                .path()
+                .extension()
+                .is_some_and(|extension| extension == "new")
+            {
+                fs::remove_file(entry.path())?;
+            }
+        }
         Ok(Self(directory))
     }
 
@@ -63,6 +73,7 @@ impl Copies {
             fs::rename(&new, &path)
         };
         if let Err(error) = write() {
+            let _ = fs::remove_file(&new);
             tracing::warn!(%error, path = %path.display(), "copy a record");
         }
     }
@@ -97,5 +108,29 @@ impl Copies {
 
     fn path(&self, kind: Kind, id: &str) -> PathBuf {
         self.0.join(format!("{}{id}", kind.prefix()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_not_finished_does_not_stay() {
+        let dir = tempfile::tempdir().unwrap();
+        let copies = Copies::open(dir.path().to_owned()).unwrap();
+        copies.put(Kind::Sandbox, "a", b"{}");
+        fs::write(dir.path().join("sandbox-b.new"), "{").unwrap();
+        let copies = Copies::open(copies.0).unwrap();
+        assert_eq!(copies.ids(Kind::Sandbox), ["a"]);
+        // A copy that can't be put in its place.
+        fs::create_dir(dir.path().join("sandbox-c")).unwrap();
+        copies.put(Kind::Sandbox, "c", b"{}");
+        let mut names: Vec<_> = fs::read_dir(dir.path())
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name())
+            .collect();
+        names.sort();
+        assert_eq!(names, ["sandbox-a", "sandbox-c"]);
     }
 }

@@ -16,26 +16,20 @@
 use std::{
     fs,
     io::{self, Read, Write},
-    os::{
-        fd::OwnedFd,
-        unix::process::{CommandExt, ExitStatusExt},
-    },
+    os::{fd::OwnedFd, unix::process::CommandExt},
     path::{Path, PathBuf},
     pin::Pin,
-    process::{Child, Command, ExitStatus},
+    process::{Child, Command},
     sync::Arc,
     thread,
     time::Duration,
 };
 
 use backon::{ConstantBuilder, Retryable};
-use hull_proto_vmm::{ExitReason, ExitReport};
 use nix::sched::{CloneFlags, unshare};
-use nix::sys::signal::Signal;
 use rustix::fs::OFlags;
 use tokio::{
     net::UnixStream,
-    sync::watch,
     time::{Instant, timeout},
 };
 
@@ -88,32 +82,6 @@ impl Hold for Pidfd {
 
     fn kill(&self) -> io::Result<()> {
         self.kill()
-    }
-}
-
-/// A process that this daemon started, and waits for as its parent.
-#[derive(Debug)]
-struct Started {
-    pidfd: Pidfd,
-    /// Closed once it is noted how the process ended.
-    noted: watch::Receiver<()>,
-}
-
-impl Hold for Started {
-    fn has_ended(&self) -> bool {
-        self.pidfd.has_ended()
-    }
-
-    fn ended(&self) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
-        Box::pin(async {
-            self.pidfd.ended().await;
-            let mut noted = self.noted.clone();
-            while noted.changed().await.is_ok() {}
-        })
-    }
-
-    fn kill(&self) -> io::Result<()> {
-        self.pidfd.kill()
     }
 }
 
@@ -217,38 +185,30 @@ impl Process {
         let mut child = spawn(command, role).map_err(spawn_error)?;
         drop(until_executed);
         let pid = child.id();
-        let (noting, noted) = watch::channel(());
         // Until the process is waited for, its pid is nobody else's, even if it has ended.
-        let take = || -> Result<(Identity, Arc<Started>), PodError> {
+        let mut take = || -> Result<Self, PodError> {
             // Nothing is ever written to this pipe: reading ends when the new process has closed it.
             executed.read_to_end(&mut Vec::new()).map_err(spawn_error)?;
             prepare(pid)?;
             let gone = || spawn_error(io::ErrorKind::NotFound.into());
             let identity = Identity::of(pid).ok_or_else(gone)?;
-            let pidfd = Pidfd::open(pid).map_err(spawn_error)?;
+            let hold = Arc::new(Pidfd::open(pid).map_err(spawn_error)?);
             let path = run.process_of(role);
             faults::point(Point::ProcessStarted);
             faults::write(Point::ProcessWrite).map_err(file_error(&path))?;
             identity.write(&path).map_err(file_error(&path))?;
             faults::point(Point::ProcessNoted);
-            Ok((identity, Arc::new(Started { pidfd, noted })))
+            Ok(Self { identity, hold })
         };
         match take() {
-            Ok((identity, started)) => {
-                let hold = Arc::clone(&started);
-                let report = (role == Role::Vmm).then(|| run.exit_report());
+            Ok(process) => {
+                let hold = Arc::clone(&process.hold);
                 tokio::spawn(async move {
-                    started.pidfd.ended().await;
+                    hold.ended().await;
                     let status = child.wait();
                     tracing::debug!(pid, ?status, "process of a pod ended");
-                    if let (Ok(status), Some(report)) = (status, report)
-                        && let Err(error) = note_end(status, &report)
-                    {
-                        tracing::warn!(pid, %error, "note how a VMM ended");
-                    }
-                    drop(noting);
                 });
-                Ok(Self { identity, hold })
+                Ok(process)
             }
             Err(error) => {
                 let _ = child.kill();
@@ -337,21 +297,6 @@ fn spawn(mut command: Command, role: Role) -> io::Result<Child> {
     started.join().unwrap_or_else(panicked)
 }
 
-/// Writes an exit report for a VMM that was ended before it could: by a system call that is not on its
-/// list. The kernel's log has which.
-fn note_end(status: ExitStatus, report: &Path) -> io::Result<()> {
-    if status.signal() != Some(Signal::SIGSYS as i32) {
-        return Ok(());
-    }
-    let forbidden = ExitReport {
-        reason: ExitReason::VmmError,
-        message: "killed by SIGSYS: a system call that is not allowed".to_owned(),
-    };
-    let (run, name) = beneath::split(report)?;
-    let mut file = run.replace(name, OFlags::WRONLY, 0o600)?;
-    file.write_all(&serde_json::to_vec(&forbidden)?)
-}
-
 /// A process of a pod that was found running.
 #[derive(Debug)]
 pub struct Found {
@@ -387,19 +332,6 @@ mod tests {
     use std::os::unix::fs::MetadataExt;
 
     use super::*;
-
-    #[test]
-    fn a_vmm_that_made_a_forbidden_call_is_told_from_one_that_was_killed() {
-        let dir = tempfile::tempdir().unwrap();
-        let report = dir.path().join("exit.json");
-        fs::write(&report, "").unwrap();
-        note_end(ExitStatus::from_raw(Signal::SIGKILL as i32), &report).unwrap();
-        assert_eq!(fs::read(&report).unwrap(), b"");
-        // With the bit of a core dump.
-        note_end(ExitStatus::from_raw(Signal::SIGSYS as i32 | 0x80), &report).unwrap();
-        let told = crate::client::read_report(&report);
-        assert!(told.contains("not allowed"), "{told}");
-    }
 
     #[tokio::test]
     async fn a_process_is_waited_for_and_ended() {

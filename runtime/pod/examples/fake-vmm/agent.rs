@@ -250,7 +250,8 @@ impl Agent for Rpc {
         if request.id.is_empty() {
             storage.retain(|_, slot| *slot != request.slot);
         } else {
-            assert!(storage.remove(&request.id).is_some());
+            // One that is gone already is no error: an earlier daemon may have been killed behind this.
+            storage.remove(&request.id);
         }
         Ok(Empty::new())
     }

@@ -112,6 +112,7 @@ impl Driver {
             (Ok(_), None) => return,
         };
         self.container_event(&id, event).await;
+        self.end_what_came_late().await;
     }
 
     /// Checks what was asked for; nothing is made.

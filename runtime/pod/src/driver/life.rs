@@ -51,7 +51,13 @@ impl Driver {
     /// Lets an event happen to a container, and what follows from it.
     pub(super) async fn container_event(&mut self, id: &ContainerId, event: Event) {
         let mut queue = Queue::from([event]);
-        while let Some(event) = queue.pop_front() {
+        while let Some(mut event) = queue.pop_front() {
+            // With its record it would come back with the next daemon, so it is not gone before that is.
+            if matches!(event, Event::RemoveDone)
+                && let Err(error) = self.forget(id).await
+            {
+                event = Event::RemoveFailed(error);
+            }
             let Some(container) = self.containers.get_mut(id) else {
                 return;
             };
@@ -86,7 +92,10 @@ impl Driver {
                         self.answer(id, wait, &result.and(saved));
                     }
                     Effect::Announce(news) => self.announce_container(id, news),
-                    Effect::Forget => self.forget(id).await,
+                    Effect::Forget => {
+                        // One that was not answered is unmade by the next daemon.
+                        let _ = self.forget(id).await;
+                    }
                     Effect::Start => queue.extend(self.start_process(id)),
                     Effect::Terminate => self.signal(id, SignalTarget::Init(STOP)),
                     Effect::Kill => self.kill(id),
@@ -221,16 +230,18 @@ impl Driver {
         });
     }
 
-    async fn forget(&mut self, id: &ContainerId) {
+    async fn forget(&mut self, id: &ContainerId) -> Result<(), PodError> {
+        let run = RunDir::of(&self.node.config, &self.record.id);
+        // Before the record, by which alone it is known. A file that stays goes with the directory.
+        let _ = std::fs::remove_file(run.log_position(id.as_str()));
         if let Err(error) = self.node.records.delete_container(id).await {
             tracing::error!(container = %id, %error, "delete the container's record");
+            return Err(error.into());
         }
         if let Some(running) = &mut self.running {
             running.volumes.forget(id);
         }
-        let run = RunDir::of(&self.node.config, &self.record.id);
-        // A file that stays goes with the directory.
-        let _ = std::fs::remove_file(run.log_position(id.as_str()));
+        Ok(())
     }
 
     fn answer(&mut self, id: &ContainerId, wait: Wait, result: &Result<(), PodError>) {

@@ -41,6 +41,13 @@ impl Driver {
         self.end_containers(KILLED).await;
     }
 
+    /// Lets a container end that was made while its VM ended: it was not there yet when the others did.
+    pub(super) async fn end_what_came_late(&mut self) {
+        if self.running.is_none() {
+            self.end_containers(KILLED).await;
+        }
+    }
+
     /// Kills the VMM process when it does not exit by itself.
     pub(super) async fn end_process(&mut self) {
         if let Some(vmm) = self.vmm()

@@ -110,6 +110,7 @@ pub(crate) enum Event {
     /// The log is complete.
     Drained,
     Remove,
+    /// Nothing of it is left, and its record is deleted.
     RemoveDone,
     RemoveFailed(PodError),
 }
@@ -135,7 +136,7 @@ pub(crate) enum Effect {
     Answer(Wait, Result<(), PodError>),
     /// Tell those who follow events.
     Announce(News),
-    /// Delete record and log position; it is gone.
+    /// Delete record and log position of one that was not made.
     Forget,
 }
 
@@ -268,11 +269,7 @@ pub(crate) fn step(state: State, event: Event) -> (State, Vec<Effect>) {
         }
         (S::Removing(_), E::RemoveDone) => (
             S::Gone,
-            vec![
-                Forget,
-                Announce(News::Removed),
-                Answer(Wait::Removed, Ok(())),
-            ],
+            vec![Announce(News::Removed), Answer(Wait::Removed, Ok(()))],
         ),
         (S::Removing(exit), E::RemoveFailed(error)) => {
             let next = exit.map_or(S::Created, S::Exited);
