@@ -3,7 +3,7 @@
 # make turns every failure into exit code 2; tests/host/run.sh CMD passes the code on as it is.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test critest bench hostile check host shell host-stop image build sbom clean
+.PHONY: help demo test critest bench hostile faults soak check host shell host-stop image build sbom clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s  %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -18,12 +18,18 @@ test: ## all checks and tests; TESTS=WORD: only the integration tests of that na
 critest: build ## CRITEST=/path/to/critest [FOCUS=REGEX]: that critest against hull serve in the KVM host
 	@tests/critest.sh
 
-bench: build ## BENCH=network, storage, pmem, burst or neighbours: measures Hull and its peers in the KVM host; node: the daemon with many pods, here
+bench: build ## BENCH=network, storage, pmem or burst: measures Hull and its peers in the KVM host; node: the daemon with many pods, here
 	@tests/bench/$(or $(BENCH),network).sh
 
 hostile: ## [SECONDS=N] [SEED=N]: the hostile guest's attacks at random on the VMM's devices, one seed after another, here
 	@HULL_HOSTILE_SECONDS=$(or $(SECONDS),60) HULL_HOSTILE_SEED=$(SEED) \
 		cargo test --locked -p hull-vmm --test hostile seeds_without_end -- --ignored --nocapture
+
+faults: build ## a daemon that is killed, stopped and refused writes at each of its points, in real VMs; FOCUS=WORD: some of them
+	@tests/faults.sh faults
+
+soak: build ## pods and restarts by the thousand, fake and real, leave nothing; MINUTES=N: at least so long
+	@tests/faults.sh soak
 
 check: ## format, lints, dependencies (licences, versions, advisories), layering, circles, points of faults
 	@tests/checks/run.sh
@@ -49,4 +55,4 @@ sbom: build ## what all of target/hull is made of: target/hull/sbom.cdx.json (Cy
 clean: host-stop ## remove target/ and stop the emulated KVM host; the cache stays
 	cargo clean
 
-export SHARE TESTS PROFILE BENCH CRITEST FOCUS SKIP FLAGS
+export SHARE TESTS PROFILE BENCH CRITEST FOCUS SKIP FLAGS MINUTES VMS

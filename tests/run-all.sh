@@ -33,7 +33,6 @@ main() {
     phase "tests: build" compile
     phase "tests on this machine" here
     phase "tests with microVMs" with_vms
-    [ -n "${TESTS:-}" ] || phase "system calls" calls
     echo
     total
     [ "$FAILED" = 0 ]
@@ -93,10 +92,7 @@ with_vms() {
     skipped=$(tests/results --skipped "${REPORTS[@]}")
     [ -z "$skipped" ] || wanted+=" + $skipped"
     if ! is_emulated; then
-        tests/host/run.sh tests/host/count-calls.sh begin || true
         nextest vm "$wanted"
-        tests/host/run.sh tests/host/count-calls.sh print >"$LOGS/calls.here" || true
-        tests/host/run.sh tests/host/count-calls.sh end || true
         return
     fi
     # Built outside of the checkout, the tests must be visible in the machines too.
@@ -106,25 +102,6 @@ with_vms() {
     wait
     CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER=$REPO/tests/host/nextest-runner.sh HULL_HOST=direct \
         nextest emulated "$wanted"
-    for number in 0 1; do
-        KVM_HOST_NAME=machine$number tests/host/kvm-host.sh exec tests/host/count-calls.sh print </dev/null \
-            >"$LOGS/calls.machine$number" || touch "$LOGS/calls.lost"
-    done
-}
-
-# What the lists of system calls allow and no test with microVMs needed. Counts as one.
-calls() {
-    local lists=$LOGS/calls.lists
-    { "$ASSETS/hull-vmm" syscalls && "$ASSETS/hull-fs" syscalls; } >"$lists" || return
-    if [ -e "$LOGS/calls.lost" ]; then
-        echo "SKIPPED: system calls: a machine broke with what was counted in it"
-        SKIPPED=$((SKIPPED + 1))
-    elif [ ! -s "$(find "$LOGS" -name 'calls.machine0' -o -name calls.here)" ]; then
-        echo "SKIPPED: system calls: the KVM host's kernel does not trace them"
-        SKIPPED=$((SKIPPED + 1))
-    else
-        find "$LOGS" -name 'calls.machine*' -o -name calls.here | xargs tests/checks/syscalls "$lists" && PASSED=$((PASSED + 1))
-    fi
 }
 
 is_emulated() { [ "$(KVM_HOST_NAME=machine0 tests/host/run.sh 'echo "$HULL_ASSETS"' </dev/null)" = /opt/hull ]; }

@@ -11,7 +11,6 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use error_reporter::Report;
-use hull_jail::JailError;
 use hull_proto_vmm::{
     ErrorKind, ExitReason, ExitReport, Metrics, Request, Response, VERSION, VmConfig, VmState,
 };
@@ -23,7 +22,6 @@ use crate::control::connection::{Connection, ConnectionError, Incoming};
 use crate::fds::Fds;
 use crate::kvm::device::KvmDevice;
 use crate::machine::{Machine, MachineError};
-use crate::seccomp::CONTROL;
 use crate::service;
 use crate::{epolls, exit, log};
 
@@ -50,9 +48,6 @@ pub enum LoopError {
     /// The configuration of a VM without a daemon is not right.
     #[error("start virtual machine")]
     Machine(#[from] MachineError),
-    /// The host has no way to take system calls away.
-    #[error("limit the main thread")]
-    Jail(#[from] JailError),
 }
 
 /// The VMM of one VM.
@@ -365,7 +360,7 @@ impl EventLoop {
         match done {
             Ok(()) => Response::Ok,
             Err(LoopError::Machine(error)) => refusal(&error),
-            Err(error @ (LoopError::Epoll(_) | LoopError::Jail(_))) => Response::Error {
+            Err(error @ LoopError::Epoll(_)) => Response::Error {
                 kind: ErrorKind::Internal,
                 message: Report::new(&error).to_string(),
             },
@@ -400,7 +395,6 @@ impl EventLoop {
         if let Some(vcpus) = machine.vcpus() {
             self.watch(vcpus.ended().as_raw_fd(), ENDED, EventSet::IN)?;
         }
-        CONTROL.apply_by_name()?;
         self.machine = Some(machine);
         self.state = VmState::Running;
         Ok(())

@@ -36,7 +36,6 @@ mod log;
 mod machine;
 mod memory;
 mod probe;
-mod seccomp;
 mod service;
 mod slots;
 mod sync;

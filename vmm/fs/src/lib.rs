@@ -29,7 +29,6 @@ mod keep_cache;
 mod manager;
 mod owners;
 mod packet;
-mod seccomp;
 mod server;
 mod session;
 mod share;

@@ -104,16 +104,10 @@ impl Vmm {
     }
 
     /// Waits for the end of the process; returns its report.
-    pub fn wait(self) -> (ExitStatus, ExitReport) {
-        let (status, report) = self.wait_however_it_ends();
-        (status, report.unwrap())
-    }
-
-    /// Waits for the end of a process that may have crashed.
-    pub fn wait_however_it_ends(mut self) -> (ExitStatus, serde_json::Result<ExitReport>) {
+    pub fn wait(mut self) -> (ExitStatus, ExitReport) {
         let status = self.wait_for_exit();
         let report = fs::read(self.path("exit.json")).unwrap();
-        (status, serde_json::from_slice(&report))
+        (status, serde_json::from_slice(&report).unwrap())
     }
 
     fn wait_for_exit(&mut self) -> ExitStatus {

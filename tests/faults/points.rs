@@ -1,0 +1,536 @@
+//! The calls, and what is done at a point that the daemon reaches in one.
+
+use std::{future::Future, time::Duration};
+
+use anyhow::{Context, Result, bail, ensure};
+use hull_base::faults::{Kind as PointKind, Point};
+use hull_proto_cri::v1::{ContainerConfig, ContainerState, PodSandboxConfig};
+use rustix::process::Signal;
+use tokio::{task::JoinHandle, time::timeout};
+use tonic::Status;
+
+use crate::{
+    kubelet::{Kubelet, OTHER, Pod, Work},
+    left::Left,
+    node::{Node, PATIENCE, signal},
+};
+
+/// A call, or what the daemon does by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Call {
+    RunPodSandbox,
+    CreateContainer,
+    StartContainer,
+    /// A container writes, and ends.
+    Log,
+    ExecSync,
+    StopContainer,
+    RemoveContainer,
+    StopPodSandbox,
+    RemovePodSandbox,
+    PullImage,
+    RemoveImage,
+    /// The daemon starts, with pods that run.
+    Start,
+}
+
+impl Call {
+    pub const ALL: [Self; 12] = [
+        Self::PullImage,
+        Self::RemoveImage,
+        Self::CreateContainer,
+        Self::StartContainer,
+        Self::Log,
+        Self::ExecSync,
+        Self::StopContainer,
+        Self::RemoveContainer,
+        Self::Start,
+        Self::RunPodSandbox,
+        Self::StopPodSandbox,
+        Self::RemovePodSandbox,
+    ];
+
+    /// Whether it is about a pod of its own, which is gone at its end.
+    fn has_own_pod(self) -> bool {
+        matches!(
+            self,
+            Self::RunPodSandbox | Self::StopPodSandbox | Self::RemovePodSandbox
+        )
+    }
+
+    /// Whether it is about a pod that others use too.
+    pub fn has_pod(self) -> bool {
+        !matches!(self, Self::PullImage | Self::RemoveImage)
+    }
+
+    /// Whether a point is reached because of it and not because another pod writes.
+    pub fn counts(self, point: &str) -> bool {
+        self == Self::Log || !point.starts_with("log-") && !point.starts_with("note-")
+    }
+}
+
+/// What happens at a point.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Action {
+    /// The daemon is killed.
+    Kill,
+    /// The VMM is killed while the daemon stands still.
+    KillVmm,
+    /// The file server is.
+    KillFiles,
+    /// Writes fail.
+    Fails(&'static str),
+}
+
+impl Action {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Kill => "kill -9 of hull",
+            Self::KillVmm => "kill -9 of hull-vmm",
+            Self::KillFiles => "kill -9 of hull-fs",
+            Self::Fails("enospc") => "ENOSPC",
+            Self::Fails(_) => "EIO",
+        }
+    }
+}
+
+/// The pod and the container that a call is about.
+#[derive(Debug)]
+pub struct Subject {
+    call: Call,
+    config: PodSandboxConfig,
+    pod: Option<Pod>,
+    name: String,
+    container: Option<String>,
+}
+
+/// What pods that were used before are used for again.
+#[derive(Debug, Default)]
+pub struct Pods {
+    /// With what is there while it is idle.
+    shared: Option<(Pod, Left)>,
+    number: u32,
+}
+
+impl Pods {
+    /// A pod for what is not about pods.
+    pub async fn shared(&mut self, node: &Node) -> Result<Pod> {
+        if let Some((pod, _)) = &self.shared {
+            return Ok(pod.clone());
+        }
+        self.number += 1;
+        let config = node.sandbox(&format!("shared-{}", self.number));
+        let pod = node
+            .run_sandbox(&config)
+            .await
+            .context("run the shared pod")?;
+        // Its file server comes with the first container.
+        node.works(&pod).await.context("the shared pod")?;
+        self.shared = Some((pod.clone(), node.left()));
+        Ok(pod)
+    }
+
+    /// Another is started next time.
+    pub fn forget(&mut self) {
+        self.shared = None;
+    }
+
+    /// What the shared pod has.
+    pub fn left(&self) -> Left {
+        self.shared
+            .as_ref()
+            .map_or_else(Left::default, |(_, left)| left.clone())
+    }
+
+    /// Ends it.
+    pub async fn end(&mut self, node: &Node) -> Result<()> {
+        match self.shared.take() {
+            Some((pod, _)) => node.end(&pod).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Makes all that a call needs.
+    pub async fn prepare(&mut self, node: &mut Node, call: Call) -> Result<Subject> {
+        self.number += 1;
+        let name = format!("c{}", self.number);
+        let mut subject = Subject {
+            call,
+            config: node.sandbox(&format!("p{}", self.number)),
+            pod: None,
+            container: None,
+            name,
+        };
+        if call == Call::RunPodSandbox {
+            return Ok(subject);
+        }
+        if call.has_own_pod() {
+            subject.pod = Some(
+                node.run_sandbox(&subject.config)
+                    .await
+                    .context("prepare a pod")?,
+            );
+        } else if call.has_pod() {
+            subject.pod = Some(self.shared(node).await?);
+        }
+        let work = match call {
+            Call::StartContainer => Work::Ends,
+            Call::Log => Work::EndsLater,
+            _ => Work::Waits,
+        };
+        if call == Call::RemoveImage {
+            node.client.pull(OTHER).await.context("prepare an image")?;
+        }
+        if !call.has_pod() || call == Call::CreateContainer {
+            return Ok(subject);
+        }
+        let pod = subject.pod.clone().context("a pod")?;
+        let id = node
+            .create(&pod, &node.container(&subject.name, work))
+            .await;
+        let id = id.context("prepare a container")?;
+        if !matches!(call, Call::StartContainer | Call::Log) {
+            node.start_container(&id).await.context("prepare it")?;
+        }
+        if call == Call::RemoveContainer {
+            node.stop_container(&id).await.context("prepare it")?;
+        }
+        if call == Call::RemovePodSandbox {
+            node.stop_sandbox(&pod.id)
+                .await
+                .context("prepare its end")?;
+        }
+        subject.container = Some(id);
+        Ok(subject)
+    }
+}
+
+impl Subject {
+    fn pod(&self) -> Result<&Pod> {
+        self.pod.as_ref().context("a pod")
+    }
+
+    fn container(&self) -> Result<&str> {
+        self.container.as_deref().context("a container")
+    }
+
+    fn creation(&self, node: &Node) -> ContainerConfig {
+        node.container(&self.name, Work::Ends)
+    }
+
+    /// Calls, in a task of its own: the daemon may stop meanwhile.
+    fn call(&self, node: &Node) -> Result<JoinHandle<Result<()>>> {
+        fn spawn<T: Send + 'static>(
+            work: impl Future<Output = Result<T, Status>> + Send + 'static,
+        ) -> JoinHandle<Result<()>> {
+            tokio::spawn(async move { Ok(work.await.map(drop)?) })
+        }
+        let (pod, id) = (self.pod.clone(), self.container.clone().unwrap_or_default());
+        let pod_id = pod.as_ref().map(|pod| pod.id.clone()).unwrap_or_default();
+        let kubelet: Kubelet = (**node).clone();
+        Ok(match self.call {
+            Call::RunPodSandbox => {
+                let config = self.config.clone();
+                spawn(async move { kubelet.run_sandbox(&config).await })
+            }
+            Call::CreateContainer => {
+                let (pod, config) = (self.pod()?.clone(), self.creation(node));
+                spawn(async move { kubelet.create(&pod, &config).await })
+            }
+            Call::StartContainer | Call::Log => {
+                spawn(async move { kubelet.start_container(&id).await })
+            }
+            Call::ExecSync => spawn(async move { kubelet.exec(&id).await }),
+            Call::StopContainer => spawn(async move { kubelet.stop_container(&id).await }),
+            Call::RemoveContainer => spawn(async move { kubelet.remove_container(&id).await }),
+            Call::StopPodSandbox => spawn(async move { kubelet.stop_sandbox(&pod_id).await }),
+            Call::RemovePodSandbox => spawn(async move { kubelet.remove_sandbox(&pod_id).await }),
+            Call::PullImage => spawn(async move { kubelet.client.pull(OTHER).await }),
+            Call::RemoveImage => spawn(async move { kubelet.remove_image(OTHER).await }),
+            Call::Start => bail!("the daemon starts by itself"),
+        })
+    }
+
+    /// What kubelet does next, until nothing is left to do.
+    async fn go_on(&self, node: &Node, pods: &mut Pods) -> Result<()> {
+        match self.call {
+            Call::RunPodSandbox => {
+                let name = &self.config.metadata.as_ref().context("a name")?.name;
+                let listed = node.sandboxes(name).await?;
+                ensure!(listed.len() <= 1, "the pod is there {} times", listed.len());
+                let mut ready = None;
+                for item in listed {
+                    let pod = Pod {
+                        id: item.id,
+                        config: self.config.clone(),
+                    };
+                    if node.is_ready(&pod).await? {
+                        ready = Some(pod);
+                    } else {
+                        node.end(&pod).await?;
+                    }
+                }
+                let pod = match ready {
+                    Some(pod) => pod,
+                    None => node
+                        .run_sandbox(&self.config)
+                        .await
+                        .context("run the pod again")?,
+                };
+                node.works(&pod).await?;
+                node.end(&pod).await
+            }
+            Call::StopPodSandbox | Call::RemovePodSandbox => {
+                let pod = self.pod()?;
+                // One that is gone is stopped and removed.
+                node.end(pod).await
+            }
+            Call::PullImage | Call::RemoveImage => {
+                node.client.pull(OTHER).await.context("pull again")?;
+                node.remove_image(OTHER).await.context("remove the image")
+            }
+            _ if !node.is_ready(self.pod()?).await? => {
+                // Its VM is gone. kubelet starts another.
+                pods.shared = None;
+                let pod = self.pod()?;
+                for container in node.containers(pod).await? {
+                    let status = node.client.wait_exited(&container.id, PATIENCE).await?;
+                    ensure!(
+                        status.exit_code != 0,
+                        "a container without a VM exited with 0"
+                    );
+                }
+                node.end(pod).await?;
+                let pod = pods.shared(node).await?;
+                node.works(&pod).await
+            }
+            Call::CreateContainer => {
+                let pod = self.pod()?;
+                let listed = node.containers(pod).await?;
+                let mut found = listed
+                    .iter()
+                    .filter(|c| c.metadata.as_ref().is_some_and(|m| m.name == self.name));
+                let id = match found.next() {
+                    Some(container) => {
+                        ensure!(
+                            container.state() == ContainerState::ContainerCreated,
+                            "it is {:?}",
+                            container.state()
+                        );
+                        container.id.clone()
+                    }
+                    None => node
+                        .create(pod, &self.creation(node))
+                        .await
+                        .context("create it again")?,
+                };
+                node.start_container(&id).await.context("start it")?;
+                node.ended_well(pod, &self.name, &id).await?;
+                self.remove(node, &id).await
+            }
+            Call::StartContainer | Call::Log => {
+                let (pod, id) = (self.pod()?, self.container()?);
+                let status = node.client.container_status(id).await?;
+                if status.state() == ContainerState::ContainerCreated {
+                    node.start_container(id).await.context("start it again")?;
+                }
+                node.ended_well(pod, &self.name, id).await?;
+                self.remove(node, id).await
+            }
+            Call::StopContainer => {
+                let id = self.container()?;
+                node.stop_container(id).await.context("stop it again")?;
+                let status = node.client.wait_exited(id, PATIENCE).await?;
+                ensure!(
+                    [137, 143].contains(&status.exit_code),
+                    "it exited with {}",
+                    status.exit_code
+                );
+                self.remove(node, id).await
+            }
+            Call::RemoveContainer => self.remove(node, self.container()?).await,
+            Call::ExecSync | Call::Start => {
+                let id = self.container()?;
+                node.exec(id).await.context("run the command again")?;
+                node.stop_container(id).await.context("stop it")?;
+                self.remove(node, id).await
+            }
+        }
+    }
+
+    async fn remove(&self, node: &Node, id: &str) -> Result<()> {
+        node.remove_container(id).await.context("remove it")?;
+        node.forget_log(self.pod()?, &self.name);
+        Ok(())
+    }
+}
+
+/// Which points a call reaches, and how often.
+pub async fn trace(node: &mut Node, pods: &mut Pods, call: Call) -> Result<Vec<(String, usize)>> {
+    let subject = pods.prepare(node, call).await?;
+    node.arm("trace", "all", 1)?;
+    if call == Call::Start {
+        node.kill_daemon();
+        node.start_daemon().await?;
+    } else {
+        subject.call(node)?.await??;
+    }
+    if matches!(call, Call::Log | Call::StartContainer) {
+        node.ended_well(subject.pod()?, &subject.name, subject.container()?)
+            .await?;
+    }
+    let traced = node.traced();
+    node.disarm();
+    subject.go_on(node, pods).await.context("after a trace")?;
+    Ok(traced
+        .into_iter()
+        .filter(|(point, _)| call.counts(point))
+        .collect())
+}
+
+/// Has this happen at a point of a call. `Ok(false)`: the point was not reached.
+pub async fn at(
+    node: &mut Node,
+    pods: &mut Pods,
+    call: Call,
+    point: Point,
+    nth: usize,
+    action: Action,
+) -> Result<bool> {
+    let subject = pods.prepare(node, call).await?;
+    let word = match action {
+        Action::Kill => "kill",
+        Action::KillVmm | Action::KillFiles => "stop",
+        Action::Fails(how) => how,
+    };
+    ensure!(
+        matches!(action, Action::Fails(_)) == (point.kind() == PointKind::Write),
+        "what is done there"
+    );
+    if call == Call::Start {
+        node.kill_daemon();
+    }
+    node.arm(word, point.name(), nth)?;
+    let asked = if call == Call::Start {
+        node.spawn_daemon()?;
+        None
+    } else {
+        Some(subject.call(node)?)
+    };
+    let reached = match action {
+        Action::Kill => killed(node).await?,
+        Action::Fails(_) if call == Call::Start => {
+            // It starts, or says why not.
+            let _ = node.connect().await;
+            let fired = node.has_fired();
+            node.disarm();
+            node.restart().await.context("the next daemon")?;
+            return after(node, pods, &subject, fired).await;
+        }
+        Action::Fails(_) => {
+            let answer = asked.context("a call")?;
+            // It succeeds or fails, but it ends; logs are written later.
+            let _ = timeout(PATIENCE, answer)
+                .await
+                .context("the call does not end")??;
+            if call == Call::Log {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+            let fired = node.has_fired();
+            node.disarm();
+            ensure!(!node.has_ended()?, "the daemon has ended");
+            return after(node, pods, &subject, fired).await;
+        }
+        Action::KillVmm | Action::KillFiles => {
+            let reached = stopped(node).await?;
+            if reached {
+                let program = if action == Action::KillVmm {
+                    "/vmm.sock"
+                } else {
+                    "/fs.sock"
+                };
+                let pod = match &subject.pod {
+                    Some(pod) => pod.id.clone(),
+                    None => newest_pod(node)?,
+                };
+                for pid in node.processes(&pod, program) {
+                    // One may have ended by itself.
+                    let _ = signal(pid, Signal::KILL);
+                }
+                signal(node.daemon(), Signal::CONT)?;
+            }
+            if let Some(answer) = asked {
+                let _ = timeout(PATIENCE, answer)
+                    .await
+                    .context("the call does not end")??;
+            } else {
+                node.connect().await?;
+            }
+            reached
+        }
+    };
+    node.disarm();
+    match action {
+        Action::Kill => node.restart().await.context("the next daemon")?,
+        Action::KillFiles => {
+            // No other server knows what the guest has open: its pod says so, and kubelet replaces it.
+            node.end(subject.pod()?).await?;
+            if !subject.call.has_own_pod() {
+                pods.forget();
+            }
+            let pod = pods.shared(node).await?;
+            node.works(&pod).await?;
+            return Ok(reached);
+        }
+        _ => {}
+    }
+    after(node, pods, &subject, reached).await
+}
+
+async fn after(node: &Node, pods: &mut Pods, subject: &Subject, reached: bool) -> Result<bool> {
+    // A VM that was killed is noticed a moment later.
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    subject.go_on(node, pods).await?;
+    Ok(reached)
+}
+
+/// The pod that is being started: the one that is not listed yet, or is there last.
+fn newest_pod(node: &Node) -> Result<String> {
+    let mut pods: Vec<_> = crate::left::names(&node.dir.join("state/pods"))
+        .into_iter()
+        .filter_map(|name| {
+            let made = std::fs::metadata(node.dir.join("state/pods").join(&name))
+                .ok()?
+                .created();
+            Some((made.ok()?, name))
+        })
+        .collect();
+    pods.sort();
+    Ok(pods.pop().context("a pod")?.1)
+}
+
+async fn killed(node: &mut Node) -> Result<bool> {
+    for _ in 0..2000 {
+        if node.has_ended()? {
+            return Ok(node.has_fired());
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    Ok(false)
+}
+
+/// Whether the daemon stands still.
+async fn stopped(node: &Node) -> Result<bool> {
+    for _ in 0..1000 {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", node.daemon()))?;
+        if stat
+            .rsplit(") ")
+            .next()
+            .is_some_and(|rest| rest.starts_with('T'))
+        {
+            return Ok(true);
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    Ok(false)
+}

@@ -1,0 +1,228 @@
+//! Pods that come and go, and a container that crashes again and again: the node has afterwards what it had
+//! before.
+
+use std::{
+    env, fs,
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use futures::{StreamExt, TryStreamExt, stream};
+
+use crate::{
+    kubelet::{IMAGE, Kubelet, Witness, Work},
+    left::Left,
+    node::{Kind, Node, PATIENCE},
+};
+
+/// Pods that are started at once.
+const AT_ONCE: usize = 4;
+/// What the daemon keeps for what comes next (stacks, arenas) is noise below this.
+const MEMORY_NOISE_KIB: i64 = 8 << 10;
+/// The pages of a database that are free, or not, at one moment.
+const DISK_NOISE_KIB: i64 = 2 << 10;
+
+/// How much is done.
+struct Load {
+    pods: usize,
+    restarts: usize,
+    minutes: u64,
+}
+
+impl Load {
+    fn of_environment(kind: Kind) -> Self {
+        let minutes = env::var("HULL_SOAK_MINUTES")
+            .ok()
+            .and_then(|text| text.parse().ok());
+        let (pods, restarts) = match (kind, minutes) {
+            (Kind::Fake, Some(_)) => (1000, 1000),
+            (Kind::Real, _) => (16, 100),
+            // In a test run.
+            (Kind::Fake, None) => (30, 60),
+        };
+        Self {
+            pods,
+            restarts,
+            minutes: minutes.unwrap_or(0),
+        }
+    }
+}
+
+/// What the node has.
+struct Usage {
+    left: Left,
+    descriptors: i64,
+    threads: i64,
+    memory_kib: i64,
+    disk_kib: i64,
+}
+
+impl Usage {
+    fn of(node: &Node) -> Result<Self> {
+        let proc = Path::new("/proc").join(node.daemon().to_string());
+        let count = |name: &str| -> Result<i64> {
+            Ok(i64::try_from(fs::read_dir(proc.join(name))?.count())?)
+        };
+        let rollup = fs::read_to_string(proc.join("smaps_rollup"))?;
+        let pss = rollup.lines().find_map(|line| line.strip_prefix("Pss:"));
+        let pss = pss.and_then(|rest| rest.split_ascii_whitespace().next());
+        let used = |name: &str| -> Result<i64> {
+            let fs = rustix::fs::statvfs(node.dir.join(name))?;
+            Ok(i64::try_from(
+                (fs.f_blocks - fs.f_bfree) * fs.f_frsize / 1024,
+            )?)
+        };
+        Ok(Self {
+            left: node.left(),
+            descriptors: count("fd")?,
+            threads: count("task")?,
+            memory_kib: pss.context("no PSS")?.parse()?,
+            disk_kib: used("root")?,
+        })
+    }
+}
+
+pub async fn soak() -> Result<()> {
+    let node = Node::start().await?;
+    let load = Load::of_environment(node.kind);
+    node.client.pull(IMAGE).await?;
+    let mut witness = Witness::start(&node, "witness").await?;
+    // What is there once: threads, arenas, templates, the file of records as large as it gets.
+    pods(&node, "warm", if node.kind == Kind::Fake { 20 } else { 2 }).await?;
+    crash_loop(&node, "warm", 10).await?;
+    let before = settled(&node, None).await?;
+
+    let begun = Instant::now();
+    let (mut ran, mut restarted) = (0, 0);
+    loop {
+        pods(&node, &format!("soak-{ran}"), load.pods).await?;
+        ran += load.pods;
+        crash_loop(&node, &format!("crash-{restarted}"), load.restarts).await?;
+        restarted += load.restarts;
+        if begun.elapsed() >= Duration::from_secs(60 * load.minutes) {
+            break;
+        }
+    }
+    witness.ticks(&node).await?;
+    let after = settled(&node, Some(&before)).await?;
+    println!(
+        "{ran} pods and {restarted} restarts in {:.0} s",
+        begun.elapsed().as_secs_f64()
+    );
+    tell(&before, &after)?;
+    node.end(&witness.pod).await
+}
+
+/// What there is when it does not change any more, or when it is as before.
+async fn settled(node: &Node, before: Option<&Usage>) -> Result<Usage> {
+    let mut usage = Usage::of(node)?;
+    // Threads for what blocks end when they have had nothing to do for ten seconds.
+    for _ in 0..15 {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        usage = Usage::of(node)?;
+        let is_as_before = |before: &Usage| {
+            usage.left == before.left
+                && usage.descriptors <= before.descriptors
+                && usage.threads <= before.threads
+        };
+        if before.is_some_and(is_as_before) {
+            break;
+        }
+    }
+    Ok(usage)
+}
+
+/// Pods that come, work and go.
+async fn pods(node: &Node, name: &str, count: usize) -> Result<()> {
+    let at_once = if node.kind == Kind::Fake { AT_ONCE } else { 2 };
+    let one = |number: usize| {
+        let (kubelet, name): (Kubelet, _) = ((**node).clone(), format!("{name}-{number}"));
+        async move {
+            let pod = kubelet
+                .run_sandbox(&kubelet.sandbox(&name))
+                .await
+                .context("run a pod")?;
+            kubelet.works(&pod).await?;
+            kubelet.end(&pod).await?;
+            fs::remove_dir_all(&pod.config.log_directory).context("remove its logs")
+        }
+    };
+    stream::iter(0..count)
+        .map(one)
+        .buffer_unordered(at_once)
+        .try_collect()
+        .await
+}
+
+/// A container that ends, and is removed and made again, as kubelet does with one that crashes.
+async fn crash_loop(node: &Node, name: &str, times: usize) -> Result<()> {
+    let pod = node.run_sandbox(&node.sandbox(name)).await?;
+    for attempt in 0..times {
+        let mut config = node.container("crash", Work::Ends);
+        config.metadata.get_or_insert_default().attempt = u32::try_from(attempt)?;
+        let id = node
+            .create(&pod, &config)
+            .await
+            .with_context(|| format!("attempt {attempt}"))?;
+        node.start_container(&id).await?;
+        let status = node.client.wait_exited(&id, PATIENCE).await?;
+        ensure!(
+            status.exit_code == crate::kubelet::CODE,
+            "it exited with {}",
+            status.exit_code
+        );
+        node.remove_container(&id).await?;
+        node.forget_log(&pod, "crash");
+    }
+    node.end(&pod).await?;
+    Ok(fs::remove_dir_all(&pod.config.log_directory)?)
+}
+
+fn tell(before: &Usage, after: &Usage) -> Result<()> {
+    let beyond = |what: &str| {
+        let more = after.left.since(&before.left);
+        i64::try_from(more.iter().filter(|name| name.starts_with(what)).count())
+    };
+    let mut leaks = 0;
+    println!("| | before | after | leak |");
+    println!("|---|---|---|---|");
+    let mut row = |name: &str, before: i64, after: i64, noise: i64| {
+        let more = (after - before).max(0);
+        let leak = if more > noise { more } else { 0 };
+        leaks += usize::from(leak > 0);
+        println!("| {name} | {before} | {after} | {leak} |");
+    };
+    for (name, what) in [
+        ("processes of pods", "process"),
+        ("mounts", "mount"),
+        ("network namespaces", "state/netns"),
+        ("links", "link"),
+        ("cgroups", "cgroup"),
+        ("addresses", "leases"),
+        ("records and directories of pods", "state/"),
+        ("disks of pods, CNI results", "root/"),
+    ] {
+        let there = i64::try_from(before.left.count(what))?;
+        row(name, there, there + beyond(what)?, 0);
+    }
+    row(
+        "descriptors of the daemon",
+        before.descriptors,
+        after.descriptors,
+        0,
+    );
+    row("threads of the daemon", before.threads, after.threads, 0);
+    row(
+        "memory of the daemon, KiB",
+        before.memory_kib,
+        after.memory_kib,
+        MEMORY_NOISE_KIB,
+    );
+    row("disk, KiB", before.disk_kib, after.disk_kib, DISK_NOISE_KIB);
+    println!("soak: {leaks} leaks");
+    if leaks > 0 {
+        bail!("{:?}", after.left.since(&before.left));
+    }
+    Ok(())
+}
