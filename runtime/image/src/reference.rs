@@ -32,6 +32,11 @@ impl Name {
             return Err(invalid("64 hex digits are an image id, not a name".into()));
         }
         let reference = Reference::try_from(text).map_err(|e| invalid(e.to_string()))?;
+        // The parser takes what stands first for a host, which may have capitals, and finds out too late
+        // that it is none.
+        if reference.repository().contains(char::is_uppercase) {
+            return Err(invalid("a repository has no capital letters".into()));
+        }
         let target = match (reference.digest(), reference.tag()) {
             (Some(digest), _) => Target::Digest(
                 Digest::try_from(digest.to_owned()).map_err(|e| invalid(e.to_string()))?,
@@ -116,6 +121,8 @@ mod tests {
             "",
             " ",
             "Busybox",
+            "Library/busybox",
+            "B/a/b:tag",
             "a//b",
             "../etc/passwd",
             "a:b:c",
