@@ -3,7 +3,7 @@
 # make turns every failure into exit code 2; tests/host/run.sh CMD passes the code on as it is.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test critest bench hostile faults soak check host shell host-stop image build sbom clean
+.PHONY: help demo test critest bench hostile faults soak check fuzz host shell host-stop image build sbom clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s  %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -34,6 +34,9 @@ soak: build ## pods and restarts by the thousand, fake and real, leave nothing; 
 check: ## format, lints, dependencies (licences, versions, advisories), layering, circles, points of faults
 	@tests/checks/run.sh
 
+fuzz: ## [SECONDS=60] [TARGET=NAME]: runs the fuzz targets, each so long; needs a nightly compiler
+	@FUZZ_TARGET=$(TARGET) tests/fuzz/run.sh $(SECONDS)
+
 host: ## CMD="…" as root in the KVM host, built binaries in PATH; SHARE=dir is visible there too
 	@tests/host/run.sh $(if $(value CMD),'$(subst ','\'',$(value CMD))')
 
@@ -55,4 +58,4 @@ sbom: build ## what all of target/hull is made of: target/hull/sbom.cdx.json (Cy
 clean: host-stop ## remove target/ and stop the emulated KVM host; the cache stays
 	cargo clean
 
-export SHARE TESTS PROFILE BENCH CRITEST FOCUS SKIP FLAGS MINUTES VMS
+export SHARE TESTS PROFILE BENCH CRITEST FOCUS SKIP FLAGS MINUTES VMS INPUT KEEP

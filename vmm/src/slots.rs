@@ -372,6 +372,9 @@ fn disconnect(
     }
 }
 
+#[cfg(any(test, fuzzing))]
+#[path = "slots/fuzz.rs"]
+pub(crate) mod fuzz;
 #[cfg(test)]
 #[path = "slots/tests.rs"]
 mod tests;

@@ -16,7 +16,7 @@
 
 mod format;
 mod layout;
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
 pub(crate) mod reader;
 #[cfg(test)]
 mod tests;

@@ -25,6 +25,8 @@ mod digest;
 mod erofs;
 mod error;
 mod export;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 mod image;
 mod image_store;
 mod layer;

@@ -14,6 +14,8 @@
 
 mod cache;
 pub mod cni;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 pub mod guest;
 mod link;
 mod netlink;

@@ -10,6 +10,8 @@ mod convert;
 mod error;
 mod field;
 mod filter;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod image;
 mod image_service;
 mod info;

@@ -28,6 +28,8 @@ pub mod client;
 mod config;
 mod exec;
 mod forward;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 mod http;
 mod mux;
 mod negotiate;

@@ -209,7 +209,7 @@ async fn connect(
 }
 
 /// Serves the one request of a connection.
-async fn serve(
+pub(crate) async fn serve(
     io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     shared: Arc<Shared>,
     stranger: Arc<Stranger>,

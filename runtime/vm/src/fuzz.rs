@@ -1,5 +1,5 @@
 //! Entry points for fuzzing: bytes that a hostile guest or VMM may send, and this crate's code that reads
-//! them. The targets are in `fuzz/`; the tests of this crate run the entry points too.
+//! them. `make fuzz` runs them (tests/fuzz), and the tests of this crate do.
 
 use std::collections::HashSet;
 
@@ -27,6 +27,17 @@ use crate::{
     },
     client,
 };
+
+/// A target: its name, and what it does with an input.
+pub type Target = (&'static str, fn(&[u8]));
+
+/// All of them.
+pub const TARGETS: &[Target] = &[
+    ("agent-stats", stats),
+    ("agent-events", events),
+    ("agent-streams", streams),
+    ("vmm-answers", vmm),
+];
 
 /// Longest text that is kept, in bytes.
 const TEXT_MAX: usize = 2048;
@@ -246,6 +257,11 @@ mod tests {
         };
         let report = serde_json::to_vec(&report).unwrap();
         vec![hull_proto_vmm::encode(&error).unwrap(), report]
+    }
+
+    #[test]
+    fn inputs_that_were_kept_do_no_harm() {
+        hull_corpus::replay(TARGETS);
     }
 
     proptest! {

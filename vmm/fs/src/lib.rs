@@ -23,6 +23,8 @@ mod bounded;
 mod cli;
 mod files;
 mod filter;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 mod held;
 mod jail;
 mod keep_cache;

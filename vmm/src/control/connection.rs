@@ -205,6 +205,9 @@ fn receive(stream: &UnixStream, bytes: &mut [u8], fds: &mut Vec<OwnedFd>) -> io:
     })
 }
 
+#[cfg(any(test, fuzzing))]
+#[path = "connection/fuzz.rs"]
+pub(crate) mod fuzz;
 #[cfg(test)]
 #[path = "connection/tests.rs"]
 mod tests;

@@ -57,6 +57,10 @@ pub fn write<T: Trigger>(com1: &Com1<T>, port: u16, data: &[u8]) -> Effect {
     Effect::None
 }
 
+#[cfg(any(test, fuzzing))]
+#[path = "ports/fuzz.rs"]
+pub(crate) mod fuzz;
+
 #[cfg(test)]
 mod tests {
     use super::*;

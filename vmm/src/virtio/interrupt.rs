@@ -11,7 +11,7 @@ pub trait Interrupt: Debug + Send + Sync {
 }
 
 /// An interrupt that only counts, for tests.
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
 #[derive(Debug, Default)]
 pub struct CountingInterrupt {
     /// Calls of [`Interrupt::signal_queue`].
@@ -20,7 +20,7 @@ pub struct CountingInterrupt {
     pub config: std::sync::atomic::AtomicU64,
 }
 
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
 impl Interrupt for CountingInterrupt {
     fn signal_queue(&self) {
         self.queue.fetch_add(1, std::sync::atomic::Ordering::SeqCst);

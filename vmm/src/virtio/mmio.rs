@@ -601,6 +601,9 @@ pub fn clear(page: &Page) {
     page.fill(DEVICE_ID, &[0; (SLOT_SIZE - DEVICE_ID) as usize]);
 }
 
+#[cfg(any(test, fuzzing))]
+#[path = "mmio/fuzz.rs"]
+pub(crate) mod fuzz;
 #[cfg(test)]
 #[path = "mmio/tests.rs"]
 mod tests;

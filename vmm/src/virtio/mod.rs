@@ -39,7 +39,7 @@ pub(crate) mod queue;
 pub(crate) mod registers;
 pub(crate) mod rng;
 pub(crate) mod state;
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
 pub(crate) mod test_driver;
 pub(crate) mod vsock;
 pub(crate) mod watch;

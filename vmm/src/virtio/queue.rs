@@ -254,3 +254,11 @@ impl VirtQueue {
         }
     }
 }
+
+#[cfg(any(test, fuzzing))]
+#[path = "queue/fuzz.rs"]
+pub(crate) mod fuzz;
+
+#[cfg(test)]
+#[path = "queue/tests.rs"]
+mod tests;

@@ -1,5 +1,7 @@
 //! The driver's side of a split virtqueue, and what else stands around devices, for their tests.
 
+#![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
+
 use std::collections::HashMap;
 use std::io;
 

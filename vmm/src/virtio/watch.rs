@@ -55,7 +55,7 @@ impl Watcher {
     ///
     /// # Errors
     /// When the system has no more descriptors.
-    #[cfg(test)]
+    #[cfg(any(test, fuzzing))]
     pub fn detached() -> io::Result<Self> {
         Ok(Self::new([Arc::new(Epoll::new()?)].into(), 0, 0))
     }

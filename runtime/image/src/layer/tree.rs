@@ -236,7 +236,7 @@ impl<R: Read> Crc<R> {
 }
 
 /// Reads all entries at once.
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
 pub(crate) fn all(file: impl Read) -> io::Result<Vec<Entry>> {
     let mut entries = Vec::new();
     read(file, |entry| {

@@ -199,7 +199,7 @@ impl OneOrMany {
     }
 }
 
-fn parse(registry: &str, text: &str, directory: &Path) -> Result<Vec<Host>, String> {
+pub(crate) fn parse(registry: &str, text: &str, directory: &Path) -> Result<Vec<Host>, String> {
     let file: RawFile = toml::from_str(text).map_err(|e| e.message().to_owned())?;
     let mut hosts = Vec::new();
     for (address, table) in file.host {

@@ -145,7 +145,7 @@ fn read(path: &Path) -> Result<Value, ConfError> {
     serde_json::from_slice(&text).map_err(|e| invalid(e.to_string()))
 }
 
-fn parse(value: &Value) -> Result<NetworkList, String> {
+pub(crate) fn parse(value: &Value) -> Result<NetworkList, String> {
     let name = field(value, "name")?;
     // Plugins make directories of it (libcni has the same rule).
     if !name.starts_with(|c: char| c.is_ascii_alphanumeric())

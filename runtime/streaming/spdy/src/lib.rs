@@ -10,14 +10,12 @@
 
 #![forbid(unsafe_code)]
 
-// The fuzz target's code, which the tests include, names the crate.
-#[cfg(test)]
-extern crate self as hull_spdy;
-
 mod decode;
 mod dictionary;
 mod encode;
 mod frame;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 mod headers;
 #[cfg(test)]
 mod tests;

@@ -3,10 +3,6 @@
 use bytes::{Bytes, BytesMut};
 use proptest::prelude::*;
 
-// The fuzz target's own code, so that it always compiles and runs.
-#[path = "../fuzz/entry.rs"]
-mod entry;
-
 use crate::{
     DecodeError, Decoder, Encoder, Frame, Headers, MAX_CONTROL_FRAME,
     dictionary::{ADLER32, DICTIONARY},
@@ -106,7 +102,7 @@ proptest! {
 
     #[test]
     fn arbitrary_bytes_never_panic(input in prop::collection::vec(any::<u8>(), 0..2000)) {
-        entry::decode(&input);
+        crate::fuzz::decode(&input);
     }
 
     #[test]
@@ -123,7 +119,7 @@ proptest! {
             let index = index.index(wire.len());
             wire[index] = byte;
         }
-        entry::decode(&[&[chunk], wire.as_ref()].concat());
+        crate::fuzz::decode(&[&[chunk], wire.as_ref()].concat());
     }
 }
 

@@ -399,6 +399,60 @@ mod tests {
         );
     }
 
+    /// All disks of up to three extents of one or two sectors, and all ranges on them: a disk is a plain
+    /// row of bytes.
+    #[test]
+    fn each_range_of_each_small_disk_is_that_of_a_row_of_bytes() {
+        let kinds = (1..=3).flat_map(|count| {
+            (0..1_u32 << count)
+                .map(move |bits| (0..count).map(|at| 1 + u64::from(bits >> at & 1)).collect())
+        });
+        for lengths in kinds.collect::<Vec<Vec<u64>>>() {
+            let sectors: u64 = lengths.iter().sum();
+            let files: Vec<_> = lengths
+                .iter()
+                .map(|n| file(&vec![0; 3 * (n * SECTOR) as usize]))
+                .collect();
+            // Each extent is the middle of its file.
+            let extents = files.iter().zip(&lengths);
+            let extents = extents.map(|(file, n)| extent(file, n * SECTOR, n * SECTOR));
+            let disk = Disk::new(extents.collect(), false).unwrap();
+            let mut model = vec![0; (sectors * SECTOR) as usize];
+            let mut fill = 0;
+            for start in 0..=sectors {
+                for count in 0..=sectors - start {
+                    fill += 1;
+                    let range = (start * SECTOR) as usize..((start + count) * SECTOR) as usize;
+                    let mut written = vec![fill; range.len()];
+                    disk.write(
+                        start * SECTOR,
+                        &[VolatileSlice::from(written.as_mut_slice())],
+                    )
+                    .unwrap();
+                    model[range.clone()].fill(fill);
+                    if count % 2 == 1 {
+                        disk.punch(start * SECTOR, SECTOR).unwrap();
+                        model[range.start..range.start + SECTOR as usize].fill(0);
+                    }
+                    let mut all = vec![9; model.len()];
+                    disk.read(0, &[VolatileSlice::from(all.as_mut_slice())])
+                        .unwrap();
+                    assert!(all == model, "{lengths:?}: {count} sectors at {start}");
+                }
+                let mut beyond = vec![0; ((sectors - start + 1) * SECTOR) as usize];
+                let beyond = VolatileSlice::from(beyond.as_mut_slice());
+                disk.read(start * SECTOR, &[beyond]).unwrap_err();
+            }
+            for (file, n) in files.iter().zip(&lengths) {
+                let mut outside = vec![1; (n * SECTOR) as usize];
+                for at in [0, 2 * n * SECTOR] {
+                    file.read_exact_at(&mut outside, at).unwrap();
+                    assert!(outside.iter().all(|byte| *byte == 0), "beside an extent");
+                }
+            }
+        }
+    }
+
     proptest! {
         /// Whatever the extents and the slices, a disk is the concatenation of its extents.
         #[test]

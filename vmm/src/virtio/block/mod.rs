@@ -3,6 +3,8 @@
 //! [`request`] parses what the guest asks, [`disk`] does it, this file is the device around them.
 
 pub(crate) mod disk;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod request;
 
 use std::ops::ControlFlow;

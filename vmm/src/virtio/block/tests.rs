@@ -511,3 +511,90 @@ proptest! {
         prop_assert_eq!(guest.request(IN, 5, &[writable(DATA, 512)]).0, 0);
     }
 }
+
+/// Sectors and lengths at all edges, against numbers that can't overflow.
+#[test]
+fn a_range_is_on_the_disk_or_refused_at_each_edge() {
+    let limits = Limits {
+        sectors: 8,
+        data: 6 * SECTOR,
+        segments: 2,
+        segment_sectors: 5,
+    };
+    let edges = [
+        0,
+        1,
+        7,
+        8,
+        9,
+        u64::MAX / SECTOR,
+        u64::MAX / SECTOR + 1,
+        1 << 63,
+        u64::MAX,
+    ];
+    let mut memory = vec![0_u8; 0x2000];
+    for sector in edges {
+        for length in [
+            0,
+            1,
+            511,
+            512,
+            513,
+            1024,
+            5 * 512,
+            6 * 512 - 1,
+            6 * 512,
+            6 * 512 + 1,
+            7 * 512,
+        ] {
+            for kind in [IN, OUT] {
+                memory[..16].fill(0);
+                memory[..4].copy_from_slice(&kind.to_le_bytes());
+                memory[8..16].copy_from_slice(&sector.to_le_bytes());
+                let all = VolatileSlice::from(memory.as_mut_slice());
+                let slice = |at, length| all.subslice(at, length).unwrap();
+                let (header, status) = (slice(0, 16), slice(0x1fff, 1));
+                let data = slice(0x100, length);
+                let mut buffers = Buffers {
+                    readable: vec![header],
+                    writable: vec![],
+                };
+                (if kind == IN {
+                    &mut buffers.writable
+                } else {
+                    &mut buffers.readable
+                })
+                .push(data);
+                buffers.writable.push(status);
+                let action = Request::parse(buffers, &limits).unwrap().action;
+                let end = u128::from(sector) * 512 + length as u128;
+                let good = length % 512 == 0 && length <= 6 * 512 && end <= 8 * 512;
+                let start = match action {
+                    Action::Read(start, _) | Action::Write(start, _) => Some(start),
+                    _ => None,
+                };
+                let wanted = good.then(|| sector.wrapping_mul(512));
+                assert_eq!(start, wanted, "{length} bytes at {sector}");
+            }
+        }
+        for count in [0, 1, 4, 5, 6, 8, 9, u32::MAX] {
+            memory[..16].fill(0);
+            memory[..4].copy_from_slice(&DISCARD.to_le_bytes());
+            memory[16..24].copy_from_slice(&sector.to_le_bytes());
+            memory[24..28].copy_from_slice(&count.to_le_bytes());
+            memory[28..32].fill(0);
+            let all = VolatileSlice::from(memory.as_mut_slice());
+            let buffers = Buffers {
+                readable: vec![all.subslice(0, 32).unwrap()],
+                writable: vec![all.subslice(0x1fff, 1).unwrap()],
+            };
+            let action = Request::parse(buffers, &limits).unwrap().action;
+            let good = count <= 5 && u128::from(sector) + u128::from(count) <= 8;
+            assert_eq!(
+                matches!(action, Action::Punch(_)),
+                good,
+                "{count} sectors at {sector}"
+            );
+        }
+    }
+}

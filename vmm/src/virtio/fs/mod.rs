@@ -11,6 +11,8 @@
 //! view of which requests are there does not depend on the guest.
 
 mod device;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod request;
 mod socket;
 #[cfg(test)]

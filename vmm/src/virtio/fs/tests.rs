@@ -481,3 +481,42 @@ fn neither_queue_waits_for_a_kick_that_does_not_come() {
     bench.event();
     assert_eq!(bench.queues[1].used(), Some((head, 16)));
 }
+
+/// What a request's header says of its length and what its chain has, at all edges.
+#[test]
+fn a_request_is_as_long_as_its_header_says_at_each_edge() {
+    let memory = memory(MEMORY);
+    for length in [
+        0,
+        1,
+        39,
+        40,
+        41,
+        4096,
+        MAX_PACKET - 1,
+        MAX_PACKET,
+        MAX_PACKET + 1,
+    ] {
+        let near = [length.wrapping_sub(1), length, length + 1].map(|said| said as u32);
+        for said in [[0, 39, 40].as_slice(), &near, &[1 << 31, u32::MAX]].concat() {
+            for room in [0, 15, 16, 17] {
+                memory.write_obj(said, GuestAddress(OUT)).unwrap();
+                memory.write_obj(LOOKUP, GuestAddress(OUT + 4)).unwrap();
+                let mut queue = DriverQueue::new(&memory, 0, 16);
+                let mut device = queue.device_side(false);
+                queue
+                    .offer(&[readable(OUT, length), writable(IN, room)])
+                    .unwrap();
+                let chain = device.pop(&memory).unwrap().unwrap();
+                let read = request::Request::read(chain, &memory, 16);
+                let whole = (IN_HEADER..=MAX_PACKET).contains(&length) && said as usize == length;
+                let is_good = read.is_ok_and(|request| request.packet.len() == length);
+                assert_eq!(
+                    is_good,
+                    whole && room >= OUT_HEADER,
+                    "{said} of {length}, {room}"
+                );
+            }
+        }
+    }
+}

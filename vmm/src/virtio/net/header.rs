@@ -206,6 +206,33 @@ mod tests {
         }
     }
 
+    /// Where a checksum starts and goes, and how long headers are, at all edges of a frame.
+    #[test]
+    fn nothing_is_outside_of_a_frame_at_each_edge() {
+        for frame in [14, 15, 60, 1514, 65535, 65550] {
+            let near = [frame - 2, frame - 1, frame, frame + 1].map(|at| at as u16);
+            let edges = [
+                &[0, 1, 2, 13, 14, 0x7fff, 0x8000, 0xfffe, 0xffff],
+                &near[..],
+            ]
+            .concat();
+            for start in &edges {
+                for offset in &edges {
+                    for headers in &edges {
+                        let mut bytes = tcp4();
+                        bytes[2..4].copy_from_slice(&headers.to_le_bytes());
+                        bytes[6..8].copy_from_slice(&start.to_le_bytes());
+                        bytes[8..10].copy_from_slice(&offset.to_le_bytes());
+                        let end = u64::from(*start) + u64::from(*offset) + 2;
+                        let good = end <= frame as u64 && usize::from(*headers) <= frame;
+                        let checked = Header::check(&bytes, frame, ALL);
+                        assert_eq!(checked.is_ok(), good, "{bytes:?} in {frame} bytes");
+                    }
+                }
+            }
+        }
+    }
+
     /// A TCP segmentation of IPv4, as Linux asks for it.
     fn tcp4() -> [u8; HEADER_SIZE] {
         [1, 1, 54, 0, 0xa8, 5, 34, 0, 16, 0, 0, 0]

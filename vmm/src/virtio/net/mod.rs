@@ -18,6 +18,8 @@
 mod control;
 mod device;
 mod frame;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod header;
 mod pair;
 mod rate_limit;

@@ -150,5 +150,7 @@ fn answer(buffers: &Buffers<'_>) -> Option<u32> {
     Some(answer)
 }
 
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 #[cfg(test)]
 mod tests;

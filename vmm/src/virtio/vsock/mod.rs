@@ -14,6 +14,8 @@
 
 mod connection;
 mod device;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod muxer;
 mod packet;
 #[cfg(test)]

@@ -18,8 +18,8 @@ use super::connection::BUFFER_SIZE;
 use super::device::{EVENT, RX, TX};
 use super::muxer::{MAX_CONNECTIONS, MAX_RESETS};
 use super::packet::{
-    HEADER_SIZE, HOST_CID, Header, MAX_BODY, Op, SHUTDOWN_BOTH, SHUTDOWN_RECEIVE, SHUTDOWN_SEND,
-    TYPE_STREAM,
+    HEADER_SIZE, HOST_CID, Header, MAX_BODY, Op, RxBuffer, SHUTDOWN_BOTH, SHUTDOWN_RECEIVE,
+    SHUTDOWN_SEND, TYPE_STREAM, TxPacket,
 };
 use crate::memory::Memory;
 use crate::virtio::device::{Activation, Progress, VirtioDevice};
@@ -1459,5 +1459,63 @@ mod streams {
             guest.send(&peer.header(Op::Data), b"fine");
             prop_assert_eq!(read_now(&mut client), b"fine");
         }
+    }
+}
+
+/// What a header says and what its chain has, at all edges.
+#[test]
+fn a_packet_has_as_many_bytes_as_its_header_says_at_each_edge() {
+    let memory = memory(0x4_0000);
+    let lengths = [
+        0,
+        1,
+        43,
+        44,
+        45,
+        46,
+        44 + MAX_BODY - 1,
+        44 + MAX_BODY,
+        44 + MAX_BODY + 1,
+    ];
+    let said = [
+        0,
+        1,
+        2,
+        MAX_BODY - 1,
+        MAX_BODY,
+        MAX_BODY + 1,
+        0x7fff_ffff,
+        0xffff_ffff,
+    ];
+    for length in lengths {
+        for announced in said {
+            let header = Header {
+                len: announced as u32,
+                ..Header::default()
+            };
+            memory
+                .write_slice(&header.encode(), GuestAddress(0x1_0000))
+                .unwrap();
+            let mut queue = DriverQueue::new(&memory, 0, 16);
+            let mut device = queue.device_side(false);
+            queue.offer(&[readable(0x1_0000, length)]).unwrap();
+            let chain = device.pop(&memory).unwrap().unwrap();
+            let packet = TxPacket::parse(&memory, chain);
+            let Some(present) = length.checked_sub(HEADER_SIZE) else {
+                assert!(packet.is_err());
+                continue;
+            };
+            let packet = packet.unwrap();
+            let good = announced <= present && announced <= MAX_BODY;
+            assert_eq!(packet.malformed.is_none(), good, "{announced} of {present}");
+            assert_eq!(packet.body.len(), announced.min(present));
+        }
+        let mut queue = DriverQueue::new(&memory, 0, 16);
+        let mut device = queue.device_side(false);
+        queue.offer(&[writable(0x1_0000, length)]).unwrap();
+        let chain = device.pop(&memory).unwrap().unwrap();
+        let room = RxBuffer::parse(&memory, chain).map(|buffer| buffer.body.len());
+        let wanted = length.checked_sub(HEADER_SIZE).filter(|room| *room > 0);
+        assert_eq!(room.ok(), wanted.map(|room| room.min(MAX_BODY)));
     }
 }
