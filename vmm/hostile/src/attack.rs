@@ -1,8 +1,8 @@
 //! What an attack is, what must come of it, and how the guest sees that devices still work.
 
-use crate::machine::cpu::SECOND;
+use crate::machine::cpu::{self, SECOND};
 use crate::machine::memory::{FILE_REGION, fill, put, read32, write32};
-use crate::machine::virtio::{DEVICE_ID, Device, Queue, SLOT_SIZE, SLOTS};
+use crate::machine::virtio::{DEVICE_ID, Device, PATIENCE, Queue, SLOT_SIZE, SLOTS};
 
 /// What came of an attack, as the guest sees it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -252,8 +252,22 @@ pub(crate) fn frame(at: u64) -> u32 {
     12 + 60
 }
 
+/// Starts the card. One whose offloads were changed too often can be started again after a while.
+pub(crate) fn start_net(features: u64, index: u32) -> Queue {
+    let mut queue = NET.start(features, index);
+    cpu::wait(PATIENCE, || {
+        let refused = NET.needs_reset();
+        if refused {
+            cpu::wait(SECOND / 10, || false);
+            queue = NET.start(features, index);
+        }
+        !refused
+    });
+    queue
+}
+
 pub(crate) fn net_works() -> bool {
-    let mut queue = NET.start(0, 1);
+    let mut queue = start_net(0, 1);
     queue.chain(0, &[(buffer(4), frame(buffer(4)), false)]);
     queue.ask(0).is_some()
 }

@@ -2,6 +2,7 @@
 
 use crate::attack::{
     A_WHILE, Attack, NET, Outcome, REFUSED, SURVIVED, Scene, attack, buffer, frame, given_up,
+    start_net,
 };
 use crate::machine::memory::{fill, read8, write8, write16, write32};
 use crate::machine::random::Random;
@@ -53,7 +54,7 @@ pub(super) static ATTACKS: [Attack; 10] = [
         "frames of every length, from none to 128 KiB",
         REFUSED,
         |_| {
-            let mut queue = NET.start(0, 1);
+            let mut queue = start_net(0, 1);
             frame(buffer(4));
             for length in [
                 1, 2, 11, 12, 13, 25, 26, 1526, 1527, 9000, 65_535, 65_547, 65_548, 131_072,
@@ -66,7 +67,7 @@ pub(super) static ATTACKS: [Attack; 10] = [
         },
     ),
     attack("headers that lie", REFUSED, |_| {
-        let mut queue = NET.start(OFFLOADS, 1);
+        let mut queue = start_net(OFFLOADS, 1);
         let length = frame(buffer(4));
         for flags in [0, 1, 2, 3, 0xff] {
             for kind in [0, 1, 3, 4, 5, 0x80, 0x81, 0xff] {
@@ -84,7 +85,7 @@ pub(super) static ATTACKS: [Attack; 10] = [
         "segments that cost the host more than they are worth",
         REFUSED,
         |_| {
-            let mut queue = NET.start(OFFLOADS, 1);
+            let mut queue = start_net(OFFLOADS, 1);
             frame(buffer(4));
             for size in [0, 1, 8, u16::MAX] {
                 for kind in [1, 4] {
@@ -98,7 +99,7 @@ pub(super) static ATTACKS: [Attack; 10] = [
         },
     ),
     attack("a frame of a byte a descriptor", REFUSED, |_| {
-        let mut queue = NET.start(0, 1);
+        let mut queue = start_net(0, 1);
         frame(buffer(4));
         for at in 0..SIZE {
             let flags = if at + 1 < SIZE { NEXT } else { 0 };
@@ -117,7 +118,7 @@ pub(super) static ATTACKS: [Attack; 10] = [
             if !scene.second {
                 return Outcome::NotHere;
             }
-            let mut queue = NET.start(OFFLOADS, 1);
+            let mut queue = start_net(OFFLOADS, 1);
             let length = frame(buffer(4));
             second::flip(buffer(4), 0, 0xffff_ffff_ffff_0101);
             let start = cpu::time();
@@ -130,7 +131,7 @@ pub(super) static ATTACKS: [Attack; 10] = [
         },
     ),
     attack("a flood of frames", SURVIVED, |_| {
-        let mut queue = NET.start(0, 1);
+        let mut queue = start_net(0, 1);
         let length = frame(buffer(4));
         (0..SIZE).for_each(|at| queue.chain(at, &[(buffer(4), length, false)]));
         let start = cpu::time();
@@ -150,7 +151,7 @@ pub(super) static ATTACKS: [Attack; 10] = [
         SURVIVED,
         |_| {
             for features in [0, MERGEABLE] {
-                let mut queue = NET.start(features, 0);
+                let mut queue = start_net(features, 0);
                 for at in 0..SIZE {
                     queue.describe(at, buffer(9), u32::from(at % 13), WRITE, 0);
                     queue.offer(at);
@@ -162,7 +163,7 @@ pub(super) static ATTACKS: [Attack; 10] = [
         },
     ),
     attack("random frames", REFUSED, |scene| {
-        let mut queue = NET.start(OFFLOADS, 1);
+        let mut queue = start_net(OFFLOADS, 1);
         let random = &Random::new(scene.seed);
         fill(buffer(4), 0x45, 2048);
         for _ in 0..500 {
@@ -174,7 +175,7 @@ pub(super) static ATTACKS: [Attack; 10] = [
         Outcome::Refused
     }),
     attack("commands that are none", REFUSED, |_| {
-        let mut queue = NET.start(CONTROL, 4);
+        let mut queue = start_net(CONTROL, 4);
         for (class, number, data, length) in [
             (0, 0, 1, 1),
             (1, 0, 0, 4),
@@ -200,7 +201,7 @@ pub(super) static ATTACKS: [Attack; 10] = [
         "pairs of queues switched on and off without end",
         SURVIVED,
         |_| {
-            let mut queue = NET.start(CONTROL, 4);
+            let mut queue = start_net(CONTROL, 4);
             for round in 0..2000 {
                 if command(&mut queue, 4, 0, 1 + round % 2, 2).is_none() {
                     break;
