@@ -132,8 +132,9 @@ fn prepare(start: Instant, socket: &Path, user: u32) -> Result<EventLoop, RunErr
     let directory = directory.ok_or(RunError::Directory)?;
     let listener = bind(socket).map_err(RunError::Listen)?;
     let kvm = KvmDevice::open();
+    let begin = Instant::now();
     jail::enter(user, directory)?;
-    let mut event_loop = EventLoop::new(start, kvm)?;
+    let mut event_loop = EventLoop::new(start, begin.elapsed(), kvm)?;
     event_loop.stop_on(signal)?;
     event_loop.listen(listener)?;
     Ok(event_loop)

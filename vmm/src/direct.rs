@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use clap::Args;
 use error_reporter::Report;
@@ -100,7 +100,7 @@ pub fn run(start: Instant, boot: &Boot) -> ExitCode {
 fn boot_and_wait(start: Instant, boot: &Boot) -> Result<(ExitReport, Metrics), BootError> {
     let mut fds = FdList::default();
     let config = configure(boot, &mut fds)?;
-    let mut event_loop = EventLoop::new(start, KvmDevice::open())?;
+    let mut event_loop = EventLoop::new(start, Duration::ZERO, KvmDevice::open())?;
     if let Some(path) = &boot.socket {
         event_loop.listen(listen(path)?)?;
     }

@@ -8,7 +8,7 @@ use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixListener;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use error_reporter::Report;
 use hull_proto_vmm::{
@@ -66,14 +66,17 @@ pub struct EventLoop {
     machine: Option<Machine>,
     state: VmState,
     start: Instant,
+    /// How long it took to lock the process in.
+    jail: Duration,
 }
 
 impl EventLoop {
-    /// Creates a loop without a VM. `start` is when the process started.
+    /// Creates a loop without a VM. `start` is when the process started, `jail` how long it took to lock
+    /// it in.
     ///
     /// # Errors
     /// [`LoopError::Epoll`]
-    pub fn new(start: Instant, kvm: KvmDevice) -> Result<Self, LoopError> {
+    pub fn new(start: Instant, jail: Duration, kvm: KvmDevice) -> Result<Self, LoopError> {
         let new = Self {
             epoll: Epoll::new().map_err(LoopError::Epoll)?,
             devices: Arc::new(Epoll::new().map_err(LoopError::Epoll)?),
@@ -86,6 +89,7 @@ impl EventLoop {
             machine: None,
             state: VmState::Empty,
             start,
+            jail,
         };
         new.watch(new.devices.as_raw_fd(), DEVICES, EventSet::IN)?;
         Ok(new)
@@ -125,10 +129,13 @@ impl EventLoop {
     /// Returns the counters.
     #[must_use]
     pub fn metrics(&self) -> Metrics {
-        self.machine
-            .as_ref()
+        let machine = self.machine.as_ref();
+        let mut metrics = machine
             .map(|machine| machine.metrics(self.start))
-            .unwrap_or_default()
+            .unwrap_or_default();
+        let jail = u64::try_from(self.jail.as_nanos()).unwrap_or(u64::MAX);
+        metrics.start_ns.insert(0, ("jail".to_owned(), jail));
+        metrics
     }
 
     /// Runs until the VM ends, one way or another; the vCPUs have stopped then.

@@ -224,7 +224,7 @@ pub struct Metrics {
     /// vCPU exits to user space by reason (`mmio_read`, `pio_write`, `hlt`, …).
     pub exits: Vec<(String, u64)>,
     /// Nanoseconds from process start to the first guest entry, by phase
-    /// (`kvm`, `memory`, `kernel_load`, `devices`, `total`).
+    /// (`jail`, `memory`, `kvm`, `kernel_load`, `devices`, `total`).
     pub start_ns: Vec<(String, u64)>,
     /// Per slot: kind of device, requests handled, bytes moved, interrupts raised, errors.
     pub devices: Vec<DeviceMetrics>,
