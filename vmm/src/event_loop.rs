@@ -129,10 +129,10 @@ impl EventLoop {
     /// Returns the counters.
     #[must_use]
     pub fn metrics(&self) -> Metrics {
-        let machine = self.machine.as_ref();
-        let mut metrics = machine
-            .map(|machine| machine.metrics(self.start))
-            .unwrap_or_default();
+        let Some(machine) = &self.machine else {
+            return Metrics::default();
+        };
+        let mut metrics = machine.metrics(self.start);
         let jail = u64::try_from(self.jail.as_nanos()).unwrap_or(u64::MAX);
         metrics.start_ns.insert(0, ("jail".to_owned(), jail));
         metrics

@@ -1,5 +1,7 @@
 //! What is left to the process of a running VM, read from /proc as root.
 
+#![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
+
 mod support;
 
 use std::collections::BTreeMap;

@@ -21,12 +21,10 @@ use std::{
     pin::Pin,
     process::{Child, Command},
     sync::Arc,
-    thread,
     time::Duration,
 };
 
 use backon::{ConstantBuilder, Retryable};
-use nix::sched::{CloneFlags, unshare};
 use rustix::fs::OFlags;
 use tokio::{
     net::UnixStream,
@@ -38,6 +36,7 @@ use hull_base::{
     faults::{self, Point},
     pidfd::Pidfd,
 };
+use hull_jail::start_apart;
 use hull_spec::{config::PodsConfig, error::PodError, id::PodId};
 
 use crate::{
@@ -182,7 +181,14 @@ impl Process {
         // The new process closes its end when it executes the program. Until then `/proc` may show
         // the daemon's program for it, though `spawn` has returned: vfork(2) ends a moment too early.
         let (mut executed, until_executed) = io::pipe().map_err(spawn_error)?;
-        let mut child = spawn(command, role).map_err(spawn_error)?;
+        let started = match role {
+            Role::Vmm => start_apart(&mut command),
+            // It makes a pid namespace itself, for the part that faces the guest.
+            Role::FileServer => command.spawn(),
+        };
+        let mut child = started.map_err(spawn_error)?;
+        // It has the other end of the pipe, too.
+        drop(command);
         drop(until_executed);
         let pid = child.id();
         // Until the process is waited for, its pid is nobody else's, even if it has ended.
@@ -279,22 +285,6 @@ impl Process {
             seconds: AFTER_KILL.as_secs(),
         })
     }
-}
-
-/// Starts a program. A VMM is alone in a pid namespace; a file server makes one itself, for the part
-/// that faces the guest.
-fn spawn(mut command: Command, role: Role) -> io::Result<Child> {
-    if role == Role::FileServer {
-        return command.spawn();
-    }
-    // A namespace for processes to come is the thread's that asked for it, so it gets one of its own.
-    let starter = thread::Builder::new().name("starter".into());
-    let started = starter.spawn(move || {
-        unshare(CloneFlags::CLONE_NEWPID)?;
-        command.spawn()
-    })?;
-    let panicked = |_| Err(io::Error::other("the thread that starts it panicked"));
-    started.join().unwrap_or_else(panicked)
 }
 
 /// A process of a pod that was found running.
