@@ -107,7 +107,7 @@ used() { echo $(($(meminfo MemTotal) - $(meminfo MemFree))); }
 # What the processes of all VMMs have for themselves, in KiB, the mean.
 private() {
     local pid
-    for pid in $(pgrep -x hull-vmm); do
+    for pid in $(pgrep -x "hull-vmm:.*"); do
         awk '$1 == "Pss:" { print $2 }' "/proc/$pid/smaps_rollup"
     done | awk '{ sum += $1 } END { print int(sum / NR) }'
 }

@@ -19,6 +19,7 @@ use rustix::process::umask;
 
 use crate::event_loop::{EventLoop, LoopError};
 use crate::kvm::device::KvmDevice;
+use crate::seccomp::{LISTS, START};
 use crate::{direct, exit, jail, log, probe};
 
 /// Hull's virtual machine monitor: one process for each pod.
@@ -48,6 +49,9 @@ enum Command {
     },
     /// Tells whether this host can run microVMs, by running a very small one
     Probe,
+    /// Prints which system calls which threads may make
+    #[command(hide = true)]
+    Syscalls,
     /// Boots a kernel without a daemon, console on standard output
     Boot(direct::Boot),
 }
@@ -56,6 +60,7 @@ enum Command {
 #[must_use]
 pub fn main() -> ExitCode {
     abort_on_panic();
+    bound_arenas();
     let start = Instant::now();
     match Arguments::parse().command {
         Command::Run {
@@ -74,6 +79,10 @@ pub fn main() -> ExitCode {
                 ExitCode::FAILURE
             }
         },
+        Command::Syscalls => {
+            LISTS.iter().for_each(|list| print!("{list}"));
+            ExitCode::SUCCESS
+        }
         Command::Boot(boot) => direct::run(start, &boot),
     }
 }
@@ -86,6 +95,16 @@ fn abort_on_panic() {
         print(panic);
         process::abort();
     }));
+}
+
+/// Has the C library's allocator make no more arenas than this. Else the eighth thread or so would
+/// look for the number of CPUs, in files that it can't open by then.
+fn bound_arenas() {
+    const ARENAS: libc::c_int = 8;
+    // SAFETY: there is one thread, and the setting is one of mallopt(3).
+    if unsafe { libc::mallopt(libc::M_ARENA_MAX, ARENAS) } != 1 {
+        log::note("the allocator takes no bound of its arenas");
+    }
 }
 
 fn serve(start: Instant, id: &str, socket: &Path, exit_report: &Path, user: u32) -> ExitCode {
@@ -137,6 +156,7 @@ fn prepare(start: Instant, socket: &Path, user: u32) -> Result<EventLoop, RunErr
     let mut event_loop = EventLoop::new(start, begin.elapsed(), kvm)?;
     event_loop.stop_on(signal)?;
     event_loop.listen(listener)?;
+    START.apply_by_name()?;
     Ok(event_loop)
 }
 

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -15,6 +16,7 @@ use hull_proto_vmm::{DeviceConfig, ExitReason, ExitReport, Extent, FdIndex, Metr
 use crate::event_loop::{EventLoop, LoopError};
 use crate::fds::Fds;
 use crate::kvm::device::KvmDevice;
+use crate::seccomp::START;
 
 const SLOT_VSOCK: u8 = 0;
 const SLOT_RNG: u8 = 1;
@@ -104,12 +106,10 @@ fn boot_and_wait(start: Instant, boot: &Boot) -> Result<(ExitReport, Metrics), B
     if let Some(path) = &boot.socket {
         event_loop.listen(listen(path)?)?;
     }
+    START.apply_by_name().map_err(LoopError::from)?;
     event_loop.boot(&config, &Fds::new(fds.0))?;
     let report = event_loop.run()?;
     event_loop.close();
-    for path in boot.socket.iter().chain(&boot.vsock) {
-        let _ = std::fs::remove_file(path);
-    }
     Ok((report, event_loop.metrics()))
 }
 
@@ -211,6 +211,13 @@ fn open(path: &Path, readonly: bool) -> Result<File, BootError> {
 }
 
 fn listen(path: &Path) -> Result<UnixListener, BootError> {
+    // What the last run left: none can remove it when it ends, since it may call that no more.
+    if path
+        .symlink_metadata()
+        .is_ok_and(|it| it.file_type().is_socket())
+    {
+        let _ = std::fs::remove_file(path);
+    }
     let listener = UnixListener::bind(path);
     listener.map_err(|source| BootError::Listen {
         path: path.to_owned(),

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use error_reporter::Report;
+use hull_jail::JailError;
 use hull_proto_vmm::{
     ErrorKind, ExitReason, ExitReport, Metrics, Request, Response, VERSION, VmConfig, VmState,
 };
@@ -22,6 +23,7 @@ use crate::control::connection::{Connection, ConnectionError, Incoming};
 use crate::fds::Fds;
 use crate::kvm::device::KvmDevice;
 use crate::machine::{Machine, MachineError};
+use crate::seccomp::CONTROL;
 use crate::service;
 use crate::{epolls, exit, log};
 
@@ -48,6 +50,9 @@ pub enum LoopError {
     /// The configuration of a VM without a daemon is not right.
     #[error("start virtual machine")]
     Machine(#[from] MachineError),
+    /// The host has no way to take system calls away.
+    #[error("limit the main thread")]
+    Jail(#[from] JailError),
 }
 
 /// The VMM of one VM.
@@ -367,7 +372,7 @@ impl EventLoop {
         match done {
             Ok(()) => Response::Ok,
             Err(LoopError::Machine(error)) => refusal(&error),
-            Err(error @ LoopError::Epoll(_)) => Response::Error {
+            Err(error @ (LoopError::Epoll(_) | LoopError::Jail(_))) => Response::Error {
                 kind: ErrorKind::Internal,
                 message: Report::new(&error).to_string(),
             },
@@ -402,6 +407,7 @@ impl EventLoop {
         if let Some(vcpus) = machine.vcpus() {
             self.watch(vcpus.ended().as_raw_fd(), ENDED, EventSet::IN)?;
         }
+        CONTROL.apply_by_name()?;
         self.machine = Some(machine);
         self.state = VmState::Running;
         Ok(())

@@ -38,6 +38,7 @@ mod log;
 mod machine;
 mod memory;
 mod probe;
+mod seccomp;
 mod service;
 mod slots;
 mod sync;

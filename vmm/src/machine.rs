@@ -30,6 +30,7 @@ use crate::legacy::ports::{self, Effect};
 use crate::legacy::serial::Com1;
 use crate::memory::Memory;
 use crate::memory::{self, MemoryError};
+use crate::seccomp::{DISKS, NETWORK};
 use crate::service::Worker;
 use crate::slots::{SlotError, Slots};
 
@@ -234,9 +235,12 @@ impl Machine {
     pub fn start(&mut self) -> Result<(), MachineError> {
         if let Processors::Ready(fds) = &mut self.processors {
             let fds = std::mem::take(fds);
-            for (name, epolls) in [
-                ("disks", &self.epolls.disks),
-                ("network", &self.epolls.network),
+            // The devices stay as long as the process: whichever thread were to let go of them last, it
+            // might not do what taking them apart takes.
+            std::mem::forget(Arc::clone(&self.hardware));
+            for (name, list, epolls) in [
+                ("disks", &DISKS, &self.epolls.disks),
+                ("network", &NETWORK, &self.epolls.network),
             ] {
                 for (number, epoll) in (1..).zip(epolls.iter()) {
                     let name = match number {
@@ -244,7 +248,7 @@ impl Machine {
                         _ => format!("{name}{number}"),
                     };
                     let slots = Arc::clone(&self.hardware.slots);
-                    let worker = Worker::start(name, slots, Arc::clone(epoll));
+                    let worker = Worker::start(name, list, slots, Arc::clone(epoll));
                     self.workers.push(worker.map_err(MachineError::Start)?);
                 }
             }

@@ -13,6 +13,7 @@ use std::thread;
 use std::time::Instant;
 
 use error_reporter::Report;
+use hull_jail::seccomp::List;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -105,11 +106,17 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// Starts serving the devices of `slots` that are watched through `epoll`, by a thread of this name.
+    /// Starts serving the devices of `slots` that are watched through `epoll`, by a thread of this name
+    /// that may call what is listed.
     ///
     /// # Errors
     /// When the host has no more threads or descriptors.
-    pub fn start(name: String, slots: Arc<Slots>, epoll: Arc<Epoll>) -> io::Result<Self> {
+    pub fn start(
+        name: String,
+        list: &'static List,
+        slots: Arc<Slots>,
+        epoll: Arc<Epoll>,
+    ) -> io::Result<Self> {
         let wake = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?;
         epoll.ctl(
             ControlOperation::Add,
@@ -127,6 +134,7 @@ impl Worker {
             .name(name.clone())
             .stack_size(STACK)
             .spawn(move || {
+                list.apply_or_abort();
                 if let Err(error) = theirs.run(&slots, &epoll) {
                     log::note(&format!("{name}: devices are not served any more: {error}"));
                 }
@@ -236,6 +244,7 @@ mod tests {
         slots.attach(1, disk(), &Nothing).unwrap();
         let worker = Worker::start(
             "disks".to_owned(),
+            &crate::seccomp::DISKS,
             Arc::clone(&slots),
             Arc::clone(&epolls.disks[0]),
         )
@@ -277,7 +286,13 @@ mod tests {
         let slots = Arc::new(Slots::new(&ioapic, memory(0x10000), epolls.clone()).unwrap());
         slots.attach(1, disk(), &Nothing).unwrap();
         let disks = Arc::clone(&epolls.disks[0]);
-        let worker = Worker::start("disks".to_owned(), Arc::clone(&slots), disks).unwrap();
+        let worker = Worker::start(
+            "disks".to_owned(),
+            &crate::seccomp::DISKS,
+            Arc::clone(&slots),
+            disks,
+        )
+        .unwrap();
         let device = slots.find(1, 1).unwrap().device;
         let busy = lock(&device);
         slots.kick(1, 0);

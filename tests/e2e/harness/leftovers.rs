@@ -17,8 +17,10 @@ impl Leftovers {
         let mut found = BTreeSet::new();
         for pid in names(Path::new("/proc")).filter(|n| n.parse::<u32>().is_ok()) {
             let command = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-            if matches!(command.trim(), "hull-vmm" | "hull-fs") {
-                found.insert(format!("process {pid} {}", command.trim()));
+            // What follows the name is what the process is about.
+            let program = command.trim().split(':').next().unwrap_or_default();
+            if matches!(program, "hull-vmm" | "hull-fs") {
+                found.insert(format!("process {pid} {program}"));
             }
         }
         found.extend(names(Path::new("/run/netns")).map(|n| format!("netns {n}")));

@@ -7,6 +7,7 @@ use std::process::{self, ExitCode};
 use clap::{Parser, Subcommand};
 use error_reporter::Report;
 
+use crate::seccomp::LISTS;
 use crate::{manager, server};
 
 /// Hull's file server: one process for each pod that mounts paths of the host
@@ -31,6 +32,9 @@ enum Command {
         #[arg(long)]
         cgroup: Option<PathBuf>,
     },
+    /// Prints which system calls which threads may make
+    #[command(hide = true)]
+    Syscalls,
     /// The part that faces the guest; started by `run`
     #[command(hide = true)]
     Serve {
@@ -49,6 +53,10 @@ pub fn main() -> ExitCode {
             Ok(()) => return ExitCode::SUCCESS,
             Err(error) => (id, Report::new(error).to_string()),
         },
+        Command::Syscalls => {
+            LISTS.iter().for_each(|list| print!("{list}"));
+            return ExitCode::SUCCESS;
+        }
         Command::Serve { root } => match server::run(&root) {
             Ok(()) => return ExitCode::SUCCESS,
             Err(error) => ("server".to_owned(), Report::new(error).to_string()),

@@ -1,28 +1,24 @@
 //! What the server may see and do, from before it reads the first byte of a guest.
 
-use std::collections::BTreeMap;
-use std::io;
 use std::path::Path;
 
 use hull_jail::{JailError, Reach, Root};
 use rustix::fs::Mode;
-use rustix::io::Errno;
 use rustix::process::{Resource, umask};
 use rustix::thread::CapabilitySet;
-use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, apply_filter};
+
+use crate::seccomp::{MANAGER, SERVER};
 
 /// Files that the guest may hold open, or have in its caches.
 const FILES: u64 = 1 << 19;
 /// Memory that the server's tables of those may take, in bytes: a guest must not eat the host's.
 const DATA: u64 = 1 << 30;
-/// Marks the calls of another ABI of the same processor, where the kernel has it.
-const X32: i64 = 1 << 30;
 /// The first descriptor after standard input, output and error.
 const FIRST_OTHER: u32 = 3;
 /// What takes the guest's users for its own: to act for them, whatever the modes say, since the
 /// guest's kernel has checked those, with groups that are not known here. CAP_DAC_READ_SEARCH is
 /// there to link a file that another user opened (`linkat` with AT_EMPTY_PATH); what else it gives,
-/// see [`forbid_open_by_handle`]. Not among it: device nodes, mounts, file capabilities.
+/// to open files by handle, [`SERVER`] does not. Not among it: device nodes, mounts, file capabilities.
 const POWERS: CapabilitySet = CapabilitySet::CHOWN
     .union(CapabilitySet::DAC_OVERRIDE)
     .union(CapabilitySet::DAC_READ_SEARCH)
@@ -46,7 +42,8 @@ const MANAGERS: CapabilitySet = CapabilitySet::SYS_ADMIN
 pub fn confine_manager() -> Result<(), JailError> {
     hull_jail::leave_network()?;
     hull_jail::keep_capabilities(MANAGERS)?;
-    hull_jail::hide_memory()
+    hull_jail::hide_memory()?;
+    MANAGER.apply_by_name()
 }
 
 /// Locks the process in: an empty root with nothing of the host, own namespaces, few powers. It
@@ -65,19 +62,5 @@ pub fn enter(root: &Path) -> Result<(), JailError> {
     hull_jail::keep_capabilities(POWERS)?;
     hull_jail::hide_memory()?;
     hull_jail::confine(Reach::Files)?;
-    forbid_open_by_handle()
-}
-
-/// Forbids to open files by handle, which finds those outside of a share, too.
-fn forbid_open_by_handle() -> Result<(), JailError> {
-    let forbid = || -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
-        let call = libc::SYS_open_by_handle_at;
-        let calls = BTreeMap::from([(call, vec![]), (call | X32, vec![])]);
-        let refuse = SeccompAction::Errno(Errno::PERM.raw_os_error().unsigned_abs());
-        let here = std::env::consts::ARCH.try_into()?;
-        let filter = SeccompFilter::new(calls, SeccompAction::Allow, refuse, here)?;
-        apply_filter(&BpfProgram::try_from(filter)?)?;
-        Ok(())
-    };
-    forbid().map_err(|error| JailError::new("forbid opening by handle", io::Error::other(error)))
+    SERVER.apply_by_name()
 }

@@ -31,6 +31,7 @@ mod keep_cache;
 mod manager;
 mod owners;
 mod packet;
+mod seccomp;
 mod server;
 mod session;
 mod share;

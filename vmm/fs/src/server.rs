@@ -30,6 +30,7 @@ use crate::files::{Files, WithoutFsetid};
 use crate::filter::{self, Verdict};
 use crate::jail;
 use crate::packet::{self, IN_HEADER};
+use crate::seccomp::REQUESTS;
 use crate::session;
 
 /// Requests at a time: a slow one, of a network file system, must not hold up all others.
@@ -61,8 +62,6 @@ pub enum ServerError {
 /// # Errors
 /// [`ServerError`]
 pub fn run(root: &Path) -> Result<(), ServerError> {
-    // Its file name is that of a link.
-    let _ = rustix::thread::set_name(c"hull-fs");
     jail::enter(root)?;
     let own = |fd: std::os::fd::BorrowedFd<'_>| fd.try_clone_to_owned().map_err(ServerError::Start);
     let fuse = Arc::new(own(io::stdin().as_fd())?);
@@ -80,7 +79,10 @@ pub fn run(root: &Path) -> Result<(), ServerError> {
                 // the directories of the process.
                 let own = unsafe { unshare_unsafe(UnshareFlags::FS) };
                 match own.and_then(|()| Inside::new()) {
-                    Ok(inside) => serve(&fuse, &files, &server, &inside),
+                    Ok(inside) => {
+                        REQUESTS.apply_or_abort();
+                        serve(&fuse, &files, &server, &inside);
+                    }
                     Err(error) => eprintln!("hull-fs: prepare a thread: {error}"),
                 }
                 // The VM is gone: this ends the loop below, and with it the process.

@@ -24,6 +24,7 @@ use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
 use crate::memory::Memory;
+use crate::seccomp::VCPU;
 use crate::sync::lock;
 
 /// The stack of a vCPU thread. Only what is touched costs memory.
@@ -164,7 +165,10 @@ impl Vcpus {
             let thread = thread::Builder::new()
                 .name(format!("vcpu{id}"))
                 .stack_size(STACK)
-                .spawn(move || vcpu.run());
+                .spawn(move || {
+                    VCPU.apply_or_abort();
+                    vcpu.run();
+                });
             match thread {
                 Ok(thread) => vcpus.threads.push(thread),
                 Err(error) => {

@@ -9,7 +9,8 @@ use hull_hostile_guest::attack::{
     CHANGING_SLOTS, CHANGING_SLOTS_COUNT, Group, Must, Outcome, TARGETS,
 };
 use hull_proto_vmm::{
-    DeviceConfig, ErrorKind, ExitReason, Extent, FdIndex, Request, Response, VERSION, VmConfig,
+    DeviceConfig, ErrorKind, ExitReason, ExitReport, Extent, FdIndex, Request, Response, VERSION,
+    VmConfig,
 };
 
 use crate::support::{Code, Control, Vmm, config, content, wait_until};
@@ -20,7 +21,7 @@ const MEMORY_MIB: u64 = 32;
 /// How long an attack may take, and the guest's check of all devices after it.
 const ATTACK: Duration = Duration::from_secs(60);
 /// How long a guest is waited for that may have overwritten itself.
-const LOST: Duration = Duration::from_secs(5);
+const LOST: Duration = Duration::from_secs(12);
 /// How long an answer of the control socket may take, and one to a request to pause: that waits for what devices
 /// are in the midst of, twice five seconds at most.
 const ANSWER: Duration = Duration::from_secs(3);
@@ -360,10 +361,17 @@ fn finish(
         }
         watched.ask(&Request::Stop, ANSWER);
     }
-    let (status, report) = vmm.wait();
+    let (status, report) = vmm.wait_however_it_ends();
     if status.code().is_none() {
         failures.push(format!("the VMM ended by a signal: {status}"));
     }
+    let report = report.unwrap_or_else(|error| {
+        failures.push(format!("the VMM left no report: {error}, {status}"));
+        ExitReport {
+            reason: ExitReason::VmmError,
+            message: status.to_string(),
+        }
+    });
     if alive && report.reason != ExitReason::Stopped {
         failures.push(format!("the VMM was to stop, and reports {report:?}"));
     }

@@ -104,10 +104,16 @@ impl Vmm {
     }
 
     /// Waits for the end of the process; returns its report.
-    pub fn wait(mut self) -> (ExitStatus, ExitReport) {
+    pub fn wait(self) -> (ExitStatus, ExitReport) {
+        let (status, report) = self.wait_however_it_ends();
+        (status, report.unwrap())
+    }
+
+    /// Waits for the end of a process that may have crashed.
+    pub fn wait_however_it_ends(mut self) -> (ExitStatus, serde_json::Result<ExitReport>) {
         let status = self.wait_for_exit();
         let report = fs::read(self.path("exit.json")).unwrap();
-        (status, serde_json::from_slice(&report).unwrap())
+        (status, serde_json::from_slice(&report))
     }
 
     fn wait_for_exit(&mut self) -> ExitStatus {

@@ -75,7 +75,9 @@ pub const END_OF_THREAD: &[Call] = &[
 /// What starts a thread, in the way that has its flags in a register: those of clone3 can't be looked at.
 /// It then limits itself.
 pub const NEW_THREAD: &[Call] = &[
-    call!(SYS_clone3).unknown(),
+    call!(SYS_clone3)
+        .unknown()
+        .rare("is answered before it could be counted"),
     call!(SYS_clone).is(0, THREAD),
     call!(SYS_mmap)
         .is(2, 0)
