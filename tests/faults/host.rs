@@ -15,10 +15,12 @@ use rustix::process::Signal;
 use tokio::time::timeout;
 
 use crate::{
-    kubelet::{Kubelet, OTHER, Witness, Work},
+    kind::{Kind, PATIENCE},
+    kubelet::{Kubelet, OTHER, Work},
     left,
-    node::{Kind, Node, PATIENCE, run, signal},
+    node::{Node, run, signal},
     points::Pods,
+    witness::Witness,
 };
 
 /// How long a call may take that another one's trouble must not hold up.

@@ -15,12 +15,14 @@
 #![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
 mod host;
+mod kind;
 mod kubelet;
 mod left;
 mod node;
 mod points;
 mod run;
 mod soak;
+mod witness;
 
 use std::{env, process::Command};
 
@@ -29,7 +31,7 @@ fn inside(test: &str) -> bool {
     if env::var_os("HULL_FAULTS_INSIDE").is_some() {
         return true;
     }
-    let Some(skipped) = node::Kind::of_environment().lacks() else {
+    let Some(skipped) = kind::Kind::of_environment().lacks() else {
         let status = Command::new("unshare")
             .args([
                 "--net",

@@ -10,9 +10,10 @@ use tokio::{task::JoinHandle, time::timeout};
 use tonic::Status;
 
 use crate::{
+    kind::PATIENCE,
     kubelet::{Kubelet, OTHER, Pod, Work},
     left::Left,
-    node::{Node, PATIENCE, signal},
+    node::{Node, signal},
 };
 
 /// A call, or what the daemon does by itself.

@@ -13,10 +13,12 @@ use hull_proto_cri::v1::ListPodSandboxRequest;
 
 use crate::{
     host,
-    kubelet::{IMAGE, Witness},
+    kind::Kind,
+    kubelet::IMAGE,
     left::Left,
-    node::{Kind, Node, all_points},
+    node::{Node, all_points},
     points::{Action, Call, Pods, at, trace},
+    witness::Witness,
 };
 
 /// How long what ends by itself may take to end.

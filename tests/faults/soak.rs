@@ -11,9 +11,11 @@ use anyhow::{Context, Result, bail, ensure};
 use futures::{StreamExt, TryStreamExt, stream};
 
 use crate::{
-    kubelet::{IMAGE, Kubelet, Witness, Work},
+    kind::{Kind, PATIENCE},
+    kubelet::{IMAGE, Kubelet, Work},
     left::Left,
-    node::{Kind, Node, PATIENCE},
+    node::Node,
+    witness::Witness,
 };
 
 /// Pods that are started at once.

@@ -19,7 +19,7 @@ use std::{
     os::{fd::OwnedFd, unix::process::CommandExt},
     path::{Path, PathBuf},
     pin::Pin,
-    process::{Child, Command},
+    process::Command,
     sync::Arc,
     time::Duration,
 };
