@@ -124,8 +124,11 @@ impl Process {
         // Before the VMM has threads and memory, so that all that it uses is counted.
         let enter = |pid| cgroup.map_or(Ok(()), |cgroup| cgroup.add(pid));
         let vmm = Self::start(program, command, run, Role::Vmm, enter)?;
-        tell.write_all(b"\n").map_err(failed)?;
-        Ok(vmm)
+        match tell.write_all(b"\n") {
+            // It has ended; who connects to it is told why.
+            Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(failed(error).into()),
+            _ => Ok(vmm),
+        }
     }
 
     /// Starts a file server for the VM that has the other end of `fuse`. The file server ends when
