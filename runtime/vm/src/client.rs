@@ -64,6 +64,9 @@ struct Call {
     reply: oneshot::Sender<Result<Response, VmError>>,
 }
 
+/// How long a VMM may take to end after it closed the connection, until it is said to be gone all the same.
+const UNTIL_NOTED: Duration = Duration::from_secs(1);
+
 /// The connection, and how to get another.
 #[derive(Debug)]
 struct Line {
@@ -106,9 +109,11 @@ impl VmClient {
         let process = process.clone();
         tokio::spawn(async move {
             // However the task ends, nothing can be asked of the VM any more.
-            if let Err(panic) = caught(serve(line, receiver, process)).await {
+            if let Err(panic) = caught(serve(line, receiver, process.clone())).await {
                 tracing::error!(%panic, "connection to a VMM");
             }
+            // How a process ended is known a moment after its connection is closed.
+            let _ = timeout(UNTIL_NOTED, process.ended()).await;
             gone_sender.send_replace(true);
         });
         let client = Self {

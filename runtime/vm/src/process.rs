@@ -16,18 +16,24 @@
 use std::{
     fs,
     io::{self, Read, Write},
-    os::{fd::OwnedFd, unix::process::CommandExt},
+    os::{
+        fd::OwnedFd,
+        unix::process::{CommandExt, ExitStatusExt},
+    },
     path::{Path, PathBuf},
     pin::Pin,
-    process::Command,
+    process::{Command, ExitStatus},
     sync::Arc,
     time::Duration,
 };
 
 use backon::{ConstantBuilder, Retryable};
+use hull_proto_vmm::{ExitReason, ExitReport};
+use nix::sys::signal::Signal;
 use rustix::fs::OFlags;
 use tokio::{
     net::UnixStream,
+    sync::watch,
     time::{Instant, timeout},
 };
 
@@ -81,6 +87,32 @@ impl Hold for Pidfd {
 
     fn kill(&self) -> io::Result<()> {
         self.kill()
+    }
+}
+
+/// A process that this daemon started, and waits for as its parent.
+#[derive(Debug)]
+struct Started {
+    pidfd: Pidfd,
+    /// Closed once it is noted how the process ended.
+    noted: watch::Receiver<()>,
+}
+
+impl Hold for Started {
+    fn has_ended(&self) -> bool {
+        self.pidfd.has_ended()
+    }
+
+    fn ended(&self) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
+        Box::pin(async {
+            self.pidfd.ended().await;
+            let mut noted = self.noted.clone();
+            while noted.changed().await.is_ok() {}
+        })
+    }
+
+    fn kill(&self) -> io::Result<()> {
+        self.pidfd.kill()
     }
 }
 
@@ -194,30 +226,38 @@ impl Process {
         drop(command);
         drop(until_executed);
         let pid = child.id();
+        let (noting, noted) = watch::channel(());
         // Until the process is waited for, its pid is nobody else's, even if it has ended.
-        let mut take = || -> Result<Self, PodError> {
+        let take = || -> Result<(Identity, Arc<Started>), PodError> {
             // Nothing is ever written to this pipe: reading ends when the new process has closed it.
             executed.read_to_end(&mut Vec::new()).map_err(spawn_error)?;
             prepare(pid)?;
             let gone = || spawn_error(io::ErrorKind::NotFound.into());
             let identity = Identity::of(pid).ok_or_else(gone)?;
-            let hold = Arc::new(Pidfd::open(pid).map_err(spawn_error)?);
+            let pidfd = Pidfd::open(pid).map_err(spawn_error)?;
             let path = run.process_of(role);
             faults::point(Point::ProcessStarted);
             faults::write(Point::ProcessWrite).map_err(file_error(&path))?;
             identity.write(&path).map_err(file_error(&path))?;
             faults::point(Point::ProcessNoted);
-            Ok(Self { identity, hold })
+            Ok((identity, Arc::new(Started { pidfd, noted })))
         };
         match take() {
-            Ok(process) => {
-                let hold = Arc::clone(&process.hold);
+            Ok((identity, started)) => {
+                let hold = Arc::clone(&started);
+                let report = (role == Role::Vmm).then(|| run.exit_report());
                 tokio::spawn(async move {
-                    hold.ended().await;
+                    started.pidfd.ended().await;
                     let status = child.wait();
                     tracing::debug!(pid, ?status, "process of a pod ended");
+                    if let (Ok(status), Some(report)) = (status, report)
+                        && let Err(error) = note_end(status, &report)
+                    {
+                        tracing::warn!(pid, %error, "note how a VMM ended");
+                    }
+                    drop(noting);
                 });
-                Ok(process)
+                Ok(Self { identity, hold })
             }
             Err(error) => {
                 let _ = child.kill();
@@ -290,6 +330,21 @@ impl Process {
     }
 }
 
+/// Writes an exit report for a VMM that was ended before it could: by a system call that is not on its
+/// list. The kernel's log has which.
+fn note_end(status: ExitStatus, report: &Path) -> io::Result<()> {
+    if status.signal() != Some(Signal::SIGSYS as i32) {
+        return Ok(());
+    }
+    let forbidden = ExitReport {
+        reason: ExitReason::VmmError,
+        message: "killed by SIGSYS: a system call that is not allowed".to_owned(),
+    };
+    let (run, name) = beneath::split(report)?;
+    let mut file = run.replace(name, OFlags::WRONLY, 0o600)?;
+    file.write_all(&serde_json::to_vec(&forbidden)?)
+}
+
 /// A process of a pod that was found running.
 #[derive(Debug)]
 pub struct Found {
@@ -325,6 +380,19 @@ mod tests {
     use std::os::unix::fs::MetadataExt;
 
     use super::*;
+
+    #[test]
+    fn a_vmm_that_made_a_forbidden_call_is_told_from_one_that_was_killed() {
+        let dir = tempfile::tempdir().unwrap();
+        let report = dir.path().join("exit.json");
+        fs::write(&report, "").unwrap();
+        note_end(ExitStatus::from_raw(Signal::SIGKILL as i32), &report).unwrap();
+        assert_eq!(fs::read(&report).unwrap(), b"");
+        // With the bit of a core dump.
+        note_end(ExitStatus::from_raw(Signal::SIGSYS as i32 | 0x80), &report).unwrap();
+        let told = crate::client::read_report(&report);
+        assert!(told.contains("not allowed"), "{told}");
+    }
 
     #[tokio::test]
     async fn a_process_is_waited_for_and_ended() {
