@@ -6,13 +6,19 @@
 //! a new version and a reader for the old one.
 
 use std::{
-    collections::HashSet, io, net::IpAddr, path::Path, path::PathBuf, sync::Arc, time::Duration,
+    collections::HashSet,
+    io,
+    net::IpAddr,
+    path::Path,
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use hull_image::ImageId;
 use hull_image::database;
 use hull_network::NetworkRecord;
-use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
+use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition, TableError};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use hull_base::{
@@ -264,6 +270,8 @@ struct Envelope<'a, T> {
 pub(crate) struct Records {
     store: Arc<database::Store>,
     copies: Arc<Copies>,
+    /// How many records of sandboxes and of containers a new store has from their copies.
+    restored: Arc<Mutex<Option<(usize, usize)>>>,
 }
 
 /// All records, and what was wrong with them.
@@ -304,8 +312,9 @@ impl Records {
             let records = Self {
                 store: Arc::new(store),
                 copies: Arc::clone(&copies),
+                restored: Arc::default(),
             };
-            let made = records.write(Point::StoreOpened, "make the tables", |_, _| Ok(()));
+            let made = records.make_tables();
             Ok::<_, RecordError>((records, broken, made))
         };
         let (records, broken, made) = open()?;
@@ -324,6 +333,43 @@ impl Records {
             }
             Err(error) => Err(error),
         }
+    }
+
+    /// Makes the tables of a new store, with what there are copies of: one that had records and has none
+    /// any more has its tables, and what is a copy only was deleted.
+    fn make_tables(&self) -> Result<(), RecordError> {
+        let is_new = |database: &Database| {
+            let transaction = database.begin_read()?;
+            match transaction.open_table(SANDBOXES) {
+                Ok(_) => Ok(false),
+                Err(TableError::TableDoesNotExist(_)) => Ok(true),
+                Err(error) => Err(error.into()),
+            }
+        };
+        let action = "make the tables";
+        let is_new = self.store.with(is_new);
+        let is_new = is_new.map_err(|source| RecordError::Database {
+            action,
+            source: Box::new(source),
+        })?;
+        let (mut sandboxes, mut containers) = (Vec::new(), Vec::new());
+        if is_new {
+            sandboxes = self.copied(Kind::Sandbox);
+            containers = self.copied(Kind::Container);
+        }
+        self.write(Point::StoreOpened, action, |to_sandboxes, to_containers| {
+            for (key, bytes) in &sandboxes {
+                to_sandboxes.insert(key.as_str(), bytes.as_slice())?;
+            }
+            for (key, bytes) in &containers {
+                to_containers.insert(key.as_str(), bytes.as_slice())?;
+            }
+            Ok(())
+        })?;
+        if !sandboxes.is_empty() {
+            *self.restored() = Some((sandboxes.len(), containers.len()));
+        }
+        Ok(())
     }
 
     pub(crate) async fn put_sandbox(&self, record: &SandboxRecord) -> Result<(), RecordError> {
@@ -398,17 +444,11 @@ impl Records {
     pub(crate) fn load(&self) -> Result<Loaded, RecordError> {
         let (mut sandboxes, mut containers) = self.raw()?;
         let mut loaded = Loaded::default();
-        if sandboxes.is_empty() && containers.is_empty() {
-            sandboxes = self.copied(Kind::Sandbox);
-            containers = self.copied(Kind::Container);
-            if !sandboxes.is_empty() {
-                loaded.faults.push(format!(
-                    "the store had no records; {} of sandboxes and {} of containers were restored \
-                     from their copies",
-                    sandboxes.len(),
-                    containers.len()
-                ));
-            }
+        if let Some((sandboxes, containers)) = self.restored().take() {
+            loaded.faults.push(format!(
+                "the store had no records; {sandboxes} of sandboxes and {containers} of containers \
+                 were restored from their copies"
+            ));
         }
         for (key, bytes) in &mut sandboxes {
             match self.read(Kind::Sandbox, key, bytes, &mut loaded.faults) {
@@ -478,6 +518,10 @@ impl Records {
             Ok((read(SANDBOXES)?, read(CONTAINERS)?))
         };
         self.store.with(read).map_err(failed)
+    }
+
+    fn restored(&self) -> MutexGuard<'_, Option<(usize, usize)>> {
+        self.restored.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn copied(&self, kind: Kind) -> Vec<Raw> {

@@ -130,6 +130,25 @@ async fn a_lost_store_comes_back_from_the_copies() {
 }
 
 #[tokio::test]
+async fn a_copy_of_a_deleted_record_does_not_come_back_and_no_unfinished_one_stays() {
+    let dir = tempfile::tempdir().unwrap();
+    let (path, copies) = (dir.path().join("hull.redb"), dir.path().join("records"));
+    let open = || Records::open(&path, &copies).unwrap().0;
+    let id = sandbox().id.to_string();
+    let records = open();
+    records.put_sandbox(&sandbox()).await.unwrap();
+    let copy = Copies::open(copies.clone()).unwrap();
+    let bytes = copy.get(Kind::Sandbox, &id).unwrap();
+    records.delete_sandbox(&sandbox().id, vec![]).await.unwrap();
+    drop(records);
+    // The daemon was killed before it removed the copy, or while it wrote another.
+    copy.put(Kind::Sandbox, &id, &bytes);
+    std::fs::write(copies.join("container-0.new"), "half").unwrap();
+    assert_eq!(open().load().unwrap(), Loaded::default());
+    assert_eq!(std::fs::read_dir(&copies).unwrap().count(), 0);
+}
+
+#[tokio::test]
 async fn a_record_that_cannot_be_read_stops_nothing_and_is_not_thrown_away() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("hull.redb");

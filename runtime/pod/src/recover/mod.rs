@@ -17,6 +17,7 @@ mod orphans;
 
 use std::{collections::HashMap, fs, sync::Arc, time::Duration};
 
+use backon::{ConstantBuilder, Retryable};
 use error_reporter::Report;
 use futures::future::join_all;
 use tokio::{
@@ -61,6 +62,11 @@ use crate::{
 
 /// How long the daemon's start waits for pods; those that take longer go on by themselves.
 const WAIT: Duration = Duration::from_secs(15);
+/// How often a log that can't be gone on with is tried again, for example on a disk that is full for a
+/// moment: without it, what the container writes is lost.
+const LOG_RETRIES: ConstantBuilder = ConstantBuilder::new()
+    .with_delay(Duration::from_millis(200))
+    .with_max_times(50);
 /// Exit code of a container whose end nobody saw.
 const UNKNOWN_EXIT: i32 = 255;
 
@@ -138,6 +144,10 @@ pub(crate) async fn open(
             supervise(&node, id, recovery.run())
         })
         .collect();
+    for container in by_pod.into_values().flatten() {
+        // Its pod was removed without it, because its record could not be deleted before.
+        discard(&node, None, &container.id).await;
+    }
     let recovered = pods.into_iter().map(|pod| async move {
         // The task hands over to the pod's own.
         let _ = pod.await;
@@ -305,7 +315,7 @@ impl Recovery {
             (None, _) => Err("it was being started or ended".into()),
         };
         for id in std::mem::take(&mut self.unanswered) {
-            self.discard(adopted.as_ref().ok(), &id).await;
+            discard(&self.node, adopted.as_ref().ok(), &id).await;
         }
         match adopted {
             Ok(attachments) => {
@@ -372,7 +382,8 @@ impl Recovery {
                     position: run.log_position(container.id.as_str()),
                     tty: container.spec.tty,
                 };
-                match ContainerLog::start(&vm.agent, target).await {
+                let start = || ContainerLog::start(&vm.agent, target.clone());
+                match start.retry(LOG_RETRIES).await {
                     Ok(log) => self.driver.insert_log(&container.id, log),
                     Err(error) => {
                         let error = &error as &dyn std::error::Error;
@@ -389,18 +400,6 @@ impl Recovery {
         let mut kept = self.containers.iter();
         if kept.any(|c| c.state != RecordedState::Creating && c.has_shares()) {
             self.driver.watch_files();
-        }
-    }
-
-    /// Removes a container that was not answered.
-    async fn discard(&self, attachments: Option<&Attachments>, id: &ContainerId) {
-        let images = &*self.node.images;
-        if let Err(error) = unmake(images, attachments, id, OnFailure::GoOn).await {
-            let error = &error as &dyn std::error::Error;
-            tracing::warn!(container = %id, error, "unmake a container that was not answered");
-        }
-        if let Err(error) = self.node.records.delete_container(id).await {
-            tracing::warn!(container = %id, %error, "delete the record of a container");
         }
     }
 
@@ -422,6 +421,17 @@ impl Recovery {
         };
         let (agent, _) = greeted.map_err(|error| Report::new(PodError::from(error)).to_string())?;
         Ok(self.driver.attachments(vm, agent))
+    }
+}
+
+/// Removes a container that nobody knows of.
+async fn discard(node: &Node, attachments: Option<&Attachments>, id: &ContainerId) {
+    if let Err(error) = unmake(&*node.images, attachments, id, OnFailure::GoOn).await {
+        let error = &error as &dyn std::error::Error;
+        tracing::warn!(container = %id, error, "unmake a container that was not answered");
+    }
+    if let Err(error) = node.records.delete_container(id).await {
+        tracing::warn!(container = %id, %error, "delete the record of a container");
     }
 }
 

@@ -244,9 +244,13 @@ impl<'a> Recorded<'a> {
         record.network = Some(plan.map_err(untouched)?);
         let (root, parent) = (&node.config.cgroup_root, &record.spec.cgroup_parent);
         record.cgroup = PodCgroup::plan(root, parent, &record.id).map_err(untouched)?;
-        match context.save().await {
-            Ok(()) => Ok(Self(context)),
-            Err(error) => Err(untouched(error)),
+        let saved = context.save().await;
+        let recorded = Self(context);
+        match saved {
+            Ok(()) => Ok(recorded),
+            // What was not written in whole may be there all the same: the next daemon would find two
+            // sandboxes of one name, when the caller asks again.
+            Err(error) => Err(failed(error, recorded.undo().await)),
         }
     }
 

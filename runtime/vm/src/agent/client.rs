@@ -17,13 +17,14 @@ use hull_proto_agent::{
     rpc::AgentClient,
 };
 use oci_spec::runtime::LinuxResources;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use ttrpc::{
     asynchronous::{Client, ClientStreamReceiver, transport::Socket},
     context::Context,
 };
 
 use hull_base::{
+    clock,
     faults::{self, Point},
     panics::{Panic, caught},
     printable::printable,
@@ -37,6 +38,8 @@ use crate::agent::{connect, error::GuestError, fault::Fault};
 
 /// How long the agent may take for what only changes a setting or sends a signal.
 const QUICK: Duration = Duration::from_secs(10);
+/// Pause before the agent is greeted again, when the connection was lost.
+const PAUSE: Duration = Duration::from_millis(50);
 /// Longest message of the agent that is shown.
 const MESSAGE_MAX: usize = 2048;
 /// Longest version or release name of the guest that is kept.
@@ -572,13 +575,20 @@ async fn greet(
     deadline: Instant,
 ) -> Result<(AgentClient, GuestInfo), GuestError> {
     const CALL: &str = "greet the guest's agent";
-    let stream = connect::dial_until(vsock, RPC_PORT, deadline).await?;
-    let client = AgentClient::new(Client::new(Socket::new(stream)));
     let request = HelloRequest {
         version: VERSION,
         ..HelloRequest::default()
     };
-    let response = ask(CALL, limit, client.hello(Context::default(), &request)).await?;
+    let (client, response) = loop {
+        let stream = connect::dial_until(vsock, RPC_PORT, deadline).await?;
+        let client = AgentClient::new(Client::new(Socket::new(stream)));
+        match ask(CALL, limit, client.hello(Context::default(), &request)).await {
+            Ok(response) => break (client, response),
+            // A connection that is lost says no more of the guest than one that is refused.
+            Err(GuestError::Lost { .. }) if clock::after(PAUSE) < deadline => sleep(PAUSE).await,
+            Err(error) => return Err(error),
+        }
+    };
     faults::point(Point::AgentGreeted);
     if response.version != VERSION {
         return Err(GuestError::Invalid {
