@@ -1,0 +1,100 @@
+//! Seeds of the simulation (examples/simulate): that a seed is one run, and those that showed a fault once.
+//! `make simulate` runs thousands of others.
+
+#![expect(
+    clippy::unwrap_used,
+    reason = "it is a test: what surprises it ends it"
+)]
+
+use std::{
+    path::{Path, PathBuf},
+    process::{Command, Output},
+};
+
+/// Seeds that showed a fault of the daemon when they were new, and which. What a seed does changes with
+/// the code; the fault that it showed has a test of its own where there is a name.
+const SHOWED_A_FAULT: &[(u64, &str)] = &[
+    (
+        8,
+        "a container whose record could not be deleted was removed",
+    ),
+    (
+        10,
+        "after a write to the records had failed, none succeeded",
+    ),
+    (50, "a lease was left for the next daemon, which had none"),
+    (68, "copies of records that were not finished stayed"),
+    (
+        108,
+        "a copy of a deleted record came back when the store was empty",
+    ),
+    (
+        141,
+        "a sandbox that could not be recorded was recorded, and took the place of the next one",
+    ),
+    (
+        192,
+        "a running pod was ended when one connection was lost while it was adopted",
+    ),
+    (
+        1099,
+        "a log that could not be gone on with at a start was not tried again",
+    ),
+    (300, "the same, and its container was told to have ended"),
+];
+
+/// The newest build: `examples/simulate` of `cargo build`, `examples/simulate-…` of `cargo test`.
+fn simulate() -> PathBuf {
+    // <target>/debug/deps/<this test>
+    let test = std::env::current_exe().unwrap();
+    let examples = test.parent().and_then(Path::parent).unwrap();
+    let examples = examples.join("examples");
+    let entries = std::fs::read_dir(&examples).into_iter().flatten().flatten();
+    let built = entries.filter_map(|entry| {
+        let path = entry.path();
+        let name = path.file_name()?.to_str()?;
+        let is_program =
+            path.extension().is_none() && (name == "simulate" || name.starts_with("simulate-"));
+        is_program.then_some((entry.metadata().ok()?.modified().ok()?, path))
+    });
+    let (_, path) = built.max().unwrap_or_else(|| {
+        panic!(
+            "no simulate in {}: cargo build --examples",
+            examples.display()
+        )
+    });
+    path
+}
+
+fn run(seed: u64) -> Output {
+    let mut command = Command::new(simulate());
+    let output = command.args(["--quiet", &seed.to_string()]).output();
+    output.unwrap()
+}
+
+#[test]
+fn a_seed_is_one_run() {
+    for seed in [1, 2, 3] {
+        let [first, second] = [run(seed), run(seed)].map(|run| run.stdout);
+        assert!(!first.is_empty());
+        assert_eq!(first, second);
+    }
+    assert_ne!(run(1).stdout, run(2).stdout);
+}
+
+#[test]
+fn seeds_that_showed_a_fault_show_none() {
+    for (seed, fault) in SHOWED_A_FAULT {
+        let output = run(*seed);
+        let told = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{fault}: {told}");
+    }
+}
+
+#[test]
+fn a_hundred_seeds_show_no_fault() {
+    let output = Command::new(simulate()).args(["1000", "100"]).output();
+    let output = output.unwrap();
+    let told = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{told}");
+}
