@@ -22,7 +22,6 @@ const SHOWED_A_FAULT: &[(u64, &str)] = &[
         10,
         "after a write to the records had failed, none succeeded",
     ),
-    (50, "a lease was left for the next daemon, which had none"),
     (68, "copies of records that were not finished stayed"),
     (
         108,
@@ -39,6 +38,10 @@ const SHOWED_A_FAULT: &[(u64, &str)] = &[
     (
         1099,
         "a log that could not be gone on with at a start was not tried again",
+    ),
+    (
+        2183,
+        "a container that ended before its start was answered was not started for the next daemon",
     ),
     (300, "the same, and its container was told to have ended"),
 ];

@@ -625,6 +625,11 @@ fn plan(name: String) -> Plan {
 pub async fn probe(kubelet: Kubelet) {
     let refusal =
         |what: &str, failure: Failure| fault(format!("{what} of a last pod: {failure:?}"));
+    // The daemon may have been killed a moment before nothing went wrong any more.
+    let look = |pods: hull_pod::Pods| async move { Ok(pods.sandboxes().await) }.boxed();
+    while let Err(Failure::Gone) = kubelet.socket.call("look for the daemon", look).await {
+        backoff().await;
+    }
     let spec = kubelet.sandbox("last", 0);
     let run = |pods: hull_pod::Pods| async move { pods.run_sandbox(spec).await }.boxed();
     let id = match kubelet.socket.call("run last", run).await {

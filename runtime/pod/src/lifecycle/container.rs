@@ -188,6 +188,7 @@ pub(crate) fn step(state: State, event: Event) -> (State, Vec<Effect>) {
         (S::EndedEarly(exit), E::StartDone) => (
             S::Draining(After::Keep, exit),
             vec![
+                Save,
                 Announce(News::Started),
                 Answer(Wait::Started, Ok(())),
                 Drain,

@@ -278,3 +278,17 @@ fn a_start_that_failed_leaves_an_exited_container() {
         [Effect::Answer(Wait::Started, Err(_))]
     ));
 }
+
+/// The next daemon reads what was written last.
+#[test]
+fn a_start_is_on_disk_before_it_is_answered() {
+    for before in [vec![], vec![Event::Exited(exit())]] {
+        let begin = [Event::CreateDone, Event::Start].into_iter();
+        let (state, _) = run(begin.chain(before));
+        let (_, effects) = step(state, Event::StartDone);
+        let at = |wanted: fn(&Effect) -> bool| effects.iter().position(wanted);
+        let saved = at(|effect| matches!(effect, Effect::Save));
+        let answered = at(|effect| matches!(effect, Effect::Answer(Wait::Started, Ok(()))));
+        assert!(saved.is_some() && saved < answered, "{effects:?}");
+    }
+}
