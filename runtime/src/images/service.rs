@@ -14,6 +14,7 @@ use hull_proto_images::{
 };
 use tokio::{
     sync::{mpsc, watch},
+    task::unconstrained,
     time::sleep,
 };
 use tokio_stream::wrappers::ReceiverStream;
@@ -228,13 +229,19 @@ impl Read for PieceReader {
                     .send_modify(|progress| progress.bytes_done += count as u64);
                 return Ok(count);
             }
-            match self.pieces.blocking_recv() {
+            match wait(self.pieces.recv()) {
                 None => return Ok(0),
                 Some(Ok(piece)) => self.current = Cursor::new(piece.data),
                 Some(Err(status)) => return Err(io::Error::other(status.message().to_owned())),
             }
         }
     }
+}
+
+/// Waits on a thread that may block, but may have an event loop too, for the workers of the image store.
+/// Tokio's own waiting refuses that, and its budget for tasks would never be filled up here.
+fn wait<T>(work: impl Future<Output = T>) -> T {
+    futures::executor::block_on(unconstrained(work))
 }
 
 /// Sends what is written in pieces. Blocks while the client is slow.
@@ -258,8 +265,6 @@ impl Write for PieceWriter {
             return Ok(());
         }
         let data = std::mem::replace(&mut self.waiting, Vec::with_capacity(PIECE));
-        self.pieces
-            .blocking_send(Ok(v1::Piece { data }))
-            .map_err(|_| io::ErrorKind::BrokenPipe.into())
+        wait(self.pieces.send(Ok(v1::Piece { data }))).map_err(|_| io::ErrorKind::BrokenPipe.into())
     }
 }
