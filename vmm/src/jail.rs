@@ -11,8 +11,6 @@ use rustix::process::Resource;
 const FILES: u64 = 1 << 16;
 /// Threads of the pod's user: 254 vCPUs, and those of devices.
 const THREADS: u64 = 512;
-/// The first descriptor after standard input, output and error.
-const FIRST_OTHER: u32 = 3;
 
 /// Closes what the process got from who started it, and waits until that one has written down which
 /// process this is: the byte on standard input says so. Else nobody would find it.
@@ -20,7 +18,7 @@ const FIRST_OTHER: u32 = 3;
 /// # Errors
 /// When who started it is gone: the process is of no use.
 pub fn wait_until_known() -> io::Result<()> {
-    hull_jail::close_from(FIRST_OTHER).map_err(io::Error::other)?;
+    hull_jail::close_others().map_err(io::Error::other)?;
     io::Read::read_exact(&mut io::stdin(), &mut [0])
 }
 

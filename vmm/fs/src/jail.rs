@@ -13,8 +13,6 @@ use crate::seccomp::{MANAGER, SERVER};
 const FILES: u64 = 1 << 19;
 /// Memory that the server's tables of those may take, in bytes: a guest must not eat the host's.
 const DATA: u64 = 1 << 30;
-/// The first descriptor after standard input, output and error.
-const FIRST_OTHER: u32 = 3;
 /// What takes the guest's users for its own: to act for them, whatever the modes say, since the
 /// guest's kernel has checked those, with groups that are not known here. CAP_DAC_READ_SEARCH is
 /// there to link a file that another user opened (`linkat` with AT_EMPTY_PATH); what else it gives,
@@ -53,7 +51,7 @@ pub fn confine_manager() -> Result<(), JailError> {
 /// [`JailError`]: the process is of no use.
 pub fn enter(root: &Path) -> Result<(), JailError> {
     hull_jail::end_with_parent()?;
-    hull_jail::close_from(FIRST_OTHER)?;
+    hull_jail::close_others()?;
     hull_jail::leave_namespaces()?;
     // The server opens files by their descriptors in /proc. In its pid namespace, it is alone.
     hull_jail::empty_root(root, Root::MountPoints)?;

@@ -2,7 +2,7 @@
 //! away for good, and fails rather than leave it.
 //!
 //! All steps are for a process with one thread, since most act on the calling thread alone. The
-//! order that works: [`end_with_parent`], [`close_from`], [`leave_namespaces`], [`empty_root`],
+//! order that works: [`end_with_parent`], [`close_others`], [`leave_namespaces`], [`empty_root`],
 //! [`limit`], then the powers ([`become_user`] or [`keep_capabilities`]), [`hide_memory`], [`confine`].
 //! A pid namespace is for processes to come, and so for who starts this one: [`start_apart`].
 
@@ -33,6 +33,9 @@ use rustix::thread::{
     remove_capability_from_bounding_set, set_capabilities, set_capabilities_secure_bits,
     set_no_new_privs, set_thread_groups, set_thread_res_gid, set_thread_res_uid, unshare_unsafe,
 };
+
+/// The first descriptor after standard input, output and error.
+const FIRST_OTHER: u32 = 3;
 
 /// The Landlock rights that this program knows; an older kernel takes away what it knows of them.
 const LANDLOCK: ABI = ABI::V6;
@@ -74,14 +77,14 @@ pub fn end_with_parent() -> Result<(), JailError> {
     })
 }
 
-/// Closes all descriptors from this one on.
+/// Closes all descriptors but standard input, output and error.
 ///
 /// # Errors
 /// [`JailError`]
-pub fn close_from(first: u32) -> Result<(), JailError> {
+pub fn close_others() -> Result<(), JailError> {
     // SAFETY: the call only closes descriptors. The caller has opened none that it goes on to use:
     // what a process inherits and does not know is not in use.
-    let closed = unsafe { libc::close_range(first, u32::MAX, 0) };
+    let closed = unsafe { libc::close_range(FIRST_OTHER, u32::MAX, 0) };
     if closed != 0 {
         let error = io::Error::last_os_error();
         return Err(JailError::new("close inherited descriptors", error));

@@ -41,7 +41,7 @@ fn run(mut arguments: impl Iterator<Item = OsString>) -> io::Result<()> {
         memory: number().unwrap_or(0),
         file_size: number().unwrap_or(0),
     };
-    hull_jail::close_from(3).map_err(io::Error::other)?;
+    hull_jail::close_others().map_err(io::Error::other)?;
     let socket = io::stdin().as_fd().try_clone_to_owned()?;
     if let Err(error) = jail::enter(&name, &bounds) {
         let reason = error_reporter::Report::new(error).to_string();
