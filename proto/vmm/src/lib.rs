@@ -260,7 +260,7 @@ pub struct ExitReport {
     pub message: String,
 }
 
-/// Reasons why a VM ended. A report that is missing means that the VMM was killed.
+/// Reasons why a VM ended. A report that is missing or empty means that the VMM was killed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ExitReason {
