@@ -41,7 +41,7 @@ inside() {
     local pod container; pod=$(tail -n 1 "$DIR/pod")
     show cri pods
     echo "its processes on the host:"
-    show ps -o pid,rss,args -C hull-vmm
+    show ps -o pid,rss,args -p "$(pgrep -d , hull-vmm)"
 
     step "Run a container in it"
     container=$(cri create "$pod" "$DIR/container.json" "$DIR/pod.json")
