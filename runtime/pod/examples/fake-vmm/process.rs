@@ -4,7 +4,8 @@
 //! `flood:N` (bytes), `sleep:MS`, `wait` (until it is killed), `trap` (SIGTERM is written to
 //! stdout instead of ending it), `signals` (writes the signals that the container got), `cat`
 //! (copies its input to its output), `limits` (writes the changes of limits that the container
-//! got), `close` (closes its outputs and goes on), `oom`, `exit:CODE`.
+//! got), `close` (closes its outputs and goes on), `oom`, `forbidden` (the VMM is allowed no
+//! system call, and makes one), `exit:CODE`.
 //!
 //! What the guest tells about it that is not so: `lie:offset` (its output begins at the last byte
 //! there can be), `lie:late-offset` (the same, on connections that want no first byte),
@@ -20,6 +21,7 @@ use std::{
     time::Duration,
 };
 
+use hull_jail::seccomp::List;
 use tokio::{sync::mpsc, time::sleep};
 
 use crate::outputs::OutputBuffer;
@@ -150,6 +152,14 @@ impl Process {
                         signal: 9,
                         oom: true,
                     };
+                }
+                "forbidden" => {
+                    let nothing = List {
+                        threads: "",
+                        contains: &[],
+                        calls: &[],
+                    };
+                    nothing.apply().unwrap();
                 }
                 "exit" => end.code = number() as i32,
                 _ => {}

@@ -329,6 +329,26 @@ async fn a_vm_that_dies_takes_its_containers_and_can_be_stopped() {
 }
 
 #[tokio::test]
+async fn a_vmm_that_makes_a_forbidden_call_ends_with_that_as_the_reason() {
+    let node = TestNode::new();
+    let pods = node.open().await;
+    let pod = pods.run_sandbox(node.sandbox("web")).await.unwrap();
+    let id = pods
+        .create_container(pod.as_str(), container("main", &["wait"]))
+        .await
+        .unwrap();
+    pods.start_container(id.as_str()).await.unwrap();
+    let command = vec!["forbidden".into()];
+    assert!(pods.exec_sync(id.as_str(), command, None).await.is_err());
+    let info = pods.wait_container(id.as_str()).await.unwrap();
+    assert_eq!((info.exit_code, info.reason.as_str()), (137, "Error"));
+    assert!(info.message.contains("SIGSYS"), "{}", info.message);
+    pods.stop_sandbox(pod.as_str()).await.unwrap();
+    pods.remove_sandbox(pod.as_str()).await.unwrap();
+    assert_eq!(node.leftovers(), [""; 0]);
+}
+
+#[tokio::test]
 async fn a_second_daemon_is_kept_off() {
     let node = TestNode::new();
     let _pods = node.open().await;
