@@ -33,6 +33,8 @@ main() {
     phase "tests: build" compile
     phase "tests on this machine" here
     phase "tests with microVMs" with_vms
+    [ -n "${TESTS:-}" ] || phase "system calls" calls
+    [ -n "${TESTS:-}" ] || phase demo demo
     echo
     total
     [ "$FAILED" = 0 ]
@@ -92,7 +94,8 @@ with_vms() {
     skipped=$(tests/results --skipped "${REPORTS[@]}")
     [ -z "$skipped" ] || wanted+=" + $skipped"
     if ! is_emulated; then
-        nextest vm "$wanted"
+        nextest vm "$wanted" tests/host/count-calls.sh while "$LOGS/calls"
+        tests/host/run.sh tests/host/count-calls.sh end
         return
     fi
     # Built outside of the checkout, the tests must be visible in the machines too.
@@ -101,12 +104,30 @@ with_vms() {
     for number in 0 1; do KVM_HOST_NAME=machine$number tests/host/kvm-host.sh exec true & done
     wait
     CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER=$REPO/tests/host/nextest-runner.sh HULL_HOST=direct \
-        nextest emulated "$wanted"
+        HULL_CALLS=$LOGS/calls nextest emulated "$wanted"
+}
+
+# What lists of system calls allow and no test with microVMs needed. Counts as one.
+calls() {
+    { "$ASSETS/hull-vmm" syscalls && "$ASSETS/hull-fs" syscalls; } >"$LOGS/lists" || return
+    if [ -z "$(find "$LOGS" -name 'calls.*' -size +0)" ]; then
+        echo "SKIPPED: lists of system calls: the KVM host's kernel does not trace them"
+        SKIPPED=$((SKIPPED + 1))
+    elif tests/checks/syscalls "$LOGS/lists" "$LOGS"/calls.*; then
+        PASSED=$((PASSED + 1))
+    else
+        fail "lists of system calls"
+    fi
+}
+
+# What the README has a newcomer run. Counts as one.
+demo() {
+    KVM_HOST_NAME=machine0 tests/demo.sh >"$LOGS/demo.log" 2>&1 </dev/null && PASSED=$((PASSED + 1)) || { cat "$LOGS/demo.log"; return 1; }
 }
 
 is_emulated() { [ "$(KVM_HOST_NAME=machine0 tests/host/run.sh 'echo "$HULL_ASSETS"' </dev/null)" = /opt/hull ]; }
 
-# nextest PROFILE FILTER: runs tests, and keeps their report.
+# nextest PROFILE FILTER [CMD...]: runs tests, below CMD, and keeps their report.
 nextest() {
     local report=$REPO/target/nextest/$1/junit.xml rc=0 filter=$2 suites
     if [ -n "${TESTS:-}" ]; then
@@ -114,7 +135,7 @@ nextest() {
         filter="($filter) & kind(test) & (test($TESTS) $suites)"
     fi
     rm -f "$report"
-    tests/host/run.sh "$TOOLS/cargo/bin/cargo-nextest" nextest run --profile "$1" --no-tests pass \
+    tests/host/run.sh "${@:3}" "$TOOLS/cargo/bin/cargo-nextest" nextest run --profile "$1" --no-tests pass \
         --binaries-metadata "$LOGS/binaries.json" --cargo-metadata "$LOGS/workspace.json" \
         --ignore-default-filter -E "$filter" --color never --show-progress none </dev/null 2>&1 | tee "$LOGS/$1.log" || rc=$?
     if [ -f "$report" ]; then

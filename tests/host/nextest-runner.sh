@@ -1,10 +1,13 @@
 #!/bin/bash
 # nextest-runner.sh PROGRAM [ARG...]: cargo-nextest's runner for tests in emulated KVM hosts, of which
 # each slot has one. A test that failed there gets a new one, since it may be the machine that broke.
-# Lists of tests are had without.
+# Lists of tests are had without. The system calls that were counted in a machine are written after
+# each test, to $HULL_CALLS.BOOT.
 set -euo pipefail
 case " $* " in *" --list "*) exec "$@" ;; esac
-host=$(dirname "$(realpath "$0")")/kvm-host.sh
+here=$(dirname "$(realpath "$0")")
 export KVM_HOST_NAME=machine$NEXTEST_TEST_GLOBAL_SLOT
-[ "$NEXTEST_ATTEMPT" = 1 ] || "$host" stop
-exec "$host" exec "cd $(printf %q "$PWD") && CARGO_MANIFEST_DIR=\$PWD exec $(printf '%q ' "$@")"
+[ "$NEXTEST_ATTEMPT" = 1 ] || "$here/kvm-host.sh" stop
+printf -v command 'cd %q && CARGO_MANIFEST_DIR=$PWD' "$PWD"
+printf -v command '%s %q' "$command" "$here/count-calls.sh" while "$HULL_CALLS" "$@"
+exec "$here/kvm-host.sh" exec "$command"
