@@ -6,6 +6,9 @@
 //! blobs that it names. From there on it is a registry: nothing in it is trusted before its digest
 //! is that which is asked for. No name in the archive ever becomes a name on this machine.
 
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
+
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io::{self, Read};
@@ -38,6 +41,8 @@ const MAX_DOCUMENT: u64 = 4 << 20;
 const LONGEST_ANSWER: usize = 2 * MAX_NAMES + 32 * MAX_MEMBERS;
 /// Bytes of memory for that answer, the windows of decompressors, and one member's headers.
 const MEMORY: u64 = 160 << 20;
+/// The file of the temporary directory that an archive's files are laid down in.
+const SPOOL: &str = "archive";
 /// Most links that lead to each other.
 const MAX_LINKS: usize = 8;
 
@@ -71,7 +76,10 @@ impl Archive {
         name: Option<&Name>,
         config: &StoreConfig,
     ) -> Result<(Self, Vec<ArchivedImage>), PullError> {
-        let spool = Spool::fill(stream, directory, config)?;
+        Self::of(Spool::fill(stream, directory, config)?, name)
+    }
+
+    fn of(spool: Spool, name: Option<&Name>) -> Result<(Self, Vec<ArchivedImage>), PullError> {
         let (archive, images) = if spool.is_oci_layout()? {
             oci_layout(spool, name)?
         } else if spool.find(b"manifest.json")?.is_some() {
@@ -161,15 +169,7 @@ impl Spool {
         directory: TempDir,
         config: &StoreConfig,
     ) -> Result<Self, PullError> {
-        let path = directory.path().join("archive");
-        let action = || format!("write {}", path.display());
-        let store = |e| StoreError::io(action(), e);
-        let file = File::options()
-            .create_new(true)
-            .read(true)
-            .write(true)
-            .open(&path)
-            .map_err(store)?;
+        let file = Self::file(&directory)?;
         let max_archive_bytes = config.limits.max_archive_bytes;
         let job = Job::Spool { max_archive_bytes };
         let allowance = Allowance {
@@ -199,15 +199,36 @@ impl Spool {
             drop(pipe);
             Ok(worker.answer::<u64>(LONGEST_ANSWER).await?)
         });
-        let about = |error: WorkerError| PullError::from(error).about("the archive".into());
         let answer = answer.map_err(|error: PullError| error.about("the archive".into()))?;
+        Self::answered(answer, file, directory)
+    }
+
+    /// The new file that the archive's files are laid down in.
+    fn file(directory: &TempDir) -> Result<File, StoreError> {
+        let mut options = File::options();
+        let options = options.create_new(true).read(true).write(true);
+        let file = options.open(directory.path().join(SPOOL));
+        file.map_err(|e| StoreError::io(writing(directory), e))
+    }
+
+    /// What a worker has laid down, if it can be.
+    fn answered(
+        answer: Result<(u64, Vec<u8>), Failure>,
+        file: File,
+        directory: TempDir,
+    ) -> Result<Self, PullError> {
+        let about = |error: WorkerError| PullError::from(error).about("the archive".into());
         let (count, entries) = answer.map_err(|failure| match failure {
             Failure::Invalid(reason) => unusable(reason),
             Failure::TooLarge { limit, unit } => too_large(limit, unit.as_str()),
-            Failure::File { code, reason, .. } => file_error(action(), code, reason).into(),
+            Failure::File { code, reason, .. } => {
+                file_error(writing(&directory), code, reason).into()
+            }
             other => about(other.into()),
         })?;
-        let length = file.metadata().map_err(store)?.len();
+        let metadata = file.metadata();
+        let length = metadata.map_err(|e| StoreError::io(writing(&directory), e))?;
+        let length = length.len();
         let found = found(count, &entries, length).map_err(about)?;
         Ok(Self {
             file,
@@ -263,6 +284,10 @@ impl Spool {
             _directory: self.directory,
         }
     }
+}
+
+fn writing(directory: &TempDir) -> String {
+    format!("write {}", directory.path().join(SPOOL).display())
 }
 
 /// What the worker says that is in an archive of so many bytes.
@@ -410,7 +435,7 @@ fn docker_save(
         })
     };
     let mut blobs = HashMap::new();
-    let mut digests: HashMap<u64, Digest> = HashMap::new();
+    let mut digests: HashMap<Span, Digest> = HashMap::new();
     let mut images = Vec::new();
     for saved in saved {
         let span = file(&saved.config)?;
@@ -421,11 +446,11 @@ fn docker_save(
         for path in &saved.layers {
             let span = file(path)?;
             // A file that is there once may be named often.
-            let digest = match digests.get(&span.offset) {
+            let digest = match digests.get(&span) {
                 Some(digest) => digest.clone(),
                 None => digest_of(&spool.file, span)?,
             };
-            digests.insert(span.offset, digest.clone());
+            digests.insert(span, digest.clone());
             blobs.insert(digest.clone(), span);
             layers.push(serde_json::json!({
                 "mediaType": types::DOCKER_LAYER, "digest": digest, "size": span.length,
@@ -510,6 +535,34 @@ fn too_large(limit: u64, unit: &'static str) -> PullError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_empty_layer_is_not_the_file_that_comes_after_it() {
+        let contents =
+            br#"{}[{"Config":"c","RepoTags":["a.b/c:1"],"Layers":["empty","l","empty"]}]"#;
+        let directory = tempfile::tempdir().unwrap();
+        let file = Spool::file(&directory).unwrap();
+        file.write_all_at(contents, 0).unwrap();
+        let mut entries = Vec::new();
+        let all = contents.len() as u64;
+        for (path, offset, length) in [
+            ("c", 0, 2),
+            ("empty", 0, 0),
+            ("l", 0, 2),
+            ("manifest.json", 2, all - 2),
+        ] {
+            let found = Found::File(Span { offset, length });
+            entries = postcard::to_extend(&(path.as_bytes(), found), entries).unwrap();
+        }
+        let spool = Spool::answered(Ok((4, entries)), file, directory).unwrap();
+        let (archive, images) = Archive::of(spool, None).unwrap();
+        let manifest = String::from_utf8(images[0].document.bytes.to_vec()).unwrap();
+        for contents in [&b""[..], b"{}"] {
+            let digest = Digest::of(contents);
+            assert!(manifest.contains(digest.as_str()), "{manifest}");
+            assert_eq!(archive.whole(&digest, 10).unwrap(), contents);
+        }
+    }
 
     #[test]
     fn what_is_said_to_be_in_an_archive_is_there() {

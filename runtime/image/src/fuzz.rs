@@ -1,36 +1,46 @@
 //! Fuzz targets: names that callers give, and what registries hold. `make fuzz` runs them
 //! (tests/fuzz), and the test below over kept inputs.
 
+use std::env;
 use std::fs::{self, File};
-use std::io::{self, Read};
-use std::path::Path;
+use std::io::{self, Read, Seek, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
 
+use crate::archive;
 use crate::digest::Digest;
 use crate::erofs;
 use crate::erofs::reader;
 use crate::layer::recipe::Remade;
 use crate::layer::source::decompress;
-use crate::layer::tree::{self, EntryKind};
+use crate::layer::tree::{self, Entry, EntryKind, TreeWriter};
 use crate::layer::{LayerFiles, unpack};
 use crate::manifest::{Configuration, Document, Manifest};
 use crate::merge::Merger;
 use crate::reference::Name;
 use crate::registry::auth::{Challenge, TokenReply};
 use crate::registry::hosts;
-use crate::worker::job::{Failure, UnpackLimits};
+use crate::store::disk;
+use crate::worker::job::{Failure, Merge, UnpackLimits};
+use crate::worker::serve;
 
 /// A target: its name, and what it does with an input.
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All of them.
 pub const TARGETS: &[Target] = &[
+    ("image-archive", archive::fuzz::import),
+    ("image-archive-answer", archive::fuzz::answer),
     ("image-challenge", challenge),
     ("image-configuration", configuration),
     ("image-hosts", hosts),
     ("image-layer", layer),
     ("image-manifest", manifest),
+    ("image-merge", merge),
+    ("image-recipe", recipe),
     ("image-reference", reference),
 ];
 
@@ -38,6 +48,8 @@ pub const TARGETS: &[Target] = &[
 const BLOCK: usize = 512;
 /// The longest message, in bytes.
 const MESSAGE: usize = 2000;
+/// Of an image whose trees are merged.
+const LAYERS: usize = 3;
 
 fn limits() -> UnpackLimits {
     UnpackLimits {
@@ -199,6 +211,62 @@ pub fn layer(input: &[u8]) {
     }
 }
 
+/// Trees of layers that a worker left which was taken over, each entry behind a byte that says in which: a
+/// disk of them is as long as it is said to be, and made of layers that there are.
+pub fn merge(mut input: &[u8]) {
+    let mut trees: [_; LAYERS] = std::array::from_fn(|_| {
+        let file = tempfile::tempfile_in(memory()).expect("make a file");
+        TreeWriter::new(file).expect("write a file")
+    });
+    while let Ok(((layer, entry), rest)) = postcard::take_from_bytes::<(u8, Entry)>(input) {
+        let tree = &mut trees[usize::from(layer) % LAYERS];
+        tree.add(&entry).expect("write a file");
+        input = rest;
+    }
+    let job = Merge {
+        data: vec![8192; LAYERS],
+        uuid: [7; 16],
+        max_entries: 100,
+        memory: 1 << 20,
+    };
+    let mut trees = trees.into_iter();
+    let next = || {
+        let tree = trees.next().map(|tree| tree.finish(0).map(OwnedFd::from));
+        tree.expect("as many as there are layers")
+    };
+    let out = tempfile::tempfile_in(memory()).expect("make a file");
+    let length = out.try_clone().expect("a descriptor");
+    match serve::merge(&job, out, next) {
+        Ok(merged) => {
+            let length = length.metadata().expect("a file has a length").len();
+            let layers: Vec<Digest> = (0..LAYERS).map(|n| Digest::of(&[n as u8])).collect();
+            let extents = disk::extents_of(&merged, length, &layers, &job.data);
+            assert!(extents.is_ok(), "{merged:?} of {length} bytes");
+        }
+        Err(Failure::Invalid(reason) | Failure::InvalidLayer { reason, .. }) => is_shown(&reason),
+        Err(_) => {}
+    }
+}
+
+/// The steps of a recipe that a worker left which was taken over: what is made of them ends, or fails.
+pub fn recipe(input: &[u8]) {
+    let mut recipe = tempfile::tempfile_in(memory()).expect("make a file");
+    let mut write = |bytes: &[u8]| recipe.write_all(bytes).expect("write a file");
+    write(b"HULLRECP\x01\0\0\0\xff\0\0\0\0\0\0\0");
+    write(&zstd::encode_all(input, 1).expect("it is in memory"));
+    recipe.rewind().expect("a file has a start");
+    let data = tempfile::tempfile_in(memory()).expect("make a file");
+    data.write_all_at(&[7; 4096], 0).expect("write a file");
+    let Ok(remade) = Remade::new(recipe, data) else {
+        return;
+    };
+    // A step brings what the recipe or the data have, and each takes a byte of it.
+    let most = input.len() as u64 * 4096;
+    if let Ok(length) = io::copy(&mut remade.take(most + 1), &mut io::sink()) {
+        assert!(length <= most, "{length} bytes of {} and 4096", input.len());
+    }
+}
+
 /// The input as a tar stream whose headers have the right checksums: else nearly all would end there.
 fn with_checksums(input: &[u8]) -> Vec<u8> {
     let mut archive = input.to_vec();
@@ -222,18 +290,21 @@ fn with_checksums(input: &[u8]) -> Vec<u8> {
 }
 
 /// A directory in memory, as what is unpacked is made durable.
-fn scratch() -> TempDir {
-    let memory = Path::new("/dev/shm");
-    let made: io::Result<_> = if memory.is_dir() {
-        tempfile::tempdir_in(memory)
+pub(crate) fn scratch() -> TempDir {
+    tempfile::tempdir_in(memory()).expect("make a directory")
+}
+
+fn memory() -> PathBuf {
+    let memory = PathBuf::from("/dev/shm");
+    if memory.is_dir() {
+        memory
     } else {
-        tempfile::tempdir()
-    };
-    made.expect("make a directory")
+        env::temp_dir()
+    }
 }
 
 /// What is said of somebody else's text is one line that a person can read.
-fn is_shown(message: &str) {
+pub(crate) fn is_shown(message: &str) {
     assert!(
         message.len() <= MESSAGE,
         "{} bytes: {message}",

@@ -19,7 +19,7 @@ pub(crate) const MAX_NAMES: usize = 8 << 20;
 const OVERHEAD: u64 = 256 << 20;
 
 /// Where a file's bytes are.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub(crate) struct Span {
     pub(crate) offset: u64,
     pub(crate) length: u64,

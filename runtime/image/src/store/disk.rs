@@ -99,7 +99,7 @@ pub(crate) fn build(
 }
 
 /// The extents of a disk whose metadata are so long, unless the worker says what can't be.
-fn extents_of(
+pub(crate) fn extents_of(
     merged: &Merged,
     length: u64,
     layers: &[Digest],

@@ -24,4 +24,4 @@ pub(crate) mod job;
 pub(crate) mod pace;
 pub(crate) mod pipes;
 pub(crate) mod process;
-mod serve;
+pub(crate) mod serve;

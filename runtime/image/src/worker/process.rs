@@ -168,12 +168,7 @@ impl Worker {
         if !status.success() {
             return Err(WorkerError::Ended(status));
         }
-        let (result, rest) = postcard::take_from_bytes::<Result<T, Failure>>(&answer)
-            .map_err(|_| WorkerError::Lies("no answer"))?;
-        match result {
-            Ok(result) => Ok(Ok((result, rest.to_vec()))),
-            Err(failure) => Ok(Err(failure.shown())),
-        }
+        decoded(&answer)
     }
 
     async fn unanswered(&mut self, error: io::Error) -> WorkerError {
@@ -184,6 +179,18 @@ impl Worker {
             Ok(status) => WorkerError::Ended(status),
             Err(e) => WorkerError::Talk(e),
         }
+    }
+}
+
+/// What is in an answer: the result and what follows it, or the reason why there is none.
+pub(crate) fn decoded<T: DeserializeOwned>(
+    answer: &[u8],
+) -> Result<Result<(T, Vec<u8>), Failure>, WorkerError> {
+    let (result, rest) = postcard::take_from_bytes::<Result<T, Failure>>(answer)
+        .map_err(|_| WorkerError::Lies("no answer"))?;
+    match result {
+        Ok(result) => Ok(Ok((result, rest.to_vec()))),
+        Err(failure) => Ok(Err(failure.shown())),
     }
 }
 

@@ -35,7 +35,7 @@ pub(super) fn serve(socket: OwnedFd) -> io::Result<()> {
     control.answer(&answer)
 }
 
-fn encode<T: Serialize>(answer: &Result<T, Failure>) -> io::Result<Vec<u8>> {
+pub(crate) fn encode<T: Serialize>(answer: &Result<T, Failure>) -> io::Result<Vec<u8>> {
     postcard::to_stdvec(answer).map_err(io::Error::other)
 }
 
@@ -48,7 +48,6 @@ fn work(
         let missing = || Failure::Invalid("descriptors are missing".into());
         files.next().ok_or_else(missing)
     };
-    let mut rest = Vec::new();
     let answer = match job {
         Job::Inflate => {
             inflate(file()?, file()?)?;
@@ -73,18 +72,23 @@ fn work(
             let out = file()?;
             encode(&Ok(merge(&job, out, || control.descriptor())?))
         }
-        Job::Spool { max_archive_bytes } => {
-            let found = spool::fill(file()?, file()?, max_archive_bytes)?;
-            for entry in &found {
-                rest = postcard::to_extend(entry, rest)
-                    .map_err(|e| Failure::Invalid(e.to_string()))?;
-            }
-            encode(&Ok(found.len() as u64))
-        }
+        Job::Spool { max_archive_bytes } => Ok(spool(file()?, file()?, max_archive_bytes)?),
     };
-    let mut answer = answer.map_err(|e| Failure::Invalid(e.to_string()))?;
-    answer.append(&mut rest);
-    Ok(answer)
+    answer.map_err(|e| Failure::Invalid(e.to_string()))
+}
+
+/// Lays down the files of an archive; returns the answer, with a name and a place for each behind it.
+pub(crate) fn spool(
+    stream: impl Read,
+    out: impl Write,
+    max_archive_bytes: u64,
+) -> Result<Vec<u8>, Failure> {
+    let found = spool::fill(stream, out, max_archive_bytes)?;
+    let answer = encode(&Ok(found.len() as u64));
+    let answer = found.iter().fold(answer, |answer, entry| {
+        postcard::to_extend(entry, answer?).map_err(io::Error::other)
+    });
+    answer.map_err(|e| Failure::Invalid(e.to_string()))
 }
 
 fn inflate(stream: File, mut out: File) -> Result<(), Failure> {
@@ -117,7 +121,7 @@ fn remake(recipe: File, data: File, mut out: File) -> Result<(), Failure> {
     }
 }
 
-fn merge(
+pub(crate) fn merge(
     job: &Merge,
     out: File,
     mut next_tree: impl FnMut() -> io::Result<OwnedFd>,
