@@ -24,7 +24,7 @@ main() {
     local all
     all=$("$BINARY")
     [ -z "$ONLY" ] || grep -qx -- "$ONLY" <<<"$all" || die "TARGET=$ONLY: no such target; there are" $all
-    [ -z "${INPUT:-}" ] || { HULL_FUZZ_TARGET=${ONLY:?INPUT needs a TARGET} exec "$BINARY" "$INPUT"; }
+    [ -z "${INPUT:-}" ] || { run "${ONLY:?INPUT needs a TARGET}" "$INPUT"; return; }
     local name row rows=() crashed=0
     for name in ${ONLY:-$all}; do
         say "$name"
@@ -48,8 +48,8 @@ build() {
         --sanitizer none --target-dir "$TARGET/fuzz" target
 }
 
-# run NAME ARG...: the program as this target.
-run() { HULL_FUZZ_TARGET=$1 "$BINARY" "${@:2}"; }
+# run NAME ARG...: the program as this target. As in Rust's own programs, a pipe that nobody reads is no reason to end.
+run() (trap '' PIPE; HULL_FUZZ_TARGET=$1 exec "$BINARY" "${@:2}")
 
 fuzz() {
     local dir=$WORK/$1 code=0 file
@@ -77,12 +77,12 @@ row() {
 
 stat() { sed -n "s/^stat::$1: *//p" "$2" | grep . || echo -; }
 
-# keep NAME: the smallest inputs that reach everything, as many as fit.
+# keep NAME: the smallest inputs that reach everything, as many as fit, and those that found a fault.
 keep() {
     local dir=$WORK/$1 kept=tests/fuzz/corpus/$1 size total=0 file
     rm -rf "$dir/merged"; mkdir "$dir/merged"
     run "$1" -merge=1 -set_cover_merge=1 "$dir/merged" "$dir/corpus" "$kept" >"$dir/merge.log" 2>&1
-    rm -rf "$kept"; mkdir "$kept"
+    find "$kept" -type f ! -name 'found-*' -delete
     while read -r size file; do
         total=$((total + size))
         [ $total -le $MOST ] || break
