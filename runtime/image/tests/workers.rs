@@ -110,6 +110,13 @@ async fn until<T>(mut found: impl FnMut() -> Option<T>) -> T {
 }
 
 impl Pid {
+    fn signal(self, signal: &str) {
+        let sent = Command::new("kill")
+            .args([signal, &self.0.to_string()])
+            .status();
+        assert!(sent.unwrap().success());
+    }
+
     fn path(self, name: &str) -> PathBuf {
         Path::new("/proc").join(self.0.to_string()).join(name)
     }
@@ -304,11 +311,7 @@ async fn a_worker_that_is_killed_fails_its_pull_alone_and_nothing_is_left() {
         let other = format!("{}/other:t", registry.address());
         place.store.pull(&other, None).await.unwrap();
         place.store.remove(&other).await.unwrap();
-        let killed = Command::new("kill")
-            .arg("-9")
-            .arg(pid.0.to_string())
-            .status();
-        assert!(killed.unwrap().success());
+        pid.signal("-9");
         let error = pull.await.unwrap().unwrap_err();
         assert!(matches!(error, PullError::Worker { .. }), "{error:?}");
         assert!(error.to_string().contains("signal: 9 (SIGKILL)"), "{error}");
@@ -329,11 +332,7 @@ async fn a_pull_that_is_given_up_ends_its_workers() {
         });
         let pid = place.worker("inflate").await;
         if stop {
-            let stopped = Command::new("kill")
-                .arg("-STOP")
-                .arg(pid.0.to_string())
-                .status();
-            assert!(stopped.unwrap().success());
+            pid.signal("-STOP");
         }
         pull.abort();
         pull.await.unwrap_err();
@@ -419,19 +418,32 @@ async fn victim() {
 async fn workers_end_with_the_daemon() {
     let (place, registry) = (Place::new().await, Faulty::start().await);
     let name = serve_slowly(&registry, &image(Packing::Gzip, 6));
-    let root = tempfile::tempdir().unwrap();
-    let program = root.path().join("worker");
-    symlink(worker::program(), &program).unwrap();
-    let mut victim = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "victim"])
-        .env(ROOT, root.path())
-        .env(IMAGE, name)
-        .stdout(Stdio::null())
-        .spawn()
-        .unwrap();
-    until(|| (workers_of(&program).len() == 2).then_some(())).await;
-    victim.kill().unwrap();
-    victim.wait().unwrap();
-    until(|| workers_of(&program).is_empty().then_some(())).await;
+    // Those that are stopped don't see that their pipes are closed.
+    for stop in [false, true] {
+        let root = tempfile::tempdir().unwrap();
+        let program = root.path().join("worker");
+        symlink(worker::program(), &program).unwrap();
+        let mut victim = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "victim"])
+            .env(ROOT, root.path())
+            .env(IMAGE, &name)
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        let locked_in = |pid: &Pid| pid.status("Seccomp").is_some_and(|mode| mode == "2");
+        let workers = until(|| {
+            let workers = workers_of(&program);
+            (workers.len() == 2 && workers.values().all(locked_in)).then_some(workers)
+        })
+        .await;
+        if stop {
+            for pid in workers.values() {
+                pid.signal("-STOP");
+            }
+        }
+        victim.kill().unwrap();
+        victim.wait().unwrap();
+        until(|| workers_of(&program).is_empty().then_some(())).await;
+    }
     assert_eq!(place.left(), 0);
 }
