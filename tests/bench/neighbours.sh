@@ -17,6 +17,7 @@
 #   limit-cpu      what a pod with a CPU limit of a fifth uses of a CPU, all of its threads together, percent
 #   limit-outside  threads of its VMM and file server that are in another cgroup
 #   limit-memory   what it has at most, MiB, with a limit of MEMORY_MIB on its parent
+#   NOISE-cpu-WHO  what the daemon, the quiet and the noisy pod use of a CPU meanwhile, percent
 #   daemon-memory  what the daemon has more after the logs' noise, MiB;  log-rate: what it wrote, MB/s
 #
 # Exit code 1 if one is short of its target.
@@ -53,6 +54,7 @@ inside() {
     # shellcheck disable=SC2016 # the container's variables
     container quiet main 'mkfifo /f; while :; do read -r line </f && echo "$line"; done'
     measure without
+    used without
     local noise
     for noise in $HULL_NOISES; do with_noise "$noise"; done
     limits
@@ -95,6 +97,7 @@ remove() { cri stop --timeout 0 "$(cat "$DIR/$1.cid")" >/dev/null; cri rm "$(cat
 # measure PEER: appends to its figures.
 measure() {
     local round begin
+    cpu >"$DIR/$1.begun"
     for ((round = 1; round <= HULL_ROUNDS; round++)); do
         begin=$(now)
         container quiet "s$round" 'echo begun; exec sleep 1000'
@@ -109,6 +112,23 @@ measure() {
         figure "$1" log "$begin"
         remove "s$round"
     done
+}
+
+# The time now, and that used of CPUs by the daemon, the quiet and the noisy pod; µs.
+cpu() {
+    local pod
+    echo now $(($(now) / 1000))
+    awk '{ sub(/.*\) /, ""); print "daemon", ($12 + $13) * 10000 }' "/proc/$DAEMON/stat"
+    for pod in quiet noisy; do awk -v pod=$pod '$1 == "usage_usec" { print pod, $2 }' "$CGROUPS/bench/$pod/cpu.stat"; done
+}
+
+# used PEER: what was used of a CPU since it was begun to be measured.
+used() {
+    local who percent
+    while read -r who percent; do tell "$1-cpu-$who" "$percent"; done < <(cpu | awk '
+        NR == FNR { begun[$1] = $2; next }
+        $1 == "now" { time = $2 - begun[$1]; next }
+        { printf "%s %.0f\n", $1, ($2 - begun[$1]) * 100 / time }' "$DIR/$1.begun" -)
 }
 
 # figure PEER NAME BEGIN
@@ -143,6 +163,7 @@ with_noise() {
     fi
     sleep 3
     measure "$1"
+    used "$1"
     for name in start exec log; do
         compare "$1-$name" "$(median "$1" "$name")" "$(median without "$name")"
     done
