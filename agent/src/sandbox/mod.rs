@@ -31,6 +31,13 @@ use crate::{
 /// Size of `/dev/shm` when the host names none, in bytes.
 const DEFAULT_SHM: u64 = 64 << 20;
 
+/// What a pod's network has unless it asks otherwise: no port takes powers, and everybody may ping. Both
+/// are containerd's defaults, for networks that are no host's and belong to no user namespace.
+const NETWORK_DEFAULTS: [(&str, &str); 2] = [
+    ("net.ipv4.ip_unprivileged_port_start", "0"),
+    ("net.ipv4.ping_group_range", "0 2147483647"),
+];
+
 /// Room for the files of the pod's identity, in bytes.
 const FILES_SIZE: u64 = 1 << 20;
 
@@ -137,6 +144,11 @@ impl Sandbox {
         network.apply(&configured.network).await?;
         configured.network = network;
         let in_user = request.user_namespace.is_some();
+        if !in_user {
+            for (name, value) in NETWORK_DEFAULTS {
+                sysctl::set(name, value)?;
+            }
+        }
         let own = |name: &str| !(in_user && sysctl::is_ipc(name));
         for (name, value) in request.sysctls.iter().filter(|(name, _)| own(name)) {
             sysctl::set(name, value)?;

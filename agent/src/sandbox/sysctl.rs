@@ -37,20 +37,20 @@ pub(crate) fn is_ipc(name: &str) -> bool {
         .any(|prefix| name.starts_with(prefix))
 }
 
-/// Returns the file below `/proc/sys`. As in sysctl(8), the separator that comes
-/// first decides: with slashes, dots belong to names ("net/ipv4/conf/eth0.1/x").
+/// Returns the file below `/proc/sys`. As in sysctl(8), the separator that comes first decides, and the
+/// other one stands for a dot of a name ("net/ipv4/conf/eth0.1/x", "net.ipv4.conf.eth0/1.x").
 fn path(name: &str) -> Option<PathBuf> {
     let slashes = name
         .find(['.', '/'])
         .is_some_and(|i| name[i..].starts_with('/'));
-    let parts: Vec<&str> = if slashes {
-        name.split('/').collect()
+    let parts: Vec<String> = if slashes {
+        name.split('/').map(str::to_owned).collect()
     } else {
-        name.split('.').collect()
+        name.split('.').map(|part| part.replace('/', ".")).collect()
     };
-    let plain = |part: &&str| {
+    let plain = |part: &String| {
         !part.is_empty()
-            && !matches!(*part, "." | "..")
+            && !matches!(part.as_str(), "." | "..")
             && part
                 .bytes()
                 .all(|b| b.is_ascii_alphanumeric() || b"_-.:@*".contains(&b))
@@ -70,10 +70,9 @@ mod tests {
         let file = Path::new("/proc/sys/net/core/somaxconn");
         assert_eq!(path("net.core.somaxconn").unwrap(), file);
         assert_eq!(path("net/core/somaxconn").unwrap(), file);
-        assert_eq!(
-            path("net/ipv4/conf/eth0.1/forwarding").unwrap(),
-            Path::new("/proc/sys/net/ipv4/conf/eth0.1/forwarding")
-        );
+        let file = Path::new("/proc/sys/net/ipv4/conf/eth0.1/forwarding");
+        assert_eq!(path("net/ipv4/conf/eth0.1/forwarding").unwrap(), file);
+        assert_eq!(path("net.ipv4.conf.eth0/1.forwarding").unwrap(), file);
     }
 
     #[test]
@@ -91,7 +90,7 @@ mod tests {
             "a.b\0c",
             "a.b c",
             "net.core.",
-            "a.b/c",
+            "a.//",
         ] {
             assert_eq!(path(bad), None, "{bad}");
         }
