@@ -126,6 +126,22 @@ pub(crate) fn limits() {
     let _ = fs::write("/proc/self/oom_score_adj", "-1000");
 }
 
+/// Limits of the whole kernel that belong to no namespace, so that no pod can ask for them, and that
+/// hosts have raised for what runs in pods: a small guest's own are smaller than any host's.
+const KERNEL_LIMITS: [(&str, &str); 3] = [
+    ("/proc/sys/vm/max_map_count", "1048576"),
+    ("/proc/sys/fs/inotify/max_user_instances", "8192"),
+    ("/proc/sys/fs/inotify/max_user_watches", "1048576"),
+];
+
+/// Raises limits of the guest.
+pub(crate) fn kernel_limits() {
+    for (file, value) in KERNEL_LIMITS {
+        // A kernel without the limit has no such file.
+        let _ = fs::write(file, value);
+    }
+}
+
 /// Moves the agent to a cgroup of its own and makes the one above all
 /// containers, with every controller and a limit that leaves the agent room.
 pub(crate) fn cgroups(layout: &Layout) -> Result<(), BootError> {

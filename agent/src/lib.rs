@@ -90,7 +90,7 @@ enum Call {
     Test {
         dir: PathBuf,
     },
-    /// As the helper for one call of libcontainer.
+    /// As the helper that makes a container's process.
     Child,
     PauseOpener(Vec<String>),
     Pause,
@@ -168,6 +168,7 @@ fn guest(kernel_ns: u64, host: u32) -> Result<(), AnyError> {
     boot::mount_all()?;
     log::start(true);
     boot::limits();
+    boot::kernel_limits();
     let layout = Layout::default();
     boot::cgroups(&layout)?;
     run(kernel_ns, layout, || {
