@@ -2,7 +2,7 @@
 
 use std::{
     fs, io,
-    os::unix::fs::{PermissionsExt, chown},
+    os::unix::fs::{MetadataExt, PermissionsExt, chown},
     path::{Path, PathBuf},
 };
 
@@ -142,11 +142,7 @@ fn overlay_of_user(
             .map_err(failed(layer))?;
         mapped.push(at);
     }
-    if let Some(writable) = writable {
-        let upper = writable.join("upper");
-        make_dir(&upper)?;
-        chown(&upper, user.uid(0), user.gid(0)).map_err(failed(&upper))?;
-    } else if let [only] = mapped.as_slice() {
+    if let ([only], None) = (mapped.as_slice(), writable) {
         return bind_read_only(only, path);
     }
     overlay(path, &mapped, writable)
@@ -158,13 +154,12 @@ fn overlay(path: &Path, lower: &[PathBuf], writable: Option<&PathBuf>) -> Result
         let (upper, work) = (writable.join("upper"), writable.join("work"));
         make_dir(&upper)?;
         make_dir(&work)?;
-        // The upper directory becomes "/" of the container.
-        fs::set_permissions(&upper, fs::Permissions::from_mode(0o755)).map_err(|source| {
-            RootfsError::Directory {
+        if let Some(top) = lower.last() {
+            as_root_of(top, &upper).map_err(|source| RootfsError::Directory {
                 path: upper.clone(),
                 source,
-            }
-        })?;
+            })?;
+        }
         options.push_str(&format!(
             ",upperdir={},workdir={}",
             upper.display(),
@@ -182,6 +177,14 @@ fn overlay(path: &Path, lower: &[PathBuf], writable: Option<&PathBuf>) -> Result
         path: path.to_owned(),
         source,
     })
+}
+
+/// The upper directory becomes "/" of the container, and so is what the image's is.
+fn as_root_of(top: &Path, upper: &Path) -> io::Result<()> {
+    let image = fs::metadata(top)?;
+    chown(upper, Some(image.uid()), Some(image.gid()))?;
+    let mode = image.permissions().mode() & 0o7777;
+    fs::set_permissions(upper, fs::Permissions::from_mode(mode))
 }
 
 /// overlayfs wants the highest layer first.
