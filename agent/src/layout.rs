@@ -13,7 +13,7 @@ pub(crate) struct Layout {
     pod_cgroup: String,
 }
 
-/// Where cgroup2 is mounted; libcontainer knows no other place.
+/// Where cgroup2 is mounted; libcgroups knows no other place.
 pub(crate) const CGROUP_ROOT: &str = "/sys/fs/cgroup";
 
 impl Default for Layout {
@@ -56,12 +56,6 @@ impl Layout {
     /// The pod's shared memory, bound to `/dev/shm` of its containers.
     pub(crate) fn shm(&self) -> PathBuf {
         self.run.join("shm")
-    }
-
-    /// Sockets that terminals are handed over through. Kept short: socket
-    /// addresses hold 107 bytes.
-    pub(crate) fn consoles(&self) -> PathBuf {
-        self.run.join("tty")
     }
 
     /// The cgroup above all containers.

@@ -103,13 +103,51 @@ pub(crate) fn keep_standard_streams() -> io::Result<()> {
     }
 }
 
-/// `struct mount_attr` of `linux/mount.h`.
+/// Makes a process that goes on here (fork(2)). Only for a program that has started no thread: in
+/// the new one there is but this.
+pub(crate) fn fork() -> io::Result<nix::unistd::ForkResult> {
+    // SAFETY: the caller's program has one thread, so no lock is held by another, and the child may do
+    // what its parent may.
+    Ok(unsafe { nix::unistd::fork() }?)
+}
+
+/// `struct mount_attr` of `linux/mount.h`: what to change of a mount.
 #[repr(C)]
-struct MountAttr {
-    set: u64,
-    clear: u64,
-    propagation: u64,
-    user_namespace: u64,
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct MountAttr {
+    /// `MOUNT_ATTR_*` to set.
+    pub(crate) set: u64,
+    /// Those to clear.
+    pub(crate) clear: u64,
+    /// `MS_PRIVATE` and its like; 0: it stays.
+    pub(crate) propagation: u64,
+    /// A descriptor, for `MOUNT_ATTR_IDMAP`.
+    pub(crate) user_namespace: u64,
+}
+
+impl MountAttr {
+    /// Sets a flag.
+    pub(crate) fn add(&mut self, flag: u64) {
+        self.set |= flag;
+        self.clear &= !flag;
+    }
+
+    /// Takes a flag back that was to be set.
+    pub(crate) fn remove(&mut self, flag: u64) {
+        self.set &= !flag;
+    }
+
+    /// Clears a flag that the mount may have.
+    pub(crate) fn clear(&mut self, flag: u64) {
+        self.remove(flag);
+        self.clear |= flag;
+    }
+
+    /// Sets those bits that `mask` has to `value`.
+    pub(crate) fn choose(&mut self, mask: u64, value: u64) {
+        self.set = (self.set & !mask) | value;
+        self.clear |= mask;
+    }
 }
 
 const OPEN_TREE_CLONE: libc::c_uint = 1;
@@ -135,18 +173,23 @@ pub(crate) fn map_mount(tree: impl AsFd, user: impl AsFd) -> io::Result<()> {
     let user = u64::try_from(user.as_fd().as_raw_fd()).map_err(io::Error::other)?;
     let attr = MountAttr {
         set: MOUNT_ATTR_IDMAP,
-        clear: 0,
-        propagation: 0,
         user_namespace: user,
+        ..MountAttr::default()
     };
-    // SAFETY: the descriptors are open during the call; the path is an empty C string; the
+    change_mount(tree, attr, false)
+}
+
+/// Changes a mount, with all below it if so wanted (mount_setattr(2)).
+pub(crate) fn change_mount(mount: impl AsFd, attr: MountAttr, recursive: bool) -> io::Result<()> {
+    let below = if recursive { libc::AT_RECURSIVE } else { 0 };
+    // SAFETY: the descriptor is open during the call; the path is an empty C string; the
     // kernel reads `size_of::<MountAttr>()` bytes of `attr` and keeps no pointer.
     let result = unsafe {
         libc::syscall(
             libc::SYS_mount_setattr,
-            tree.as_fd().as_raw_fd(),
+            mount.as_fd().as_raw_fd(),
             c"".as_ptr(),
-            libc::AT_EMPTY_PATH,
+            libc::AT_EMPTY_PATH | below,
             &raw const attr,
             size_of::<MountAttr>(),
         )

@@ -1,75 +1,78 @@
-//! The other side of [`super::launch`]: a process of its own for one call of
-//! libcontainer, which forks and must not do so in a process with threads.
+//! Makes one process of a container, in a program of its own: forking, joining
+//! namespaces and changing the user are not for a process with threads.
 //!
 //! ```text
-//! agent ── request + stdio fds ──▶ child ── libcontainer ──▶ container process
-//!       ◀── "waiting" (an exec) ─────────────────────────────────────┤
-//!       ── a byte through the gate ─────────────────────────────────▶│
-//!       ◀── "started" ────────────                                   │
-//!       ── go on ────────────────▶ ends; its process becomes         │
-//!                                  the agent's (PID 1)               │
-//!       ◀── {"exec_failed":…}, or the end of the socket: it runs ────┘
+//! agent ── request + descriptors ──▶ helper ── forks ──▶ the process, in its container
+//!       ◀── "waiting" ───────────────────────────────────────┤
+//!       ── go on ──────────────────▶ ends; its process       │
+//!                                    becomes the agent's     │
+//!       ── a byte through the gate ─────────────────────────▶│
+//!       ◀── {"exec_failed":…}, or the end of the socket: it runs
 //! ```
+//! What happens to the process on the way is in [`super::make`]. It holds the socket until its
+//! `execve` closes it, so the agent learns whether the command could be executed, and why not.
 //!
-//! The container process holds the socket until its `execve` closes it, so the
-//! agent learns whether the command could be executed, and why not.
+//! No command runs before the agent has taken its process over: all wait at the gate, the first one
+//! of a container until its start.
 //!
-//! No command runs before the agent has taken its process over: the first one of a container
-//! waits for its start, and one of an exec at the gate.
+//! The helper is in the container's cgroup, and what is done to all in there is done to it.
 //!
 //! In the container's namespaces, but before its `execve`, the process has powers and files
 //! that others there must not get at. It is not dumpable, which none of the calls that change
 //! credentials undoes, and so belongs to the guest's root for all who would trace it.
 
 use std::{
-    error::Error,
-    ffi::CString,
     fs,
-    io::{self, BufRead, BufReader, Read, Write},
+    io::{self, BufRead, BufReader, IoSlice, Read, Write},
     os::{
         fd::{AsFd, OwnedFd},
         unix::net::UnixStream,
     },
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::ExitCode,
-    sync::Arc,
 };
 
-use libcontainer::{
-    capabilities::{drop_privileges, reset_effective},
-    container::builder::ContainerBuilder,
-    oci_spec::runtime::{LinuxCapabilities, LinuxSeccomp, Spec},
-    seccomp::initialize_seccomp,
-    syscall::syscall::{SyscallType, create_syscall},
-    workload::{Executor, ExecutorError, ExecutorValidationError},
-};
+use error_reporter::Report as Reason;
 use nix::{
-    sched::{CloneFlags, setns},
-    sys::prctl::{set_dumpable, set_keepcaps},
-    unistd::{Gid, Uid, setgroups, setresgid, setresuid},
+    sched::{CloneFlags, unshare},
+    sys::{
+        prctl::set_dumpable,
+        wait::{Id, WaitPidFlag, WaitStatus, waitid},
+    },
+    unistd::ForkResult,
 };
-use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
+use oci_spec::runtime::{LinuxNamespaceType, LinuxSeccomp, Process as OciProcess, Spec};
+use rustix::{
+    event::{PollFd, PollFlags, poll},
+    net::{
+        RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+        SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
+    },
+    process::{Pid, PidfdFlags, pidfd_open},
+};
 use serde::{Deserialize, Serialize};
 
+use super::make::{
+    Container, Ids, Process, Root, StepError, Streams, Terminal, doing, enter_cgroup, join,
+};
 use crate::sys;
 
-/// The id that libcontainer knows every container by: each has a state
-/// directory of its own, and a short name keeps socket paths short.
-pub(crate) const INNER_ID: &str = "c";
-
-/// Most characters of a message: some hold a whole specification.
+/// Most characters of a message.
 const MESSAGE_LENGTH: usize = 1000;
 
 /// Most bytes of a report: a character takes six at most, as an escape.
 pub(crate) const REPORT_SIZE: u64 = 6 * MESSAGE_LENGTH as u64 + 200;
 
-/// What the child shall do.
+/// Most descriptors that come with a request.
+pub(super) const DESCRIPTORS: usize = 6;
+
+/// What the helper shall do. With it come descriptors, in this order: the gate; a pidfd of each process
+/// whose namespaces are joined; a socket for the terminal's master, or standard input, output and error.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Request {
-    /// libcontainer's state directory of this container.
-    pub(crate) state: PathBuf,
-    /// Where to send the terminal's master.
-    pub(crate) console: Option<PathBuf>,
+    /// The directory of the cgroup that the process is made in.
+    pub(crate) cgroup: PathBuf,
+    pub(crate) terminal: bool,
     pub(crate) action: Action,
 }
 
@@ -77,60 +80,32 @@ pub(crate) struct Request {
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Action {
-    /// The first process of a container, which waits for its start.
+    /// The first process of a container.
     Create {
-        /// Directory with the `config.json`.
-        bundle: PathBuf,
+        spec: Box<Spec>,
+        /// A directory of the container's in the guest.
+        dir: PathBuf,
+        /// What belongs to the user namespace that it joins, if it does.
+        user: Option<Ids>,
+        /// Whether it joins another's pid namespace.
+        pid: bool,
     },
-    /// One more process in a running container.
+    /// One more process in a running container, of which it joins these namespaces (`CLONE_NEW*`).
     Exec {
-        /// File with the OCI `process`.
-        process: PathBuf,
-        /// Cgroup below the container's.
-        cgroup: String,
-        /// What libcontainer leaves out for an exec.
-        late: Box<Late>,
+        process: Box<OciProcess>,
+        profile: Option<Box<LinuxSeccomp>>,
+        namespaces: i32,
     },
-}
-
-/// What is done just before `execve`, in this order. It takes CAP_SYS_ADMIN, so
-/// `process` has more than the real capabilities.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
-pub(crate) struct Late {
-    /// The user namespace to join, and who to be there.
-    pub(crate) user: Option<LateUser>,
-    /// The filter to load.
-    pub(crate) filter: Option<LinuxSeccomp>,
-    /// The capabilities to keep; `None`: `process` has just these.
-    pub(crate) capabilities: Option<LinuxCapabilities>,
-    /// Loads the filter after the capabilities are dropped: with `no_new_privs`
-    /// it takes none, and what drops them need not be in the filter.
-    pub(crate) filter_last: bool,
-}
-
-/// A user in a user namespace.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub(crate) struct LateUser {
-    /// The namespace, as a file of /proc.
-    pub(crate) namespace: PathBuf,
-    pub(crate) uid: u32,
-    pub(crate) gid: u32,
-    pub(crate) groups: Vec<u32>,
 }
 
 /// What the agent hears, one line of JSON each.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Report {
-    /// The process of an exec is there, and waits to execute its command.
+    /// The process is there, and waits to execute its command.
     Waiting,
-    /// The process is there: the first one of a container waits for its start, another one
-    /// executes its command.
-    Started,
     /// It could not be made.
     Failed { message: String },
-    /// What libcontainer logged as an error; its answers often lack the cause.
-    Detail { message: String },
     /// It was made but could not execute its command.
     ExecFailed { message: String, errno: i32 },
 }
@@ -145,79 +120,34 @@ impl Report {
 
 /// Serves one request on the socket that is standard input.
 pub(crate) fn main() -> ExitCode {
-    let served = || {
+    let served = || -> io::Result<ExitCode> {
         // What the agent has open is closed on its own; this is in case that something is not.
         sys::keep_standard_streams()?;
         set_dumpable(false)?;
-        serve(UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?))
+        let agent = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
+        let fds = receive_fds(&agent)?;
+        let mut line = String::new();
+        BufReader::new(&agent).read_line(&mut line)?;
+        let request = serde_json::from_str(&line)?;
+        serve(request, fds, &agent).or_else(|error| {
+            failed(&error).send(&agent)?;
+            Ok(ExitCode::FAILURE)
+        })
     };
-    match served() {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(_) => ExitCode::FAILURE,
-    }
+    served().unwrap_or(ExitCode::FAILURE)
 }
 
-fn serve(agent: UnixStream) -> io::Result<()> {
-    let fds = receive_fds(&agent)?;
-    let mut reader = BufReader::new(agent.try_clone()?);
-    let mut line = String::new();
-    reader.read_line(&mut line)?;
-    let request = serde_json::from_str(&line)?;
-    let agent = Arc::new(agent);
-    report_errors(&agent);
-    let report = match run(request, fds, &agent) {
-        Ok(()) => Report::Started,
-        Err(e) => Report::Failed {
-            message: brief(&chain(e.as_ref())),
-        },
-    };
-    report.send(&agent)?;
-    // Until the agent knows the process it must not lose its parent.
-    reader.read_to_end(&mut Vec::new())?;
-    Ok(())
-}
-
-/// Sends what is logged as an error to the agent, from the container's process
-/// too: it has no other place to say it.
-fn report_errors(agent: &Arc<UnixStream>) {
-    let agent = Arc::clone(agent);
-    let builder = tracing_subscriber::fmt()
-        .with_max_level(tracing::Level::ERROR)
-        .with_writer(move || Details(Arc::clone(&agent)))
-        .with_ansi(false)
-        .with_level(false)
-        .with_target(false)
-        .without_time();
-    // There is no other subscriber in this process.
-    let _ = builder.try_init();
-}
-
-/// Sends each text that is written to it.
-struct Details(Arc<UnixStream>);
-
-impl Write for Details {
-    fn write(&mut self, text: &[u8]) -> io::Result<usize> {
-        let message = String::from_utf8_lossy(text);
-        let message = brief(message.trim());
-        Report::Detail { message }.send(&self.0)?;
-        Ok(text.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-/// Receives the gate, and stdin, stdout and stderr unless there is to be a terminal.
+/// Receives the descriptors of a request.
 fn receive_fds(agent: &UnixStream) -> io::Result<Vec<OwnedFd>> {
-    let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4))];
+    let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
     let mut byte = [0];
+    let flags = RecvFlags::CMSG_CLOEXEC;
     recvmsg(
         agent,
         &mut [io::IoSliceMut::new(&mut byte)],
         &mut ancillary,
-        RecvFlags::CMSG_CLOEXEC,
+        flags,
     )?;
     let fds = ancillary.drain().filter_map(|message| match message {
         RecvAncillaryMessage::ScmRights(fds) => Some(fds),
@@ -226,205 +156,203 @@ fn receive_fds(agent: &UnixStream) -> io::Result<Vec<OwnedFd>> {
     Ok(fds.flatten().collect())
 }
 
-fn run(request: Request, fds: Vec<OwnedFd>, agent: &Arc<UnixStream>) -> Result<(), Box<dyn Error>> {
-    // The agent's own protection; the specification's value follows, if any.
-    fs::write("/proc/self/oom_score_adj", "0")?;
-    let mut workload = Workload {
-        agent: Arc::clone(agent),
-        gate: None,
-        late: Late::default(),
-        user_namespace: None,
-    };
+/// The process that is to be.
+enum Made {
+    First(Box<Container>),
+    Exec(Box<OciProcess>, Option<Box<LinuxSeccomp>>),
+}
+
+/// What a process has of the agent.
+struct Ends {
+    gate: fs::File,
+    /// One for the terminal's master, or three.
+    streams: Vec<OwnedFd>,
+}
+
+/// Makes the process and stays its parent; in the process itself, becomes it, and returns if that fails.
+fn serve(request: Request, fds: Vec<OwnedFd>, agent: &UnixStream) -> Result<ExitCode, StepError> {
     let mut fds = fds.into_iter();
-    let gate = fds.next().ok_or("no gate")?;
-    if let Action::Exec { late, .. } = &request.action {
-        workload.gate = Some(Arc::new(fs::File::from(gate)));
-        workload.late = late.as_ref().clone();
-        if let Some(user) = &late.user {
-            // Out of sight once the process is in the container.
-            workload.user_namespace = Some(Arc::new(fs::File::open(&user.namespace)?));
-        }
-    }
-    let mut builder = ContainerBuilder::new(INNER_ID.to_owned(), SyscallType::default())
-        .with_root_path(request.state)?
-        .with_console_socket(request.console)
-        .with_executor(workload);
-    if let (Some(stdin), Some(stdout), Some(stderr)) = (fds.next(), fds.next(), fds.next()) {
-        builder = builder
-            .with_stdin(stdin)
-            .with_stdout(stdout)
-            .with_stderr(stderr);
-    }
-    match request.action {
-        Action::Create { bundle } => {
-            builder
-                .as_init(bundle)
-                .with_systemd(false)
-                .with_detach(true)
-                .build()?;
+    let mut next = || fds.next().ok_or_else(|| refused("a descriptor is missing"));
+    let gate = fs::File::from(next()?);
+    let process = match &request.action {
+        Action::Create { spec, .. } => spec.process().as_ref(),
+        Action::Exec { process, .. } => Some(process.as_ref()),
+    };
+    let adjustment = process.and_then(OciProcess::oom_score_adj).unwrap_or(0);
+    fs::write("/proc/self/oom_score_adj", adjustment.to_string())
+        .map_err(doing("set oom_score_adj"))?;
+    let made = match request.action {
+        Action::Create {
+            spec,
+            dir,
+            user,
+            pid,
+        } => {
+            let container = Container::prepare(*spec, &dir, user)?;
+            enter_cgroup(&request.cgroup)?;
+            if user.is_some() {
+                join(&next()?, CloneFlags::CLONE_NEWUSER)?;
+            }
+            if pid {
+                join(&next()?, CloneFlags::CLONE_NEWPID)?;
+            } else if container.has(LinuxNamespaceType::Pid) {
+                unshare(CloneFlags::CLONE_NEWPID).map_err(doing("make a pid namespace"))?;
+            }
+            Made::First(Box::new(container))
         }
         Action::Exec {
-            process, cgroup, ..
+            process,
+            profile,
+            namespaces,
         } => {
-            builder
-                .as_tenant()
-                .with_detach(true)
-                .with_process(Some(process))
-                .with_sub_cgroup(Some(cgroup))
-                .build()?;
+            enter_cgroup(&request.cgroup)?;
+            join(&next()?, CloneFlags::from_bits_retain(namespaces))?;
+            Made::Exec(process, profile)
+        }
+    };
+    let ends = Ends {
+        gate,
+        streams: fds.collect(),
+    };
+    match sys::fork().map_err(doing("fork"))? {
+        ForkResult::Child => {
+            let report = match process_of(made, request.terminal, ends, agent) {
+                Ok(error) => Report::ExecFailed {
+                    message: told(&error),
+                    errno: error.errno(),
+                },
+                Err(error) => failed(&error),
+            };
+            // Nobody else could be told.
+            let _ = report.send(agent);
+            Ok(ExitCode::FAILURE)
+        }
+        ForkResult::Parent { child } => {
+            drop((made, ends));
+            stay(child, agent).map_err(doing("watch the process"))?;
+            Ok(ExitCode::SUCCESS)
         }
     }
+}
+
+/// Becomes the process; returns why its command could not be executed.
+fn process_of(
+    made: Made,
+    with_terminal: bool,
+    mut ends: Ends,
+    agent: &UnixStream,
+) -> Result<StepError, StepError> {
+    let (process, terminal) = match made {
+        Made::First(container) => {
+            let process = Process::new(container.process()?, container.profile().as_ref())?;
+            (process, container.build(with_terminal)?)
+        }
+        Made::Exec(process, profile) => {
+            let process = Process::new(*process, profile.as_deref())?;
+            let terminal = match with_terminal {
+                true => {
+                    let root =
+                        Root::open(Path::new("/")).map_err(doing("open the root directory"))?;
+                    Some(Terminal::new(&root)?)
+                }
+                false => None,
+            };
+            (process, terminal)
+        }
+    };
+    let streams = match terminal {
+        Some(terminal) => {
+            let socket = ends
+                .streams
+                .pop()
+                .ok_or_else(|| refused("a descriptor is missing"))?;
+            hand_over(&socket, &terminal.master).map_err(doing("hand the terminal over"))?;
+            Streams::Terminal(terminal)
+        }
+        None => {
+            let streams = ends.streams.try_into();
+            Streams::Pipes(streams.map_err(|_| refused("a descriptor is missing"))?)
+        }
+    };
+    process.settle(streams)?;
+    Report::Waiting
+        .send(agent)
+        .map_err(doing("talk to the agent"))?;
+    // Its end means that the agent gave up.
+    ends.gate
+        .read_exact(&mut [0])
+        .map_err(doing("wait for the agent"))?;
+    Ok(process.execute())
+}
+
+/// Stays the parent of `child` until the agent knows it, or it ends.
+fn stay(child: nix::unistd::Pid, agent: &UnixStream) -> io::Result<()> {
+    let pid = Pid::from_raw(child.as_raw()).ok_or(rustix::io::Errno::SRCH)?;
+    let process = pidfd_open(pid, PidfdFlags::empty())?;
+    let watched = [process.as_fd(), agent.as_fd()];
+    let mut watched = watched.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN));
+    loop {
+        match poll(&mut watched, None) {
+            Err(rustix::io::Errno::INTR) => continue,
+            polled => polled?,
+        };
+        if !watched[1].revents().is_empty() {
+            return Ok(());
+        }
+        if !watched[0].revents().is_empty() {
+            // One that failed has said so itself.
+            if let WaitStatus::Signaled(_, signal, _) =
+                waitid(Id::Pid(child), WaitPidFlag::WEXITED)?
+            {
+                let message = format!("the process was ended by {signal} while it was made");
+                Report::Failed { message }.send(agent)?;
+            }
+            return Ok(());
+        }
+    }
+}
+
+/// Sends the agent's end of a terminal.
+fn hand_over(socket: &OwnedFd, master: &OwnedFd) -> io::Result<()> {
+    let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    let fds = [master.as_fd()];
+    if !ancillary.push(SendAncillaryMessage::ScmRights(&fds)) {
+        return Err(io::Error::other("no room for a descriptor"));
+    }
+    sendmsg(
+        socket,
+        &[IoSlice::new(&[0])],
+        &mut ancillary,
+        SendFlags::NOSIGNAL,
+    )?;
     Ok(())
 }
 
-/// Returns the beginning of a text.
-fn brief(text: &str) -> String {
+fn refused(why: &str) -> StepError {
+    StepError::Refused(why.to_owned())
+}
+
+fn failed(error: &StepError) -> Report {
+    Report::Failed {
+        message: told(error),
+    }
+}
+
+/// The beginning of what an error says.
+fn told(error: &StepError) -> String {
+    let text = Reason::new(error).to_string();
     text.chars().take(MESSAGE_LENGTH).collect()
-}
-
-/// Joins an error of libcontainer or libcgroups and its causes, each once: many of their messages hold
-/// that of the cause, which is their source too.
-pub(crate) fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        let cause_text = cause.to_string();
-        if !text.contains(&cause_text) {
-            text = format!("{text}: {cause_text}");
-        }
-        next = cause.source();
-    }
-    text.trim_end_matches('\0').to_owned()
-}
-
-/// Executes the container's command.
-#[derive(Debug, Clone)]
-struct Workload {
-    agent: Arc<UnixStream>,
-    /// Where the process of an exec waits.
-    gate: Option<Arc<fs::File>>,
-    late: Late,
-    user_namespace: Option<Arc<fs::File>>,
-}
-
-impl Workload {
-    /// Waits until the agent has taken this process over.
-    fn wait(&self) -> io::Result<()> {
-        let Some(gate) = &self.gate else {
-            return Ok(());
-        };
-        Report::Waiting.send(&self.agent)?;
-        // Its end means that the agent gave up.
-        gate.as_ref().read_exact(&mut [0])
-    }
-
-    fn finish(&self) -> Result<(), String> {
-        if let (Some(user), Some(namespace)) = (&self.late.user, &self.user_namespace) {
-            join(user, namespace).map_err(|e| format!("join the user namespace: {e}"))?;
-        }
-        if !self.late.filter_last {
-            self.load_filter()?;
-        }
-        if let Some(capabilities) = &self.late.capabilities {
-            let syscall = create_syscall();
-            reset_effective(syscall.as_ref())
-                .and_then(|()| drop_privileges(capabilities, syscall.as_ref()))
-                .map_err(|e| format!("drop capabilities: {e}"))?;
-        }
-        if self.late.filter_last {
-            self.load_filter()?;
-        }
-        Ok(())
-    }
-
-    fn load_filter(&self) -> Result<(), String> {
-        if let Some(filter) = &self.late.filter {
-            initialize_seccomp(filter).map_err(|e| format!("load seccomp filter: {e}"))?;
-        }
-        Ok(())
-    }
-
-    fn fail(&self, message: String, errno: i32) -> ExecutorError {
-        let report = Report::ExecFailed {
-            message: brief(&message),
-            errno,
-        };
-        // Nobody else could be told.
-        let _ = report.send(&self.agent);
-        ExecutorError::Other(message)
-    }
-}
-
-/// Becomes `user` of a user namespace, with all capabilities in it.
-fn join(user: &LateUser, namespace: &fs::File) -> nix::Result<()> {
-    setns(namespace, CloneFlags::CLONE_NEWUSER)?;
-    let groups: Vec<Gid> = user.groups.iter().copied().map(Gid::from_raw).collect();
-    setgroups(&groups)?;
-    let (uid, gid) = (Uid::from_raw(user.uid), Gid::from_raw(user.gid));
-    setresgid(gid, gid, gid)?;
-    set_keepcaps(true)?;
-    setresuid(uid, uid, uid)?;
-    set_keepcaps(false)
-}
-
-impl Executor for Workload {
-    fn exec(&self, spec: &Spec) -> Result<(), ExecutorError> {
-        let args = spec.process().as_ref().and_then(|p| p.args().as_ref());
-        let args: Result<Vec<CString>, _> = args
-            .into_iter()
-            .flatten()
-            .map(|arg| CString::new(arg.as_bytes()))
-            .collect();
-        let args = args.map_err(|_| self.fail("an argument holds a NUL".to_owned(), 0))?;
-        let Some(command) = args.first() else {
-            return Err(self.fail("no command".to_owned(), 0));
-        };
-        self.wait()
-            .map_err(|e| self.fail(format!("wait for the agent: {e}"), 0))?;
-        self.finish().map_err(|e| self.fail(e, 0))?;
-        sys::default_sigpipe();
-        let Err(errno) = nix::unistd::execvp(command, &args);
-        let name: String = command.to_string_lossy().chars().take(200).collect();
-        let message = format!("exec {name}: {}", errno.desc());
-        Err(self.fail(message, errno as i32))
-    }
-
-    /// Whether the command exists shows when it is executed, and fails the
-    /// start, not the creation.
-    fn validate(&self, _spec: &Spec) -> Result<(), ExecutorValidationError> {
-        Ok(())
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[derive(Debug, thiserror::Error)]
-    #[error("{text}")]
-    struct Layer {
-        text: &'static str,
-        #[source]
-        source: Option<Box<Layer>>,
-    }
-
-    #[test]
-    fn causes_are_joined_without_repeating() {
-        let layer = |text, source: Option<Layer>| Layer {
-            text,
-            source: source.map(Box::new),
-        };
-        let error = layer(
-            "create",
-            Some(layer("mount /x: denied", Some(layer("denied", None)))),
-        );
-        assert_eq!(chain(&error), "create: mount /x: denied");
-    }
-
     #[test]
     fn the_longest_message_fits_a_report() {
         for character in ["\u{1}", "\u{10ffff}", "\""] {
-            let message = brief(&character.repeat(2 * MESSAGE_LENGTH));
+            let message = told(&refused(&character.repeat(2 * MESSAGE_LENGTH)));
             let report = Report::ExecFailed { message, errno: -1 };
             let line = serde_json::to_vec(&report).unwrap();
             assert!((line.len() as u64) < REPORT_SIZE, "{}", line.len());

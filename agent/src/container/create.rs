@@ -2,34 +2,31 @@
 
 use std::{
     fs, io,
-    os::{
-        fd::{AsFd, AsRawFd},
-        unix::fs::PermissionsExt,
-    },
     path::{Path, PathBuf},
     sync::Arc,
 };
 
 use hull_proto_agent::agent::{CreateRequest, PidNamespace};
-use libcontainer::oci_spec::runtime::{LinuxDeviceCgroup, Spec};
-use pathrs::Root;
-use tracing::{debug, warn};
+use oci_spec::runtime::{LinuxDeviceCgroup, LinuxSeccomp, Spec};
+use tracing::warn;
 
 use super::{
     cgroup::Cgroup,
-    child::{Action, INNER_ID},
+    child::Action,
     context::Context,
     devices,
     error::ContainerError,
-    launch::{Launch, launch},
+    launch::{Gate, Launch, launch},
     limits,
     made::Made,
+    make::Ids,
     nodes,
     oom::OomKills,
     pause::PodUser,
     process::{Ended, Executed, Subject, follow, watch_outcome},
     rootfs::{Layers, Rootfs},
     spec::{self, Additions, PidNamespaceOf},
+    update,
     user::{self, User},
     volumes,
 };
@@ -45,14 +42,22 @@ use crate::{
 #[derive(Debug)]
 pub(crate) struct Created {
     pub(crate) made: Made,
-    /// The specification that libcontainer got.
     pub(crate) spec: Spec,
+    /// Where its first process waits; `None`: it was let go.
+    pub(crate) gate: Option<Gate>,
     pub(crate) executed: Executed,
     pub(crate) ended: Ended,
     pub(crate) oom: Arc<OomKills>,
     pub(crate) stdio: Arc<Stdio>,
     /// `None` while they are being removed.
     pub(crate) remains: Option<Remains>,
+}
+
+impl Created {
+    /// Its seccomp profile.
+    pub(crate) fn profile(&self) -> Option<LinuxSeccomp> {
+        self.spec.linux().as_ref()?.seccomp().clone()
+    }
 }
 
 /// What a container leaves in the guest besides processes.
@@ -140,6 +145,7 @@ pub(crate) async fn create(
 struct Launched {
     made: Made,
     spec: Spec,
+    gate: Gate,
     executed: Executed,
     ended: Ended,
     oom: Arc<OomKills>,
@@ -151,6 +157,7 @@ impl Launched {
         Created {
             made: self.made,
             spec: self.spec,
+            gate: Some(self.gate),
             executed: self.executed,
             ended: self.ended,
             oom: self.oom,
@@ -214,9 +221,10 @@ async fn stages(
             source,
         }
     })?;
-    let limits = asked.linux_mut().as_mut();
-    if let Some(limits) = limits.and_then(|linux| linux.resources_mut().as_mut()) {
-        limits::fit(limits, cgroup.path())?;
+    let limits = asked.linux().as_ref();
+    if let Some(limits) = limits.and_then(|linux| linux.resources().clone()) {
+        let (of, path, cgroup) = (id.clone(), context.layout.oci_cgroup(id), cgroup.clone());
+        blocking(move || update::limit(&of, path, &cgroup, limits)).await?;
     }
     let rules = device_rules(&asked);
     devices::apply(cgroup.path(), &rules).map_err(|source| ContainerError::File {
@@ -226,11 +234,7 @@ async fn stages(
     })?;
 
     let wanted_user = request.user.clone().unwrap_or_default();
-    let (oci_cgroup, dir, tty) = (
-        context.layout.oci_cgroup(id),
-        remains.dir.clone(),
-        request.tty,
-    );
+    let (dir, tty) = (remains.dir.clone(), request.tty);
     let in_user = pod_user.clone();
     // The copies must be there until the container has mounted them.
     let (spec, user, copies) = blocking(move || {
@@ -241,15 +245,12 @@ async fn stages(
         let copies = volumes::copy(&mut asked, &dir, in_user.as_ref(), &held)?;
         let add = Additions {
             rootfs: &root,
-            cgroup: oci_cgroup,
             user: &user,
             tty,
             pid,
-            user_namespace: in_user.as_ref().map(PodUser::file),
+            user_namespace: in_user.is_some(),
         };
-        let spec = spec::complete(asked, add)?;
-        make_cwd(&root, &spec, in_user.as_ref());
-        write_json(&dir.join("config.json"), &spec)?;
+        let spec = spec::complete(asked, &add)?;
         Ok::<_, ContainerError>((spec, user, copies))
     })
     .await?;
@@ -268,15 +269,21 @@ async fn stages(
     let launched = launch(
         &context.reaper,
         Launch {
-            state: remains.dir.clone(),
             action: Action::Create {
-                bundle: remains.dir.clone(),
+                spec: Box::new(spec.clone()),
+                dir: remains.dir.clone(),
+                user: context.pod.user().and_then(|user| {
+                    Some(Ids {
+                        uid: user.uid(0)?,
+                        gid: user.gid(0)?,
+                    })
+                }),
+                pid: joined.is_some(),
             },
             cgroup: &cgroup,
-            joins: joined.into_iter().chain(user_init(context)).collect(),
+            joins: user_init(context).into_iter().chain(joined).collect(),
             stdio: &stdio,
             ends,
-            consoles: context.layout.consoles(),
             uid: owner(context, &user),
         },
     )
@@ -314,6 +321,7 @@ async fn stages(
     Ok(Launched {
         made,
         spec,
+        gate: launched.gate,
         executed,
         ended,
         oom,
@@ -374,8 +382,7 @@ async fn pid_namespace(
             init.map_err(ContainerError::PodPid)?
         }
     };
-    let namespace = PidNamespaceOf::Process(process.pid().as_raw());
-    Ok((namespace, Some(process)))
+    Ok((PidNamespaceOf::Process, Some(process)))
 }
 
 /// The process that holds the pod's user namespace, if it has one.
@@ -390,49 +397,10 @@ fn device_rules(spec: &Spec) -> Vec<LinuxDeviceCgroup> {
         .unwrap_or_default()
 }
 
-/// A working directory that the image lacks is made, as other runtimes do; in
-/// a read-only root that fails, and so will the start, with a clear error.
-fn make_cwd(root: &Path, spec: &Spec, user: Option<&PodUser>) {
-    let Some(process) = spec.process() else {
-        return;
-    };
-    let make = || -> Result<(), pathrs::error::Error> {
-        let root = Root::open(root)?;
-        if root.resolve(process.cwd()).is_ok() {
-            return Ok(());
-        }
-        let made = root.mkdir_all(process.cwd(), &PermissionsExt::from_mode(0o755))?;
-        if let Some(user) = user {
-            // It belongs to the container's root, as it would if the container had made it.
-            let at = format!("/proc/self/fd/{}", made.as_fd().as_raw_fd());
-            let _ = std::os::unix::fs::chown(at, user.uid(0), user.gid(0));
-        }
-        Ok(())
-    };
-    if let Err(error) = make() {
-        debug!(%error, "make working directory");
-    }
-}
-
 fn make_dir(path: &Path) -> Result<(), ContainerError> {
     fs::create_dir_all(path).map_err(|source| ContainerError::File {
         action: "make directory",
         path: path.to_owned(),
         source,
     })
-}
-
-/// Writes `value` to a new file.
-pub(crate) fn write_json(path: &Path, value: &impl serde::Serialize) -> Result<(), ContainerError> {
-    let write = || fs::write(path, serde_json::to_vec(value)?);
-    write().map_err(|source| ContainerError::File {
-        action: "write",
-        path: path.to_owned(),
-        source,
-    })
-}
-
-/// libcontainer's state directory of a container.
-pub(crate) fn state_dir(dir: &Path) -> PathBuf {
-    dir.join(INNER_ID)
 }

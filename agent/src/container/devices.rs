@@ -6,7 +6,7 @@
 
 use std::{fs::File, io, path::Path};
 
-use libcontainer::oci_spec::runtime::{LinuxDeviceCgroup, LinuxDeviceType};
+use oci_spec::runtime::{LinuxDeviceCgroup, LinuxDeviceType};
 
 use crate::sys::{self, Instruction};
 
@@ -30,7 +30,7 @@ struct Rule {
 }
 
 /// What every container may use, whatever its rules say: making nodes, and the
-/// devices that libcontainer gives it.
+/// devices that each is given ([`super::make`]).
 fn always() -> Vec<Rule> {
     let rule = |kind, major, minor, access| Rule {
         allow: true,

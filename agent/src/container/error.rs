@@ -96,6 +96,4 @@ pub(crate) enum ContainerError {
     Unkillable(Id),
     #[error("change the limits of container {id}")]
     Update { id: Id, message: String },
-    #[error("save the state of container {id}: {message}")]
-    State { id: Id, message: String },
 }

@@ -2,7 +2,6 @@
 
 use std::{
     collections::{HashMap, VecDeque},
-    fs,
     sync::Arc,
     time::Duration,
 };
@@ -14,15 +13,14 @@ use super::{
     cgroup::Cgroup,
     child::Action,
     context::Context,
-    create::{Created, owner, user_init, write_json},
+    create::{Created, owner},
     error::ContainerError,
-    launch::{Launch, launch},
+    launch::{Launch, LaunchError, launch},
     made::Public,
     process::{Ended, Subject, follow},
     spec,
 };
 use crate::{
-    blocking::blocking,
     ident::Id,
     pidfd::Process,
     stdio::{InputEnd, Stdio, Wanted},
@@ -102,23 +100,16 @@ impl Execs {
         let timeout = request.timeout_ms;
         let deadline = (timeout > 0).then(|| Instant::now() + Duration::from_millis(timeout));
 
-        let (process, late) = spec::exec_process(&created.spec, request.args.clone(), request.tty)?;
+        let (process, namespaces) =
+            spec::exec_process(&created.spec, request.args.clone(), request.tty)?;
         self.started += 1;
         let name = format!("hull.exec.{}", self.started);
-        let dir = context.layout.container(container);
-        let file = dir.join(format!("{name}.json"));
-        let cgroup_path = created.made.cgroup.path().join(&name);
-        let (cgroup, file) = blocking(move || {
-            write_json(&file, &process)?;
-            let cgroup =
-                Cgroup::create(cgroup_path.clone()).map_err(|source| ContainerError::File {
-                    action: "make cgroup",
-                    path: cgroup_path,
-                    source,
-                })?;
-            Ok::<_, ContainerError>((cgroup, file))
-        })
-        .await?;
+        let path = created.made.cgroup.path().join(&name);
+        let cgroup = Cgroup::create(path.clone()).map_err(|source| ContainerError::File {
+            action: "make cgroup",
+            path,
+            source,
+        })?;
 
         let (stdio, ends) = Stdio::new(Wanted {
             tty: request.tty,
@@ -129,27 +120,27 @@ impl Execs {
         let launched = launch(
             &context.reaper,
             Launch {
-                state: dir,
                 action: Action::Exec {
-                    process: file.clone(),
-                    cgroup: name,
-                    late: Box::new(late),
+                    process: Box::new(process),
+                    profile: created.profile().map(Box::new),
+                    namespaces: namespaces.bits(),
                 },
                 cgroup: &cgroup,
-                joins: user_init(context)
-                    .into_iter()
-                    .chain([Arc::clone(&created.made.init)])
-                    .collect(),
+                joins: vec![Arc::clone(&created.made.init)],
                 stdio: &stdio,
                 ends,
-                consoles: context.layout.consoles(),
                 uid: owner(context, &created.made.user),
             },
         )
         .await;
-        let _ = fs::remove_file(file);
-        let launched = match launched {
-            Ok(launched) => launched,
+        let run = async {
+            let launched = launched?;
+            launched.gate.open().map_err(LaunchError::Talk)?;
+            launched.outcome.wait().await?;
+            Ok((launched.process, launched.exit))
+        };
+        let (process, exit) = match run.await {
+            Ok(running) => running,
             Err(source) => {
                 stdio.abandon();
                 undo(&cgroup).await;
@@ -157,15 +148,12 @@ impl Execs {
                 return Err(ContainerError::Exec { id, source });
             }
         };
-        // libcontainer waited for the command's execution, so the outcome that
-        // came with the process holds nothing new.
-        drop(launched.outcome);
-        let pid = launched.process.pid().as_raw();
+        let pid = process.pid().as_raw();
         let ended = follow(
             Subject {
                 container: container.clone(),
                 exec: Some(id.clone()),
-                exit: launched.exit,
+                exit,
                 executed: None,
                 stdio: Arc::clone(&stdio),
                 cgroup: cgroup.clone(),
@@ -183,7 +171,7 @@ impl Execs {
             id,
             Exec {
                 request,
-                process: launched.process,
+                process,
                 stdio,
                 cgroup,
                 ended,

@@ -2,7 +2,7 @@
 
 use std::{fs, io, path::Path};
 
-use libcontainer::oci_spec::runtime::LinuxResources;
+use oci_spec::runtime::LinuxResources;
 
 /// Why limits can't be kept.
 #[derive(Debug, thiserror::Error)]

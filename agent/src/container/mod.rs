@@ -1,9 +1,9 @@
-//! Containers: made by libcontainer, each owned by one task.
+//! Containers: each owned by one task.
 //!
 //! Read in this order: [`containers`] (all of them), [`task`] (what a container can do, and its states),
 //! [`create`] (how one comes to be, and how that is undone), [`exec`],
-//! [`process`] (from start to `Exited`), [`launch`] and [`child`] (the process
-//! boundary to libcontainer), then the leaves [`spec`], [`user`], [`rootfs`],
+//! [`process`] (from start to `Exited`), [`launch`] and [`child`] (a helper makes each process),
+//! [`make`] (what happens to it on the way), then the leaves [`spec`], [`user`], [`rootfs`],
 //! [`volumes`], [`nodes`], [`limits`], [`cgroup`], [`devices`], [`pause`].
 
 pub(crate) mod cgroup;
@@ -18,6 +18,7 @@ mod exec;
 mod launch;
 mod limits;
 mod made;
+mod make;
 mod nodes;
 mod oom;
 pub(crate) mod pause;

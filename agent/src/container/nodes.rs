@@ -8,10 +8,10 @@ use std::{
 };
 
 use hull_proto_agent::agent::CreateRequest;
-use libcontainer::oci_spec::runtime::{
+use nix::sys::stat::{major, minor};
+use oci_spec::runtime::{
     LinuxDevice, LinuxDeviceBuilder, LinuxDeviceCgroup, LinuxDeviceType, Spec,
 };
-use nix::sys::stat::{major, minor};
 
 use super::{error::ContainerError, spec::SpecError};
 use crate::{ident::Id, storage::Storages};

@@ -28,12 +28,12 @@ use std::{
 
 use error_reporter::Report;
 use hull_proto_agent::agent::UserNamespace;
-use libcontainer::oci_spec::runtime::LinuxIdMapping;
 use nix::{
     sched::{CloneFlags, setns, unshare},
     sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask},
     unistd::{Gid, Pid, Uid, chdir, chroot, setgroups, setresgid, setresuid},
 };
+use oci_spec::runtime::LinuxIdMapping;
 use rustix::{
     fs::OFlags,
     process::{WaitOptions, wait},

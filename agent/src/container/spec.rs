@@ -1,16 +1,13 @@
-//! Turns the host's OCI specification into the one that libcontainer gets.
+//! Turns the host's OCI specification into the one that a container is made by.
 
 use std::path::{Path, PathBuf};
 
-use libcontainer::oci_spec::runtime::{
-    Capability, LinuxCapabilities, LinuxNamespace, LinuxNamespaceType, Process, RootBuilder, Spec,
-    UserBuilder,
+use nix::sched::CloneFlags;
+use oci_spec::runtime::{
+    LinuxNamespace, LinuxNamespaceType, Process, RootBuilder, Spec, UserBuilder,
 };
 
-use super::{
-    child::{Late, LateUser},
-    user::User,
-};
+use super::user::User;
 
 /// What the host's specification lacks or may not hold.
 #[derive(Debug, thiserror::Error)]
@@ -22,21 +19,22 @@ pub(crate) enum SpecError {
     #[error("the working directory {0:?} is not absolute")]
     Cwd(PathBuf),
     #[error("complete the OCI specification")]
-    Build(#[source] libcontainer::oci_spec::OciSpecError),
+    Build(#[source] oci_spec::OciSpecError),
     #[error("no command")]
     NoCommand,
+    #[error("environment: {0:?} has no name, or a zero byte")]
+    Environment(String),
 }
 
 /// What the agent adds to a specification.
 #[derive(Debug)]
 pub(crate) struct Additions<'a> {
     pub(crate) rootfs: &'a Path,
-    pub(crate) cgroup: PathBuf,
     pub(crate) user: &'a User,
     pub(crate) tty: bool,
     pub(crate) pid: PidNamespaceOf,
-    /// The user namespace of the pod, as a file of /proc.
-    pub(crate) user_namespace: Option<PathBuf>,
+    /// Whether it is in the pod's user namespace.
+    pub(crate) user_namespace: bool,
 }
 
 /// Which pid namespace the container is in.
@@ -44,8 +42,8 @@ pub(crate) struct Additions<'a> {
 pub(crate) enum PidNamespaceOf {
     /// A new one.
     Own,
-    /// That of this process (in the guest's root namespace).
-    Process(i32),
+    /// That of a process.
+    Process,
     /// The guest's.
     Guest,
 }
@@ -56,7 +54,7 @@ pub(crate) fn parse(json: &[u8]) -> Result<Spec, SpecError> {
 }
 
 /// Completes `spec`.
-pub(crate) fn complete(mut spec: Spec, add: Additions<'_>) -> Result<Spec, SpecError> {
+pub(crate) fn complete(mut spec: Spec, add: &Additions<'_>) -> Result<Spec, SpecError> {
     let readonly = spec.root().as_ref().and_then(|r| r.readonly());
     let root = RootBuilder::default()
         .path(add.rootfs)
@@ -66,13 +64,12 @@ pub(crate) fn complete(mut spec: Spec, add: Additions<'_>) -> Result<Spec, SpecE
     spec.set_root(Some(root));
 
     let process = spec.process_mut().as_mut();
-    complete_process(process.ok_or(SpecError::Missing("process"))?, &add)?;
+    complete_process(process.ok_or(SpecError::Missing("process"))?, add)?;
 
     let linux = spec.linux_mut().as_mut();
     let linux = linux.ok_or(SpecError::Missing("linux section"))?;
-    linux.set_cgroups_path(Some(add.cgroup));
     let asked = linux.namespaces().clone().unwrap_or_default();
-    linux.set_namespaces(Some(namespaces(asked, &add.pid, add.user_namespace)));
+    linux.set_namespaces(Some(namespaces(&asked, &add.pid, add.user_namespace)));
     Ok(spec)
 }
 
@@ -93,17 +90,9 @@ fn complete_process(process: &mut Process, add: &Additions<'_>) -> Result<(), Sp
     }
     process.set_user(user.build().map_err(SpecError::Build)?);
     process.set_terminal(Some(add.tty));
-    let capabilities = process.capabilities().clone();
-    process.set_capabilities(Some(explicit(
-        &capabilities.unwrap_or_else(no_capabilities),
-    )));
-    // For libcontainer, Some(false) is as good as true.
-    if process.no_new_privileges() == Some(false) {
-        process.set_no_new_privileges(None);
-    }
-    let mut env = process.env().clone().unwrap_or_default();
-    // Otherwise libcontainer would ask this program's C library, which would
-    // load plug-ins from the container.
+    let mut env = environment(process.env().as_deref().unwrap_or_default())?;
+    // As runc has it, one that is empty is none.
+    env.retain(|entry| entry != "HOME=");
     set_default(&mut env, "HOME", &add.user.home);
     process.set_env(Some(env));
     Ok(())
@@ -116,57 +105,61 @@ fn set_default(env: &mut Vec<String>, key: &str, value: &str) {
     }
 }
 
-/// The pod's network, IPC and host name are the guest's own, so containers
-/// share them by joining nothing.
-fn namespaces(
-    asked: Vec<LinuxNamespace>,
-    pid: &PidNamespaceOf,
-    user: Option<PathBuf>,
-) -> Vec<LinuxNamespace> {
-    let mut kept: Vec<_> = asked
-        .into_iter()
-        .filter(|ns| {
-            matches!(
-                ns.typ(),
-                LinuxNamespaceType::Mount | LinuxNamespaceType::Cgroup
-            )
-        })
-        .map(|mut ns| {
-            ns.set_path(None);
-            ns
-        })
-        .collect();
-    if !kept.iter().any(|ns| ns.typ() == LinuxNamespaceType::Mount) {
-        kept.push(namespace(LinuxNamespaceType::Mount, None));
+/// What a process gets of `asked`: of several values of one name the last, and nothing without a value,
+/// as under other runtimes.
+fn environment(asked: &[String]) -> Result<Vec<String>, SpecError> {
+    let mut env: Vec<String> = Vec::with_capacity(asked.len());
+    for entry in asked {
+        let Some((name, _)) = entry.split_once('=') else {
+            continue;
+        };
+        if name.is_empty() || entry.contains('\0') {
+            return Err(SpecError::Environment(entry.clone()));
+        }
+        env.retain(|known| {
+            let known = known.split_once('=');
+            known.is_none_or(|(known, _)| known != name)
+        });
+        env.push(entry.clone());
     }
-    if user.is_some() {
-        kept.push(namespace(LinuxNamespaceType::User, user));
+    Ok(env)
+}
+
+/// The pod's network, IPC and host name are the guest's own, so containers
+/// share them by joining nothing. What is joined has a path, which nobody opens.
+fn namespaces(asked: &[LinuxNamespace], pid: &PidNamespaceOf, user: bool) -> Vec<LinuxNamespace> {
+    let cgroup = asked
+        .iter()
+        .any(|ns| ns.typ() == LinuxNamespaceType::Cgroup);
+    let mut kept = vec![namespace(LinuxNamespaceType::Mount, false)];
+    if cgroup {
+        kept.push(namespace(LinuxNamespaceType::Cgroup, false));
+    }
+    if user {
+        kept.push(namespace(LinuxNamespaceType::User, true));
     }
     match pid {
-        PidNamespaceOf::Own => kept.push(namespace(LinuxNamespaceType::Pid, None)),
-        PidNamespaceOf::Process(pid) => kept.push(namespace(
-            LinuxNamespaceType::Pid,
-            Some(PathBuf::from(format!("/proc/{pid}/ns/pid"))),
-        )),
+        PidNamespaceOf::Own => kept.push(namespace(LinuxNamespaceType::Pid, false)),
+        PidNamespaceOf::Process => kept.push(namespace(LinuxNamespaceType::Pid, true)),
         PidNamespaceOf::Guest => {}
     }
     kept
 }
 
-fn namespace(typ: LinuxNamespaceType, path: Option<PathBuf>) -> LinuxNamespace {
+fn namespace(typ: LinuxNamespaceType, joined: bool) -> LinuxNamespace {
     let mut namespace = LinuxNamespace::default();
     namespace.set_typ(typ);
-    namespace.set_path(path);
+    namespace.set_path(joined.then(PathBuf::new));
     namespace
 }
 
-/// Returns the process of an exec: the container's with another command; and what is left to do
-/// once it is in the container.
+/// Returns the process of an exec, the container's with another command, and what it joins of the
+/// container.
 pub(crate) fn exec_process(
     container: &Spec,
     args: Vec<String>,
     tty: bool,
-) -> Result<(Process, Late), SpecError> {
+) -> Result<(Process, CloneFlags), SpecError> {
     if args.is_empty() {
         return Err(SpecError::NoCommand);
     }
@@ -179,83 +172,19 @@ pub(crate) fn exec_process(
         set_default(&mut env, "TERM", "xterm");
         process.set_env(Some(env));
     }
-    let mut late = Late {
-        filter: container.linux().as_ref().and_then(|l| l.seccomp().clone()),
-        filter_last: process.no_new_privileges() == Some(true),
-        ..Late::default()
-    };
-    let real = process
-        .capabilities()
-        .clone()
-        .unwrap_or_else(no_capabilities);
-    if let Some(namespace) = user_namespace(container) {
-        // libcontainer does not join it, so until the end the process is the guest's root.
-        let user = process.user();
-        late.user = Some(LateUser {
-            namespace,
-            uid: user.uid(),
-            gid: user.gid(),
-            groups: user.additional_gids().clone().unwrap_or_default(),
-        });
-        let mut root = UserBuilder::default().uid(0_u32).gid(0_u32);
-        if let Some(umask) = user.umask() {
-            root = root.umask(umask);
-        }
-        process.set_user(root.build().map_err(SpecError::Build)?);
-        process.set_capabilities(Some(able_to_filter(&explicit(&no_capabilities()))));
-        late.capabilities = Some(real);
-    } else if late.filter.is_some() && !late.filter_last {
-        process.set_capabilities(Some(able_to_filter(&real)));
-        late.capabilities = Some(real);
-    }
-    Ok((process, late))
-}
-
-/// The container's user namespace, if it has one of its own.
-fn user_namespace(container: &Spec) -> Option<PathBuf> {
-    let namespaces = container.linux().as_ref()?.namespaces().as_ref()?;
-    let user = namespaces
+    let linux = container.linux().as_ref();
+    let namespaces = linux.and_then(|linux| linux.namespaces().as_deref());
+    let joined = namespaces
+        .unwrap_or_default()
         .iter()
-        .find(|ns| ns.typ() == LinuxNamespaceType::User)?;
-    user.path().clone()
-}
-
-/// The default of oci-spec has some.
-fn no_capabilities() -> LinuxCapabilities {
-    let mut none = LinuxCapabilities::default();
-    none.set_bounding(None)
-        .set_effective(None)
-        .set_inheritable(None)
-        .set_permitted(None)
-        .set_ambient(None);
-    none
-}
-
-/// Makes sets that are left out empty ones: libcontainer would leave the agent's.
-fn explicit(capabilities: &LinuxCapabilities) -> LinuxCapabilities {
-    let mut explicit = capabilities.clone();
-    explicit
-        .set_bounding(Some(capabilities.bounding().clone().unwrap_or_default()))
-        .set_effective(Some(capabilities.effective().clone().unwrap_or_default()))
-        .set_inheritable(Some(capabilities.inheritable().clone().unwrap_or_default()))
-        .set_permitted(Some(capabilities.permitted().clone().unwrap_or_default()))
-        .set_ambient(Some(capabilities.ambient().clone().unwrap_or_default()));
-    explicit
-}
-
-/// Adds what loading a filter and then dropping the additions takes.
-fn able_to_filter(real: &LinuxCapabilities) -> LinuxCapabilities {
-    let more = [Capability::SysAdmin, Capability::Setpcap];
-    let add = |set: &Option<std::collections::HashSet<Capability>>| {
-        let mut set = set.clone().unwrap_or_default();
-        set.extend(more);
-        Some(set)
-    };
-    let mut able = real.clone();
-    able.set_bounding(add(real.bounding()))
-        .set_effective(add(real.effective()))
-        .set_permitted(add(real.permitted()));
-    able
+        .map(|ns| match ns.typ() {
+            LinuxNamespaceType::Mount => CloneFlags::CLONE_NEWNS,
+            LinuxNamespaceType::Cgroup => CloneFlags::CLONE_NEWCGROUP,
+            LinuxNamespaceType::User => CloneFlags::CLONE_NEWUSER,
+            LinuxNamespaceType::Pid => CloneFlags::CLONE_NEWPID,
+            _ => CloneFlags::empty(),
+        });
+    Ok((process, joined.collect()))
 }
 
 #[cfg(test)]
@@ -302,13 +231,12 @@ mod tests {
         let user = user();
         let add = Additions {
             rootfs: Path::new("/run/rootfs"),
-            cgroup: PathBuf::from("/hull/c1"),
             user: &user,
             tty: false,
             pid,
-            user_namespace: None,
+            user_namespace: false,
         };
-        complete(spec, add).unwrap()
+        complete(spec, &add).unwrap()
     }
 
     fn kinds(spec: &Spec) -> Vec<(LinuxNamespaceType, bool)> {
@@ -327,7 +255,7 @@ mod tests {
             [(Mount, false), (Cgroup, false), (Pid, false)]
         );
         assert_eq!(
-            kinds(&completed(PidNamespaceOf::Process(77))),
+            kinds(&completed(PidNamespaceOf::Process)),
             [(Mount, false), (Cgroup, false), (Pid, true)]
         );
         assert_eq!(
@@ -342,7 +270,6 @@ mod tests {
         let process = spec.process().as_ref().unwrap();
         assert_eq!((process.user().uid(), process.user().gid()), (5, 6));
         assert_eq!(process.user().additional_gids(), &Some(vec![6, 7]));
-        assert_eq!(process.no_new_privileges(), None);
         let env = process.env().as_ref().unwrap();
         assert!(env.contains(&"HOME=/home/five".to_owned()));
         let root = spec.root().as_ref().unwrap();
@@ -351,27 +278,22 @@ mod tests {
     }
 
     #[test]
-    fn every_set_of_capabilities_is_named() {
-        let named = |spec: &Spec| {
-            let process = spec.process().as_ref().unwrap();
-            let sets = process.capabilities().clone().unwrap();
-            [
-                sets.bounding(),
-                sets.effective(),
-                sets.inheritable(),
-                sets.permitted(),
-                sets.ambient(),
-            ]
-            .map(|set| set.as_ref().map(|set| set.len()))
+    fn an_environment_is_one_of_names() {
+        let env = |entries: &[&str]| {
+            let entries: Vec<String> = entries.iter().map(|e| (*e).to_owned()).collect();
+            environment(&entries).map_err(|e| e.to_string())
         };
-        let some = named(&completed(PidNamespaceOf::Own));
-        assert_eq!(some, [1, 1, 0, 1, 0].map(Some));
-        let mut spec = host_spec();
-        spec.process_mut().as_mut().unwrap().set_capabilities(None);
         assert_eq!(
-            named(&complete_with(spec, PidNamespaceOf::Own)),
-            [Some(0); 5]
+            env(&["A=1", "B=2", "D", "", "A=3=x", "C="]).unwrap(),
+            ["B=2", "A=3=x", "C="]
         );
+        for wrong in ["=x", "A=\0"] {
+            let error = env(&["B=1", wrong]).unwrap_err();
+            assert_eq!(
+                error,
+                format!("environment: {wrong:?} has no name, or a zero byte")
+            );
+        }
     }
 
     #[test]
@@ -384,21 +306,13 @@ mod tests {
     #[test]
     fn an_exec_keeps_all_but_the_command() {
         let spec = completed(PidNamespaceOf::Own);
-        let (process, late) = exec_process(&spec, vec!["id".to_owned()], true).unwrap();
+        let (process, joined) = exec_process(&spec, vec!["id".to_owned()], true).unwrap();
         assert_eq!(process.args().as_ref().unwrap(), &["id"]);
         assert_eq!(process.user().uid(), 5);
         let env = process.env().as_ref().unwrap();
         assert!(env.contains(&"TERM=xterm".to_owned()));
-        assert!(late.filter.is_some() && late.user.is_none() && !late.filter_last);
-        let real = late.capabilities.unwrap();
-        assert_eq!(real.effective().as_ref().unwrap().len(), 1);
-        let able = process.capabilities().as_ref().unwrap();
-        assert!(
-            able.effective()
-                .as_ref()
-                .unwrap()
-                .contains(&Capability::SysAdmin)
-        );
+        let all = CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWCGROUP | CloneFlags::CLONE_NEWPID;
+        assert_eq!(joined, all);
         assert!(exec_process(&spec, Vec::new(), false).is_err());
     }
 }

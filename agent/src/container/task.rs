@@ -9,15 +9,10 @@
 //! The state is not stored: whether the first process ended says one half,
 //! whether it was let go the other.
 
-use std::{
-    collections::VecDeque, io, os::unix::fs::OpenOptionsExt, path::Path, sync::Arc, time::Duration,
-};
+use std::{collections::VecDeque, io, sync::Arc, time::Duration};
 
 use hull_proto_agent::agent::{CreateRequest, ExecRequest};
-use libcontainer::container::{ContainerStatus, State as Record};
 use tokio::{
-    io::AsyncWriteExt,
-    net::UnixStream,
     sync::{mpsc, oneshot},
     time::timeout,
 };
@@ -25,11 +20,11 @@ use tracing::{info, warn};
 
 use super::{
     cgroup::Cgroup,
-    child::chain,
     context::Context,
-    create::{Created, create, state_dir},
+    create::{Created, create},
     error::ContainerError,
     exec::Execs,
+    launch::Gate,
     made::{Made, Public},
     process::StartFailure,
     update::{self, Change},
@@ -234,9 +229,7 @@ impl Task {
     }
 
     async fn let_go(&mut self) -> Result<Result<(), StartFailure>, ContainerError> {
-        let state = state_dir(&self.context.layout.container(&self.id));
-        self.record_running(&state).await?;
-        if let Err(source) = notify(&state).await {
+        if let Some(Err(source)) = self.created.gate.take().map(Gate::open) {
             let id = self.id.clone();
             return Err(ContainerError::Notify { id, source });
         }
@@ -261,21 +254,6 @@ impl Task {
         }
         info!(container = %self.id, "started");
         Ok(outcome)
-    }
-
-    /// libcontainer lets processes join only what its record calls running.
-    async fn record_running(&self, state: &Path) -> Result<(), ContainerError> {
-        let (id, state) = (self.id.clone(), state.to_owned());
-        blocking(move || {
-            let failed = |message| ContainerError::State { id, message };
-            let mut record = match Record::load(&state) {
-                Ok(record) => record,
-                Err(e) => return Err(failed(chain(&e))),
-            };
-            record.status = ContainerStatus::Running;
-            record.save(&state).map_err(|e| failed(chain(&e)))
-        })
-        .await
     }
 
     fn signal_once(&mut self, sending: Sending) -> Result<(), ContainerError> {
@@ -352,11 +330,7 @@ impl Task {
         }
         let (id, cgroup) = (self.id.clone(), self.created.made.cgroup.clone());
         let path = self.context.layout.oci_cgroup(&self.id);
-        blocking(move || {
-            update::apply(&id, path, &cgroup, &change)
-                .map_err(|message| ContainerError::Update { id, message })
-        })
-        .await
+        blocking(move || update::apply(&id, path, &cgroup, change)).await
     }
 
     async fn delete(&mut self, force: bool) -> Result<(), ContainerError> {
@@ -416,24 +390,4 @@ fn signal_all(cgroup: &Cgroup, signal: i32) -> io::Result<()> {
         process.signal(signal)?;
     }
     Ok(())
-}
-
-/// Tells the first process of a container to go on, as libcontainer's
-/// `NotifySocket` does, but without changing the working directory of a process
-/// with threads.
-async fn notify(state: &Path) -> io::Result<()> {
-    use std::os::fd::AsRawFd;
-    // Socket addresses hold 107 bytes; a directory of any name fits this way.
-    let dir = std::fs::OpenOptions::new()
-        .read(true)
-        .custom_flags(libc::O_PATH | libc::O_DIRECTORY)
-        .open(state)?;
-    let path = format!(
-        "/proc/self/fd/{}/{}",
-        dir.as_raw_fd(),
-        libcontainer::notify_socket::NOTIFY_FILE
-    );
-    let mut socket = UnixStream::connect(path).await?;
-    socket.write_all(b"start container").await?;
-    socket.shutdown().await
 }

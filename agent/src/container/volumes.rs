@@ -14,7 +14,7 @@ use std::{
 };
 
 use hull_proto_agent::agent::StorageMount;
-use libcontainer::oci_spec::runtime::Spec;
+use oci_spec::runtime::Spec;
 use pathrs::Root;
 
 use super::{copies::Copies, error::ContainerError, pause::PodUser, spec::SpecError};
@@ -139,7 +139,6 @@ pub(super) fn copy(
                 source: error,
             })?;
         mount.set_source(Some(at));
-        // Done: libcontainer would do it once more.
         mount.set_uid_mappings(None);
         mount.set_gid_mappings(None);
     }

@@ -77,8 +77,7 @@ impl Classified for ContainerError {
             | Self::Signal { .. }
             | Self::Resize(_)
             | Self::Unkillable(_)
-            | Self::Update { .. }
-            | Self::State { .. } => Code::INTERNAL,
+            | Self::Update { .. } => Code::INTERNAL,
         }
     }
 }

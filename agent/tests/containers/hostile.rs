@@ -229,7 +229,7 @@ agent_tests! {
         agent.bind("extra", &extra).await;
         let volume = agent.dir.join("volume");
         fs::create_dir(&volume).unwrap();
-        // What libcontainer makes in a volume is there for the next container.
+        // What is made in a volume is there for the next container.
         let fresh = |name: &str| {
             let devices = volume.join(name);
             fs::create_dir_all(&devices).unwrap();

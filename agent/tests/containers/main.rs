@@ -9,6 +9,7 @@
 
 mod harness;
 mod hostile;
+mod make;
 
 use std::{os::unix::fs::symlink, time::Duration};
 
@@ -49,7 +50,7 @@ macro_rules! agent_tests {
 
 pub(crate) use agent_tests;
 
-fn message<T: std::fmt::Debug>(result: ttrpc::Result<T>) -> (ttrpc::Code, String) {
+pub(crate) fn message<T: std::fmt::Debug>(result: ttrpc::Result<T>) -> (ttrpc::Code, String) {
     match result.unwrap_err() {
         ttrpc::Error::RpcStatus(status) => (status.code(), status.message),
         other => panic!("{other}"),
@@ -615,7 +616,7 @@ agent_tests! {
             ls -ln /data/x /dev/shm/y /bin/busybox | tr -s ' ' | cut -d ' ' -f 3,4,9; cat /sys/fs/cgroup/pids.max; \
             ls -lnd /plain | tr -s ' ' | cut -d ' ' -f 3,4");
         let (output, _) = agent.exec_sync("c1", "e1", &script).await;
-        let expected = format!("{ids}/made/cwd\n99\n0 0 bin\n0 0 data\n0 0 dev\n65534 65534 made\n0 0 cwd\n0 0 /bin/busybox\n5 6 /data/x\n0 0 /dev/shm/y\n200\n65534 65534\n");
+        let expected = format!("{ids}/made/cwd\n99\n0 0 bin\n0 0 data\n0 0 dev\n0 0 made\n0 0 cwd\n0 0 /bin/busybox\n5 6 /data/x\n0 0 /dev/shm/y\n200\n65534 65534\n");
         assert_eq!(output, expected);
         let upper = agent.dir.join("run/scratch/containers/c1/upper");
         let owner = std::os::unix::fs::MetadataExt::uid(&std::fs::metadata(upper.join("data/x")).unwrap());

@@ -1,0 +1,131 @@
+//! What a container is made of: mount points that the image lacks or has as links, environments,
+//! filters.
+
+use std::{fs, os::unix::fs::symlink};
+
+use hull_proto_agent::stream::StreamKind;
+use serde_json::json;
+
+use crate::{
+    agent_tests,
+    harness::{Agent, container_with, context, spec, unable},
+    message,
+};
+
+agent_tests! {
+    async fn mounts_are_where_links_of_the_image_lead(agent) {
+        let layer = agent.dir.join("links");
+        fs::create_dir_all(layer.join("etc")).unwrap();
+        fs::create_dir_all(layer.join("var")).unwrap();
+        for (link, target) in [
+            ("etc/localtime", "/usr/share/zoneinfo/Etc/UTC"),
+            ("etc/resolv.conf", "../run/resolve/stub-resolv.conf"),
+            ("var/run", "/run"),
+            ("up", "../../../../../../outside"),
+            ("real", "etc"),
+        ] {
+            symlink(target, layer.join(link)).unwrap();
+        }
+        agent.bind("links", &layer).await;
+        let (file, dir) = (agent.dir.join("file"), agent.dir.join("volume"));
+        fs::write(&file, "of the host\n").unwrap();
+        fs::create_dir(&dir).unwrap();
+        fs::write(dir.join("x"), "in the volume\n").unwrap();
+        let mut targets = [
+            ("/etc/localtime", &file), ("/etc/resolv.conf", &file), ("/var/run/app", &dir), ("/run", &dir),
+            ("/up/here", &dir), ("/real/new/file", &file),
+        ];
+        let script = "cat /usr/share/zoneinfo/Etc/UTC /run/resolve/stub-resolv.conf /etc/localtime /etc/resolv.conf \
+            /run/app/x /run/x /outside/here/x /etc/new/file 2>&1; ls /dev/fd/ >/dev/null && cat /dev/stdin </etc/localtime";
+        for (id, reversed) in [("c1", false), ("c2", true)] {
+            if reversed {
+                targets.reverse();
+            }
+            let mut wanted = spec(&["sh", "-c", script]);
+            wanted["mounts"].as_array_mut().unwrap().extend(targets.iter().map(|(at, source)| {
+                json!({"destination": at, "type": "bind", "source": source, "options": ["rbind", "rprivate", "rw"]})
+            }));
+            let mut request = container_with(id, &wanted);
+            request.lower.push("links".to_owned());
+            agent.create(&request).await;
+            agent.start_container(id).await.unwrap();
+            let output = agent.output(StreamKind::Stdout, id, "").await;
+            let found = output.lines().filter(|line| ["of the host", "in the volume"].contains(line)).count();
+            // A volume at /run hides what was mounted below it before.
+            assert!(found >= if reversed { 9 } else { 6 }, "{id}: {output}");
+            agent.delete(id).await;
+        }
+        assert!(!agent.dir.join("outside").exists());
+        agent.assert_clean();
+    }
+
+    async fn a_target_of_another_kind_is_told_in_one_line(agent) {
+        let (file, dir) = (agent.dir.join("file"), agent.dir.join("volume"));
+        fs::write(&file, "").unwrap();
+        fs::create_dir(&dir).unwrap();
+        for (at, source, why) in [
+            ("/etc", &file, "mount a file on /etc: it is a directory"),
+            ("/etc/passwd", &dir, "mount a directory on /etc/passwd: it, or something on the way, is a file"),
+            ("/etc/passwd/x", &dir, "mount a directory on /etc/passwd/x: it, or something on the way, is a file"),
+            ("/proc/1", &dir, "nothing can be mounted on /proc/1: it is the kernel's"),
+        ] {
+            let mut wanted = spec(&["true"]);
+            wanted["mounts"].as_array_mut().unwrap().push(
+                json!({"destination": at, "type": "bind", "source": source, "options": ["rbind"]}));
+            let (_, text) = message(agent.client.create(context(), &container_with("c1", &wanted)).await);
+            assert_eq!(text, format!("make the container's first process: {why}"));
+        }
+        let mut wanted = spec(&["true"]);
+        wanted["mounts"].as_array_mut().unwrap().push(
+            json!({"destination": "/x", "type": "tmpfs", "source": "tmpfs", "options": ["sise=1m"]}));
+        let (_, text) = message(agent.client.create(context(), &container_with("c1", &wanted)).await);
+        assert!(text.contains("mount tmpfs on /x: ") && text.contains("sise") && text.lines().count() == 1, "{text}");
+        agent.assert_clean();
+    }
+
+    async fn an_environment_is_kept_or_refused_by_the_entry(agent) {
+        let mut wanted = spec(&["true"]);
+        wanted["process"]["env"] = json!(["PATH=/bin", "=nameless"]);
+        let (_, text) = message(agent.client.create(context(), &container_with("c1", &wanted)).await);
+        assert_eq!(text, "environment: \"=nameless\" has no name, or a zero byte");
+        let mut wanted = spec(&["env"]);
+        wanted["process"]["env"] = json!(["PATH=/bin", "A=1", "B=x=y", "NO_VALUE", "", "A=2", "a b=c", "HOME=", "EMPTY="]);
+        agent.create(&container_with("c1", &wanted)).await;
+        agent.start_container("c1").await.unwrap();
+        let output = agent.output(StreamKind::Stdout, "c1", "").await;
+        let mut lines: Vec<_> = output.lines().collect();
+        lines.sort_unstable();
+        assert_eq!(lines, ["A=2", "B=x=y", "EMPTY=", "HOME=/root", "PATH=/bin", "a b=c"]);
+        agent.delete("c1").await;
+        agent.assert_clean();
+    }
+
+    /// OCI runtime specification, "Seccomp": `value` is the mask of SCMP_CMP_MASKED_EQ.
+    async fn arguments_are_masked_before_they_are_compared(agent) {
+        let mut filtered = spec(&["sh", "-c", "kill -0 $$ || echo refused; kill -CONT $$ && echo sent"]);
+        filtered["linux"]["seccomp"] = json!({
+            "defaultAction": "SCMP_ACT_ALLOW",
+            "syscalls": [{"names": ["kill"], "action": "SCMP_ACT_ERRNO",
+                "args": [{"index": 1, "value": 255, "valueTwo": 0, "op": "SCMP_CMP_MASKED_EQ"}]}]
+        });
+        agent.create(&container_with("c1", &filtered)).await;
+        agent.start_container("c1").await.unwrap();
+        assert_eq!(agent.output(StreamKind::Stdout, "c1", "").await, "refused\nsent\n");
+        agent.delete("c1").await;
+        agent.assert_clean();
+    }
+
+    async fn what_nobody_does_here_is_refused(agent) {
+        let mut hooks = spec(&["true"]);
+        hooks["hooks"] = json!({"createRuntime": [{"path": "/bin/true"}]});
+        let mut sysctls = spec(&["true"]);
+        sysctls["linux"]["sysctl"] = json!({"net.core.somaxconn": "1"});
+        let mut label = spec(&["true"]);
+        label["process"]["apparmorProfile"] = json!("profile");
+        for (wanted, what) in [(hooks, "hooks"), (sysctls, "sysctls"), (label, "AppArmor")] {
+            let (_, text) = message(agent.client.create(context(), &container_with("c1", &wanted)).await);
+            assert!(text.starts_with(&format!("make the container's first process: there are no {what}")), "{text}");
+        }
+        agent.assert_clean();
+    }
+}
