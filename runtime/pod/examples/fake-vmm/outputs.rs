@@ -28,6 +28,12 @@ impl OutputBuffer {
             .send_modify(|state| state.kept.extend_from_slice(bytes));
     }
 
+    /// Waits until fewer bytes are kept.
+    pub async fn wait_for_room(&self, most: usize) {
+        let mut state = self.0.subscribe();
+        let _ = state.wait_for(|state| state.kept.len() < most).await;
+    }
+
     pub fn end(&self) {
         self.0.send_modify(|state| state.ended = true);
     }

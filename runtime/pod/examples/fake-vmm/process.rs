@@ -1,7 +1,7 @@
 //! What a "process" does: its arguments, one after another.
 //!
 //! `out:TEXT`, `err:TEXT` (`\n` is a line end), `lines:N` (numbers, a line each, slowly),
-//! `flood:N` (bytes), `sleep:MS`, `wait` (until it is killed), `trap` (SIGTERM is written to
+//! `flood:N` (bytes), `yes:TEXT` (lines without end, a MiB ahead of who reads them), `sleep:MS`, `wait` (until it is killed), `trap` (SIGTERM is written to
 //! stdout instead of ending it), `signals` (writes the signals that the container got), `cat`
 //! (copies its input to its output), `limits` (writes the changes of limits that the container
 //! got), `close` (closes its outputs and goes on), `oom`, `forbidden` (the VMM is allowed no
@@ -125,6 +125,13 @@ impl Process {
                     }
                 }
                 "flood" => self.stdout.write(&vec![b'x'; number() as usize]),
+                "yes" => {
+                    let lines = format!("{value}\n").repeat((64 << 10) / (value.len() + 1) + 1);
+                    loop {
+                        self.stdout.write(lines.as_bytes());
+                        self.stdout.wait_for_room(1 << 20).await;
+                    }
+                }
                 "sleep" => sleep(Duration::from_millis(number())).await,
                 "cat" => {
                     if let Some(input) = self.received.lock().await.as_mut() {

@@ -218,6 +218,7 @@ impl Driver {
                 }),
                 position: run.log_position(id.as_str()),
                 tty: spec.tty,
+                share: self.log_share.clone(),
             },
             changed: Arc::clone(running.volumes.changed()),
             id,

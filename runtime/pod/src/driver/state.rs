@@ -31,7 +31,7 @@ use crate::{
     command::{Command, Delivered, not_ready},
     events::{EventKind, PodEvent},
     lifecycle::sandbox as lifecycle,
-    logs::pump::ContainerLog,
+    logs::{pump::ContainerLog, share::Share},
     network::Follower,
     node::Node,
     record::SandboxRecord,
@@ -93,6 +93,8 @@ pub(crate) struct Driver {
     pub(super) stands_in: bool,
     pub(super) warnings: Warnings,
     pub(super) containers: BTreeMap<ContainerId, Container>,
+    /// Of its containers' outputs.
+    pub(super) log_share: Share,
     pub(super) execs: HashMap<(ContainerId, String), ExecEnd>,
     pub(super) commands: mpsc::Receiver<Command>,
     pub(super) operations: Operations,
@@ -151,6 +153,7 @@ impl Driver {
             stands_in: false,
             warnings: Warnings::default(),
             containers: BTreeMap::new(),
+            log_share: Share::default(),
             execs: HashMap::new(),
             commands,
             operations: Operations::default(),
@@ -248,6 +251,11 @@ impl Driver {
     pub(crate) fn insert(&mut self, container: Container) {
         self.containers
             .insert(container.record.id.clone(), container);
+    }
+
+    /// What the outputs of the pod's containers share.
+    pub(crate) fn log_share(&self) -> Share {
+        self.log_share.clone()
     }
 
     /// Adds the log of a container that an earlier daemon made.

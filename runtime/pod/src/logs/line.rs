@@ -15,6 +15,7 @@
 )]
 
 use hull_base::clock;
+use memchr::memchr;
 
 /// Longest content of a log line, as in containerd; longer lines are split.
 pub(crate) const LINE_MAX: usize = 16 * 1024;
@@ -43,31 +44,30 @@ impl LineSplitter {
     /// Appends the log lines that `bytes` complete to `out`, and returns how many bytes of output
     /// they hold: what is not counted is kept for the next call.
     pub(crate) fn push(&mut self, mut bytes: &[u8], at_ns: i64, out: &mut Vec<u8>) -> u64 {
-        let mut written = 0;
+        let head = Head::new(at_ns, self.stream);
+        let mut written = 0_u64;
         while !bytes.is_empty() {
             let room = LINE_MAX.saturating_sub(self.pending.len());
             // One byte more than fits may be the line end.
             let window = bytes.get(..=room).unwrap_or(bytes);
-            if let Some(end) = window.iter().position(|b| *b == b'\n') {
-                let (line, rest) = bytes.split_at(end);
-                self.pending.extend_from_slice(line);
-                let line_end = 1;
-                written = self
-                    .pending_bytes()
-                    .saturating_add(line_end)
-                    .saturating_add(written);
-                self.emit('F', at_ns, out);
-                bytes = rest.get(1..).unwrap_or_default();
-            } else if window.len() > room {
-                let (part, rest) = bytes.split_at(room);
-                self.pending.extend_from_slice(part);
-                written = self.pending_bytes().saturating_add(written);
-                self.emit('P', at_ns, out);
-                bytes = rest;
-            } else {
-                self.pending.extend_from_slice(bytes);
-                bytes = &[];
-            }
+            let (tag, length, line_end) = match memchr(b'\n', window) {
+                Some(end) => (Tag::Full, end, 1),
+                None if window.len() > room => (Tag::Partial, room, 0),
+                None => {
+                    self.pending.extend_from_slice(bytes);
+                    break;
+                }
+            };
+            let (part, rest) = bytes.split_at(length);
+            bytes = rest.get(line_end..).unwrap_or_default();
+            written = written
+                .saturating_add(self.pending_bytes())
+                .saturating_add(length as u64)
+                .saturating_add(line_end as u64);
+            head.write(tag, out);
+            out.append(&mut self.pending);
+            out.extend_from_slice(part);
+            out.push(b'\n');
         }
         written
     }
@@ -76,7 +76,9 @@ impl LineSplitter {
     pub(crate) fn finish(&mut self, at_ns: i64, out: &mut Vec<u8>) -> u64 {
         let written = self.pending_bytes();
         if written > 0 {
-            self.emit('P', at_ns, out);
+            Head::new(at_ns, self.stream).write(Tag::Partial, out);
+            out.append(&mut self.pending);
+            out.push(b'\n');
         }
         written
     }
@@ -84,18 +86,35 @@ impl LineSplitter {
     fn pending_bytes(&self) -> u64 {
         self.pending.len() as u64
     }
+}
 
-    fn emit(&mut self, tag: char, at_ns: i64, out: &mut Vec<u8>) {
+/// Whether a log line has the end of a line of output.
+#[derive(Debug, Clone, Copy)]
+enum Tag {
+    Full,
+    Partial,
+}
+
+/// What all log lines of one moment begin with.
+#[derive(Debug)]
+struct Head(String);
+
+impl Head {
+    fn new(at_ns: i64, stream: &str) -> Self {
         let mut head = String::with_capacity(48);
         clock::write_rfc3339(at_ns, &mut head);
         head.push(' ');
-        head.push_str(self.stream);
+        head.push_str(stream);
         head.push(' ');
-        head.push(tag);
-        head.push(' ');
-        out.extend_from_slice(head.as_bytes());
-        out.append(&mut self.pending);
-        out.push(b'\n');
+        Self(head)
+    }
+
+    fn write(&self, tag: Tag, out: &mut Vec<u8>) {
+        out.extend_from_slice(self.0.as_bytes());
+        out.extend_from_slice(match tag {
+            Tag::Full => b"F ",
+            Tag::Partial => b"P ",
+        });
     }
 }
 

@@ -4,7 +4,8 @@
 //! agent ──bytes──▶ Output ──▶ LineSplitter ──▶ LogFile ──▶ acknowledge ──▶ agent forgets them
 //! ```
 //!
-//! A copy of the bytes goes to attached clients before they are written ([`fanout`]).
+//! A copy of the bytes goes to attached clients before they are written ([`fanout`]). All outputs of a
+//! pod together get a bounded part of the daemon's time ([`share`]).
 //!
 //! Nothing is lost or doubled, also when the daemon is killed at any point. A batch of whole
 //! lines is (1) appended to the log file, (2) noted in the position file: length of the log and
@@ -20,6 +21,7 @@ pub(crate) mod fanout;
 pub(crate) mod file;
 pub(crate) mod line;
 pub(crate) mod pump;
+pub(crate) mod share;
 
 use std::{io, path::PathBuf};
 

@@ -33,6 +33,7 @@ use super::{
     fanout::{AttachedOutput, Fanout},
     file::{LogFile, LogPath},
     line::LineSplitter,
+    share::{Share, timed},
 };
 
 const BUFFER: usize = 64 * 1024;
@@ -77,6 +78,8 @@ pub(crate) struct LogTarget {
     pub path: Option<LogPath>,
     pub position: PathBuf,
     pub tty: bool,
+    /// The pod's.
+    pub share: Share,
 }
 
 impl ContainerLog {
@@ -86,6 +89,7 @@ impl ContainerLog {
     /// When its files can't be opened.
     pub(crate) async fn start(agent: &Agent, target: LogTarget) -> Result<Self, LogError> {
         let (container, tty) = (target.container.clone(), target.tty);
+        let share = target.share.clone();
         let open = move || LogFile::open(target.path, &target.position);
         let file = Arc::new(Mutex::new(blocking(open).await?));
         let (stdout_end, stdout) = watch::channel(OutputEnd::Open);
@@ -102,8 +106,16 @@ impl ContainerLog {
                     .lock()
                     .unwrap_or_else(PoisonError::into_inner)
                     .written(kind);
-                let output = Output::new(agent, kind, &container, "", offset, end);
-                let pump = Box::pin(pump(output, kind, offset, Arc::clone(&file), live));
+                let output = Output::new(agent, kind, &container, "", offset, end.clone());
+                let log = OutputLog {
+                    file: Arc::clone(&file),
+                    kind,
+                    written: offset,
+                    live,
+                    share: share.clone(),
+                    end,
+                };
+                let pump = Box::pin(log.pump(output));
                 let agent = agent.clone();
                 tokio::spawn(async move {
                     // A panic has told the pod's task.
@@ -156,39 +168,70 @@ impl Drop for ContainerLog {
     }
 }
 
-async fn pump(
-    mut output: Output,
-    kind: OutputKind,
-    mut written: u64,
+/// Where one output goes.
+#[derive(Debug)]
+struct OutputLog {
     file: Arc<Mutex<LogFile>>,
+    kind: OutputKind,
+    written: u64,
     live: Fanout,
-) {
-    let mut splitter = LineSplitter::new(match kind {
-        OutputKind::Stdout => "stdout",
-        OutputKind::Stderr => "stderr",
-    });
-    let mut buffer = vec![0; IDLE_BUFFER];
-    loop {
-        let read = output.read(&mut buffer).await;
-        let (is_end, length) = (read.is_empty(), read.len());
-        let mut lines = Vec::with_capacity(read.len().saturating_add(256));
-        let now = clock::now_ns();
-        let bytes = if is_end {
-            live.end();
-            splitter.finish(now, &mut lines)
-        } else {
-            live.publish(read);
-            splitter.push(read, now, &mut lines)
-        };
-        if bytes > 0 {
-            append(&file, Arc::new(lines), kind, bytes).await;
-            written = written.saturating_add(bytes);
-            output.acknowledge(written).await;
+    share: Share,
+    end: watch::Receiver<OutputEnd>,
+}
+
+impl OutputLog {
+    async fn pump(mut self, mut output: Output) {
+        let mut splitter = LineSplitter::new(match self.kind {
+            OutputKind::Stdout => "stdout",
+            OutputKind::Stderr => "stderr",
+        });
+        let mut buffer = vec![0; IDLE_BUFFER];
+        loop {
+            let read = output.read(&mut buffer).await;
+            let (is_end, length) = (read.is_empty(), read.len());
+            let mut lines = Vec::with_capacity(read.len().saturating_add(256));
+            let now = clock::now_ns();
+            let (bytes, split) = timed(|| {
+                if is_end {
+                    self.live.end();
+                    splitter.finish(now, &mut lines)
+                } else {
+                    self.live.publish(read);
+                    splitter.push(read, now, &mut lines)
+                }
+            });
+            let mut appended = Duration::ZERO;
+            if bytes > 0 {
+                appended = self.append(Arc::new(lines), bytes).await;
+                self.written = self.written.saturating_add(bytes);
+                output.acknowledge(self.written).await;
+            }
+            if is_end {
+                return;
+            }
+            fit(&mut buffer, length);
+            let work = split.saturating_add(appended);
+            self.share.spend(work, &mut self.end).await;
         }
-        if is_end {
-            return;
+    }
+
+    /// Appends for as long as it takes; returns how much work it was.
+    async fn append(&self, lines: Arc<Vec<u8>>, bytes: u64) -> Duration {
+        let mut work = Duration::ZERO;
+        loop {
+            let (file, lines, kind) = (Arc::clone(&self.file), Arc::clone(&lines), self.kind);
+            let append = move || {
+                let mut file = file.lock().unwrap_or_else(PoisonError::into_inner);
+                timed(|| file.append(&lines, kind, bytes))
+            };
+            let (result, took) = blocking(append).await;
+            work = work.saturating_add(took);
+            match result {
+                Ok(()) => return work,
+                Err(error) => tracing::warn!(error = &error as &dyn std::error::Error, "write log"),
+            }
+            sleep(RETRY).await;
         }
-        fit(&mut buffer, length);
     }
 }
 
@@ -202,22 +245,4 @@ fn fit(buffer: &mut Vec<u8>, length: usize) {
     };
     buffer.resize(size, 0);
     buffer.shrink_to(size);
-}
-
-/// Appends for as long as it takes.
-async fn append(file: &Arc<Mutex<LogFile>>, lines: Arc<Vec<u8>>, kind: OutputKind, bytes: u64) {
-    loop {
-        let (file, lines) = (Arc::clone(file), Arc::clone(&lines));
-        let result = blocking(move || {
-            file.lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .append(&lines, kind, bytes)
-        })
-        .await;
-        match result {
-            Ok(()) => return,
-            Err(error) => tracing::warn!(error = &error as &dyn std::error::Error, "write log"),
-        }
-        sleep(RETRY).await;
-    }
 }

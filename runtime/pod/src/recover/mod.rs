@@ -381,6 +381,7 @@ impl Recovery {
                     }),
                     position: run.log_position(container.id.as_str()),
                     tty: container.spec.tty,
+                    share: self.driver.log_share(),
                 };
                 let start = || ContainerLog::start(&vm.agent, target.clone());
                 match start.retry(LOG_RETRIES).await {
