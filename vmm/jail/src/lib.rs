@@ -2,8 +2,9 @@
 //! away for good, and fails rather than leave it.
 //!
 //! All steps are for a process with one thread, since most act on the calling thread alone. The
-//! order that works: [`end_with_parent`], [`close_others`], [`leave_namespaces`], [`empty_root`],
-//! [`limit`], then the powers ([`become_user`] or [`keep_capabilities`]), [`hide_memory`], [`confine`].
+//! order that works: [`close_others`], [`leave_namespaces`], [`empty_root`], [`limit`], then the powers
+//! ([`become_user`] or [`keep_capabilities`]), [`hide_memory`], [`confine`]; and [`end_with_parent`] anywhere
+//! but before [`become_user`].
 //! A pid namespace is for processes to come, and so for who starts this one: [`start_apart`].
 
 pub mod seccomp;
@@ -67,7 +68,8 @@ pub enum Root {
     MountPoints,
 }
 
-/// Has the process end when its parent does.
+/// Has the process end when its parent does: the thread that started it. To become another
+/// user undoes it.
 ///
 /// # Errors
 /// [`JailError`]
