@@ -21,7 +21,7 @@ simulate: ## SEEDS=10000 [FIRST=1]: runs of a node under a seed, killed and brok
 critest: build ## CRITEST=/path/to/critest [FOCUS=REGEX]: that critest against hull serve in the KVM host
 	@tests/critest.sh
 
-bench: build ## BENCH=network, storage, pmem, burst or neighbours: measures Hull and its peers in the KVM host; node, pull: the daemon with many pods, pulls, here
+bench: build ## BENCH=network, storage, pmem, burst or neighbours: measures Hull and its peers in the KVM host; node, logs, pull: the daemon with many pods, with much output, pulls, here
 	@tests/bench/$(or $(BENCH),network).sh
 
 hostile: ## [SECONDS=N] [SEED=N]: the hostile guest's attacks at random on the VMM's devices, one seed after another, here

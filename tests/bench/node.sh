@@ -8,18 +8,19 @@
 # table, and for each target
 #   bench node-NAME hull=… peer=none ratio=… target=… held|SHORT
 #
-# HULL is another program to measure than target/hull/hull.
+# HULL is another program to measure than target/hull/hull. LOAD=log-load is for logs.sh: it takes that load
+# instead, with its own arguments in PODS.
 set -euo pipefail
 . "$(dirname "$(realpath "$0")")/../host/lib.sh"
 # A pod takes 20 descriptors of the daemon.
 most=$(ulimit -Hn)
 [ "$most" != unlimited ] && [ "$most" -lt 21000 ] && most=$(((most - 1000) / 20)) || most=1000
-PODS=${PODS:-10 100 $most}
+PODS=${PODS:-10 100 $most} LOAD=${LOAD:-node-load}
 
 outside() {
-    (cd "$REPO" && cargo build --locked --release -p hull-pod -p hull-tests --example fake-vmm --example node-load)
+    (cd "$REPO" && cargo build --locked --release -p hull-pod -p hull-tests --example fake-vmm --example "$LOAD")
     # A process per VM and file server, all gone with the last of the script.
-    HULL=${HULL:-$TARGET/hull/hull} PODS=$PODS exec unshare --net --mount --pid --fork --kill-child --mount-proc \
+    HULL=${HULL:-$TARGET/hull/hull} PODS=$PODS LOAD=$LOAD exec unshare --net --mount --pid --fork --kill-child --mount-proc \
         "$REPO/tests/bench/node.sh" inside
 }
 
@@ -59,7 +60,7 @@ T
     for _ in {1..100}; do [ -S "$dir/state/hull.sock" ] || sleep 0.1; done
     # shellcheck disable=SC2086
     "$hull" --config "$dir/hull.toml" images import "$dir/image.tar" >/dev/null &&
-        "$TARGET/release/examples/node-load" "$dir" "$daemon" $PODS || { tail -n 20 "$dir/log"; return 1; }
+        "$TARGET/release/examples/$LOAD" "$dir" "$daemon" $PODS || { tail -n 20 "$dir/log"; return 1; }
     grep -E 'ERROR|WARN' "$dir/log" | tail -n 5
 }
 
