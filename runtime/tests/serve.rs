@@ -492,3 +492,101 @@ async fn secrets_are_in_no_log_and_no_command_line() {
     assert!(processes >= 2, "daemon and VMM");
     daemon.end(&id).await;
 }
+
+/// The daemon's memory, KiB.
+fn memory(daemon: &Daemon) -> usize {
+    let status = fs::read_to_string(format!("/proc/{}/status", daemon.child.id())).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let number = line.unwrap().split_whitespace().next().unwrap();
+    number.parse().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_never_reads_its_events_costs_little_memory_and_holds_nobody_up() {
+    const CONTAINERS: usize = 100;
+    let Some(daemon) = Daemon::start().await else {
+        return;
+    };
+    let registry = registry::serve(daemon.child.id(), "user", "password");
+    let image = ImageSpec {
+        image: format!("{}/app:1", registry.address),
+        ..Default::default()
+    };
+    let request = PullImageRequest {
+        image: Some(image.clone()),
+        auth: Some(AuthConfig {
+            username: "user".into(),
+            password: "password".into(),
+            ..Default::default()
+        }),
+        sandbox_config: None,
+    };
+    daemon.images.clone().pull_image(request).await.unwrap();
+    // Each event tells them.
+    let annotations = [("ballast".to_owned(), "x".repeat(200 << 10))];
+    let pod = PodSandboxConfig {
+        metadata: Some(PodSandboxMetadata {
+            name: "web".into(),
+            uid: "web".into(),
+            namespace: "default".into(),
+            attempt: 0,
+        }),
+        annotations: annotations.into(),
+        ..Default::default()
+    };
+    let request = RunPodSandboxRequest {
+        config: Some(pod.clone()),
+        runtime_handler: String::new(),
+    };
+    let mut client = daemon.client.clone();
+    let pod_id = client.run_pod_sandbox(request).await.unwrap();
+    let pod_id = pod_id.into_inner().pod_sandbox_id;
+    // Connections of their own: what one does not read would hold up all calls of its connection.
+    let follow = async || {
+        let socket = daemon.dir.path().join("state/hull.sock");
+        let endpoint = Endpoint::from_shared(format!("unix:{}", socket.display())).unwrap();
+        let mut client = RuntimeServiceClient::new(endpoint.connect().await.unwrap());
+        let events = client.get_container_events(GetEventsRequest {}).await;
+        events.unwrap().into_inner()
+    };
+    let (mut stuck, mut reader) = (follow().await, follow().await);
+    let reading = tokio::spawn(async move {
+        for _ in 0..2 * CONTAINERS {
+            reader.message().await.unwrap().unwrap();
+        }
+    });
+    let before = memory(&daemon);
+    let mut ids = Vec::new();
+    for n in 0..CONTAINERS {
+        let request = CreateContainerRequest {
+            pod_sandbox_id: pod_id.clone(),
+            config: Some(ContainerConfig {
+                metadata: Some(ContainerMetadata {
+                    name: format!("c{n}"),
+                    attempt: 0,
+                }),
+                image: Some(image.clone()),
+                command: vec!["wait".into()],
+                ..Default::default()
+            }),
+            sandbox_config: Some(pod.clone()),
+        };
+        let container_id = client.create_container(request).await.unwrap();
+        let container_id = container_id.into_inner().container_id;
+        ids.push(container_id.clone());
+        let request = RemoveContainerRequest { container_id };
+        client.remove_container(request).await.unwrap();
+    }
+    reading.await.unwrap();
+    let grown = memory(&daemon).saturating_sub(before);
+    let told = CONTAINERS * 2 * 200;
+    assert!(grown < told / 2, "{grown} KiB for events of {told} KiB");
+    // It was told all when it reads at last.
+    for id in ids {
+        for _ in 0..2 {
+            let event = stuck.message().await.unwrap().unwrap();
+            assert_eq!(event.container_id, id);
+        }
+    }
+    daemon.end(&pod_id).await;
+}
