@@ -66,7 +66,7 @@ fn wrong_answer() -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, "the answer is not OK <port>")
 }
 
-/// Connects as soon as somebody listens in the guest.
+/// Connects as soon as somebody listens in the guest. Whether the VMM ends meanwhile, others see.
 ///
 /// # Errors
 /// When nobody does before `deadline`.
@@ -74,6 +74,31 @@ pub(crate) async fn dial_until(
     vsock: &Path,
     port: u32,
     deadline: Instant,
+) -> Result<UnixStream, GuestError> {
+    dial_while(vsock, port, deadline, |_| true).await
+}
+
+/// As [`dial_until`], in a guest that runs.
+///
+/// # Errors
+/// As there, and at once when nobody has the socket any more: its VMM is gone.
+pub(crate) async fn dial_running(
+    vsock: &Path,
+    port: u32,
+    deadline: Instant,
+) -> Result<UnixStream, GuestError> {
+    let is_gone = |error: &GuestError| {
+        matches!(error, GuestError::Connect { source, .. }
+            if source.kind() == io::ErrorKind::ConnectionRefused)
+    };
+    dial_while(vsock, port, deadline, |error| !is_gone(error)).await
+}
+
+async fn dial_while(
+    vsock: &Path,
+    port: u32,
+    deadline: Instant,
+    may_come: impl Fn(&GuestError) -> bool,
 ) -> Result<UnixStream, GuestError> {
     let begin = Instant::now();
     let attempt = async || {
@@ -88,7 +113,7 @@ pub(crate) async fn dial_until(
     };
     attempt
         .retry(PAUSES)
-        .when(|_| clock::after(PAUSE_MAX) < deadline)
+        .when(|error| may_come(error) && clock::after(PAUSE_MAX) < deadline)
         .await
 }
 
@@ -112,6 +137,17 @@ mod tests {
             }
         });
         (dir, path)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_vmm_that_is_gone_is_not_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("vsock.sock");
+        drop(UnixListener::bind(&path).unwrap());
+        let deadline = clock::after(Duration::from_secs(10));
+        let refused = dial_running(&path, 1024, deadline).await;
+        assert!(matches!(refused, Err(GuestError::Connect { .. })));
+        assert!(Instant::now() < deadline - Duration::from_secs(9));
     }
 
     #[tokio::test]

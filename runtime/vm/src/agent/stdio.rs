@@ -337,7 +337,7 @@ async fn connect_stream(
     header: &StreamHeader,
 ) -> Result<(UnixStream, u64), GuestError> {
     let deadline = clock::after(OPEN);
-    let mut stream = connect::dial_until(vsock, STREAM_PORT, deadline).await?;
+    let mut stream = connect::dial_running(vsock, STREAM_PORT, deadline).await?;
     let reply = exchange(&mut stream, header).await;
     match reply.map_err(|source| failed(header, source))? {
         StreamReply::Ok { offset } => Ok((stream, offset)),
