@@ -105,23 +105,12 @@ impl Node {
         let pod = |call: usize| &self.pods[call * 7919 % pods];
 
         let runtime = || self.client.runtime.clone();
-        let call = async |n: usize| {
-            let pod_sandbox_id = pod(n).id.clone();
-            let request = PodSandboxStatusRequest {
-                pod_sandbox_id,
-                verbose: false,
-            };
-            Ok(runtime().pod_sandbox_status(request).await.map(drop)?)
-        };
+        let call = async |n: usize| Ok(self.client.pod_status(&pod(n).id).await.map(drop)?);
         figures.push(Figure::of("PodSandboxStatus", Kind::Single, CALLS, call).await?);
 
         let call = async |n: usize| {
-            let container_id = pod(n).containers[n % CONTAINERS].clone();
-            let request = ContainerStatusRequest {
-                container_id,
-                verbose: false,
-            };
-            Ok(runtime().container_status(request).await.map(drop)?)
+            let id = &pod(n).containers[n % CONTAINERS];
+            Ok(self.client.container_status(id).await.map(drop)?)
         };
         figures.push(Figure::of("ContainerStatus", Kind::Single, CALLS, call).await?);
 
@@ -176,24 +165,13 @@ impl Node {
     }
 
     async fn sandboxes(&self, expected: usize) -> Result<()> {
-        let request = ListPodSandboxRequest { filter: None };
-        let answer = self
-            .client
-            .runtime
-            .clone()
-            .list_pod_sandbox(request)
-            .await?;
-        complete("ListPodSandbox", answer.into_inner().items.len(), expected)
+        let told = self.client.sandboxes().await?.len();
+        complete("ListPodSandbox", told, expected)
     }
 
     async fn containers(&self, filter: Option<ContainerFilter>, expected: usize) -> Result<()> {
-        let request = ListContainersRequest { filter };
-        let answer = self.client.runtime.clone().list_containers(request).await?;
-        complete(
-            "ListContainers",
-            answer.into_inner().containers.len(),
-            expected,
-        )
+        let told = self.client.containers(filter).await?.len();
+        complete("ListContainers", told, expected)
     }
 }
 
@@ -254,25 +232,14 @@ async fn start(client: &Client, dir: &Path, number: usize) -> Result<Pod> {
         linux: Some(LinuxPodSandboxConfig::default()),
         ..Default::default()
     };
-    let request = RunPodSandboxRequest {
-        config: Some(config.clone()),
-        runtime_handler: String::new(),
-    };
-    let answer = client.runtime.clone().run_pod_sandbox(request).await?;
-    let id = answer.into_inner().pod_sandbox_id;
+    let pod = client.run_sandbox(config).await?;
     let mut containers = Vec::new();
     for name in ["app", "proxy", "logger"] {
-        let request = CreateContainerRequest {
-            pod_sandbox_id: id.clone(),
-            config: Some(container(name, &uid, &files)),
-            sandbox_config: Some(config.clone()),
-        };
-        let answer = client.runtime.clone().create_container(request).await?;
-        let container_id = answer.into_inner().container_id;
-        containers.push(container_id.clone());
-        let request = StartContainerRequest { container_id };
-        client.runtime.clone().start_container(request).await?;
+        let id = client.create(&pod, container(name, &uid, &files)).await?;
+        client.start_container(&id).await?;
+        containers.push(id);
     }
+    let id = pod.id;
     Ok(Pod { id, containers })
 }
 

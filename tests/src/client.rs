@@ -4,14 +4,30 @@ use std::{collections::BTreeMap, path::Path, time::Duration};
 
 use anyhow::{Context, Result};
 use hull_proto_cri::v1::{
-    ContainerState, ContainerStatus, ContainerStatusRequest, ImageSpec, PodSandboxStatus,
-    PodSandboxStatusRequest, PullImageRequest, image_service_client::ImageServiceClient,
+    Container, ContainerConfig, ContainerFilter, ContainerState, ContainerStatus,
+    ContainerStatusRequest, CreateContainerRequest, ExecSyncRequest, ExecSyncResponse, ImageSpec,
+    ListContainersRequest, ListPodSandboxRequest, PodSandbox, PodSandboxConfig, PodSandboxStatus,
+    PodSandboxStatusRequest, PullImageRequest, RemoveContainerRequest, RemoveImageRequest,
+    RemovePodSandboxRequest, RunPodSandboxRequest, StartContainerRequest, StopContainerRequest,
+    StopPodSandboxRequest, image_service_client::ImageServiceClient,
     runtime_service_client::RuntimeServiceClient,
 };
-use tonic::transport::{Channel, Endpoint};
+use tonic::{
+    Status,
+    transport::{Channel, Endpoint},
+};
 
 /// The largest answer accepted, bytes: `ExecSync` returns up to 16 MiB per stream.
 const MAX_ANSWER: usize = 40 << 20;
+
+/// A sandbox that was run.
+#[derive(Debug, Clone)]
+pub struct Pod {
+    /// Its id.
+    pub id: String,
+    /// What it was made from.
+    pub config: PodSandboxConfig,
+}
 
 /// Both CRI services over one connection. Clones share it.
 #[derive(Debug, Clone)]
@@ -63,7 +79,7 @@ impl Client {
     ///
     /// # Errors
     /// The daemon's.
-    pub async fn pull(&self, reference: &str) -> Result<String, tonic::Status> {
+    pub async fn pull(&self, reference: &str) -> Result<String, Status> {
         let request = PullImageRequest {
             image: Some(image(reference)),
             ..Default::default()
@@ -72,11 +88,156 @@ impl Client {
         Ok(answer.into_inner().image_ref)
     }
 
+    /// Removes an image.
+    ///
+    /// # Errors
+    /// The daemon's.
+    pub async fn remove_image(&self, reference: &str) -> Result<(), Status> {
+        let request = RemoveImageRequest {
+            image: Some(image(reference)),
+        };
+        let answer = self.images.clone().remove_image(request).await;
+        answer.map(drop)
+    }
+
+    /// Runs a sandbox.
+    ///
+    /// # Errors
+    /// The daemon's.
+    pub async fn run_sandbox(&self, config: PodSandboxConfig) -> Result<Pod, Status> {
+        let request = RunPodSandboxRequest {
+            config: Some(config.clone()),
+            runtime_handler: String::new(),
+        };
+        let answer = self.runtime.clone().run_pod_sandbox(request).await?;
+        Ok(Pod {
+            id: answer.into_inner().pod_sandbox_id,
+            config,
+        })
+    }
+
+    /// Stops a sandbox.
+    ///
+    /// # Errors
+    /// The daemon's.
+    pub async fn stop_sandbox(&self, id: &str) -> Result<(), Status> {
+        let request = StopPodSandboxRequest {
+            pod_sandbox_id: id.into(),
+        };
+        let answer = self.runtime.clone().stop_pod_sandbox(request).await;
+        answer.map(drop)
+    }
+
+    /// Removes a sandbox.
+    ///
+    /// # Errors
+    /// The daemon's.
+    pub async fn remove_sandbox(&self, id: &str) -> Result<(), Status> {
+        let request = RemovePodSandboxRequest {
+            pod_sandbox_id: id.into(),
+        };
+        let answer = self.runtime.clone().remove_pod_sandbox(request).await;
+        answer.map(drop)
+    }
+
+    /// All sandboxes.
+    ///
+    /// # Errors
+    /// The daemon's.
+    pub async fn sandboxes(&self) -> Result<Vec<PodSandbox>, Status> {
+        let request = ListPodSandboxRequest { filter: None };
+        let answer = self.runtime.clone().list_pod_sandbox(request).await?;
+        Ok(answer.into_inner().items)
+    }
+
+    /// Creates a container and returns its id.
+    ///
+    /// # Errors
+    /// The daemon's.
+    pub async fn create(&self, pod: &Pod, config: ContainerConfig) -> Result<String, Status> {
+        let request = CreateContainerRequest {
+            pod_sandbox_id: pod.id.clone(),
+            config: Some(config),
+            sandbox_config: Some(pod.config.clone()),
+        };
+        let answer = self.runtime.clone().create_container(request).await?;
+        Ok(answer.into_inner().container_id)
+    }
+
+    /// Starts a container.
+    ///
+    /// # Errors
+    /// The daemon's.
+    pub async fn start_container(&self, id: &str) -> Result<(), Status> {
+        let request = StartContainerRequest {
+            container_id: id.into(),
+        };
+        let answer = self.runtime.clone().start_container(request).await;
+        answer.map(drop)
+    }
+
+    /// Stops a container, which has so many seconds to end by itself.
+    ///
+    /// # Errors
+    /// The daemon's.
+    pub async fn stop_container(&self, id: &str, grace: i64) -> Result<(), Status> {
+        let request = StopContainerRequest {
+            container_id: id.into(),
+            timeout: grace,
+        };
+        let answer = self.runtime.clone().stop_container(request).await;
+        answer.map(drop)
+    }
+
+    /// Removes a container.
+    ///
+    /// # Errors
+    /// The daemon's.
+    pub async fn remove_container(&self, id: &str) -> Result<(), Status> {
+        let request = RemoveContainerRequest {
+            container_id: id.into(),
+        };
+        let answer = self.runtime.clone().remove_container(request).await;
+        answer.map(drop)
+    }
+
+    /// The containers that pass a filter; without one, all.
+    ///
+    /// # Errors
+    /// The daemon's.
+    pub async fn containers(
+        &self,
+        filter: Option<ContainerFilter>,
+    ) -> Result<Vec<Container>, Status> {
+        let request = ListContainersRequest { filter };
+        let answer = self.runtime.clone().list_containers(request).await?;
+        Ok(answer.into_inner().containers)
+    }
+
+    /// Runs a command in a container to its end, or for so many seconds; 0: without limit.
+    ///
+    /// # Errors
+    /// The daemon's.
+    pub async fn exec_sync(
+        &self,
+        id: &str,
+        command: Vec<String>,
+        timeout: i64,
+    ) -> Result<ExecSyncResponse, Status> {
+        let request = ExecSyncRequest {
+            container_id: id.into(),
+            cmd: command,
+            timeout,
+        };
+        let answer = self.runtime.clone().exec_sync(request).await?;
+        Ok(answer.into_inner())
+    }
+
     /// The status of a pod sandbox.
     ///
     /// # Errors
     /// The daemon's.
-    pub async fn pod_status(&self, id: &str) -> Result<PodSandboxStatus, tonic::Status> {
+    pub async fn pod_status(&self, id: &str) -> Result<PodSandboxStatus, Status> {
         let request = PodSandboxStatusRequest {
             pod_sandbox_id: id.to_owned(),
             verbose: false,
@@ -85,14 +246,14 @@ impl Client {
         answer
             .into_inner()
             .status
-            .ok_or_else(|| tonic::Status::internal("answer has no status"))
+            .ok_or_else(|| Status::internal("answer has no status"))
     }
 
     /// The status of a container.
     ///
     /// # Errors
     /// The daemon's.
-    pub async fn container_status(&self, id: &str) -> Result<ContainerStatus, tonic::Status> {
+    pub async fn container_status(&self, id: &str) -> Result<ContainerStatus, Status> {
         let request = ContainerStatusRequest {
             container_id: id.to_owned(),
             verbose: false,
@@ -101,7 +262,7 @@ impl Client {
         answer
             .into_inner()
             .status
-            .ok_or_else(|| tonic::Status::internal("answer has no status"))
+            .ok_or_else(|| Status::internal("answer has no status"))
     }
 
     /// Waits until a container has exited and returns its last status.

@@ -6,6 +6,7 @@ mod registry;
 pub mod vm;
 mod wait;
 
-pub use node::{Node, Place, Pod};
+pub use hull_tests::client::Pod;
+pub use node::{Node, Place};
 pub use registry::{BUSYBOX, Fault, FaultyRegistry, NETWORK_TOOLS};
 pub use wait::PATIENCE;

@@ -3,18 +3,17 @@
 use std::{
     fs,
     net::{IpAddr, Ipv4Addr},
+    ops::Deref,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
 
 use hull_proto_cri::v1::{
-    ContainerConfig, ContainerMetadata, CreateContainerRequest, ExecSyncRequest, ExecSyncResponse,
-    PodSandboxConfig, PodSandboxMetadata, PodSandboxStatusRequest, RemoveContainerRequest,
-    RemovePodSandboxRequest, RunPodSandboxRequest, StartContainerRequest, StopContainerRequest,
-    StopPodSandboxRequest,
+    ContainerConfig, ContainerMetadata, ExecSyncResponse, PodSandboxConfig, PodSandboxMetadata,
+    PodSandboxStatusRequest,
 };
-use hull_tests::client::{Client, image};
+use hull_tests::client::{Client, Pod, image};
 use tonic::Status;
 
 use super::{
@@ -146,14 +145,6 @@ impl Drop for Daemon {
     }
 }
 
-/// A running sandbox.
-pub struct Pod {
-    /// Its id.
-    pub id: String,
-    /// What it was made from.
-    pub config: PodSandboxConfig,
-}
-
 impl Node {
     /// Starts a node with the default configuration.
     pub async fn start() -> Self {
@@ -227,19 +218,6 @@ impl Node {
         }
     }
 
-    /// Runs a sandbox.
-    pub async fn run_sandbox(&self, config: PodSandboxConfig) -> Result<Pod, Status> {
-        let request = RunPodSandboxRequest {
-            config: Some(config.clone()),
-            runtime_handler: String::new(),
-        };
-        let answer = self.client.runtime.clone().run_pod_sandbox(request).await?;
-        Ok(Pod {
-            id: answer.into_inner().pod_sandbox_id,
-            config,
-        })
-    }
-
     /// Pulls busybox and runs a sandbox.
     pub async fn pod(&self, name: &str) -> Pod {
         self.client.pull(BUSYBOX).await.unwrap();
@@ -258,31 +236,6 @@ impl Node {
             log_path: format!("{name}.log"),
             ..Default::default()
         }
-    }
-
-    /// Creates a container.
-    pub async fn create(&self, pod: &Pod, config: ContainerConfig) -> Result<String, Status> {
-        let request = CreateContainerRequest {
-            pod_sandbox_id: pod.id.clone(),
-            config: Some(config),
-            sandbox_config: Some(pod.config.clone()),
-        };
-        let answer = self
-            .client
-            .runtime
-            .clone()
-            .create_container(request)
-            .await?;
-        Ok(answer.into_inner().container_id)
-    }
-
-    /// Starts a container.
-    pub async fn start_container(&self, id: &str) -> Result<(), Status> {
-        let request = StartContainerRequest {
-            container_id: id.into(),
-        };
-        self.client.runtime.clone().start_container(request).await?;
-        Ok(())
     }
 
     /// Creates and starts a container that runs a shell script.
@@ -304,13 +257,8 @@ impl Node {
         script: &str,
         timeout: i64,
     ) -> Result<ExecSyncResponse, Status> {
-        let request = ExecSyncRequest {
-            container_id: id.into(),
-            cmd: ["/bin/sh", "-c", script].map(String::from).to_vec(),
-            timeout,
-        };
-        let answer = self.client.runtime.clone().exec_sync(request).await?;
-        Ok(answer.into_inner())
+        let command = ["/bin/sh", "-c", script].map(String::from).to_vec();
+        self.exec_sync(id, command, timeout).await
     }
 
     /// What a verbose status of a pod warns of.
@@ -324,48 +272,6 @@ impl Node {
         let info: serde_json::Value =
             serde_json::from_str(&answer.into_inner().info["info"]).unwrap();
         info["vm"]["warning"].as_str().unwrap().to_owned()
-    }
-
-    /// Stops a container.
-    pub async fn stop_container(&self, id: &str, grace: i64) -> Result<(), Status> {
-        let request = StopContainerRequest {
-            container_id: id.into(),
-            timeout: grace,
-        };
-        self.client.runtime.clone().stop_container(request).await?;
-        Ok(())
-    }
-
-    /// Removes a container.
-    pub async fn remove_container(&self, id: &str) -> Result<(), Status> {
-        let request = RemoveContainerRequest {
-            container_id: id.into(),
-        };
-        let answer = self.client.runtime.clone().remove_container(request).await;
-        answer.map(drop)
-    }
-
-    /// Stops a sandbox.
-    pub async fn stop_sandbox(&self, id: &str) -> Result<(), Status> {
-        let request = StopPodSandboxRequest {
-            pod_sandbox_id: id.into(),
-        };
-        let answer = self.client.runtime.clone().stop_pod_sandbox(request).await;
-        answer.map(drop)
-    }
-
-    /// Removes a sandbox.
-    pub async fn remove_sandbox(&self, id: &str) -> Result<(), Status> {
-        let request = RemovePodSandboxRequest {
-            pod_sandbox_id: id.into(),
-        };
-        let answer = self
-            .client
-            .runtime
-            .clone()
-            .remove_pod_sandbox(request)
-            .await;
-        answer.map(drop)
     }
 
     /// The text of a container's log file, without times and tags.
@@ -414,6 +320,15 @@ impl Node {
             })
             .collect();
         assert!(leases.is_empty(), "addresses still leased: {leases:?}");
+    }
+}
+
+/// Its client's calls.
+impl Deref for Node {
+    type Target = Client;
+
+    fn deref(&self) -> &Client {
+        &self.client
     }
 }
 

@@ -219,7 +219,7 @@ async fn run(arguments: Arguments) -> Result<ExitCode> {
             id,
             command,
             ..
-        } => return exec(client, id, command, timeout).await,
+        } => return exec(client, &id, command, timeout).await,
         Command::Exec {
             interactive,
             tty,
@@ -327,10 +327,7 @@ async fn images(mut client: Client, command: Command) -> Result<()> {
         }
         Command::Rmi { references } => {
             for reference in references {
-                let request = RemoveImageRequest {
-                    image: Some(image(&reference)),
-                };
-                client.images.remove_image(request).await?;
+                client.remove_image(&reference).await?;
                 line(&reference)?;
             }
             Ok(())
@@ -396,28 +393,20 @@ async fn pods(mut client: Client, command: Command) -> Result<()> {
         }
         Command::Stopp { ids } => {
             for id in ids {
-                let request = StopPodSandboxRequest {
-                    pod_sandbox_id: id.clone(),
-                };
-                client.runtime.stop_pod_sandbox(request).await?;
+                client.stop_sandbox(&id).await?;
                 line(&id)?;
             }
             Ok(())
         }
         Command::Rmp { ids } => {
             for id in ids {
-                let request = RemovePodSandboxRequest {
-                    pod_sandbox_id: id.clone(),
-                };
-                client.runtime.remove_pod_sandbox(request).await?;
+                client.remove_sandbox(&id).await?;
                 line(&id)?;
             }
             Ok(())
         }
         Command::Pods { quiet } => {
-            let request = ListPodSandboxRequest { filter: None };
-            let answer = client.runtime.list_pod_sandbox(request).await?;
-            for pod in answer.into_inner().items {
+            for pod in client.sandboxes().await? {
                 let state = match pod.state() {
                     PodSandboxState::SandboxReady => "Ready",
                     PodSandboxState::SandboxNotready => "NotReady",
@@ -461,10 +450,7 @@ async fn containers(mut client: Client, command: Command) -> Result<()> {
         }
         Command::Start { ids } => {
             for id in ids {
-                let request = StartContainerRequest {
-                    container_id: id.clone(),
-                };
-                client.runtime.start_container(request).await?;
+                client.start_container(&id).await?;
                 line(&id)?;
             }
             Ok(())
@@ -479,21 +465,14 @@ async fn containers(mut client: Client, command: Command) -> Result<()> {
         Command::Logs { id } => print_logs(&client, &id).await,
         Command::Stop { timeout, ids } => {
             for id in ids {
-                let request = StopContainerRequest {
-                    container_id: id.clone(),
-                    timeout,
-                };
-                client.runtime.stop_container(request).await?;
+                client.stop_container(&id, timeout).await?;
                 line(&id)?;
             }
             Ok(())
         }
         Command::Rm { ids } => {
             for id in ids {
-                let request = RemoveContainerRequest {
-                    container_id: id.clone(),
-                };
-                client.runtime.remove_container(request).await?;
+                client.remove_container(&id).await?;
                 line(&id)?;
             }
             Ok(())
@@ -503,12 +482,8 @@ async fn containers(mut client: Client, command: Command) -> Result<()> {
     }
 }
 
-async fn ps(mut client: Client, all: bool, quiet: bool) -> Result<()> {
-    let answer = client
-        .runtime
-        .list_containers(ListContainersRequest { filter: None })
-        .await?;
-    for container in answer.into_inner().containers {
+async fn ps(client: Client, all: bool, quiet: bool) -> Result<()> {
+    for container in client.containers(None).await? {
         if !all && container.state() != ContainerState::ContainerRunning {
             continue;
         }
@@ -533,18 +508,8 @@ async fn ps(mut client: Client, all: bool, quiet: bool) -> Result<()> {
     Ok(())
 }
 
-async fn exec(
-    mut client: Client,
-    container_id: String,
-    cmd: Vec<String>,
-    timeout: i64,
-) -> Result<ExitCode> {
-    let request = ExecSyncRequest {
-        container_id,
-        cmd,
-        timeout,
-    };
-    let answer = client.runtime.exec_sync(request).await?.into_inner();
+async fn exec(client: Client, id: &str, command: Vec<String>, timeout: i64) -> Result<ExitCode> {
+    let answer = client.exec_sync(id, command, timeout).await?;
     io::stdout().write_all(&answer.stdout)?;
     io::stderr().write_all(&answer.stderr)?;
     Ok(u8::try_from(answer.exit_code).map_or(ExitCode::FAILURE, ExitCode::from))
