@@ -7,6 +7,8 @@ use std::{
 
 use tokio::time::Instant;
 
+use crate::faults;
+
 const SECOND_NS: i64 = 1_000_000_000;
 const DAY_S: i64 = 86_400;
 
@@ -20,10 +22,11 @@ pub fn after(limit: Duration) -> Instant {
 /// Unix time in nanoseconds; 0 before 1970.
 #[must_use]
 pub fn now_ns() -> i64 {
-    match SystemTime::now().duration_since(UNIX_EPOCH) {
+    let now_ns = match SystemTime::now().duration_since(UNIX_EPOCH) {
         Ok(since) => i64::try_from(since.as_nanos()).unwrap_or(i64::MAX),
         Err(_) => 0,
-    }
+    };
+    now_ns.saturating_add(faults::clock_ns())
 }
 
 /// Appends a time as RFC 3339 in UTC with nanoseconds, as in CRI log files.

@@ -11,6 +11,7 @@
 //! $HULL_FAULTS            serial action point nth    what is to happen, once: written by the test
 //! $HULL_FAULTS.fired      there when it did
 //! $HULL_FAULTS.trace      serial point, a line for each that was reached, for the action `trace`
+//! $HULL_FAULTS.clock      seconds by which the wall clock is off
 //! ```
 //!
 //! Actions are `kill` (SIGKILL), `stop` (SIGSTOP), `enospc` and `eio` (of writes, from the nth on until the
@@ -166,8 +167,14 @@ points! {
     ImagesWrite(Write) = "images-write",
     /// The records of images are synced.
     ImagesSync(Write) = "images-sync",
+    /// A file of a layer is made, or synced.
+    LayerWrite(Write) = "layer-write",
+    /// An image's disk is made.
+    DiskWrite(Write) = "disk-write",
     /// An image's disk, or a layer, is moved to its place.
     ImageWrite(Write) = "image-write",
+    /// A log is opened, or made.
+    LogOpen(Write) = "log-open",
     /// A log is appended to.
     LogWrite(Write) = "log-write",
     /// How far a log is, is noted.
@@ -211,6 +218,19 @@ pub fn write(point: Point) -> io::Result<()> {
     armed::reach(point)
 }
 
+/// How far a test has set the wall clock, nanoseconds.
+#[cfg(not(feature = "faults"))]
+#[inline(always)]
+pub(crate) fn clock_ns() -> i64 {
+    0
+}
+
+/// How far a test has set the wall clock, nanoseconds.
+#[cfg(feature = "faults")]
+pub(crate) fn clock_ns() -> i64 {
+    armed::clock_ns()
+}
+
 #[cfg(feature = "faults")]
 mod armed {
     use std::{
@@ -239,6 +259,12 @@ mod armed {
         let mut path = FILE.get_or_init(|| env::var_os("HULL_FAULTS")).clone()?;
         path.push(suffix);
         Some(path.into())
+    }
+
+    pub(super) fn clock_ns() -> i64 {
+        let text = file(".clock").and_then(|path| fs::read_to_string(path).ok());
+        let seconds: i64 = text.and_then(|text| text.parse().ok()).unwrap_or(0);
+        seconds.saturating_mul(1_000_000_000)
     }
 
     pub(super) fn reach(point: Point) -> io::Result<()> {

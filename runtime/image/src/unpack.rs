@@ -12,6 +12,7 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
+use hull_base::faults::{self, Point};
 use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
 use tokio::sync::{mpsc, oneshot};
@@ -150,13 +151,16 @@ struct NewFile {
 
 impl NewFile {
     fn create(path: PathBuf) -> Result<Self, StoreError> {
-        let file = File::create_new(&path)
+        let file = faults::write(Point::LayerWrite)
+            .and_then(|()| File::create_new(&path))
             .map_err(|e| StoreError::io(format!("create {}", path.display()), e))?;
         Ok(Self { path, file })
     }
 
     fn sync(&self) -> Result<(), StoreError> {
-        self.file.sync_all().map_err(|e| self.error(e))
+        faults::write(Point::LayerWrite)
+            .and_then(|()| self.file.sync_all())
+            .map_err(|e| self.error(e))
     }
 
     fn action(&self) -> String {

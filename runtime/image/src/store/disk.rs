@@ -6,6 +6,7 @@ use std::io;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
 
+use hull_base::faults::{self, Point};
 use tokio::sync::oneshot;
 
 use crate::config::Limits;
@@ -57,7 +58,8 @@ pub(crate) fn build(
     let directory = shared.files.new_directory()?;
     let path = directory.path().join("meta.erofs");
     let failed = |e| StoreError::io(format!("write {}", path.display()), e);
-    let out = File::create_new(&path).map_err(failed)?;
+    let out = faults::write(Point::DiskWrite).and_then(|()| File::create_new(&path));
+    let out = out.map_err(failed)?;
     let merged = merge(shared, id, layers, &lengths, memory, &out, wanted)?;
     let merged = merged.map_err(|failure| match failure {
         Failure::InvalidLayer { layer, reason } => match layers.get(layer as usize) {

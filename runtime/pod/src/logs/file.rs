@@ -256,6 +256,7 @@ fn cut_back_renamed(path: &LogPath, noted: Position) -> Result<(), LogError> {
 /// Opens or begins a log; returns its inode and length too.
 fn open_log(path: &LogPath) -> Result<(File, u64, u64), LogError> {
     let open = || -> io::Result<File> {
+        faults::write(Point::LogOpen)?;
         if let Some(trusted) = path.directory.parent() {
             fs::create_dir_all(trusted)?;
         }
