@@ -28,10 +28,10 @@ hostile: ## [SECONDS=N] [SEED=N]: the hostile guest's attacks at random on the V
 	@HULL_HOSTILE_SECONDS=$(or $(SECONDS),60) HULL_HOSTILE_SEED=$(SEED) \
 		cargo test --locked -p hull-vmm --test hostile seeds_without_end -- --ignored --nocapture
 
-faults: build ## a daemon that is killed, stopped and refused writes at each of its points, in real VMs; FOCUS=WORD: some of them
+faults: ## a daemon that is killed, stopped and refused writes at each of its points, in real VMs, or VMS=fake; FOCUS=WORDS: some of them
 	@tests/faults.sh faults
 
-soak: build ## pods and restarts by the thousand, fake and real, leave nothing; MINUTES=N: at least so long
+soak: ## pods and restarts by the thousand, fake and real, leave nothing; MINUTES=N: at least so long
 	@tests/faults.sh soak
 
 check: ## format, lints, dependencies (licences, versions, advisories), layering, circles, points of faults

@@ -1,8 +1,8 @@
 #!/bin/bash
-# faults.sh faults|soak: tests/faults with real microVMs in the KVM host, as root: a daemon that has points
-# where it can be killed (the feature `faults`), and all else as it is released. FOCUS: only the faults with
-# that in their names. VMS=fake: with fake ones alone, here. MINUTES: how long the soak goes on at least. The
-# last line is the result.
+# faults.sh faults|soak: tests/faults, as root: a daemon that has points where it can be killed (the feature
+# `faults`). Its pods are real microVMs in the KVM host, and all else is as it is released; with VMS=fake they
+# are fake, here. The soak runs with both. FOCUS: only the faults that have one of these words (commas between
+# them) in their names. MINUTES: how long the soak goes on at least. The last line is the result.
 set -euo pipefail
 . "$(dirname "$(realpath "$0")")/host/lib.sh"
 cd "$REPO"
@@ -11,20 +11,18 @@ case ${1:-} in
     soak) test=what_comes_and_goes_leaves_nothing ;;
     *) die "faults or soak" ;;
 esac
-program=$(cargo test --locked -p hull-tests --test faults --no-run --message-format json |
+# The daemon and what stands for VMs are built with it, and with it the daemon has the points.
+program=$(cargo build --locked --workspace --bins --example fake-vmm --test faults --message-format json |
     jq -r 'select(.profile.test? and .target.name == "faults") | .executable')
 HULL_TEST_IMAGES=$("$REPO/tests/images/build.sh")
 export HULL_TEST_IMAGES HULL_FOCUS=${FOCUS:-} HULL_SOAK_MINUTES=${MINUTES:-1}
-run() { "$@" "$program" --exact "$test" --ignored --nocapture; }
-if [ "${VMS:-}" = fake ] || [ "$1" = soak ]; then
-    # On this machine; the programs are those of the tests.
-    cargo build --locked -p hull --features faults --bins
-    cargo build --locked -p hull-pod --examples
-    HULL_FAULTS_VMS=fake run env
-    [ "${VMS:-}" != fake ] || exit 0
-fi
-cargo build --locked --release -p hull --features faults --bins
+run() { "$REPO/tests/host/run.sh" "$program" --exact "$test" --ignored --nocapture; }
+if [ "${VMS:-}" = fake ] || [ "$1" = soak ]; then HULL_HOST=direct HULL_FAULTS_VMS=fake run; fi
+[ "${VMS:-}" != fake ] || exit 0
+make --no-print-directory build >&2
+# As `make build` builds it, but for the points.
+cargo build --locked --release -p hull -p hull-vmm -p hull-fs -p hull-tests --features hull/faults --bins
 mkdir -p "$TARGET/faults"
 cp "$TARGET/release/hull" "$TARGET/faults/hull"
 export HULL_FAULTS_VMS=real HULL_FAULTS_DAEMON=$TARGET/faults/hull
-run "$REPO/tests/host/run.sh"
+run

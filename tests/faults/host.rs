@@ -4,7 +4,7 @@ use std::{
     fs,
     io::Write,
     net::TcpListener,
-    path::Path,
+    path::{Path, PathBuf},
     process::Command,
     time::{Duration, Instant},
 };
@@ -15,10 +15,10 @@ use rustix::process::Signal;
 use tokio::time::timeout;
 
 use crate::{
-    kind::{Kind, PATIENCE},
+    kind::PATIENCE,
     kubelet::{Kubelet, OTHER, Work},
     left,
-    node::{Node, run, signal},
+    node::{HANG, Node, PASSES, run, signal},
     points::Pods,
     witness::Witness,
 };
@@ -29,6 +29,7 @@ const SOON: Duration = Duration::from_secs(30);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum HostFault {
     FullDisk,
+    FullDiskInPull,
     FullLogs,
     NoDescriptors,
     NoProcesses,
@@ -36,21 +37,24 @@ pub enum HostFault {
     VmmStopped,
     FilesStopped,
     DaemonStopped,
-    HungPlugin,
+    HungAdd,
+    HungDel,
     HungRegistry,
     StoreGarbage,
     StoreEmpty,
     StoreCut,
     ImagesGarbage,
     OlderRecords,
-    GuestPanics,
+    NewerRecord,
+    AgentKilled,
     ClockAhead,
     ClockBehind,
     Reboot,
 }
 
-pub const ALL: [HostFault; 19] = [
+pub const ALL: [HostFault; 22] = [
     HostFault::FullDisk,
+    HostFault::FullDiskInPull,
     HostFault::FullLogs,
     HostFault::NoDescriptors,
     HostFault::NoProcesses,
@@ -58,14 +62,16 @@ pub const ALL: [HostFault; 19] = [
     HostFault::VmmStopped,
     HostFault::FilesStopped,
     HostFault::DaemonStopped,
-    HostFault::HungPlugin,
+    HostFault::HungAdd,
+    HostFault::HungDel,
     HostFault::HungRegistry,
     HostFault::StoreGarbage,
     HostFault::StoreEmpty,
     HostFault::StoreCut,
     HostFault::ImagesGarbage,
     HostFault::OlderRecords,
-    HostFault::GuestPanics,
+    HostFault::NewerRecord,
+    HostFault::AgentKilled,
     HostFault::ClockAhead,
     HostFault::ClockBehind,
     HostFault::Reboot,
@@ -75,6 +81,7 @@ impl HostFault {
     pub fn name(self) -> &'static str {
         match self {
             Self::FullDisk => "full disk below root",
+            Self::FullDiskInPull => "disk below root that fills in a pull",
             Self::FullLogs => "full disk of logs",
             Self::NoDescriptors => "EMFILE of hull",
             Self::NoProcesses => "no pids for hull",
@@ -82,25 +89,32 @@ impl HostFault {
             Self::VmmStopped => "SIGSTOP of hull-vmm",
             Self::FilesStopped => "SIGSTOP of hull-fs",
             Self::DaemonStopped => "SIGSTOP of hull",
-            Self::HungPlugin => "hung CNI plugin",
+            Self::HungAdd => "hung CNI plugin in ADD",
+            Self::HungDel => "hung CNI plugin in DEL",
             Self::HungRegistry => "hung registry",
             Self::StoreGarbage => "records: garbage",
             Self::StoreEmpty => "records: empty file",
             Self::StoreCut => "records: cut in half",
             Self::ImagesGarbage => "records of images: garbage",
             Self::OlderRecords => "records of an older form",
-            Self::GuestPanics => "agent's guest panics",
+            Self::NewerRecord => "record of a newer form",
+            Self::AgentKilled => "kill -9 of hull-agent and SIGSTOP of hull",
             Self::ClockAhead => "clock jumps ahead",
             Self::ClockBehind => "clock jumps back",
             Self::Reboot => "host reboots",
         }
     }
 
-    /// Whether this node can have it: a clock is the whole machine's, which a real node has for itself.
-    pub fn is_possible(self, kind: Kind) -> bool {
+    /// Whether half a minute or more has to pass in it.
+    pub fn is_slow(self) -> bool {
+        matches!(self, Self::VmmStopped | Self::FilesStopped)
+    }
+
+    /// Whether this machine can have it.
+    pub fn is_possible(self) -> bool {
         match self {
-            Self::ClockAhead | Self::ClockBehind | Self::GuestPanics => kind == Kind::Real,
-            Self::NoProcesses | Self::NoMemory => cgroups().is_some(),
+            Self::NoProcesses => Cgroup::of("pids").is_some(),
+            Self::NoMemory => Cgroup::of("memory").is_some(),
             _ => true,
         }
     }
@@ -114,6 +128,7 @@ impl HostFault {
     ) -> Result<()> {
         match self {
             Self::FullDisk => full_disk(node, pods).await,
+            Self::FullDiskInPull => full_disk_in_pull(node).await,
             Self::FullLogs => full_logs(node, pods, witness).await,
             Self::NoDescriptors => no_descriptors(node, witness).await,
             Self::NoProcesses => in_cgroup(node, witness, "pids").await,
@@ -121,7 +136,8 @@ impl HostFault {
             Self::VmmStopped => vmm_stopped(node, witness).await,
             Self::FilesStopped => files_stopped(node, witness).await,
             Self::DaemonStopped => daemon_stopped(node, witness).await,
-            Self::HungPlugin => hung_plugin(node, witness).await,
+            Self::HungAdd => hung_add(node, witness).await,
+            Self::HungDel => hung_del(node, witness).await,
             Self::HungRegistry => hung_registry(node, witness).await,
             Self::StoreGarbage => {
                 broken(node, witness, "root/hull.redb", |_| b"no records".to_vec()).await
@@ -135,7 +151,8 @@ impl HostFault {
             }
             Self::ImagesGarbage => images_broken(node, pods, witness).await,
             Self::OlderRecords => older(node, witness).await,
-            Self::GuestPanics => guest_panics(node, witness).await,
+            Self::NewerRecord => newer(node, witness).await,
+            Self::AgentKilled => agent_killed(node, witness).await,
             Self::ClockAhead => clock(node, witness, 3600).await,
             Self::ClockBehind => clock(node, witness, -3600).await,
             Self::Reboot => reboot(node, pods, witness).await,
@@ -143,29 +160,77 @@ impl HostFault {
     }
 }
 
-/// Where cgroups are; none: version 1.
-fn cgroups() -> Option<&'static Path> {
-    let root = Path::new("/sys/fs/cgroup");
-    root.join("cgroup.controllers").exists().then_some(root)
+/// A cgroup for the daemon, in which one thing is limited.
+struct Cgroup {
+    path: PathBuf,
+    max: &'static str,
+    current: &'static str,
+    /// What is written for no limit.
+    unlimited: &'static str,
+}
+
+impl Cgroup {
+    /// Where it is in this machine; none: it has no such cgroups.
+    fn of(controller: &str) -> Option<Self> {
+        let root = Path::new("/sys/fs/cgroup");
+        let (root, max, current, unlimited) = match controller {
+            _ if root.join("cgroup.controllers").exists() => {
+                let control = root.join("cgroup.subtree_control");
+                let _ = fs::write(control, format!("+{controller}"));
+                match controller {
+                    "pids" => (root.to_owned(), "pids.max", "pids.current", "max"),
+                    _ => (root.to_owned(), "memory.max", "memory.current", "max"),
+                }
+            }
+            "pids" => (root.join("pids"), "pids.max", "pids.current", "max"),
+            _ => (
+                root.join("memory"),
+                "memory.limit_in_bytes",
+                "memory.usage_in_bytes",
+                "-1",
+            ),
+        };
+        root.join("cgroup.procs").exists().then(|| Self {
+            path: root.join("hull-faults-daemon"),
+            max,
+            current,
+            unlimited,
+        })
+    }
+
+    fn limit(&self, most: &str) -> Result<()> {
+        let path = self.path.join(self.max);
+        fs::write(&path, most).with_context(|| format!("write {}", path.display()))
+    }
+
+    /// Puts a process into it, which may have so much more than it has.
+    fn confine(&self, pid: u32, more: u64) -> Result<()> {
+        fs::create_dir_all(&self.path)?;
+        fs::write(self.path.join("cgroup.procs"), pid.to_string())?;
+        let now: u64 = fs::read_to_string(self.path.join(self.current))?
+            .trim()
+            .parse()?;
+        self.limit(&(now + more).to_string())
+    }
 }
 
 /// A pod that comes, works and goes.
 async fn pod_comes_and_goes(node: &Node, name: &str) -> Result<()> {
     let pod = node
-        .run_sandbox(&node.sandbox(name))
+        .run_sandbox(node.sandbox(name))
         .await
         .context("run a pod")?;
     node.works(&pod).await?;
     node.end(&pod).await
 }
 
-/// Fills a file system.
-fn fill(path: &Path) -> Result<()> {
+/// Fills a file system; returns how long the file is.
+fn fill(path: &Path) -> Result<u64> {
     let mut file = fs::File::create(path)?;
     for size in [1 << 20, 4096, 1] {
         while file.write_all(&vec![1; size]).is_ok() {}
     }
-    Ok(())
+    Ok(file.metadata()?.len())
 }
 
 async fn full_disk(node: &mut Node, pods: &mut Pods) -> Result<()> {
@@ -175,21 +240,21 @@ async fn full_disk(node: &mut Node, pods: &mut Pods) -> Result<()> {
     let mut refused = 0;
     for number in 0..2 {
         let config = node.sandbox(&format!("full-{number}"));
-        match node.run_sandbox(&config).await {
+        match node.run_sandbox(config.clone()).await {
             Ok(pod) => node.end(&pod).await?,
             Err(_) => refused += 1,
         }
         let created = node
             .create(
                 &shared,
-                &node.container(&format!("full-{number}"), Work::Waits),
+                node.container(&format!("full-{number}"), Work::Waits),
             )
             .await;
         match created {
             Ok(id) => node.remove_container(&id).await?,
             Err(_) => refused += 1,
         }
-        match node.client.pull(OTHER).await {
+        match node.pull(OTHER).await {
             Ok(_) => node.remove_image(OTHER).await?,
             Err(_) => refused += 1,
         }
@@ -199,14 +264,38 @@ async fn full_disk(node: &mut Node, pods: &mut Pods) -> Result<()> {
     // Without another daemon.
     pod_comes_and_goes(node, "after-full").await?;
     node.works(&shared).await?;
-    node.client.pull(OTHER).await.context("pull afterwards")?;
+    node.pull(OTHER).await.context("pull afterwards")?;
     Ok(node.remove_image(OTHER).await?)
+}
+
+/// Each pull comes a little further.
+async fn full_disk_in_pull(node: &mut Node) -> Result<()> {
+    let filler = node.dir.join("root/filler");
+    let (mut refused, mut pulled) = (0, 0);
+    for room in (3..13).map(|shift| 1024 << shift) {
+        let length = fill(&filler)?;
+        let file = fs::File::options().write(true).open(&filler)?;
+        file.set_len(length.saturating_sub(room))?;
+        match node.pull(OTHER).await {
+            Ok(_) => pulled += 1,
+            Err(_) => refused += 1,
+        }
+        drop(file);
+        fs::remove_file(&filler)?;
+        node.pull(OTHER).await.context("pull afterwards")?;
+        node.remove_image(OTHER).await?;
+    }
+    ensure!(
+        refused > 0 && pulled > 0,
+        "{refused} pulls were refused, {pulled} were not"
+    );
+    Ok(())
 }
 
 async fn full_logs(node: &mut Node, pods: &mut Pods, witness: &mut Witness) -> Result<()> {
     let shared = pods.shared(node).await?;
     let id = node
-        .create(&shared, &node.container("full", Work::EndsLater))
+        .create(&shared, node.container("full", Work::EndsLater))
         .await?;
     let filler = node.dir.join("logs/filler");
     fill(&filler)?;
@@ -239,60 +328,36 @@ async fn no_descriptors(node: &mut Node, witness: &mut Witness) -> Result<()> {
     for more in [0, 3, 8, 14] {
         limit(&(open + more).to_string())?;
         let config = node.sandbox(&format!("descriptors-{more}"));
-        let ran = timeout(PATIENCE, node.run_sandbox(&config)).await;
+        let ran = timeout(PATIENCE, node.run_sandbox(config.clone())).await;
         limit(most)?;
-        match ran.context("a pod without descriptors")? {
-            Ok(pod) => node.end(&pod).await?,
-            Err(_) => {
-                refused += 1;
-                for left in node.sandboxes(&format!("descriptors-{more}")).await? {
-                    node.stop_sandbox(&left.id).await?;
-                    node.remove_sandbox(&left.id).await?;
-                }
-            }
-        }
+        refused += usize::from(ran.context("a pod without descriptors")?.is_err());
+        let pod = node.run_again(&config).await?;
+        node.end(&pod).await?;
     }
     ensure!(refused > 0, "nothing was refused without descriptors");
     pod_comes_and_goes(node, "after-descriptors").await?;
     witness.look(node).await
 }
 
-/// The daemon is in a cgroup of its own that allows no more than it has.
+/// The daemon is in a cgroup of its own that allows little more than it has.
 async fn in_cgroup(node: &mut Node, witness: &mut Witness, controller: &str) -> Result<()> {
-    let root = cgroups().context("cgroups")?;
-    let own = root.join("hull-faults-daemon");
-    let _ = fs::write(
-        root.join("cgroup.subtree_control"),
-        format!("+{controller}"),
-    );
-    fs::create_dir_all(&own)?;
-    fs::write(own.join("cgroup.procs"), node.daemon().to_string())?;
-    let (max, current) = (
-        own.join(format!("{controller}.max")),
-        own.join(format!("{controller}.current")),
-    );
-    let now: u64 = fs::read_to_string(current)?.trim().parse()?;
-    let most = if controller == "memory" {
-        now + (1 << 20)
-    } else {
-        now + 1
-    };
-    fs::write(&max, most.to_string())?;
+    let own = Cgroup::of(controller).context("a cgroup")?;
+    let more = if controller == "memory" { 1 << 20 } else { 1 };
+    own.confine(node.daemon(), more)?;
     let config = node.sandbox(controller);
-    let ran = timeout(PATIENCE, node.run_sandbox(&config)).await;
-    fs::write(&max, "max")?;
-    if node.has_ended()? {
-        node.start_daemon().await?;
+    // It succeeds or fails, or the daemon ends.
+    let _ = timeout(PATIENCE, node.run_sandbox(config.clone())).await;
+    own.limit(own.unlimited)?;
+    if node.connect().await.is_err() {
+        node.restart().await?;
     }
-    drop(ran);
-    // kubelet's retry.
-    let pod = node.run_sandbox(&config).await.context("run it again")?;
+    let pod = node.run_again(&config).await?;
     node.works(&pod).await?;
     node.end(&pod).await?;
     witness.look(node).await?;
     node.restart().await?;
     for _ in 0..100 {
-        if fs::remove_dir(&own).is_ok() {
+        if fs::remove_dir(&own.path).is_ok() {
             return Ok(());
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
@@ -301,9 +366,9 @@ async fn in_cgroup(node: &mut Node, witness: &mut Witness, controller: &str) -> 
 }
 
 async fn vmm_stopped(node: &mut Node, witness: &mut Witness) -> Result<()> {
-    let pod = node.run_sandbox(&node.sandbox("stopped")).await?;
+    let pod = node.run_sandbox(node.sandbox("stopped")).await?;
     let id = node
-        .create(&pod, &node.container("waits", Work::Waits))
+        .create(&pod, node.container("waits", Work::Waits))
         .await?;
     node.start_container(&id).await?;
     for pid in node.vmms(&pod.id) {
@@ -328,14 +393,14 @@ async fn vmm_stopped(node: &mut Node, witness: &mut Witness) -> Result<()> {
 }
 
 async fn files_stopped(node: &mut Node, witness: &mut Witness) -> Result<()> {
-    let pod = node.run_sandbox(&node.sandbox("stopped")).await?;
+    let pod = node.run_sandbox(node.sandbox("stopped")).await?;
     node.works(&pod).await?;
-    for pid in node.processes(&pod.id, "/fs.sock") {
+    for pid in node.file_servers(&pod.id) {
         signal(pid, Signal::STOP)?;
     }
     let kubelet: Kubelet = (**node).clone();
     let (asked, config) = (pod.clone(), node.container("waits", Work::Waits));
-    let creation = tokio::spawn(async move { kubelet.create(&asked, &config).await });
+    let creation = tokio::spawn(async move { kubelet.create(&asked, config).await });
     timeout(SOON, node.exec(&witness.container))
         .await
         .context("another pod's command")??;
@@ -352,9 +417,9 @@ async fn files_stopped(node: &mut Node, witness: &mut Witness) -> Result<()> {
 }
 
 async fn daemon_stopped(node: &mut Node, witness: &mut Witness) -> Result<()> {
-    let pod = node.run_sandbox(&node.sandbox("meanwhile")).await?;
+    let pod = node.run_sandbox(node.sandbox("meanwhile")).await?;
     let id = node
-        .create(&pod, &node.container("meanwhile", Work::EndsLater))
+        .create(&pod, node.container("meanwhile", Work::EndsLater))
         .await?;
     node.start_container(&id).await?;
     signal(node.daemon(), Signal::STOP)?;
@@ -365,11 +430,11 @@ async fn daemon_stopped(node: &mut Node, witness: &mut Witness) -> Result<()> {
     witness.ticks(node).await
 }
 
-async fn hung_plugin(node: &mut Node, witness: &mut Witness) -> Result<()> {
+async fn hung_add(node: &mut Node, witness: &mut Witness) -> Result<()> {
     node.hang_plugins(true)?;
     let (kubelet, config): (Kubelet, _) = ((**node).clone(), node.sandbox("hung"));
     let asked = config.clone();
-    let hung = tokio::spawn(async move { kubelet.run_sandbox(&asked).await });
+    let hung = tokio::spawn(async move { kubelet.run_sandbox(asked).await });
     tokio::time::sleep(Duration::from_secs(2)).await;
     ensure!(!hung.is_finished(), "the plugin does not hang");
     timeout(SOON, node.exec(&witness.container))
@@ -379,33 +444,68 @@ async fn hung_plugin(node: &mut Node, witness: &mut Witness) -> Result<()> {
     // Killed while it waits for the plugin.
     node.kill_daemon();
     let _ = hung.await;
-    for (pid, line) in left::processes(&node.dir) {
-        if line.contains("bin/hang") {
-            signal(pid, Signal::KILL)?;
-        }
-    }
+    kill_plugins(node);
     // DEL of the same plugin would hang for its whole minute.
-    fs::write(node.dir.join("bin/hang"), "#!/bin/sh\nexit 0\n")?;
+    fs::write(node.dir.join("bin/hang"), PASSES)?;
     timeout(PATIENCE, node.start_daemon())
         .await
         .context("the next daemon")??;
-    fs::write(node.dir.join("bin/hang"), crate::node::HANG)?;
-    let pod = node.run_sandbox(&config).await.context("run it again")?;
+    fs::write(node.dir.join("bin/hang"), HANG)?;
+    let pod = node.run_again(&config).await?;
     node.works(&pod).await?;
     node.end(&pod).await
+}
+
+async fn hung_del(node: &mut Node, witness: &mut Witness) -> Result<()> {
+    node.hang_plugins(true)?;
+    fs::write(node.dir.join("bin/hang"), PASSES)?;
+    let pod = node.run_sandbox(node.sandbox("hung-del")).await?;
+    fs::write(node.dir.join("bin/hang"), HANG)?;
+    let (kubelet, id): (Kubelet, _) = ((**node).clone(), pod.id.clone());
+    let hung = tokio::spawn(async move { kubelet.stop_sandbox(&id).await });
+    let deadline = Instant::now() + PATIENCE;
+    while !kill_plugins(node) {
+        ensure!(!hung.is_finished(), "the plugin does not hang");
+        ensure!(Instant::now() < deadline, "the plugin is not called");
+        timeout(SOON, node.exec(&witness.container))
+            .await
+            .context("another pod's command")??;
+    }
+    // kubelet's retry, and the daemon's own.
+    fs::write(node.dir.join("bin/hang"), PASSES)?;
+    let _ = timeout(PATIENCE, hung).await.context("the stop's end")?;
+    timeout(PATIENCE, node.end(&pod))
+        .await
+        .context("its end")??;
+    fs::write(node.dir.join("bin/hang"), HANG)?;
+    node.hang_plugins(false)?;
+    pod_comes_and_goes(node, "after-hung-del").await
+}
+
+/// Kills plugins that hang; whether there were any.
+fn kill_plugins(node: &Node) -> bool {
+    let plugins = left::processes(&node.dir);
+    let mut hung = plugins
+        .iter()
+        .filter(|(_, line)| line.contains("bin/hang"))
+        .peekable();
+    let were_any = hung.peek().is_some();
+    for (pid, _) in hung {
+        let _ = signal(*pid, Signal::KILL);
+    }
+    were_any
 }
 
 async fn hung_registry(node: &mut Node, witness: &mut Witness) -> Result<()> {
     let mute = TcpListener::bind("127.0.0.1:5001")?;
     let kubelet: Kubelet = (**node).clone();
-    let hung =
-        tokio::spawn(async move { kubelet.client.pull("mute.test/demo/busybox:latest").await });
+    let hung = tokio::spawn(async move { kubelet.pull("mute.test/demo/busybox:latest").await });
     tokio::time::sleep(Duration::from_secs(1)).await;
     ensure!(!hung.is_finished(), "the registry does not hang");
     timeout(SOON, node.exec(&witness.container))
         .await
         .context("a pod's command")??;
-    timeout(SOON, node.client.pull(OTHER))
+    timeout(SOON, node.pull(OTHER))
         .await
         .context("another pull")??;
     node.remove_image(OTHER).await?;
@@ -506,42 +606,44 @@ async fn older(node: &mut Node, witness: &mut Witness) -> Result<()> {
     pod_comes_and_goes(node, "after-older").await
 }
 
-/// A container ends the guest, and its agent with it, while the daemon stands still.
-async fn guest_panics(node: &mut Node, witness: &mut Witness) -> Result<()> {
-    use hull_proto_cri::v1::{
-        LinuxContainerConfig, LinuxContainerSecurityContext, LinuxPodSandboxConfig,
-        LinuxSandboxSecurityContext, NamespaceMode, NamespaceOption,
-    };
-    let mut config = node.sandbox("panics");
-    config.linux = Some(LinuxPodSandboxConfig {
-        security_context: Some(LinuxSandboxSecurityContext {
-            privileged: true,
-            ..Default::default()
-        }),
-        ..config.linux.unwrap_or_default()
-    });
-    let pod = node.run_sandbox(&config).await?;
-    let mut bomb = node.container("bomb", Work::Waits);
-    bomb.command[2] = "while ! [ -e /shared/go ]; do sleep 0.1; done; reboot -f".into();
-    bomb.linux = Some(LinuxContainerConfig {
-        security_context: Some(LinuxContainerSecurityContext {
-            privileged: true,
-            namespace_options: Some(NamespaceOption {
-                pid: NamespaceMode::Node.into(),
-                ..Default::default()
-            }),
-            ..Default::default()
-        }),
-        ..Default::default()
-    });
-    let id = node.create(&pod, &bomb).await?;
+/// A record that another version of the program wrote: of a pod that runs, while another does too.
+async fn newer(node: &mut Node, witness: &mut Witness) -> Result<()> {
+    let pod = node.run_sandbox(node.sandbox("newer")).await?;
+    let id = node
+        .create(&pod, node.container("waits", Work::Waits))
+        .await?;
+    node.start_container(&id).await?;
+    let vmms = node.vmms(&pod.id);
+    node.kill_daemon();
+    let record = node.dir.join(format!("state/records/sandbox-{}", pod.id));
+    let mut newer: serde_json::Value = serde_json::from_slice(&fs::read(&record)?)?;
+    newer["version"] = 1000.into();
+    fs::write(record, serde_json::to_vec(&newer)?)?;
+    // The store is filled from them.
+    fs::remove_file(node.dir.join("root/hull.redb"))?;
+    node.start_daemon().await?;
+    witness.look(node).await?;
+    ensure!(
+        !node.is_ready(&pod).await?,
+        "a pod is ready of which nobody knows what it is"
+    );
+    ensure!(node.vmms(&pod.id) == vmms, "its VM was not left alone");
+    node.end(&pod).await?;
+    pod_comes_and_goes(node, "after-newer").await
+}
+
+/// The agent is killed, and with it its guest, while the daemon stands still.
+async fn agent_killed(node: &mut Node, witness: &mut Witness) -> Result<()> {
+    let pod = node.run_mortal("mortal").await?;
+    let id = node
+        .create(&pod, node.container("waits", Work::Waits))
+        .await?;
     node.start_container(&id).await?;
     signal(node.daemon(), Signal::STOP)?;
-    fs::write(node.dir.join("shared/go"), "")?;
-    tokio::time::sleep(Duration::from_secs(5)).await;
+    let killed = node.kill_agent(&pod.id).await;
     signal(node.daemon(), Signal::CONT)?;
-    let status = node.client.wait_exited(&id, PATIENCE).await?;
-    fs::remove_file(node.dir.join("shared/go"))?;
+    killed?;
+    let status = node.wait_exited(&id, PATIENCE).await?;
     ensure!(
         status.exit_code == 137,
         "it exited with {}",
@@ -556,36 +658,36 @@ async fn guest_panics(node: &mut Node, witness: &mut Witness) -> Result<()> {
 }
 
 async fn clock(node: &mut Node, witness: &mut Witness, seconds: i64) -> Result<()> {
-    let pod = node.run_sandbox(&node.sandbox("clock")).await?;
+    let pod = node
+        .run_sandbox(node.sandbox(&format!("clock{seconds}")))
+        .await?;
     let id = node
-        .create(&pod, &node.container("clock", Work::EndsLater))
+        .create(&pod, node.container("clock", Work::EndsLater))
         .await?;
     node.start_container(&id).await?;
-    let jump = |seconds: i64| {
-        run(Command::new("date")
-            .arg("-s")
-            .arg(format!("{seconds} seconds")))
-    };
-    jump(seconds)?;
-    let ended = node.ended_well(&pod, "clock", &id).await;
-    let waits = node
-        .create(&pod, &node.container("waits", Work::Waits))
-        .await?;
-    node.start_container(&waits).await?;
-    node.stop_container(&waits).await?;
-    let restarted = node.restart().await;
-    let looked = witness.look(node).await;
-    jump(-seconds)?;
-    ended.and(restarted).and(looked)?;
+    node.set_clock(0, seconds)?;
+    let right = async {
+        node.ended_well(&pod, "clock", &id).await?;
+        let waits = node
+            .create(&pod, node.container("waits", Work::Waits))
+            .await?;
+        node.start_container(&waits).await?;
+        node.stop_container(&waits, 1).await?;
+        node.restart().await?;
+        witness.look(node).await
+    }
+    .await;
+    node.set_clock(seconds, 0)?;
+    right?;
     node.end(&pod).await?;
     witness.ticks(node).await
 }
 
 /// Records are there, and nothing that they tell of.
 async fn reboot(node: &mut Node, pods: &mut Pods, witness: &mut Witness) -> Result<()> {
-    let pod = node.run_sandbox(&node.sandbox("rebooted")).await?;
+    let pod = node.run_sandbox(node.sandbox("rebooted")).await?;
     let id = node
-        .create(&pod, &node.container("waits", Work::Waits))
+        .create(&pod, node.container("waits", Work::Waits))
         .await?;
     node.start_container(&id).await?;
     node.kill_daemon();
@@ -601,7 +703,7 @@ async fn reboot(node: &mut Node, pods: &mut Pods, witness: &mut Witness) -> Resu
     node.start_daemon().await?;
     for (pod, container) in [(&pod, &id), (&witness.pod, &witness.container)] {
         ensure!(!node.is_ready(pod).await?, "a pod is ready after a reboot");
-        let status = node.client.container_status(container).await?;
+        let status = node.container_status(container).await?;
         ensure!(
             status.state() == ContainerState::ContainerExited,
             "its container is {:?}",
@@ -612,6 +714,6 @@ async fn reboot(node: &mut Node, pods: &mut Pods, witness: &mut Witness) -> Resu
     }
     pods.end(node).await?;
     pod_comes_and_goes(node, "rebooted").await?;
-    *witness = Witness::start(node, "witness").await?;
+    *witness = Witness::start(node).await?;
     Ok(())
 }

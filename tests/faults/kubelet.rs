@@ -2,15 +2,23 @@
 
 use std::{
     fs,
+    ops::Deref,
     path::{Path, PathBuf},
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, ensure};
 use hull_proto_cri::v1::*;
-use hull_tests::client::{Client, image};
+use hull_streaming::client::{Dialer, Transport, Wants, command};
+use hull_tests::client::{Client, Pod, image};
+use rustix::process::Signal;
 use tonic::Status;
 
-use crate::kind::{Kind, PATIENCE};
+use crate::{
+    kind::{Kind, PATIENCE},
+    left,
+    node::signal,
+};
 
 /// The image of all containers.
 pub const IMAGE: &str = "registry.test/demo/busybox:latest";
@@ -21,12 +29,16 @@ pub const CODE: i32 = 7;
 /// The lines of a container that ends.
 const LINES: usize = 50;
 
-/// A pod.
-#[derive(Debug, Clone)]
-pub struct Pod {
-    pub id: String,
-    pub config: PodSandboxConfig,
-}
+/// What a container has of CPUs after an update.
+const OTHER_SHARES: i64 = 512;
+/// Overwrites the program of PID 1, which no signal kills from within: as anything else that is killed by
+/// its own faults, it ends, and the kernel panics without it.
+const KILL_AGENT: &str = r#"
+while ! [ -e /shared/kill ]; do sleep 0.1; done
+range=$(grep ' r-xp ' /proc/1/maps | grep -v vdso | head -n 1 | cut -d ' ' -f 1)
+begin=$((0x${range%-*} / 4096)) end=$((0x${range#*-} / 4096))
+dd if=/dev/zero of=/proc/1/mem bs=4096 seek=$begin count=$((end - begin)) conv=notrunc
+exec sleep 100000"#;
 
 /// What a container does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,6 +51,8 @@ pub enum Work {
     Waits,
     /// Writes a line now and then.
     Ticks,
+    /// Kills the guest's agent when it is told to.
+    KillsAgent,
 }
 
 /// A client with the daemon, as kubelet is one. Clones share the connection.
@@ -48,6 +62,15 @@ pub struct Kubelet {
     /// Of the node.
     pub dir: PathBuf,
     pub client: Client,
+}
+
+/// Its client's calls.
+impl Deref for Kubelet {
+    type Target = Client;
+
+    fn deref(&self) -> &Client {
+        &self.client
+    }
 }
 
 impl Kubelet {
@@ -75,18 +98,6 @@ impl Kubelet {
         }
     }
 
-    pub async fn run_sandbox(&self, config: &PodSandboxConfig) -> Result<Pod, Status> {
-        let request = RunPodSandboxRequest {
-            config: Some(config.clone()),
-            runtime_handler: String::new(),
-        };
-        let answer = self.client.runtime.clone().run_pod_sandbox(request).await?;
-        Ok(Pod {
-            id: answer.into_inner().pod_sandbox_id,
-            config: config.clone(),
-        })
-    }
-
     /// The configuration of a container, which mounts a directory of the host.
     pub fn container(&self, name: &str, work: Work) -> ContainerConfig {
         let command: Vec<String> = match (self.kind, work) {
@@ -99,11 +110,8 @@ impl Kubelet {
                 ]
             }
             (Kind::Fake, Work::Waits) => vec!["wait".into()],
-            (Kind::Fake, Work::Ticks) => {
-                let ticks =
-                    (0..3000).flat_map(|n| [format!("out:line {n}\\n"), "sleep:100".into()]);
-                ticks.chain(["wait".into()]).collect()
-            }
+            (Kind::Fake, Work::Ticks) => vec!["ticks:100".into()],
+            (Kind::Fake, Work::KillsAgent) => vec!["wait".into()],
             (Kind::Real, work) => {
                 let lines = format!(
                     "i=0; while [ $i -lt {LINES} ]; do echo line $i; i=$((i+1)); done; exit {CODE}"
@@ -115,10 +123,22 @@ impl Kubelet {
                     Work::Ticks => {
                         "i=0; while :; do echo line $i; i=$((i+1)); sleep 1; done".into()
                     }
+                    Work::KillsAgent => KILL_AGENT.into(),
                 };
                 vec!["/bin/sh".into(), "-c".into(), script]
             }
         };
+        let linux = (work == Work::KillsAgent).then(|| LinuxContainerConfig {
+            security_context: Some(LinuxContainerSecurityContext {
+                privileged: true,
+                namespace_options: Some(NamespaceOption {
+                    pid: NamespaceMode::Node.into(),
+                    ..Default::default()
+                }),
+                ..Default::default()
+            }),
+            ..Default::default()
+        });
         ContainerConfig {
             metadata: Some(ContainerMetadata {
                 name: name.into(),
@@ -127,6 +147,7 @@ impl Kubelet {
             image: Some(image(IMAGE)),
             command,
             log_path: format!("{name}.log"),
+            linux,
             mounts: vec![Mount {
                 container_path: "/shared".into(),
                 host_path: self.dir.join("shared").display().to_string(),
@@ -136,108 +157,130 @@ impl Kubelet {
         }
     }
 
-    pub async fn create(&self, pod: &Pod, config: &ContainerConfig) -> Result<String, Status> {
-        let request = CreateContainerRequest {
-            pod_sandbox_id: pod.id.clone(),
-            config: Some(config.clone()),
-            sandbox_config: Some(pod.config.clone()),
-        };
-        let answer = self
-            .client
-            .runtime
-            .clone()
-            .create_container(request)
-            .await?;
-        Ok(answer.into_inner().container_id)
+    /// A pod whose agent can be killed, if that takes a container of it.
+    pub async fn run_mortal(&self, name: &str) -> Result<Pod> {
+        let mut config = self.sandbox(name);
+        let linux = config.linux.get_or_insert_default();
+        linux.security_context = Some(LinuxSandboxSecurityContext {
+            privileged: true,
+            ..Default::default()
+        });
+        let pod = self.run_sandbox(config).await?;
+        if self.kind == Kind::Real {
+            let id = self
+                .create(&pod, self.container("bomb", Work::KillsAgent))
+                .await?;
+            self.start_container(&id).await?;
+        }
+        Ok(pod)
     }
 
-    pub async fn start_container(&self, id: &str) -> Result<(), Status> {
-        let container_id = id.to_owned();
-        let request = StartContainerRequest { container_id };
-        self.client
-            .runtime
-            .clone()
-            .start_container(request)
-            .await
-            .map(drop)
+    /// Kills the agent of such a pod, with which its VM ends.
+    pub async fn kill_agent(&self, pod: &str) -> Result<()> {
+        let vmms = || left::processes_of(&self.dir, pod, "/vmm.sock");
+        let word = self.dir.join("shared/kill");
+        match self.kind {
+            // To a VMM that is none, the signal is that its agent was killed.
+            Kind::Fake => vmms()
+                .into_iter()
+                .try_for_each(|pid| signal(pid, Signal::USR1))?,
+            Kind::Real => fs::write(&word, "")?,
+        }
+        let deadline = Instant::now() + PATIENCE;
+        while !vmms().is_empty() {
+            ensure!(Instant::now() < deadline, "a VM goes on without its agent");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        if self.kind == Kind::Real {
+            fs::remove_file(word)?;
+        }
+        Ok(())
     }
 
-    pub async fn stop_container(&self, id: &str) -> Result<(), Status> {
-        let request = StopContainerRequest {
+    /// What [`Kubelet::exec`] runs.
+    fn says_alive(&self) -> Vec<String> {
+        match self.kind {
+            Kind::Fake => vec!["out:alive".to_owned()],
+            Kind::Real => ["/bin/echo", "-n", "alive"].map(String::from).to_vec(),
+        }
+    }
+
+    /// Runs a command, which says a word, as a stream.
+    pub async fn exec_stream(&self, id: &str) -> Result<()> {
+        let request = ExecRequest {
             container_id: id.into(),
-            timeout: 1,
+            cmd: self.says_alive(),
+            stdout: true,
+            ..Default::default()
         };
-        self.client
-            .runtime
-            .clone()
-            .stop_container(request)
-            .await
-            .map(drop)
-    }
-
-    pub async fn remove_container(&self, id: &str) -> Result<(), Status> {
-        let container_id = id.to_owned();
-        let request = RemoveContainerRequest { container_id };
-        self.client
-            .runtime
-            .clone()
-            .remove_container(request)
-            .await
-            .map(drop)
-    }
-
-    pub async fn stop_sandbox(&self, id: &str) -> Result<(), Status> {
-        let pod_sandbox_id = id.to_owned();
-        let request = StopPodSandboxRequest { pod_sandbox_id };
-        self.client
-            .runtime
-            .clone()
-            .stop_pod_sandbox(request)
-            .await
-            .map(drop)
-    }
-
-    pub async fn remove_sandbox(&self, id: &str) -> Result<(), Status> {
-        let pod_sandbox_id = id.to_owned();
-        let request = RemovePodSandboxRequest { pod_sandbox_id };
-        self.client
-            .runtime
-            .clone()
-            .remove_pod_sandbox(request)
-            .await
-            .map(drop)
-    }
-
-    pub async fn remove_image(&self, name: &str) -> Result<(), Status> {
-        let request = RemoveImageRequest {
-            image: Some(image(name)),
+        let url = self.runtime.clone().exec(request).await?.into_inner().url;
+        let wants = Wants {
+            stdin: false,
+            stdout: true,
+            stderr: false,
+            tty: false,
         };
-        self.client
-            .images
-            .clone()
-            .remove_image(request)
+        let transport = Transport::Spdy(&["v4.channel.k8s.io"]);
+        let session = command(&Dialer::default(), &url, wants, transport).await?;
+        let ended = session.end().await?;
+        let code = ended.status.and_then(|status| status.exit_code());
+        ensure!(
+            ended.stdout == b"alive" && code == Some(0),
+            "the command says {:?} and exits with {code:?}",
+            ended.stdout
+        );
+        Ok(())
+    }
+
+    /// Gives a container other limits.
+    pub async fn update(&self, id: &str) -> Result<(), Status> {
+        let request = UpdateContainerResourcesRequest {
+            container_id: id.into(),
+            linux: Some(other_limits()),
+            ..Default::default()
+        };
+        let mut runtime = self.runtime.clone();
+        runtime.update_container_resources(request).await.map(drop)
+    }
+
+    /// A container has the limits of [`Kubelet::update`].
+    pub async fn is_updated(&self, id: &str) -> Result<()> {
+        let status = self.container_status(id).await?;
+        let limits = status.resources.and_then(|resources| resources.linux);
+        let shares = limits.map(|limits| limits.cpu_shares);
+        ensure!(
+            shares == Some(OTHER_SHARES),
+            "its shares of CPUs are {shares:?}"
+        );
+        Ok(())
+    }
+
+    /// Gives a sandbox other limits.
+    pub async fn update_sandbox(&self, id: &str) -> Result<(), Status> {
+        let request = UpdatePodSandboxResourcesRequest {
+            pod_sandbox_id: id.into(),
+            resources: Some(other_limits()),
+            ..Default::default()
+        };
+        let mut runtime = self.runtime.clone();
+        runtime
+            .update_pod_sandbox_resources(request)
             .await
             .map(drop)
+    }
+
+    /// Has a container's log go on in a new file.
+    pub async fn reopen_log(&self, id: &str) -> Result<(), Status> {
+        let request = ReopenContainerLogRequest {
+            container_id: id.into(),
+        };
+        let mut runtime = self.runtime.clone();
+        runtime.reopen_container_log(request).await.map(drop)
     }
 
     /// Runs a command, which says a word.
     pub async fn exec(&self, id: &str) -> Result<(), Status> {
-        let command = match self.kind {
-            Kind::Fake => vec!["out:alive".to_owned()],
-            Kind::Real => ["/bin/echo", "-n", "alive"].map(String::from).to_vec(),
-        };
-        let request = ExecSyncRequest {
-            container_id: id.into(),
-            cmd: command,
-            timeout: 30,
-        };
-        let answer = self
-            .client
-            .runtime
-            .clone()
-            .exec_sync(request)
-            .await?
-            .into_inner();
+        let answer = self.exec_sync(id, self.says_alive(), 30).await?;
         if answer.stdout == b"alive" {
             Ok(())
         } else {
@@ -245,50 +288,72 @@ impl Kubelet {
         }
     }
 
-    /// The containers of a pod, by name.
-    pub async fn containers(&self, pod: &Pod) -> Result<Vec<Container>, Status> {
+    /// The containers of a pod.
+    pub async fn containers_of(&self, pod: &Pod) -> Result<Vec<Container>, Status> {
         let filter = ContainerFilter {
             pod_sandbox_id: pod.id.clone(),
             ..Default::default()
         };
-        let request = ListContainersRequest {
-            filter: Some(filter),
-        };
-        let answer = self.client.runtime.clone().list_containers(request).await?;
-        Ok(answer.into_inner().containers)
+        self.containers(Some(filter)).await
     }
 
     /// The sandboxes with this name.
-    pub async fn sandboxes(&self, name: &str) -> Result<Vec<PodSandbox>, Status> {
-        let request = ListPodSandboxRequest { filter: None };
-        let answer = self
-            .client
-            .runtime
-            .clone()
-            .list_pod_sandbox(request)
-            .await?;
-        let mut items = answer.into_inner().items;
-        items.retain(|item| item.metadata.as_ref().is_some_and(|m| m.name == name));
-        Ok(items)
+    pub async fn sandboxes_named(&self, name: &str) -> Result<Vec<PodSandbox>, Status> {
+        let mut sandboxes = self.sandboxes().await?;
+        sandboxes.retain(|item| item.metadata.as_ref().is_some_and(|m| m.name == name));
+        Ok(sandboxes)
+    }
+
+    /// Runs a pod whose start may have failed, as kubelet does.
+    pub async fn run_again(&self, config: &PodSandboxConfig) -> Result<Pod> {
+        let name = &config.metadata.as_ref().context("a name")?.name;
+        let listed = self.sandboxes_named(name).await?;
+        ensure!(listed.len() <= 1, "the pod is there {} times", listed.len());
+        for item in listed {
+            let pod = Pod {
+                id: item.id,
+                config: config.clone(),
+            };
+            if self.is_ready(&pod).await? {
+                return Ok(pod);
+            }
+            self.end(&pod).await?;
+        }
+        let run = self.run_sandbox(config.clone()).await;
+        run.context("run the pod again")
     }
 
     pub async fn is_ready(&self, pod: &Pod) -> Result<bool, Status> {
-        let status = self.client.pod_status(&pod.id).await?;
+        let status = self.pod_status(&pod.id).await?;
         Ok(status.state() == PodSandboxState::SandboxReady)
+    }
+
+    /// The files of a container's log, oldest first: one may have been renamed.
+    fn log_files(pod: &Pod, name: &str) -> [PathBuf; 2] {
+        ["log.old", "log"].map(|extension| {
+            Path::new(&pod.config.log_directory).join(format!("{name}.{extension}"))
+        })
+    }
+
+    /// Renames a container's log.
+    pub fn rename_log(&self, pod: &Pod, name: &str) -> Result<()> {
+        let [old, log] = Self::log_files(pod, name);
+        Ok(fs::rename(log, old)?)
     }
 
     /// A container's log, line by line, without times and tags.
     pub fn log(&self, pod: &Pod, name: &str) -> Vec<String> {
-        let path = Path::new(&pod.config.log_directory).join(format!("{name}.log"));
-        let text = fs::read_to_string(path).unwrap_or_default();
-        text.lines()
+        let files = Self::log_files(pod, name);
+        let text = files.map(|path| fs::read_to_string(path).unwrap_or_default());
+        text.iter()
+            .flat_map(|text| text.lines())
             .map(|line| line.splitn(4, ' ').nth(3).unwrap_or("").to_owned())
             .collect()
     }
 
     /// A container that ends has ended as it should have, and each of its lines is in its log once.
     pub async fn ended_well(&self, pod: &Pod, name: &str, id: &str) -> Result<()> {
-        let status = self.client.wait_exited(id, PATIENCE).await?;
+        let status = self.wait_exited(id, PATIENCE).await?;
         ensure!(
             status.exit_code == CODE,
             "it exited with {}: {}",
@@ -311,7 +376,7 @@ impl Kubelet {
         ensure!(self.is_ready(pod).await?, "the pod is not ready");
         let config = self.container("works", Work::Ends);
         let id = self
-            .create(pod, &config)
+            .create(pod, config)
             .await
             .context("create a container")?;
         self.start_container(&id).await.context("start it")?;
@@ -322,12 +387,21 @@ impl Kubelet {
     }
 
     pub fn forget_log(&self, pod: &Pod, name: &str) {
-        let _ = fs::remove_file(Path::new(&pod.config.log_directory).join(format!("{name}.log")));
+        for path in Self::log_files(pod, name) {
+            let _ = fs::remove_file(path);
+        }
     }
 
     /// Ends a pod, as kubelet does until it succeeds.
     pub async fn end(&self, pod: &Pod) -> Result<()> {
         self.stop_sandbox(&pod.id).await.context("stop the pod")?;
         self.remove_sandbox(&pod.id).await.context("remove the pod")
+    }
+}
+
+fn other_limits() -> LinuxContainerResources {
+    LinuxContainerResources {
+        cpu_shares: OTHER_SHARES,
+        ..Default::default()
     }
 }

@@ -102,6 +102,25 @@ pub fn processes(dir: &Path) -> Vec<(u32, String)> {
     found
 }
 
+/// Those of a pod whose command line has a word of their program: its run directory is in it.
+pub fn processes_of(dir: &Path, pod: &str, word: &str) -> Vec<u32> {
+    processes(dir)
+        .into_iter()
+        .filter(|(_, line)| line.contains(&format!("/pods/{pod}/")) && line.contains(word))
+        .map(|(pid, _)| pid)
+        .collect()
+}
+
+/// How many processes have this parent.
+pub fn children(parent: u32) -> usize {
+    let line = format!("PPid:\t{parent}\n");
+    let processes = names(Path::new("/proc"));
+    let statuses = processes
+        .iter()
+        .filter_map(|pid| fs::read_to_string(format!("/proc/{pid}/status")).ok());
+    statuses.filter(|status| status.contains(&line)).count()
+}
+
 pub fn names(dir: &Path) -> Vec<String> {
     let entries = fs::read_dir(dir).into_iter().flatten().flatten();
     entries

@@ -10,7 +10,7 @@
 //! Read [`run`] first; a daemon and its client are in [`node`], what kubelet calls in [`kubelet`], what is
 //! done at a point in [`points`], and what else goes wrong in [`host`].
 //!
-//! `HULL_FOCUS` in the environment is a part of the names of what is to be run.
+//! `HULL_FOCUS` in the environment has words of the names of what is to be run.
 
 #![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
@@ -25,6 +25,9 @@ mod soak;
 mod witness;
 
 use std::{env, process::Command};
+
+use run::Wanted;
+use soak::Load;
 
 /// Runs a test of this program again, in namespaces of its own: what it leaves ends with it.
 fn inside(test: &str) -> bool {
@@ -44,7 +47,7 @@ fn inside(test: &str) -> bool {
             // Bash buries those whose parents have ended.
             .args(["bash", "-c", "ip link set lo up; \"$@\"; exit $?", "bash"])
             .arg(env::current_exe().unwrap())
-            .args(["--exact", test, "--ignored", "--nocapture"])
+            .args(["--exact", test, "--include-ignored", "--nocapture"])
             .env("HULL_FAULTS_INSIDE", "1")
             .status();
         assert!(status.unwrap().success());
@@ -58,7 +61,15 @@ fn inside(test: &str) -> bool {
 #[ignore = "takes minutes: make faults, make soak"]
 fn every_point_is_survived() {
     if inside("every_point_is_survived") {
-        run::block_on(run::faults());
+        run::block_on(run::faults(Wanted::of_environment()));
+    }
+}
+
+#[test]
+#[ignore = "takes minutes"]
+fn a_sample_of_points_is_survived() {
+    if inside("a_sample_of_points_is_survived") {
+        run::block_on(run::faults(Wanted::sample()));
     }
 }
 
@@ -66,6 +77,14 @@ fn every_point_is_survived() {
 #[ignore = "takes minutes: make faults, make soak"]
 fn what_comes_and_goes_leaves_nothing() {
     if inside("what_comes_and_goes_leaves_nothing") {
-        run::block_on(soak::soak());
+        run::block_on(soak::soak(Load::of_environment()));
+    }
+}
+
+#[test]
+#[ignore = "takes half a minute"]
+fn a_few_pods_and_restarts_leave_nothing() {
+    if inside("a_few_pods_and_restarts_leave_nothing") {
+        run::block_on(soak::soak(Load::few()));
     }
 }

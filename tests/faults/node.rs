@@ -24,7 +24,7 @@ use tonic::transport::Endpoint;
 use crate::{
     kind::{Kind, PATIENCE},
     kubelet::Kubelet,
-    left::Left,
+    left::{Left, processes_of},
 };
 
 /// A node with a daemon.
@@ -41,7 +41,9 @@ const NETWORK: &str = r#"{"cniVersion":"1.0.0","name":"test","plugins":[HANG
     {"type":"bridge","bridge":"hull-f0","isGateway":true,"ipMasq":false,
      "ipam":{"type":"host-local","dataDir":"DIR/leases",
              "ranges":[[{"subnet":"10.86.0.0/16"}]],"routes":[{"dst":"0.0.0.0/0"}]}}]}"#;
-pub const HANG: &str = "#!/bin/sh\nexec sleep 1000\n";
+/// What that is when it hangs, and when it does not.
+pub const HANG: &str = "#!/usr/bin/tail -f\n";
+pub const PASSES: &str = "#!/bin/sh\necho '{\"cniVersion\":\"1.0.0\"}'\n";
 
 impl Node {
     /// Starts one.
@@ -230,6 +232,18 @@ impl Node {
         points
     }
 
+    /// Sets the clock, which is so many seconds ahead, another number ahead.
+    pub fn set_clock(&self, from: i64, to: i64) -> Result<()> {
+        match self.kind {
+            // This machine's clock is not ours: it is the daemon's alone that is set.
+            Kind::Fake => Ok(fs::write(self.dir.join("fault.clock"), to.to_string())?),
+            Kind::Real => {
+                let by = format!("{} seconds", to - from);
+                run(Command::new("date").args(["-s", &by])).map(drop)
+            }
+        }
+    }
+
     /// Has the first plugin of the network hang, or not.
     pub fn hang_plugins(&self, hang: bool) -> Result<()> {
         let text = NETWORK.replace("DIR", self.dir.to_str().unwrap());
@@ -242,17 +256,12 @@ impl Node {
         Left::list(&self.dir)
     }
 
-    /// The processes of a pod, newest last: those whose command line has its run directory.
-    pub fn processes(&self, pod: &str, program: &str) -> Vec<u32> {
-        crate::left::processes(&self.dir)
-            .into_iter()
-            .filter(|(_, line)| line.contains(&format!("/pods/{pod}/")) && line.contains(program))
-            .map(|(pid, _)| pid)
-            .collect()
+    pub fn vmms(&self, pod: &str) -> Vec<u32> {
+        processes_of(&self.dir, pod, "/vmm.sock")
     }
 
-    pub fn vmms(&self, pod: &str) -> Vec<u32> {
-        self.processes(pod, "/vmm.sock")
+    pub fn file_servers(&self, pod: &str) -> Vec<u32> {
+        processes_of(&self.dir, pod, "/fs.sock")
     }
 
     /// The last lines of the daemon's log that complain.

@@ -5,13 +5,14 @@ use std::{future::Future, time::Duration};
 use anyhow::{Context, Result, bail, ensure};
 use hull_base::faults::{Kind as PointKind, Point};
 use hull_proto_cri::v1::{ContainerConfig, ContainerState, PodSandboxConfig};
+use hull_tests::client::Pod;
 use rustix::process::Signal;
 use tokio::{task::JoinHandle, time::timeout};
 use tonic::Status;
 
 use crate::{
     kind::PATIENCE,
-    kubelet::{Kubelet, OTHER, Pod, Work},
+    kubelet::{Kubelet, OTHER, Work},
     left::Left,
     node::{Node, signal},
 };
@@ -25,37 +26,53 @@ pub enum Call {
     /// A container writes, and ends.
     Log,
     ExecSync,
+    /// The same as a stream.
+    Exec,
+    UpdateContainerResources,
+    ReopenContainerLog,
     StopContainer,
     RemoveContainer,
+    UpdatePodSandboxResources,
     StopPodSandbox,
     RemovePodSandbox,
     PullImage,
     RemoveImage,
+    /// `StopPodSandbox` of a VM that stands still.
+    StopMute,
     /// The daemon starts, with pods that run.
     Start,
 }
 
 impl Call {
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 17] = [
         Self::PullImage,
         Self::RemoveImage,
         Self::CreateContainer,
         Self::StartContainer,
         Self::Log,
         Self::ExecSync,
+        Self::Exec,
+        Self::UpdateContainerResources,
+        Self::ReopenContainerLog,
         Self::StopContainer,
         Self::RemoveContainer,
+        Self::UpdatePodSandboxResources,
         Self::Start,
         Self::RunPodSandbox,
         Self::StopPodSandbox,
+        Self::StopMute,
         Self::RemovePodSandbox,
     ];
 
+    pub fn name(self) -> String {
+        format!("{self:?}")
+    }
+
     /// Whether it is about a pod of its own, which is gone at its end.
-    fn has_own_pod(self) -> bool {
+    pub fn has_own_pod(self) -> bool {
         matches!(
             self,
-            Self::RunPodSandbox | Self::StopPodSandbox | Self::RemovePodSandbox
+            Self::RunPodSandbox | Self::StopPodSandbox | Self::StopMute | Self::RemovePodSandbox
         )
     }
 
@@ -64,9 +81,13 @@ impl Call {
         !matches!(self, Self::PullImage | Self::RemoveImage)
     }
 
-    /// Whether a point is reached because of it and not because another pod writes.
+    /// Whether a point is reached because of it, and not because another pod writes or as in another call.
     pub fn counts(self, point: &str) -> bool {
-        self == Self::Log || !point.starts_with("log-") && !point.starts_with("note-")
+        match self {
+            Self::Log | Self::ReopenContainerLog => true,
+            Self::StopMute => point == "process-killed",
+            _ => !["log-write", "log-written", "log-noted", "note-write"].contains(&point),
+        }
     }
 }
 
@@ -79,6 +100,8 @@ pub enum Action {
     KillVmm,
     /// The file server is.
     KillFiles,
+    /// The agent is, and the guest's kernel panics.
+    KillAgent,
     /// Writes fail.
     Fails(&'static str),
 }
@@ -89,6 +112,7 @@ impl Action {
             Self::Kill => "kill -9 of hull",
             Self::KillVmm => "kill -9 of hull-vmm",
             Self::KillFiles => "kill -9 of hull-fs",
+            Self::KillAgent => "kill -9 of hull-agent",
             Self::Fails("enospc") => "ENOSPC",
             Self::Fails(_) => "EIO",
         }
@@ -120,11 +144,8 @@ impl Pods {
             return Ok(pod.clone());
         }
         self.number += 1;
-        let config = node.sandbox(&format!("shared-{}", self.number));
-        let pod = node
-            .run_sandbox(&config)
-            .await
-            .context("run the shared pod")?;
+        let name = format!("shared-{}", self.number);
+        let pod = node.run_mortal(&name).await.context("run the shared pod")?;
         // Its file server comes with the first container.
         node.works(&pod).await.context("the shared pod")?;
         self.shared = Some((pod.clone(), node.left()));
@@ -167,7 +188,7 @@ impl Pods {
         }
         if call.has_own_pod() {
             subject.pod = Some(
-                node.run_sandbox(&subject.config)
+                node.run_sandbox(subject.config.clone())
                     .await
                     .context("prepare a pod")?,
             );
@@ -176,25 +197,28 @@ impl Pods {
         }
         let work = match call {
             Call::StartContainer => Work::Ends,
-            Call::Log => Work::EndsLater,
+            Call::Log | Call::ReopenContainerLog => Work::EndsLater,
             _ => Work::Waits,
         };
         if call == Call::RemoveImage {
-            node.client.pull(OTHER).await.context("prepare an image")?;
+            node.pull(OTHER).await.context("prepare an image")?;
         }
         if !call.has_pod() || call == Call::CreateContainer {
             return Ok(subject);
         }
         let pod = subject.pod.clone().context("a pod")?;
-        let id = node
-            .create(&pod, &node.container(&subject.name, work))
-            .await;
+        let id = node.create(&pod, node.container(&subject.name, work)).await;
         let id = id.context("prepare a container")?;
         if !matches!(call, Call::StartContainer | Call::Log) {
             node.start_container(&id).await.context("prepare it")?;
         }
+        if call == Call::StopMute {
+            for vmm in node.vmms(&pod.id) {
+                signal(vmm, Signal::STOP)?;
+            }
+        }
         if call == Call::RemoveContainer {
-            node.stop_container(&id).await.context("prepare it")?;
+            node.stop_container(&id, 1).await.context("prepare it")?;
         }
         if call == Call::RemovePodSandbox {
             node.stop_sandbox(&pod.id)
@@ -232,21 +256,32 @@ impl Subject {
         Ok(match self.call {
             Call::RunPodSandbox => {
                 let config = self.config.clone();
-                spawn(async move { kubelet.run_sandbox(&config).await })
+                spawn(async move { kubelet.run_sandbox(config.clone()).await })
             }
             Call::CreateContainer => {
                 let (pod, config) = (self.pod()?.clone(), self.creation(node));
-                spawn(async move { kubelet.create(&pod, &config).await })
+                spawn(async move { kubelet.create(&pod, config).await })
             }
             Call::StartContainer | Call::Log => {
                 spawn(async move { kubelet.start_container(&id).await })
             }
             Call::ExecSync => spawn(async move { kubelet.exec(&id).await }),
-            Call::StopContainer => spawn(async move { kubelet.stop_container(&id).await }),
+            Call::Exec => tokio::spawn(async move { kubelet.exec_stream(&id).await }),
+            Call::UpdateContainerResources => spawn(async move { kubelet.update(&id).await }),
+            Call::ReopenContainerLog => {
+                kubelet.rename_log(self.pod()?, &self.name)?;
+                spawn(async move { kubelet.reopen_log(&id).await })
+            }
+            Call::UpdatePodSandboxResources => {
+                spawn(async move { kubelet.update_sandbox(&pod_id).await })
+            }
+            Call::StopContainer => spawn(async move { kubelet.stop_container(&id, 1).await }),
             Call::RemoveContainer => spawn(async move { kubelet.remove_container(&id).await }),
-            Call::StopPodSandbox => spawn(async move { kubelet.stop_sandbox(&pod_id).await }),
+            Call::StopPodSandbox | Call::StopMute => {
+                spawn(async move { kubelet.stop_sandbox(&pod_id).await })
+            }
             Call::RemovePodSandbox => spawn(async move { kubelet.remove_sandbox(&pod_id).await }),
-            Call::PullImage => spawn(async move { kubelet.client.pull(OTHER).await }),
+            Call::PullImage => spawn(async move { kubelet.pull(OTHER).await }),
             Call::RemoveImage => spawn(async move { kubelet.remove_image(OTHER).await }),
             Call::Start => bail!("the daemon starts by itself"),
         })
@@ -256,46 +291,25 @@ impl Subject {
     async fn go_on(&self, node: &Node, pods: &mut Pods) -> Result<()> {
         match self.call {
             Call::RunPodSandbox => {
-                let name = &self.config.metadata.as_ref().context("a name")?.name;
-                let listed = node.sandboxes(name).await?;
-                ensure!(listed.len() <= 1, "the pod is there {} times", listed.len());
-                let mut ready = None;
-                for item in listed {
-                    let pod = Pod {
-                        id: item.id,
-                        config: self.config.clone(),
-                    };
-                    if node.is_ready(&pod).await? {
-                        ready = Some(pod);
-                    } else {
-                        node.end(&pod).await?;
-                    }
-                }
-                let pod = match ready {
-                    Some(pod) => pod,
-                    None => node
-                        .run_sandbox(&self.config)
-                        .await
-                        .context("run the pod again")?,
-                };
+                let pod = node.run_again(&self.config).await?;
                 node.works(&pod).await?;
                 node.end(&pod).await
             }
-            Call::StopPodSandbox | Call::RemovePodSandbox => {
+            Call::StopPodSandbox | Call::StopMute | Call::RemovePodSandbox => {
                 let pod = self.pod()?;
                 // One that is gone is stopped and removed.
                 node.end(pod).await
             }
             Call::PullImage | Call::RemoveImage => {
-                node.client.pull(OTHER).await.context("pull again")?;
+                node.pull(OTHER).await.context("pull again")?;
                 node.remove_image(OTHER).await.context("remove the image")
             }
             _ if !node.is_ready(self.pod()?).await? => {
                 // Its VM is gone. kubelet starts another.
                 pods.shared = None;
                 let pod = self.pod()?;
-                for container in node.containers(pod).await? {
-                    let status = node.client.wait_exited(&container.id, PATIENCE).await?;
+                for container in node.containers_of(pod).await? {
+                    let status = node.wait_exited(&container.id, PATIENCE).await?;
                     ensure!(
                         status.exit_code != 0,
                         "a container without a VM exited with 0"
@@ -307,7 +321,7 @@ impl Subject {
             }
             Call::CreateContainer => {
                 let pod = self.pod()?;
-                let listed = node.containers(pod).await?;
+                let listed = node.containers_of(pod).await?;
                 let mut found = listed
                     .iter()
                     .filter(|c| c.metadata.as_ref().is_some_and(|m| m.name == self.name));
@@ -321,7 +335,7 @@ impl Subject {
                         container.id.clone()
                     }
                     None => node
-                        .create(pod, &self.creation(node))
+                        .create(pod, self.creation(node))
                         .await
                         .context("create it again")?,
                 };
@@ -329,19 +343,26 @@ impl Subject {
                 node.ended_well(pod, &self.name, &id).await?;
                 self.remove(node, &id).await
             }
-            Call::StartContainer | Call::Log => {
+            Call::StartContainer | Call::Log | Call::ReopenContainerLog => {
                 let (pod, id) = (self.pod()?, self.container()?);
-                let status = node.client.container_status(id).await?;
+                let status = node.container_status(id).await?;
                 if status.state() == ContainerState::ContainerCreated {
                     node.start_container(id).await.context("start it again")?;
+                }
+                if self.call == Call::ReopenContainerLog && self.runs(node).await? {
+                    let reopened = node.reopen_log(id).await;
+                    // It may have ended meanwhile.
+                    if self.runs(node).await? {
+                        reopened.context("reopen its log again")?;
+                    }
                 }
                 node.ended_well(pod, &self.name, id).await?;
                 self.remove(node, id).await
             }
             Call::StopContainer => {
                 let id = self.container()?;
-                node.stop_container(id).await.context("stop it again")?;
-                let status = node.client.wait_exited(id, PATIENCE).await?;
+                node.stop_container(id, 1).await.context("stop it again")?;
+                let status = node.wait_exited(id, PATIENCE).await?;
                 ensure!(
                     [137, 143].contains(&status.exit_code),
                     "it exited with {}",
@@ -350,13 +371,34 @@ impl Subject {
                 self.remove(node, id).await
             }
             Call::RemoveContainer => self.remove(node, self.container()?).await,
-            Call::ExecSync | Call::Start => {
+            Call::ExecSync
+            | Call::Exec
+            | Call::UpdateContainerResources
+            | Call::UpdatePodSandboxResources
+            | Call::Start => {
                 let id = self.container()?;
+                match self.call {
+                    Call::UpdateContainerResources => {
+                        node.update(id).await.context("update it again")?;
+                        node.is_updated(id).await?;
+                    }
+                    Call::UpdatePodSandboxResources => {
+                        let pod = &self.pod()?.id;
+                        node.update_sandbox(pod).await.context("update it again")?;
+                    }
+                    Call::Exec => node.exec_stream(id).await.context("open another stream")?,
+                    _ => {}
+                }
                 node.exec(id).await.context("run the command again")?;
-                node.stop_container(id).await.context("stop it")?;
+                node.stop_container(id, 1).await.context("stop it")?;
                 self.remove(node, id).await
             }
         }
+    }
+
+    async fn runs(&self, node: &Node) -> Result<bool> {
+        let status = node.container_status(self.container()?).await?;
+        Ok(status.state() == ContainerState::ContainerRunning)
     }
 
     async fn remove(&self, node: &Node, id: &str) -> Result<()> {
@@ -376,7 +418,10 @@ pub async fn trace(node: &mut Node, pods: &mut Pods, call: Call) -> Result<Vec<(
     } else {
         subject.call(node)?.await??;
     }
-    if matches!(call, Call::Log | Call::StartContainer) {
+    if matches!(
+        call,
+        Call::Log | Call::StartContainer | Call::ReopenContainerLog
+    ) {
         node.ended_well(subject.pod()?, &subject.name, subject.container()?)
             .await?;
     }
@@ -401,7 +446,7 @@ pub async fn at(
     let subject = pods.prepare(node, call).await?;
     let word = match action {
         Action::Kill => "kill",
-        Action::KillVmm | Action::KillFiles => "stop",
+        Action::KillVmm | Action::KillFiles | Action::KillAgent => "stop",
         Action::Fails(how) => how,
     };
     ensure!(
@@ -434,7 +479,7 @@ pub async fn at(
             let _ = timeout(PATIENCE, answer)
                 .await
                 .context("the call does not end")??;
-            if call == Call::Log {
+            if matches!(call, Call::Log | Call::ReopenContainerLog) {
                 tokio::time::sleep(Duration::from_secs(1)).await;
             }
             let fired = node.has_fired();
@@ -442,23 +487,16 @@ pub async fn at(
             ensure!(!node.has_ended()?, "the daemon has ended");
             return after(node, pods, &subject, fired).await;
         }
-        Action::KillVmm | Action::KillFiles => {
+        Action::KillVmm | Action::KillFiles | Action::KillAgent => {
             let reached = stopped(node).await?;
             if reached {
-                let program = if action == Action::KillVmm {
-                    "/vmm.sock"
-                } else {
-                    "/fs.sock"
-                };
                 let pod = match &subject.pod {
                     Some(pod) => pod.id.clone(),
                     None => newest_pod(node)?,
                 };
-                for pid in node.processes(&pod, program) {
-                    // One may have ended by itself.
-                    let _ = signal(pid, Signal::KILL);
-                }
+                let killed = kill(node, &pod, action).await;
                 signal(node.daemon(), Signal::CONT)?;
+                killed?;
             }
             if let Some(answer) = asked {
                 let _ = timeout(PATIENCE, answer)
@@ -486,6 +524,20 @@ pub async fn at(
         _ => {}
     }
     after(node, pods, &subject, reached).await
+}
+
+/// Kills a process of a pod.
+async fn kill(node: &Node, pod: &str, action: Action) -> Result<()> {
+    let processes = match action {
+        Action::KillAgent => return node.kill_agent(pod).await,
+        Action::KillFiles => node.file_servers(pod),
+        _ => node.vmms(pod),
+    };
+    for pid in processes {
+        // One may have ended by itself.
+        let _ = signal(pid, Signal::KILL);
+    }
+    Ok(())
 }
 
 async fn after(node: &Node, pods: &mut Pods, subject: &Subject, reached: bool) -> Result<bool> {

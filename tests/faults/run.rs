@@ -7,12 +7,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use hull_base::faults::Kind as PointKind;
-use hull_proto_cri::v1::ListPodSandboxRequest;
 
 use crate::{
-    host,
+    host::{self, HostFault},
     kind::Kind,
     kubelet::IMAGE,
     left::Left,
@@ -51,7 +50,7 @@ impl Fault {
             nth,
             action,
         } = self;
-        format!("{call:?} {point} {nth} {}", action.name())
+        format!("{} {point} {nth} {}", call.name(), action.name())
     }
 }
 
@@ -81,73 +80,127 @@ impl Outcomes {
     }
 }
 
-/// All faults, each followed by what has to be right.
-pub async fn faults() -> Result<()> {
-    let focus = env::var("HULL_FOCUS").unwrap_or_default();
-    let mut node = Node::start().await?;
-    node.client.pull(IMAGE).await?;
-    let mut witness = Witness::start(&node, "witness").await?;
-    let mut pods = Pods::default();
-    // What is there once: a template of disks, the bridge.
-    pods.shared(&node).await?;
-    pods.end(&node).await?;
-    let before = node.left();
+/// Which faults are to happen.
+#[derive(Debug)]
+pub enum Wanted {
+    /// Those that have one of these in their names, `CALL POINT NTH ACTION` or `host FAULT`, as whole words.
+    Named(Vec<String>),
+    /// Enough to see that all of it works: each point once, each action once in each call, and what a host
+    /// may lack.
+    Sample {
+        points: BTreeSet<String>,
+        actions: BTreeSet<(Call, &'static str)>,
+    },
+}
 
+impl Wanted {
+    /// All, or what `HULL_FOCUS` says, words with commas in between.
+    pub fn of_environment() -> Self {
+        let focus = env::var("HULL_FOCUS").unwrap_or_default();
+        let words = focus.split(',').filter(|word| !word.is_empty());
+        Self::Named(words.map(str::to_owned).collect())
+    }
+
+    /// Few.
+    pub fn sample() -> Self {
+        Self::Sample {
+            points: BTreeSet::new(),
+            actions: BTreeSet::new(),
+        }
+    }
+
+    fn is_all(&self) -> bool {
+        matches!(self, Self::Named(words) if words.is_empty())
+    }
+
+    /// Whether there may be some of a call, or of the host.
+    fn has_some_of(&self, part: &str) -> bool {
+        let Self::Named(words) = self else {
+            return true;
+        };
+        let is_part = |name: &str| name == HOST || Call::ALL.iter().any(|call| call.name() == name);
+        let may_have = |words: &String| {
+            let first = words.split(' ').next().unwrap_or_default();
+            first == part || !is_part(first)
+        };
+        self.is_all() || words.iter().any(may_have)
+    }
+
+    fn has_name(&self, name: &str) -> bool {
+        let Self::Named(words) = self else {
+            return true;
+        };
+        let has = |words: &String| format!(" {name} ").contains(&format!(" {words} "));
+        self.is_all() || words.iter().any(has)
+    }
+
+    fn has_of_host(&self, fault: HostFault) -> bool {
+        match self {
+            Self::Named(_) => self.has_name(&format!("{HOST} {}", fault.name())),
+            Self::Sample { .. } => !fault.is_slow(),
+        }
+    }
+
+    fn has(&mut self, fault: &Fault) -> bool {
+        match self {
+            Self::Named(_) => self.has_name(&fault.name()),
+            Self::Sample { points, actions } => {
+                let is_new_point = points.insert(fault.point.clone());
+                let is_new_action = actions.insert((fault.call, fault.action.name()));
+                is_new_point || is_new_action
+            }
+        }
+    }
+}
+
+/// What faults of the host are called.
+const HOST: &str = "host";
+
+/// The faults, each followed by what has to be right.
+pub async fn faults(mut wanted: Wanted) -> Result<()> {
+    let mut run = Run::start().await?;
     println!("| where | what happens | outcome | time |");
     println!("|---|---|---|---|");
     let mut outcomes = Outcomes::default();
     for call in Call::ALL {
-        if !focus.is_empty()
-            && !focus.contains(&format!("{call:?}"))
-            && call_names().any(|name| focus.contains(&name))
-        {
+        if !wanted.has_some_of(&call.name()) {
             continue;
         }
-        let reached = trace(&mut node, &mut pods, call).await?;
+        let reached = trace(&mut run.node, &mut run.pods, call).await?;
         outcomes
             .reached
             .extend(reached.iter().map(|(point, _)| point.clone()));
-        for fault in planned(call, &reached) {
-            let name = fault.name();
-            if !name.contains(&focus) {
+        for fault in planned(run.node.kind, call, &reached) {
+            if !wanted.has(&fault) {
                 continue;
             }
             let begun = Instant::now();
             let point = all_points()[&fault.point];
-            let happened = at(&mut node, &mut pods, call, point, fault.nth, fault.action).await;
-            let result = settle(&mut node, &mut pods, &mut witness, &before, happened).await;
+            let (node, pods) = (&mut run.node, &mut run.pods);
+            let happened = at(node, pods, call, point, fault.nth, fault.action).await;
+            let result = run.settle(happened).await;
             let place = format!("{call:?}: {} {}", fault.point, fault.nth);
             outcomes.add(place, fault.action.name(), begun, result);
         }
     }
     for fault in host::ALL {
-        if !fault.name().contains(&focus) || !fault.is_possible(node.kind) {
+        if !wanted.has_of_host(fault) || !fault.is_possible() {
             continue;
         }
         let begun = Instant::now();
-        let happened = fault.happens(&mut node, &mut pods, &mut witness).await;
-        let result = settle(
-            &mut node,
-            &mut pods,
-            &mut witness,
-            &before,
-            happened.map(|()| true),
-        )
-        .await;
-        outcomes.add("host".into(), fault.name(), begun, result);
+        let (node, pods) = (&mut run.node, &mut run.pods);
+        let happened = fault.happens(node, pods, &mut run.witness).await;
+        let result = run.settle(happened.map(|()| true)).await;
+        outcomes.add(HOST.into(), fault.name(), begun, result);
     }
-    pods.end(&node).await?;
-    node.end(&witness.pod).await?;
-    close(&node, &outcomes, &focus)
+    run.pods.end(&run.node).await?;
+    run.node.end(&run.witness.pod).await?;
+    close(&run.node, &outcomes, &wanted)
 }
 
-fn call_names() -> impl Iterator<Item = String> {
-    Call::ALL.into_iter().map(|call| format!("{call:?}"))
-}
-
-/// Each time that a call reaches a point, the daemon is killed there; VMM and file server die the first
-/// time; writes fail in both ways.
-fn planned(call: Call, reached: &[(String, usize)]) -> Vec<Fault> {
+/// Each time that a call reaches a point, the daemon is killed there; VMM, agent and file server die the
+/// first time; writes fail in both ways.
+fn planned(kind: Kind, call: Call, reached: &[(String, usize)]) -> Vec<Fault> {
     let each = env::var("HULL_FAULTS_EACH").ok();
     let most = each.and_then(|each| each.parse().ok()).unwrap_or(MOST);
     let points = all_points();
@@ -172,6 +225,9 @@ fn planned(call: Call, reached: &[(String, usize)]) -> Vec<Fault> {
                 (1..=times).for_each(|nth| add(nth, Action::Kill));
                 if has_vm(call, name) {
                     add(1, Action::KillVmm);
+                }
+                if has_agent(kind, call, name) {
+                    add(1, Action::KillAgent);
                 }
                 if [
                     "paths-shared",
@@ -205,80 +261,98 @@ fn has_vm(call: Call, point: &str) -> bool {
     call.has_pod() && in_vm && !["vm-stopped", "guest-shut-down"].contains(&point)
 }
 
-/// Sees to it that all is right again.
-async fn settle(
-    node: &mut Node,
-    pods: &mut Pods,
-    witness: &mut Witness,
-    before: &Left,
-    happened: Result<bool>,
-) -> Result<bool> {
-    node.disarm();
-    let mut right = async {
-        let reached = happened?;
-        witness.look(node).await?;
-        if let Err(left) = nothing_left(node, pods, before).await {
-            bail!("left: {left:?}");
+/// Whether there is an agent that can be killed: in a VM, it is a container that does.
+fn has_agent(kind: Kind, call: Call, point: &str) -> bool {
+    let runs = has_vm(call, point) && point != "vm-configured";
+    runs && (kind == Kind::Fake || !call.has_own_pod())
+}
+
+/// The node, and what is there on it whatever goes wrong.
+struct Run {
+    node: Node,
+    pods: Pods,
+    witness: Witness,
+    /// What is there but for the shared pod and the witness.
+    before: Left,
+}
+
+impl Run {
+    async fn start() -> Result<Self> {
+        let node = Node::start().await?;
+        node.pull(IMAGE).await?;
+        let mut pods = Pods::default();
+        // What is there once: a template of disks, the bridge.
+        pods.shared(&node).await?;
+        pods.end(&node).await?;
+        let before = node.left();
+        let witness = Witness::start(&node).await?;
+        Ok(Self {
+            node,
+            pods,
+            witness,
+            before,
+        })
+    }
+
+    /// Sees to it that all is right again.
+    async fn settle(&mut self, happened: Result<bool>) -> Result<bool> {
+        self.node.disarm();
+        let right = self.is_right(happened).await;
+        if let Err(error) = &right {
+            let complaints = self.node.complaints();
+            println!("{error:#}; the daemon said last:\n    {complaints}");
+            // What is lost must not be lost again in the next one.
+            self.begin_anew().await.context("begin anew")?;
         }
+        right
+    }
+
+    async fn is_right(&mut self, happened: Result<bool>) -> Result<bool> {
+        let reached = happened?;
+        self.witness.look(&self.node).await?;
+        self.nothing_left().await?;
         Ok(reached)
     }
-    .await;
-    if let Err(error) = &mut right {
-        let complaints = node.complaints();
-        println!("{error:#}; the daemon said last:\n    {complaints}");
-        // What is lost must not be lost again in the next one.
-        node.restart().await?;
-        pods.forget();
-        for name in all_pods(node).await? {
-            if name.0 != witness.pod.id {
-                let _ = node.stop_sandbox(&name.0).await;
-                let _ = node.remove_sandbox(&name.0).await;
+
+    /// With another daemon, no pods but a witness, and what is left now.
+    async fn begin_anew(&mut self) -> Result<()> {
+        self.node.restart().await?;
+        self.pods.forget();
+        let is_harmed = self.witness.look(&self.node).await.is_err();
+        for pod in self.node.sandboxes().await? {
+            if is_harmed || pod.id != self.witness.pod.id {
+                let _ = self.node.stop_sandbox(&pod.id).await;
+                let _ = self.node.remove_sandbox(&pod.id).await;
             }
         }
-        if witness.look(node).await.is_err() {
-            let _ = node.stop_sandbox(&witness.pod.id).await;
-            let _ = node.remove_sandbox(&witness.pod.id).await;
-            bail!("the running pod is lost: {error:#}");
+        self.before = self.node.left();
+        if is_harmed {
+            self.witness = Witness::start(&self.node).await?;
         }
+        Ok(())
     }
-    right
-}
 
-async fn all_pods(node: &Node) -> Result<Vec<(String,)>> {
-    let answer = node
-        .client
-        .runtime
-        .clone()
-        .list_pod_sandbox(ListPodSandboxRequest::default())
-        .await?;
-    Ok(answer
-        .into_inner()
-        .items
-        .into_iter()
-        .map(|item| (item.id,))
-        .collect())
-}
-
-/// What is left beyond what the shared pod has.
-async fn nothing_left(node: &Node, pods: &Pods, before: &Left) -> Result<(), Vec<String>> {
-    let deadline = Instant::now() + GONE;
-    loop {
-        let mut left = node.left().since(before);
-        let shared = pods.left();
-        left.retain(|what| !shared.has(what));
-        if left.is_empty() {
-            return Ok(());
+    /// Nothing is left beyond what there is anyway.
+    async fn nothing_left(&self) -> Result<()> {
+        let deadline = Instant::now() + GONE;
+        let shared = self.pods.left();
+        loop {
+            let mut left = self.node.left().since(&self.before);
+            left.retain(|what| !shared.has(what) && !self.witness.left.has(what));
+            if left.is_empty() {
+                return Ok(());
+            }
+            if Instant::now() > deadline {
+                bail!("left: {left:?}");
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
         }
-        if Instant::now() > deadline {
-            return Err(left);
-        }
-        tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }
 
-fn close(node: &Node, outcomes: &Outcomes, focus: &str) -> Result<()> {
+fn close(node: &Node, outcomes: &Outcomes, wanted: &Wanted) -> Result<()> {
     let mut unreached = Vec::new();
-    if focus.is_empty() {
+    if wanted.is_all() || matches!(wanted, Wanted::Sample { .. }) {
         for name in all_points().into_keys() {
             if !outcomes.reached.contains(&name) && !cannot_be_reached(node.kind, &name) {
                 unreached.push(name);

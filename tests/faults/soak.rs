@@ -13,7 +13,7 @@ use futures::{StreamExt, TryStreamExt, stream};
 use crate::{
     kind::{Kind, PATIENCE},
     kubelet::{IMAGE, Kubelet, Work},
-    left::Left,
+    left::{Left, children},
     node::Node,
     witness::Witness,
 };
@@ -25,28 +25,35 @@ const MEMORY_NOISE_KIB: i64 = 8 << 10;
 /// The pages of a database that are free, or not, at one moment.
 const DISK_NOISE_KIB: i64 = 2 << 10;
 
-/// How much is done.
-struct Load {
+/// How much is done: so many pods and restarts, again and again until so much time has passed.
+#[derive(Debug, Clone, Copy)]
+pub struct Load {
     pods: usize,
     restarts: usize,
     minutes: u64,
 }
 
 impl Load {
-    fn of_environment(kind: Kind) -> Self {
-        let minutes = env::var("HULL_SOAK_MINUTES")
-            .ok()
-            .and_then(|text| text.parse().ok());
-        let (pods, restarts) = match (kind, minutes) {
-            (Kind::Fake, Some(_)) => (1000, 1000),
-            (Kind::Real, _) => (16, 100),
-            // In a test run.
-            (Kind::Fake, None) => (30, 60),
+    /// Thousands, or with real VMs as many as there is time for: `HULL_SOAK_MINUTES`.
+    pub fn of_environment() -> Self {
+        let minutes = env::var("HULL_SOAK_MINUTES").ok();
+        let (pods, restarts) = match Kind::of_environment() {
+            Kind::Fake => (1000, 1000),
+            Kind::Real => (4, 10),
         };
         Self {
             pods,
             restarts,
-            minutes: minutes.unwrap_or(0),
+            minutes: minutes.and_then(|text| text.parse().ok()).unwrap_or(0),
+        }
+    }
+
+    /// Enough to see what is left of each.
+    pub fn few() -> Self {
+        Self {
+            pods: 30,
+            restarts: 60,
+            minutes: 0,
         }
     }
 }
@@ -54,6 +61,8 @@ impl Load {
 /// What the node has.
 struct Usage {
     left: Left,
+    /// Of the daemon, those that it has not waited for too.
+    children: i64,
     descriptors: i64,
     threads: i64,
     memory_kib: i64,
@@ -77,6 +86,7 @@ impl Usage {
         };
         Ok(Self {
             left: node.left(),
+            children: i64::try_from(children(node.daemon()))?,
             descriptors: count("fd")?,
             threads: count("task")?,
             memory_kib: pss.context("no PSS")?.parse()?,
@@ -85,16 +95,16 @@ impl Usage {
     }
 }
 
-pub async fn soak() -> Result<()> {
+pub async fn soak(load: Load) -> Result<()> {
     let node = Node::start().await?;
-    let load = Load::of_environment(node.kind);
-    node.client.pull(IMAGE).await?;
-    let mut witness = Witness::start(&node, "witness").await?;
+    node.pull(IMAGE).await?;
     // What is there once: threads, arenas, templates, the file of records as large as it gets.
     pods(&node, "warm", if node.kind == Kind::Fake { 20 } else { 2 }).await?;
     crash_loop(&node, "warm", 10).await?;
     let before = settled(&node, None).await?;
 
+    // It is gone when the node is looked at: what writes keeps threads busy, sometimes more, sometimes less.
+    let mut witness = Witness::start(&node).await?;
     let begun = Instant::now();
     let (mut ran, mut restarted) = (0, 0);
     loop {
@@ -107,13 +117,13 @@ pub async fn soak() -> Result<()> {
         }
     }
     witness.ticks(&node).await?;
+    node.end(&witness.pod).await?;
     let after = settled(&node, Some(&before)).await?;
     println!(
         "{ran} pods and {restarted} restarts in {:.0} s",
         begun.elapsed().as_secs_f64()
     );
-    tell(&before, &after)?;
-    node.end(&witness.pod).await
+    tell(&before, &after)
 }
 
 /// What there is when it does not change any more, or when it is as before.
@@ -125,6 +135,7 @@ async fn settled(node: &Node, before: Option<&Usage>) -> Result<Usage> {
         usage = Usage::of(node)?;
         let is_as_before = |before: &Usage| {
             usage.left == before.left
+                && usage.children <= before.children
                 && usage.descriptors <= before.descriptors
                 && usage.threads <= before.threads
         };
@@ -142,7 +153,7 @@ async fn pods(node: &Node, name: &str, count: usize) -> Result<()> {
         let (kubelet, name): (Kubelet, _) = ((**node).clone(), format!("{name}-{number}"));
         async move {
             let pod = kubelet
-                .run_sandbox(&kubelet.sandbox(&name))
+                .run_sandbox(kubelet.sandbox(&name))
                 .await
                 .context("run a pod")?;
             kubelet.works(&pod).await?;
@@ -159,16 +170,16 @@ async fn pods(node: &Node, name: &str, count: usize) -> Result<()> {
 
 /// A container that ends, and is removed and made again, as kubelet does with one that crashes.
 async fn crash_loop(node: &Node, name: &str, times: usize) -> Result<()> {
-    let pod = node.run_sandbox(&node.sandbox(name)).await?;
+    let pod = node.run_sandbox(node.sandbox(name)).await?;
     for attempt in 0..times {
         let mut config = node.container("crash", Work::Ends);
         config.metadata.get_or_insert_default().attempt = u32::try_from(attempt)?;
         let id = node
-            .create(&pod, &config)
+            .create(&pod, config)
             .await
             .with_context(|| format!("attempt {attempt}"))?;
         node.start_container(&id).await?;
-        let status = node.client.wait_exited(&id, PATIENCE).await?;
+        let status = node.wait_exited(&id, PATIENCE).await?;
         ensure!(
             status.exit_code == crate::kubelet::CODE,
             "it exited with {}",
@@ -208,6 +219,7 @@ fn tell(before: &Usage, after: &Usage) -> Result<()> {
         let there = i64::try_from(before.left.count(what))?;
         row(name, there, there + beyond(what)?, 0);
     }
+    row("children of the daemon", before.children, after.children, 0);
     row(
         "descriptors of the daemon",
         before.descriptors,

@@ -1,35 +1,42 @@
 //! A pod that no fault may harm.
 
-use std::time::Duration;
+use std::{
+    sync::atomic::{AtomicU32, Ordering},
+    time::Duration,
+};
 
 use anyhow::{Context, Result, bail, ensure};
 use hull_proto_cri::v1::ContainerState;
+use hull_tests::client::Pod;
 
-use crate::{
-    kubelet::{Pod, Work},
-    node::Node,
-};
+use crate::{kubelet::Work, left::Left, node::Node};
 
 /// A pod that runs all the time.
 #[derive(Debug)]
 pub struct Witness {
     pub pod: Pod,
     pub container: String,
+    /// What is there with it.
+    pub left: Left,
     vmm: u32,
     lines: usize,
 }
 
 impl Witness {
-    pub async fn start(node: &Node, name: &str) -> Result<Self> {
-        let pod = node.run_sandbox(&node.sandbox(name)).await?;
+    pub async fn start(node: &Node) -> Result<Self> {
+        // Its log must have nothing of the one before.
+        static NUMBER: AtomicU32 = AtomicU32::new(1);
+        let name = format!("witness-{}", NUMBER.fetch_add(1, Ordering::Relaxed));
+        let pod = node.run_sandbox(node.sandbox(&name)).await?;
         let container = node
-            .create(&pod, &node.container("ticks", Work::Ticks))
+            .create(&pod, node.container("ticks", Work::Ticks))
             .await?;
         node.start_container(&container).await?;
         let vmm = *node.vmms(&pod.id).first().context("its VMM")?;
         Ok(Self {
             pod,
             container,
+            left: node.left(),
             vmm,
             lines: 0,
         })
@@ -47,7 +54,7 @@ impl Witness {
             node.is_ready(&self.pod).await?,
             "the running pod is not ready"
         );
-        let status = node.client.container_status(&self.container).await?;
+        let status = node.container_status(&self.container).await?;
         let is_running = status.state() == ContainerState::ContainerRunning;
         ensure!(
             is_running,

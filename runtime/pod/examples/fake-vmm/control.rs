@@ -18,6 +18,7 @@ use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg}
 use tokio::{
     io::{AsyncWriteExt, Interest},
     net::{UnixListener, UnixStream},
+    signal::unix::{SignalKind, signal},
 };
 
 use crate::{agent, report::end, script::Script};
@@ -33,9 +34,15 @@ struct Vm {
     files: Vec<OwnedFd>,
 }
 
-/// Serves any number of connections, one after another or side by side.
+/// Serves any number of connections, one after another or side by side. SIGUSR1 kills the guest's agent.
 pub async fn serve(socket: &Path, report: &Path) {
     let listener = UnixListener::bind(socket).unwrap();
+    let mut killed = signal(SignalKind::user_defined1()).unwrap();
+    let place = report.to_owned();
+    tokio::spawn(async move {
+        killed.recv().await;
+        end(&place, ExitReason::GuestPanic, "Attempted to kill init!");
+    });
     let vm = Arc::new(Mutex::new(Vm::default()));
     loop {
         let (stream, _) = listener.accept().await.unwrap();

@@ -1,7 +1,8 @@
 //! What a "process" does: its arguments, one after another.
 //!
-//! `out:TEXT`, `err:TEXT` (`\n` is a line end), `lines:N` (numbers, a line each, slowly),
-//! `flood:N` (bytes), `yes:TEXT` (lines without end, a MiB ahead of who reads them), `sleep:MS`, `wait` (until it is killed), `trap` (SIGTERM is written to
+//! `out:TEXT`, `err:TEXT` (`\n` is a line end), `lines:N` (numbers, a line each, slowly), `ticks:MS` (the
+//! same, one each so many milliseconds, without end), `flood:N` (bytes), `yes:TEXT` (lines without end, a
+//! MiB ahead of who reads them), `sleep:MS`, `wait` (until it is killed), `trap` (SIGTERM is written to
 //! stdout instead of ending it), `signals` (writes the signals that the container got), `cat`
 //! (copies its input to its output), `limits` (writes the changes of limits that the container
 //! got), `close` (closes its outputs and goes on), `oom`, `forbidden` (the VMM is allowed no
@@ -122,6 +123,12 @@ impl Process {
                     for n in 0..number() {
                         self.stdout.write(format!("line {n}\n").as_bytes());
                         sleep(Duration::from_millis(1)).await;
+                    }
+                }
+                "ticks" => {
+                    for n in 0_u64.. {
+                        self.stdout.write(format!("line {n}\n").as_bytes());
+                        sleep(Duration::from_millis(number())).await;
                     }
                 }
                 "flood" => self.stdout.write(&vec![b'x'; number() as usize]),
