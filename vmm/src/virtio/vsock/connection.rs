@@ -96,6 +96,8 @@ pub struct Connection {
     guest_shutdown: u32,
     /// The socket was shut down for writing.
     write_closed: bool,
+    /// It was shut down for both. Each time is an event, also of one that is shut down already.
+    hung_up: bool,
 
     /// Bytes sent to the guest.
     sent: Wrapping<u32>,
@@ -129,6 +131,7 @@ impl Connection {
             update_asked: false,
             guest_shutdown: 0,
             write_closed: false,
+            hung_up: false,
             sent: Wrapping(0),
             peer_alloc: 0,
             peer_forwarded: Wrapping(0),
@@ -402,7 +405,8 @@ impl Connection {
                 let _ = self.stream.shutdown(Shutdown::Write);
             }
             // The RESET may have to wait for the guest; the client need not.
-            Phase::Aborting => {
+            Phase::Aborting if !self.hung_up => {
+                self.hung_up = true;
                 let _ = self.stream.shutdown(Shutdown::Both);
             }
             Phase::Flushing => self.end(),
@@ -500,4 +504,67 @@ fn parse_connect(line: &[u8]) -> Option<u32> {
     port.bytes()
         .all(|byte| byte.is_ascii_digit())
         .then(|| port.parse().ok())?
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn connection() -> Connection {
+        let (stream, _) = UnixStream::pair().unwrap();
+        Connection::new(stream, 3, 1, Instant::now())
+    }
+
+    /// Numbers near where 32 bits end or change their sign.
+    fn positions() -> impl Iterator<Item = u64> {
+        [0, 1 << 31, 1 << 32, 1 << 33]
+            .into_iter()
+            .flat_map(|edge: u64| edge.saturating_sub(3)..edge + 3)
+    }
+
+    /// Counters of 32 bits, against some that count without end.
+    #[test]
+    fn the_credit_is_what_the_guest_has_room_for_at_each_edge() {
+        let mut connection = connection();
+        for sent in positions() {
+            for in_flight in positions().filter(|count| *count < 1 << 32 && *count <= sent) {
+                for room in positions().filter(|count| *count < 1 << 32) {
+                    connection.sent = Wrapping(sent as u32);
+                    connection.peer_forwarded = Wrapping((sent - in_flight) as u32);
+                    connection.peer_alloc = room as u32;
+                    let wanted = room.saturating_sub(in_flight);
+                    let credit = u64::from(connection.credit());
+                    assert_eq!(credit, wanted, "{in_flight} of {sent} in {room}");
+                }
+            }
+            // It has read what was never sent.
+            for ahead in 1..3 {
+                connection.peer_forwarded = Wrapping((sent + ahead) as u32);
+                connection.peer_alloc = BUFFER_SIZE;
+                assert_eq!(connection.credit(), 0);
+            }
+        }
+    }
+
+    #[test]
+    fn the_guest_hears_of_a_quarter_that_came_free_at_each_edge() {
+        let mut connection = connection();
+        let step = u64::from(UPDATE_STEP);
+        for forwarded in positions() {
+            for unknown in [0, 1, step - 1, step, step + 1, u64::from(BUFFER_SIZE)] {
+                let Some(advertised) = forwarded.checked_sub(unknown) else {
+                    continue;
+                };
+                connection.forwarded = Wrapping(forwarded as u32);
+                connection.advertised = Wrapping(advertised as u32);
+                assert_eq!(connection.update_due(), unknown >= step);
+                connection.guest_shutdown = SHUTDOWN_SEND;
+                assert!(!connection.update_due(), "nothing comes any more");
+                connection.guest_shutdown = 0;
+                let header = connection.header(Op::CreditUpdate);
+                assert_eq!(header.fwd_cnt, forwarded as u32);
+                assert!(!connection.update_due(), "it was told");
+            }
+        }
+    }
 }

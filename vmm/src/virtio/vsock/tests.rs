@@ -1220,6 +1220,19 @@ mod device {
     }
 
     #[test]
+    fn a_reset_that_waits_for_buffers_causes_no_events() {
+        let mut guest = Guest::new();
+        let (_client, peer) = guest.open(1 << 20);
+        guest.use_up_rx();
+        guest.send(&peer.header(Op::Request), &[]);
+        guest.run();
+        assert_eq!(guest.run(), 0);
+        guest.offer_rx(RX_SIZE).unwrap();
+        guest.kick(RX);
+        assert_eq!(guest.take().unwrap().0.op, Op::Reset as u16);
+    }
+
+    #[test]
     fn work_is_done_in_turns() {
         let mut guest = Guest::new();
         let (_client, peer) = guest.open(1 << 20);
