@@ -56,11 +56,11 @@ pub fn http(input: &[u8]) {
         None => input.to_vec(),
         Some(at) => [&input[..at], token.as_bytes(), &input[at + TOKEN.len()..]].concat(),
     });
-    let upgraded = answer.starts_with(b"HTTP/1.1 101 ");
-    assert!(
-        answer.is_empty() || upgraded || answer.starts_with(b"HTTP/1.1 4"),
-        "{answer:?}"
-    );
+    // As old as the request.
+    let status = (answer.strip_prefix(b"HTTP/1.1 ")).or(answer.strip_prefix(b"HTTP/1.0 "));
+    let upgraded = status.is_some_and(|status| status.starts_with(b"101 "));
+    let refused = status.is_some_and(|status| status.starts_with(b"4"));
+    assert!(answer.is_empty() || upgraded || refused, "{answer:?}");
     assert!(!upgraded || place.is_some(), "an upgrade without a token");
 }
 
