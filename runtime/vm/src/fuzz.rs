@@ -1,18 +1,26 @@
 //! Entry points for fuzzing: bytes that a hostile guest or VMM may send, and this crate's code that reads
 //! them. `make fuzz` runs them (tests/fuzz), and the tests of this crate do.
 
-use std::collections::HashSet;
+use std::{collections::HashSet, time::Duration};
 
 use futures::FutureExt;
 use hull_proto_agent::{
-    agent::{Event, StatsResponse},
+    agent::{Event, EventsRequest, StatsResponse},
+    rpc::AgentClient,
     stream::{ChunkDecoder, StreamHeader, StreamKind, StreamReply},
 };
 use hull_proto_vmm::Response;
 use protobuf::Message;
 use tokio::{
-    io::{join, sink},
+    io::{AsyncWriteExt, duplex, join, sink, split},
+    runtime::{Builder, Runtime},
     sync::mpsc,
+    time::timeout,
+};
+use ttrpc::{
+    asynchronous::{Client, transport::Socket},
+    context::Context,
+    proto::MessageHeader,
 };
 
 use hull_base::printable::printable;
@@ -20,10 +28,14 @@ use hull_spec::stats::Usage;
 
 use crate::{
     agent::{
+        client::ask,
         connect,
+        error::GuestError,
         events::{self, GuestEvent},
+        fault::Fault,
         stats::{Answer, Bounds},
         stdio,
+        wire::{EventStream, Wire},
     },
     client,
 };
@@ -36,11 +48,14 @@ pub const TARGETS: &[Target] = &[
     ("agent-stats", stats),
     ("agent-events", events),
     ("agent-streams", streams),
+    ("agent-wire", wire),
     ("vmm-answers", vmm),
 ];
 
 /// Longest text that is kept, in bytes.
 const TEXT_MAX: usize = 2048;
+/// How long a call may last.
+const LIMIT: Duration = Duration::from_millis(20);
 /// How many bytes of an output are read at a time.
 const READ: usize = 8193;
 
@@ -136,6 +151,98 @@ pub fn streams(mut input: &[u8]) {
             break;
         };
         assert!(!had_ended && length <= read.len());
+    }
+}
+
+/// Messages of an agent while it is asked: a byte each for the type, the stream, the flags and the length, and so
+/// many bytes; a length of 255 is announced as the longest. No event that is long comes through, and what is
+/// shown of a refusal is tame. Nothing more is read once as many events wait as may, also of a stream that is
+/// none, so calls end when their time is over at the latest.
+pub fn wire(input: &[u8]) {
+    thread_local! {
+        static RUNTIME: Runtime = Builder::new_current_thread().enable_all().build().expect("a runtime");
+    }
+    RUNTIME.with(|runtime| runtime.block_on(asked(messages(input))));
+}
+
+fn messages(mut input: &[u8]) -> Vec<u8> {
+    let mut messages = Vec::new();
+    while let Some((&[type_, stream, flags, length], rest)) = input.split_first_chunk() {
+        let (body, rest) = rest.split_at(rest.len().min(length.into()));
+        input = rest;
+        let header = MessageHeader {
+            length: if length == u8::MAX {
+                u32::MAX
+            } else {
+                body.len() as u32
+            },
+            stream_id: stream.into(),
+            type_,
+            flags,
+        };
+        messages.extend(Vec::from(header));
+        messages.extend(body);
+    }
+    messages
+}
+
+/// Asks an agent that says these bytes, whatever it is asked.
+async fn asked(bytes: Vec<u8>) {
+    let (ours, theirs) = duplex(4096);
+    let fault = Fault::default();
+    let (ours, window) = Wire::new(ours, fault.clone());
+    let client = AgentClient::new(Client::new(Socket::new(ours)));
+    let (mut requests, mut answers) = split(theirs);
+    tokio::spawn(async move { tokio::io::copy(&mut requests, &mut sink()).await });
+    let say = timeout(LIMIT, async {
+        // It may be hung up on at any time.
+        let _ = answers.write_all(&bytes).await;
+        let _ = answers.shutdown().await;
+    });
+    let (hello, stats, create) = Default::default();
+    let follow = async {
+        let asked = EventsRequest::default();
+        let Ok(events) = client.events(Context::default(), &asked).await else {
+            return;
+        };
+        let mut events = EventStream::new(events, window);
+        while let Ok(Ok(Some(event))) = timeout(LIMIT, events.recv()).await {
+            assert!(event.compute_size() <= 1 << 10);
+        }
+    };
+    let refused = |error: Option<GuestError>| {
+        if let Some(GuestError::Refused { message, .. }) = error {
+            assert!(is_tame(&message));
+        }
+    };
+    let call = "ask";
+    tokio::join!(
+        async {
+            refused(
+                ask(call, LIMIT, client.hello(Context::default(), &hello))
+                    .await
+                    .err(),
+            )
+        },
+        async {
+            refused(
+                ask(call, LIMIT, client.stats(Context::default(), &stats))
+                    .await
+                    .err(),
+            )
+        },
+        async {
+            refused(
+                ask(call, LIMIT, client.create(Context::default(), &create))
+                    .await
+                    .err(),
+            )
+        },
+        follow,
+        async { drop(say.await) },
+    );
+    if let Some(reason) = fault.told().now_or_never() {
+        assert!(is_tame(&reason));
     }
 }
 

@@ -12,7 +12,7 @@ use std::{
 use async_trait::async_trait;
 use hull_proto_agent::{
     RPC_PORT, VERSION,
-    agent::{self as message, Empty, Event, Exited},
+    agent::{self as message, Empty, Event, Exited, event::Kind},
     rpc::{Agent, create_agent},
 };
 use hull_proto_vmm::ExitReason;
@@ -32,7 +32,7 @@ use crate::{
     process::{End, Process},
     report,
     script::Script,
-    streams,
+    streams, wire,
 };
 
 /// Serves the guest behind a vsock listener.
@@ -74,6 +74,10 @@ pub fn serve(listener: StdListener, script: Script, report: PathBuf) {
                 continue;
             }
             if port == RPC_PORT {
+                let stream = match guest.script.astray {
+                    true => wire::relayed(stream, &guest),
+                    false => stream,
+                };
                 connections.send(Ok(stream)).await.unwrap();
             } else {
                 tokio::spawn(streams::serve(stream, Arc::clone(&guest)));
@@ -161,6 +165,34 @@ fn endless(containers: impl Iterator<Item = String>) -> message::StatsResponse {
     }
 }
 
+/// Events without end: the same again (`known`), of a kind that needs no answer (`oom`), of containers that
+/// there are not (`strangers`).
+async fn endless_events(
+    kind: &str,
+    last: u64,
+    sender: &ServerStreamSender<Event>,
+) -> ttrpc::Result<()> {
+    let mut event = Event {
+        seq: last,
+        ..Event::default()
+    };
+    match kind {
+        "oom" => event.kind = Some(Kind::Oom(message::Oom::default())),
+        _ => {
+            event.kind = Some(Kind::Exited(Exited {
+                container_id: "f".repeat(64),
+                ..Exited::default()
+            }));
+        }
+    }
+    loop {
+        if kind != "known" {
+            event.seq += 1;
+        }
+        sender.send(&event).await?;
+    }
+}
+
 struct Rpc(Arc<Guest>);
 
 #[async_trait]
@@ -170,8 +202,9 @@ impl Agent for Rpc {
         _: &TtrpcContext,
         _: message::HelloRequest,
     ) -> ttrpc::Result<message::HelloResponse> {
+        self.0.hang("hello").await;
         Ok(message::HelloResponse {
-            version: VERSION,
+            version: self.0.script.version.unwrap_or(VERSION),
             agent_version: "fake".into(),
             kernel_release: "6.0-fake".into(),
             ..message::HelloResponse::default()
@@ -185,6 +218,7 @@ impl Agent for Rpc {
     ) -> ttrpc::Result<Empty> {
         assert!(request.hosts.contains(&request.hostname));
         assert!(request.entropy.len() >= 32);
+        self.0.hang("configure").await;
         self.0.allowed("configure")
     }
 
@@ -508,6 +542,11 @@ impl Agent for Rpc {
         let mut events = self.0.events.subscribe();
         let mut sent = request.since_seq as usize;
         loop {
+            for lie in self.0.lies() {
+                if let Some(kind) = lie.strip_prefix("events:") {
+                    return endless_events(kind, sent as u64, &sender).await;
+                }
+            }
             let new = events.borrow_and_update()[sent..].to_vec();
             sent += new.len();
             for event in new {

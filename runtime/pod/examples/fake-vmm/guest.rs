@@ -63,6 +63,14 @@ impl Guest {
         }
     }
 
+    /// What containers that were started have it say that is not so.
+    pub fn lies(&self) -> Vec<String> {
+        let containers = self.containers.lock().unwrap();
+        let started = containers.values().filter(|container| container.started);
+        let lies = started.flat_map(|container| container.init.lies());
+        lies.map(str::to_owned).collect()
+    }
+
     /// Tells of the end of a process.
     pub fn exited(
         &self,

@@ -4,7 +4,7 @@
 //! descriptors by `SCM_RIGHTS`, and serves an agent behind the vsock listener among them. It is the
 //! file server too ([`files`]). What
 //! is to go wrong stands in the "kernel" file ([`script::Script`]); what a "container" does
-//! stands in its arguments ([`process`]).
+//! stands in its arguments ([`process`], [`wire`]).
 
 #![expect(
     clippy::unwrap_used,
@@ -20,6 +20,7 @@ mod process;
 mod report;
 mod script;
 mod streams;
+mod wire;
 
 use std::{
     io::{self, Read},

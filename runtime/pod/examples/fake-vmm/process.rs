@@ -14,7 +14,8 @@
 //! `lie:early-end` (connections that want no first byte get one less than was acknowledged),
 //! `lie:no-end` (the end of its output is the end of the connection), `lie:end` (it ended in the far
 //! future, and wrote endlessly), `lie:exited:ID` (the container ID ended), `lie:stats` (the guest
-//! uses all there is).
+//! uses all there is), `lie:events:KIND` (events without end, once something else happened), `lie:wire:WORD`
+//! ([`crate::wire`]).
 
 use std::{
     collections::HashSet,

@@ -38,6 +38,7 @@ mod outputs;
 mod process;
 mod script;
 mod streams;
+mod wire;
 
 use std::process::ExitCode;
 

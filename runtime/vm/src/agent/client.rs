@@ -19,7 +19,7 @@ use hull_proto_agent::{
 use oci_spec::runtime::LinuxResources;
 use tokio::time::{Instant, sleep, timeout};
 use ttrpc::{
-    asynchronous::{Client, ClientStreamReceiver, transport::Socket},
+    asynchronous::{Client, transport::Socket},
     context::Context,
 };
 
@@ -34,7 +34,12 @@ use hull_spec::{
     signal::Signal,
 };
 
-use crate::agent::{connect, error::GuestError, fault::Fault};
+use crate::agent::{
+    connect,
+    error::GuestError,
+    fault::Fault,
+    wire::{EventStream, Window, Wire},
+};
 
 /// How long the agent may take for what only changes a setting or sends a signal.
 const QUICK: Duration = Duration::from_secs(10);
@@ -51,9 +56,17 @@ const GROUPS_MAX: usize = 65_536;
 #[derive(Clone)]
 pub struct Agent {
     vsock: Arc<PathBuf>,
-    client: Arc<Mutex<AgentClient>>,
+    connection: Arc<Mutex<Connection>>,
     timeout: Duration,
     fault: Fault,
+}
+
+/// A connection that was greeted.
+#[derive(Clone)]
+struct Connection {
+    client: AgentClient,
+    /// Room for its events.
+    window: Window,
 }
 
 impl std::fmt::Debug for Agent {
@@ -74,12 +87,13 @@ impl Agent {
         timeout: Duration,
         deadline: Instant,
     ) -> Result<(Self, GuestInfo), GuestError> {
-        let (client, info) = greet(vsock, timeout, deadline).await?;
+        let fault = Fault::default();
+        let (connection, info) = greet(vsock, timeout, deadline, &fault).await?;
         let agent = Self {
             vsock: Arc::new(vsock.to_owned()),
-            client: Arc::new(Mutex::new(client)),
+            connection: Arc::new(Mutex::new(connection)),
             timeout,
-            fault: Fault::default(),
+            fault,
         };
         Ok((agent, info))
     }
@@ -89,8 +103,12 @@ impl Agent {
     /// # Errors
     /// As [`Agent::connect`].
     pub(crate) async fn reconnect(&self, deadline: Instant) -> Result<(), GuestError> {
-        let (client, _) = greet(&self.vsock, self.timeout, deadline).await?;
-        *self.client.lock().unwrap_or_else(PoisonError::into_inner) = client;
+        let (connection, _) = greet(&self.vsock, self.timeout, deadline, &self.fault).await?;
+        let mut current = self
+            .connection
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        *current = connection;
         Ok(())
     }
 
@@ -438,18 +456,15 @@ impl Agent {
     ///
     /// # Errors
     /// When the agent refuses or does not answer.
-    pub(crate) async fn events(
-        &self,
-        since_seq: u64,
-    ) -> Result<ClientStreamReceiver<hull_proto_agent::agent::Event>, GuestError> {
+    pub(crate) async fn events(&self, since_seq: u64) -> Result<EventStream, GuestError> {
         let request = EventsRequest {
             since_seq,
             ..EventsRequest::default()
         };
-        let client = self.client();
+        let Connection { client, window } = self.connection();
         let call = client.events(Context::default(), &request);
-        self.ask(Point::GuestFollowed, "follow the guest's events", call)
-            .await
+        let events = self.ask(Point::GuestFollowed, "follow the guest's events", call);
+        Ok(EventStream::new(events.await?, window))
     }
 
     /// All counters, as the guest tells them, within this time: see [`super::stats`].
@@ -474,8 +489,12 @@ impl Agent {
     }
 
     fn client(&self) -> AgentClient {
-        let client = self.client.lock();
-        client.unwrap_or_else(PoisonError::into_inner).clone()
+        self.connection().client
+    }
+
+    fn connection(&self) -> Connection {
+        let connection = self.connection.lock();
+        connection.unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     async fn ask<T>(
@@ -573,17 +592,19 @@ async fn greet(
     vsock: &Path,
     limit: Duration,
     deadline: Instant,
-) -> Result<(AgentClient, GuestInfo), GuestError> {
+    fault: &Fault,
+) -> Result<(Connection, GuestInfo), GuestError> {
     const CALL: &str = "greet the guest's agent";
     let request = HelloRequest {
         version: VERSION,
         ..HelloRequest::default()
     };
-    let (client, response) = loop {
+    let (connection, response) = loop {
         let stream = connect::dial_until(vsock, RPC_PORT, deadline).await?;
-        let client = AgentClient::new(Client::new(Socket::new(stream)));
+        let (wire, window) = Wire::new(stream, fault.clone());
+        let client = AgentClient::new(Client::new(Socket::new(wire)));
         match ask(CALL, limit, client.hello(Context::default(), &request)).await {
-            Ok(response) => break (client, response),
+            Ok(response) => break (Connection { client, window }, response),
             // A connection that is lost says no more of the guest than one that is refused.
             Err(GuestError::Lost { .. }) if clock::after(PAUSE) < deadline => sleep(PAUSE).await,
             Err(error) => return Err(error),
@@ -602,12 +623,12 @@ async fn greet(
         kernel_ns: response.kernel_ns,
         ready_ns: response.ready_ns,
     };
-    Ok((client, info))
+    Ok((connection, info))
 }
 
 /// Waits for an answer. The time limit is kept here alone: the agent goes on with a call that
 /// its caller no longer waits for, and the caller may repeat it.
-async fn ask<T>(
+pub(crate) async fn ask<T>(
     call: &'static str,
     limit: Duration,
     future: impl Future<Output = ttrpc::Result<T>>,

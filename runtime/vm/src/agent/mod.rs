@@ -11,3 +11,4 @@ pub mod events;
 pub(crate) mod fault;
 pub mod stats;
 pub mod stdio;
+pub(crate) mod wire;

@@ -1,0 +1,1 @@
+../fake-vmm/wire.rs
