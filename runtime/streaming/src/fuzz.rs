@@ -57,7 +57,8 @@ pub fn http(input: &[u8]) {
         Some(at) => [&input[..at], token.as_bytes(), &input[at + TOKEN.len()..]].concat(),
     });
     // As old as the request.
-    let status = (answer.strip_prefix(b"HTTP/1.1 ")).or(answer.strip_prefix(b"HTTP/1.0 "));
+    let mut versions = [&b"HTTP/1.1 "[..], b"HTTP/1.0 "].into_iter();
+    let status = versions.find_map(|version| answer.strip_prefix(version));
     let upgraded = status.is_some_and(|status| status.starts_with(b"101 "));
     let refused = status.is_some_and(|status| status.starts_with(b"4"));
     assert!(answer.is_empty() || upgraded || refused, "{answer:?}");
