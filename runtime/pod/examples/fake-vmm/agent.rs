@@ -202,7 +202,7 @@ impl Agent for Rpc {
         _: &TtrpcContext,
         _: message::HelloRequest,
     ) -> ttrpc::Result<message::HelloResponse> {
-        self.0.hang("hello").await;
+        self.0.begin("hello").await?;
         Ok(message::HelloResponse {
             version: self.0.script.version.unwrap_or(VERSION),
             agent_version: "fake".into(),
@@ -218,8 +218,8 @@ impl Agent for Rpc {
     ) -> ttrpc::Result<Empty> {
         assert!(request.hosts.contains(&request.hostname));
         assert!(request.entropy.len() >= 32);
-        self.0.hang("configure").await;
-        self.0.allowed("configure")
+        self.0.begin("configure").await?;
+        self.0.done("configure").await
     }
 
     /// Leaves the destinations of all routes, a line for each call, beside the exit report.
@@ -228,10 +228,11 @@ impl Agent for Rpc {
         _: &TtrpcContext,
         request: message::UpdateNetworkRequest,
     ) -> ttrpc::Result<Empty> {
+        self.0.begin("update_network").await?;
         let routes = request.routes.iter().map(|r| r.destination.as_str());
         let line = routes.collect::<Vec<_>>().join(" ");
         self.0.note("network", &line);
-        Ok(Empty::new())
+        self.0.done("update_network").await
     }
 
     /// Leaves a line for each call beside the exit report.
@@ -241,7 +242,8 @@ impl Agent for Rpc {
         request: message::AttachDeviceRequest,
     ) -> ttrpc::Result<message::AttachDeviceResponse> {
         self.0.note("links", &format!("in {}", request.slot));
-        self.0.allowed("attach_device")?;
+        self.0.begin("attach_device").await?;
+        self.0.done("attach_device").await?;
         Ok(message::AttachDeviceResponse::new())
     }
 
@@ -250,8 +252,9 @@ impl Agent for Rpc {
         _: &TtrpcContext,
         request: message::DetachDeviceRequest,
     ) -> ttrpc::Result<Empty> {
+        self.0.begin("detach_device").await?;
         self.0.note("links", &format!("out {}", request.slot));
-        Ok(Empty::new())
+        self.0.done("detach_device").await
     }
 
     async fn attach_storage(
@@ -259,19 +262,20 @@ impl Agent for Rpc {
         _: &TtrpcContext,
         request: message::AttachStorageRequest,
     ) -> ttrpc::Result<message::AttachStorageResponse> {
-        if !request.scratch {
-            self.0.allowed("attach_storage")?;
-            self.0.hang("attach_storage").await;
-        }
-        let mut storage = self.0.storage.lock().unwrap();
-        if storage
-            .get(&request.id)
-            .is_some_and(|slot| *slot != request.slot)
-        {
+        // The scratch disk's is a part of the start, and not of a container.
+        let call = if request.scratch {
+            "attach_scratch"
+        } else {
+            "attach_storage"
+        };
+        self.0.begin(call).await?;
+        let (id, slot) = (request.id, request.slot);
+        let other = *self.0.storage.lock().unwrap().entry(id).or_insert(slot);
+        if other != slot {
             let message = "it is attached with other settings";
             return Err(refusal(Code::ALREADY_EXISTS, message));
         }
-        storage.insert(request.id, request.slot);
+        self.0.done(call).await?;
         Ok(message::AttachStorageResponse::new())
     }
 
@@ -280,14 +284,17 @@ impl Agent for Rpc {
         _: &TtrpcContext,
         request: message::DetachStorageRequest,
     ) -> ttrpc::Result<Empty> {
-        let mut storage = self.0.storage.lock().unwrap();
-        if request.id.is_empty() {
-            storage.retain(|_, slot| *slot != request.slot);
-        } else {
-            // One that is gone already is no error: an earlier daemon may have been killed behind this.
-            storage.remove(&request.id);
+        self.0.begin("detach_storage").await?;
+        {
+            let mut storage = self.0.storage.lock().unwrap();
+            if request.id.is_empty() {
+                storage.retain(|_, slot| *slot != request.slot);
+            } else {
+                // One that is gone already is no error: an earlier daemon may have been killed behind this.
+                storage.remove(&request.id);
+            }
         }
-        Ok(Empty::new())
+        self.0.done("detach_storage").await
     }
 
     /// Leaves what the volumes of containers are now, a line for each call, beside the exit report.
@@ -317,12 +324,13 @@ impl Agent for Rpc {
         _: &TtrpcContext,
         request: message::CreateRequest,
     ) -> ttrpc::Result<message::CreateResponse> {
-        self.0.allowed("create")?;
-        self.0.hang("create").await;
-        let storage = self.0.storage.lock().unwrap();
-        assert!(request.lower.iter().all(|id| storage.contains_key(id)));
-        let mut mounts = request.storage_mounts.iter();
-        assert!(mounts.all(|mount| storage.contains_key(&mount.storage)));
+        self.0.begin("create").await?;
+        {
+            let storage = self.0.storage.lock().unwrap();
+            assert!(request.lower.iter().all(|id| storage.contains_key(id)));
+            let mut mounts = request.storage_mounts.iter();
+            assert!(mounts.all(|mount| storage.contains_key(&mount.storage)));
+        }
         let spec: serde_json::Value = serde_json::from_slice(&request.spec).unwrap();
         let args = spec["process"]["args"].as_array().unwrap();
         let args = args.iter().map(|a| a.as_str().unwrap().to_owned());
@@ -341,8 +349,9 @@ impl Agent for Rpc {
                 .filter(|name| !name.is_empty())
                 .collect(),
         };
-        let mut containers = self.0.containers.lock().unwrap();
-        containers.insert(request.container_id, container);
+        let id = request.container_id;
+        self.0.containers.lock().unwrap().insert(id, container);
+        self.0.done("create").await?;
         Ok(message::CreateResponse {
             pid: 7,
             uid: request.user.uid.unwrap_or_default(),
@@ -356,7 +365,7 @@ impl Agent for Rpc {
         _: &TtrpcContext,
         request: message::StartRequest,
     ) -> ttrpc::Result<Empty> {
-        self.0.allowed("start")?;
+        self.0.begin("start").await?;
         let id = request.container_id;
         let process = {
             let mut containers = self.0.containers.lock().unwrap();
@@ -394,7 +403,7 @@ impl Agent for Rpc {
             let end = process.run(&process).await;
             guest.exited(&id, "", &process, end, false);
         });
-        Ok(Empty::new())
+        self.0.done("start").await
     }
 
     async fn signal(
@@ -402,6 +411,7 @@ impl Agent for Rpc {
         _: &TtrpcContext,
         request: message::SignalRequest,
     ) -> ttrpc::Result<Empty> {
+        self.0.begin("signal").await?;
         match self.0.process(&request.container_id, &request.exec_id) {
             Some(process) => {
                 let is_new = request.once.is_empty()
@@ -412,7 +422,7 @@ impl Agent for Rpc {
             }
             None => return Err(refusal(Code::NOT_FOUND, "no such process")),
         }
-        Ok(Empty::new())
+        self.0.done("signal").await
     }
 
     async fn delete(
@@ -420,11 +430,15 @@ impl Agent for Rpc {
         _: &TtrpcContext,
         request: message::DeleteRequest,
     ) -> ttrpc::Result<Empty> {
-        let mut containers = self.0.containers.lock().unwrap();
-        match containers.remove(&request.container_id) {
-            Some(_) => Ok(Empty::new()),
-            None => Err(refusal(Code::NOT_FOUND, "no such container")),
-        }
+        self.0.begin("delete").await?;
+        let removed = self
+            .0
+            .containers
+            .lock()
+            .unwrap()
+            .remove(&request.container_id);
+        removed.ok_or_else(|| refusal(Code::NOT_FOUND, "no such container"))?;
+        self.0.done("delete").await
     }
 
     async fn exec(
@@ -432,6 +446,7 @@ impl Agent for Rpc {
         _: &TtrpcContext,
         request: message::ExecRequest,
     ) -> ttrpc::Result<message::ExecResponse> {
+        self.0.begin("exec").await?;
         if request.args.iter().any(|a| a == "cannot-start") {
             let message = "exec /nope: not found";
             return Err(refusal(Code::FAILED_PRECONDITION, message));
@@ -470,6 +485,7 @@ impl Agent for Rpc {
             guest.exited(&request.container_id, &request.exec_id, &process, end, late);
         });
         self.0.note("calls", "exec");
+        self.0.done("exec").await?;
         Ok(message::ExecResponse::new())
     }
 
@@ -479,6 +495,7 @@ impl Agent for Rpc {
         _: &TtrpcContext,
         request: message::UpdateRequest,
     ) -> ttrpc::Result<Empty> {
+        self.0.begin("update").await?;
         let process = self.0.process(&request.container_id, "");
         let process = process.ok_or_else(|| refusal(Code::NOT_FOUND, "no such container"))?;
         let limits: serde_json::Value = serde_json::from_slice(&request.resources).unwrap();
@@ -488,7 +505,7 @@ impl Agent for Rpc {
         if limits["cpu"]["shares"] == 13 {
             return Err(refusal(Code::INTERNAL, "an unlucky number"));
         }
-        Ok(Empty::new())
+        self.0.done("update").await
     }
 
     async fn resize_tty(

@@ -130,7 +130,12 @@ fn handle(vm: &Mutex<Vm>, request: Request, fds: Vec<OwnedFd>) -> Response {
             }
         }
         Request::Detach { slot } => match vm.slots.remove(&slot) {
-            Some(_) => Response::Ok,
+            Some(kind) => {
+                if kind == "fs" {
+                    vm.files.clear();
+                }
+                Response::Ok
+            }
             None => refuse(ErrorKind::Invalid),
         },
         Request::Metrics => Response::Metrics(Box::new(Metrics {

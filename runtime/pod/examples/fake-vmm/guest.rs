@@ -4,8 +4,11 @@ use std::{
     collections::{HashMap, HashSet},
     fs,
     path::PathBuf,
-    sync::{Arc, Mutex, atomic::AtomicU64},
-    time::{SystemTime, UNIX_EPOCH},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use hull_proto_agent::agent::{Empty, Event, Exited, event::Kind};
@@ -27,6 +30,8 @@ pub struct Guest {
     pub storage: Mutex<HashMap<String, u32>>,
     /// Calls of which one was not answered.
     hung: Mutex<HashSet<String>>,
+    /// How many calls there were.
+    calls: AtomicU64,
     /// How often its numbers were asked for.
     pub asked: AtomicU64,
     pub events: watch::Sender<Vec<Event>>,
@@ -49,6 +54,7 @@ impl Guest {
             containers: Mutex::default(),
             storage: Mutex::default(),
             hung: Mutex::default(),
+            calls: AtomicU64::new(0),
             asked: AtomicU64::new(0),
             events: watch::channel(Vec::new()).0,
         }
@@ -120,17 +126,29 @@ impl Guest {
         let _ = fs::write(path, format!("{text}{line}\n"));
     }
 
-    /// Refuses a call that the script names.
-    pub fn allowed(&self, call: &str) -> ttrpc::Result<Empty> {
+    /// Begins a call, unless it is refused or never answered.
+    pub async fn begin(&self, call: &str) -> ttrpc::Result<()> {
         if self.script.refuse.iter().any(|refused| refused == call) {
             return Err(refusal(Code::INTERNAL, "as the script says"));
         }
+        if self.script.slow_ms > 0 {
+            let number = self.calls.fetch_add(1, Ordering::Relaxed);
+            let time = Duration::from_millis(number * 7919 % self.script.slow_ms);
+            tokio::time::sleep(time).await;
+        }
+        self.hang_once(&self.script.hang_once, call).await;
+        Ok(())
+    }
+
+    /// Answers a call with nothing, or never.
+    pub async fn done(&self, call: &str) -> ttrpc::Result<Empty> {
+        self.hang_once(&self.script.lose_once, call).await;
         Ok(Empty::new())
     }
 
-    /// Never returns the first time, when the script says so.
-    pub async fn hang(&self, call: &str) {
-        let hangs = self.script.hang_once.iter().any(|hung| hung == call);
+    /// Never returns the first time, when it is one of these calls.
+    async fn hang_once(&self, calls: &[String], call: &str) {
+        let hangs = calls.iter().any(|hung| hung == call);
         if hangs && self.hung.lock().unwrap().insert(call.to_owned()) {
             self.note("calls", "hangs");
             std::future::pending::<()>().await;

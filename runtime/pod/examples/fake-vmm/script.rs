@@ -21,10 +21,14 @@ pub struct Script {
     pub version: Option<u32>,
     /// The agent listens after so many attempts.
     pub attempts: u32,
-    /// Agent calls that are refused, by name (`configure`, `attach_storage`, `create`, `start`).
+    /// Agent calls that are refused, by name (`create`).
     pub refuse: Vec<String>,
-    /// Agent calls whose first one is never answered, by name (`hello`, `configure`, `attach_storage`, `create`).
+    /// Agent calls whose first one has no effect and is never answered, by name.
     pub hang_once: Vec<String>,
+    /// Agent calls whose first one has its effect and is never answered, by name.
+    pub lose_once: Vec<String>,
+    /// The longest that an agent call takes, so that answers come in another order than their requests.
+    pub slow_ms: u64,
     /// `Attach` fails with this.
     pub refuse_attach: Option<ErrorKind>,
 }

@@ -20,7 +20,11 @@ use hull_spec::{
     size::VmSize,
 };
 use hull_vm::{
-    agent::client::Storage, client::CALL_TIMEOUT, error::VmError, running::RunningVm, slots::Slots,
+    agent::{client::Storage, error::GuestError},
+    client::CALL_TIMEOUT,
+    error::VmError,
+    running::RunningVm,
+    slots::Slots,
 };
 
 use super::{
@@ -55,6 +59,23 @@ struct SharedDisk {
     storage: String,
     slot: u8,
     users: BTreeSet<ContainerId>,
+    /// False: the guest may have let go of it, when that was not answered or a daemon was killed behind it.
+    is_mounted: bool,
+}
+
+/// Who did not let go of a disk.
+enum TakeOutError {
+    Guest(GuestError),
+    Vm(PodError),
+}
+
+impl From<TakeOutError> for PodError {
+    fn from(error: TakeOutError) -> Self {
+        match error {
+            TakeOutError::Guest(error) => error.into(),
+            TakeOutError::Vm(error) => error,
+        }
+    }
 }
 
 /// The name of an image's mount in the guest.
@@ -96,32 +117,66 @@ impl Devices {
 
     /// Notes a disk that was attached before the daemon was restarted.
     pub(crate) fn adopt(&mut self, image: &ImageId, slot: u8, user: &ContainerId) {
-        self.slots.mark(slot);
-        self.use_shared(image.as_str(), storage_id(image), slot, user);
+        self.adopt_shared(image.as_str(), storage_id(image), slot, user);
     }
 
     /// Notes the disk of a volume, if it has one, that was attached before the daemon was restarted.
     pub(crate) fn adopt_volume(&mut self, volume: &LocalRecord, user: &ContainerId) {
         let Some(slot) = volume.slot else { return };
-        self.slots.mark(slot);
-        self.use_shared(&volume.storage, volume.storage.clone(), slot, user);
+        self.adopt_shared(&volume.storage, volume.storage.clone(), slot, user);
     }
 
-    fn use_shared(&mut self, key: &str, storage: String, slot: u8, user: &ContainerId) {
+    fn adopt_shared(&mut self, key: &str, storage: String, slot: u8, user: &ContainerId) {
+        self.slots.mark(slot);
         let disk = self.shared.entry(key.to_owned());
         let disk = disk.or_insert_with(|| SharedDisk {
             storage,
             slot,
             users: BTreeSet::new(),
+            is_mounted: false,
         });
         disk.users.insert(user.clone());
     }
 
-    /// The slot of a disk that is attached, for one more user.
-    fn join(&mut self, key: &str, user: &ContainerId) -> Option<u8> {
-        let disk = self.shared.get_mut(key)?;
+    /// Notes a disk that was just attached.
+    fn add_shared(&mut self, key: &str, storage: Storage<'_>, user: &ContainerId) {
+        let disk = SharedDisk {
+            storage: storage.id.to_owned(),
+            slot: storage.slot,
+            users: BTreeSet::from([user.clone()]),
+            is_mounted: true,
+        };
+        self.shared.insert(key.to_owned(), disk);
+    }
+
+    /// The slot of a disk that is attached, for one more user; `storage` tells how the guest mounts what is
+    /// in a slot. None: there is none.
+    async fn join<'a>(
+        &mut self,
+        vm: &RunningVm,
+        key: &str,
+        storage: impl FnOnce(u8) -> Storage<'a>,
+        user: &ContainerId,
+    ) -> Result<Option<u8>, PodError> {
+        let Some(disk) = self.shared.get_mut(key) else {
+            return Ok(None);
+        };
+        if !disk.is_mounted {
+            match vm.agent.attach_storage(storage(disk.slot)).await {
+                Ok(()) => {}
+                // With what was asked for at its time.
+                Err(error) if error.is_there_already() => {}
+                Err(error) => {
+                    if disk.users.is_empty() {
+                        self.shared.remove(key);
+                    }
+                    return Err(error.into());
+                }
+            }
+            disk.is_mounted = true;
+        }
         disk.users.insert(user.clone());
-        Some(disk.slot)
+        Ok(Some(disk.slot))
     }
 
     /// Makes what was noted and what the VM has the same: an earlier daemon may not have lived to
@@ -186,20 +241,20 @@ impl Devices {
         extents: &[DiskExtent],
         user: &ContainerId,
     ) -> Result<u8, PodError> {
-        if let Some(slot) = self.join(image.as_str(), user) {
-            return Ok(slot);
-        }
-        let slot = self.plug_image(vm, image, extents).await?;
-        let id = storage_id(image);
-        let storage = Storage {
+        let (key, id) = (image.as_str(), storage_id(image));
+        let storage = |slot| Storage {
             id: &id,
             slot,
             fstype: "erofs",
             readonly: true,
             ..Storage::default()
         };
-        self.bring_up(vm, storage).await?;
-        self.use_shared(image.as_str(), id, slot, user);
+        if let Some(slot) = self.join(vm, key, storage, user).await? {
+            return Ok(slot);
+        }
+        let slot = self.plug_image(vm, image, extents).await?;
+        self.bring_up(vm, storage(slot)).await?;
+        self.add_shared(key, storage(slot), user);
         Ok(slot)
     }
 
@@ -220,14 +275,15 @@ impl Devices {
             return Ok(None);
         }
         let id = &volume.storage;
-        if let Some(slot) = self.join(id, user) {
+        let storage = |slot| volume.storage(slot);
+        if let Some(slot) = self.join(vm, id, storage, user).await? {
             return Ok(Some(slot));
         }
         let (config, made) = (config.clone(), volume.clone());
         let device = blocking(move || made.disk(&config)).await?;
         let slot = self.plug_device(vm, &device, id).await?;
-        self.bring_up(vm, volume.storage(slot)).await?;
-        self.use_shared(id, id.clone(), slot, user);
+        self.bring_up(vm, storage(slot)).await?;
+        self.add_shared(id, storage(slot), user);
         Ok(Some(slot))
     }
 
@@ -292,19 +348,32 @@ impl Devices {
         let shared = self.shared.extract_if(.., |_, disk| {
             disk.users.remove(user) && disk.users.is_empty()
         });
-        let shared = shared.map(|(_, disk)| (disk.storage, disk.slot));
-        let devices = self.devices.remove(user).unwrap_or_default();
-        let devices = devices.into_iter().map(|disk| (disk.storage, disk.slot));
-        let gone: Vec<_> = shared.chain(devices).collect();
+        let shared: Vec<_> = shared.collect();
         let mut result = Ok(());
-        for (storage, slot) in gone {
-            let detached = match vm.agent.detach_storage(&storage).await {
-                Ok(()) => self.unplug(vm, slot).await,
-                Err(error) => Err(error.into()),
-            };
+        for (key, disk) in shared {
+            let detached = self.take_out(vm, &disk.storage, disk.slot).await;
+            if let Err(TakeOutError::Guest(_)) = &detached {
+                // It may have it still, and would refuse the same in another slot.
+                let is_mounted = false;
+                self.shared.insert(key, SharedDisk { is_mounted, ..disk });
+            }
             result = result.and(detached);
         }
-        result
+        for disk in self.devices.remove(user).unwrap_or_default() {
+            result = result.and(self.take_out(vm, &disk.storage, disk.slot).await);
+        }
+        result.map_err(PodError::from)
+    }
+
+    async fn take_out(
+        &mut self,
+        vm: &RunningVm,
+        storage: &str,
+        slot: u8,
+    ) -> Result<(), TakeOutError> {
+        let detached = vm.agent.detach_storage(storage).await;
+        detached.map_err(TakeOutError::Guest)?;
+        self.unplug(vm, slot).await.map_err(TakeOutError::Vm)
     }
 
     async fn plug_device(

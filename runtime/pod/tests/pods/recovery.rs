@@ -427,6 +427,48 @@ fn a_disk_whose_attachment_was_cut_off_is_taken_out_and_can_be_attached_again() 
 }
 
 #[test]
+fn a_disk_that_the_guest_let_go_of_before_the_daemon_ended_is_mounted_again() {
+    let node = TestNode::new();
+    node.script(r#"{"lose_once":["detach_storage"]}"#);
+    let first = daemon();
+    let pod = first.block_on(async {
+        let pods = node.open().await;
+        let pod = pods.run_sandbox(node.sandbox("web")).await.unwrap();
+        let id = run(&pods, &pod, "old", &["exit:0"]).await;
+        let other = pods.clone();
+        tokio::spawn(async move { other.remove_container(&id).await });
+        eventually("a call that hangs", async || {
+            node.noted(pod.as_str(), "hangs")
+        })
+        .await;
+        pod
+    });
+    end(first);
+    daemon().block_on(async {
+        let pods = node.open().await;
+        run(&pods, &pod, "new", &["wait"]).await;
+    });
+}
+
+#[test]
+fn a_disk_that_the_guest_did_not_let_go_of_is_used_again() {
+    let mut node = TestNode::new();
+    node.config.agent_timeout = Duration::from_secs(3);
+    node.script(r#"{"hang_once":["detach_storage"]}"#);
+    daemon().block_on(async {
+        let pods = node.open().await;
+        let pod = pods.run_sandbox(node.sandbox("web")).await.unwrap();
+        let id = run(&pods, &pod, "old", &["wait"]).await;
+        pods.remove_container(&id).await.unwrap();
+        assert_eq!(attached(&pods, &pod).await, 6);
+        let id = run(&pods, &pod, "new", &["wait"]).await;
+        assert_eq!(attached(&pods, &pod).await, 6);
+        pods.remove_container(&id).await.unwrap();
+        assert_eq!(attached(&pods, &pod).await, 5);
+    });
+}
+
+#[test]
 fn a_retry_after_a_restart_gets_the_same_sandbox() {
     let node = TestNode::new();
     let first = daemon();

@@ -95,6 +95,18 @@ impl GuestError {
             }
         )
     }
+
+    /// Whether the agent says that what was to be made is there, made in another way.
+    #[must_use]
+    pub fn is_there_already(&self) -> bool {
+        matches!(
+            self,
+            Self::Refused {
+                code: Code::ALREADY_EXISTS,
+                ..
+            }
+        )
+    }
 }
 
 impl From<GuestError> for PodError {
