@@ -180,6 +180,8 @@ pub(crate) fn step(state: State, event: Event) -> (State, Vec<Effect>) {
         (S::Starting, E::StartFailed(error, exit)) => (
             S::Exited(exit),
             vec![
+                // The answer may be lost, and not the request.
+                Kill,
                 Save,
                 Announce(News::Stopped),
                 Answer(Wait::Started, Err(error)),

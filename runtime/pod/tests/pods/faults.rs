@@ -280,6 +280,25 @@ async fn a_process_that_cannot_be_started_is_an_exited_container() {
 }
 
 #[tokio::test]
+async fn a_process_whose_start_was_not_answered_does_not_run_on() {
+    let mut node = TestNode::new();
+    node.config.agent_timeout = Duration::from_secs(3);
+    node.script(r#"{"lose_once":["start"]}"#);
+    let pods = node.open().await;
+    let pod = pods.run_sandbox(node.sandbox("web")).await.unwrap();
+    let id = pods
+        .create_container(pod.as_str(), container("app", &["wait"]))
+        .await
+        .unwrap();
+    let error = pods.start_container(id.as_str()).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable);
+    eventually("its end", async || node.noted(pod.as_str(), "exited")).await;
+    let info = pods.container(id.as_str()).await.unwrap();
+    assert_eq!(info.state, ContainerState::Exited);
+    assert_eq!((info.exit_code, info.reason.as_str()), (128, "StartError"));
+}
+
+#[tokio::test]
 async fn a_vm_that_dies_takes_its_containers_and_can_be_stopped() {
     let node = TestNode::new();
     let pods = node.open().await;
