@@ -94,6 +94,13 @@ pub fn run(socket: &Path, cgroup: Option<&Path>) -> Result<(), ManagerError> {
     }
     let mut server = ServerProcess::start(socket)?;
     umask(Mode::RWXG | Mode::RWXO | Mode::XUSR);
+    // One that was killed left its own, and the daemon starts the next when that one has ended.
+    match fs::remove_file(socket) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            return Err(io_error("remove an earlier socket")(error));
+        }
+        _ => {}
+    }
     let listener = UnixListener::bind(socket).map_err(io_error("listen on the socket"))?;
     // The way to a share is for all users of the guest, whatever mask this process was started with.
     umask(Mode::WGRP | Mode::WOTH);

@@ -2,7 +2,7 @@
 
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -82,8 +82,18 @@ impl Server {
         })
     }
 
-    fn start_with(prepare: impl FnOnce(&mut Command)) -> Self {
+    /// Starts one where another was killed.
+    pub fn start_after_a_killed_one() -> Self {
         let run = tempfile::tempdir().unwrap();
+        drop(UnixListener::bind(run.path().join("fs.sock")).unwrap());
+        Self::start_in(run, |_| {})
+    }
+
+    fn start_with(prepare: impl FnOnce(&mut Command)) -> Self {
+        Self::start_in(tempfile::tempdir().unwrap(), prepare)
+    }
+
+    fn start_in(run: tempfile::TempDir, prepare: impl FnOnce(&mut Command)) -> Self {
         let (vm, theirs) = rustix::net::socketpair(
             AddressFamily::UNIX,
             SocketType::SEQPACKET,
@@ -112,7 +122,7 @@ impl Server {
             gid: 0,
         };
         let deadline = Instant::now() + Duration::from_secs(30);
-        while !server.socket().exists() {
+        while UnixStream::connect(server.socket()).is_err() {
             assert!(Instant::now() < deadline, "the server does not listen");
             assert!(server.process.try_wait().unwrap().is_none(), "it ended");
             std::thread::sleep(Duration::from_millis(5));

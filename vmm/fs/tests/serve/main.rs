@@ -70,6 +70,15 @@ fn files_are_read_and_written_as_the_guests_users() {
 }
 
 #[test]
+fn a_server_takes_the_place_of_one_that_was_killed() {
+    let host = host(false);
+    fs::write(host.path().join("in"), "from the host").unwrap();
+    let mut server = Server::start_after_a_killed_one();
+    let root = server.share(host.path());
+    assert_eq!(server.cat(root, "in").unwrap(), "from the host");
+}
+
+#[test]
 fn large_transfers_keep_their_bytes_and_larger_ones_are_refused() {
     let host = host(false);
     let mut server = Server::start();
