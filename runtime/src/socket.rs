@@ -12,15 +12,20 @@ use std::{
         net::UnixStream,
     },
     path::{Path, PathBuf},
+    time::{Duration, Instant},
 };
 
 use nix::{
+    errno::Errno,
     fcntl::{Flock, FlockArg},
     sys::stat::{Mode, umask},
     unistd::geteuid,
 };
 use tokio::net::UnixListener;
 use tracing::info;
+
+/// How long a lock is waited for that may be a dead daemon's.
+const LOCK_PATIENCE: Duration = Duration::from_secs(1);
 
 /// Why a daemon can't take its place.
 #[derive(Debug, thiserror::Error)]
@@ -149,9 +154,9 @@ impl DirectoryLock {
             .truncate(false)
             .open(&path)
             .map_err(failed("open", &path))?;
-        let mut file = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+        let mut file = match lock(file) {
             Ok(file) => file,
-            Err((mut file, nix::errno::Errno::EWOULDBLOCK)) => {
+            Err((mut file, Errno::EWOULDBLOCK)) => {
                 let mut pid = String::new();
                 // Only for the message; a holder that did not write it yet is named "?".
                 let _ = file.read_to_string(&mut pid);
@@ -171,6 +176,19 @@ impl DirectoryLock {
             .and_then(|()| writeln!(file, "{}", std::process::id()))
             .map_err(failed("write", &path))?;
         Ok(Self { _file: file })
+    }
+}
+
+/// Locks `file`, for which it may have to wait a little: a process that a killed daemon was just starting
+/// has the daemon's descriptors until it executes its program.
+fn lock(mut file: File) -> Result<Flock<File>, (File, Errno)> {
+    let begin = Instant::now();
+    loop {
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Err((still, Errno::EWOULDBLOCK)) if begin.elapsed() < LOCK_PATIENCE => file = still,
+            locked => return locked,
+        }
+        std::thread::sleep(Duration::from_millis(20));
     }
 }
 
@@ -220,6 +238,21 @@ mod tests {
         );
         drop(lock);
         DirectoryLock::take(directory.path()).unwrap();
+    }
+
+    #[test]
+    fn a_lock_that_is_let_go_in_a_moment_is_waited_for() {
+        let directory = tempfile::tempdir().unwrap();
+        let lock = DirectoryLock::take(directory.path()).unwrap();
+        let (tell, told) = std::sync::mpsc::channel();
+        let holder = std::thread::spawn(move || {
+            told.recv().unwrap();
+            std::thread::sleep(LOCK_PATIENCE / 10);
+            drop(lock);
+        });
+        tell.send(()).unwrap();
+        DirectoryLock::take(directory.path()).unwrap();
+        holder.join().unwrap();
     }
 
     #[test]
