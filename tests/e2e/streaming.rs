@@ -692,7 +692,7 @@ async fn streams_end_with_the_daemon_and_work_with_the_next_one() {
         read_until(attached.stdout.as_mut().unwrap(), "got after\n").await;
     }
     let expected = "old\ngot before\ngot after\ngot before\ngot after\n";
-    assert_eq!(node.log("main"), expected);
+    node.wait_log("main", expected).await;
     node.remove_sandbox(&pod.id).await.unwrap();
     node.finish().await;
 }

@@ -18,8 +18,9 @@ use crate::{
     kind::PATIENCE,
     kubelet::{Kubelet, OTHER, Work},
     left,
-    node::{HANG, Node, PASSES, run, signal},
+    node::{HANG, Node, PASSES},
     points::Pods,
+    process::{run, signal},
     witness::Witness,
 };
 

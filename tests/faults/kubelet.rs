@@ -17,7 +17,7 @@ use tonic::Status;
 use crate::{
     kind::{Kind, PATIENCE},
     left,
-    node::signal,
+    process::signal,
 };
 
 /// The image of all containers.

@@ -20,6 +20,7 @@ mod kubelet;
 mod left;
 mod node;
 mod points;
+mod process;
 mod run;
 mod soak;
 mod witness;

@@ -17,14 +17,14 @@ use hull_proto_cri::v1::{
     runtime_service_client::RuntimeServiceClient,
 };
 use hull_tests::client::Client;
-use rustix::process::{Pid, Signal, kill_process};
-
+use rustix::process::Signal;
 use tonic::transport::Endpoint;
 
 use crate::{
     kind::{Kind, PATIENCE},
     kubelet::Kubelet,
     left::{Left, processes_of},
+    process::{run, signal},
 };
 
 /// A node with a daemon.
@@ -298,23 +298,6 @@ impl Drop for Node {
             let _ = Command::new("umount").args(["-l", mount]).status();
         }
     }
-}
-
-pub fn signal(pid: u32, signal: Signal) -> Result<()> {
-    let pid = Pid::from_raw(i32::try_from(pid)?).context("a process")?;
-    Ok(kill_process(pid, signal)?)
-}
-
-/// Runs a program that has to succeed.
-pub fn run(command: &mut Command) -> Result<String> {
-    let output = command
-        .stdin(Stdio::null())
-        .output()
-        .with_context(|| format!("{command:?}"))?;
-    if !output.status.success() {
-        bail!("{command:?}: {}", String::from_utf8_lossy(&output.stderr));
-    }
-    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
 /// All points, by their names.

@@ -14,7 +14,8 @@ use crate::{
     kind::PATIENCE,
     kubelet::{Kubelet, OTHER, Work},
     left::Left,
-    node::{Node, signal},
+    node::Node,
+    process::signal,
 };
 
 /// A call, or what the daemon does by itself.
