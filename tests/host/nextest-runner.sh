@@ -8,6 +8,6 @@ case " $* " in *" --list "*) exec "$@" ;; esac
 here=$(dirname "$(realpath "$0")")
 export KVM_HOST_NAME=machine$NEXTEST_TEST_GLOBAL_SLOT
 [ "$NEXTEST_ATTEMPT" = 1 ] || "$here/kvm-host.sh" stop
-printf -v command 'cd %q && CARGO_MANIFEST_DIR=$PWD' "$PWD"
-printf -v command '%s %q' "$command" "$here/count-calls.sh" while "$HULL_CALLS" "$@"
-exec "$here/kvm-host.sh" exec "$command"
+printf -v counted '%q ' "$here/count-calls.sh" while "$HULL_CALLS" "$@"
+printf -v dir %q "$PWD"
+exec "$here/kvm-host.sh" exec "cd $dir && CARGO_MANIFEST_DIR=\$PWD exec $counted"
