@@ -1,6 +1,6 @@
 //! What pods need from the rest of the node: networks, images and processes.
 
-use std::{fmt::Debug, path::Path};
+use std::{fmt::Debug, os::fd::OwnedFd, path::Path};
 
 use async_trait::async_trait;
 use futures::future::{BoxFuture, FutureExt};
@@ -148,7 +148,7 @@ impl PodImages for ImageStore {
     }
 }
 
-/// The processes of VMs. File servers, which only pods with host paths have, are always the host's own.
+/// The processes of pods.
 pub trait PodProcesses: Debug + Send + Sync + 'static {
     /// See [`Process::spawn_vmm`].
     ///
@@ -161,6 +161,19 @@ pub trait PodProcesses: Debug + Send + Sync + 'static {
         user: u32,
         run: &RunDir,
         cgroup: Option<&PodCgroup>,
+    ) -> Result<Process, PodError>;
+
+    /// See [`Process::spawn_file_server`].
+    ///
+    /// # Errors
+    /// When it can't be started.
+    fn spawn_file_server(
+        &self,
+        program: &Path,
+        pod: &PodId,
+        run: &RunDir,
+        cgroup: Option<&PodCgroup>,
+        fuse: OwnedFd,
     ) -> Result<Process, PodError>;
 
     /// See [`Process::find`].
@@ -184,6 +197,17 @@ impl PodProcesses for HostProcesses {
         cgroup: Option<&PodCgroup>,
     ) -> Result<Process, PodError> {
         Process::spawn_vmm(program, pod, user, run, cgroup)
+    }
+
+    fn spawn_file_server(
+        &self,
+        program: &Path,
+        pod: &PodId,
+        run: &RunDir,
+        cgroup: Option<&PodCgroup>,
+        fuse: OwnedFd,
+    ) -> Result<Process, PodError> {
+        Process::spawn_file_server(program, pod, run, cgroup.map(PodCgroup::path), fuse)
     }
 
     fn find(&self, identity: Identity) -> Option<Process> {

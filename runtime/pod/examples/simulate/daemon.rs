@@ -150,6 +150,9 @@ impl Daemon {
         if dice::fault_in(4) {
             disk.fail_after = Some(dice::within(0..200));
         }
+        if dice::fault_in(6) {
+            disk.full = Some((dice::within(0..300), 1 + dice::within(0..60)));
+        }
         trace(format_args!(
             "the daemon starts, kill after {:?} polls, {disk:?}",
             self.kill_after

@@ -6,8 +6,8 @@
 //! | `getrandom` | numbers of the seed: ids, orders of hash maps, branches of `select!` |
 //! | `clock_gettime` | the simulation's time |
 //! | `epoll_wait` | ends the daemon's slice: tokio calls it after each poll of a task (`event_interval(1)`) |
-//! | `write`, `pwrite64`, `ftruncate64`, `fsync`, `fdatasync`, `open64`, `mkdir`, `rename`, `unlink`, `rmdir` | fails as on a full or broken disk; ends the daemon in between; has no effect once it has ended |
-//! | `accept4`, `close` | notes the connections into a guest, for those that are lost |
+//! | `write`, `pwrite64`, `copy_file_range`, `ftruncate64`, `fsync`, `fdatasync`, `open64`, `mkdir`, `rename`, `unlink`, `rmdir` | fails as on a full or broken disk; ends the daemon in between; has no effect once it has ended |
+//! | `accept4`, `close` | notes the connections to a pod's processes, for those that are lost |
 //!
 //! The state is the thread's: other threads have the real kernel.
 
@@ -26,6 +26,9 @@ use nix::{
     sys::socket::{Shutdown, UnixAddr, getsockname, shutdown},
 };
 
+/// The sockets of pods whose connections end without the end of a process: that of a VMM's control socket is
+/// its own.
+const CUT: [&str; 2] = ["vsock.sock", "fs.sock"];
 /// Unix time at the beginning, seconds.
 const EPOCH_S: i64 = 1_700_000_000;
 /// Monotonic time at the beginning, seconds.
@@ -39,8 +42,8 @@ pub enum Who {
     /// The simulation's own.
     Nobody,
     Daemon,
-    /// A VM of this number.
-    Vm(u32),
+    /// A process of a pod, of this number.
+    Process(u32),
 }
 
 /// What goes wrong at calls of the daemon that change files.
@@ -52,6 +55,19 @@ pub struct Disk {
     pub kill_after: Option<u64>,
     /// One call fails with [`Errno::EIO`], after so many.
     pub fail_after: Option<u64>,
+    /// It is full after so many calls, for so many that need room.
+    pub full: Option<(u64, u64)>,
+}
+
+/// What a call of the daemon does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Call {
+    /// It changes a file or directory, and needs room for that.
+    Writes,
+    /// The same, without.
+    Changes,
+    /// It sends something.
+    Sends,
 }
 
 struct Kernel {
@@ -68,7 +84,7 @@ struct Kernel {
     is_idle: Cell<bool>,
     root: RefCell<Option<Waker>>,
     accepted: RefCell<Vec<(u32, c_int)>>,
-    /// VMs that ended by themselves.
+    /// Processes of pods that ended by themselves.
     ended: RefCell<Vec<u32>>,
 }
 
@@ -81,7 +97,7 @@ thread_local! {
             jumped_ns: Cell::new(0),
             who: Cell::new(Who::Nobody),
             is_dead: Cell::new(false),
-            disk: Cell::new(Disk { broken: None, kill_after: None, fail_after: None }),
+            disk: Cell::new(Disk { broken: None, kill_after: None, fail_after: None, full: None }),
             polls_left: Cell::new(0),
             is_idle: Cell::new(false),
             root: RefCell::new(None),
@@ -185,27 +201,27 @@ fn wake() {
     }
 }
 
-/// Ends the VM whose code calls this.
+/// Ends the process of a pod whose code calls this.
 pub fn exit() {
     KERNEL.with(|kernel| {
-        if let Who::Vm(vm) = kernel.who.get() {
+        if let Who::Process(vm) = kernel.who.get() {
             kernel.ended.borrow_mut().push(vm);
         }
     });
 }
 
-/// Whether a VM has ended by itself.
+/// Whether a process of a pod has ended by itself.
 pub fn has_exited(vm: u32) -> bool {
     KERNEL.with(|kernel| kernel.ended.borrow().contains(&vm))
 }
 
-/// The connections into the guest of a VM.
+/// The connections to the guest of a VM, or to a file server.
 pub fn connections(vm: u32) -> Vec<c_int> {
     KERNEL.with(|kernel| {
         let accepted = kernel.accepted.borrow();
         let of = accepted
             .iter()
-            .filter(|(owner, fd)| *owner == vm && is_vsock(*fd));
+            .filter(|(owner, fd)| *owner == vm && may_be_cut(*fd));
         of.map(|(_, fd)| *fd).collect()
     })
 }
@@ -216,25 +232,15 @@ pub fn cut(fd: c_int) {
     let _ = shutdown(fd, Shutdown::Both);
 }
 
-fn is_vsock(fd: c_int) -> bool {
+fn may_be_cut(fd: c_int) -> bool {
     let name = getsockname::<UnixAddr>(fd).ok();
-    let path = name.and_then(|name| Some(name.path()?.ends_with("vsock.sock")));
-    path.unwrap_or(false)
+    let path = name.as_ref().and_then(UnixAddr::path);
+    path.is_some_and(|path| CUT.iter().any(|socket| path.ends_with(socket)))
 }
 
-/// Whether a call of the daemon that changes a file, or sends something, may be made.
-fn gate(changes_files: bool) -> Result<(), Errno> {
-    KERNEL.with(|kernel| {
-        if kernel.who.get() != Who::Daemon {
-            return Ok(());
-        }
-        if kernel.is_dead.get() {
-            return Err(Errno::EIO);
-        }
-        if !changes_files {
-            return Ok(());
-        }
-        let mut disk = kernel.disk.get();
+impl Disk {
+    /// What becomes of the next call: the daemon is killed before it, or it fails.
+    fn next(&mut self, call: Call) -> Result<(), Option<Errno>> {
         let is_over = |left: &mut Option<u64>| match left {
             Some(0) => left.take().is_some(),
             Some(left) => {
@@ -243,17 +249,51 @@ fn gate(changes_files: bool) -> Result<(), Errno> {
             }
             None => false,
         };
-        let (kill, fail) = (is_over(&mut disk.kill_after), is_over(&mut disk.fail_after));
-        kernel.disk.set(disk);
-        if kill {
-            kernel.is_dead.set(true);
-            wake();
-        }
-        match disk.broken {
-            _ if kill || fail => Err(Errno::EIO),
-            Some(errno) => Err(errno),
+        let is_full = match &mut self.full {
+            Some((0, 0)) | None => false,
+            Some((0, calls)) if call == Call::Writes => {
+                *calls -= 1;
+                true
+            }
+            Some((0, _)) => false,
+            Some((until, _)) => {
+                *until -= 1;
+                false
+            }
+        };
+        let (kill, fail) = (is_over(&mut self.kill_after), is_over(&mut self.fail_after));
+        match self.broken {
+            _ if kill => Err(None),
+            _ if fail => Err(Some(Errno::EIO)),
+            Some(errno) => Err(Some(errno)),
+            None if is_full => Err(Some(Errno::ENOSPC)),
             None => Ok(()),
         }
+    }
+}
+
+/// Whether a call of the daemon may be made.
+fn gate(call: Call) -> Result<(), Errno> {
+    KERNEL.with(|kernel| {
+        if kernel.who.get() != Who::Daemon {
+            return Ok(());
+        }
+        if kernel.is_dead.get() {
+            return Err(Errno::EIO);
+        }
+        if call == Call::Sends {
+            return Ok(());
+        }
+        let mut disk = kernel.disk.get();
+        let next = disk.next(call);
+        kernel.disk.set(disk);
+        next.map_err(|errno| {
+            errno.unwrap_or_else(|| {
+                kernel.is_dead.set(true);
+                wake();
+                Errno::EIO
+            })
+        })
     })
 }
 
@@ -268,12 +308,12 @@ fn kind(fd: c_int) -> mode_t {
     stat.st_mode & libc::S_IFMT
 }
 
-fn gate_fd(fd: c_int) -> Result<(), Errno> {
+fn gate_fd(fd: c_int, call: Call) -> Result<(), Errno> {
     let daemon = KERNEL.with(|kernel| kernel.who.get() == Who::Daemon);
     // What is shown on standard error is no file of the daemon's.
     match (daemon && fd > 2).then(|| kind(fd)) {
-        Some(libc::S_IFREG) => gate(true),
-        Some(libc::S_IFSOCK) => gate(false),
+        Some(libc::S_IFREG) => gate(call),
+        Some(libc::S_IFSOCK) => gate(Call::Sends),
         _ => Ok(()),
     }
 }
@@ -300,18 +340,21 @@ macro_rules! gated {
 }
 
 gated! {
-    write, SYS_write, gate_fd(fd), (fd: c_int, bytes: *const c_void, count: size_t) -> ssize_t;
-    pwrite64, SYS_pwrite64, gate_fd(fd),
+    write, SYS_write, gate_fd(fd, Call::Writes), (fd: c_int, bytes: *const c_void, count: size_t) -> ssize_t;
+    pwrite64, SYS_pwrite64, gate_fd(fd, Call::Writes),
         (fd: c_int, bytes: *const c_void, count: size_t, at: off_t) -> ssize_t;
-    ftruncate64, SYS_ftruncate, gate_fd(fd), (fd: c_int, length: off_t) -> c_int;
-    fsync, SYS_fsync, gate_fd(fd), (fd: c_int) -> c_int;
-    fdatasync, SYS_fdatasync, gate_fd(fd), (fd: c_int) -> c_int;
-    mkdir, SYS_mkdir, gate(true), (path: *const c_char, mode: mode_t) -> c_int;
-    rename, SYS_rename, gate(true), (from: *const c_char, to: *const c_char) -> c_int;
-    unlink, SYS_unlink, gate(true), (path: *const c_char) -> c_int;
-    rmdir, SYS_rmdir, gate(true), (path: *const c_char) -> c_int;
+    ftruncate64, SYS_ftruncate, gate_fd(fd, Call::Writes), (fd: c_int, length: off_t) -> c_int;
+    copy_file_range, SYS_copy_file_range, gate_fd(to, Call::Writes),
+        (from: c_int, from_at: *mut off_t, to: c_int, to_at: *mut off_t, length: size_t, flags: c_uint)
+        -> ssize_t;
+    fsync, SYS_fsync, gate_fd(fd, Call::Changes), (fd: c_int) -> c_int;
+    fdatasync, SYS_fdatasync, gate_fd(fd, Call::Changes), (fd: c_int) -> c_int;
+    mkdir, SYS_mkdir, gate(Call::Writes), (path: *const c_char, mode: mode_t) -> c_int;
+    rename, SYS_rename, gate(Call::Writes), (from: *const c_char, to: *const c_char) -> c_int;
+    unlink, SYS_unlink, gate(Call::Changes), (path: *const c_char) -> c_int;
+    rmdir, SYS_rmdir, gate(Call::Changes), (path: *const c_char) -> c_int;
     open64, SYS_open, gate_open(flags), (path: *const c_char, flags: c_int, mode: mode_t) -> c_int;
-    sendmsg, SYS_sendmsg, gate(false),
+    sendmsg, SYS_sendmsg, gate(Call::Sends),
         (fd: c_int, message: *const libc::msghdr, flags: c_int) -> ssize_t;
 }
 
@@ -319,7 +362,7 @@ fn gate_open(flags: c_int) -> Result<(), Errno> {
     if flags & libc::O_CREAT == 0 {
         return Ok(());
     }
-    gate(true)
+    gate(Call::Writes)
 }
 
 // SAFETY: it is a function of the C library with these arguments, for which it stands.
@@ -405,7 +448,7 @@ unsafe extern "C" fn accept4(
     // SAFETY: the caller's arguments are those of the call, unchanged.
     let accepted = unsafe { libc::syscall(libc::SYS_accept4, fd, address, length, flags) as c_int };
     KERNEL.with(|kernel| {
-        if let (Who::Vm(vm), true) = (kernel.who.get(), accepted >= 0) {
+        if let (Who::Process(vm), true) = (kernel.who.get(), accepted >= 0) {
             kernel.accepted.borrow_mut().push((vm, accepted));
         }
     });

@@ -1,7 +1,7 @@
 //! A client as kubelet is one: it asks again for what it was not told, and looks at what is there. What it
 //! was told must be so from then on; what is not is a fault.
 
-use std::{collections::HashSet, path::PathBuf, time::Duration};
+use std::{collections::HashSet, fs, path::PathBuf, time::Duration};
 
 use futures::future::{FutureExt, join_all};
 use hull_pod::stats::Scope;
@@ -10,15 +10,16 @@ use hull_spec::{
     id::{ContainerId, PodId},
     info::{ContainerInfo, ContainerState, SandboxInfo, SandboxState},
     spec::{
-        ContainerMetadata, ContainerSpec, ImageRequest, Resources, SandboxMetadata, SandboxSpec,
+        ContainerMetadata, ContainerSpec, ImageRequest, MountPropagation, MountSource, MountSpec,
+        Resources, SandboxMetadata, SandboxSpec,
     },
 };
 use tokio::time::sleep;
 
 use crate::{
-    common::images::IMAGE,
+    common::images::{IMAGE, VOLUME},
     daemon::{Failure, Socket},
-    dice, logs,
+    dice, files, logs,
     trace::{fault, trace},
     vms,
 };
@@ -26,11 +27,20 @@ use crate::{
 /// How often something is tried that the guest refuses.
 const PATIENCE: u32 = 5;
 
+/// Where a pod's directory has its emptyDirs.
+const EMPTY_DIRS: &str = "volumes/kubernetes.io~empty-dir";
+/// The emptyDirs of each pod.
+const VOLUMES: [&str; 2] = ["a", "b"];
+/// Bytes of what stands for a formatted disk.
+pub const TEMPLATE_BYTES: u64 = 4096;
+
 /// The client.
 #[derive(Clone)]
 pub struct Kubelet {
     pub socket: Socket,
     pub logs: PathBuf,
+    /// Its own directory, with the volumes of pods.
+    pub dir: PathBuf,
 }
 
 /// A pod that it was told of.
@@ -46,6 +56,8 @@ struct Pod {
 struct Plan {
     name: String,
     args: Vec<String>,
+    /// What it mounts.
+    sources: Vec<MountSource>,
     /// The exit code when nobody ends it; none: it runs until somebody does.
     code: Option<i32>,
 }
@@ -70,21 +82,24 @@ async fn backoff() {
 }
 
 impl Kubelet {
-    /// The life of a pod, until nothing is left of it.
+    /// The life of a pod, until nothing is left of it; for some a second one, with the same volumes.
     pub async fn pod(self, name: String) {
         sleep(dice::ms(0..2000)).await;
-        let Some(pod) = self.up(&name).await else {
-            return;
-        };
-        let count = dice::within(0..4);
-        let containers = (0..count).map(|n| pod.clone().container(format!("{name}-{n}")));
-        join_all(containers).await;
-        pod.check().await;
-        if dice::one_in(4) {
-            sleep(dice::ms(0..20_000)).await;
+        for life in 0..1 + u32::from(dice::one_in(6)) {
+            let Some(pod) = self.up(&name).await else {
+                return;
+            };
+            let count = dice::within(0..4);
+            let names = (0..count).map(|n| format!("{name}-{life}{n}"));
+            join_all(names.map(|name| pod.clone().container(name))).await;
             pod.check().await;
+            if dice::one_in(4) {
+                sleep(dice::ms(0..20_000)).await;
+                pod.check().await;
+            }
+            pod.down().await;
         }
-        pod.down().await;
+        self.remove_volumes(&name);
     }
 
     /// Brings a pod up, in as many attempts as it takes.
@@ -206,6 +221,25 @@ impl Kubelet {
         }
     }
 
+    fn pod_dir(&self, name: &str) -> PathBuf {
+        self.dir.join("pods").join(format!("uid-{name}"))
+    }
+
+    /// Removes the volumes of a pod that is gone. In those that its guest kept is nothing but their image.
+    fn remove_volumes(&self, name: &str) {
+        for volume in VOLUMES {
+            let path = self.pod_dir(name).join(EMPTY_DIRS).join(volume);
+            for entry in fs::read_dir(path).into_iter().flatten().flatten() {
+                let length = entry.metadata().map_or(0, |about| about.len());
+                if entry.file_name() != ".hull-volume.img" || length != TEMPLATE_BYTES {
+                    fault(format!("{entry:?} of {length} bytes in a volume"));
+                }
+            }
+        }
+        // It may have had none.
+        let _ = fs::remove_dir_all(self.pod_dir(name));
+    }
+
     /// Everything that is listed.
     pub async fn left(&self) -> Vec<String> {
         let mut left: Vec<String> = self
@@ -266,6 +300,36 @@ impl Pod {
         self.kubelet.remove(&self.id, &self.name).await;
     }
 
+    /// An image, a path that the host shares, and two volumes that guests keep by themselves.
+    fn all_sources(&self) -> Vec<MountSource> {
+        let image = MountSource::Image {
+            image: ImageRequest {
+                image: VOLUME.into(),
+                ..ImageRequest::default()
+            },
+            sub_path: String::new(),
+        };
+        let shared = self.kubelet.dir.join("shared");
+        let volumes = self.kubelet.pod_dir(&self.name).join(EMPTY_DIRS);
+        let volumes = VOLUMES.map(|name| volumes.join(name));
+        let paths: Vec<PathBuf> = [shared].into_iter().chain(volumes).collect();
+        paths
+            .iter()
+            .for_each(|path| fs::create_dir_all(path).unwrap());
+        let hosts = paths.into_iter().map(MountSource::Host);
+        [image].into_iter().chain(hosts).collect()
+    }
+
+    /// Some of them, for most containers none.
+    fn sources(&self) -> Vec<MountSource> {
+        if !dice::one_in(3) {
+            return Vec::new();
+        }
+        let mut sources = self.all_sources();
+        sources.retain(|_| dice::one_in(2));
+        sources
+    }
+
     /// The containers of a name that are listed.
     async fn list(&self, name: &str) -> Vec<ContainerInfo> {
         loop {
@@ -288,7 +352,8 @@ impl Pod {
     async fn container(self, name: String) {
         sleep(dice::ms(0..1000)).await;
         let _: Result<(), Lost> = async {
-            let mut container = self.create(plan(name)).await?;
+            let sources = self.sources();
+            let mut container = self.create(plan(name, sources)).await?;
             if dice::one_in(8) {
                 // Never started.
                 return container.remove().await;
@@ -364,6 +429,7 @@ impl Pod {
             },
             command: plan.args.clone(),
             log_path: format!("{}.log", plan.name).into(),
+            mounts: plan.sources.iter().zip(0..).map(mount).collect(),
             ..ContainerSpec::default()
         }
     }
@@ -546,8 +612,14 @@ impl Container {
             async move { pods.remove_container(&id).await }.boxed()
         })
         .await?;
-        if !self.pod.list(&self.plan.name).await.is_empty() {
-            fault(format!("{} is there after it was removed", self.plan.name));
+        let name = &self.plan.name;
+        if !self.pod.list(name).await.is_empty() {
+            fault(format!("{name} is there after it was removed"));
+        }
+        if let Some(server) = vms::file_server(self.pod.id.as_str())
+            && files::has_shares(server, self.id.as_str())
+        {
+            fault(format!("{name} has shares after it was removed"));
         }
         Ok(())
     }
@@ -578,7 +650,7 @@ impl Container {
 }
 
 /// What a container does, at random.
-fn plan(name: String) -> Plan {
+fn plan(name: String, sources: Vec<MountSource>) -> Plan {
     let code = dice::pick(&[0, 1, 3, 42]);
     let lines = |most| format!("lines:{}", dice::within(1..most));
     let exit = format!("exit:{code}");
@@ -618,7 +690,24 @@ fn plan(name: String) -> Plan {
         ),
         _ => (vec!["out:ready\\n".into(), "wait".into()], None),
     };
-    Plan { name, args, code }
+    Plan {
+        name,
+        args,
+        sources,
+        code,
+    }
+}
+
+fn mount((source, number): (&MountSource, u32)) -> MountSpec {
+    MountSpec {
+        container_path: format!("/v{number}").into(),
+        source: source.clone(),
+        readonly: matches!(source, MountSource::Image { .. }),
+        recursive_readonly: false,
+        propagation: MountPropagation::Private,
+        selinux_relabel: false,
+        owners: None,
+    }
 }
 
 /// A pod that must come and go at the first attempt.
@@ -644,6 +733,7 @@ pub async fn probe(kubelet: Kubelet) {
     let plan = Plan {
         name: "last-0".into(),
         args: vec!["lines:3".into(), "exit:7".into()],
+        sources: pod.all_sources(),
         code: Some(7),
     };
     if let Ok(mut container) = pod.clone().create(plan).await
@@ -654,4 +744,5 @@ pub async fn probe(kubelet: Kubelet) {
     }
     pod.check().await;
     pod.down().await;
+    kubelet.remove_volumes("last");
 }

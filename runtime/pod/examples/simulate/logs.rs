@@ -48,8 +48,12 @@ pub fn check(directory: &Path, name: &str, args: &[String], is_whole: bool) -> R
             _ => return Err(format!("no stream: {line:?}")),
         }
     }
-    // What it answers to a signal comes at any time.
+    // What it answers to the signal that asks it to end comes at any time, and once.
+    let before = found[0].len();
     found[0].retain(|line| line != "TERM");
+    if before > found[0].len() + 1 {
+        return Err("it was asked to end more than once".into());
+    }
     let written = written(args);
     for (found, written) in found.iter().zip(&written) {
         let is_beginning = found.len() <= written.len() && written.starts_with(found);

@@ -4,11 +4,11 @@
 //!
 //! ```text
 //! simulate SEED            one seed, with all that happens
-//! simulate FIRST COUNT     so many seeds, each in a process of its own
+//! simulate FIRST COUNT [N] so many seeds, each in a process of its own; ends when N (10) showed a fault
 //! ```
 //!
 //! Read in this order: [`world`] (what a run is), [`kubelet`] (the client, and what must be so),
-//! [`daemon`], [`vms`] and [`node`] (what it needs), [`host`] and [`kernel`] (how all of it is one thread
+//! [`daemon`], [`vms`], [`files`] and [`node`] (what it needs), [`host`] and [`kernel`] (how all of it is one thread
 //! that can be repeated).
 
 #![expect(
@@ -19,6 +19,7 @@
 mod common;
 mod daemon;
 mod dice;
+mod files;
 mod host;
 mod kernel;
 mod kubelet;
@@ -54,15 +55,18 @@ fn main() -> ExitCode {
             Some(seed) => world::run(seed, true),
             None => usage(),
         },
-        [first, count] => match (number(first), number(count)) {
-            (Some(first), Some(count)) => seeds::run(first, count),
-            _ => usage(),
-        },
+        [first, count, most @ ..] if most.len() < 2 => {
+            let most = most.first().map_or(Some(10), number);
+            match (number(first), number(count), most) {
+                (Some(first), Some(count), Some(most)) => seeds::run(first, count, most),
+                _ => usage(),
+            }
+        }
         _ => usage(),
     }
 }
 
 fn usage() -> ExitCode {
-    eprintln!("usage: simulate SEED, or simulate FIRST COUNT");
+    eprintln!("usage: simulate SEED, or simulate FIRST COUNT [N]");
     ExitCode::FAILURE
 }

@@ -9,17 +9,15 @@ use std::{
 
 use hull_base::host;
 
-/// How many seeds that show a fault are told; there is no use in more.
-const SHOWN: u64 = 10;
-
-/// Runs seeds, each in a process of its own, so that none has anything of another.
-pub fn run(first: u64, count: u64) -> ExitCode {
+/// Runs seeds, each in a process of its own, so that none has anything of another, until so many have shown a
+/// fault.
+pub fn run(first: u64, count: u64, most: u64) -> ExitCode {
     let begin = Instant::now();
     let next = AtomicU64::new(first);
     let failed = AtomicU64::new(0);
     let program = std::env::current_exe().unwrap();
     let work = || {
-        while failed.load(Ordering::Relaxed) < SHOWN {
+        while failed.load(Ordering::Relaxed) < most {
             let seed = next.fetch_add(1, Ordering::Relaxed);
             if seed >= first + count {
                 return;

@@ -1,10 +1,12 @@
-//! The VMs of the node: each a fake VMM with its guest, on a host of its own.
+//! The processes of pods: VMs, each a fake VMM with its guest, and file servers, each on a host of its own.
 
 use std::{
-    cell::RefCell,
+    cell::{Cell, RefCell},
     fmt, fs, io,
+    os::fd::OwnedFd,
     path::{Path, PathBuf},
     pin::Pin,
+    rc::Rc,
     sync::{Arc, atomic::AtomicBool, atomic::Ordering},
     time::Duration,
 };
@@ -20,35 +22,41 @@ use hull_vm::{
 use tokio::sync::watch;
 
 use crate::{
-    control, dice,
+    control, dice, files,
     host::{Host, Ran},
     kernel::{self, Who},
     script::Script,
     trace::{fault, trace},
 };
 
-/// Longest time that a VM stands still without any harm to its pod.
+/// Longest time that a process stands still without any harm to its pod.
 const HARMLESS: u64 = 800;
 
 thread_local! {
-    static VMS: RefCell<Vec<Vm>> = const { RefCell::new(Vec::new()) };
+    static VMS: RefCell<Vec<Rc<Vm>>> = const { RefCell::new(Vec::new()) };
 }
 
-/// The process of a VM.
+/// A process of a pod.
 struct Vm {
     pid: u32,
+    role: Role,
     user: u32,
     pod: String,
-    run: PathBuf,
-    report: PathBuf,
-    socket: PathBuf,
-    /// None: it has not run yet, or has ended.
-    host: Option<Host>,
+    run: RunDir,
     state: Arc<State>,
+    body: RefCell<Body>,
     /// It stands still until then.
-    frozen_until: Duration,
+    frozen_until: Cell<Duration>,
     /// Something was done to it that may end it.
-    is_harmed: bool,
+    is_harmed: Cell<bool>,
+}
+
+/// What runs.
+enum Body {
+    /// Nothing yet; a file server has its end of the VM's socket.
+    New(Option<OwnedFd>),
+    Runs(Host),
+    Ended,
 }
 
 #[derive(Debug)]
@@ -57,7 +65,7 @@ struct State {
     is_killed: AtomicBool,
 }
 
-/// How the daemon holds a VM.
+/// How the daemon holds a process.
 struct Held {
     pid: u32,
     state: Arc<State>,
@@ -65,7 +73,7 @@ struct Held {
 
 impl fmt::Debug for Held {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "VM {}", self.pid)
+        write!(f, "process {}", self.pid)
     }
 }
 
@@ -84,7 +92,7 @@ impl Hold for Held {
 
     fn kill(&self) -> io::Result<()> {
         if !kernel::is_dead() {
-            trace(format_args!("the daemon kills VM {}", self.pid));
+            trace(format_args!("the daemon kills process {}", self.pid));
             self.state.is_killed.store(true, Ordering::Relaxed);
         }
         Ok(())
@@ -122,41 +130,26 @@ impl PodProcesses for Processes {
         run: &RunDir,
         _: Option<&PodCgroup>,
     ) -> Result<Process, PodError> {
-        if kernel::is_dead() || dice::fault_in(30) {
-            let error = io::Error::from_raw_os_error(libc::EAGAIN);
-            return Err(PodError::internal("start the VMM", error));
-        }
+        may_start("start the VMM")?;
         let script = kernel::run_as(Who::Nobody, || {
             let script = script();
             fs::write(&self.kernel, serde_json::to_vec(&script).unwrap()).unwrap();
             script
         });
-        Ok(VMS.with_borrow_mut(|vms| {
-            let pid = 1000 + vms.len() as u32;
-            if let Some(other) = vms.iter().find(|vm| vm.user == user && vm.lives()) {
-                fault(format!("VM {pid} has the user of VM {}", other.pid));
-            }
-            trace(format_args!(
-                "VM {pid} of {} starts, {script:?}",
-                pod.short()
-            ));
-            vms.push(Vm {
-                pid,
-                user,
-                pod: pod.to_string(),
-                run: run.path().to_owned(),
-                report: run.exit_report(),
-                socket: run.control_socket(),
-                host: None,
-                state: Arc::new(State {
-                    ended: watch::channel(false).0,
-                    is_killed: AtomicBool::new(false),
-                }),
-                frozen_until: Duration::ZERO,
-                is_harmed: false,
-            });
-            held(vms.last().unwrap())
-        }))
+        trace(format_args!("VM of {} has {script:?}", pod.short()));
+        Ok(start(Role::Vmm, pod, user, run, None))
+    }
+
+    fn spawn_file_server(
+        &self,
+        _: &Path,
+        pod: &PodId,
+        run: &RunDir,
+        _: Option<&PodCgroup>,
+        fuse: OwnedFd,
+    ) -> Result<Process, PodError> {
+        may_start("start the file server")?;
+        Ok(start(Role::FileServer, pod, 0, run, Some(fuse)))
     }
 
     fn find(&self, identity: Identity) -> Option<Process> {
@@ -171,8 +164,8 @@ impl PodProcesses for Processes {
             let living = vms.iter().filter(|vm| vm.lives());
             living
                 .map(|vm| Found {
-                    run: vm.run.clone(),
-                    role: Role::Vmm,
+                    run: vm.run.path().to_owned(),
+                    role: vm.role,
                     process: held(vm),
                 })
                 .collect()
@@ -180,23 +173,89 @@ impl PodProcesses for Processes {
     }
 }
 
+fn may_start(action: &str) -> Result<(), PodError> {
+    if kernel::is_dead() || dice::fault_in(30) {
+        let error = io::Error::from_raw_os_error(libc::EAGAIN);
+        return Err(PodError::internal(action, error));
+    }
+    Ok(())
+}
+
+fn start(role: Role, pod: &PodId, user: u32, run: &RunDir, fuse: Option<OwnedFd>) -> Process {
+    VMS.with_borrow_mut(|vms| {
+        let pid = 1000 + vms.len() as u32;
+        let mut same = vms.iter().filter(|vm| vm.role == role && vm.lives());
+        let other = same.find(|vm| match role {
+            Role::Vmm => vm.user == user,
+            Role::FileServer => vm.pod == pod.as_str(),
+        });
+        if let Some(other) = other {
+            let pid_of_other = other.pid;
+            fault(format!(
+                "{role:?} {pid} has what {pid_of_other} has: {user}"
+            ));
+        }
+        trace(format_args!("{role:?} {pid} of {} starts", pod.short()));
+        vms.push(Rc::new(Vm {
+            pid,
+            role,
+            user,
+            pod: pod.to_string(),
+            run: run.clone(),
+            state: Arc::new(State {
+                ended: watch::channel(false).0,
+                is_killed: AtomicBool::new(false),
+            }),
+            body: RefCell::new(Body::New(fuse)),
+            frozen_until: Cell::default(),
+            is_harmed: Cell::default(),
+        }));
+        held(&vms[vms.len() - 1])
+    })
+}
+
 /// What goes wrong in the next VM.
 fn script() -> Script {
     use hull_proto_vmm::ErrorKind;
     let mut script = Script::default();
-    if !dice::fault_in(4) {
+    if dice::fault_in(4) {
+        script.slow_ms = dice::within(1..500);
+    }
+    if !dice::fault_in(3) {
         return script;
     }
-    let calls = ["create", "start", "attach_storage", "configure"];
-    match dice::within(0..9) {
+    let refused = [
+        "create",
+        "start",
+        "attach_storage",
+        "configure",
+        "exec",
+        "update",
+    ];
+    let calls = [
+        "configure",
+        "attach_storage",
+        "detach_storage",
+        "create",
+        "start",
+        "signal",
+        "delete",
+        "exec",
+        "update",
+        "attach_device",
+        "detach_device",
+        "update_network",
+    ];
+    match dice::within(0..11) {
         0 => script.refuse_configure = Some(ErrorKind::Invalid),
         1 => script.refuse_start = Some(ErrorKind::Internal),
         2 => script.die_at_start = true,
         3 => script.no_agent = true,
         4 | 5 => script.attempts = dice::within(1..20) as u32,
-        6 => script.refuse = vec![dice::pick(&calls).into()],
-        7 => script.hang_once = vec![dice::pick(&["create", "attach_storage"]).into()],
-        _ => script.refuse_attach = Some(ErrorKind::Internal),
+        6 => script.refuse = vec![dice::pick(&refused).into()],
+        7 => script.refuse_attach = Some(ErrorKind::Internal),
+        8 => script.hang_once = vec![dice::pick(&calls).into()],
+        _ => script.lose_once = vec![dice::pick(&calls).into(), dice::pick(&calls).into()],
     }
     script
 }
@@ -206,8 +265,12 @@ impl Vm {
         !*self.state.ended.borrow()
     }
 
+    fn is_frozen(&self) -> bool {
+        kernel::now() < self.frozen_until.get()
+    }
+
     /// Runs on, or ends.
-    fn run(&mut self, polls: u64) -> Ran {
+    fn run(&self, polls: u64) -> Ran {
         let nothing = Ran {
             polls: 1,
             is_idle: true,
@@ -216,27 +279,50 @@ impl Vm {
             return nothing;
         }
         if self.state.is_killed.load(Ordering::Relaxed) || kernel::has_exited(self.pid) {
-            if let Some(host) = self.host.take() {
+            if let Body::Runs(host) = self.body.replace(Body::Ended) {
                 host.kill();
             }
-            trace(format_args!("VM {} has ended", self.pid));
+            trace(format_args!("process {} has ended", self.pid));
             self.state.ended.send_replace(true);
             return Ran {
                 polls,
                 is_idle: false,
             };
         }
-        if kernel::now() < self.frozen_until {
+        if self.is_frozen() {
             return nothing;
         }
-        let host = self.host.get_or_insert_with(|| {
-            let host = Host::new(Who::Vm(self.pid));
-            let (socket, report) = (self.socket.clone(), self.report.clone());
-            host.handle()
-                .spawn(async move { control::serve(&socket, &report).await });
-            host
-        });
-        host.run(polls)
+        let mut body = self.body.borrow_mut();
+        if let Body::New(fuse) = &mut *body {
+            let fuse = fuse.take();
+            *body = Body::Runs(self.begin(fuse));
+        }
+        match &*body {
+            Body::Runs(host) => host.run(polls),
+            _ => nothing,
+        }
+    }
+
+    fn begin(&self, fuse: Option<OwnedFd>) -> Host {
+        let host = Host::new(Who::Process(self.pid));
+        let (run, pid) = (self.run.clone(), self.pid);
+        match fuse {
+            None => host.handle().spawn(async move {
+                control::serve(&run.control_socket(), &run.exit_report()).await
+            }),
+            Some(fuse) => host
+                .handle()
+                .spawn(async move { files::serve(pid, &run.files_socket(), fuse).await }),
+        };
+        host
+    }
+
+    fn advance(&self, time: Duration) {
+        if let Body::Runs(host) = &*self.body.borrow()
+            && !self.is_frozen()
+        {
+            host.advance(time);
+        }
     }
 }
 
@@ -245,109 +331,98 @@ pub fn count() -> usize {
     VMS.with_borrow(Vec::len)
 }
 
-/// Runs one of them.
-pub fn run(index: usize, polls: u64) -> Ran {
-    let mut vm = VMS.with_borrow_mut(|vms| vms[index].take_out());
-    let ran = vm.run(polls);
-    VMS.with_borrow_mut(|vms| vms[index].put_back(vm));
-    ran
+/// The numbers of those that live.
+pub fn numbers() -> Vec<usize> {
+    VMS.with_borrow(|vms| (0..vms.len()).filter(|n| vms[*n].lives()).collect())
 }
 
-impl Vm {
-    /// The part that runs: what it runs may look at the VMs.
-    fn take_out(&mut self) -> Self {
-        Self {
-            pid: self.pid,
-            user: self.user,
-            pod: self.pod.clone(),
-            run: self.run.clone(),
-            report: self.report.clone(),
-            socket: self.socket.clone(),
-            host: self.host.take(),
-            state: Arc::clone(&self.state),
-            frozen_until: self.frozen_until,
-            is_harmed: self.is_harmed,
-        }
-    }
+/// One of them, apart from the others: what it runs may look at all of them.
+fn get(number: usize) -> Rc<Vm> {
+    VMS.with_borrow(|vms| Rc::clone(&vms[number]))
+}
 
-    fn put_back(&mut self, other: Self) {
-        self.host = other.host;
-    }
+/// Runs one of them.
+pub fn run(number: usize, polls: u64) -> Ran {
+    get(number).run(polls)
 }
 
 /// Lets time pass for all.
 pub fn advance(time: Duration) {
-    for index in 0..count() {
-        let vm = VMS.with_borrow_mut(|vms| vms[index].take_out());
-        if kernel::now() >= vm.frozen_until
-            && let Some(host) = &vm.host
-        {
-            host.advance(time);
-        }
-        VMS.with_borrow_mut(|vms| vms[index].put_back(vm));
+    for number in numbers() {
+        get(number).advance(time);
     }
 }
 
-/// Something happens to a VM: it is killed, stands still, or loses a connection.
+/// Something happens to a process: it is killed, stands still, or loses a connection.
 pub fn disturb() {
-    VMS.with_borrow_mut(|vms| {
-        let living: Vec<usize> = (0..vms.len()).filter(|i| vms[*i].lives()).collect();
-        if living.is_empty() {
-            return;
+    let living = numbers();
+    if living.is_empty() {
+        return;
+    }
+    let vm = get(dice::pick(&living));
+    let (role, pid) = (vm.role, vm.pid);
+    match dice::within(0..8) {
+        0 => {
+            trace(format_args!("{role:?} {pid} is killed"));
+            vm.is_harmed.set(true);
+            vm.state.is_killed.store(true, Ordering::Relaxed);
         }
-        let vm = &mut vms[dice::pick(&living)];
-        match dice::within(0..8) {
-            0 => {
-                trace(format_args!("VM {} is killed", vm.pid));
-                vm.is_harmed = true;
-                vm.state.is_killed.store(true, Ordering::Relaxed);
-            }
-            1 => {
-                let time = dice::ms(1000..60_000);
-                trace(format_args!("VM {} stands still for {time:?}", vm.pid));
-                vm.is_harmed = true;
-                vm.frozen_until = kernel::now() + time;
-            }
-            2 | 3 => {
-                vm.frozen_until = kernel::now() + dice::ms(1..HARMLESS);
-                trace(format_args!("VM {} stands still for a moment", vm.pid));
-            }
-            _ => {
-                let connections = kernel::connections(vm.pid);
-                if !connections.is_empty() {
-                    let cut = dice::within(0..connections.len() as u64);
-                    trace(format_args!("VM {} loses connection {cut}", vm.pid));
-                    kernel::cut(connections[cut as usize]);
-                }
+        1 => {
+            let time = dice::ms(1000..60_000);
+            trace(format_args!("{role:?} {pid} stands still for {time:?}"));
+            vm.is_harmed.set(true);
+            vm.frozen_until.set(kernel::now() + time);
+        }
+        2 | 3 => {
+            vm.frozen_until.set(kernel::now() + dice::ms(1..HARMLESS));
+            trace(format_args!("{role:?} {pid} stands still for a moment"));
+        }
+        _ => {
+            let connections = kernel::connections(pid);
+            if !connections.is_empty() {
+                let cut = dice::within(0..connections.len() as u64);
+                trace(format_args!("{role:?} {pid} loses connection {cut}"));
+                kernel::cut(connections[cut as usize]);
             }
         }
-    });
+    }
 }
 
 /// Lets those that stand still go on.
 pub fn thaw() {
-    VMS.with_borrow_mut(|vms| {
-        vms.iter_mut()
-            .for_each(|vm| vm.frozen_until = Duration::ZERO)
+    VMS.with_borrow(|vms| {
+        vms.iter()
+            .for_each(|vm| vm.frozen_until.set(Duration::ZERO))
     });
+}
+
+/// The processes of a pod with this role.
+fn of_pod<T>(pod: &str, role: Role, tell: impl Fn(&Vm) -> Option<T>) -> Option<T> {
+    VMS.with_borrow(|vms| {
+        let mut all = vms.iter().filter(|vm| vm.role == role && vm.pod == pod);
+        all.find_map(|vm| tell(vm))
+    })
 }
 
 /// Whether something was done to a pod's VM that may have ended it.
 pub fn is_harmed(pod: &str) -> bool {
-    VMS.with_borrow(|vms| vms.iter().any(|vm| vm.pod == pod && vm.is_harmed))
+    of_pod(pod, Role::Vmm, |vm| vm.is_harmed.get().then_some(())).is_some()
 }
 
 /// Whether a pod has a VM that lives.
 pub fn lives(pod: &str) -> bool {
-    VMS.with_borrow(|vms| vms.iter().any(|vm| vm.pod == pod && vm.lives()))
+    of_pod(pod, Role::Vmm, |vm| vm.lives().then_some(())).is_some()
 }
 
-/// The VMs that live.
+/// The file server of a pod, if it lives.
+pub fn file_server(pod: &str) -> Option<u32> {
+    of_pod(pod, Role::FileServer, |vm| vm.lives().then_some(vm.pid))
+}
+
+/// The processes that live.
 pub fn living() -> Vec<String> {
-    VMS.with_borrow(|vms| {
-        let living = vms.iter().filter(|vm| vm.lives());
-        living
-            .map(|vm| format!("VM {} of {}", vm.pid, vm.pod))
-            .collect()
-    })
+    let living = numbers().into_iter().map(get);
+    living
+        .map(|vm| format!("{:?} {} of {}", vm.role, vm.pid, vm.pod))
+        .collect()
 }

@@ -15,7 +15,7 @@ use crate::{
     dice,
     host::{Host, Ran},
     kernel::{self, Who},
-    kubelet::{self, Kubelet},
+    kubelet::{self, Kubelet, TEMPLATE_BYTES},
     node::{Images, Networks},
     trace::{self, fault, trace},
     vms,
@@ -29,6 +29,10 @@ const CHAOS_MS: u64 = 60_000;
 const QUIET: Duration = Duration::from_secs(900);
 /// Bytes of a scratch disk.
 const SCRATCH: u64 = 1 << 20;
+
+/// What stands for those of whom there is one, among the numbers of processes of pods.
+const KUBELET: usize = usize::MAX;
+const DAEMON: usize = usize::MAX - 1;
 
 /// A run.
 struct World {
@@ -65,7 +69,7 @@ pub fn run(seed: u64, is_shown: bool) -> ExitCode {
     drop(world);
     let sum = trace::sum();
     let told = format!(
-        "seed {seed}: {polls} polls, {starts} starts, {kills} kills, {} VMs, {took} s, sum {sum:016x}",
+        "seed {seed}: {polls} polls, {starts} starts, {kills} kills, {} processes, {took} s, sum {sum:016x}",
         vms::count()
     );
     match trace::found() {
@@ -91,8 +95,10 @@ impl World {
             fs::write(assets.join(name), vec![0; 512]).unwrap();
         }
         // As if disks had been formatted before: mkfs.ext4 is a process of its own.
-        let template = root.join(format!("scratch-{SCRATCH}.template"));
-        fs::write(template, vec![1; 4096]).unwrap();
+        for kind in ["scratch", "volume"] {
+            let template = root.join(format!("{kind}-{SCRATCH}.template"));
+            fs::write(template, vec![1; TEMPLATE_BYTES as usize]).unwrap();
+        }
         let config = PodsConfig {
             scratch_bytes: SCRATCH,
             memory_mib: 16,
@@ -103,10 +109,11 @@ impl World {
         };
         let images = FakeImages::new(&dir.join("i"));
         let networks = Networks::new(FakeNetwork::new(&dir.join("n")));
-        let daemon = Daemon::new(config, Images(images), networks);
+        let daemon = Daemon::new(config, Images::new(images), networks);
         let client = Kubelet {
             socket: daemon.socket.clone(),
             logs: dir.join("logs"),
+            dir: dir.join("k"),
         };
         Self {
             dir: dir.to_owned(),
@@ -162,9 +169,9 @@ impl World {
         let mut directories = vec![config.state.join("pods"), config.root.join("pods")];
         if is_new {
             directories.push(config.state.join("records"));
-            let leases = images.0.leases().into_iter();
-            left.extend(leases.map(|owner| format!("lease {owner}")));
         }
+        let leases = images.leases().into_iter();
+        left.extend(leases.map(|owner| format!("lease {owner}")));
         for entry in directories
             .iter()
             .flat_map(fs::read_dir)
@@ -212,22 +219,23 @@ impl World {
 
     /// Runs everything a bit, in any order; tells whether nothing went on.
     fn round(&mut self) -> bool {
-        let mut order: Vec<usize> = (0..vms::count() + 2).collect();
+        let mut order = vms::numbers();
+        order.extend([KUBELET, DAEMON]);
         let mut is_quiet = true;
         while !order.is_empty() {
-            let index = order.swap_remove(dice::within(0..order.len() as u64) as usize);
+            let number = order.swap_remove(dice::within(0..order.len() as u64) as usize);
             let polls = 1 + dice::within(0..16);
-            let ran = match index {
-                0 => self.kubelet.run(polls),
-                1 => self.daemon.run(polls),
-                vm => vms::run(vm - 2, polls),
+            let ran = match number {
+                KUBELET => self.kubelet.run(polls),
+                DAEMON => self.daemon.run(polls),
+                vm => vms::run(vm, polls),
             };
             is_quiet &= ran
                 == Ran {
                     polls: 1,
                     is_idle: true,
                 };
-            trace::add(&[index as u8, ran.polls as u8, u8::from(ran.is_idle)]);
+            trace::add(&[number as u8, ran.polls as u8, u8::from(ran.is_idle)]);
         }
         is_quiet
     }
@@ -252,6 +260,7 @@ impl World {
                 trace(format_args!("the clock jumps by {seconds} s"));
                 kernel::jump(seconds * 1_000_000_000);
             }
+            12 => self.daemon.networks.change_links(),
             _ => {}
         }
     }

@@ -31,7 +31,7 @@ use crate::{
     record::{DeviceRecord, LocalRecord, VolumeRecord},
     storage::{
         atomic_volumes::Watched, attachments::Attachments, empty_dir::LocalVolume,
-        host_device::BlockDevice,
+        host_device::BlockDevice, host_files::Host,
     },
 };
 
@@ -169,9 +169,12 @@ impl Creation {
             return Ok(Watched::new());
         }
         let Attachments { vm, files, .. } = &self.attachments;
-        let program = &self.node.config.file_server;
+        let host = Host {
+            processes: &*self.node.processes,
+            program: &self.node.config.file_server,
+        };
         let mut files = files.lock().await;
-        let places = files.add(program, vm, &self.id, shares).await?;
+        let places = files.add(host, vm, &self.id, shares).await?;
         drop(files);
         let (node, spec, changed) = (
             Arc::clone(&self.node),

@@ -39,9 +39,11 @@ use hull_spec::{
     spec::{ContainerSpec, MountPropagation, MountSource},
 };
 use hull_vm::{
-    agent::client::Storage, cgroup::PodCgroup, error::VmError, process::Process, rundir::RunDir,
-    running::RunningVm, slots,
+    agent::client::Storage, error::VmError, process::Process, rundir::RunDir, running::RunningVm,
+    slots,
 };
+
+use crate::ports::PodProcesses;
 
 /// The name of the mount in the guest, and the device's tag.
 pub(crate) const FILES_ID: &str = "host";
@@ -89,6 +91,14 @@ impl From<FilesError> for PodError {
     }
 }
 
+/// By what a server is started.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Host<'a> {
+    pub processes: &'a dyn PodProcesses,
+    /// The server's program.
+    pub program: &'a Path,
+}
+
 /// The files of the host that one VM has.
 #[derive(Debug, Default)]
 pub(crate) struct HostFiles {
@@ -119,20 +129,20 @@ impl HostFiles {
         self.server.as_ref().map(|server| server.process.clone())
     }
 
-    /// Shares what a container mounts of the host, by a server that is started from `program` unless it
-    /// runs; returns where each is, below the mount in the guest.
+    /// Shares what a container mounts of the host, by a server that is started unless it runs; returns
+    /// where each is, below the mount in the guest.
     ///
     /// # Errors
     /// [`PodError::InvalidArgument`] with the field of a path that can't be shared. Nothing is
     /// shared then.
     pub(crate) async fn add(
         &mut self,
-        program: &Path,
+        host: Host<'_>,
         vm: &RunningVm,
         container: &ContainerId,
         wanted: &[(usize, Share)],
     ) -> Result<Vec<String>, PodError> {
-        self.ensure(program, vm).await?;
+        self.ensure(host, vm).await?;
         let request = Request::Add {
             owner: container.to_string(),
             shares: wanted.iter().map(|(_, share)| share.clone()).collect(),
@@ -195,7 +205,7 @@ impl HostFiles {
     }
 
     /// Sees to it that the server runs and the guest has mounted it.
-    async fn ensure(&mut self, program: &Path, vm: &RunningVm) -> Result<(), PodError> {
+    async fn ensure(&mut self, host: Host<'_>, vm: &RunningVm) -> Result<(), PodError> {
         let server = match &mut self.server {
             Some(server) if server.mounted => {
                 // What the guest has open went with a server that ended: another one would know
@@ -209,7 +219,7 @@ impl HostFiles {
             }
             Some(server) if server.process.is_alive() => server,
             // Whether there is a device of an earlier one, the VM tells.
-            other => other.insert(start(program, vm)?),
+            other => other.insert(start(host, vm)?),
         };
         let was_attached = server.vm_end.is_none();
         let Err(error) = server.mount(vm).await else {
@@ -239,15 +249,12 @@ impl HostFiles {
 }
 
 /// Starts a server, with one end of a new socket.
-fn start(program: &Path, vm: &RunningVm) -> Result<Server, PodError> {
+fn start(host: Host<'_>, vm: &RunningVm) -> Result<Server, PodError> {
     let (vm_end, server_end) = socket_pair().map_err(FilesError::Socket)?;
-    let process = Process::spawn_file_server(
-        program,
-        &vm.pod,
-        &vm.run,
-        vm.cgroup.as_ref().map(PodCgroup::path),
-        server_end,
-    )?;
+    let (run, cgroup) = (&vm.run, vm.cgroup.as_ref());
+    let process =
+        host.processes
+            .spawn_file_server(host.program, &vm.pod, run, cgroup, server_end)?;
     Ok(Server {
         process,
         vm_end: Some(vm_end),

@@ -1,4 +1,4 @@
-//! One image, whose disk is a file of zeros.
+//! Two images, whose disks are one file of zeros.
 
 use std::{
     collections::BTreeSet,
@@ -14,15 +14,16 @@ use async_trait::async_trait;
 use hull_image::{DiskExtent, Image, ImageConfig, ImageId, StoreError};
 use hull_pod::PodImages;
 
-/// The name of the one image.
+/// The name of the image of containers.
 pub const IMAGE: &str = "registry.test/app:1";
+/// The name of another one.
+pub const VOLUME: &str = "registry.test/data:1";
 
 #[derive(Debug)]
 pub struct FakeImages {
     pub disk: PathBuf,
     /// Size of the disk, bytes.
     pub length: AtomicU64,
-    id: ImageId,
     leases: Mutex<BTreeSet<String>>,
     /// The next lease panics.
     pub panic: AtomicBool,
@@ -36,7 +37,6 @@ impl FakeImages {
         Self {
             disk,
             length: AtomicU64::new(8192),
-            id: ImageId::try_from(format!("sha256:{}", "1f".repeat(32))).unwrap(),
             leases: Mutex::default(),
             panic: AtomicBool::new(false),
         }
@@ -54,10 +54,17 @@ impl FakeImages {
 #[async_trait]
 impl PodImages for FakeImages {
     async fn get(&self, name_or_id: &str) -> Result<Option<Image>, StoreError> {
-        Ok((name_or_id == IMAGE).then(|| Image {
-            id: self.id.clone(),
-            repo_tags: vec![IMAGE.into()],
-            repo_digests: vec![format!("registry.test/app@{}", self.id)],
+        let byte = match name_or_id {
+            IMAGE => "1f",
+            VOLUME => "2f",
+            _ => return Ok(None),
+        };
+        let id = ImageId::try_from(format!("sha256:{}", byte.repeat(32))).unwrap();
+        let (repository, _) = name_or_id.rsplit_once(':').unwrap();
+        Ok(Some(Image {
+            repo_tags: vec![name_or_id.into()],
+            repo_digests: vec![format!("{repository}@{id}")],
+            id,
             size: 1,
             config: ImageConfig {
                 stop_signal: "SIGTERM".into(),
