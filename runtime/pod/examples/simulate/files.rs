@@ -3,6 +3,7 @@
 use std::{
     cell::RefCell,
     collections::{BTreeMap, BTreeSet},
+    fs,
     os::{fd::OwnedFd, unix::net::UnixStream as StdUnixStream},
     path::Path,
 };
@@ -30,6 +31,8 @@ pub fn has_shares(server: u32, owner: &str) -> bool {
 
 /// Serves until the VM has closed its end.
 pub async fn serve(pid: u32, socket: &Path, fuse: OwnedFd) {
+    // As hull-fs does.
+    let _ = fs::remove_file(socket);
     let listener = UnixListener::bind(socket).unwrap();
     tokio::spawn(async move {
         loop {
