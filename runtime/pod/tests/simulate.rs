@@ -44,6 +44,14 @@ const SHOWED_A_FAULT: &[(u64, &str)] = &[
         "a container that ended before its start was answered was not started for the next daemon",
     ),
     (300, "the same, and its container was told to have ended"),
+    (
+        224,
+        "a container whose creation was refused, since its record could not be written, stayed until the next daemon",
+    ),
+    (
+        547,
+        "a line of a log was written twice when its position could not be noted, nor the line cut off again",
+    ),
 ];
 
 /// The newest build: `examples/simulate` of `cargo build`, `examples/simulate-…` of `cargo test`.

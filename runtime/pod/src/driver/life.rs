@@ -75,6 +75,7 @@ impl Driver {
                 _ => {}
             }
             let before = std::mem::discriminant(&container.state);
+            let is_new = matches!(event, Event::CreateDone);
             let (next, effects) = step(container.state.clone(), event);
             if std::mem::discriminant(&next) != before {
                 tracing::info!(pod = %self.record.id, container = %id, state = ?next, "container");
@@ -103,6 +104,10 @@ impl Driver {
                     Effect::Drain => self.drain(id),
                     Effect::Delete => self.delete_container(id),
                 }
+            }
+            if is_new && saved.is_err() {
+                // Its creation was refused, and no record would bring it back with the next daemon.
+                queue.push_back(Event::Remove);
             }
         }
     }

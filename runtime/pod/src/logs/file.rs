@@ -104,6 +104,8 @@ pub(crate) struct LogFile {
     position_path: PathBuf,
     position_file: File,
     position: Position,
+    /// Whether the log has more than was noted, and could not be cut back.
+    is_torn: bool,
 }
 
 impl LogFile {
@@ -128,6 +130,7 @@ impl LogFile {
             position_path: position_path.to_owned(),
             position_file,
             position: noted.unwrap_or_default(),
+            is_torn: false,
         };
         if let Some(path) = log {
             let (opened, inode, length) = open_log(&path)?;
@@ -193,11 +196,15 @@ impl LogFile {
     ) -> Result<(), LogError> {
         let before = self.position;
         if let Some((path, file)) = &mut self.log {
+            if self.is_torn {
+                file.set_len(before.length)
+                    .map_err(failed("cut back", &path.file))?;
+                self.is_torn = false;
+            }
             let written = faults::write(Point::LogWrite).and_then(|()| file.write_all(lines));
             if let Err(error) = written {
                 // Without this, a part of a line would stay and the next attempt follow it.
-                let cut = file.set_len(before.length);
-                cut.map_err(failed("cut back", &path.file))?;
+                self.is_torn = file.set_len(before.length).is_err();
                 return Err(failed("write", &path.file)(error));
             }
             self.position.length += lines.len() as u64;
@@ -210,7 +217,7 @@ impl LogFile {
         self.note().inspect_err(|_| {
             self.position = before;
             if let Some((_, file)) = &self.log {
-                let _ = file.set_len(before.length);
+                self.is_torn = file.set_len(before.length).is_err();
             }
         })
     }
