@@ -343,7 +343,7 @@ gated! {
     write, SYS_write, gate_fd(fd, Call::Writes), (fd: c_int, bytes: *const c_void, count: size_t) -> ssize_t;
     pwrite64, SYS_pwrite64, gate_fd(fd, Call::Writes),
         (fd: c_int, bytes: *const c_void, count: size_t, at: off_t) -> ssize_t;
-    ftruncate64, SYS_ftruncate, gate_fd(fd, Call::Writes), (fd: c_int, length: off_t) -> c_int;
+    ftruncate64, SYS_ftruncate, gate_fd(fd, Call::Changes), (fd: c_int, length: off_t) -> c_int;
     copy_file_range, SYS_copy_file_range, gate_fd(to, Call::Writes),
         (from: c_int, from_at: *mut off_t, to: c_int, to_at: *mut off_t, length: size_t, flags: c_uint)
         -> ssize_t;
