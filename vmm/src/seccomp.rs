@@ -122,7 +122,6 @@ const CONTROL_ALONE: &[Call] = &[
     call!(SYS_ioctl).is(1, KVM_SET_USER_MEMORY_REGION),
     call!(SYS_ioctl).is(1, ioctl(libc::TUNGETIFF)),
     call!(SYS_ioctl).is(1, ioctl(libc::TUNSETVNETHDRSZ)),
-    call!(SYS_ioctl).is(1, ioctl(libc::TUNSETOFFLOAD)),
     call!(SYS_ioctl).is(1, ioctl(libc::TUNSETQUEUE)),
     call!(SYS_ioctl).is(1, ioctl(libc::FIONBIO)),
     call!(SYS_eventfd2).is(1, (libc::EFD_NONBLOCK | libc::EFD_CLOEXEC) as i64),

@@ -75,7 +75,9 @@ const REQUESTS_ALONE: &[Call] = &[
     // Their names. Of what is no regular file, what another kernel can't use.
     call!(SYS_getdents64),
     call!(SYS_mkdirat),
-    call!(SYS_mknodat).masked(2, libc::S_IFMT, libc::S_IFREG),
+    call!(SYS_mknodat)
+        .masked(2, libc::S_IFMT, libc::S_IFREG)
+        .rare("a program makes a regular file as it makes nodes"),
     call!(SYS_mknodat).masked(2, libc::S_IFMT, libc::S_IFIFO),
     call!(SYS_mknodat).masked(2, libc::S_IFMT, libc::S_IFSOCK),
     call!(SYS_linkat),
