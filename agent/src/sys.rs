@@ -1,14 +1,9 @@
 //! The few system calls that no crate wraps safely.
 
 use std::{
-    ffi::CString,
     fs::File,
     io,
-    os::{
-        fd::{AsFd, AsRawFd, FromRawFd, OwnedFd},
-        unix::ffi::OsStrExt,
-    },
-    path::Path,
+    os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd},
 };
 
 use tokio::io::{Interest, unix::AsyncFd};
@@ -150,23 +145,7 @@ impl MountAttr {
     }
 }
 
-const OPEN_TREE_CLONE: libc::c_uint = 1;
 const MOUNT_ATTR_IDMAP: u64 = 0x0010_0000;
-const MOVE_MOUNT_F_EMPTY_PATH: libc::c_uint = 4;
-
-/// Returns a copy of the mount of `path` that is mounted nowhere (open_tree(2)).
-pub(crate) fn copy_mount(path: &Path) -> io::Result<OwnedFd> {
-    let path = CString::new(path.as_os_str().as_bytes())?;
-    let flags = OPEN_TREE_CLONE | libc::O_CLOEXEC as libc::c_uint;
-    // SAFETY: `path` is a C string that outlives the call; no other memory is used.
-    let fd = unsafe { libc::syscall(libc::SYS_open_tree, libc::AT_FDCWD, path.as_ptr(), flags) };
-    let fd = i32::try_from(fd).map_err(io::Error::other)?;
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: the call just made this descriptor, so nobody else owns it.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
-}
 
 /// Makes a copied mount show owners as the user namespace `user` has them (mount_setattr(2)).
 pub(crate) fn map_mount(tree: impl AsFd, user: impl AsFd) -> io::Result<()> {
@@ -192,27 +171,6 @@ pub(crate) fn change_mount(mount: impl AsFd, attr: MountAttr, recursive: bool) -
             libc::AT_EMPTY_PATH | below,
             &raw const attr,
             size_of::<MountAttr>(),
-        )
-    };
-    if result == 0 {
-        Ok(())
-    } else {
-        Err(io::Error::last_os_error())
-    }
-}
-
-/// Mounts a copied mount on `path` (move_mount(2)).
-pub(crate) fn place_mount(tree: impl AsFd, path: &Path) -> io::Result<()> {
-    let path = CString::new(path.as_os_str().as_bytes())?;
-    // SAFETY: the descriptor is open and both paths are C strings that outlive the call.
-    let result = unsafe {
-        libc::syscall(
-            libc::SYS_move_mount,
-            tree.as_fd().as_raw_fd(),
-            c"".as_ptr(),
-            libc::AT_FDCWD,
-            path.as_ptr(),
-            MOVE_MOUNT_F_EMPTY_PATH,
         )
     };
     if result == 0 {

@@ -23,7 +23,7 @@
 
 use std::{
     fs,
-    io::{self, BufRead, BufReader, IoSlice, Read, Write},
+    io::{self, BufRead, BufReader, Read, Write},
     os::{
         fd::{AsFd, OwnedFd},
         unix::net::UnixStream,
@@ -44,16 +44,15 @@ use nix::{
 use oci_spec::runtime::{LinuxNamespaceType, LinuxSeccomp, Process as OciProcess, Spec};
 use rustix::{
     event::{PollFd, PollFlags, poll},
-    net::{
-        RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
-        SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
-    },
     process::{Pid, PidfdFlags, pidfd_open},
 };
 use serde::{Deserialize, Serialize};
 
-use super::make::{
-    Container, Ids, Process, Root, StepError, Streams, Terminal, doing, enter_cgroup, join,
+use super::{
+    descriptors,
+    make::{
+        Container, Ids, Process, Root, StepError, Streams, Terminal, doing, enter_cgroup, join,
+    },
 };
 use crate::sys;
 
@@ -62,9 +61,6 @@ const MESSAGE_LENGTH: usize = 1000;
 
 /// Most bytes of a report: a character takes six at most, as an escape.
 pub(crate) const REPORT_SIZE: u64 = 6 * MESSAGE_LENGTH as u64 + 200;
-
-/// Most descriptors that come with a request.
-pub(super) const DESCRIPTORS: usize = 6;
 
 /// What the helper shall do. With it come descriptors, in this order: the gate; a pidfd of each process
 /// whose namespaces are joined; a socket for the terminal's master, or standard input, output and error.
@@ -125,7 +121,7 @@ pub(crate) fn main() -> ExitCode {
         sys::keep_standard_streams()?;
         set_dumpable(false)?;
         let agent = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
-        let fds = receive_fds(&agent)?;
+        let fds = descriptors::receive(&agent)?;
         let mut line = String::new();
         BufReader::new(&agent).read_line(&mut line)?;
         let request = serde_json::from_str(&line)?;
@@ -135,25 +131,6 @@ pub(crate) fn main() -> ExitCode {
         })
     };
     served().unwrap_or(ExitCode::FAILURE)
-}
-
-/// Receives the descriptors of a request.
-fn receive_fds(agent: &UnixStream) -> io::Result<Vec<OwnedFd>> {
-    let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS))];
-    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-    let mut byte = [0];
-    let flags = RecvFlags::CMSG_CLOEXEC;
-    recvmsg(
-        agent,
-        &mut [io::IoSliceMut::new(&mut byte)],
-        &mut ancillary,
-        flags,
-    )?;
-    let fds = ancillary.drain().filter_map(|message| match message {
-        RecvAncillaryMessage::ScmRights(fds) => Some(fds),
-        _ => None,
-    });
-    Ok(fds.flatten().collect())
 }
 
 /// The process that is to be.
@@ -244,7 +221,7 @@ fn process_of(
 ) -> Result<StepError, StepError> {
     let (process, terminal) = match made {
         Made::First(container) => {
-            let process = Process::new(container.process()?, container.profile().as_ref())?;
+            let process = Process::new(container.process()?, container.profile())?;
             (process, container.build(with_terminal)?)
         }
         Made::Exec(process, profile) => {
@@ -266,7 +243,8 @@ fn process_of(
                 .streams
                 .pop()
                 .ok_or_else(|| refused("a descriptor is missing"))?;
-            hand_over(&socket, &terminal.master).map_err(doing("hand the terminal over"))?;
+            descriptors::send(&socket, &[terminal.master.as_fd()])
+                .map_err(doing("hand the terminal over"))?;
             Streams::Terminal(terminal)
         }
         None => {
@@ -310,23 +288,6 @@ fn stay(child: nix::unistd::Pid, agent: &UnixStream) -> io::Result<()> {
             return Ok(());
         }
     }
-}
-
-/// Sends the agent's end of a terminal.
-fn hand_over(socket: &OwnedFd, master: &OwnedFd) -> io::Result<()> {
-    let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-    let mut ancillary = SendAncillaryBuffer::new(&mut space);
-    let fds = [master.as_fd()];
-    if !ancillary.push(SendAncillaryMessage::ScmRights(&fds)) {
-        return Err(io::Error::other("no room for a descriptor"));
-    }
-    sendmsg(
-        socket,
-        &[IoSlice::new(&[0])],
-        &mut ancillary,
-        SendFlags::NOSIGNAL,
-    )?;
-    Ok(())
 }
 
 fn refused(why: &str) -> StepError {

@@ -7,7 +7,12 @@ use std::{
 };
 
 use nix::mount::{MntFlags, umount2};
+use rustix::{
+    fs::CWD,
+    mount::{MoveMountFlags, move_mount},
+};
 
+use super::make::copy;
 use crate::sys;
 
 /// Mounts that are gone when this is dropped.
@@ -22,7 +27,7 @@ impl Copies {
         at: &Path,
         user: Option<impl AsFd>,
     ) -> io::Result<()> {
-        let tree = sys::copy_mount(source)?;
+        let tree = copy(CWD, source, false)?;
         if let Some(user) = user {
             sys::map_mount(&tree, user)?;
         }
@@ -32,7 +37,8 @@ impl Copies {
             fs::File::create_new(at)?;
         }
         self.0.push(at.to_owned());
-        sys::place_mount(&tree, at)
+        move_mount(&tree, "", CWD, at, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;
+        Ok(())
     }
 }
 

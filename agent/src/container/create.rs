@@ -7,7 +7,7 @@ use std::{
 };
 
 use hull_proto_agent::agent::{CreateRequest, PidNamespace};
-use oci_spec::runtime::{LinuxDeviceCgroup, LinuxSeccomp, Spec};
+use oci_spec::runtime::{LinuxDeviceCgroup, Spec};
 use tracing::warn;
 
 use super::{
@@ -51,13 +51,6 @@ pub(crate) struct Created {
     pub(crate) stdio: Arc<Stdio>,
     /// `None` while they are being removed.
     pub(crate) remains: Option<Remains>,
-}
-
-impl Created {
-    /// Its seccomp profile.
-    pub(crate) fn profile(&self) -> Option<LinuxSeccomp> {
-        self.spec.linux().as_ref()?.seccomp().clone()
-    }
 }
 
 /// What a container leaves in the guest besides processes.

@@ -122,7 +122,7 @@ impl Execs {
             Launch {
                 action: Action::Exec {
                     process: Box::new(process),
-                    profile: created.profile().map(Box::new),
+                    profile: spec::profile(&created.spec).cloned().map(Box::new),
                     namespaces: namespaces.bits(),
                 },
                 cgroup: &cgroup,

@@ -7,7 +7,7 @@
 
 use std::{
     fs,
-    io::{self, IoSlice, Write},
+    io::{self, Write},
     os::{
         fd::{AsFd, BorrowedFd, OwnedFd},
         unix::{fs::fchown, net::UnixStream as StdStream},
@@ -17,13 +17,7 @@ use std::{
     time::Duration,
 };
 
-use rustix::{
-    net::{
-        RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
-        SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
-    },
-    pty::{OpenptFlags, ioctl_tiocgptpeer},
-};
+use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer};
 use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
     net::UnixStream,
@@ -32,7 +26,8 @@ use tokio::{
 
 use super::{
     cgroup::Cgroup,
-    child::{Action, DESCRIPTORS, REPORT_SIZE, Report, Request},
+    child::{Action, REPORT_SIZE, Report, Request},
+    descriptors,
 };
 use crate::{
     pidfd::Process,
@@ -206,22 +201,10 @@ impl Making<'_> {
 
     /// Sends one byte with the gate, whom to join, and the streams.
     fn send_fds(&self, socket: &StdStream, gate: &StdStream, streams: &Streams) -> io::Result<()> {
-        let mut space =
-            [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS))];
-        let mut ancillary = SendAncillaryBuffer::new(&mut space);
         let mut fds: Vec<BorrowedFd<'_>> = vec![gate.as_fd()];
         fds.extend(self.joins.iter().map(|joined| joined.as_fd()));
         fds.extend(streams.theirs());
-        if !ancillary.push(SendAncillaryMessage::ScmRights(&fds)) {
-            return Err(io::Error::other("no room for the descriptors"));
-        }
-        sendmsg(
-            socket,
-            &[IoSlice::new(&[0])],
-            &mut ancillary,
-            SendFlags::NOSIGNAL,
-        )?;
-        Ok(())
+        descriptors::send(socket, &fds)
     }
 
     /// Takes over the process, which waits. The helper is its parent until it is told to go
@@ -369,20 +352,9 @@ impl ExecOutcome {
 /// Waits for the master of a terminal.
 async fn receive_fd(stream: &UnixStream) -> io::Result<OwnedFd> {
     let receive = || {
-        let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-        let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-        let flags = RecvFlags::CMSG_CLOEXEC;
-        recvmsg(
-            stream,
-            &mut [io::IoSliceMut::new(&mut [0])],
-            &mut ancillary,
-            flags,
-        )?;
-        let fds = ancillary.drain().find_map(|message| match message {
-            RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),
-            _ => None,
-        });
-        fds.ok_or_else(|| io::Error::other("there is none"))
+        let fds = descriptors::receive(stream)?;
+        let master = fds.into_iter().next();
+        master.ok_or_else(|| io::Error::other("there is none"))
     };
     loop {
         stream.readable().await?;

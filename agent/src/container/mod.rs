@@ -12,6 +12,7 @@ mod containers;
 mod context;
 mod copies;
 mod create;
+mod descriptors;
 mod devices;
 mod error;
 mod exec;

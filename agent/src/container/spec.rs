@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use nix::sched::CloneFlags;
 use oci_spec::runtime::{
-    LinuxNamespace, LinuxNamespaceType, Process, RootBuilder, Spec, UserBuilder,
+    LinuxNamespace, LinuxNamespaceType, LinuxSeccomp, Process, RootBuilder, Spec, UserBuilder,
 };
 
 use super::user::User;
@@ -96,6 +96,11 @@ fn complete_process(process: &mut Process, add: &Additions<'_>) -> Result<(), Sp
     set_default(&mut env, "HOME", &add.user.home);
     process.set_env(Some(env));
     Ok(())
+}
+
+/// The seccomp profile of a container.
+pub(super) fn profile(spec: &Spec) -> Option<&LinuxSeccomp> {
+    spec.linux().as_ref()?.seccomp().as_ref()
 }
 
 fn set_default(env: &mut Vec<String>, key: &str, value: &str) {

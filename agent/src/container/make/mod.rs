@@ -47,9 +47,11 @@ use self::{
 };
 pub(super) use self::{
     error::{StepError, doing},
+    mounts::copy,
     root::Root,
     terminal::Terminal,
 };
+use super::spec::profile;
 use crate::sys::{MountAttr, change_mount};
 
 /// The ids of the guest that a pod's user namespace has.
@@ -168,8 +170,8 @@ impl Container {
     }
 
     /// Its seccomp profile.
-    pub(super) fn profile(&self) -> Option<LinuxSeccomp> {
-        self.spec.linux().as_ref()?.seccomp().clone()
+    pub(super) fn profile(&self) -> Option<&LinuxSeccomp> {
+        profile(&self.spec)
     }
 
     /// Whether it has a namespace of this kind that is new.

@@ -88,7 +88,7 @@ fn prepare(mount: &Mount) -> Result<Prepared, StepError> {
     let source = mount.source().clone().unwrap_or_default();
     let bound = options.bind.or_else(|| (kind == "bind").then_some(false));
     let what = match bound {
-        Some(all) => What::Copy(copy(&source, all)?),
+        Some(all) => What::Copy(copy(CWD, &source, all).map_err(doing_to("bind", &source))?),
         None if kind.is_empty() || kind == "none" => {
             return Err(StepError::Refused(format!(
                 "the mount on {} has no type",
@@ -114,14 +114,6 @@ fn prepare(mount: &Mount) -> Result<Prepared, StepError> {
         prepared.change(tree)?;
     }
     Ok(prepared)
-}
-
-fn copy(source: &Path, all: bool) -> Result<OwnedFd, StepError> {
-    let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-    if all {
-        flags |= OpenTreeFlags::AT_RECURSIVE;
-    }
-    open_tree(CWD, source, flags).map_err(doing_to("bind", source))
 }
 
 impl Prepared {
@@ -260,15 +252,22 @@ pub(super) fn put(tree: impl AsFd, target: impl AsFd) -> io::Result<()> {
     Ok(move_mount(tree, "", target, "", flags)?)
 }
 
-/// A copy of one file's mount, such as a device's, or of a directory's with all below it.
-pub(super) fn copy_of(file: impl AsFd, all: bool) -> io::Result<OwnedFd> {
-    let mut flags = OpenTreeFlags::OPEN_TREE_CLONE
-        | OpenTreeFlags::OPEN_TREE_CLOEXEC
-        | OpenTreeFlags::AT_EMPTY_PATH;
+/// Copies the mount of `path` below `from`, or of `from` itself if it is empty, with all below it if so
+/// wanted; the copy is mounted nowhere (open_tree(2)).
+pub(crate) fn copy(from: impl AsFd, path: &Path, all: bool) -> io::Result<OwnedFd> {
+    let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    if path.as_os_str().is_empty() {
+        flags |= OpenTreeFlags::AT_EMPTY_PATH;
+    }
     if all {
         flags |= OpenTreeFlags::AT_RECURSIVE;
     }
-    Ok(open_tree(file, "", flags)?)
+    Ok(open_tree(from, path, flags)?)
+}
+
+/// Copies the mount of what is behind a descriptor.
+pub(super) fn copy_of(file: impl AsFd, all: bool) -> io::Result<OwnedFd> {
+    copy(file, Path::new(""), all)
 }
 
 /// An empty directory that nothing can be made in, mounted nowhere.
