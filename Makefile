@@ -3,7 +3,7 @@
 # make turns every failure into exit code 2; tests/host/run.sh CMD passes the code on as it is.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test simulate critest bench hostile faults soak check fuzz host shell host-stop image build sbom clean
+.PHONY: help demo test simulate critest software bench hostile faults soak check fuzz host shell host-stop image build sbom clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s  %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -20,6 +20,9 @@ simulate: ## SEEDS=10000 [FIRST=1]: runs of a node under a seed, killed and brok
 
 critest: build ## CRITEST=/path/to/critest [FOCUS=REGEX]: that critest against hull serve in the KVM host
 	@tests/critest.sh
+
+software: build ## [NAME="redis java"]: databases, servers, languages as their users run them, in the KVM host
+	@tests/software.sh $(NAME)
 
 bench: build ## BENCH=network, storage, pmem, burst or neighbours: measures Hull and its peers in the KVM host; node, logs, pull: the daemon with many pods, with much output, pulls, here
 	@tests/bench/$(or $(BENCH),network).sh
