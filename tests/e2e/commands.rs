@@ -74,7 +74,7 @@ async fn more_output_than_fits_is_dropped_without_an_error() {
 }
 
 #[tokio::test]
-async fn hundreds_of_commands_leave_nothing_behind() {
+async fn many_commands_leave_nothing_behind() {
     let node = Node::start().await;
     let pod = node.pod("many").await;
     let id = node.run_script(&pod, "main", "sleep 1000").await;
@@ -98,7 +98,7 @@ async fn hundreds_of_commands_leave_nothing_behind() {
         round(n).await;
     }
     let (guest, daemon) = (in_guest().await, descriptors());
-    for chunk in 0..50 {
+    for chunk in 0..16 {
         futures::future::join_all((0..4).map(|k| round(20 + chunk * 4 + k))).await;
     }
     // Some that are killed, with children that would stay.

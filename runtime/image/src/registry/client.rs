@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use error_reporter::Report;
-use reqwest::{Client, Identity, Url, redirect};
+use reqwest::{Client, ClientBuilder, Identity, Url, redirect};
 
 use crate::shown;
 
@@ -73,40 +73,50 @@ impl Kind {
     fn build(&self) -> Result<Client, String> {
         // Fails when a provider was installed already, which serves as well.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        match self.builder()?.build() {
-            Ok(client) => Ok(client),
-            // A host without system authorities can still use plain http.
-            Err(_) if !self.secure => self
-                .builder()?
-                .tls_certs_only([])
-                .build()
-                .map_err(|e| describe(&e)),
-            Err(e) => Err(describe(&e)),
-        }
+        self.builder()?.build().map_err(|e| describe(&e))
     }
 
-    fn builder(&self) -> Result<reqwest::ClientBuilder, String> {
+    /// Whether TLS is spoken, with the registry or with a proxy on the way to it.
+    fn speaks_tls(&self) -> bool {
+        let proxied = || proxies().iter().any(|proxy| proxy.scheme() == "https");
+        self.secure || (!self.loopback && proxied())
+    }
+
+    fn builder(&self) -> Result<ClientBuilder, String> {
         let mut builder = Client::builder()
             .user_agent(concat!("hull/", env!("CARGO_PKG_VERSION")))
             .connect_timeout(CONNECT_TIMEOUT)
             .redirect(redirect::Policy::none());
         if let Some(zone) = self.led_from {
-            let proxies = proxies();
+            let proxies = proxies()
+                .iter()
+                .filter_map(|proxy| Some(proxy.host_str()?.to_owned()))
+                .collect();
             builder = builder.dns_resolver(Arc::new(Within { zone, proxies }));
         }
-        if self.tls.skip_verify {
-            builder = builder.tls_danger_accept_invalid_certs(true);
-        }
-        if !self.tls.authorities.is_empty() && !self.tls.skip_verify {
-            builder = builder.tls_backend_preconfigured(client_config(&self.tls)?);
-        } else if let Some(pem) = &self.tls.client {
-            builder = builder.identity(Identity::from_pem(pem).map_err(|e| describe(&e))?);
+        if self.speaks_tls() {
+            builder = self.with_tls(builder)?;
+        } else {
+            // The system's authorities are hundreds of files, and a host may have none.
+            builder = builder.tls_certs_only([]);
         }
         // Go programs never send loopback traffic through a proxy, and users rely on it.
         if self.loopback {
             builder = builder.no_proxy();
         }
         Ok(builder)
+    }
+
+    fn with_tls(&self, builder: ClientBuilder) -> Result<ClientBuilder, String> {
+        let tls = &self.tls;
+        if !tls.authorities.is_empty() && !tls.skip_verify {
+            return Ok(builder.tls_backend_preconfigured(client_config(tls)?));
+        }
+        let builder = builder.tls_danger_accept_invalid_certs(tls.skip_verify);
+        match &tls.client {
+            Some(pem) => Ok(builder.identity(Identity::from_pem(pem).map_err(|e| describe(&e))?)),
+            None => Ok(builder),
+        }
     }
 }
 

@@ -100,7 +100,7 @@ impl Servers {
                 }
                 None if url
                     .host_str()
-                    .is_some_and(|host| proxies().iter().any(|p| p == host)) =>
+                    .is_some_and(|host| proxies().iter().any(|p| p.host_str() == Some(host))) =>
                 {
                     return Err(refuse("which is this node's proxy"));
                 }

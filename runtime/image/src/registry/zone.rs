@@ -156,8 +156,8 @@ impl Resolve for Within {
     }
 }
 
-/// Hosts of the proxies that the environment names.
-pub(super) fn proxies() -> Vec<String> {
+/// The proxies that the environment names.
+pub(super) fn proxies() -> Vec<Url> {
     let names = ["http_proxy", "https_proxy", "all_proxy"];
     let both = names
         .iter()
@@ -169,7 +169,7 @@ pub(super) fn proxies() -> Vec<String> {
             } else {
                 format!("http://{text}")
             };
-            Some(Url::parse(&with_scheme).ok()?.host_str()?.to_owned())
+            Url::parse(&with_scheme).ok()
         })
         .collect()
 }
