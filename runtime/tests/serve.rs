@@ -85,7 +85,11 @@ impl Daemon {
         fs::write(path.join("assets/vmlinux"), "").unwrap();
         fs::write(path.join("assets/root.erofs"), vec![0; 4096]).unwrap();
         for name in ["hull-vmm", "hull-fs"] {
-            symlink(fake_vmm(), path.join("assets").join(name)).unwrap();
+            symlink(
+                hull_built::example("fake-vmm"),
+                path.join("assets").join(name),
+            )
+            .unwrap();
         }
         fs::write(path.join("net.d/10-test.conflist"), with_dir(NETWORK)).unwrap();
         let noter = path.join("bin/noter");
@@ -225,21 +229,6 @@ impl Drop for Daemon {
             let _ = Command::new("kill").args(["-9", &pid.to_string()]).status();
         }
     }
-}
-
-/// The newest build: `examples/fake-vmm` of `cargo build`, `examples/fake_vmm-…` of `cargo test`.
-fn fake_vmm() -> PathBuf {
-    let target = Path::new(env!("CARGO_BIN_EXE_hull")).parent().unwrap();
-    let entries = fs::read_dir(target.join("examples"));
-    let built = entries.into_iter().flatten().flatten().filter_map(|entry| {
-        let path = entry.path();
-        let name = path.file_name()?.to_str()?;
-        let is_program =
-            path.extension().is_none() && (name == "fake-vmm" || name.starts_with("fake_vmm-"));
-        is_program.then_some((entry.metadata().ok()?.modified().ok()?, path))
-    });
-    let newest = built.max();
-    newest.expect("fake-vmm is built: cargo build --examples").1
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

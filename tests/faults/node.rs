@@ -122,7 +122,7 @@ impl Node {
             .append(true)
             .open(self.dir.join("log"))?;
         let program = match self.kind {
-            Kind::Fake => target().join("hull"),
+            Kind::Fake => hull_built::profile_dir().join("hull"),
             Kind::Real => env::var_os("HULL_FAULTS_DAEMON")
                 .context("HULL_FAULTS_DAEMON is set")?
                 .into(),
@@ -317,30 +317,12 @@ fn unconnected() -> Client {
     }
 }
 
-/// <target>/debug
-fn target() -> PathBuf {
-    let test = env::current_exe().unwrap();
-    test.ancestors().nth(2).unwrap().to_owned()
-}
-
 fn fake_assets(dir: &Path) -> Result<PathBuf> {
     let assets = dir.join("assets");
     fs::create_dir(&assets)?;
     fs::write(assets.join("vmlinux"), "")?;
     fs::write(assets.join("root.erofs"), vec![0; 4096])?;
-    // The newest build: `examples/fake-vmm` of `cargo build`, `examples/fake_vmm-…` of `cargo test`.
-    let built = fs::read_dir(target().join("examples"))?
-        .flatten()
-        .filter_map(|entry| {
-            let path = entry.path();
-            let name = path.file_name()?.to_str()?;
-            let is_program =
-                path.extension().is_none() && (name == "fake-vmm" || name.starts_with("fake_vmm-"));
-            is_program.then_some((entry.metadata().ok()?.modified().ok()?, path))
-        });
-    let (_, newest) = built
-        .max()
-        .context("fake-vmm is built: cargo build -p hull-pod --examples")?;
+    let newest = hull_built::example("fake-vmm");
     for name in ["hull-vmm", "hull-fs"] {
         symlink(&newest, assets.join(name))?;
     }

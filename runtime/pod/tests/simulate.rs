@@ -6,10 +6,7 @@
     reason = "it is a test: what surprises it ends it"
 )]
 
-use std::{
-    path::{Path, PathBuf},
-    process::{Command, Output},
-};
+use std::process::{Command, Output};
 
 /// Seeds that showed a fault of the daemon when they were new, and which. What a seed does changes with
 /// the code; the fault that it showed has a test of its own where there is a name.
@@ -54,31 +51,8 @@ const SHOWED_A_FAULT: &[(u64, &str)] = &[
     ),
 ];
 
-/// The newest build: `examples/simulate` of `cargo build`, `examples/simulate-…` of `cargo test`.
-fn simulate() -> PathBuf {
-    // <target>/debug/deps/<this test>
-    let test = std::env::current_exe().unwrap();
-    let examples = test.parent().and_then(Path::parent).unwrap();
-    let examples = examples.join("examples");
-    let entries = std::fs::read_dir(&examples).into_iter().flatten().flatten();
-    let built = entries.filter_map(|entry| {
-        let path = entry.path();
-        let name = path.file_name()?.to_str()?;
-        let is_program =
-            path.extension().is_none() && (name == "simulate" || name.starts_with("simulate-"));
-        is_program.then_some((entry.metadata().ok()?.modified().ok()?, path))
-    });
-    let (_, path) = built.max().unwrap_or_else(|| {
-        panic!(
-            "no simulate in {}: cargo build --examples",
-            examples.display()
-        )
-    });
-    path
-}
-
 fn run(seed: u64) -> Output {
-    let mut command = Command::new(simulate());
+    let mut command = Command::new(hull_built::example("simulate"));
     let output = command.args(["--quiet", &seed.to_string()]).output();
     output.unwrap()
 }
@@ -104,7 +78,9 @@ fn seeds_that_showed_a_fault_show_none() {
 
 #[test]
 fn a_hundred_seeds_show_no_fault() {
-    let output = Command::new(simulate()).args(["1000", "100"]).output();
+    let output = Command::new(hull_built::example("simulate"))
+        .args(["1000", "100"])
+        .output();
     let output = output.unwrap();
     let told = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success(), "{told}");

@@ -49,8 +49,8 @@ impl TestNode {
         fs::write(assets.join("vmlinux"), "").unwrap();
         fs::write(assets.join("root.erofs"), vec![0; 4096]).unwrap();
         let config = PodsConfig {
-            vmm: fake_vmm(),
-            file_server: fake_vmm(),
+            vmm: hull_built::example("fake-vmm"),
+            file_server: hull_built::example("fake-vmm"),
             scratch_bytes: 64 << 20,
             memory_mib: 32,
             boot_timeout: Duration::from_secs(20),
@@ -250,30 +250,4 @@ pub async fn eventually(what: &str, test: impl AsyncFn() -> bool) {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     panic!("{what} did not happen");
-}
-
-/// The newest build: `examples/fake-vmm` of `cargo build`, `examples/fake_vmm-…` of `cargo test`.
-fn fake_vmm() -> PathBuf {
-    // <target>/debug/deps/<this test>
-    let test = std::env::current_exe().unwrap();
-    let examples = test
-        .parent()
-        .and_then(Path::parent)
-        .unwrap()
-        .join("examples");
-    let entries = fs::read_dir(&examples).into_iter().flatten().flatten();
-    let built = entries.filter_map(|entry| {
-        let path = entry.path();
-        let name = path.file_name()?.to_str()?;
-        let is_program =
-            path.extension().is_none() && (name == "fake-vmm" || name.starts_with("fake_vmm-"));
-        is_program.then_some((entry.metadata().ok()?.modified().ok()?, path))
-    });
-    let (_, path) = built.max().unwrap_or_else(|| {
-        panic!(
-            "no fake-vmm in {}: cargo build --examples",
-            examples.display()
-        )
-    });
-    path
 }
