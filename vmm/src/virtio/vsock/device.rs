@@ -72,6 +72,9 @@ pub struct Vsock {
     accept_again: Option<Instant>,
     /// The guest must hear that its connections are gone.
     reset_owed: bool,
+    /// It has heard, and may be about to drop its connections. It gets no packet until it has: it would drop
+    /// a new connection with the others.
+    reset_pending: bool,
     counters: Counters,
     active: Option<Active>,
 }
@@ -98,6 +101,7 @@ impl Vsock {
             armed: None,
             accept_again: None,
             reset_owed: false,
+            reset_pending: false,
             counters: Counters::default(),
             active: None,
         })
@@ -108,10 +112,6 @@ impl Vsock {
     ///
     /// # Errors
     /// [`VsockError`].
-    #[cfg_attr(
-        not(test),
-        expect(dead_code, reason = "snapshots of a VM are not finished")
-    )]
     pub fn restore(state: &VsockState, listener: OwnedFd) -> Result<Self, VsockError> {
         let mut device = Self::new(state.cid, listener)?;
         device.last_port = state.last_port;
@@ -195,7 +195,9 @@ impl Vsock {
             loop {
                 let before = (sent, received);
                 active.transmit(&mut sent, &mut self.counters)?;
-                active.receive(&mut received, &mut self.counters, now)?;
+                if !self.reset_owed && !self.reset_pending {
+                    active.receive(&mut received, &mut self.counters, now)?;
+                }
                 if sent == BUDGET || received == BUDGET {
                     progress = Progress::More(TX as u16);
                     break;
@@ -216,22 +218,33 @@ impl Vsock {
         Ok(progress)
     }
 
-    /// Tells the driver that all connections are gone, if that is due and it
-    /// offers a buffer to do so.
+    /// Tells the driver that all connections are gone, if that is due and it offers a buffer to do so. It
+    /// gets its other buffers back unused: it has acted on the event when it offers some again.
     fn send_reset(&mut self) -> Result<(), DeviceError> {
         let Some(Active { activation, .. }) = self.active.as_mut().filter(|_| self.reset_owed)
         else {
             return Ok(());
         };
-        let event = EVENT_TRANSPORT_RESET;
-        while let Some(chain) = activation.queues[EVENT].pop(&activation.memory)? {
+        let queue = &mut activation.queues[EVENT];
+        let mut returned = false;
+        for _ in 0..QUEUE_SIZES[EVENT] {
+            let Some(chain) = queue.pop(&activation.memory)? else {
+                // As long as it has not heard, its first buffer is news.
+                if queue.enable_notification(&activation.memory)? && self.reset_owed {
+                    continue;
+                }
+                break;
+            };
             let head = chain.head_index();
             let buffers = Buffers::collect(chain, &activation.memory, 1);
             let room = buffers.ok().map(|it| it.writable).unwrap_or_default();
+            let event = EVENT_TRANSPORT_RESET;
             let used = match room.first() {
+                Some(_) if !self.reset_owed => 0,
                 Some(slice) if slice.len() >= event.len() => {
                     slice.copy_from(&event);
                     self.reset_owed = false;
+                    self.reset_pending = true;
                     event.len() as u32
                 }
                 _ => {
@@ -239,12 +252,23 @@ impl Vsock {
                     0
                 }
             };
-            activation.queues[EVENT].push_used(&activation.memory, head, used)?;
+            queue.push_used(&activation.memory, head, used)?;
             self.counters.requests += 1;
+            returned = true;
+        }
+        if returned {
             activation.notify(EVENT)?;
-            if !self.reset_owed {
-                break;
-            }
+        }
+        self.see_reset()
+    }
+
+    /// Finds out whether the driver has acted on the event.
+    fn see_reset(&mut self) -> Result<(), DeviceError> {
+        if let Some(Active { activation, .. }) = &mut self.active
+            && self.reset_pending
+            && activation.queues[EVENT].enable_notification(&activation.memory)?
+        {
+            self.reset_pending = false;
         }
         Ok(())
     }
@@ -368,6 +392,7 @@ impl VirtioDevice for Vsock {
         self.accept_again = None;
         // A driver that starts over has no connections to forget.
         self.reset_owed = false;
+        self.reset_pending = false;
     }
 
     fn queues(&self) -> Vec<QueueRecord> {
@@ -378,7 +403,7 @@ impl VirtioDevice for Vsock {
         self.counters.notifications += 1;
         if usize::from(queue) == EVENT {
             self.send_reset()?;
-            return Ok(Progress::Done);
+            self.see_reset()?;
         }
         self.pump(Instant::now())
     }

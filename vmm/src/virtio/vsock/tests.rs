@@ -1134,10 +1134,17 @@ mod device {
             let event: u32 = clone.memory.read_obj(GuestAddress(0x30_0000)).unwrap();
             assert_eq!(event, 0);
             assert_eq!(clone.interrupt.queue.load(Ordering::SeqCst), 1);
+            // What it gets before it has dropped its connections, it would drop too.
+            clone.fill_rx();
+            let mut waiting = clone.connect();
+            waiting.write_all(b"CONNECT 1024\n").unwrap();
+            clone.run();
+            clone.kick(EVENT);
+            assert!(clone.rx.used().is_none(), "it has not dropped them");
             clone.event.offer(&[writable(0x30_0000, 8)]).unwrap();
             clone.kick(EVENT);
             assert!(clone.event.used().is_none(), "once");
-            clone.fill_rx();
+            assert_eq!(clone.receive().unwrap().0.op, Op::Request as u16);
             let (_client, second) = clone.open(65536);
             assert_ne!(first.host_port, second.host_port);
         }
