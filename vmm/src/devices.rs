@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use hull_proto_vmm::DeviceConfig;
+use hull_proto_vmm::{DeviceConfig, Extent, FdIndex};
 
 use crate::extent::FileExtent;
 use crate::fds::{FdError, Fds};
@@ -13,8 +13,9 @@ use crate::virtio::device::VirtioDevice;
 use crate::virtio::fs::{Fs, FsError};
 use crate::virtio::net::tap::TapError;
 use crate::virtio::net::{Net, NetError, Tap};
-use crate::virtio::pmem::Pmem;
+use crate::virtio::pmem::{self, Pmem};
 use crate::virtio::rng::Rng;
+use crate::virtio::state::DeviceState;
 use crate::virtio::vsock::{Vsock, VsockError};
 
 /// Why a device was not made.
@@ -41,6 +42,12 @@ pub enum DeviceConfigError {
     /// The file system device is not right.
     #[error("create file system device")]
     Fs(#[from] FsError),
+    /// The device is another one than the saved state's.
+    #[error("device is not the one that was saved")]
+    Mismatch,
+    /// The files are not the memory that was saved.
+    #[error("restore persistent memory")]
+    Pmem(#[from] pmem::Mismatch),
     /// The files can't be memory of the guest.
     #[error("map files as guest memory")]
     FileRegion(#[from] FileRegionError),
@@ -60,20 +67,65 @@ pub fn create(
             serial,
             readonly,
             extents,
-        } => {
-            let disk = Disk::new(FileExtent::take(extents, fds)?, *readonly)?;
-            Box::new(Block::new(disk, serial.clone())?)
-        }
+        } => Box::new(Block::new(disk(extents, *readonly, fds)?, serial.clone())?),
         DeviceConfig::Pmem { extents } => {
-            let disk = Disk::new(FileExtent::take(extents, fds)?, true)?;
+            let disk = disk(extents, true, fds)?;
             Box::new(Pmem::new(regions.map(disk.extents())?))
         }
-        DeviceConfig::Net { taps, mac, mtu } => {
-            let taps: Result<Vec<_>, _> = taps.iter().map(|tap| fds.get(*tap)).collect();
-            Box::new(Net::new(Tap::all(taps?)?, *mac, *mtu)?)
-        }
+        DeviceConfig::Net { taps, mac, mtu } => Box::new(Net::new(ports(taps, fds)?, *mac, *mtu)?),
         DeviceConfig::Rng => Box::new(Rng::new()),
         DeviceConfig::Vsock { cid, listener } => Box::new(Vsock::new(*cid, fds.get(*listener)?)?),
         DeviceConfig::Fs { tag, socket } => Box::new(Fs::new(tag, fds.get(*socket)?)?),
     })
+}
+
+/// Makes an idle device from what was saved of one that had the same configuration, whose files may be
+/// others.
+///
+/// # Errors
+/// [`DeviceConfigError`]
+pub fn restore(
+    config: &DeviceConfig,
+    state: &DeviceState,
+    fds: &Fds,
+    regions: &Arc<FileRegions>,
+) -> Result<Box<dyn VirtioDevice>, DeviceConfigError> {
+    Ok(match (config, state) {
+        (
+            DeviceConfig::Block {
+                serial,
+                readonly,
+                extents,
+            },
+            DeviceState::Block(state),
+        ) if *serial == state.serial => {
+            Box::new(Block::restore(state, disk(extents, *readonly, fds)?)?)
+        }
+        (DeviceConfig::Pmem { extents }, DeviceState::Pmem(state)) => {
+            let disk = disk(extents, true, fds)?;
+            Box::new(Pmem::restore(state, regions.map(disk.extents())?)?)
+        }
+        (DeviceConfig::Net { taps, mac, mtu }, DeviceState::Net(state))
+            if (mac, mtu) == (&state.mac, &state.mtu) =>
+        {
+            Box::new(Net::restore(state, ports(taps, fds)?)?)
+        }
+        (DeviceConfig::Rng, DeviceState::Rng(state)) => Box::new(Rng::restore(state)),
+        (DeviceConfig::Vsock { cid, listener }, DeviceState::Vsock(state)) if *cid == state.cid => {
+            Box::new(Vsock::restore(state, fds.get(*listener)?)?)
+        }
+        (DeviceConfig::Fs { tag, socket }, DeviceState::Fs(state)) if *tag == state.tag => {
+            Box::new(Fs::restore(state, fds.get(*socket)?)?)
+        }
+        _ => return Err(DeviceConfigError::Mismatch),
+    })
+}
+
+fn disk(extents: &[Extent], readonly: bool, fds: &Fds) -> Result<Disk, DeviceConfigError> {
+    Ok(Disk::new(FileExtent::take(extents, fds)?, readonly)?)
+}
+
+fn ports(taps: &[FdIndex], fds: &Fds) -> Result<Vec<Tap>, DeviceConfigError> {
+    let taps: Result<Vec<_>, _> = taps.iter().map(|tap| fds.get(*tap)).collect();
+    Ok(Tap::all(taps?)?)
 }

@@ -13,7 +13,8 @@ use std::time::{Duration, Instant};
 use error_reporter::Report;
 use hull_jail::JailError;
 use hull_proto_vmm::{
-    ErrorKind, ExitReason, ExitReport, Metrics, Request, Response, VERSION, VmConfig, VmState,
+    ErrorKind, ExitReason, ExitReport, FdIndex, Metrics, Request, Response, RestoreConfig, VERSION,
+    VmConfig, VmState,
 };
 use nix::sys::signalfd::SignalFd;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
@@ -346,6 +347,10 @@ impl EventLoop {
                 VmState::Empty => self.configure(config, fds),
                 _ => return self.wrong_state("configure"),
             },
+            Request::Restore(config) => match self.state {
+                VmState::Empty => self.restore(config, fds),
+                _ => return self.wrong_state("restore"),
+            },
             Request::Start => match self.state {
                 VmState::Configured => self.start(),
                 _ => return self.wrong_state("start"),
@@ -359,6 +364,14 @@ impl EventLoop {
                 VmState::Paused => self.resume(),
                 VmState::Running => Ok(()),
                 _ => return self.wrong_state("resume"),
+            },
+            Request::Save {
+                label,
+                state,
+                memory,
+            } => match (self.state, &self.machine) {
+                (VmState::Paused, Some(machine)) => save(machine, label, *state, *memory, fds),
+                _ => return self.wrong_state("save"),
             },
             Request::Attach { slot, device } => match &self.machine {
                 Some(machine) => machine.attach(*slot, device, fds).map_err(LoopError::from),
@@ -389,6 +402,12 @@ impl EventLoop {
 
     fn configure(&mut self, config: &VmConfig, fds: &Fds) -> Result<(), LoopError> {
         self.machine = Some(Machine::build(config, fds, &self.kvm, &self.devices)?);
+        self.state = VmState::Configured;
+        Ok(())
+    }
+
+    fn restore(&mut self, config: &RestoreConfig, fds: &Fds) -> Result<(), LoopError> {
+        self.machine = Some(Machine::restore(config, fds, &self.kvm, &self.devices)?);
         self.state = VmState::Configured;
         Ok(())
     }
@@ -446,6 +465,17 @@ impl EventLoop {
             .ctl(ControlOperation::Add, fd, EpollEvent::new(events, token))
             .map_err(LoopError::Epoll)
     }
+}
+
+fn save(
+    machine: &Machine,
+    label: &str,
+    state: FdIndex,
+    memory: FdIndex,
+    fds: &Fds,
+) -> Result<(), LoopError> {
+    let file = |index| fds.file(index).map_err(MachineError::from);
+    Ok(machine.save(label, &file(state)?, &file(memory)?)?)
 }
 
 fn stopped(how: &str) -> ExitReport {

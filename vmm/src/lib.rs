@@ -2,7 +2,7 @@
 //!
 //! Read in this order: [`machine`] (how a VM is put together), [`event_loop`] (the main thread: I/O and
 //! answers to the daemon), [`kvm::vcpu`] (the threads that run the guest), [`slots`], [`service`]
-//! and [`virtio`] (devices), [`file_regions`] (files as memory), then what a guest finds when it starts:
+//! and [`virtio`] (devices), [`file_regions`] (files as memory), [`snapshot`] (a machine as bytes), then what a guest finds when it starts:
 //! [`layout`], [`boot`], [`legacy`].
 //!
 //! ```text
@@ -41,6 +41,7 @@ mod probe;
 mod seccomp;
 mod service;
 mod slots;
+mod snapshot;
 mod sync;
 mod virtio;
 

@@ -5,7 +5,8 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use hull_proto_vmm::{DeviceConfig, Metrics, VmConfig};
+use hull_proto_vmm::{DeviceConfig, Metrics, RestoreConfig, VmConfig};
+use kvm_bindings::kvm_cpuid_entry2;
 use kvm_ioctls::VcpuFd;
 use vm_memory::GuestMemoryError;
 use vm_memory::mmap::MmapRegionError;
@@ -21,6 +22,7 @@ use crate::epolls::Epolls;
 use crate::fds::{FdError, Fds};
 use crate::file_regions::FileRegions;
 use crate::kvm::device::KvmDevice;
+use crate::kvm::state::{MsrList, VcpuState, VcpuStateError};
 use crate::kvm::vcpu::{Bus, End, Vcpus};
 use crate::kvm::vm::Vm;
 use crate::kvm::{KvmError, cpuid, msr, registers};
@@ -33,7 +35,11 @@ use crate::memory::{self, MemoryError};
 use crate::seccomp::{DISKS, NETWORK};
 use crate::service::Worker;
 use crate::slots::{SlotError, Slots};
+use crate::snapshot::{self, MachineState, SnapshotError};
+use crate::virtio::state::DeviceState;
 
+/// Clocks of processors that differ by less than one in so many are the same one, measured twice.
+const TSC_TOLERANCE: u32 = 4000;
 /// How long devices that are served by threads may take to finish their I/O before a pause.
 const IO_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -93,6 +99,37 @@ pub enum MachineError {
     /// No threads.
     #[error("start threads")]
     Start(#[source] io::Error),
+    /// The snapshot can't be read or written.
+    #[error(transparent)]
+    Snapshot(#[from] SnapshotError),
+    /// The snapshot is of another kind of processor, or of one with other features.
+    #[error("the snapshot is of another processor: {saved}; this one is {actual}")]
+    Processor {
+        /// The snapshot's.
+        saved: String,
+        /// This host's.
+        actual: String,
+    },
+    /// The devices given are not those of the snapshot.
+    #[error("the snapshot has devices in slots {saved:?}, and {given:?} are given")]
+    Devices {
+        /// Slots in the snapshot.
+        saved: Vec<u8>,
+        /// Slots in the configuration.
+        given: Vec<u8>,
+    },
+    /// The snapshot has no such vCPU.
+    #[error("restore vCPU {id}")]
+    Vcpu {
+        /// Its id.
+        id: u8,
+        /// Why.
+        #[source]
+        source: VcpuStateError,
+    },
+    /// The serial port's state is not possible.
+    #[error("restore the serial port")]
+    Serial,
     /// A vCPU does not stop.
     #[error("vCPUs do not leave the guest")]
     Stuck,
@@ -160,6 +197,13 @@ impl Phases {
     }
 }
 
+/// What the host's processors and KVM can do.
+#[derive(Debug)]
+struct Platform {
+    cpuid: cpuid::Template,
+    msrs: MsrList,
+}
+
 /// The processors: before the start, or their threads.
 #[derive(Debug)]
 enum Processors {
@@ -171,6 +215,8 @@ enum Processors {
 #[derive(Debug)]
 pub struct Machine {
     vm: Arc<Vm>,
+    memory_mib: u64,
+    platform: Platform,
     /// RAM and file regions.
     memory: Memory,
     regions: Arc<FileRegions>,
@@ -203,21 +249,18 @@ impl Machine {
         let mut phases = Phases::default();
 
         let memory = phases.time("memory", || memory::allocate(config.memory_mib))?;
-        let (vm, vcpus, address_bits) = phases.time("kvm", || create(kvm, &memory, total))?;
+        let (vm, vcpus, platform) = phases.time("kvm", || create(kvm, &memory, total))?;
         phases.time("kernel_load", || {
             load(config, fds, &memory, &vcpus, &cmdline)
         })?;
-        let regions = Arc::new(FileRegions::new(
-            &memory,
-            address_bits,
-            Arc::clone(&vm) as _,
-        )?);
-        let memory = regions.join(&memory);
+        let (memory, regions) = add_regions(&memory, &platform, &vm)?;
         let hardware = phases.time("devices", || {
             populate(config, fds, &memory, &regions, &vm, &epolls, serial)
         })?;
         Ok(Self {
             vm,
+            memory_mib: config.memory_mib,
+            platform,
             memory,
             regions,
             hardware,
@@ -226,6 +269,90 @@ impl Machine {
             epolls,
             phases,
         })
+    }
+
+    /// Builds a machine from a snapshot. It is ready to go on. Devices without a thread are watched through
+    /// `epoll`.
+    ///
+    /// # Errors
+    /// [`MachineError`]; nothing is left.
+    pub fn restore(
+        config: &RestoreConfig,
+        fds: &Fds,
+        kvm: &KvmDevice,
+        epoll: &Arc<Epoll>,
+    ) -> Result<Self, MachineError> {
+        let mut phases = Phases::default();
+        let state = phases.time("state", || {
+            Ok::<_, MachineError>(snapshot::read(&config.label, &fds.file(config.state)?)?)
+        })?;
+        let total = u8::try_from(state.vcpus.len()).unwrap_or(u8::MAX);
+        if total == 0 || total == u8::MAX {
+            return Err(MachineError::Vcpus { boot: total, total });
+        }
+        let slots = |devices: &mut dyn Iterator<Item = u8>| {
+            let mut slots: Vec<u8> = devices.collect();
+            slots.sort_unstable();
+            slots
+        };
+        let saved = slots(&mut state.slots.iter().map(|(slot, _)| *slot));
+        let given = slots(&mut config.devices.iter().map(|(slot, _)| *slot));
+        if saved != given {
+            return Err(MachineError::Devices { saved, given });
+        }
+        let serial = config.serial.map(|index| fds.file(index)).transpose()?;
+        let epolls = Epolls::new(Arc::clone(epoll), total).map_err(MachineError::Start)?;
+        let memory = phases.time("memory", || {
+            Ok::<_, MachineError>(memory::restore(state.memory_mib, fds.file(config.memory)?)?)
+        })?;
+        let (vm, vcpus, platform) = phases.time("kvm", || create(kvm, &memory, total))?;
+        phases.time("vcpus", || restore_vcpus(&state, &vm, &vcpus, &platform))?;
+        let (memory, regions) = add_regions(&memory, &platform, &vm)?;
+        let hardware = phases.time("devices", || {
+            repopulate(config, &state, fds, &memory, &regions, &vm, &epolls, serial)
+        })?;
+        Ok(Self {
+            vm,
+            memory_mib: state.memory_mib,
+            platform,
+            memory,
+            regions,
+            hardware,
+            processors: Processors::Ready(vcpus),
+            workers: Vec::new(),
+            epolls,
+            phases,
+        })
+    }
+
+    /// Writes a snapshot of the machine, which is paused.
+    ///
+    /// # Errors
+    /// [`MachineError`]; the files are of no use then.
+    pub fn save(&self, label: &str, state: &File, memory: &File) -> Result<(), MachineError> {
+        let vcpus = self.vcpus().ok_or(MachineError::Stuck)?;
+        // What was in flight at the pause may have been answered since.
+        if !self.hardware.slots.drain() {
+            return Err(MachineError::Busy);
+        }
+        let stuck = |error: Option<KvmError>| error.map_or(MachineError::Stuck, Into::into);
+        let saved = vcpus.look_at(|vcpu| {
+            let state = VcpuState::of(vcpu, &self.platform.msrs)?;
+            Ok((state, cpuid::tsc_khz(vcpu)))
+        });
+        let saved = saved.map_err(stuck)?;
+        let machine = MachineState {
+            memory_mib: self.memory_mib,
+            cpuid: self.platform.cpuid.saved(),
+            tsc_khz: saved.first().map_or(0, |(_, khz)| *khz),
+            clock: self.vm.clock()?,
+            vcpus: saved.into_iter().map(|(state, _)| state).collect(),
+            ioapic: self.hardware.ioapic.state(),
+            com1: self.hardware.com1.state(),
+            slots: self.hardware.slots.states(),
+        };
+        snapshot::write(&machine, label, state)?;
+        Ok(memory::save(&self.memory, self.memory_mib, memory)?)
     }
 
     /// Starts the processors. Nothing happens if they are.
@@ -353,25 +480,80 @@ impl Drop for Machine {
     }
 }
 
-/// Creates the VM and its vCPUs, in the order that KVM is quickest with; returns how many bits the
-/// guest's addresses have, too.
+/// Creates the VM and its vCPUs, in the order that KVM is quickest with.
 fn create(
     kvm: &KvmDevice,
     memory: &Memory,
     vcpus: u8,
-) -> Result<(Arc<Vm>, Vec<VcpuFd>, u32), MachineError> {
+) -> Result<(Arc<Vm>, Vec<VcpuFd>, Platform), MachineError> {
     let kvm = kvm.check()?;
     let vm = Arc::new(Vm::new(kvm, memory)?);
-    let template = cpuid::Template::new(kvm, vcpus)?;
+    let platform = Platform {
+        cpuid: cpuid::Template::new(kvm, vcpus)?,
+        msrs: MsrList::new(kvm)?,
+    };
     let mut fds = Vec::with_capacity(usize::from(vcpus));
     for id in 0..vcpus {
         let fd = vm.create_vcpu(id)?;
-        template.apply(&fd, id)?;
+        platform.cpuid.apply(&fd, id)?;
         msr::set_boot_msrs(&fd)?;
         registers::set_fpu(&fd)?;
         fds.push(fd);
     }
-    Ok((vm, fds, template.address_bits()))
+    Ok((vm, fds, platform))
+}
+
+/// Gives vCPUs their saved states, if this host's processors are like those they were saved on.
+fn restore_vcpus(
+    state: &MachineState,
+    vm: &Vm,
+    vcpus: &[VcpuFd],
+    platform: &Platform,
+) -> Result<(), MachineError> {
+    let cpuid = platform.cpuid.saved();
+    let tsc_khz = vcpus.first().map_or(0, cpuid::tsc_khz);
+    if state.cpuid != cpuid || state.tsc_khz.abs_diff(tsc_khz) > state.tsc_khz / TSC_TOLERANCE {
+        return Err(MachineError::Processor {
+            saved: describe(&state.cpuid, state.tsc_khz),
+            actual: describe(&cpuid, tsc_khz),
+        });
+    }
+    for ((id, saved), vcpu) in (0..).zip(&state.vcpus).zip(vcpus) {
+        saved
+            .apply(vcpu, &platform.msrs, id == 0)
+            .map_err(|source| MachineError::Vcpu { id, source })?;
+    }
+    // After the counters that it is told by.
+    Ok(vm.set_clock(state.clock)?)
+}
+
+/// Describes a processor: its name, its clock, and a number that differs where features do.
+fn describe(cpuid: &[kvm_cpuid_entry2], tsc_khz: u32) -> String {
+    let mut features = crc32fast::Hasher::new();
+    for entry in cpuid {
+        let words = [
+            entry.function,
+            entry.index,
+            entry.eax,
+            entry.ebx,
+            entry.ecx,
+            entry.edx,
+        ];
+        features.update(words.map(u32::to_le_bytes).as_flattened());
+    }
+    let (name, features) = (cpuid::processor(cpuid), features.finalize());
+    format!("{name:?}, {tsc_khz} kHz, features {features:08x}")
+}
+
+/// Sets addresses aside for file regions behind RAM; returns all that devices can reach.
+fn add_regions(
+    ram: &Memory,
+    platform: &Platform,
+    vm: &Arc<Vm>,
+) -> Result<(Memory, Arc<FileRegions>), MachineError> {
+    let bits = platform.cpuid.address_bits();
+    let regions = Arc::new(FileRegions::new(ram, bits, Arc::clone(vm) as _)?);
+    Ok((regions.join(ram), regions))
 }
 
 /// Fills guest memory and points the first vCPU at the kernel. The others wait for it to wake them.
@@ -410,6 +592,61 @@ fn populate(
         attach(&slots, regions, vm, *slot, device, fds)?;
     }
     let com1 = Com1::new(Com1Line(Arc::clone(&ioapic)), serial);
+    finish(vm, ioapic, com1, slots)
+}
+
+/// As [`populate`], with what was saved.
+#[expect(clippy::too_many_arguments, reason = "all that a machine is made of")]
+fn repopulate(
+    config: &RestoreConfig,
+    state: &MachineState,
+    fds: &Fds,
+    memory: &Memory,
+    regions: &Arc<FileRegions>,
+    vm: &Arc<Vm>,
+    epolls: &Epolls,
+    serial: Option<File>,
+) -> Result<Arc<Hardware>, MachineError> {
+    let ioapic = Arc::new(Ioapic::restore(Arc::clone(vm), state.ioapic.clone()));
+    let slots = Slots::new(&ioapic, memory.clone(), epolls.clone());
+    let slots = Arc::new(slots.map_err(MachineError::Registers)?);
+    let com1 = Com1::restore(&state.com1, Com1Line(Arc::clone(&ioapic)), serial)
+        .map_err(|_| MachineError::Serial)?;
+    // Files that are memory get their places in this order.
+    let mut states: Vec<_> = state.slots.iter().collect();
+    states.sort_by_key(|(_, saved)| match &saved.device {
+        DeviceState::Pmem(pmem) => pmem.start,
+        _ => 0,
+    });
+    let restored = states.into_iter().try_for_each(|(slot, saved)| {
+        let device = config.devices.iter().find(|(given, _)| given == slot);
+        // There is one for each, or the machine were refused before.
+        let Some((slot, device)) = device else {
+            return Ok(());
+        };
+        let device = devices::restore(device, &saved.device, fds, regions).map_err(|source| {
+            MachineError::Device {
+                slot: *slot,
+                source,
+            }
+        })?;
+        Ok(slots.attach_saved(*slot, device, saved, &**vm)?)
+    });
+    if restored.is_err() {
+        // Those that are in use watch descriptors that others have, too.
+        for (slot, _) in &state.slots {
+            let _ = slots.detach(*slot, &**vm);
+        }
+    }
+    restored.and_then(|()| finish(vm, ioapic, com1, slots))
+}
+
+fn finish(
+    vm: &Vm,
+    ioapic: Arc<Ioapic<Arc<Vm>>>,
+    com1: Com1<Com1Line>,
+    slots: Arc<Slots>,
+) -> Result<Arc<Hardware>, MachineError> {
     let hardware = Hardware {
         ioapic,
         com1,

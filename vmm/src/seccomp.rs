@@ -13,8 +13,9 @@ use hull_jail::call;
 use hull_jail::seccomp::common::{ANY, END_OF_THREAD, NEW_THREAD};
 use hull_jail::seccomp::{Call, List};
 use kvm_bindings::{
-    KVMIO, kvm_cpuid2, kvm_enable_cap, kvm_fpu, kvm_ioeventfd, kvm_msi, kvm_msrs, kvm_regs,
-    kvm_sregs, kvm_userspace_memory_region,
+    KVMIO, kvm_clock_data, kvm_cpuid2, kvm_debugregs, kvm_enable_cap, kvm_fpu, kvm_ioeventfd,
+    kvm_lapic_state, kvm_mp_state, kvm_msi, kvm_msr_list, kvm_msrs, kvm_regs, kvm_sregs,
+    kvm_userspace_memory_region, kvm_vcpu_events, kvm_xcrs, kvm_xsave,
 };
 use vmm_sys_util::ioctl::{_IOC_NONE, _IOC_READ, _IOC_WRITE, ioctl_expr};
 
@@ -141,6 +142,20 @@ const CONTROL_ALONE: &[Call] = &[
     call!(SYS_mmap)
         .is(2, READ)
         .is(3, PRIVATE | NORESERVE | FIXED),
+    // A snapshot.
+    call!(SYS_ioctl).is(1, KVM_GET_MP_STATE).rare(SAVE),
+    call!(SYS_ioctl).is(1, KVM_GET_REGS).rare(SAVE),
+    call!(SYS_ioctl).is(1, KVM_GET_SREGS).rare(SAVE),
+    call!(SYS_ioctl).is(1, KVM_GET_XSAVE).rare(SAVE),
+    call!(SYS_ioctl).is(1, KVM_GET_XCRS).rare(SAVE),
+    call!(SYS_ioctl).is(1, KVM_GET_DEBUGREGS).rare(SAVE),
+    call!(SYS_ioctl).is(1, KVM_GET_LAPIC).rare(SAVE),
+    call!(SYS_ioctl).is(1, KVM_GET_MSRS).rare(SAVE),
+    call!(SYS_ioctl).is(1, KVM_GET_VCPU_EVENTS).rare(SAVE),
+    call!(SYS_ioctl).is(1, KVM_GET_TSC_KHZ).rare(SAVE),
+    call!(SYS_ioctl).is(1, KVM_GET_CLOCK).rare(SAVE),
+    call!(SYS_ftruncate).rare(SAVE),
+    call!(SYS_pwrite64).rare(SAVE),
     // vCPUs that are to pause or stop.
     call!(SYS_tgkill).is(2, SIGRTMIN),
     call!(SYS_getpid),
@@ -152,6 +167,9 @@ const CONTROL_ALONE: &[Call] = &[
     call!(SYS_sigaltstack),
     call!(SYS_exit_group),
 ];
+
+const SAVE: &str = "a VM is saved";
+const RESTORE: &str = "a VM is made from a snapshot";
 
 /// What building a VM and starting its threads takes beyond what they go on to call.
 const STARTING: &[Call] = &[
@@ -169,6 +187,20 @@ const STARTING: &[Call] = &[
     call!(SYS_ioctl).is(1, KVM_GET_SREGS),
     call!(SYS_ioctl).is(1, KVM_SET_SREGS),
     call!(SYS_ioctl).is(1, KVM_SET_REGS),
+    call!(SYS_ioctl).is(1, KVM_GET_MSR_INDEX_LIST),
+    call!(SYS_ioctl).is(1, KVM_SET_MP_STATE).rare(RESTORE),
+    call!(SYS_ioctl).is(1, KVM_SET_XSAVE).rare(RESTORE),
+    call!(SYS_ioctl).is(1, KVM_SET_XCRS).rare(RESTORE),
+    call!(SYS_ioctl).is(1, KVM_SET_DEBUGREGS).rare(RESTORE),
+    call!(SYS_ioctl).is(1, KVM_SET_LAPIC).rare(RESTORE),
+    call!(SYS_ioctl).is(1, KVM_SET_VCPU_EVENTS).rare(RESTORE),
+    call!(SYS_ioctl).is(1, KVM_KVMCLOCK_CTRL).rare(RESTORE),
+    call!(SYS_ioctl).is(1, KVM_SET_CLOCK).rare(RESTORE),
+    call!(SYS_pread64).rare(RESTORE),
+    call!(SYS_mmap)
+        .is(2, READ_WRITE)
+        .is(3, libc::MAP_PRIVATE as i64)
+        .rare(RESTORE),
     call!(SYS_epoll_create1).is(0, libc::EPOLL_CLOEXEC as i64),
     call!(SYS_lseek),
     call!(SYS_mmap)
@@ -181,6 +213,7 @@ const STARTING: &[Call] = &[
 ];
 
 const KVM_CREATE_VM: i64 = kvm(_IOC_NONE, 0x01, 0);
+const KVM_GET_MSR_INDEX_LIST: i64 = kvm(_IOC_READ | _IOC_WRITE, 0x02, size_of::<kvm_msr_list>());
 const KVM_CHECK_EXTENSION: i64 = kvm(_IOC_NONE, 0x03, 0);
 const KVM_GET_VCPU_MMAP_SIZE: i64 = kvm(_IOC_NONE, 0x04, 0);
 const KVM_GET_SUPPORTED_CPUID: i64 = kvm(_IOC_READ | _IOC_WRITE, 0x05, size_of::<kvm_cpuid2>());
@@ -195,10 +228,26 @@ const KVM_SET_REGS: i64 = kvm(_IOC_WRITE, 0x82, size_of::<kvm_regs>());
 const KVM_GET_SREGS: i64 = kvm(_IOC_READ, 0x83, size_of::<kvm_sregs>());
 const KVM_SET_SREGS: i64 = kvm(_IOC_WRITE, 0x84, size_of::<kvm_sregs>());
 const KVM_SET_MSRS: i64 = kvm(_IOC_WRITE, 0x89, size_of::<kvm_msrs>());
+const KVM_GET_MSRS: i64 = kvm(_IOC_READ | _IOC_WRITE, 0x88, size_of::<kvm_msrs>());
 const KVM_SET_FPU: i64 = kvm(_IOC_WRITE, 0x8d, size_of::<kvm_fpu>());
+const KVM_GET_LAPIC: i64 = kvm(_IOC_READ, 0x8e, size_of::<kvm_lapic_state>());
+const KVM_SET_LAPIC: i64 = kvm(_IOC_WRITE, 0x8f, size_of::<kvm_lapic_state>());
 const KVM_SET_CPUID2: i64 = kvm(_IOC_WRITE, 0x90, size_of::<kvm_cpuid2>());
+const KVM_GET_MP_STATE: i64 = kvm(_IOC_READ, 0x98, size_of::<kvm_mp_state>());
+const KVM_SET_MP_STATE: i64 = kvm(_IOC_WRITE, 0x99, size_of::<kvm_mp_state>());
+const KVM_SET_CLOCK: i64 = kvm(_IOC_WRITE, 0x7b, size_of::<kvm_clock_data>());
+const KVM_GET_CLOCK: i64 = kvm(_IOC_READ, 0x7c, size_of::<kvm_clock_data>());
+const KVM_GET_VCPU_EVENTS: i64 = kvm(_IOC_READ, 0x9f, size_of::<kvm_vcpu_events>());
+const KVM_SET_VCPU_EVENTS: i64 = kvm(_IOC_WRITE, 0xa0, size_of::<kvm_vcpu_events>());
+const KVM_GET_DEBUGREGS: i64 = kvm(_IOC_READ, 0xa1, size_of::<kvm_debugregs>());
+const KVM_SET_DEBUGREGS: i64 = kvm(_IOC_WRITE, 0xa2, size_of::<kvm_debugregs>());
 const KVM_GET_TSC_KHZ: i64 = kvm(_IOC_NONE, 0xa3, 0);
 const KVM_ENABLE_CAP: i64 = kvm(_IOC_WRITE, 0xa3, size_of::<kvm_enable_cap>());
+const KVM_GET_XSAVE: i64 = kvm(_IOC_READ, 0xa4, size_of::<kvm_xsave>());
+const KVM_SET_XSAVE: i64 = kvm(_IOC_WRITE, 0xa5, size_of::<kvm_xsave>());
+const KVM_GET_XCRS: i64 = kvm(_IOC_READ, 0xa6, size_of::<kvm_xcrs>());
+const KVM_SET_XCRS: i64 = kvm(_IOC_WRITE, 0xa7, size_of::<kvm_xcrs>());
+const KVM_KVMCLOCK_CTRL: i64 = kvm(_IOC_NONE, 0xad, 0);
 const KVM_SIGNAL_MSI: i64 = kvm(_IOC_WRITE, 0xa5, size_of::<kvm_msi>());
 
 /// The number of a request to KVM (linux/kvm.h).

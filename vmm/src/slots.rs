@@ -25,7 +25,8 @@ use crate::virtio::counters::Counters;
 use crate::virtio::device::{Kind, VirtioDevice};
 use crate::virtio::device::{SharedQueuePair, pair_of};
 use crate::virtio::mmio::{
-    self, INTERRUPT_ACKNOWLEDGE, INTERRUPT_QUEUE, Line, QUEUE_NOTIFY, SharedDevice, Transport,
+    self, INTERRUPT_ACKNOWLEDGE, INTERRUPT_QUEUE, Line, QUEUE_NOTIFY, RestoreError, SharedDevice,
+    Transport,
 };
 use crate::virtio::registers::Registers;
 use crate::virtio::watch::Watcher;
@@ -68,6 +69,15 @@ pub enum SlotError {
         /// Why.
         #[source]
         source: io::Error,
+    },
+    /// What was saved of the device does not fit it.
+    #[error("restore device in slot {slot}")]
+    Restore {
+        /// The slot.
+        slot: u8,
+        /// Why.
+        #[source]
+        source: RestoreError,
     },
 }
 
@@ -175,6 +185,30 @@ impl Slots {
         device: Box<dyn VirtioDevice>,
         doorbells: &dyn Doorbells,
     ) -> Result<(), SlotError> {
+        self.place(slot, device, None, doorbells)
+    }
+
+    /// Puts a device that was made from a saved state behind an empty slot, with its registers as they were.
+    ///
+    /// # Errors
+    /// [`SlotError`]; the slot is of no more use.
+    pub fn attach_saved(
+        &self,
+        slot: u8,
+        device: Box<dyn VirtioDevice>,
+        state: &mmio::State,
+        doorbells: &dyn Doorbells,
+    ) -> Result<(), SlotError> {
+        self.place(slot, device, Some(state), doorbells)
+    }
+
+    fn place(
+        &self,
+        slot: u8,
+        device: Box<dyn VirtioDevice>,
+        saved: Option<&mmio::State>,
+        doorbells: &dyn Doorbells,
+    ) -> Result<(), SlotError> {
         let at = self.entry(slot)?;
         let mut place = lock_briefly(&at.slot).ok_or(SlotError::Busy(slot))?;
         if place.transport.is_some() {
@@ -211,7 +245,7 @@ impl Slots {
             }
         }
         let line = Arc::clone(&place.line);
-        let transport = Transport::new(
+        let mut transport = Transport::new(
             device,
             self.memory.clone(),
             self.registers.page(slot),
@@ -219,6 +253,11 @@ impl Slots {
             kicks,
             watcher,
         );
+        if let Some(state) = saved {
+            transport = transport
+                .restore(state)
+                .map_err(|source| SlotError::Restore { slot, source })?;
+        }
         *lock(&at.last_metrics) = Some(metrics_of(slot, &transport, Counters::default()));
         place.transport = Some(transport);
         Ok(())
@@ -286,13 +325,25 @@ impl Slots {
         }
     }
 
-    /// Completes all I/O of all devices.
-    pub fn drain(&self) {
+    /// Completes all I/O of all devices. False: a device waits for something.
+    pub fn drain(&self) -> bool {
+        let mut done = true;
         for place in &self.slots {
             if let Some(transport) = &lock(&place.slot).transport {
-                lock(transport.device()).drain();
+                done &= lock(transport.device()).drain();
             }
         }
+        done
+    }
+
+    /// Returns what a snapshot keeps of the devices, by slot. They have been drained.
+    #[must_use]
+    pub fn states(&self) -> Vec<(u8, mmio::State)> {
+        let state = |(slot, place): (u8, &SlotEntry)| {
+            let transport = &lock(&place.slot).transport;
+            Some((slot, transport.as_ref()?.state()))
+        };
+        (0..SLOTS).zip(&self.slots).filter_map(state).collect()
     }
 
     /// Returns the counters of the devices that are attached. Of one that is busy, the last ones do.

@@ -6,15 +6,16 @@ mod support;
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixListener;
 
 use hull_proto_vmm::{
-    DeviceConfig, ErrorKind, ExitReason, Extent, FdIndex, Metrics, Request, Response, VmConfig,
-    VmState,
+    DeviceConfig, ErrorKind, ExitReason, Extent, FdIndex, Metrics, Request, Response,
+    RestoreConfig, VmConfig, VmState,
 };
 
 use rustix::process::{Pid, Signal, kill_process};
-use support::{Code, Vmm, config, content, has_kvm, wait_until};
+use support::{Code, Control, Vmm, config, content, has_kvm, wait_until};
 
 const SLOT: u32 = 0xd000_0000;
 const SLOT_SIZE: u32 = 0x1000;
@@ -389,6 +390,210 @@ fn a_paused_guest_stands_still() {
     // Also a paused VM can be stopped.
     control.order(&Request::Stop, &[]);
     assert_eq!(vmm.wait().1.reason, ExitReason::Stopped);
+}
+
+/// Saves a paused VM as `label`.
+fn save(control: &mut Control, label: &str) -> Snapshot {
+    let snapshot = Snapshot {
+        state: tempfile::tempfile().unwrap(),
+        memory: tempfile::tempfile().unwrap(),
+    };
+    control.order(
+        &Request::Save {
+            label: label.into(),
+            state: FdIndex(0),
+            memory: FdIndex(1),
+        },
+        &[&snapshot.state, &snapshot.memory],
+    );
+    snapshot
+}
+
+/// What a VM was saved to.
+struct Snapshot {
+    state: File,
+    memory: File,
+}
+
+impl Snapshot {
+    /// Asks a VMM to go on with it; serial output goes to `serial`, what devices have is from descriptor 3 on.
+    fn restore(
+        &self,
+        control: &mut Control,
+        label: &str,
+        serial: &File,
+        devices: &[(u8, DeviceConfig)],
+        files: &[&File],
+    ) -> Response {
+        let config = RestoreConfig {
+            label: label.into(),
+            state: FdIndex(0),
+            memory: FdIndex(1),
+            serial: Some(FdIndex(2)),
+            devices: devices.to_vec(),
+        };
+        let own = [&self.state, &self.memory, serial];
+        control.ask(&Request::Restore(Box::new(config)), &[&own, files].concat())
+    }
+}
+
+/// Code that counts in memory and in a register, and prints the number now and then. It stops when the two
+/// differ.
+fn count() -> Code {
+    Code::default()
+        // mov r8d, 0x200000; xor r9d, r9d
+        .raw(&[0x41, 0xb8, 0x00, 0x00, 0x20, 0x00, 0x45, 0x31, 0xc9])
+        // again: inc r9d; inc dword [r8]; cmp r9d, [r8]; jne $
+        .raw(&[0x41, 0xff, 0xc1, 0x41, 0xff, 0x00, 0x45, 0x3b, 0x08])
+        .raw(&[0x75, 0xfe])
+        // test r9d, 0xfff; jnz again; mov eax, r9d
+        .raw(&[0x41, 0xf7, 0xc1, 0xff, 0x0f, 0x00, 0x00, 0x75, 0xec])
+        .raw(&[0x44, 0x89, 0xc8])
+        .print()
+        // jmp again: over 23 bytes, what print() is, and itself.
+        .raw(&[0xe9])
+        .raw(&(-(23i32 + 36 + 5)).to_le_bytes())
+}
+
+/// The numbers that [`count`] printed.
+fn counted(serial: &File) -> Vec<u32> {
+    let bytes = content(serial);
+    let words = bytes.as_chunks::<4>().0.iter();
+    words.map(|word| u32::from_le_bytes(*word) >> 12).collect()
+}
+
+#[test]
+fn a_guest_that_was_saved_goes_on_in_other_processes_and_in_its_own() {
+    if !has_kvm() {
+        return;
+    }
+    let vmm = Vmm::start();
+    let mut control = vmm.connect();
+    let serial = control.boot(&count());
+    wait_until(|| counted(&serial).len() > 2);
+    assert_eq!(
+        refused(&control.ask(
+            &Request::Save {
+                label: String::new(),
+                state: FdIndex(0),
+                memory: FdIndex(1)
+            },
+            &[&serial, &serial]
+        )),
+        ErrorKind::State,
+        "it runs"
+    );
+    control.order(&Request::Pause, &[]);
+    let before = *counted(&serial).last().unwrap();
+    let snapshot = save(&mut control, "count");
+    let blocks = snapshot.memory.metadata().unwrap().blocks();
+    assert!(blocks < 4096, "{blocks} blocks: zeros are holes");
+    let memory = content(&snapshot.memory);
+    // Its own process goes on, and others do from the same state; none sees what another writes.
+    control.order(&Request::Resume, &[]);
+    for _ in 0..2 {
+        let clone = Vmm::start();
+        let mut control = clone.connect();
+        let serial = tempfile::tempfile().unwrap();
+        let restored = snapshot.restore(&mut control, "count", &serial, &[], &[]);
+        assert_eq!(restored, Response::Ok);
+        assert!(content(&serial).is_empty(), "it does not run yet");
+        control.order(&Request::Start, &[]);
+        wait_until(|| counted(&serial).len() > 1);
+        let first = counted(&serial)[..2].to_vec();
+        assert_eq!(first, [before + 1, before + 2]);
+        control.order(&Request::Stop, &[]);
+    }
+    wait_until(|| counted(&serial).contains(&(before + 2)));
+    let all = counted(&serial);
+    assert!(all.is_sorted_by(|a, b| a + 1 == *b), "{all:?}");
+    assert!(content(&snapshot.memory) == memory);
+    control.order(&Request::Stop, &[]);
+    vmm.wait();
+}
+
+#[test]
+fn a_snapshot_of_something_else_is_refused_and_the_vmm_can_be_used_all_the_same() {
+    if !has_kvm() {
+        return;
+    }
+    let vmm = Vmm::start();
+    let mut control = vmm.connect();
+    let kernel = Code::default().spin().kernel();
+    let serial = tempfile::tempfile().unwrap();
+    let (directory, other) = (tempfile::tempdir().unwrap(), tempfile::tempfile().unwrap());
+    let listener = UnixListener::bind(directory.path().join("vsock")).unwrap();
+    let listener = File::from(std::os::fd::OwnedFd::from(listener));
+    let devices = [
+        (
+            0,
+            DeviceConfig::Vsock {
+                cid: 3,
+                listener: FdIndex(3),
+            },
+        ),
+        (7, DeviceConfig::Rng),
+    ];
+    let mut configured = VmConfig {
+        devices: devices.to_vec(),
+        ..config()
+    };
+    configured.devices[0].1 = DeviceConfig::Vsock {
+        cid: 3,
+        listener: FdIndex(2),
+    };
+    let configure = Request::Configure(Box::new(configured));
+    control.order(&configure, &[&kernel, &serial, &listener]);
+    control.order(&Request::Start, &[]);
+    control.order(&Request::Pause, &[]);
+    let snapshot = save(&mut control, "this");
+    control.order(&Request::Stop, &[]);
+    vmm.wait();
+
+    let vmm = Vmm::start();
+    let mut control = vmm.connect();
+    let mut refusal =
+        |snapshot: &Snapshot, label: &str, devices: &[(u8, DeviceConfig)]| match snapshot.restore(
+            &mut control,
+            label,
+            &serial,
+            devices,
+            &[&listener],
+        ) {
+            Response::Error {
+                kind: ErrorKind::Invalid,
+                message,
+            } => {
+                println!("refused: {message}");
+                assert_eq!(message.lines().count(), 1);
+                message
+            }
+            other => panic!("{other:?}"),
+        };
+    assert!(refusal(&snapshot, "that", &devices).contains(r#"of "this", not of "that""#));
+    let missing = refusal(&snapshot, "this", &devices[..1]);
+    assert!(missing.contains("slots [0, 7], and [0] are given"));
+    let swapped = [(7, devices[0].1.clone()), (0, DeviceConfig::Rng)];
+    assert!(refusal(&snapshot, "this", &swapped).contains("not the one that was saved"));
+    let mut short = Snapshot {
+        state: snapshot.state.try_clone().unwrap(),
+        memory: tempfile::tempfile().unwrap(),
+    };
+    short.memory.set_len(33 << 20).unwrap();
+    assert!(refusal(&short, "this", &devices).contains("34603008 bytes instead of 32 MiB"));
+    other.set_len(4096).unwrap();
+    short.state = other;
+    assert!(refusal(&short, "this", &devices).contains("no snapshot"));
+    assert_eq!(
+        snapshot.restore(&mut control, "this", &serial, &devices, &[&listener]),
+        Response::Ok
+    );
+    let again = snapshot.restore(&mut control, "this", &serial, &devices, &[&listener]);
+    assert_eq!(refused(&again), ErrorKind::State);
+    control.order(&Request::Start, &[]);
+    assert_eq!(control.metrics().devices.len(), 2);
+    control.order(&Request::Stop, &[]);
+    vmm.wait();
 }
 
 #[test]

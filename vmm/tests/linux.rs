@@ -158,14 +158,7 @@ fn disks_on_one_line_work_at_the_same_time_through_pauses() {
         writes < interrupts / 2,
         "notifications and acknowledgements are KVM's"
     );
-    let sum = |file: &File| {
-        let output = std::process::Command::new("md5sum")
-            .stdin(rewound(file))
-            .output()
-            .unwrap();
-        String::from_utf8(output.stdout).unwrap()[..32].to_owned()
-    };
-    let expected = format!("sums {} {} ", sum(&one), sum(&other));
+    let expected = format!("sums {} {} ", md5sum(&one), md5sum(&other));
     assert!(
         guest.output().contains(&expected),
         "{} {expected}",
@@ -189,6 +182,55 @@ fn disks_on_one_line_work_at_the_same_time_through_pauses() {
     );
     guest.control.order(&Request::Stop, &[]);
     guest.vmm.wait();
+}
+
+/// Two processors, timers, floating point, and requests of disks that are on their way when it is saved.
+#[test]
+fn linux_goes_on_in_other_processes() {
+    let disk = patterned(8 * MIB);
+    let script = "cd /tmp; echo go\n\
+        (n=0; while [ ! -e end ]; do dd if=/dev/vdb bs=64k iflag=direct 2>/dev/null | md5sum | cut -c1-32 >> sums; done) &\n\
+        for i in $(seq 30); do echo tick $i $(cut -d' ' -f1 /proc/uptime); sleep 0.1; done\n\
+        touch end; wait; echo online $(nproc) sums $(uniq sums) random $(dd if=/dev/hwrng bs=4 count=1 2>/dev/null | wc -c) end";
+    let config = VmConfig {
+        vcpus: 2,
+        boot_vcpus: 2,
+        ..machine(128)
+    };
+    let Some(mut guest) = boot(script, &config, &[(4, &disk, true)]) else {
+        return;
+    };
+    for tick in [3, 12, 20] {
+        guest.wait_for(&format!("tick {tick} "));
+        guest = guest.moved();
+    }
+    guest.wait_for(" end\n");
+    let output = guest.output();
+    println!("{output}");
+    let ticks = output.lines().filter_map(|line| {
+        let (number, uptime) = line.strip_prefix("tick ")?.split_once(' ')?;
+        Some((number.parse::<u32>().ok()?, uptime.parse::<f64>().ok()?))
+    });
+    let (numbers, uptimes): (Vec<_>, Vec<_>) = ticks.unzip();
+    assert_eq!(numbers, Vec::from_iter(1..=30));
+    let steps = || uptimes.windows(2).map(|pair| pair[1] - pair[0]);
+    assert!(
+        steps().all(|step| step > 0.0),
+        "time goes back: {uptimes:?}"
+    );
+    assert_eq!(
+        output.lines().last().unwrap(),
+        format!("online 2 sums {} random 4 end", md5sum(&disk))
+    );
+    assert_eq!(guest.vmm.wait().1.reason, ExitReason::GuestShutdown);
+}
+
+fn md5sum(file: &File) -> String {
+    let output = std::process::Command::new("md5sum")
+        .stdin(rewound(file))
+        .output()
+        .unwrap();
+    String::from_utf8(output.stdout).unwrap()[..32].to_owned()
 }
 
 fn rewound(file: &File) -> File {

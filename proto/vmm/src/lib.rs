@@ -38,6 +38,9 @@ pub const MAX_FDS: usize = 253;
 /// The number of virtio-mmio slots of every VM.
 pub const SLOTS: u8 = 32;
 
+/// The longest label of a snapshot, in bytes.
+pub const MAX_LABEL: usize = 256;
+
 /// The most pairs of queues that a network card has.
 pub const MAX_QUEUE_PAIRS: usize = 8;
 
@@ -56,7 +59,9 @@ pub enum Request {
     },
     /// Describes the VM; once, before [`Request::Start`].
     Configure(Box<VmConfig>),
-    /// Boots the VM.
+    /// Makes the VM from a snapshot, instead of [`Request::Configure`].
+    Restore(Box<RestoreConfig>),
+    /// Boots the VM, or lets one that was restored go on.
     Start,
     /// Puts a device behind an empty slot. The guest sees it once its agent
     /// probes the slot.
@@ -75,6 +80,16 @@ pub enum Request {
     Pause,
     /// Lets the vCPUs run again; no effect when running.
     Resume,
+    /// Writes a snapshot of a VM that is paused, which stays so. Refused as long as a device waits for
+    /// another process.
+    Save {
+        /// What the snapshot is of, up to [`MAX_LABEL`] bytes: who restores it must give the same.
+        label: String,
+        /// An empty file for the state of CPUs and devices.
+        state: FdIndex,
+        /// An empty file for the guest's memory. It has holes where memory is zeros.
+        memory: FdIndex,
+    },
     /// Asks for counters.
     Metrics,
     /// Ends the VM at once; the answer comes before the process exits.
@@ -156,6 +171,23 @@ pub struct VmConfig {
     /// Where the guest's serial console is written; none: discarded.
     pub serial: Option<FdIndex>,
     /// Devices that are there at boot, by slot.
+    pub devices: Vec<(u8, DeviceConfig)>,
+}
+
+/// A VM that goes on where a snapshot was made of one. What the snapshot has is not said again: CPUs,
+/// memory, the guest's kernel and what it was doing.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RestoreConfig {
+    /// That of [`Request::Save`].
+    pub label: String,
+    /// The state of CPUs and devices.
+    pub state: FdIndex,
+    /// The guest's memory, which nobody may change from now on. The guest's own writes don't reach the
+    /// file.
+    pub memory: FdIndex,
+    /// Where the guest's serial console is written; none: discarded.
+    pub serial: Option<FdIndex>,
+    /// What is behind the slots that had a device: the same ones, whose files may be others.
     pub devices: Vec<(u8, DeviceConfig)>,
 }
 

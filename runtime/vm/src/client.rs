@@ -283,14 +283,16 @@ impl VmClient {
 
 fn point_of(request: &Request) -> Point {
     match request {
-        Request::Configure(_) => Point::VmConfigured,
+        Request::Configure(_) | Request::Restore(_) => Point::VmConfigured,
         Request::Start => Point::VmStarted,
         Request::Attach { .. } => Point::VmAttached,
         Request::Detach { .. } => Point::VmDetached,
         Request::Stop => Point::VmStopped,
-        Request::Hello { .. } | Request::Pause | Request::Resume | Request::Metrics => {
-            Point::VmAsked
-        }
+        Request::Hello { .. }
+        | Request::Pause
+        | Request::Resume
+        | Request::Save { .. }
+        | Request::Metrics => Point::VmAsked,
     }
 }
 

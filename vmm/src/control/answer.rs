@@ -41,12 +41,20 @@ fn kind(error: &MachineError) -> ErrorKind {
         | MachineError::Cmdline(_)
         | MachineError::MpTable(_)
         | MachineError::Device { .. }
-        | MachineError::Slot(SlotError::NoSuchSlot(_) | SlotError::Empty(_)) => ErrorKind::Invalid,
+        | MachineError::Memory(MemoryError::Length { .. })
+        | MachineError::Snapshot(_)
+        | MachineError::Processor { .. }
+        | MachineError::Devices { .. }
+        | MachineError::Vcpu { .. }
+        | MachineError::Serial
+        | MachineError::Slot(
+            SlotError::NoSuchSlot(_) | SlotError::Empty(_) | SlotError::Restore { .. },
+        ) => ErrorKind::Invalid,
         MachineError::Slot(SlotError::Taken(_) | SlotError::Busy(_)) | MachineError::Busy => {
             ErrorKind::Busy
         }
         MachineError::Kvm(_) => ErrorKind::Kvm,
-        MachineError::Memory(MemoryError::Arrange)
+        MachineError::Memory(MemoryError::Arrange | MemoryError::File(_))
         | MachineError::Params(_)
         | MachineError::Tables(_)
         | MachineError::Stuck => ErrorKind::Internal,

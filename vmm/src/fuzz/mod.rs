@@ -8,8 +8,8 @@ pub(crate) mod guest;
 
 use crate::control::connection;
 use crate::legacy::{ioapic, ports};
-use crate::slots;
 use crate::virtio::{block, fs, mmio, net, pmem, queue, rng, vsock};
+use crate::{slots, snapshot};
 
 /// A target: its name, and what it does with an input.
 pub type Target = (&'static str, fn(&[u8]));
@@ -28,6 +28,7 @@ pub const TARGETS: &[Target] = &[
     ("vmm-queue", queue::fuzz::ring),
     ("vmm-rng", rng::fuzz::device),
     ("vmm-slots", slots::fuzz::slots),
+    ("vmm-snapshot", snapshot::fuzz::state),
     ("vmm-vsock", vsock::fuzz::device),
     ("vmm-vsock-connection", vsock::fuzz::connection),
     ("vmm-vsock-packet", vsock::fuzz::chains),

@@ -162,14 +162,18 @@ impl Template {
         }
     }
 
+    /// Returns what a snapshot keeps of it: all that the first vCPU is told, but for its clock's rate.
+    #[must_use]
+    pub fn saved(&self) -> Vec<kvm_cpuid_entry2> {
+        self.for_vcpu(0, 0)
+    }
+
     /// Gives a vCPU its CPUID. To be done before its MSRs are read.
     ///
     /// # Errors
     /// [`KvmError::Call`]
     pub fn apply(&self, vcpu: &VcpuFd, id: u8) -> Result<(), KvmError> {
-        // KVM gives 0 or an error where it can't tell; the guest then measures.
-        let tsc_khz = vcpu.get_tsc_khz().unwrap_or(0);
-        let entries = self.for_vcpu(id, tsc_khz);
+        let entries = self.for_vcpu(id, tsc_khz(vcpu));
         let cpuid = CpuId::from_entries(&entries).map_err(|_| KvmError::Call {
             call: "KVM_SET_CPUID2",
             source: std::io::ErrorKind::InvalidInput.into(),
@@ -223,6 +227,22 @@ impl Template {
             .filter(|entry| entry.function == function)
             .for_each(&mut change);
     }
+}
+
+/// Returns the rate of a vCPU's time stamp counter, in kHz. KVM gives 0 or an error where it can't tell; the
+/// guest then measures.
+#[must_use]
+pub fn tsc_khz(vcpu: &VcpuFd) -> u32 {
+    vcpu.get_tsc_khz().unwrap_or(0)
+}
+
+/// Returns the name of the processor that is described.
+#[must_use]
+pub fn processor(entries: &[kvm_cpuid_entry2]) -> String {
+    let words = BRAND.filter_map(|function| entries.iter().find(|e| e.function == function));
+    let bytes = words.flat_map(|e| [e.eax, e.ebx, e.ecx, e.edx].map(u32::to_le_bytes));
+    let name: Vec<u8> = bytes.flatten().filter(|byte| *byte != 0).collect();
+    String::from_utf8_lossy(&name).trim().to_owned()
 }
 
 fn set(register: &mut u32, bit: u32, on: bool) {

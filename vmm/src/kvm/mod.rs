@@ -7,6 +7,7 @@ pub(crate) mod cpuid;
 pub(crate) mod device;
 pub(crate) mod msr;
 pub(crate) mod registers;
+pub(crate) mod state;
 pub(crate) mod vcpu;
 pub(crate) mod vm;
 

@@ -25,7 +25,7 @@ use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
 use crate::memory::Memory;
 use crate::seccomp::VCPU;
-use crate::sync::lock;
+use crate::sync::{lock, try_lock};
 
 /// The stack of a vCPU thread. Only what is touched costs memory.
 const STACK: usize = 256 << 10;
@@ -130,6 +130,8 @@ pub struct Vcpus {
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<()>>,
     counters: Vec<Arc<Counters>>,
+    /// Each is its thread's own unless that is parked.
+    fds: Vec<Arc<Mutex<VcpuFd>>>,
 }
 
 impl Vcpus {
@@ -151,9 +153,12 @@ impl Vcpus {
             shared,
             threads: Vec::new(),
             counters: Vec::new(),
+            fds: Vec::new(),
         };
         for (id, fd) in fds.into_iter().enumerate() {
             let counters = Arc::new(Counters::default());
+            let fd = Arc::new(Mutex::new(fd));
+            vcpus.fds.push(Arc::clone(&fd));
             let vcpu = Vcpu {
                 fd,
                 bus: Arc::clone(bus),
@@ -224,6 +229,18 @@ impl Vcpus {
         })
     }
 
+    /// Gives each vCPU to `look`, with the first one first, while [`Vcpus::pause`] has them stand still.
+    ///
+    /// # Errors
+    /// What `look` says; none: they don't stand still.
+    pub fn look_at<T, E>(
+        &self,
+        mut look: impl FnMut(&VcpuFd) -> Result<T, E>,
+    ) -> Result<Vec<T>, Option<E>> {
+        let look = |fd: &Arc<Mutex<VcpuFd>>| look(&*try_lock(fd).ok_or(None)?).map_err(Some);
+        self.fds.iter().map(look).collect()
+    }
+
     /// Has them run again.
     pub fn resume(&self) {
         let _threads = lock(&self.shared.threads);
@@ -262,7 +279,7 @@ impl Vcpus {
 }
 
 struct Vcpu<B> {
-    fd: VcpuFd,
+    fd: Arc<Mutex<VcpuFd>>,
     bus: Arc<B>,
     shared: Arc<Shared>,
     counters: Arc<Counters>,
@@ -270,8 +287,9 @@ struct Vcpu<B> {
 }
 
 impl<B: Bus> Vcpu<B> {
-    fn run(mut self) {
-        CURRENT.set(std::ptr::from_mut(self.fd.get_kvm_run()));
+    fn run(self) {
+        let run = std::ptr::from_mut(lock(&self.fd).get_kvm_run());
+        CURRENT.set(run);
         self.shared.first_entry.get_or_init(Instant::now);
         if let Some(end) = self.run_until_end() {
             self.shared.report(end);
@@ -283,30 +301,35 @@ impl<B: Bus> Vcpu<B> {
     }
 
     /// Returns why the guest ended, or none when told to stop.
-    fn run_until_end(&mut self) -> Option<End> {
+    fn run_until_end(&self) -> Option<End> {
+        let mut fd = lock(&self.fd);
         loop {
             // In this order: a command given after the load comes with a signal that sets it again.
-            self.fd.set_kvm_immediate_exit(0);
+            fd.set_kvm_immediate_exit(0);
             let mode = self.shared.mode.load(Ordering::SeqCst);
             if mode == STOP {
                 return None;
             }
             if mode == PAUSE {
-                self.fd.set_kvm_immediate_exit(1);
+                fd.set_kvm_immediate_exit(1);
             }
-            match self.enter() {
+            match self.enter(&mut fd) {
                 Step::Continue => {}
-                Step::Interrupted if mode == PAUSE => self.shared.park(),
+                Step::Interrupted if mode == PAUSE => {
+                    drop(fd);
+                    self.shared.park();
+                    fd = lock(&self.fd);
+                }
                 Step::Interrupted => {}
                 Step::End(end) => return Some(end),
             }
         }
     }
 
-    fn enter(&mut self) -> Step {
+    fn enter(&self, fd: &mut VcpuFd) -> Step {
         let bus = &self.bus;
         let count = |exit: Exit| self.counters.0[exit as usize].fetch_add(1, Ordering::Relaxed);
-        match self.fd.run() {
+        match fd.run() {
             Ok(VcpuExit::MmioRead(address, data)) => {
                 count(Exit::MmioRead);
                 bus.mmio_read(address, data);
@@ -354,7 +377,7 @@ impl<B: Bus> Vcpu<B> {
             }
             Ok(VcpuExit::InternalError) => {
                 count(Exit::Other);
-                return Step::End(End::Kvm(self.internal_error()));
+                return Step::End(End::Kvm(internal_error(fd)));
             }
             Ok(exit) => {
                 let exit = format!("unexpected exit from KVM: {exit:?}");
@@ -379,30 +402,6 @@ impl<B: Bus> Vcpu<B> {
         }
         Step::Continue
     }
-
-    fn internal_error(&mut self) -> String {
-        // SAFETY: KVM fills this variant for the exit reason KVM_EXIT_INTERNAL_ERROR; any bit
-        // pattern is a value of it.
-        let (suberror, count, data) = unsafe {
-            let internal = self.fd.get_kvm_run().__bindgen_anon_1.internal;
-            (internal.suberror, internal.ndata, internal.data)
-        };
-        let meaning = match suberror {
-            1 => "instruction emulation failed",
-            2 => "simultaneous exceptions",
-            3 => "exception while delivering an event",
-            4 => "unexpected VM exit",
-            _ => "unknown",
-        };
-        let mut text = format!("KVM_EXIT_INTERNAL_ERROR {suberror} ({meaning})");
-        for word in data.iter().take(count as usize) {
-            text.push_str(&format!(" {word:#x}"));
-        }
-        if let Ok(registers) = self.fd.get_regs() {
-            text.push_str(&format!(", rip {:#x}", registers.rip));
-        }
-        text
-    }
 }
 
 enum Step {
@@ -410,6 +409,30 @@ enum Step {
     /// The vCPU's state is complete and it is not in the guest.
     Interrupted,
     End(End),
+}
+
+fn internal_error(fd: &mut VcpuFd) -> String {
+    // SAFETY: KVM fills this variant for the exit reason KVM_EXIT_INTERNAL_ERROR; any bit
+    // pattern is a value of it.
+    let (suberror, count, data) = unsafe {
+        let internal = fd.get_kvm_run().__bindgen_anon_1.internal;
+        (internal.suberror, internal.ndata, internal.data)
+    };
+    let meaning = match suberror {
+        1 => "instruction emulation failed",
+        2 => "simultaneous exceptions",
+        3 => "exception while delivering an event",
+        4 => "unexpected VM exit",
+        _ => "unknown",
+    };
+    let mut text = format!("KVM_EXIT_INTERNAL_ERROR {suberror} ({meaning})");
+    for word in data.iter().take(count as usize) {
+        text.push_str(&format!(" {word:#x}"));
+    }
+    if let Ok(registers) = fd.get_regs() {
+        text.push_str(&format!(", rip {:#x}", registers.rip));
+    }
+    text
 }
 
 thread_local! {
@@ -420,8 +443,8 @@ thread_local! {
 extern "C" fn on_signal(_: c_int, _: *mut libc::siginfo_t, _: *mut c_void) {
     let run = CURRENT.get();
     if !run.is_null() {
-        // SAFETY: the pointer is set only while the thread's `VcpuFd`, which owns the mapping, is
-        // alive. The kernel and this thread are the only others to access the byte.
+        // SAFETY: the pointer is set only while the thread has its `VcpuFd`, which owns the mapping,
+        // or a share in it. The kernel and this thread are the only others to access the byte.
         unsafe { (&raw mut (*run).immediate_exit).write_volatile(1) };
     }
 }

@@ -3,7 +3,8 @@
 use std::io;
 
 use kvm_bindings::{
-    KVM_CAP_SPLIT_IRQCHIP, KVM_MEM_READONLY, kvm_enable_cap, kvm_msi, kvm_userspace_memory_region,
+    KVM_CAP_SPLIT_IRQCHIP, KVM_MEM_READONLY, kvm_clock_data, kvm_enable_cap, kvm_msi,
+    kvm_userspace_memory_region,
 };
 use kvm_ioctls::{IoEventAddress, Kvm, VcpuFd, VmFd};
 use vmm_sys_util::eventfd::EventFd;
@@ -95,6 +96,29 @@ impl Vm {
         };
         // SAFETY: the caller keeps the range mapped.
         unsafe { self.fd.set_user_memory_region(region) }
+    }
+
+    /// Returns the guest's time since it started, in nanoseconds.
+    ///
+    /// # Errors
+    /// [`KvmError::Call`]
+    pub fn clock(&self) -> Result<u64, KvmError> {
+        let clock = self.fd.get_clock();
+        Ok(clock.map_err(KvmError::call("KVM_GET_CLOCK"))?.clock)
+    }
+
+    /// Has the guest's time go on from here, whatever passed meanwhile.
+    ///
+    /// # Errors
+    /// [`KvmError::Call`]
+    pub fn set_clock(&self, nanoseconds: u64) -> Result<(), KvmError> {
+        let clock = kvm_clock_data {
+            clock: nanoseconds,
+            ..Default::default()
+        };
+        self.fd
+            .set_clock(&clock)
+            .map_err(KvmError::call("KVM_SET_CLOCK"))
     }
 
     /// Creates a vCPU. Its id is its local APIC's.

@@ -89,10 +89,6 @@ impl<S: MessageSink> Ioapic<S> {
     }
 
     /// Creates an IOAPIC from what was saved.
-    #[cfg_attr(
-        not(test),
-        expect(dead_code, reason = "snapshots of a VM are not finished")
-    )]
     pub fn restore(sink: S, state: State) -> Self {
         Self {
             sink,
@@ -101,10 +97,6 @@ impl<S: MessageSink> Ioapic<S> {
     }
 
     /// Returns what is to be saved.
-    #[cfg_attr(
-        not(test),
-        expect(dead_code, reason = "snapshots of a VM are not finished")
-    )]
     pub fn state(&self) -> State {
         lock(&self.state).clone()
     }

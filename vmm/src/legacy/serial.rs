@@ -16,8 +16,9 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::sync::{Arc, Mutex, OnceLock};
 
-use vm_superio::serial::NoEvents;
-use vm_superio::{Serial, Trigger};
+use serde::{Deserialize, Serialize};
+use vm_superio::serial::{Error, NoEvents};
+use vm_superio::{Serial, SerialState, Trigger};
 
 use crate::sync::lock;
 
@@ -26,6 +27,29 @@ const PANIC: &[u8] = b"Kernel panic - not syncing: ";
 const LINE: usize = 200;
 /// How much a regular file gets: a guest must not fill the host's disk.
 const FILE_LIMIT: u64 = 16 << 20;
+
+/// The registers, as saved.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct State {
+    /// Baud rate divisor.
+    pub divisor: [u8; 2],
+    /// Interrupt enable.
+    pub interrupt_enable: u8,
+    /// Interrupt identification.
+    pub interrupt_identification: u8,
+    /// Line control.
+    pub line_control: u8,
+    /// Line status.
+    pub line_status: u8,
+    /// Modem control.
+    pub modem_control: u8,
+    /// Modem status.
+    pub modem_status: u8,
+    /// Scratch.
+    pub scratch: u8,
+    /// What a guest that tries the port out has sent to itself.
+    pub received: Vec<u8>,
+}
 
 /// COM1.
 #[derive(Debug)]
@@ -41,6 +65,48 @@ impl<T: Trigger> Com1<T> {
         Self {
             panic: Arc::clone(&console.panic),
             serial: Mutex::new(Serial::new(interrupt, console)),
+        }
+    }
+
+    /// Creates the port from what was saved; output goes to `file` or nowhere.
+    ///
+    /// # Errors
+    /// When more was received than there is room for, or an interrupt can't be raised.
+    pub fn restore(state: &State, interrupt: T, file: Option<File>) -> Result<Self, Error<T::E>> {
+        let console = Console::new(file);
+        let panic = Arc::clone(&console.panic);
+        let state = SerialState {
+            baud_divisor_low: state.divisor[0],
+            baud_divisor_high: state.divisor[1],
+            interrupt_enable: state.interrupt_enable,
+            interrupt_identification: state.interrupt_identification,
+            line_control: state.line_control,
+            line_status: state.line_status,
+            modem_control: state.modem_control,
+            modem_status: state.modem_status,
+            scratch: state.scratch,
+            in_buffer: state.received.clone(),
+        };
+        let serial = Serial::from_state(&state, interrupt, NoEvents, console)?;
+        Ok(Self {
+            serial: Mutex::new(serial),
+            panic,
+        })
+    }
+
+    /// Returns what is to be saved.
+    pub fn state(&self) -> State {
+        let state = lock(&self.serial).state();
+        State {
+            divisor: [state.baud_divisor_low, state.baud_divisor_high],
+            interrupt_enable: state.interrupt_enable,
+            interrupt_identification: state.interrupt_identification,
+            line_control: state.line_control,
+            line_status: state.line_status,
+            modem_control: state.modem_control,
+            modem_status: state.modem_status,
+            scratch: state.scratch,
+            received: state.in_buffer,
         }
     }
 

@@ -273,8 +273,11 @@ pub trait VirtioDevice: Debug + Send {
     }
 
     /// Completes everything that is in flight, so that guest memory, the host's files and
-    /// [`VirtioDevice::state`] agree. Neither `on_kick` nor `on_event` follow until the VM resumes.
-    fn drain(&mut self) {}
+    /// [`VirtioDevice::state`] agree. Neither `on_kick` nor `on_event` follow until the VM resumes. False:
+    /// something is in flight all the same, which a snapshot would lose.
+    fn drain(&mut self) -> bool {
+        true
+    }
 
     /// Returns the counters.
     fn counters(&self) -> Counters;

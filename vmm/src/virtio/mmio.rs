@@ -269,10 +269,6 @@ impl Transport {
     ///
     /// # Errors
     /// [`RestoreError`] when the state can't have come from this device.
-    #[cfg_attr(
-        not(test),
-        expect(dead_code, reason = "snapshots of a VM are not finished")
-    )]
     pub fn restore(mut self, state: &State) -> Result<Self, RestoreError> {
         if state.queues.len() != self.queues.len() {
             return Err(RestoreError::Queues {
@@ -318,10 +314,6 @@ impl Transport {
     }
 
     /// Returns what is to be saved. The device has been drained.
-    #[cfg_attr(
-        not(test),
-        expect(dead_code, reason = "snapshots of a VM are not finished")
-    )]
     #[must_use]
     pub fn state(&self) -> State {
         let device = lock(&self.device);

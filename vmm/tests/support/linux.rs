@@ -7,15 +7,15 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use hull_proto_vmm::{DeviceConfig, Extent, FdIndex, Request, VmConfig};
+use hull_proto_vmm::{DeviceConfig, Extent, FdIndex, Request, RestoreConfig, VmConfig};
 use tempfile::TempDir;
 
 use super::{Control, Vmm, content, wait_until};
 
-const APPLETS: [&str; 26] = [
+const APPLETS: [&str; 28] = [
     "sh", "mount", "umount", "echo", "cat", "grep", "cut", "ls", "seq", "sleep", "dd", "md5sum",
     "reboot", "sync", "wc", "rm", "cp", "mkdir", "test", "[", "tail", "nproc", "ip", "nc", "cmp",
-    "taskset",
+    "taskset", "touch", "uniq",
 ];
 const PROLOGUE: &str = "#!/bin/sh\n\
     export PATH=/bin\n\
@@ -28,7 +28,9 @@ pub struct Linux {
     pub vmm: Vmm,
     /// A connection to it.
     pub control: Control,
-    serial: File,
+    /// Those of its configuration: kernel, console, root, disks.
+    files: Vec<File>,
+    devices: Vec<(u8, DeviceConfig)>,
     _root: TempDir,
 }
 
@@ -48,13 +50,15 @@ pub fn boot(script: &str, config: &VmConfig, disks: &[(u8, &File, bool)]) -> Opt
 
     let vmm = Vmm::start();
     let mut control = vmm.connect();
-    let kernel = File::open(kernel).unwrap();
-    let image = File::open(image).unwrap();
-    let mut fds = vec![&kernel, &serial, &image];
-    let mut devices = vec![(1, DeviceConfig::Rng), (2, disk(&image, 2, true))];
+    let mut files = vec![
+        File::open(kernel).unwrap(),
+        serial,
+        File::open(image).unwrap(),
+    ];
+    let mut devices = vec![(1, DeviceConfig::Rng), (2, disk(&files[2], 2, true))];
     for (slot, file, readonly) in disks {
-        devices.push((*slot, disk(file, fds.len() as u32, *readonly)));
-        fds.push(file);
+        devices.push((*slot, disk(file, files.len() as u32, *readonly)));
+        files.push(file.try_clone().unwrap());
     }
     let cmdline = format!(
         "root=/dev/vda rootfstype=erofs ro init=/init quiet loglevel=1 {}",
@@ -64,15 +68,19 @@ pub fn boot(script: &str, config: &VmConfig, disks: &[(u8, &File, bool)]) -> Opt
         kernel: FdIndex(0),
         serial: Some(FdIndex(1)),
         cmdline,
-        devices,
+        devices: devices.clone(),
         ..config.clone()
     };
-    control.order(&Request::Configure(Box::new(config)), &fds);
+    control.order(
+        &Request::Configure(Box::new(config)),
+        &Vec::from_iter(&files),
+    );
     control.order(&Request::Start, &[]);
     Some(Linux {
         vmm,
         control,
-        serial,
+        files,
+        devices,
         _root: root,
     })
 }
@@ -80,7 +88,39 @@ pub fn boot(script: &str, config: &VmConfig, disks: &[(u8, &File, bool)]) -> Opt
 impl Linux {
     /// Returns what the guest printed.
     pub fn output(&self) -> String {
-        String::from_utf8_lossy(&content(&self.serial)).replace('\r', "")
+        String::from_utf8_lossy(&content(&self.files[1])).replace('\r', "")
+    }
+
+    /// Has the guest go on in another process, with the same files.
+    pub fn moved(mut self) -> Self {
+        let (state, memory) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
+        self.control.order(&Request::Pause, &[]);
+        let label = String::from("linux");
+        let save = Request::Save {
+            label: label.clone(),
+            state: FdIndex(0),
+            memory: FdIndex(1),
+        };
+        self.control.order(&save, &[&state, &memory]);
+        self.control.order(&Request::Stop, &[]);
+        self.vmm.wait();
+
+        self.vmm = Vmm::start();
+        self.control = self.vmm.connect();
+        let config = RestoreConfig {
+            label,
+            state: FdIndex(0),
+            memory: FdIndex(self.files.len() as u32),
+            serial: Some(FdIndex(1)),
+            devices: self.devices.clone(),
+        };
+        let mut files = vec![&state];
+        files.extend(&self.files[1..]);
+        files.push(&memory);
+        let restore = Request::Restore(Box::new(config));
+        self.control.order(&restore, &files);
+        self.control.order(&Request::Start, &[]);
+        self
     }
 
     /// Waits until the guest has printed `text`.

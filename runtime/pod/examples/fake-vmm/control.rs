@@ -151,6 +151,8 @@ fn handle(vm: &Mutex<Vm>, request: Request, fds: Vec<OwnedFd>) -> Response {
                 .collect(),
             ..Metrics::default()
         })),
+        // Nothing of the daemon asks for it.
+        Request::Save { .. } | Request::Restore(_) => refuse(ErrorKind::Invalid),
         Request::Pause | Request::Resume | Request::Stop => Response::Ok,
     }
 }

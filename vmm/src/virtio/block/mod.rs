@@ -78,10 +78,6 @@ impl Block {
     ///
     /// # Errors
     /// [`BlockError`]
-    #[cfg_attr(
-        not(test),
-        expect(dead_code, reason = "snapshots of a VM are not finished")
-    )]
     pub fn restore(state: &BlockState, disk: Disk) -> Result<Self, BlockError> {
         if state.length != disk.length() || state.readonly != disk.readonly() {
             return Err(BlockError::Mismatch);

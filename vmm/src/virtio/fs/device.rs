@@ -101,10 +101,6 @@ impl Fs {
     ///
     /// # Errors
     /// [`FsError`]
-    #[cfg_attr(
-        not(test),
-        expect(dead_code, reason = "snapshots of a VM are not finished")
-    )]
     pub fn restore(state: &FsState, socket: OwnedFd) -> Result<Self, FsError> {
         let mut device = Self::new(&state.tag, socket)?;
         device.counters = state.counters;
@@ -379,15 +375,16 @@ impl VirtioDevice for Fs {
 
     /// Waits for answers, for a while: a server whose own file system hangs must not hold up the
     /// pause for ever. What is not answered by then stays at the server.
-    fn drain(&mut self) {
+    fn drain(&mut self) -> bool {
         let end = Instant::now() + DRAIN;
         while self.active.as_ref().is_some_and(|a| !a.pending.is_empty()) {
             let left = end.saturating_duration_since(Instant::now());
             let ready = self.socket.as_ref().is_some_and(|socket| socket.wait(left));
             if !ready || self.complete().is_err() {
-                return;
+                return false;
             }
         }
+        true
     }
 
     fn counters(&self) -> Counters {

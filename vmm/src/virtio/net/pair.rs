@@ -385,7 +385,10 @@ impl<P: Port> Pair<P> {
     }
 
     /// Tells the guest of a lone frame that was sent some time ago, unless it knows.
-    fn notify_of_lone_frame(&mut self) -> Result<(), DeviceError> {
+    ///
+    /// # Errors
+    /// A broken ring.
+    pub fn notify_of_lone_frame(&mut self) -> Result<(), DeviceError> {
         let notify_later = std::mem::take(&mut self.notify_later);
         if let Some(active) = self.active.as_ref().filter(|_| notify_later)
             && active.queues[TX].unseen(&active.memory)? != Some(0)

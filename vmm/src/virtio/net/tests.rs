@@ -356,6 +356,11 @@ mod transmit {
         wait_for_clock(&mut guest);
         assert_eq!(told(&guest), 1);
         assert_eq!(guest.run(), 0);
+        // A clock does not go on in a snapshot.
+        guest.send(&frame(100), 12);
+        assert_eq!(told(&guest), 1);
+        assert!(guest.device.drain());
+        assert_eq!(told(&guest), 2);
     }
 
     #[test]

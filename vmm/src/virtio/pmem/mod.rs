@@ -55,10 +55,6 @@ impl Pmem {
     ///
     /// # Errors
     /// [`Mismatch`]
-    #[cfg_attr(
-        not(test),
-        expect(dead_code, reason = "snapshots of a VM are not finished")
-    )]
     pub fn restore(state: &PmemState, region: FileRegion) -> Result<Self, Mismatch> {
         if (state.start, state.length) != (region.start(), region.length()) {
             return Err(Mismatch);

@@ -33,10 +33,6 @@ impl Rng {
     }
 
     /// Creates an idle device from what was saved.
-    #[cfg_attr(
-        not(test),
-        expect(dead_code, reason = "snapshots of a VM are not finished")
-    )]
     #[must_use]
     pub fn restore(state: &RngState) -> Self {
         Self {
