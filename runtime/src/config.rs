@@ -11,6 +11,7 @@
 //! log = "info"                      # tracing's EnvFilter
 //! debug_console = false             # the guest's console in state/pods/<id>/console.log
 //! seccomp_default = true            # confine containers that name no seccomp profile at all
+//! image_volumes = "bind"            # what images declare as volumes: directories of each container's; "ignore"
 //! [cni]
 //! conf_dir = "/etc/cni/net.d"
 //! bin_dirs = ["/opt/cni/bin", "/usr/lib/cni"]
@@ -75,6 +76,7 @@ struct File {
     log: Option<String>,
     debug_console: bool,
     seccomp_default: Option<bool>,
+    image_volumes: Option<String>,
     cni: Cni,
     registries: RegistriesTable,
     images: ImagesTable,
@@ -243,6 +245,18 @@ impl Settings {
         let mut pods = PodsConfig::new(&root, &state, &assets);
         pods.serial_console = file.debug_console || flags.debug_console;
         pods.seccomp_default = file.seccomp_default.unwrap_or(pods.seccomp_default);
+        if let Some(volumes) = &file.image_volumes {
+            pods.image_volumes = match volumes.as_str() {
+                "bind" => true,
+                "ignore" => false,
+                _ => {
+                    return Err(invalid(
+                        "image_volumes",
+                        "it must be \"bind\" or \"ignore\"",
+                    ));
+                }
+            };
+        }
         size(&mut pods, &file.vm)?;
         let mut images = StoreConfig::new(root.join("images"), registries(file.registries)?);
         images.workers.user = pods.users.images();
@@ -424,6 +438,7 @@ mod tests {
             assets = "/d"
             log = "debug"
             debug_console = true
+            image_volumes = "ignore"
             [cni]
             conf_dir = "/e"
             bin_dirs = ["/f", "/g"]
@@ -453,7 +468,7 @@ mod tests {
         assert!(settings.pods.serial_console);
         assert_eq!(settings.pods.memory_mib, 512);
         assert_eq!(settings.pods.scratch_bytes, 1 << 30);
-        assert!(!settings.pods.guest_volumes);
+        assert!(!settings.pods.guest_volumes && !settings.pods.image_volumes);
         assert_eq!(settings.pods.image_device, ImageDevice::Pmem);
         assert_eq!(Vec::from_iter(settings.pods.users.pods()), [1001, 1002]);
         assert_eq!(settings.images.workers.user, 1000);

@@ -14,7 +14,7 @@ use super::{
     cgroup::Cgroup,
     child::Action,
     context::Context,
-    devices,
+    declared, devices,
     error::ContainerError,
     launch::{Gate, Launch, launch},
     limits,
@@ -197,7 +197,7 @@ async fn stages(
     })
     .await?;
     let root = rootfs.path().to_owned();
-    let upper = rootfs.upper();
+    let own = rootfs.own();
     remains.rootfs = Some(rootfs);
 
     let cgroup_path = context.layout.cgroup(id);
@@ -228,6 +228,7 @@ async fn stages(
 
     let wanted_user = request.user.clone().unwrap_or_default();
     let (dir, tty) = (remains.dir.clone(), request.tty);
+    let (declared, volumes_in) = (request.volumes.clone(), own.clone());
     let in_user = pod_user.clone();
     // The copies must be there until the container has mounted them.
     let (spec, user, copies) = blocking(move || {
@@ -236,6 +237,12 @@ async fn stages(
             check_mapped(&user, pod)?;
         }
         let copies = volumes::copy(&mut asked, &dir, in_user.as_ref(), &held)?;
+        if let Some(own) = volumes_in {
+            let made = declared::make(&declared, &root, &own, in_user.as_ref())?;
+            // All that is asked for comes to lie on them, wherever links of the image lead.
+            let asked = asked.mounts_mut().get_or_insert_default();
+            asked.splice(0..0, made);
+        }
         let add = Additions {
             rootfs: &root,
             user: &user,
@@ -309,7 +316,7 @@ async fn stages(
         init: Arc::new(launched.process),
         user,
         cgroup,
-        upper,
+        own,
     };
     Ok(Launched {
         made,

@@ -6,7 +6,10 @@ use super::{
     launch::LaunchError, limits::LimitError, process::StartFailure, rootfs::RootfsError,
     spec::SpecError, user::UserError,
 };
-use crate::ident::{Id, IdError};
+use crate::{
+    ident::{Id, IdError},
+    tree::CopyError,
+};
 
 /// Why a request about a container failed.
 #[derive(Debug, thiserror::Error)]
@@ -48,6 +51,14 @@ pub(crate) enum ContainerError {
         #[source]
         source: io::Error,
     },
+    #[error("fill the image's volume {path}")]
+    Volume {
+        path: PathBuf,
+        #[source]
+        source: CopyError,
+    },
+    #[error("the image's volume {0} is no directory in the image")]
+    NoDirectory(PathBuf),
     #[error("use device {path} of the guest")]
     Device {
         path: PathBuf,

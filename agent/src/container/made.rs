@@ -25,8 +25,8 @@ pub(crate) struct Made {
     pub(crate) init: Arc<Process>,
     pub(crate) user: User,
     pub(crate) cgroup: Cgroup,
-    /// Directory with the container's changes to its root.
-    pub(crate) upper: Option<PathBuf>,
+    /// Directory of what it may write: changes to its root, and volumes of its own.
+    pub(crate) own: Option<PathBuf>,
 }
 
 impl Public {

@@ -4,7 +4,7 @@
 //! [`create`] (how one comes to be, and how that is undone), [`exec`],
 //! [`process`] (from start to `Exited`), [`launch`] and [`child`] (a helper makes each process),
 //! [`make`] (what happens to it on the way), then the leaves [`spec`], [`user`], [`rootfs`],
-//! [`volumes`], [`nodes`], [`limits`], [`cgroup`], [`devices`], [`pause`].
+//! [`volumes`], [`declared`], [`nodes`], [`limits`], [`cgroup`], [`devices`], [`pause`].
 
 pub(crate) mod cgroup;
 pub(crate) mod child;
@@ -12,6 +12,7 @@ mod containers;
 mod context;
 mod copies;
 mod create;
+mod declared;
 mod descriptors;
 mod devices;
 mod error;

@@ -87,9 +87,10 @@ impl Rootfs {
         &self.path
     }
 
-    /// Returns the directory with the container's changes.
-    pub(crate) fn upper(&self) -> Option<PathBuf> {
-        self.writable.as_ref().map(|w| w.join("upper"))
+    /// Returns the directory of what the container may write: changes to its root, and volumes of its
+    /// own.
+    pub(crate) fn own(&self) -> Option<PathBuf> {
+        self.writable.as_deref().map(own)
     }
 
     /// Unmounts it and removes the writable layer.
@@ -104,6 +105,10 @@ impl Rootfs {
             None => Ok(()),
         }
     }
+}
+
+fn own(writable: &Path) -> PathBuf {
+    writable.join("own")
 }
 
 fn remove_if_there(result: io::Result<()>) -> io::Result<()> {
@@ -151,7 +156,7 @@ fn overlay_of_user(
 fn overlay(path: &Path, lower: &[PathBuf], writable: Option<&PathBuf>) -> Result<(), RootfsError> {
     let mut options = lower_option(lower);
     if let Some(writable) = writable {
-        let (upper, work) = (writable.join("upper"), writable.join("work"));
+        let (upper, work) = (own(writable).join("root"), writable.join("work"));
         make_dir(&upper)?;
         make_dir(&work)?;
         if let Some(top) = lower.last() {

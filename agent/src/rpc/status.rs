@@ -58,6 +58,7 @@ impl Classified for ContainerError {
             | Self::Spec(_)
             | Self::User(_)
             | Self::SubPath { .. }
+            | Self::NoDirectory(_)
             | Self::Device { .. }
             | Self::Limit(_)
             | Self::Unmapped(_)
@@ -70,6 +71,7 @@ impl Classified for ContainerError {
             | Self::Exec { .. } => Code::FAILED_PRECONDITION,
             Self::Rootfs(_)
             | Self::File { .. }
+            | Self::Volume { .. }
             | Self::PodPid(_)
             | Self::Stdio(_)
             | Self::Create(_)

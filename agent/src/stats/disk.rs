@@ -1,4 +1,4 @@
-//! What writable layers occupy.
+//! What containers' own directories occupy: writable layers and volumes of their own.
 //!
 //! That takes a walk through a directory tree which the container makes as large as
 //! it likes. So there is one walk at a time, on a thread of its own; a request waits
@@ -66,10 +66,10 @@ impl Measured {
 
 impl Disks {
     /// Has all layers measured that were not for a while, and waits a moment for it.
-    pub(super) fn refresh(self: &Arc<Self>, uppers: &[&Path]) {
+    pub(super) fn refresh(self: &Arc<Self>, dirs: &[&Path]) {
         let mut state = self.lock();
-        for upper in uppers {
-            let layer = state.known.entry((*upper).to_owned()).or_default();
+        for dir in dirs {
+            let layer = state.known.entry((*dir).to_owned()).or_default();
             layer.wanted |= !layer.last.is_some_and(|last| last.is_fresh());
         }
         if !state.walking && state.known.values().any(|layer| layer.wanted) {
@@ -78,8 +78,8 @@ impl Disks {
             // Without a thread the last results stand.
             state.walking = started.is_ok();
         }
-        let new = uppers.iter().any(|upper| {
-            let layer = state.known.get(*upper);
+        let new = dirs.iter().any(|dir| {
+            let layer = state.known.get(*dir);
             layer.is_some_and(|layer| layer.last.is_none())
         });
         let patience = if new { FIRST_PATIENCE } else { PATIENCE };
@@ -88,20 +88,20 @@ impl Disks {
         drop(self.changed.wait_timeout_while(state, patience, busy));
     }
 
-    /// Tells what is below `upper`; none as long as it was not measured.
-    pub(super) fn usage(&self, upper: &Path) -> Option<FilesystemStats> {
-        let last = self.lock().known.get(upper)?.last?;
+    /// Tells what is below `dir`; none as long as it was not measured.
+    pub(super) fn usage(&self, dir: &Path) -> Option<FilesystemStats> {
+        let last = self.lock().known.get(dir)?.last?;
         Some(FilesystemStats {
             used_bytes: last.bytes,
             used_inodes: last.inodes,
             age_ms: u64::try_from(last.at.elapsed().as_millis()).unwrap_or(u64::MAX),
-            ..filesystem(upper).unwrap_or_default()
+            ..filesystem(dir).unwrap_or_default()
         })
     }
 
     /// Forgets all layers but these.
-    pub(super) fn keep_only(&self, uppers: &[PathBuf]) {
-        self.lock().known.retain(|path, _| uppers.contains(path));
+    pub(super) fn keep_only(&self, dirs: &[PathBuf]) {
+        self.lock().known.retain(|path, _| dirs.contains(path));
     }
 
     /// Walks what is wanted, until nothing is.

@@ -48,10 +48,10 @@ impl Stats {
         pod_cgroup: &Path,
         scratch: Option<&Path>,
     ) -> StatsResponse {
-        let uppers = all.iter().filter_map(|(_, made)| made.upper.clone());
-        self.disks.keep_only(&uppers.collect::<Vec<_>>());
-        let uppers = wanted.iter().filter_map(|(_, made)| made.upper.as_deref());
-        self.disks.refresh(&uppers.collect::<Vec<_>>());
+        let owns = all.iter().filter_map(|(_, made)| made.own.clone());
+        self.disks.keep_only(&owns.collect::<Vec<_>>());
+        let owns = wanted.iter().filter_map(|(_, made)| made.own.as_deref());
+        self.disks.refresh(&owns.collect::<Vec<_>>());
         let containers: Vec<_> = wanted.iter().map(|c| self.container(c)).collect();
         let mut sandbox = cgroup::read(pod_cgroup);
         // What they have open is counted per container; once is enough.
@@ -78,9 +78,9 @@ impl Stats {
             container_id: id.to_string(),
             cgroup: MessageField::some(stats),
             writable: made
-                .upper
+                .own
                 .as_deref()
-                .and_then(|u| self.disks.usage(u))
+                .and_then(|own| self.disks.usage(own))
                 .into(),
             ulimits: process::ulimits(&made.init),
             ..ContainerStats::default()

@@ -473,7 +473,7 @@ fn image(dir: &Path) {
     for tool in [
         "sh", "cat", "echo", "sleep", "id", "ls", "env", "pwd", "yes", "head", "ps", "stty", "dd",
         "grep", "kill", "touch", "nc", "seq", "tail", "hostname", "mount", "wc", "mknod", "setsid",
-        "true", "printf", "chmod", "chown", "ip", "tr", "cut", "ln", "rm",
+        "true", "printf", "chmod", "chown", "ip", "tr", "cut", "ln", "rm", "stat", "uniq",
     ] {
         symlink("busybox", dir.join("bin").join(tool)).unwrap();
     }

@@ -602,6 +602,7 @@ agent_tests! {
         shared["process"]["cwd"] = json!("/made/cwd");
         let mut request = container_with("c1", &shared);
         request.pid = proto::PidNamespace::POD.into();
+        request.volumes = ["/etc", "/new"].map(str::to_owned).to_vec();
         agent.create(&request).await;
         agent.start_container("c1").await.unwrap();
         let (mut output, _) = agent.open_output(StreamKind::Stdout, "c1", "", 0).await.unwrap();
@@ -614,11 +615,11 @@ agent_tests! {
             ls -ln / | grep -E ' (bin|made|dev|data)$' | tr -s ' ' | cut -d ' ' -f 3,4,9; ls -ln /made | tail -1 | tr -s ' ' | cut -d ' ' -f 3,4,9; \
             touch /data/x /dev/shm/y /bin/busybox; chown 5:6 /data/x; \
             ls -ln /data/x /dev/shm/y /bin/busybox | tr -s ' ' | cut -d ' ' -f 3,4,9; cat /sys/fs/cgroup/pids.max; \
-            ls -lnd /plain | tr -s ' ' | cut -d ' ' -f 3,4");
+            ls -lnd /plain | tr -s ' ' | cut -d ' ' -f 3,4; touch /etc/x /new/x && ls -lnd /etc /etc/* /new/x | tr -s ' ' | cut -d ' ' -f 3,4 | uniq");
         let (output, _) = agent.exec_sync("c1", "e1", &script).await;
-        let expected = format!("{ids}/made/cwd\n99\n0 0 bin\n0 0 data\n0 0 dev\n0 0 made\n0 0 cwd\n0 0 /bin/busybox\n5 6 /data/x\n0 0 /dev/shm/y\n200\n65534 65534\n");
+        let expected = format!("{ids}/made/cwd\n99\n0 0 bin\n0 0 data\n0 0 dev\n0 0 made\n0 0 cwd\n0 0 /bin/busybox\n5 6 /data/x\n0 0 /dev/shm/y\n200\n65534 65534\n0 0\n");
         assert_eq!(output, expected);
-        let upper = agent.dir.join("run/scratch/containers/c1/upper");
+        let upper = agent.dir.join("run/scratch/containers/c1/own/root");
         let owner = std::os::unix::fs::MetadataExt::uid(&std::fs::metadata(upper.join("data/x")).unwrap());
         assert_eq!(owner, 1005);
         let shm = format!("/proc/{}/root{}", agent.init(), agent.dir.join("run/shm/y").display());

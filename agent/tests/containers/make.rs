@@ -1,14 +1,18 @@
 //! What a container is made of: mount points that the image lacks or has as links, environments,
 //! filters.
 
-use std::{fs, os::unix::fs::symlink};
+use std::{
+    fs,
+    os::unix::fs::{PermissionsExt, chown, symlink},
+    time::Duration,
+};
 
-use hull_proto_agent::stream::StreamKind;
+use hull_proto_agent::{agent::StatsRequest, stream::StreamKind};
 use serde_json::json;
 
 use crate::{
     agent_tests,
-    harness::{Agent, container_with, context, spec, unable},
+    harness::{Agent, LIMIT, container_with, context, spec, unable},
     message,
 };
 
@@ -126,6 +130,85 @@ agent_tests! {
             let (_, text) = message(agent.client.create(context(), &container_with("c1", &wanted)).await);
             assert!(text.starts_with(&format!("make the container's first process: there are no {what}")), "{text}");
         }
+        agent.assert_clean();
+    }
+
+    async fn volumes_of_an_image_are_the_containers_own(agent) {
+        let layer = agent.dir.join("declaring");
+        for dir in ["data/d", "run", "etc", "covered", "links"] {
+            fs::create_dir_all(layer.join(dir)).unwrap();
+        }
+        for (file, text) in [("data/seed", "seed\n"), ("data/d/file", ""), ("covered/image", ""), ("file", "")] {
+            fs::write(layer.join(file), text).unwrap();
+        }
+        for (path, mode) in [("data", 0o1750), ("data/d/file", 0o4711)] {
+            chown(layer.join(path), Some(1000), Some(2000)).unwrap();
+            fs::set_permissions(layer.join(path), fs::Permissions::from_mode(mode)).unwrap();
+        }
+        for (link, target) in [
+            ("links/lost", "/far/away"), ("links/run", "/run"), ("links/up", "../../../../data"), ("links/top", "/"),
+        ] {
+            symlink(target, layer.join(link)).unwrap();
+        }
+        agent.bind("declaring", &layer).await;
+        let volume = agent.dir.join("volume");
+        fs::create_dir(&volume).unwrap();
+        fs::write(volume.join("of-the-pod"), "").unwrap();
+        let with = |id: &str, script: &str, volumes: &[&str]| {
+            let mut wanted = spec(&["sh", "-c", script]);
+            wanted["root"]["readonly"] = json!(true);
+            wanted["mounts"].as_array_mut().unwrap().push(
+                json!({"destination": "/covered", "type": "bind", "source": volume, "options": ["rbind", "rprivate"]}));
+            let mut request = container_with(id, &wanted);
+            request.lower.push("declaring".to_owned());
+            request.volumes = volumes.iter().map(|path| (*path).to_owned()).collect();
+            request
+        };
+        let script = "touch /x 2>/dev/null || echo read-only; cat /data/seed; echo x >/data/new; ls /data /covered /run
+            stat -c '%n %u:%g %a' /data /data/d/file /new/vol /far/away; touch /new/vol/x /far/away/x /run/app/x
+            for at in / /data; do grep \" $at \" /proc/self/mounts | cut -d ' ' -f 3; done; echo end; dd if=/dev/zero of=/data/big bs=64k count=32 2>/dev/null; sleep 1000";
+        let volumes = ["/data", "/new/vol", "/links/lost", "/links/run/app", "/links/top", "/covered"];
+        let mut says = Vec::new();
+        for id in ["c1", "c2"] {
+            agent.create(&with(id, script, &volumes)).await;
+            agent.start_container(id).await.unwrap();
+            let (mut output, _) = agent.open_output(StreamKind::Stdout, id, "", 0).await.unwrap();
+            let mut said = String::new();
+            while !said.contains("end\n") {
+                said.push_str(&String::from_utf8_lossy(&output.read().await));
+            }
+            says.push(said);
+        }
+        // The second sees nothing of the first.
+        assert_eq!(says[0], says[1]);
+        let expected = "read-only\nseed\n/covered:\nof-the-pod\n\n/data:\nd\nnew\nseed\n\n/run:\napp\n\
+            /data 1000:2000 1750\n/data/d/file 1000:2000 4711\n/new/vol 0:0 755\n/far/away 0:0 755\n";
+        let (found, kinds) = says[0].split_at(expected.len());
+        assert_eq!(found, expected);
+        assert!(kinds.starts_with("overlay\n") && !kinds.contains("\noverlay\n"), "{kinds}");
+        // What it writes there is its own.
+        let counted = async {
+            loop {
+                let stats = agent.client.stats(context(), &StatsRequest::default()).await.unwrap();
+                let of = stats.containers.iter().find(|stats| stats.container_id == "c1").unwrap();
+                if of.writable.used_bytes >= 2 << 20 {
+                    break;
+                }
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        };
+        tokio::time::timeout(LIMIT, counted).await.unwrap();
+        for id in ["c1", "c2"] {
+            agent.delete(id).await;
+        }
+        for (path, why) in [
+            ("/file", "the image's volume /file is no directory in the image"),
+            ("/file/x", "the image's volume /file/x is no directory in the image"),
+        ] {
+            let (code, text) = message(agent.client.create(context(), &with("c1", "true", &["/data", path])).await);
+            assert_eq!((code, text.as_str()), (ttrpc::Code::INVALID_ARGUMENT, why));
+        }
+        assert_eq!(fs::read_dir(layer.join("data")).unwrap().count(), 2);
         agent.assert_clean();
     }
 }

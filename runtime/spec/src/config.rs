@@ -98,6 +98,8 @@ pub struct PodsConfig {
     pub serial_console: bool,
     /// Containers that name no seccomp profile get the default one.
     pub seccomp_default: bool,
+    /// Containers get the volumes that their image declares.
+    pub image_volumes: bool,
 }
 
 impl PodsConfig {
@@ -128,6 +130,7 @@ impl PodsConfig {
             cgroup_root: PathBuf::from("/sys/fs/cgroup"),
             serial_console: false,
             seccomp_default: true,
+            image_volumes: true,
         }
     }
 }

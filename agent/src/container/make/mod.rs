@@ -43,12 +43,11 @@ use self::{
     error::doing_to,
     filter::Filter,
     mounts::{Mounts, copy_of, put},
-    root::Kind,
 };
 pub(super) use self::{
     error::{StepError, doing},
     mounts::copy,
-    root::Root,
+    root::{Kind, Root},
     terminal::Terminal,
 };
 use super::spec::profile;

@@ -26,7 +26,7 @@ const MODE: Mode = Mode::from_raw_mode(0o755);
 
 /// What is wanted at a path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(crate) enum Kind {
     Directory,
     /// Anything else, a device too.
     File,
@@ -34,7 +34,7 @@ pub(super) enum Kind {
 
 impl Kind {
     /// What is behind a descriptor.
-    pub(super) fn of(file: impl AsFd) -> io::Result<Self> {
+    pub(crate) fn of(file: impl AsFd) -> io::Result<Self> {
         Ok(match FileType::from_raw_mode(fstat(file)?.st_mode) {
             FileType::Directory => Self::Directory,
             _ => Self::File,
@@ -54,7 +54,7 @@ impl Root {
     }
 
     /// Opens what is at `path`. Links are followed as a process in the container would.
-    pub(super) fn find(&self, path: &Path) -> io::Result<OwnedFd> {
+    pub(crate) fn find(&self, path: &Path) -> io::Result<OwnedFd> {
         self.resolve(path, ResolveFlags::NO_MAGICLINKS)
     }
 

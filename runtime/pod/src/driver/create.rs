@@ -7,7 +7,7 @@ use hull_spec::{
     error::PodError,
     field::Field,
     id::ContainerId,
-    oci::{Inputs, build},
+    oci::{Inputs, build, declared_volumes},
     signal::{self, Signal},
     spec::{ContainerSpec, NamespaceMode, Seccomp},
     validate,
@@ -158,6 +158,9 @@ impl Driver {
         let mounts = asked_mounts(&oci);
         let mut request = create_request(&id, &oci, &spec, &image)?;
         request.storage_mounts = storage_mounts(&mounts, &spec, &volumes, &locals);
+        if self.node.config.image_volumes {
+            request.volumes = declared_volumes(&image.config, &oci)?;
+        }
         let devices = find_devices(&id, &spec, &mut request).await?;
 
         let log_directory = &self.record.spec.log_directory;

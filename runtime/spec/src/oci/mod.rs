@@ -5,6 +5,7 @@
 //! paths of shared namespaces.
 
 mod capabilities;
+mod declared;
 mod mounts;
 mod profile;
 mod resources;
@@ -18,7 +19,9 @@ use oci_spec::runtime::{
     Spec, User, get_default_maskedpaths, get_default_readonly_paths,
 };
 
-pub use self::{mounts::asked_mount, profile::ProfileFile, resources::limits};
+pub use self::{
+    declared::declared_volumes, mounts::asked_mount, profile::ProfileFile, resources::limits,
+};
 use crate::{
     error::PodError,
     field::Field,
