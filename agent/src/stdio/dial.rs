@@ -8,7 +8,11 @@ use std::{
 };
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use tokio::{io::copy_bidirectional, net::TcpStream, time::sleep};
+use tokio::{
+    io::{AsyncWriteExt, copy, split},
+    net::TcpStream,
+    time::sleep,
+};
 
 use super::connection::Connection;
 
@@ -27,7 +31,8 @@ pub(crate) async fn connect(port: u16) -> io::Result<TcpStream> {
     }
 }
 
-/// Moves bytes both ways until both sides closed; each half-close is passed on.
+/// Moves bytes both ways until both sides closed; each half-close is passed on. A server that takes no
+/// more may have answered before; one that resets the connection ends it.
 ///
 /// A host that is gone reads like one that sends nothing more, so a silent
 /// server would hold the connection for ever; hence the look at the socket.
@@ -35,11 +40,7 @@ pub(crate) async fn relay(connection: Connection, server: TcpStream) -> io::Resu
     relay_for(connection, server, LINGER).await
 }
 
-async fn relay_for(
-    mut connection: Connection,
-    mut server: TcpStream,
-    linger: Duration,
-) -> io::Result<()> {
+async fn relay_for(connection: Connection, server: TcpStream, linger: Duration) -> io::Result<()> {
     let watch = connection.watch()?;
     let gone = async {
         while !watch.as_ref().is_some_and(has_hung_up) {
@@ -47,8 +48,20 @@ async fn relay_for(
         }
         sleep(linger).await;
     };
+    let (mut from_host, mut to_host) = split(connection);
+    let (mut from_server, mut to_server) = server.into_split();
+    let up = async {
+        if copy(&mut from_host, &mut to_server).await.is_ok() {
+            let _ = to_server.shutdown().await;
+        }
+        Ok(())
+    };
+    let down = async {
+        copy(&mut from_server, &mut to_host).await?;
+        to_host.shutdown().await
+    };
     tokio::select! {
-        copied = copy_bidirectional(&mut connection, &mut server) => copied.map(drop),
+        moved = async { tokio::try_join!(up, down) } => moved.map(drop),
         () = gone => Ok(()),
     }
 }
@@ -85,6 +98,26 @@ mod tests {
         let mut heard = String::new();
         silent.read_to_string(&mut heard).await.unwrap();
         assert_eq!(heard, "last words");
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn a_reset_ends_the_connection_after_what_came_before() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let server = connect(port).await.unwrap();
+        let (mut resets, _) = listener.accept().await.unwrap();
+        let (mut host, ours) = UnixStream::pair().unwrap();
+        let relay = tokio::spawn(relay(Box::new(ours), server));
+        host.write_all(b"request").await.unwrap();
+        resets.readable().await.unwrap();
+        resets.write_all(b"too large").await.unwrap();
+        // Closed with something unread: the kernel resets it.
+        drop(resets);
+        let mut heard = Vec::new();
+        let _ = host.read_to_end(&mut heard).await;
+        assert_eq!(heard, b"too large");
+        drop(host);
+        let _ = relay.await.unwrap();
     }
 
     #[tokio::test(flavor = "current_thread")]

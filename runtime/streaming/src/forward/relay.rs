@@ -30,17 +30,17 @@ pub(super) struct Pair {
 }
 
 impl Pair {
-    /// Connects to the port and copies both ways until the connection has ended. A failure is told
-    /// on the error stream.
+    /// Connects to the port and copies both ways until the connection has ended. That there is none
+    /// is told on the error stream. That one ends with an error is its client's to see: kubectl and
+    /// crictl give all of them up when something is told there.
     pub(super) async fn relay(mut self, backend: &dyn Backend, pod: &str, port: u16) {
-        let failure = match backend.dial(pod, port).await {
+        match backend.dial(pod, port).await {
             Ok(connection) => self.copy(connection).await,
-            Err(error) => Err(error.to_string()),
-        };
-        if let Err(reason) = failure {
-            debug!(port, reason, "port-forward failed");
-            self.fail(format!("forward port {port} to pod {pod}: {reason}"))
-                .await;
+            Err(error) => {
+                debug!(port, %error, "port-forward failed");
+                self.fail(format!("forward port {port} to pod {pod}: {error}"))
+                    .await;
+            }
         }
         self.end().await;
     }
@@ -57,7 +57,7 @@ impl Pair {
         self.error.reset().await;
     }
 
-    async fn copy(&mut self, connection: impl AsyncRead + AsyncWrite) -> Result<(), String> {
+    async fn copy(&mut self, connection: impl AsyncRead + AsyncWrite) {
         let (reader, writer) = tokio::io::split(connection);
         let up = up(&mut self.input, writer);
         let down = down(reader, &mut self.output);
@@ -66,20 +66,16 @@ impl Pair {
             ended = &mut up => match ended {
                 // Half closed: the server may answer for as long as it takes.
                 Up::Finished => down.await,
-                Up::ClientLost => Ok(()),
+                Up::ClientLost => {}
                 Up::ServerLost => tokio::select! {
-                    ended = down => ended,
-                    () = sleep(GRACE) => Ok(()),
+                    () = down => {}
+                    () = sleep(GRACE) => {}
                 },
             },
-            ended = &mut down => {
-                ended?;
-                tokio::select! {
-                    _ = up => {}
-                    () = sleep(GRACE) => {}
-                }
-                Ok(())
-            }
+            () = &mut down => tokio::select! {
+                _ = up => {}
+                () = sleep(GRACE) => {}
+            },
         }
     }
 }
@@ -112,7 +108,8 @@ async fn up(from: &mut Input, mut to: impl AsyncWrite + Unpin) -> Up {
     }
 }
 
-async fn down(mut from: impl AsyncRead + Unpin, to: &mut Output) -> Result<(), String> {
+/// Ends when the server sends no more, or the client takes no more.
+async fn down(mut from: impl AsyncRead + Unpin, to: &mut Output) {
     let mut buffer = BytesMut::new();
     loop {
         buffer.reserve(CHUNK);
@@ -120,14 +117,18 @@ async fn down(mut from: impl AsyncRead + Unpin, to: &mut Output) -> Result<(), S
         match read {
             Ok(0) => {
                 let _ = to.finish().await;
-                return Ok(());
+                return;
             }
             Ok(_) => {
                 if to.send(buffer.split().freeze()).await.is_err() {
-                    return Ok(());
+                    return;
                 }
             }
-            Err(error) => return Err(error.to_string()),
+            Err(error) => {
+                debug!(%error, "a forwarded connection was lost");
+                to.reset().await;
+                return;
+            }
         }
     }
 }

@@ -11,6 +11,7 @@ use std::{
 use async_trait::async_trait;
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, duplex},
+    net::UnixStream,
     sync::mpsc,
 };
 
@@ -28,6 +29,8 @@ pub(super) const ECHO: u16 = 7;
 pub(super) const COUNT: u16 = 81;
 /// Greets and hangs up.
 pub(super) const GREET: u16 = 80;
+/// Answers the first byte with `part`, then resets the connection if there are more.
+pub(super) const RESET: u16 = 82;
 /// Never reads or writes.
 pub(super) const STUCK: u16 = 99;
 /// Nobody listens.
@@ -215,6 +218,14 @@ impl Backend for Memory {
 
     async fn dial(&self, pod: &str, port: u16) -> Result<Box<dyn Duplex>, BackendError> {
         assert_eq!(pod, "pod");
+        if port == RESET {
+            let (ours, mut theirs) = UnixStream::pair().unwrap();
+            tokio::spawn(async move {
+                let _ = theirs.read_u8().await;
+                let _ = theirs.write_all(b"part").await;
+            });
+            return Ok(Box::new(ours));
+        }
         let (ours, theirs) = duplex(PIPE);
         let alive = self.live();
         match port {

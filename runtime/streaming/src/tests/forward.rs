@@ -6,7 +6,7 @@ use futures::future::join_all;
 
 use super::{
     PATIENCE, Server,
-    backend::{COUNT, ECHO, GREET, REFUSED, STUCK},
+    backend::{COUNT, ECHO, GREET, REFUSED, RESET, STUCK},
     bytes, pattern, read_exactly, read_to_end, wait, within,
 };
 use crate::{
@@ -93,6 +93,25 @@ async fn a_port_that_refuses_is_told_and_the_others_go_on() {
             "forward port 9 to pod pod: connection refused"
         );
         assert_eq!(within(bad.input.recv()).await, Err(Lost));
+        good.output.send(bytes("still here")).await.unwrap();
+        assert_eq!(read_exactly(&mut good.input, 10).await, b"still here");
+    }
+    server.assert_idle().await;
+}
+
+/// kubectl and crictl give all connections up when anything comes on the error stream of one.
+#[tokio::test]
+async fn a_connection_that_the_server_resets_ends_alone_and_nothing_is_told() {
+    let server = Server::start().await;
+    for forwarder in forwarders(&server).await {
+        let mut good = within(forwarder.open(ECHO)).await.unwrap();
+        for _ in 0..3 {
+            let mut reset = within(forwarder.open(RESET)).await.unwrap();
+            reset.output.send(bytes("request")).await.unwrap();
+            assert_eq!(read_exactly(&mut reset.input, 4).await, b"part");
+            assert_eq!(within(reset.input.recv()).await, Err(Lost));
+            assert_eq!(read_to_end(&mut reset.error).await, b"");
+        }
         good.output.send(bytes("still here")).await.unwrap();
         assert_eq!(read_exactly(&mut good.input, 10).await, b"still here");
     }
@@ -217,12 +236,15 @@ async fn streams_above_the_limit_are_refused_until_others_end() {
 #[tokio::test]
 async fn channels_carry_the_ports_of_the_request() {
     let server = Server::start().await;
-    let ports = [ECHO, GREET, REFUSED];
+    let ports = [ECHO, GREET, REFUSED, RESET];
     for protocol in CHANNELS {
         let url = server.forward(&ports);
         let dialer = Dialer::default();
         let opened = client::forward_channels(&dialer, &url, protocol, &ports);
         let (mut forwards, carrier) = within(opened).await.unwrap();
+        let reset = &mut forwards[3];
+        reset.output.send(bytes("request")).await.unwrap();
+        assert_eq!(read_exactly(&mut reset.input, 4).await, b"part");
         let data = pattern(200_000);
         let forward = &mut forwards[0];
         let send = forward.output.send(data.clone().into());
