@@ -20,6 +20,8 @@ pub(crate) enum SpecError {
     Cwd(PathBuf),
     #[error("complete the OCI specification")]
     Build(#[source] oci_spec::OciSpecError),
+    #[error("the OCI specification has two namespaces of the type {0}")]
+    Twice(LinuxNamespaceType),
     #[error("no command")]
     NoCommand,
     #[error("environment: {0:?} has no name, or a zero byte")]
@@ -69,6 +71,15 @@ pub(crate) fn complete(mut spec: Spec, add: &Additions<'_>) -> Result<Spec, Spec
     let linux = spec.linux_mut().as_mut();
     let linux = linux.ok_or(SpecError::Missing("linux section"))?;
     let asked = linux.namespaces().clone().unwrap_or_default();
+    let twice = |(index, ns): &(usize, &LinuxNamespace)| {
+        asked
+            .iter()
+            .take(*index)
+            .any(|other| other.typ() == ns.typ())
+    };
+    if let Some((_, ns)) = asked.iter().enumerate().find(twice) {
+        return Err(SpecError::Twice(ns.typ()));
+    }
     linux.set_namespaces(Some(namespaces(&asked, &add.pid, add.user_namespace)));
     Ok(spec)
 }

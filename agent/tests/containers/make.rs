@@ -126,9 +126,33 @@ agent_tests! {
         sysctls["linux"]["sysctl"] = json!({"net.core.somaxconn": "1"});
         let mut label = spec(&["true"]);
         label["process"]["apparmorProfile"] = json!("profile");
-        for (wanted, what) in [(hooks, "hooks"), (sysctls, "sysctls"), (label, "AppArmor")] {
+        let with = |of: &str, name: &str, value| {
+            let mut wanted = spec(&["true"]);
+            wanted[of][name] = value;
+            wanted
+        };
+        let seccomp = json!({"defaultAction": "SCMP_ACT_ALLOW", "listenerPath": "/x"});
+        for (wanted, what) in [
+            (hooks, "hooks"), (sysctls, "sysctls"), (label, "AppArmor"),
+            (with("process", "selinuxLabel", json!("label")), "SELinux"),
+            (with("process", "scheduler", json!({"policy": "SCHED_BATCH"})), "scheduling"),
+            (with("process", "ioPriority", json!({"class": "IOPRIO_CLASS_IDLE", "priority": 0})), "I/O"),
+            (with("linux", "personality", json!({"domain": "LINUX32"})), "personalities"),
+            (with("linux", "intelRdt", json!({"closID": "x"})), "cache"),
+            (with("linux", "timeOffsets", json!({"monotonic": {"secs": 1, "nanosecs": 0}})), "clocks"),
+            (with("linux", "seccomp", seccomp), "listeners"),
+        ] {
             let (_, text) = message(agent.client.create(context(), &container_with("c1", &wanted)).await);
             assert!(text.starts_with(&format!("make the container's first process: there are no {what}")), "{text}");
+        }
+        let limit = json!({"type": "RLIMIT_CORE", "soft": 0, "hard": 0});
+        for (wanted, why) in [
+            (with("process", "rlimits", json!([limit, limit])), "make the container's first process: RLIMIT_CORE is set twice"),
+            (with("linux", "namespaces", json!([{"type": "pid"}, {"type": "mount"}, {"type": "pid"}])),
+                "the OCI specification has two namespaces of the type pid"),
+        ] {
+            let (_, text) = message(agent.client.create(context(), &container_with("c1", &wanted)).await);
+            assert_eq!(text, why);
         }
         agent.assert_clean();
     }
@@ -209,6 +233,37 @@ agent_tests! {
             assert_eq!((code, text.as_str()), (ttrpc::Code::INVALID_ARGUMENT, why));
         }
         assert_eq!(fs::read_dir(layer.join("data")).unwrap().count(), 2);
+        agent.assert_clean();
+    }
+
+    /// OCI runtime specification, "Process", "Default Devices", "Dev symbolic links", "Masked Paths".
+    async fn a_process_has_what_its_specification_says(agent) {
+        let script = "ulimit -Sc; ulimit -Hc; ulimit -Sn; ulimit -Hn; umask; cat /proc/self/oom_score_adj
+            for name in null zero full random urandom tty; do stat -c '%n %F %t:%T %a %u:%g' /dev/$name; done
+            for name in fd stdin stdout stderr ptmx; do ls -l /dev/$name | tr -s ' ' | cut -d ' ' -f 9-; done
+            cat /proc/kcore | wc -c; ls -A /sys/firmware | wc -l; (echo 1 >/proc/sys/kernel/printk) 2>/dev/null || echo read-only
+            grep ' /relative/to/root ' /proc/self/mounts | cut -d ' ' -f 3,4 | cut -d , -f 1-4; cat /proc/self/cgroup";
+        let mut wanted = spec(&["sh", "-c", script]);
+        wanted["process"]["rlimits"] = json!([
+            {"type": "RLIMIT_CORE", "soft": 0, "hard": 512}, {"type": "RLIMIT_NOFILE", "soft": 77, "hard": 88}]);
+        wanted["process"]["user"]["umask"] = json!(0o027);
+        wanted["process"]["oomScoreAdj"] = json!(321);
+        wanted["mounts"].as_array_mut().unwrap().push(json!({
+            "destination": "relative/to/root", "type": "tmpfs", "source": "x", "options": ["nosuid", "nodev", "noexec", "size=64k"]}));
+        agent.create(&container_with("c1", &wanted)).await;
+        agent.start_container("c1").await.unwrap();
+        let said = agent.output(StreamKind::Stdout, "c1", "").await;
+        let node = |name, numbers| format!("/dev/{name} character special file {numbers} 666 0:0\n");
+        let expected = [
+            "0\n1\n77\n88\n0027\n321\n".to_owned(),
+            node("null", "1:3"), node("zero", "1:5"), node("full", "1:7"), node("random", "1:8"),
+            node("urandom", "1:9"), node("tty", "5:0"),
+            "/dev/fd -> /proc/self/fd\n/dev/stdin -> /proc/self/fd/0\n/dev/stdout -> /proc/self/fd/1\n\
+             /dev/stderr -> /proc/self/fd/2\n/dev/ptmx -> pts/ptmx\n".to_owned(),
+            "0\n0\nread-only\ntmpfs rw,nosuid,nodev,noexec\n0::/\n".to_owned(),
+        ];
+        assert_eq!(said, expected.concat());
+        agent.delete("c1").await;
         agent.assert_clean();
     }
 }

@@ -24,7 +24,15 @@ const UMASK: u32 = 0o022;
 
 /// Sets the limits of `process`. Raising them takes powers that it will not have.
 pub(super) fn limit(process: &Process) -> Result<(), StepError> {
-    for limit in process.rlimits().iter().flatten() {
+    let limits = process.rlimits().as_deref().unwrap_or_default();
+    for (index, limit) in limits.iter().enumerate() {
+        if limits
+            .iter()
+            .take(index)
+            .any(|other| other.typ() == limit.typ())
+        {
+            return Err(StepError::Refused(format!("{} is set twice", limit.typ())));
+        }
         let wanted = Rlimit {
             current: bounded(limit.soft()),
             maximum: bounded(limit.hard()),

@@ -205,20 +205,50 @@ fn enter() -> Result<(), StepError> {
 fn check(spec: &Spec) -> Result<(), StepError> {
     let linux = spec.linux().as_ref();
     let process = spec.process().as_ref();
-    let is_set = |label: Option<&Option<String>>| label.is_some_and(Option::is_some);
+    let of_process = |asked: fn(&oci::Process) -> bool| process.is_some_and(asked);
+    let of_linux = |asked: fn(&oci::Linux) -> bool| linux.is_some_and(asked);
     let asked = [
         (spec.hooks().is_some(), "hooks"),
         (
-            linux.is_some_and(|linux| linux.sysctl().is_some()),
+            of_linux(|linux| linux.sysctl().is_some()),
             "sysctls of a container's own",
         ),
         (
-            is_set(process.map(oci::Process::apparmor_profile)),
+            of_process(|process| process.apparmor_profile().is_some()),
             "AppArmor profiles",
         ),
         (
-            is_set(process.map(oci::Process::selinux_label)),
+            of_process(|process| process.selinux_label().is_some())
+                || of_linux(|linux| linux.mount_label().is_some()),
             "SELinux labels",
+        ),
+        (
+            of_process(|process| process.scheduler().is_some()),
+            "scheduling policies",
+        ),
+        (
+            of_process(|process| process.io_priority().is_some()),
+            "I/O priorities",
+        ),
+        (
+            of_process(|process| process.exec_cpu_affinity().is_some()),
+            "CPU affinities",
+        ),
+        (
+            of_linux(|linux| linux.personality().is_some()),
+            "personalities",
+        ),
+        (
+            of_linux(|linux| linux.intel_rdt().is_some()),
+            "cache allocations",
+        ),
+        (
+            of_linux(|linux| linux.time_offsets().is_some()),
+            "clocks of a container's own",
+        ),
+        (
+            profile(spec).is_some_and(|profile| profile.listener_path().is_some()),
+            "listeners of seccomp",
         ),
     ];
     match asked.iter().find(|(asked, _)| *asked) {

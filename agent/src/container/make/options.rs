@@ -81,10 +81,10 @@ impl Options {
             }
             "rnoatime" => self.all.choose(ATIME, NOATIME),
             "rstrictatime" => self.all.choose(ATIME, STRICTATIME),
-            // What a mount is without: "remount" comes from tables of file systems; an "idmap" is made
-            // before by what has the namespace.
-            "" | "defaults" | "async" | "nomand" | "loud" | "norelease" | "remount" | "idmap"
-            | "ridmap" => {}
+            // What a mount is without, and "silent", which quiets what is not said here anyway; "remount"
+            // comes from tables of file systems; an "idmap" is made before by what has the namespace.
+            "" | "defaults" | "async" | "nomand" | "loud" | "silent" | "noiversion"
+            | "nolazytime" | "remount" | "idmap" | "ridmap" => {}
             other => match propagation(other) {
                 Some(propagation) => self.propagation = Some(propagation),
                 None => self.data.push(match other.split_once('=') {
@@ -141,6 +141,23 @@ mod tests {
         assert_eq!((parsed.own.set, parsed.own.clear), (STRICTATIME, ATIME));
         let parsed = parse(&["noatime", "relatime"]);
         assert_eq!((parsed.own.set, parsed.own.clear), (RELATIME, ATIME));
+    }
+
+    /// All that the specification says must be supported.
+    #[test]
+    fn every_option_of_the_specification_is_known() {
+        let of_the_mount = "async atime bind defaults dev diratime exec loud noatime nodev nodiratime noexec \
+            noiversion nolazytime norelatime nostrictatime nosuid nosymfollow private ratime rbind rdev rdiratime \
+            relatime remount rexec rnoatime rnodiratime rnoexec rnorelatime rnostrictatime rnosuid rnosymfollow ro \
+            rprivate rrelatime rro rrw rshared rslave rstrictatime rsuid rsymfollow runbindable rw shared silent \
+            slave strictatime suid symfollow unbindable idmap ridmap";
+        for option in of_the_mount.split_whitespace() {
+            assert_eq!(parse(&[option]).data, [], "{option}");
+        }
+        // The kernel reads these of any file system (fsconfig(2)).
+        for option in ["dirsync", "lazytime", "sync"] {
+            assert_eq!(parse(&[option]).data, [(option.to_owned(), None)]);
+        }
     }
 
     #[test]
