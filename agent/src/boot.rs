@@ -7,7 +7,7 @@ use std::{
 
 use nix::{
     mount::{MsFlags, mount},
-    sys::resource::{Resource, setrlimit},
+    sys::resource::{RLIM_INFINITY, Resource, rlim_t, setrlimit},
 };
 
 use crate::layout::{CGROUP_ROOT, Layout};
@@ -118,27 +118,69 @@ pub(crate) fn mount_all() -> Result<(), BootError> {
     Ok(())
 }
 
+/// What processes of containers inherit, as from containerd under systemd: the kernel's own follow from a
+/// small guest's memory.
+const LIMITS: [(Resource, rlim_t); 4] = [
+    (Resource::RLIMIT_NOFILE, OPEN_FILES),
+    (Resource::RLIMIT_NPROC, RLIM_INFINITY),
+    (Resource::RLIMIT_CORE, RLIM_INFINITY),
+    // What a host with 32 GiB has.
+    (Resource::RLIMIT_SIGPENDING, 1 << 17),
+];
+
 /// Raises limits that children inherit and protects the agent from the
 /// kernel's out-of-memory killer.
 pub(crate) fn limits() {
-    let _ = setrlimit(Resource::RLIMIT_NOFILE, OPEN_FILES, OPEN_FILES);
     // A build machine may not allow it; there it does not matter.
+    for (resource, most) in LIMITS {
+        let _ = setrlimit(resource, most, most);
+    }
     let _ = fs::write("/proc/self/oom_score_adj", "-1000");
 }
 
-/// Limits of the whole kernel that belong to no namespace, so that no pod can ask for them, and that
-/// hosts have raised for what runs in pods: a small guest's own are smaller than any host's.
-const KERNEL_LIMITS: [(&str, &str); 3] = [
-    ("/proc/sys/vm/max_map_count", "1048576"),
-    ("/proc/sys/fs/inotify/max_user_instances", "8192"),
-    ("/proc/sys/fs/inotify/max_user_watches", "1048576"),
+/// Limits of the whole kernel that belong to no namespace, so that no pod can ask for them. A small guest's
+/// own are smaller than any host's, and what hosts raise them to is not known here: so they are the highest
+/// that there are. What they count takes memory, which the containers' cgroups count.
+const KERNEL_LIMITS: [(&str, &str); 14] = [
+    // As who sets it "to the highest" has it (2^31 - 6): programs add to it.
+    ("vm/max_map_count", "2147483642"),
+    // As kubelet sets it on its node.
+    ("vm/overcommit_memory", "1"),
+    ("fs/inotify/max_user_instances", "2147483647"),
+    ("fs/inotify/max_user_watches", "2147483647"),
+    // Both as systemd sets them.
+    ("fs/file-max", "9223372036854775807"),
+    ("kernel/pid_max", "4194304"),
+    ("user/max_user_namespaces", NAMESPACES),
+    ("user/max_pid_namespaces", NAMESPACES),
+    ("user/max_mnt_namespaces", NAMESPACES),
+    ("user/max_net_namespaces", NAMESPACES),
+    ("user/max_ipc_namespaces", NAMESPACES),
+    ("user/max_uts_namespaces", NAMESPACES),
+    ("user/max_cgroup_namespaces", NAMESPACES),
+    ("user/max_time_namespaces", NAMESPACES),
 ];
+/// What a host with 16 GiB allows a user. The kernel does not count all of their memory.
+const NAMESPACES: &str = "63000";
+/// The least memory that a thread takes, in bytes: a stack and the tables of the kernel.
+const THREAD_SIZE: u64 = 32 << 10;
 
 /// Raises limits of the guest.
 pub(crate) fn kernel_limits() {
+    let sys = Path::new("/proc/sys");
     for (file, value) in KERNEL_LIMITS {
         // A kernel without the limit has no such file.
-        let _ = fs::write(file, value);
+        let _ = fs::write(sys.join(file), value);
+    }
+    // The kernel's own leaves seven eighths of the memory to other things, which is their cgroup's to say.
+    let memory = fs::read_to_string("/proc/meminfo")
+        .ok()
+        .and_then(|text| meminfo(&text, "MemTotal"));
+    if let Some(memory) = memory {
+        let _ = fs::write(
+            sys.join("kernel/threads-max"),
+            (memory / THREAD_SIZE).to_string(),
+        );
     }
 }
 
@@ -186,11 +228,17 @@ pub(crate) fn cgroups(layout: &Layout) -> Result<(), BootError> {
     Ok(())
 }
 
+/// Returns a number of `/proc/meminfo` in bytes.
+pub(crate) fn meminfo(text: &str, name: &str) -> Option<u64> {
+    let mut lines = text.lines().filter_map(|line| line.split_once(':'));
+    let (_, value) = lines.find(|(key, _)| *key == name)?;
+    let kib: u64 = value.split_whitespace().next()?.parse().ok()?;
+    kib.checked_mul(1024)
+}
+
 /// Returns how much memory all containers may use together.
-fn workload_limit(meminfo: &str) -> Option<u64> {
-    let line = meminfo.lines().find(|l| l.starts_with("MemTotal:"))?;
-    let kib: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
-    let total = kib.checked_mul(1024)?;
+fn workload_limit(text: &str) -> Option<u64> {
+    let total = meminfo(text, "MemTotal")?;
     (total > SMALL_GUEST).then(|| total - RESERVE)
 }
 
