@@ -66,7 +66,7 @@ use tracing::{error, info, warn};
 use self::{
     atomic_volumes::AtomicVolumes,
     container::{
-        Containers, Context, child,
+        Containers, Context, HugePages, child,
         pause::{self, PodNamespaces},
     },
     layout::Layout,
@@ -210,6 +210,7 @@ fn run(
         let context = Arc::new(Context {
             storages: Storages::new(layout.clone(), Slots::default()),
             atomic_volumes: Arc::new(AtomicVolumes::new(layout.atomic_volumes())),
+            huge_pages: Arc::new(HugePages::new(&layout.pod_cgroup())),
             layout: layout.clone(),
             reaper: Arc::clone(&reaper),
             events: Arc::default(),

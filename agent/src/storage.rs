@@ -244,7 +244,7 @@ impl Storage {
         let fstype = request.fstype.as_str();
         // Memory and directories have no device; all else is behind a slot.
         let device = match fstype {
-            "tmpfs" | "bind" => String::new(),
+            "tmpfs" | "hugetlbfs" | "bind" => String::new(),
             // Known by its tag, which is the storage's id.
             VIRTIOFS => {
                 slots.slot(request.slot)?.probe()?;

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::pause::PodNamespaces;
+use super::{huge_pages::HugePages, pause::PodNamespaces};
 use crate::{
     atomic_volumes::AtomicVolumes, events::Events, layout::Layout, reaper::Reaper,
     storage::Storages,
@@ -16,5 +16,6 @@ pub(crate) struct Context {
     pub(crate) events: Arc<Events>,
     pub(crate) storages: Arc<Storages>,
     pub(crate) atomic_volumes: Arc<AtomicVolumes>,
+    pub(crate) huge_pages: Arc<HugePages>,
     pub(crate) pod: Arc<PodNamespaces>,
 }

@@ -16,6 +16,7 @@ use super::{
     context::Context,
     declared, devices,
     error::ContainerError,
+    huge_pages::HugePages,
     launch::{Gate, Launch, launch},
     limits,
     made::Made,
@@ -61,6 +62,7 @@ pub(crate) struct Remains {
     rootfs: Option<Rootfs>,
     cgroup: Option<Cgroup>,
     atomic_volumes: Arc<AtomicVolumes>,
+    huge_pages: Arc<HugePages>,
 }
 
 impl Remains {
@@ -87,6 +89,7 @@ impl Remains {
             self.rootfs = None;
         }
         self.atomic_volumes.remove(&self.id);
+        self.huge_pages.release(&self.id)?;
         match fs::remove_dir_all(&self.dir) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => {
                 Err(failed("remove directory", &self.dir)(e))
@@ -124,6 +127,7 @@ pub(crate) async fn create(
         rootfs: None,
         cgroup: None,
         atomic_volumes: Arc::clone(&context.atomic_volumes),
+        huge_pages: Arc::clone(&context.huge_pages),
     };
     match stages(context, id, request, target, &mut remains).await {
         Ok(stage) => Ok(stage.into_created(remains)),
@@ -217,7 +221,8 @@ async fn stages(
     let limits = asked.linux().as_ref();
     if let Some(limits) = limits.and_then(|linux| linux.resources().clone()) {
         let (of, path, cgroup) = (id.clone(), context.layout.oci_cgroup(id), cgroup.clone());
-        blocking(move || update::limit(&of, path, &cgroup, limits)).await?;
+        let pages = Arc::clone(&context.huge_pages);
+        blocking(move || update::limit(&of, path, &cgroup, &pages, limits)).await?;
     }
     let rules = device_rules(&asked);
     devices::apply(cgroup.path(), &rules).map_err(|source| ContainerError::File {

@@ -3,8 +3,8 @@
 use std::{io, path::PathBuf};
 
 use super::{
-    launch::LaunchError, limits::LimitError, process::StartFailure, rootfs::RootfsError,
-    spec::SpecError, user::UserError,
+    huge_pages::HugePageError, launch::LaunchError, limits::LimitError, process::StartFailure,
+    rootfs::RootfsError, spec::SpecError, user::UserError,
 };
 use crate::{
     ident::{Id, IdError},
@@ -67,6 +67,8 @@ pub(crate) enum ContainerError {
     },
     #[error(transparent)]
     Limit(#[from] LimitError),
+    #[error(transparent)]
+    HugePages(#[from] HugePageError),
     #[error("id {0} is not in the pod's user namespace")]
     Unmapped(u32),
     #[error("the owners of the mount on {0} can't be mapped, but by the pod's user namespace")]

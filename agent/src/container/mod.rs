@@ -4,7 +4,7 @@
 //! [`create`] (how one comes to be, and how that is undone), [`exec`],
 //! [`process`] (from start to `Exited`), [`launch`] and [`child`] (a helper makes each process),
 //! [`make`] (what happens to it on the way), then the leaves [`spec`], [`user`], [`rootfs`],
-//! [`volumes`], [`declared`], [`nodes`], [`limits`], [`cgroup`], [`devices`], [`pause`].
+//! [`volumes`], [`declared`], [`nodes`], [`limits`], [`huge_pages`], [`cgroup`], [`devices`], [`pause`].
 
 pub(crate) mod cgroup;
 pub(crate) mod child;
@@ -17,6 +17,7 @@ mod descriptors;
 mod devices;
 mod error;
 mod exec;
+mod huge_pages;
 mod launch;
 mod limits;
 mod made;
@@ -33,6 +34,6 @@ mod user;
 mod volumes;
 
 pub(crate) use self::{
-    containers::Containers, context::Context, error::ContainerError, made::Made, task::Sending,
-    update::Change,
+    containers::Containers, context::Context, error::ContainerError, huge_pages::HugePages,
+    made::Made, task::Sending, update::Change,
 };

@@ -26,7 +26,7 @@ use super::{
     exec::Execs,
     launch::Gate,
     made::{Made, Public},
-    process::StartFailure,
+    process::{Ended, StartFailure},
     update::{self, Change},
 };
 use crate::{blocking::blocking, ident::Id, pidfd::Process};
@@ -117,6 +117,9 @@ pub(crate) async fn run(
         .stdio()
         .insert(String::new(), Arc::clone(&created.stdio));
     let _ = public.made.set(created.made.clone());
+    if context.huge_pages.has(&id) {
+        tokio::spawn(release_at_end(&context, &id, created.ended.clone()));
+    }
     let mut task = Task {
         context,
         id,
@@ -132,6 +135,23 @@ pub(crate) async fn run(
         }
     }
     queue
+}
+
+/// Takes the huge pages of a container away when it ends: the next one of the pod may need them.
+fn release_at_end(
+    context: &Context,
+    id: &Id,
+    mut ended: Ended,
+) -> impl Future<Output = ()> + use<> {
+    let (pages, id) = (Arc::clone(&context.huge_pages), id.clone());
+    async move {
+        // An error means that nobody can tell, as at the removal.
+        let _ = ended.wait_for(Option::is_some).await;
+        let container = id.clone();
+        if let Err(error) = blocking(move || pages.release(&id)).await {
+            warn!(%container, error = &error as &dyn std::error::Error, "release huge pages");
+        }
+    }
 }
 
 /// Gives the reason to the first who asked for the container.
@@ -330,7 +350,8 @@ impl Task {
         }
         let (id, cgroup) = (self.id.clone(), self.created.made.cgroup.clone());
         let path = self.context.layout.oci_cgroup(&self.id);
-        blocking(move || update::apply(&id, path, &cgroup, change)).await
+        let pages = Arc::clone(&self.context.huge_pages);
+        blocking(move || update::apply(&id, path, &cgroup, &pages, change)).await
     }
 
     async fn delete(&mut self, force: bool) -> Result<(), ContainerError> {

@@ -11,7 +11,7 @@ use libcgroups::common::{
 };
 use oci_spec::runtime::LinuxResources;
 
-use super::{cgroup::Cgroup, error::ContainerError, limits};
+use super::{cgroup::Cgroup, error::ContainerError, huge_pages::HugePages, limits};
 use crate::ident::Id;
 
 /// What is to change.
@@ -27,9 +27,10 @@ pub(super) fn apply(
     id: &Id,
     path: PathBuf,
     cgroup: &Cgroup,
+    pages: &HugePages,
     change: Change,
 ) -> Result<(), ContainerError> {
-    limit(id, path, cgroup, change.resources)?;
+    limit(id, path, cgroup, pages, change.resources)?;
     match change.oom_score_adj {
         Some(adjustment) => adjust_oom_scores(cgroup, adjustment).map_err(|source| {
             let message = format!("set oom_score_adj: {source}");
@@ -47,9 +48,12 @@ pub(super) fn limit(
     id: &Id,
     path: PathBuf,
     cgroup: &Cgroup,
+    pages: &HugePages,
     mut resources: LinuxResources,
 ) -> Result<(), ContainerError> {
     limits::fit(&mut resources, cgroup.path())?;
+    let huge = resources.hugepage_limits().as_deref().unwrap_or_default();
+    pages.set(id, cgroup.path(), huge)?;
     let failed = |error: &dyn Error| ContainerError::Update {
         id: id.clone(),
         message: chain(error),

@@ -67,6 +67,7 @@ impl Classified for ContainerError {
             Self::Exists(_) | Self::ExecExists(_) => Code::ALREADY_EXISTS,
             Self::NoStorage(_)
             | Self::WrongState { .. }
+            | Self::HugePages(_)
             | Self::Start { .. }
             | Self::Exec { .. } => Code::FAILED_PRECONDITION,
             Self::Rootfs(_)

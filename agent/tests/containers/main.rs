@@ -714,6 +714,72 @@ agent_tests! {
         agent.delete("c1").await;
     }
 
+    async fn huge_pages_are_there_for_whom_they_are_meant(agent) {
+        let pool = || -> u64 {
+            let text = std::fs::read_to_string("/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages");
+            text.unwrap().trim().parse().unwrap()
+        };
+        let before = pool();
+        let volume = proto::AttachStorageRequest {
+            id: "huge".to_owned(), fstype: "hugetlbfs".to_owned(), options: vec!["pagesize=2097152".to_owned()],
+            volume: Some(proto::Directory { mode: 0o777, ..Default::default() }).into(),
+            ..Default::default()
+        };
+        agent.client.attach_storage(context(), &volume).await.unwrap();
+        let with = |id: &str, bytes: u64| {
+            let mut limited = spec(&["sleep", "1000"]);
+            limited["linux"]["resources"]["hugepageLimits"] = json!([
+                {"pageSize": "2MB", "limit": bytes}, {"pageSize": "64MB", "limit": 0}
+            ]);
+            let mounts = limited["mounts"].as_array_mut().unwrap();
+            let mount = mounts.len() as u32;
+            mounts.push(json!({"destination": "/huge", "type": "bind", "source": "x", "options": ["rbind", "rw"]}));
+            let mut request = container_with(id, &limited);
+            request.storage_mounts.push(proto::StorageMount {
+                mount, storage: "huge".to_owned(), ..Default::default()
+            });
+            request
+        };
+        agent.create(&with("c1", 5 << 20)).await;
+        agent.create(&with("c2", 0)).await;
+        assert_eq!(pool(), before + 2);
+        for id in ["c1", "c2"] {
+            agent.start_container(id).await.unwrap();
+        }
+        let script = "cat /sys/fs/cgroup/hugetlb.2MB.max; fallocate -l 4m /huge/$1 && rm /huge/$1 && echo ok";
+        let script = |name: &str| script.replace("$1", name);
+        let (output, _) = agent.exec_sync("c1", "e1", &script("one")).await;
+        assert_eq!(output, "4194304\nok\n");
+        let (output, _) = agent.exec_sync("c2", "e1", &script("two")).await;
+        assert_eq!(output, "0\n");
+        let update = |bytes: u64| proto::UpdateRequest {
+            container_id: "c1".to_owned(),
+            resources: json!({"hugepageLimits": [{"pageSize": "2MB", "limit": bytes}]}).to_string().into_bytes(),
+            ..Default::default()
+        };
+        agent.client.update(context(), &update(2 << 20)).await.unwrap();
+        assert_eq!(pool(), before + 1);
+        // More than the machine has: refused by name, and nothing is kept for it.
+        let (code, text) = message(agent.client.create(context(), &with("c3", 1 << 40)).await);
+        assert_eq!(code, ttrpc::Code::FAILED_PRECONDITION);
+        assert!(text.contains("more huge pages of 2MB, not for 524288"), "{text}");
+        assert_eq!(pool(), before + 1);
+        // They go when the container ends, not when it is removed.
+        agent.signal("c1", "", libc::SIGKILL, false).await;
+        agent.exited("c1", "").await;
+        let end = Instant::now() + LIMIT;
+        while pool() != before && Instant::now() < end {
+            sleep(Duration::from_millis(10)).await;
+        }
+        assert_eq!(pool(), before);
+        for id in ["c1", "c2"] {
+            agent.delete(id).await;
+        }
+        let detach = proto::DetachStorageRequest { id: "huge".to_owned(), ..Default::default() };
+        agent.client.detach_storage(context(), &detach).await.unwrap();
+        agent.assert_clean();
+    }
+
     async fn one_signal_ends_an_exec_with_all_that_it_started(agent) {
         agent.run("c1", "sleep 1000").await;
         agent.exec("c1", "e1", "setsid sleep 555 & (setsid sleep 556 &); sleep 557").await;

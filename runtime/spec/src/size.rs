@@ -28,13 +28,14 @@ impl VmSize {
         memory_mib: 0,
     };
 
-    /// From what the pod may use: the limit of its containers and its overhead. A pod without a
-    /// limit gets the configured size.
+    /// From what the pod may use: the limit of its containers and its overhead, and huge pages beside
+    /// them. A pod without a limit gets the configured size.
     pub fn of(spec: &SandboxSpec, config: &PodsConfig, host_cpus: usize) -> Self {
         let memory = |r: &Option<Resources>| {
             r.as_ref()
                 .map_or(0, |r| u64::try_from(r.memory_limit_bytes).unwrap_or(0))
         };
+        let huge_mib = spec.resources.as_ref().map_or(0, huge_mib);
         let memory_mib = match (memory(&spec.resources), memory(&spec.overhead)) {
             (0, _) => config.memory_mib,
             (limit, 0) => (limit.div_ceil(MIB)).saturating_add(config.guest_overhead_mib),
@@ -51,7 +52,7 @@ impl VmSize {
         };
         Self {
             vcpus: u8::try_from(wanted.clamp(1, host_cpus.max(1))).unwrap_or(u8::MAX),
-            memory_mib: memory_mib.max(config.memory_mib),
+            memory_mib: memory_mib.max(config.memory_mib).saturating_add(huge_mib),
         }
     }
 
@@ -75,6 +76,12 @@ impl VmSize {
     }
 }
 
+fn huge_mib(resources: &Resources) -> u64 {
+    let limits = resources.hugepage_limits.iter();
+    let bytes = limits.fold(0_u64, |sum, limit| sum.saturating_add(limit.limit_bytes));
+    bytes.div_ceil(MIB)
+}
+
 fn cpus(resources: &Resources) -> f64 {
     let period = match resources.cpu_period_us {
         period if period > 0 => period,
@@ -90,6 +97,7 @@ fn cpus(resources: &Resources) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::spec::HugepageLimit;
 
     fn size(resources: Option<Resources>, overhead: Option<Resources>) -> VmSize {
         let spec = SandboxSpec {
@@ -126,6 +134,21 @@ mod tests {
         assert_eq!(size(resources(512, 0), resources(100, 0)).memory_mib, 612);
         let both = size(resources(512, 200_000), resources(100, 50_000));
         assert_eq!(both.vcpus, 3);
+    }
+
+    #[test]
+    fn huge_pages_are_beside_the_rest() {
+        let mut limits = resources(512, 0).unwrap();
+        let pages = |size: &str, mib: u64| HugepageLimit {
+            page_size: size.into(),
+            limit_bytes: mib * MIB,
+        };
+        limits.hugepage_limits = vec![pages("2MB", 64), pages("1GB", 0)];
+        assert_eq!(size(Some(limits.clone()), None).memory_mib, 512 + 64 + 64);
+        limits.memory_limit_bytes = 0;
+        assert_eq!(size(Some(limits.clone()), None).memory_mib, 256 + 64);
+        limits.hugepage_limits = vec![pages("2MB", u64::MAX / MIB), pages("1GB", 1024)];
+        assert!(size(Some(limits), None).memory_mib > u64::MAX / MIB);
     }
 
     #[test]

@@ -2,7 +2,8 @@
 //!
 //! One on disk is a sparse image in kubelet's directory of the volume, so kubelet counts what it
 //! occupies and removes it with the pod; it outlives containers and sandboxes. One in memory is a
-//! tmpfs of the guest, as large as kubelet's, until the VM ends. The existence of the image is all
+//! tmpfs of the guest, as large as kubelet's, until the VM ends; one in huge pages the same in a
+//! hugetlbfs. The existence of the image is all
 //! that is to be known of a volume: nothing is recorded about it but who has it attached.
 //!
 //! Containers that share the directory with the host can make any file there, as root too. So an
@@ -18,7 +19,7 @@ use std::{
     path::{Component, Path, PathBuf},
 };
 
-use nix::sys::statfs::{TMPFS_MAGIC, fstatfs};
+use nix::sys::statfs::{HUGETLBFS_MAGIC, TMPFS_MAGIC, fstatfs};
 use rustix::{
     fs::{OFlags, XattrFlags, fgetxattr, fsetxattr, fstat},
     io::Errno,
@@ -69,6 +70,8 @@ pub(crate) enum Medium {
     Disk,
     /// In a tmpfs of this size.
     Memory { bytes: u64 },
+    /// In the guest's huge pages of this size, of which the containers' limits say how many there are.
+    HugePages { bytes: u64 },
 }
 
 /// kubelet's directory of the emptyDir that a mount shows or is in, by the form of its path:
@@ -141,8 +144,11 @@ fn look(mount: &MountSpec, path: &Path, in_use: InUse) -> io::Result<Option<Loca
         let blocks = u64::try_from(about.block_size()).unwrap_or(0);
         let bytes = about.blocks().saturating_mul(blocks);
         Medium::Memory { bytes }
+    } else if about.filesystem_type() == HUGETLBFS_MAGIC {
+        let bytes = u64::try_from(about.block_size()).unwrap_or(0);
+        Medium::HugePages { bytes }
     } else {
-        // Huge pages, or something that is not kubelet's.
+        // Something that is not kubelet's.
         return Ok(None);
     };
     if !known && medium == Medium::Disk && !place.can_have_image() {
@@ -304,16 +310,17 @@ impl LocalVolume {
 
     /// What the guest is asked to mount.
     pub(crate) fn storage(&self, slot: u8) -> Storage<'_> {
-        let (fstype, size) = match self.medium {
+        let (fstype, option) = match self.medium {
             Medium::Disk => ("ext4", None),
-            Medium::Memory { bytes } => ("tmpfs", Some(bytes)),
+            Medium::Memory { bytes } => ("tmpfs", Some(("size", bytes))),
+            Medium::HugePages { bytes } => ("hugetlbfs", Some(("pagesize", bytes))),
         };
         Storage {
             id: &self.storage,
             slot,
             fstype,
             volume: Some(Volume {
-                size,
+                option,
                 mode: self.mode,
                 uid: self.uid,
                 gid: self.gid,

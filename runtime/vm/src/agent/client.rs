@@ -9,10 +9,10 @@ use std::{
 use hull_proto_agent::{
     RPC_PORT, VERSION,
     agent::{
-        AttachDeviceRequest, AttachStorageRequest, ConfigureRequest, CreateRequest, DeleteRequest,
-        DetachDeviceRequest, DetachStorageRequest, Directory, Empty, EventsRequest, ExecRequest,
-        HelloRequest, ResizeTtyRequest, SignalRequest, StartRequest, StatsResponse,
-        UpdateNetworkRequest, UpdateRequest,
+        AttachDeviceRequest, AttachStorageRequest, ConfigureRequest,
+        CreateRequest, DeleteRequest, DetachDeviceRequest, DetachStorageRequest, Directory, Empty,
+        EventsRequest, ExecRequest, HelloRequest, ResizeTtyRequest, SignalRequest, StartRequest,
+        StatsResponse, UpdateNetworkRequest, UpdateRequest,
     },
     rpc::AgentClient,
 };
@@ -211,8 +211,8 @@ impl Agent {
             scratch: storage.scratch,
             options: storage
                 .volume
-                .and_then(|volume| volume.size)
-                .map(|bytes| format!("size={bytes}"))
+                .and_then(|volume| volume.option)
+                .map(|(name, bytes)| format!("{name}={bytes}"))
                 .into_iter()
                 .collect(),
             volume: storage
@@ -549,8 +549,8 @@ pub struct Storage<'a> {
 /// A volume in the guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Volume {
-    /// Its size in bytes if it is in memory.
-    pub size: Option<u64>,
+    /// A number of bytes that its file system is mounted with, by the option's name.
+    pub option: Option<(&'static str, u64)>,
     /// The mode of its directory, which is set when the directory is made.
     pub mode: u32,
     /// The owner of its directory.
