@@ -52,6 +52,40 @@ pub(crate) fn reseed(random: &File) -> io::Result<()> {
     Ok(())
 }
 
+/// Moves CLOCK_REALTIME by `by_ns` at once (clock_adjtime(2), `ADJ_SETOFFSET`).
+pub(crate) fn step_clock(by_ns: i64) -> io::Result<()> {
+    const SECOND_NS: i64 = 1_000_000_000;
+    let mut change = no_change();
+    change.modes = libc::ADJ_SETOFFSET | libc::ADJ_NANO;
+    change.time.tv_sec = by_ns.div_euclid(SECOND_NS);
+    // Nanoseconds, as the mode says; never negative.
+    change.time.tv_usec = by_ns.rem_euclid(SECOND_NS);
+    adjust_clock(change)
+}
+
+/// Has CLOCK_REALTIME run faster or slower, by 0.5 ms a second, until it has gained `by_us`
+/// (adjtimex(2), `ADJ_OFFSET_SINGLESHOT`). It replaces what is left of an earlier call.
+pub(crate) fn slew_clock(by_us: i64) -> io::Result<()> {
+    let mut change = no_change();
+    change.modes = libc::ADJ_OFFSET_SINGLESHOT;
+    change.offset = by_us;
+    adjust_clock(change)
+}
+
+fn no_change() -> libc::timex {
+    // SAFETY: it has only integers, for which zero is a value.
+    unsafe { std::mem::zeroed() }
+}
+
+fn adjust_clock(mut change: libc::timex) -> io::Result<()> {
+    // SAFETY: the kernel reads and writes `change`, which has its layout, and keeps no pointer.
+    let state = unsafe { libc::clock_adjtime(libc::CLOCK_REALTIME, &raw mut change) };
+    if state < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
 /// `struct fstrim_range` of `linux/fs.h`.
 #[repr(C)]
 #[derive(Debug)]

@@ -780,6 +780,28 @@ agent_tests! {
         agent.assert_clean();
     }
 
+    async fn the_clock_is_set_forward_and_back(agent) {
+        let adjust = async |by_ms: i64| {
+            let request = proto::AdjustClockRequest { by_ns: by_ms * 1_000_000, ..Default::default() };
+            let answer = agent.client.adjust_clock(context(), &request).await.unwrap();
+            i64::try_from(answer.realtime_ns).unwrap() / 1_000_000
+        };
+        // Half an hour, so that a machine that is slow does not matter.
+        const FAR_MS: i64 = 1_800_000;
+        let before = adjust(0).await;
+        let ahead = adjust(FAR_MS).await;
+        let back = adjust(-FAR_MS).await;
+        // Too little to be seen at once: the clock runs faster for a while, and never back.
+        let slewed = adjust(-5).await;
+        assert!((FAR_MS..FAR_MS + 60_000).contains(&(ahead - before)), "{before} {ahead}");
+        assert!((0..60_000).contains(&(back - before)), "{before} {back}");
+        assert!(slewed >= back, "{back} {slewed}");
+        adjust(5).await;
+        let request = proto::AdjustClockRequest { by_ns: i64::MIN, ..Default::default() };
+        let (code, _) = message(agent.client.adjust_clock(context(), &request).await);
+        assert_eq!(code, ttrpc::Code::INVALID_ARGUMENT);
+    }
+
     async fn one_signal_ends_an_exec_with_all_that_it_started(agent) {
         agent.run("c1", "sleep 1000").await;
         agent.exec("c1", "e1", "setsid sleep 555 & (setsid sleep 556 &); sleep 557").await;

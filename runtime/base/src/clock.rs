@@ -1,13 +1,22 @@
-//! Wall-clock time in the forms that others are told, and deadlines.
+//! Wall-clock time in the forms that others are told, when it is set, and deadlines.
 
 use std::{
+    convert::Infallible,
     fmt::Write,
+    io,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use tokio::time::Instant;
+use rustix::{
+    io::Errno,
+    time::{
+        Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create,
+        timerfd_settime,
+    },
+};
+use tokio::{io::Interest, sync::watch, time::Instant};
 
-use crate::faults;
+use crate::{faults, readiness};
 
 const SECOND_NS: i64 = 1_000_000_000;
 const DAY_S: i64 = 86_400;
@@ -27,6 +36,76 @@ pub fn now_ns() -> i64 {
         Err(_) => 0,
     };
     now_ns.saturating_add(faults::clock_ns())
+}
+
+/// Hears of each time that the wall clock is set, as a time server sets it after a wrong start or a
+/// suspension of the host. Clones hear of it too.
+#[derive(Debug, Clone)]
+pub struct Steps(watch::Receiver<()>);
+
+impl Steps {
+    /// Begins to listen, in a task that ends when nobody does any more. A failure is logged: then nobody
+    /// hears of anything.
+    #[must_use]
+    pub fn watch() -> Self {
+        let (sender, receiver) = watch::channel(());
+        tokio::spawn(async move {
+            tokio::select! {
+                Err(error) = tell(&sender) => tracing::warn!(%error, "watch the wall clock"),
+                () = sender.closed() => {}
+            }
+        });
+        Self(receiver)
+    }
+
+    /// Waits until the clock is set, or was since the last call.
+    pub async fn next(&mut self) {
+        if self.0.changed().await.is_err() {
+            // The task has said why.
+            std::future::pending().await
+        }
+    }
+}
+
+/// Tells `sender` of each time that the clock is set, until that fails: a timer that never expires is
+/// cancelled then (timerfd_create(2), `TFD_TIMER_CANCEL_ON_SET`).
+async fn tell(sender: &watch::Sender<()>) -> io::Result<Infallible> {
+    let flags = TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC;
+    let timer = timerfd_create(TimerfdClockId::Realtime, flags)?;
+    let timer = readiness::register(timer, Interest::READABLE)?;
+    let zero = Timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    let never = Itimerspec {
+        it_interval: zero,
+        it_value: Timespec {
+            tv_sec: i64::MAX,
+            ..zero
+        },
+    };
+    let flags = TimerfdTimerFlags::ABSTIME | TimerfdTimerFlags::CANCEL_ON_SET;
+    loop {
+        match timerfd_settime(timer.get_ref(), flags, &never) {
+            // It is set all the same, and the clock was too.
+            Err(Errno::CANCELED) => {
+                let _ = sender.send(());
+            }
+            result => {
+                result?;
+            }
+        }
+        let mut ready = timer.readable().await?;
+        let read = ready.try_io(|timer| Ok(rustix::io::read(timer, &mut [0; 8])?));
+        match read {
+            Ok(Err(error)) if error.raw_os_error() == Some(Errno::CANCELED.raw_os_error()) => {
+                let _ = sender.send(());
+            }
+            Ok(Err(error)) => return Err(error),
+            // Not ready after all.
+            Ok(Ok(_)) | Err(_) => {}
+        }
+    }
 }
 
 /// Appends a time as RFC 3339 in UTC with nanoseconds, as in CRI log files.

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use tokio::sync::Semaphore;
 
+use hull_base::clock::Steps;
 use hull_spec::config::PodsConfig;
 
 use crate::{
@@ -36,6 +37,8 @@ pub(crate) struct Node {
     /// What of the records was lost when this daemon started, for a person.
     pub faults: Vec<String>,
     pub starts: Starts,
+    /// What guests' clocks follow at once.
+    pub clock_steps: Steps,
 }
 
 impl Node {
@@ -61,6 +64,7 @@ impl Node {
             exec_output: Arc::new(Semaphore::new(NODE_OUTPUT)),
             faults,
             starts: Starts::new(),
+            clock_steps: Steps::watch(),
         }
     }
 }

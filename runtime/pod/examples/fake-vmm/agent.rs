@@ -6,7 +6,7 @@ use std::{
     os::unix::net::UnixListener as StdListener,
     path::PathBuf,
     sync::{Arc, atomic::Ordering},
-    time::Duration,
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use async_trait::async_trait;
@@ -220,6 +220,28 @@ impl Agent for Rpc {
         assert!(request.entropy.len() >= 32);
         self.0.begin("configure").await?;
         self.0.done("configure").await
+    }
+
+    /// Leaves by how much it was set, a line for each call, beside the exit report.
+    async fn adjust_clock(
+        &self,
+        _: &TtrpcContext,
+        request: message::AdjustClockRequest,
+    ) -> ttrpc::Result<message::AdjustClockResponse> {
+        self.0.begin("adjust_clock").await?;
+        if request.by_ns != 0 {
+            self.0.note("clock", &request.by_ns.to_string());
+        }
+        let ahead_ns = self
+            .0
+            .clock_ahead_ns
+            .fetch_add(request.by_ns, Ordering::Relaxed);
+        let ahead_ns = ahead_ns.saturating_add(request.by_ns);
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+        Ok(message::AdjustClockResponse {
+            realtime_ns: (now.as_nanos() as u64).saturating_add_signed(ahead_ns),
+            ..message::AdjustClockResponse::default()
+        })
     }
 
     /// Leaves the destinations of all routes, a line for each call, beside the exit report.

@@ -6,7 +6,7 @@ use std::{
     path::PathBuf,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicI64, AtomicU64, Ordering},
     },
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -34,6 +34,8 @@ pub struct Guest {
     calls: AtomicU64,
     /// How often its numbers were asked for.
     pub asked: AtomicU64,
+    /// How far its clock is ahead of the host's.
+    pub clock_ahead_ns: AtomicI64,
     pub events: watch::Sender<Vec<Event>>,
 }
 
@@ -49,6 +51,7 @@ pub struct Container {
 impl Guest {
     pub fn new(script: Script, report: PathBuf) -> Self {
         Self {
+            clock_ahead_ns: AtomicI64::new(script.clock_ahead_ns),
             script,
             report,
             containers: Mutex::default(),

@@ -29,6 +29,8 @@ pub struct Script {
     pub lose_once: Vec<String>,
     /// The longest that an agent call takes, so that answers come in another order than their requests.
     pub slow_ms: u64,
+    /// How far the guest's clock is ahead of the host's.
+    pub clock_ahead_ns: i64,
     /// `Attach` fails with this.
     pub refuse_attach: Option<ErrorKind>,
 }

@@ -11,7 +11,7 @@ use tokio::{
 
 use hull_spec::{error::PodError, info::BootTimes, size::VmSize};
 use hull_vm::{
-    agent::{self, client::Agent},
+    agent::{self, client::Agent, wall_clock::WallClock},
     client::VmClient,
     rundir::{DataDir, RunDir},
     running::RunningVm,
@@ -129,7 +129,9 @@ impl Driver {
         });
         let tell = self.operations.teller();
         let tell = move |warning| tell(Done::Volumes(warning));
+        let steps = self.node.clock_steps.clone();
         self.running = Some(Running {
+            _clock: WallClock::keep(vm.agent.clone(), steps, self.boot.is_some()),
             volumes: AtomicVolumes::start(self.id().clone(), vm.agent.clone(), tell),
             events,
             _network: network,

@@ -18,6 +18,7 @@ use hull_vm::{
     agent::{
         events::{GuestEvent, ProcessExit},
         stdio::OutputEnd,
+        wall_clock::WallClock,
     },
     process::Process,
     running::RunningVm,
@@ -50,6 +51,7 @@ pub(super) struct Running {
     pub attachments: Attachments,
     pub events: mpsc::Receiver<GuestEvent>,
     pub volumes: AtomicVolumes,
+    pub _clock: WallClock,
     /// Follows the pod's network; none: it has none.
     pub _network: Option<Follower>,
 }

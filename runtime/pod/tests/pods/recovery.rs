@@ -67,6 +67,34 @@ fn a_guest_hears_of_changes_of_its_network_and_of_nothing_else() {
 }
 
 #[test]
+fn a_guests_clock_is_set_right_by_the_next_daemon() {
+    const HOUR_NS: i64 = 3_600_000_000_000;
+    let node = TestNode::new();
+    node.script(&format!("{{\"clock_ahead_ns\": {HOUR_NS}}}"));
+    let first = daemon();
+    let pod = first.block_on(async {
+        let pods = node.open().await;
+        pods.run_sandbox(node.sandbox("web")).await.unwrap()
+    });
+    end(first);
+    let set = || {
+        let run = node.config.state.join("pods").join(pod.as_str());
+        let text = fs::read_to_string(run.join("clock")).unwrap_or_default();
+        text.lines().next().map(|by| by.parse::<i64>().unwrap())
+    };
+    daemon().block_on(async {
+        let pods = node.open().await;
+        eventually("a clock that is set", async || set().is_some()).await;
+        // A slow machine is off by what it did not know of the way.
+        let off_ns = set().unwrap() + HOUR_NS;
+        assert!(off_ns.abs() < HOUR_NS / 60, "{off_ns}");
+        pods.stop_sandbox(pod.as_str()).await.unwrap();
+        pods.remove_sandbox(pod.as_str()).await.unwrap();
+        assert_eq!(node.leftovers(), [""; 0]);
+    });
+}
+
+#[test]
 fn an_adopted_vm_gets_as_memory_what_its_own_memory_can_describe() {
     let mut node = TestNode::new();
     node.config.image_device = ImageDevice::Pmem;

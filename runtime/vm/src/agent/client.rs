@@ -9,7 +9,7 @@ use std::{
 use hull_proto_agent::{
     RPC_PORT, VERSION,
     agent::{
-        AttachDeviceRequest, AttachStorageRequest, ConfigureRequest,
+        AdjustClockRequest, AttachDeviceRequest, AttachStorageRequest, ConfigureRequest,
         CreateRequest, DeleteRequest, DetachDeviceRequest, DetachStorageRequest, Directory, Empty,
         EventsRequest, ExecRequest, HelloRequest, ResizeTtyRequest, SignalRequest, StartRequest,
         StatsResponse, UpdateNetworkRequest, UpdateRequest,
@@ -147,6 +147,21 @@ impl Agent {
         let call = client.configure(Context::default(), &request);
         self.done(Point::GuestConfigured, "configure the guest", call)
             .await
+    }
+
+    /// Sets the guest's clock `by_ns` forward, or back, and returns its CLOCK_REALTIME then.
+    ///
+    /// # Errors
+    /// When the agent refuses or does not answer.
+    pub(crate) async fn adjust_clock(&self, by_ns: i64) -> Result<u64, GuestError> {
+        let request = AdjustClockRequest {
+            by_ns,
+            ..AdjustClockRequest::default()
+        };
+        let client = self.client();
+        let call = client.adjust_clock(Context::default(), &request);
+        let answer = ask("set the guest's clock", QUICK, call).await?;
+        Ok(answer.realtime_ns)
     }
 
     /// Tells the agent of a changed network: see [`super::configure`].

@@ -11,4 +11,5 @@ pub mod events;
 pub(crate) mod fault;
 pub mod stats;
 pub mod stdio;
+pub mod wall_clock;
 pub(crate) mod wire;
