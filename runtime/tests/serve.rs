@@ -579,3 +579,247 @@ async fn a_client_that_never_reads_its_events_costs_little_memory_and_holds_nobo
     }
     daemon.end(&pod_id).await;
 }
+
+/// Whether people can read a text where events and terminals show it.
+fn is_readable(text: &str) -> bool {
+    // What Rust's debug output, ttrpc and unread JSON look like.
+    const NOT_FOR_PEOPLE: [&str; 7] = [
+        "{",
+        "Error(",
+        "Os {",
+        "Some(",
+        "ttrpc",
+        "rpc status",
+        "panicked at",
+    ];
+    (1..=400).contains(&text.chars().count())
+        && !text.contains(char::is_control)
+        && !NOT_FOR_PEOPLE.iter().any(|sign| text.contains(sign))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_error_is_one_line_that_tells_what_failed_and_why() {
+    let Some(daemon) = Daemon::start().await else {
+        return;
+    };
+    let registry = registry::serve(daemon.child.id(), "user", "password");
+    let image = |name: &str| ImageSpec {
+        image: name.replace("REGISTRY", &registry.address.to_string()),
+        ..Default::default()
+    };
+    let mut errors = Vec::new();
+    let mut failed = |what: &str, words: &[&str], status: Option<tonic::Status>| {
+        let Some(status) = status else {
+            errors.push(format!("{what}: no error"));
+            return;
+        };
+        let text = status.message().to_owned();
+        let missing = words.iter().find(|word| !text.contains(**word));
+        if !is_readable(&text) || missing.is_some() {
+            errors.push(format!("{what}: {text} (without {missing:?})"));
+        }
+    };
+
+    let pull = async |name: &str, password: &str| {
+        let auth = AuthConfig {
+            username: "user".into(),
+            password: password.into(),
+            ..Default::default()
+        };
+        let request = PullImageRequest {
+            image: Some(image(name)),
+            auth: Some(auth),
+            sandbox_config: None,
+        };
+        daemon.images.clone().pull_image(request).await
+    };
+    for (name, password, words) in [
+        ("Not An Image", "", &["Not An Image", "reference"][..]),
+        ("127.0.0.1:1/a:b", "", &["127.0.0.1:1", "refused"]),
+        (
+            "no-such-registry.invalid/a:b",
+            "",
+            &["no-such-registry.invalid"],
+        ),
+        ("REGISTRY/app:1", "wrong", &["app:1", "access denied"]),
+        ("REGISTRY/app:2", "password", &["app:2", "not found"]),
+    ] {
+        failed("pull", words, pull(name, password).await.err());
+    }
+    pull("REGISTRY/app:1", "password").await.unwrap();
+
+    let metadata = |name: &str| PodSandboxMetadata {
+        name: name.into(),
+        uid: name.into(),
+        namespace: "default".into(),
+        attempt: 0,
+    };
+    let run = async |config: PodSandboxConfig, handler: &str| {
+        let request = RunPodSandboxRequest {
+            config: Some(config),
+            runtime_handler: handler.into(),
+        };
+        daemon.client.clone().run_pod_sandbox(request).await
+    };
+    let pod = |name: &str| PodSandboxConfig {
+        metadata: Some(metadata(name)),
+        ..Default::default()
+    };
+    failed(
+        "handler",
+        &["default/web", "no\\tsuch"],
+        run(pod("web"), "no\tsuch").await.err(),
+    );
+    let noter = daemon.dir.path().join("bin/noter");
+    let plugin = fs::read(&noter).unwrap();
+    let page = "#!/bin/sh\n[ $CNI_COMMAND = ADD ] || exit 0\nprintf 'panic: it\\n\\tgoroutine 1\\n%0900d' 0 >&2; exit 2\n";
+    fs::write(&noter, page).unwrap();
+    failed(
+        "plugin",
+        &["default/plugin", "noter ADD", "panic: it"],
+        run(pod("plugin"), "").await.err(),
+    );
+    fs::write(&noter, plugin).unwrap();
+    // How the fake VMM is told what goes wrong.
+    for (script, words) in [
+        (
+            json!({"die_at_start": true}),
+            &[
+                "default/web",
+                "boot the guest",
+                "kernel panicked: no init found",
+            ][..],
+        ),
+        (json!({"refuse_configure": "kvm"}), &["default/web"]),
+        (json!({"version": 7777}), &["default/web", "version"]),
+        (
+            json!({"refuse": ["configure"]}),
+            &["default/web", "configure the guest"],
+        ),
+    ] {
+        fs::write(daemon.dir.path().join("assets/vmlinux"), script.to_string()).unwrap();
+        failed(&script.to_string(), words, run(pod("web"), "").await.err());
+    }
+    let refuses = json!({"refuse": ["start", "exec", "update"]}).to_string();
+    fs::write(daemon.dir.path().join("assets/vmlinux"), refuses).unwrap();
+    let id = run(pod("web"), "")
+        .await
+        .unwrap()
+        .into_inner()
+        .pod_sandbox_id;
+
+    let mut client = daemon.client.clone();
+    let container = |name: &str| ContainerConfig {
+        metadata: Some(ContainerMetadata {
+            name: name.into(),
+            attempt: 0,
+        }),
+        image: Some(image("REGISTRY/app:1")),
+        command: vec!["/file".into()],
+        ..Default::default()
+    };
+    let mut create = async |config: ContainerConfig| {
+        let request = CreateContainerRequest {
+            pod_sandbox_id: id.clone(),
+            config: Some(config),
+            sandbox_config: None,
+        };
+        client.create_container(request).await
+    };
+    let mount = |at: &str, from: &str| Mount {
+        container_path: at.into(),
+        host_path: from.into(),
+        ..Default::default()
+    };
+    let device = Device {
+        container_path: "/dev/x".into(),
+        host_path: "/dev/null\n".into(),
+        permissions: "rw".into(),
+    };
+    let base = container("main");
+    for (config, words) in [
+        (
+            ContainerConfig {
+                image: Some(image("absent:1")),
+                ..base.clone()
+            },
+            &["container main", "absent:1"][..],
+        ),
+        (
+            ContainerConfig {
+                command: vec![],
+                ..base.clone()
+            },
+            &["container main", "command"],
+        ),
+        (
+            ContainerConfig {
+                mounts: vec![mount("relative", "/tmp")],
+                ..base.clone()
+            },
+            &["container main", "mounts[0]", "relative"],
+        ),
+        (
+            ContainerConfig {
+                mounts: vec![mount("/x", "no/absolute\npath")],
+                ..base.clone()
+            },
+            &["container main", "mounts[0]"],
+        ),
+        (
+            ContainerConfig {
+                devices: vec![device],
+                ..base.clone()
+            },
+            &["container main", "devices[0]"],
+        ),
+        (
+            ContainerConfig {
+                log_path: "../x".into(),
+                ..base.clone()
+            },
+            &["container main", "log_path"],
+        ),
+    ] {
+        failed("create", words, create(config).await.err());
+    }
+    let made = create(container("last"))
+        .await
+        .unwrap()
+        .into_inner()
+        .container_id;
+    let request = StartContainerRequest {
+        container_id: made.clone(),
+    };
+    failed(
+        "start",
+        &["start"],
+        client.start_container(request).await.err(),
+    );
+    let command = |container_id: &str| ExecSyncRequest {
+        container_id: container_id.into(),
+        cmd: vec!["true".into()],
+        timeout: 5,
+    };
+    failed(
+        "exec",
+        &["not running"],
+        client.exec_sync(command(&made)).await.err(),
+    );
+    failed(
+        "exec",
+        &["no such\u{fffd} id", "not found"],
+        client.exec_sync(command("no such\u{1b} id")).await.err(),
+    );
+    let request = PortForwardRequest {
+        pod_sandbox_id: "none".into(),
+        port: vec![80],
+    };
+    failed(
+        "forward",
+        &["sandbox none", "not found"],
+        client.port_forward(request).await.err(),
+    );
+    assert!(errors.is_empty(), "{}", errors.join("\n"));
+    daemon.end(&id).await;
+}

@@ -27,6 +27,8 @@
 
 pub mod fs;
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 
 /// The contract version that this build speaks.
@@ -306,6 +308,18 @@ pub enum ExitReason {
     KvmError,
     /// The VMM failed.
     VmmError,
+}
+
+impl fmt::Display for ExitReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Stopped => "it was stopped",
+            Self::GuestShutdown => "its guest shut down",
+            Self::GuestPanic => "its guest's kernel panicked",
+            Self::KvmError => "KVM can't go on",
+            Self::VmmError => "the VMM failed",
+        })
+    }
 }
 
 /// Why bytes are not a message.

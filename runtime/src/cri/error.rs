@@ -35,6 +35,14 @@ pub(crate) enum CriError {
     /// Requests for streams.
     #[error(transparent)]
     Stream(#[from] RequestError),
+    /// The same, about a pod or container that is to be made.
+    #[error("{what}")]
+    About {
+        /// What kind of thing, and its name.
+        what: String,
+        /// What is wrong with it.
+        source: Box<CriError>,
+    },
     /// The call panicked; the process's panic hook has told where.
     #[error("internal error, of which the daemon's log tells more")]
     Panicked,
@@ -49,6 +57,14 @@ pub(crate) enum CriError {
 }
 
 impl CriError {
+    /// Says which pod or container it is about: what is to be made has no id that the caller knows.
+    pub(crate) fn about(self, what: String) -> Self {
+        Self::About {
+            what,
+            source: Box::new(self),
+        }
+    }
+
     /// A field that is wrong.
     pub(crate) fn invalid(field: impl Into<String>, reason: impl Into<String>) -> Self {
         Self::Invalid {

@@ -1,6 +1,7 @@
 //! The only place where an error becomes a gRPC status.
 
 use error_reporter::Report;
+use hull_base::printable::one_line;
 use hull_image::{PullError, StoreError};
 use hull_spec::error::{ErrorKind, PodError};
 use hull_streaming::RequestError;
@@ -8,15 +9,19 @@ use tonic::{Code, Status};
 
 use super::{error::CriError, field::path};
 
-/// The status that a client gets: code by kind of error, text with all causes.
+/// Most characters of a text: it ends in one line of an event or of a terminal.
+const LONGEST: usize = 400;
+
+/// The status that a client gets: code by kind of error, text with all causes in one line.
 pub(crate) fn status(error: &CriError) -> Status {
-    Status::new(code(error), text(error))
+    Status::new(code(error), one_line(&text(error), LONGEST))
 }
 
 /// The error with its causes; a field of a pod or container is told by its path in the request.
 fn text(error: &CriError) -> String {
     match error {
         CriError::Pod(error) => of_pod(error),
+        CriError::About { what, source } => format!("{what}: {}", text(source)),
         error => Report::new(error).to_string(),
     }
 }
@@ -42,6 +47,7 @@ fn code(error: &CriError) -> Code {
         CriError::Invalid { .. } => Code::InvalidArgument,
         CriError::Unsupported { .. } => Code::Unimplemented,
         CriError::Pod(error) => of_kind(error.kind()),
+        CriError::About { source, .. } => code(source),
         CriError::Pull(error) => of_pull(error),
         CriError::Store(error) => of_store(error),
         CriError::Stream(RequestError::TooMany(_)) => Code::ResourceExhausted,
@@ -197,6 +203,24 @@ mod tests {
                 format!("{path}: no")
             );
         }
+    }
+
+    #[test]
+    fn a_page_becomes_a_line_that_tells_what_and_why() {
+        let page = format!("first\n\tsecond\u{7}\n{}", "and so on\n".repeat(1000));
+        let error = CriError::from(PodError::Unavailable {
+            action: page,
+            source: Arc::new(io::Error::other("the reason\n")),
+        });
+        let status = status(&error.about("container web".into()));
+        let text = status.message();
+        assert_eq!(status.code(), Code::Unavailable);
+        assert!(
+            text.starts_with("container web: first second\u{fffd} and so on "),
+            "{text}"
+        );
+        assert!(text.ends_with("and so on : the reason"), "{text}");
+        assert_eq!(text.chars().count(), LONGEST);
     }
 
     #[test]

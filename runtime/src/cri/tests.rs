@@ -214,14 +214,14 @@ async fn malformed_sandboxes_are_refused_by_field() {
                 }),
                 ..Default::default()
             },
-            "config.log_directory: ",
+            "pod default/web: config.log_directory: ",
         ),
         (
             RunPodSandboxRequest {
                 config: Some(pod_config()),
                 runtime_handler: "no-such-handler".into(),
             },
-            "runtime_handler: ",
+            "pod default/web: runtime_handler: ",
         ),
     ];
     for (request, field) in cases {
@@ -254,14 +254,14 @@ async fn malformed_containers_are_refused_by_field() {
                 image: None,
                 ..container_config()
             })),
-            "config.image.image: ",
+            "container c: config.image.image: ",
         ),
         (
             with(Some(ContainerConfig {
                 log_path: "../../etc/passwd".into(),
                 ..container_config()
             })),
-            "config.log_path: ",
+            "container c: config.log_path: ",
         ),
     ];
     for (request, field) in cases {

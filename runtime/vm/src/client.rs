@@ -440,7 +440,7 @@ pub fn read_report(path: &Path) -> String {
 /// What an exit report says; none: it is no report.
 pub(crate) fn last_words(report: &[u8]) -> Option<String> {
     let report: ExitReport = serde_json::from_slice(report).ok()?;
-    Some(clean(&format!("{:?}: {}", report.reason, report.message)))
+    Some(clean(&format!("{}: {}", report.reason, report.message)))
 }
 
 /// A text of the VMM, made printable.
@@ -605,7 +605,9 @@ mod tests {
         let (mut vmm, process) = Vmm::start();
         vmm.kill();
         match connect(dir.path(), &process).await {
-            Err(VmError::Gone { report, .. }) => assert_eq!(report, "KvmError: no\u{fffd} luck"),
+            Err(VmError::Gone { report, .. }) => {
+                assert_eq!(report, "KVM can't go on: no\u{fffd} luck")
+            }
             other => panic!("{other:?}"),
         }
     }

@@ -31,6 +31,7 @@ use hull_base::{
     beneath, blocking,
     faults::{self, Point},
     host,
+    printable::one_line,
 };
 use hull_network::{GuestNetwork, NetworkError, PodNetwork, PodNetworkRequest, RequestError};
 use hull_proto_agent::GUEST_CID;
@@ -75,6 +76,8 @@ const SPAWN: Duration = Duration::from_secs(30);
 const HUNG: u32 = 4;
 /// How much of a console that tells about a failed boot is shown, in bytes.
 const CONSOLE_TAIL: u64 = 1024;
+/// Most characters of it that are shown.
+const LINE_MAX: usize = 160;
 
 /// A sandbox that is up.
 #[derive(Debug)]
@@ -676,7 +679,7 @@ fn file_bytes(file: &File, path: &Path) -> Result<u64, PodError> {
     Ok(bytes)
 }
 
-/// The last lines of a guest's console, when there is one.
+/// The last line of a guest's console, when there is one.
 fn console_tail(run: &RunDir) -> String {
     let read = || -> io::Result<String> {
         let path = run.console();
@@ -688,12 +691,10 @@ fn console_tail(run: &RunDir) -> String {
         file.take(CONSOLE_TAIL).read_to_end(&mut bytes)?;
         Ok(String::from_utf8_lossy(&bytes).into_owned())
     };
-    match read() {
-        Ok(tail) if !tail.is_empty() => {
-            let tail = hull_base::printable::printable(&tail, CONSOLE_TAIL as usize);
-            format!("; its console ends with: {tail}")
-        }
-        _ => String::new(),
+    let tail = read().unwrap_or_default();
+    match tail.lines().rfind(|line| !line.trim().is_empty()) {
+        Some(line) => format!("; its console ends with: {}", one_line(line, LINE_MAX)),
+        None => String::new(),
     }
 }
 

@@ -14,8 +14,16 @@ pub(crate) async fn create(
     request: CreateContainerRequest,
 ) -> Result<CreateContainerResponse, CriError> {
     let pod = id("pod_sandbox_id", &request.pod_sandbox_id)?;
-    let spec = container::spec(request.config)?;
-    let id = backend.pods.create_container(pod, spec).await?;
+    let metadata = request.config.as_ref().and_then(|c| c.metadata.as_ref());
+    let what = metadata.map(|metadata| format!("container {}", metadata.name));
+    let create = async {
+        let spec = container::spec(request.config)?;
+        Ok(backend.pods.create_container(pod, spec).await?)
+    };
+    let id = create.await.map_err(|error: CriError| match what {
+        Some(what) => error.about(what),
+        None => error,
+    })?;
     Span::current().record("container", id.short());
     Ok(CreateContainerResponse {
         container_id: id.into(),

@@ -11,10 +11,18 @@ pub(crate) async fn run(
     backend: &Backend,
     request: RunPodSandboxRequest,
 ) -> Result<RunPodSandboxResponse, CriError> {
-    let handler = handler::choose(&backend.handlers, &request.runtime_handler)?;
-    let mut spec = sandbox::spec(request.config, request.runtime_handler)?;
-    handler::apply(handler, &mut spec);
-    let id = backend.pods.run_sandbox(spec).await?;
+    let metadata = request.config.as_ref().and_then(|c| c.metadata.as_ref());
+    let what = metadata.map(|metadata| format!("pod {}/{}", metadata.namespace, metadata.name));
+    let run = async {
+        let handler = handler::choose(&backend.handlers, &request.runtime_handler)?;
+        let mut spec = sandbox::spec(request.config, request.runtime_handler)?;
+        handler::apply(handler, &mut spec);
+        Ok(backend.pods.run_sandbox(spec).await?)
+    };
+    let id = run.await.map_err(|error: CriError| match what {
+        Some(what) => error.about(what),
+        None => error,
+    })?;
     Span::current().record("pod", id.short());
     Ok(RunPodSandboxResponse {
         pod_sandbox_id: id.into(),

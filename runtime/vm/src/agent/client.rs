@@ -655,7 +655,16 @@ pub(crate) async fn ask<T>(
             code: status.code(),
             message: printable(status.message(), MESSAGE_MAX),
         }),
-        Ok(Err(source)) => Err(GuestError::Lost { call, source }),
+        Ok(Err(error)) => Err(GuestError::Lost {
+            call,
+            reason: match error {
+                // Without the crate's own "ttrpc err".
+                ttrpc::Error::Socket(reason) | ttrpc::Error::Others(reason) => {
+                    printable(&reason, MESSAGE_MAX)
+                }
+                other => other.to_string(),
+            },
+        }),
         Err(_) => Err(GuestError::Timeout {
             call,
             seconds: limit.as_secs(),

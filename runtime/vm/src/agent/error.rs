@@ -44,12 +44,12 @@ pub enum GuestError {
         seconds: u64,
     },
     /// The connection ended before the answer.
-    #[error("{call}: the connection to the agent is lost")]
+    #[error("{call}: the connection to the agent is lost: {reason}")]
     Lost {
         /// What was asked for.
         call: &'static str,
         /// Why.
-        source: ttrpc::Error,
+        reason: String,
     },
     /// The agent's answer can't be used.
     #[error("{call}: the agent's answer is wrong: {reason}")]
