@@ -2,6 +2,7 @@
 
 use std::{
     fs, io,
+    os::unix::fs::chown,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -11,6 +12,10 @@ use tokio::time::{Instant, sleep};
 
 use crate::pidfd::Process;
 
+/// The kernel's list of files that go with a cgroup that others may divide.
+const DELEGATED: &str = "/sys/kernel/cgroup/delegate";
+/// Most levels of cgroups that a container may make below its own: what is deep has no path to remove it by.
+const DEPTH: u32 = 64;
 /// Longest wait for killed processes to leave.
 const EMPTY_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -30,6 +35,26 @@ impl Cgroup {
             Err(e) if e.kind() != io::ErrorKind::AlreadyExists => Err(e),
             _ => Ok(Self(path)),
         }
+    }
+
+    /// Bounds how deep cgroups below it are.
+    pub(crate) fn limit_depth(&self) -> io::Result<()> {
+        fs::write(self.0.join("cgroup.max.depth"), DEPTH.to_string())
+    }
+
+    /// Lets another user make cgroups below it, and move processes there; its limits are not theirs to
+    /// change (cgroup v2, "Delegation").
+    pub(crate) fn delegate(&self, uid: u32, gid: u32) -> io::Result<()> {
+        let files = fs::read_to_string(DELEGATED)?;
+        chown(&self.0, Some(uid), Some(gid))?;
+        for file in files.lines() {
+            match chown(self.0.join(file), Some(uid), Some(gid)) {
+                // Of a controller that is not there.
+                Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+                done => done?,
+            }
+        }
+        Ok(())
     }
 
     /// Returns its directory.

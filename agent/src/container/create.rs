@@ -183,8 +183,8 @@ async fn stages(
         Ok::<_, ContainerError>((asked, held))
     })
     .await?;
-    nodes::add(&mut asked, request, &context.storages)?;
     let pod_user = context.pod.user().cloned();
+    nodes::add(&mut asked, request, &context.storages, pod_user.is_some())?;
     let lower = layers(context, request)?;
     let scratch = request.writable.then(|| writable_dir(context, id));
     let (pid, joined) = pid_namespace(context, request, target).await?;
@@ -211,13 +211,28 @@ async fn stages(
         source,
     })?;
     remains.cgroup = Some(cgroup.clone());
-    limits::leave_threads(cgroup.path(), &context.layout.pod_cgroup()).map_err(|source| {
-        ContainerError::File {
-            action: "limit the threads of",
-            path: cgroup.path().to_owned(),
+    let failed = |action| {
+        let path = cgroup.path().to_owned();
+        move |source| ContainerError::File {
+            action,
+            path,
             source,
         }
-    })?;
+    };
+    cgroup
+        .limit_depth()
+        .map_err(failed("limit the depth of cgroups below"))?;
+    let ids = pod_user.as_ref().and_then(|user| {
+        let (uid, gid) = (user.uid(0)?, user.gid(0)?);
+        Some(Ids { uid, gid })
+    });
+    if let Some(Ids { uid, gid }) = ids.filter(|_| divides_cgroup(&asked)) {
+        cgroup
+            .delegate(uid, gid)
+            .map_err(failed("give the container"))?;
+    }
+    limits::leave_threads(cgroup.path(), &context.layout.pod_cgroup())
+        .map_err(failed("limit the threads of"))?;
     let limits = asked.linux().as_ref();
     if let Some(limits) = limits.and_then(|linux| linux.resources().clone()) {
         let (of, path, cgroup) = (id.clone(), context.layout.oci_cgroup(id), cgroup.clone());
@@ -225,11 +240,7 @@ async fn stages(
         blocking(move || update::limit(&of, path, &cgroup, &pages, limits)).await?;
     }
     let rules = device_rules(&asked);
-    devices::apply(cgroup.path(), &rules).map_err(|source| ContainerError::File {
-        action: "limit the devices of",
-        path: cgroup.path().to_owned(),
-        source,
-    })?;
+    devices::apply(cgroup.path(), &rules).map_err(failed("limit the devices of"))?;
 
     let wanted_user = request.user.clone().unwrap_or_default();
     let (dir, tty) = (remains.dir.clone(), request.tty);
@@ -277,12 +288,7 @@ async fn stages(
             action: Action::Create {
                 spec: Box::new(spec.clone()),
                 dir: remains.dir.clone(),
-                user: context.pod.user().and_then(|user| {
-                    Some(Ids {
-                        uid: user.uid(0)?,
-                        gid: user.gid(0)?,
-                    })
-                }),
+                user: ids,
                 pid: joined.is_some(),
             },
             cgroup: &cgroup,
@@ -393,6 +399,14 @@ async fn pid_namespace(
 /// The process that holds the pod's user namespace, if it has one.
 pub(crate) fn user_init(context: &Context) -> Option<Arc<Process>> {
     context.pod.user().map(|user| Arc::clone(user.init()))
+}
+
+/// Whether a container has its cgroup as a file system that can be written to.
+fn divides_cgroup(spec: &Spec) -> bool {
+    spec.mounts().iter().flatten().any(|mount| {
+        let options = mount.options().as_deref().unwrap_or_default();
+        mount.typ().as_deref() == Some("cgroup") && !options.iter().any(|option| option == "ro")
+    })
 }
 
 fn device_rules(spec: &Spec) -> Vec<LinuxDeviceCgroup> {

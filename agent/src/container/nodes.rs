@@ -10,14 +10,12 @@ use std::{
 use hull_proto_agent::agent::CreateRequest;
 use nix::sys::stat::{major, minor};
 use oci_spec::runtime::{
-    LinuxDevice, LinuxDeviceBuilder, LinuxDeviceCgroup, LinuxDeviceType, Spec,
+    LinuxDevice, LinuxDeviceBuilder, LinuxDeviceCgroup, LinuxDeviceType, Mount, Spec,
 };
 
-use super::{error::ContainerError, spec::SpecError};
+use super::{error::ContainerError, make::DEV, spec::SpecError};
 use crate::{ident::Id, storage::Storages};
 
-/// Where the guest's devices are.
-const DEV: &str = "/dev";
 /// Names in it that every container has of its own.
 const OWN: [&str; 13] = [
     "console", "core", "fd", "full", "mqueue", "null", "ptmx", "pts", "random", "shm", "tty",
@@ -37,15 +35,25 @@ struct Node {
     gid: u32,
 }
 
-/// Adds the devices that `request` asks for to `spec`.
+/// Adds the devices that `request` asks for to `spec`. With all of the guest's, its /dev is the guest's
+/// own, so that what the kernel adds is there when it says so, such as a loop device; a user namespace
+/// could change nothing there, and gets copies of what there is.
 pub(super) fn add(
     spec: &mut Spec,
     request: &CreateRequest,
     storages: &Storages,
+    user_namespace: bool,
 ) -> Result<(), ContainerError> {
     let (mut devices, mut rules) = (Vec::new(), Vec::new());
-    if request.guest_devices {
+    if request.guest_devices && user_namespace {
         of_guest(Path::new(DEV), &mut devices)?;
+    } else if request.guest_devices {
+        let mounts = spec.mounts_mut().iter_mut().flatten();
+        for dev in mounts.filter(|mount| is_own_dev(mount)) {
+            dev.set_typ(Some("bind".to_owned()));
+            dev.set_source(Some(DEV.into()));
+            dev.set_options(Some(vec!["bind".to_owned(), "nosuid".to_owned()]));
+        }
     }
     for asked in &request.devices {
         let failed = |path: &Path| {
@@ -86,6 +94,11 @@ pub(super) fn add(
     }
     linux.set_devices(Some(devices));
     Ok(())
+}
+
+/// Whether it is the /dev that a container has of its own.
+fn is_own_dev(mount: &Mount) -> bool {
+    mount.destination() == Path::new(DEV) && mount.typ().as_deref() == Some("tmpfs")
 }
 
 /// Adds all devices below `dir` but those that every container has.

@@ -465,6 +465,78 @@ agent_tests! {
         agent.assert_clean();
     }
 
+    async fn a_privileged_container_has_the_guests_devices_as_they_come(agent) {
+        let name = format!("hull-probe-{}", std::process::id());
+        let (probe, also) = (format!("/dev/{name}"), format!("/dev/{name}-also"));
+        let dev = |at: &str, source: &str, access: &str| json!({
+            "destination": at, "type": "bind", "source": source, "options": ["bind", "rprivate", access]
+        });
+        let mut all = spec(&["sleep", "1000"]);
+        all["linux"]["resources"]["devices"] = json!([{"allow": true, "access": "rwm"}]);
+        all["mounts"].as_array_mut().unwrap().push(dev("/host/dev", "/dev", "ro"));
+        let mut request = container_with("c1", &all);
+        request.guest_devices = true;
+        request.devices.push(proto::Device {
+            path: also.clone(), guest_path: "/dev/zero".to_owned(), access: "rw".to_owned(), ..Default::default()
+        });
+        agent.create(&request).await;
+        agent.start_container("c1").await.unwrap();
+        let mut plain = spec(&["sleep", "1000"]);
+        plain["mounts"].as_array_mut().unwrap().push(dev("/host/dev", "/dev", "ro"));
+        agent.create(&container_with("c2", &plain)).await;
+        agent.start_container("c2").await.unwrap();
+
+        // As the kernel does for a new device.
+        let null = nix::sys::stat::makedev(1, 3);
+        let mode = nix::sys::stat::Mode::from_bits_truncate(0o666);
+        nix::sys::stat::mknod(probe.as_str(), nix::sys::stat::SFlag::S_IFCHR, mode, null).unwrap();
+        let script = format!("echo x > {probe} && test -c {probe} && echo there; head -c 3 {also} | wc -c; \
+            test -c /host{probe} && echo seen; touch /host/dev/x || echo read-only; \
+            test -d /dev/pts && echo x > /dev/shm/x && echo x | cat /dev/stdin; rm {probe}");
+        let mut writable = all.clone();
+        for mount in writable["mounts"].as_array_mut().unwrap() {
+            if mount["type"] == "cgroup" {
+                mount["options"] = json!(["nosuid", "rw"]);
+            }
+        }
+        let (output, _) = agent.exec_sync("c2", "e1", &format!("ls {probe} /dev/loop-control; ls -d /host{probe}; (: < /host/dev/kmsg) || echo refused")).await;
+        assert_eq!(output, format!("/host{probe}\nrefused\n"));
+        let (output, _) = agent.exec_sync("c1", "e1", &script).await;
+        assert_eq!(output, "there\n3\nseen\nread-only\nx\n");
+        assert!(std::fs::symlink_metadata(&probe).is_err());
+        // What it was given is its own.
+        assert!(std::fs::symlink_metadata(&also).unwrap().is_file());
+        std::fs::remove_file(&also).unwrap();
+        let mut exec = exec_request("c1", "e2", "busybox tty && test -c /dev/tty && echo terminal");
+        exec.tty = true;
+        agent.client.exec(context(), &exec).await.unwrap();
+        assert_eq!(agent.output(StreamKind::Stdout, "c1", "e2").await, "/dev/pts/0\r\nterminal\r\n");
+
+        // Init of a system of its own: it divides its cgroup, and others still come in.
+        let mut request = container_with("c3", &writable);
+        request.guest_devices = true;
+        agent.create(&request).await;
+        agent.start_container("c3").await.unwrap();
+        let divide = "cd /sys/fs/cgroup && busybox mkdir below && echo 1 > below/cgroup.procs && \
+            echo +pids > cgroup.subtree_control && cat below/pids.max; for n in $(seq 100); do busybox mkdir deep && cd deep || break; done";
+        let (output, _) = agent.exec_sync("c3", "e1", divide).await;
+        assert_eq!(output, "max\n");
+        let (output, _) = agent.exec_sync("c3", "e2", "cat /proc/1/cgroup").await;
+        assert_eq!(output, "0::/below\n");
+
+        for (source, why) in [
+            ("/dev/nothing", "mount on /x: the pod's VM has no /dev/nothing"),
+            ("/dev/null/x", "bind /dev/null/x: Not a directory (os error 20)"),
+        ] {
+            let mut wanted = spec(&["true"]);
+            wanted["mounts"].as_array_mut().unwrap().push(dev("/x", source, "ro"));
+            let (_, text) = message(agent.client.create(context(), &container_with("c4", &wanted)).await);
+            assert_eq!(text, format!("make the container's first process: {why}"));
+        }
+        for id in ["c1", "c2", "c3"] { agent.delete(id).await; }
+        agent.assert_clean();
+    }
+
     async fn a_volume_of_a_storage_stays_in_it(agent) {
         let volume = agent.dir.join("volume");
         std::fs::create_dir_all(volume.join("etc")).unwrap();
@@ -631,18 +703,25 @@ agent_tests! {
         agent.create(&request).await;
         agent.start_container("c2").await.unwrap();
         assert_eq!(agent.output(StreamKind::Stdout, "c2", "").await, "1000\n1000 2000\n1\nrefused\n");
-        let mut able = spec(&["sh", "-c", "hostname changed && ip link set lo mtu 1400 && mount -t tmpfs x /tmp && hostname; mknod /data/m c 1 1 || echo refused"]);
+        let mut able = spec(&["sh", "-c", "hostname changed && ip link set lo mtu 1400 && mount -t tmpfs x /tmp && hostname; mknod /data/m c 1 1 || echo refused; \
+            cd /sys/fs/cgroup && busybox mkdir mine && echo 1 > mine/cgroup.procs && echo +pids > cgroup.subtree_control && cat mine/pids.max; \
+            echo 5 > pids.max || echo limited"]);
         let mut all = vec!["CAP_SYS_ADMIN".to_owned(), "CAP_NET_ADMIN".to_owned(), "CAP_MKNOD".to_owned()];
         all.sort();
         for set in ["bounding", "effective", "permitted"] {
             able["process"]["capabilities"][set] = json!(all);
         }
         able["linux"]["resources"]["devices"] = json!([{"allow": true, "access": "rwm"}]);
+        for mount in able["mounts"].as_array_mut().unwrap() {
+            if mount["type"] == "cgroup" {
+                mount["options"] = json!(["rw", "nosuid"]);
+            }
+        }
         let mut request = container_with("c3", &able);
         request.guest_devices = true;
         agent.create(&request).await;
         agent.start_container("c3").await.unwrap();
-        assert_eq!(agent.output(StreamKind::Stdout, "c3", "").await, "changed\nrefused\n");
+        assert_eq!(agent.output(StreamKind::Stdout, "c3", "").await, "changed\nrefused\nmax\nlimited\n");
         let outside = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap();
         assert_ne!(outside.trim(), "changed");
 

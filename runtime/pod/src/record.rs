@@ -219,7 +219,9 @@ impl ContainerRecord {
     pub(crate) fn has_shares(&self) -> bool {
         let mut mounts = self.spec.mounts.iter().enumerate();
         mounts.any(|(index, mount)| {
-            matches!(mount.source, MountSource::Host(_)) && !self.is_local(index)
+            matches!(mount.source, MountSource::Host(_))
+                && !self.is_local(index)
+                && mount.of_devices().is_none()
         })
     }
 }

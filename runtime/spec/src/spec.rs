@@ -19,6 +19,8 @@ const PLUGINS: [&str; 4] = [
     "kubernetes.io~projected",
     "kubernetes.io~downward-api",
 ];
+/// Names in /dev of file systems that have no devices.
+const NO_DEVICES: [&str; 4] = ["hugepages", "mqueue", "pts", "shm"];
 
 /// A pod sandbox.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -293,6 +295,27 @@ impl MountSpec {
             && self.readonly
             && self.propagation == MountPropagation::Private
     }
+
+    /// What of the node's devices it shows, if it does: /dev, or a path below it but for file systems
+    /// that are mounted there. The node's are not lent, and so the guest's path of this name is meant.
+    #[must_use]
+    pub fn of_devices(&self) -> Option<PathBuf> {
+        let MountSource::Host(path) = &self.source else {
+            return None;
+        };
+        let mut plain = PathBuf::new();
+        for component in path.components() {
+            match component {
+                Component::ParentDir => {
+                    plain.pop();
+                }
+                component => plain.push(component),
+            }
+        }
+        let below = plain.strip_prefix("/dev").ok()?;
+        let no_devices = NO_DEVICES.iter().any(|name| below.starts_with(name));
+        (!no_devices).then_some(plain)
+    }
 }
 
 /// What is mounted.
@@ -441,6 +464,28 @@ mod tests {
             propagation: MountPropagation::Private,
             selinux_relabel: false,
             owners: None,
+        }
+    }
+
+    #[test]
+    fn devices_of_the_node_are_known() {
+        for (path, device) in [
+            ("/dev", "/dev"),
+            ("/dev/", "/dev"),
+            ("/var/../dev/./net/tun", "/dev/net/tun"),
+            ("/../dev/shmem", "/dev/shmem"),
+        ] {
+            assert_eq!(mount(path).of_devices(), Some(device.into()), "{path}");
+        }
+        for other in [
+            "/",
+            "/device",
+            "/dev/shm",
+            "/dev/shm/x",
+            "/dev/..",
+            "/x/dev",
+        ] {
+            assert_eq!(mount(other).of_devices(), None, "{other}");
         }
     }
 

@@ -118,6 +118,7 @@ pub fn container(spec: &ContainerSpec, sandbox: &SandboxSpec) -> Result<(), PodE
                 "they and gidMappings are not those of the sandbox's user namespace",
             ));
         }
+        devices_mount(index, mount, spec, sandbox)?;
     }
     for (index, device) in spec.devices.iter().enumerate() {
         self::device(index, device, sandbox)?;
@@ -259,6 +260,39 @@ fn host_mount(index: usize, path: &Path, mount: &MountSpec) -> Result<(), PodErr
             field(MountField::RecursiveReadonly),
             "it needs readonly and private propagation",
         ));
+    }
+    Ok(())
+}
+
+/// A volume of the node's devices shows the guest's.
+fn devices_mount(
+    index: usize,
+    mount: &MountSpec,
+    spec: &ContainerSpec,
+    sandbox: &SandboxSpec,
+) -> Result<(), PodError> {
+    let Some(path) = mount.of_devices() else {
+        return Ok(());
+    };
+    let refused = |field, reason: &str| {
+        let reason = format!("{}: {reason}", path.display());
+        Err(PodError::invalid(Field::Mount(index, field), reason))
+    };
+    if sandbox.namespaces.user_namespace.is_some() {
+        return refused(
+            MountField::HostPath,
+            "devices can't be used in a user namespace",
+        );
+    }
+    let in_place = mount
+        .container_path
+        .components()
+        .eq(Path::new("/dev").components());
+    if in_place && !spec.security.privileged {
+        return refused(
+            MountField::ContainerPath,
+            "only a privileged container can have it in the place of its own /dev",
+        );
     }
     Ok(())
 }
@@ -414,6 +448,48 @@ mod tests {
             let (kind, text) = refusal(check(mount));
             assert_eq!(kind, ErrorKind::InvalidArgument);
             assert!(text.starts_with(&format!("mount 1: {field}: ")), "{text}");
+        }
+    }
+
+    #[test]
+    fn the_guests_devices_are_for_privileged_containers() {
+        let check = |at: &str, privileged, user: Option<UserNamespace>| {
+            let mut sandbox = good_sandbox();
+            sandbox.security.privileged = true;
+            sandbox.namespaces.user_namespace = user;
+            let mut spec = good_container();
+            spec.security.privileged = privileged;
+            spec.mounts = vec![MountSpec {
+                container_path: at.into(),
+                source: MountSource::Host("/dev/".into()),
+                readonly: false,
+                recursive_readonly: false,
+                propagation: MountPropagation::Private,
+                selinux_relabel: false,
+                owners: None,
+            }];
+            container(&spec, &sandbox)
+        };
+        check("/dev", true, None).unwrap();
+        check("/host/dev", false, None).unwrap();
+        let ids = IdRange { host: 1, length: 9 };
+        let user = UserNamespace {
+            uids: ids,
+            gids: ids,
+        };
+        for (refused, why) in [
+            (
+                check("/dev/", false, None),
+                "mount 0: path in the container: /dev: only a privileged",
+            ),
+            (
+                check("/host/dev", true, Some(user)),
+                "mount 0: path on the host: /dev: devices can't",
+            ),
+        ] {
+            let (kind, text) = refusal(refused);
+            assert_eq!(kind, ErrorKind::InvalidArgument);
+            assert!(text.starts_with(why), "{text}");
         }
     }
 

@@ -53,16 +53,19 @@ struct Node {
     mode: Mode,
     uid: u32,
     gid: u32,
-    /// A node of the guest's to bind: in a user namespace none can be made.
+    /// A node of the guest's to bind, in place of one that is made.
     bound: Option<OwnedFd>,
 }
 
-/// The nodes that a container is to have.
+/// What a container is to have in its /dev.
 #[derive(Debug)]
-pub(super) struct Devices(Vec<Node>);
+pub(super) struct Devices {
+    nodes: Vec<Node>,
+    links: &'static [(&'static str, &'static str)],
+}
 
 impl Devices {
-    /// The default ones and `asked`.
+    /// The default nodes and links, and `asked`.
     pub(super) fn new(asked: &[LinuxDevice]) -> Result<Self, StepError> {
         let default = DEFAULT.iter().map(|&(path, major, minor)| Node {
             path: path.into(),
@@ -78,17 +81,27 @@ impl Devices {
             nodes.retain(|node| node.path != *device.path());
             nodes.push(node(device)?);
         }
-        Ok(Self(nodes))
+        Ok(Self {
+            nodes,
+            links: &LINKS,
+        })
     }
 
-    /// Makes those that no default one is in `dir`, a directory of the guest's, and holds all to be bound
-    /// in a user namespace. `ids` are of the guest for ids of the container.
+    /// `asked` alone, for a /dev that has the others.
+    pub(super) fn more(asked: &[LinuxDevice]) -> Result<Self, StepError> {
+        let nodes = asked.iter().map(node).collect::<Result<_, _>>()?;
+        Ok(Self { nodes, links: &[] })
+    }
+
+    /// Makes those that no default one is in `dir`, a directory of the guest's, and holds all to be bound:
+    /// in a user namespace none can be made, and in a /dev of others it would be there for them too. `ids`
+    /// are of the guest for ids of the container.
     pub(super) fn hold(
         &mut self,
         dir: &Path,
         ids: impl Fn(u32, u32) -> (u32, u32),
     ) -> Result<(), StepError> {
-        for (index, node) in self.0.iter_mut().enumerate() {
+        for (index, node) in self.nodes.iter_mut().enumerate() {
             let hold = |node: &Node| -> io::Result<OwnedFd> {
                 let guests = DEFAULT
                     .iter()
@@ -121,15 +134,15 @@ impl Devices {
 
     /// Makes nodes and links below `root`.
     pub(super) fn make(self, root: &Root) -> Result<(), StepError> {
-        for node in &self.0 {
+        for node in &self.nodes {
             node.make(root)
                 .map_err(doing_to("make device", &node.path))?;
         }
         let path = Path::new("/dev");
         let link = || -> io::Result<()> {
             let dev = root.find_or_make(path, Kind::Directory)?;
-            for (target, name) in LINKS {
-                match symlinkat(target, &dev, name) {
+            for (target, name) in self.links {
+                match symlinkat(*target, &dev, *name) {
                     Ok(()) | Err(Errno::EXIST) => {}
                     Err(e) => return Err(e.into()),
                 }
@@ -234,9 +247,9 @@ mod tests {
         null.set_minor(3);
         null.set_file_mode(Some(0o600));
         let devices = Devices::new(&[null]).unwrap();
-        assert_eq!(devices.0.len(), DEFAULT.len());
+        assert_eq!(devices.nodes.len(), DEFAULT.len());
         let null = devices
-            .0
+            .nodes
             .iter()
             .find(|node| node.path == Path::new("/dev/null"))
             .unwrap();

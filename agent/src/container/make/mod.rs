@@ -47,7 +47,7 @@ use self::{
 pub(super) use self::{
     error::{StepError, doing},
     mounts::copy,
-    root::{Kind, Root},
+    root::{DEV, Kind, Root},
     terminal::Terminal,
 };
 use super::spec::profile;
@@ -79,22 +79,29 @@ impl Container {
         chdir(root.path()).map_err(doing_to("go to the root file system", root.path()))?;
         let asked = spec.mounts().as_deref().unwrap_or_default();
         let mounts = Mounts::copy(asked)?;
-        // A volume in its place has what it has.
-        let own_dev = !asked.iter().any(|mount| {
-            mount.destination() == Path::new("/dev") && mount.typ().as_deref() == Some("bind")
+        let linux = spec.linux().as_ref();
+        let wanted = linux.and_then(|linux| linux.devices().as_deref());
+        let wanted = wanted.unwrap_or_default();
+        let bound = asked.iter().find(|mount| {
+            mount.destination() == Path::new(DEV) && mount.typ().as_deref() == Some("bind")
         });
-        let devices = if own_dev {
-            let linux = spec.linux().as_ref();
-            let wanted = linux.and_then(|linux| linux.devices().as_deref());
-            let mut devices = Devices::new(wanted.unwrap_or_default())?;
-            if let Some(ids) = ids {
-                devices.hold(dir, |uid, gid| {
-                    (ids.uid.saturating_add(uid), ids.gid.saturating_add(gid))
-                })?;
+        let devices = match bound.map(oci::Mount::source) {
+            None => {
+                let mut devices = Devices::new(wanted)?;
+                if let Some(ids) = ids {
+                    devices.hold(dir, |uid, gid| {
+                        (ids.uid.saturating_add(uid), ids.gid.saturating_add(gid))
+                    })?;
+                }
+                Some(devices)
             }
-            Some(devices)
-        } else {
-            None
+            Some(Some(source)) if source == Path::new(DEV) => {
+                let mut devices = Devices::more(wanted)?;
+                devices.hold(dir, |uid, gid| (uid, gid))?;
+                Some(devices)
+            }
+            // A volume in its place has what it has.
+            Some(_) => None,
         };
         Ok(Self {
             spec,

@@ -23,7 +23,7 @@ use rustix::{
 use super::{
     error::{StepError, doing, doing_to},
     options::Options,
-    root::{Kind, Root},
+    root::{DEV, Kind, Root},
 };
 use crate::sys::{MountAttr, change_mount};
 
@@ -88,7 +88,13 @@ fn prepare(mount: &Mount) -> Result<Prepared, StepError> {
     let source = mount.source().clone().unwrap_or_default();
     let bound = options.bind.or_else(|| (kind == "bind").then_some(false));
     let what = match bound {
-        Some(all) => What::Copy(copy(CWD, &source, all).map_err(doing_to("bind", &source))?),
+        Some(all) => What::Copy(copy(CWD, &source, all).map_err(|e| match e.kind() {
+            io::ErrorKind::NotFound if source.starts_with(DEV) => {
+                let (on, device) = (target.display(), source.display());
+                StepError::Refused(format!("mount on {on}: the pod's VM has no {device}"))
+            }
+            _ => doing_to("bind", &source)(e),
+        })?),
         None if kind.is_empty() || kind == "none" => {
             return Err(StepError::Refused(format!(
                 "the mount on {} has no type",

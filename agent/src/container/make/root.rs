@@ -17,6 +17,8 @@ use rustix::{
     io::Errno,
 };
 
+/// Where devices are, in a container and in the guest.
+pub(crate) const DEV: &str = "/dev";
 /// Most links on the way to one path (`MAXSYMLINKS` of Linux).
 const LINKS: u32 = 40;
 /// How often a path is tried that others change meanwhile.

@@ -340,7 +340,7 @@ async fn exchange(mut stream: UnixStream, request: &Request) -> Result<Response,
 }
 
 /// What a container mounts of the host, each with its position among all its mounts; but for those
-/// that the guest keeps.
+/// that the guest keeps, and devices.
 pub(crate) fn shares(
     spec: &ContainerSpec,
     is_local: impl Fn(usize) -> bool,
@@ -365,7 +365,8 @@ pub(crate) fn shares(
                 }
             },
         };
-        (!is_local(index)).then_some((index, share))
+        let is_shared = !is_local(index) && mount.of_devices().is_none();
+        is_shared.then_some((index, share))
     })
 }
 
@@ -399,6 +400,7 @@ mod tests {
                 mount(host("/a"), true, false),
                 mount(host("/b"), true, true),
                 mount(host("/c"), false, false),
+                mount(host("/dev"), true, false),
             ],
             ..ContainerSpec::default()
         };

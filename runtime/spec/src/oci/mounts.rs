@@ -49,21 +49,28 @@ pub(super) fn all(
             .any(|asked| same_place(asked.destination(), mount.destination()))
     };
     let mut mounts = system(container);
-    let mut others = of_the_pod(container, owners);
+    mounts.extend(of_the_pod(container, owners));
     mounts.retain(|mount| !replaced(mount));
-    others.retain(|mount| !replaced(mount));
-    others.extend(asked);
+    mounts.extend(asked);
     // Stable: of two at one place, the later covers the earlier.
-    others.sort_by_key(|mount| mount.destination().components().count());
-    mounts.extend(others);
+    mounts.sort_by_key(|mount| mount.destination().components().count());
     mounts
 }
 
-/// What is asked for: directories and files of the shared file system, volumes, and images.
+/// What is asked for: directories and files of the shared file system, volumes, images, and devices
+/// of the guest.
 fn asked(container: &ContainerSpec, locals: &[usize], owners: Option<&Owners>) -> Vec<Mount> {
     let mounts = container.mounts.iter().enumerate();
     mounts
         .map(|(index, asked)| {
+            let at = asked.container_path.to_string_lossy();
+            if let Some(path) = asked.of_devices() {
+                // What is made or removed there is so for the whole guest.
+                let writable = container.security.privileged && !asked.readonly;
+                let access = if writable { "rw" } else { "ro" };
+                let path = path.to_string_lossy();
+                return mount(&at, "bind", &path, &["bind", "rprivate", access]);
+            }
             let (options, owners) = match asked.source {
                 MountSource::Host(_) => {
                     // The host refuses writes. The guest would also to what is mounted below,
@@ -85,7 +92,6 @@ fn asked(container: &ContainerSpec, locals: &[usize], owners: Option<&Owners>) -
                 MountSource::Image { .. } => (vec!["ro"], owners),
             };
             let source = format!("{ASKED_SOURCE}{index}");
-            let at = asked.container_path.to_string_lossy();
             bind(&at, &source, &options, owners)
         })
         .collect()

@@ -84,14 +84,14 @@ fn a_plain_container_has_this_specification() {
         "mounts": [
             "/proc proc",
             "/dev tmpfs",
+            "/sys sysfs",
             "/dev/pts devpts",
             "/dev/mqueue mqueue",
-            "/sys sysfs",
-            "/sys/fs/cgroup cgroup",
             "/dev/shm /run/hull/shm",
             "/etc/hosts /run/hull/files/sandbox/hosts",
             "/etc/resolv.conf /run/hull/files/sandbox/resolv.conf",
             "/etc/hostname /run/hull/files/sandbox/hostname",
+            "/sys/fs/cgroup cgroup",
         ],
         "process": {
             "terminal": false,
@@ -275,6 +275,55 @@ fn asked_mounts_replace_standard_ones_and_come_after_their_parents() {
         mounts[place("/etc/hostname")].1,
         "/run/hull/files/sandbox/hostname"
     );
+}
+
+#[test]
+fn a_volume_of_devices_is_the_guests() {
+    let of = |privileged, readonly| {
+        let mount = |container_path: &str, path: &str| MountSpec {
+            container_path: container_path.into(),
+            source: MountSource::Host(path.into()),
+            readonly,
+            recursive_readonly: false,
+            propagation: MountPropagation::HostToContainer,
+            selinux_relabel: false,
+            owners: None,
+        };
+        let container = ContainerSpec {
+            mounts: vec![mount("/dev", "/dev/"), mount("/tun", "/dev/net/tun")],
+            security: ContainerSecurity {
+                privileged,
+                ..ContainerSecurity::default()
+            },
+            ..ContainerSpec::default()
+        };
+        let spec = spec_of(&container).unwrap();
+        let mounts = spec["mounts"].as_array().unwrap().clone();
+        let at = |path: &str| {
+            mounts
+                .iter()
+                .position(|m| m["destination"] == path)
+                .unwrap()
+        };
+        // What a container has below it is not covered.
+        assert!(
+            at("/dev") < at("/dev/pts") && at("/dev") < at("/dev/shm"),
+            "{mounts:?}"
+        );
+        let shown = |path: &str| {
+            format!(
+                "{} {}",
+                mounts[at(path)]["source"],
+                mounts[at(path)]["options"][2]
+            )
+        };
+        [shown("/dev"), shown("/tun")]
+    };
+    let writable = [r#""/dev" "rw""#, r#""/dev/net/tun" "rw""#];
+    let readonly = [r#""/dev" "ro""#, r#""/dev/net/tun" "ro""#];
+    assert_eq!(of(true, false), writable);
+    assert_eq!(of(true, true), readonly);
+    assert_eq!(of(false, false), readonly);
 }
 
 #[test]
