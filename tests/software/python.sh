@@ -3,7 +3,7 @@ PACKAGES="python3-minimal libpython3-stdlib"
 CONFIG='{"Cmd": ["python3", "/srv/app.py"], "User": "65534", "StopSignal": "SIGTERM"}'
 prepare() {
     cat >"$1/srv/app.py" <<'PY'
-import multiprocessing, os, pathlib, signal, sys, time
+import multiprocessing, os, pathlib, signal
 
 def square(n):
     return n * n, os.getpid()
@@ -12,8 +12,7 @@ def child(queue):
     queue.put(sum(range(1000)))
 
 if __name__ == "__main__":
-    stopped = multiprocessing.Event()
-    signal.signal(signal.SIGTERM, lambda *_: stopped.set())
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(3))
     with multiprocessing.get_context("fork").Pool(8) as pool:
         results = pool.map(square, range(1000), chunksize=5)
     assert [r for r, _ in results] == [n * n for n in range(1000)]
@@ -28,8 +27,8 @@ if __name__ == "__main__":
         assert shared["a"] == 1
     pathlib.Path("/data/result").write_text(f"{len({pid for _, pid in results})} processes, {os.cpu_count()} CPUs\n")
     print("ready", flush=True)
-    stopped.wait()
-    sys.exit(3)
+    while True:
+        signal.pause()
 PY
 }
 steps() {
