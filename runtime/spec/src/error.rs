@@ -89,7 +89,7 @@ pub enum PodError {
         /// What is wrong.
         reason: String,
     },
-    /// The guest finds something of the request wrong, and only it can tell.
+    /// The guest finds something of the request wrong, and only it can tell; or it can't be told all of it.
     #[error("{action}: {reason}")]
     GuestRefused {
         /// What was tried.

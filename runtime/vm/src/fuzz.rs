@@ -219,23 +219,38 @@ async fn asked(bytes: Vec<u8>) {
     tokio::join!(
         async {
             refused(
-                ask(call, LIMIT, client.hello(Context::default(), &hello))
-                    .await
-                    .err(),
+                ask(
+                    call,
+                    LIMIT,
+                    &hello,
+                    client.hello(Context::default(), &hello),
+                )
+                .await
+                .err(),
             )
         },
         async {
             refused(
-                ask(call, LIMIT, client.stats(Context::default(), &stats))
-                    .await
-                    .err(),
+                ask(
+                    call,
+                    LIMIT,
+                    &stats,
+                    client.stats(Context::default(), &stats),
+                )
+                .await
+                .err(),
             )
         },
         async {
             refused(
-                ask(call, LIMIT, client.create(Context::default(), &create))
-                    .await
-                    .err(),
+                ask(
+                    call,
+                    LIMIT,
+                    &create,
+                    client.create(Context::default(), &create),
+                )
+                .await
+                .err(),
             )
         },
         follow,

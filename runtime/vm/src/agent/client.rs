@@ -17,10 +17,12 @@ use hull_proto_agent::{
     rpc::AgentClient,
 };
 use oci_spec::runtime::LinuxResources;
+use protobuf::Message;
 use tokio::time::{Instant, sleep, timeout};
 use ttrpc::{
     asynchronous::{Client, transport::Socket},
     context::Context,
+    proto::MESSAGE_LENGTH_MAX,
 };
 
 use hull_base::{
@@ -43,6 +45,8 @@ use crate::agent::{
 
 /// How long the agent may take for what only changes a setting or sends a signal.
 const QUICK: Duration = Duration::from_secs(10);
+/// Longest request, bytes: a message of ttrpc less what goes around it, which are names.
+const REQUEST_MAX: u64 = MESSAGE_LENGTH_MAX as u64 - 1024;
 /// Pause before the agent is greeted again, when the connection was lost.
 const PAUSE: Duration = Duration::from_millis(50);
 /// Longest message of the agent that is shown.
@@ -145,8 +149,13 @@ impl Agent {
     pub async fn configure(&self, request: ConfigureRequest) -> Result<(), GuestError> {
         let client = self.client();
         let call = client.configure(Context::default(), &request);
-        self.done(Point::GuestConfigured, "configure the guest", call)
-            .await
+        self.done(
+            Point::GuestConfigured,
+            "configure the guest",
+            &request,
+            call,
+        )
+        .await
     }
 
     /// Sets the guest's clock `by_ns` forward, or back, and returns its CLOCK_REALTIME then.
@@ -160,7 +169,7 @@ impl Agent {
         };
         let client = self.client();
         let call = client.adjust_clock(Context::default(), &request);
-        let answer = ask("set the guest's clock", QUICK, call).await?;
+        let answer = ask("set the guest's clock", QUICK, &request, call).await?;
         Ok(answer.realtime_ns)
     }
 
@@ -171,8 +180,13 @@ impl Agent {
     pub async fn update_network(&self, request: UpdateNetworkRequest) -> Result<(), GuestError> {
         let client = self.client();
         let call = client.update_network(Context::default(), &request);
-        self.done(Point::GuestChanged, "change the guest's network", call)
-            .await
+        self.done(
+            Point::GuestChanged,
+            "change the guest's network",
+            &request,
+            call,
+        )
+        .await
     }
 
     /// Has the guest's driver take the network device behind a slot; no effect when it has it already.
@@ -189,6 +203,7 @@ impl Agent {
         self.done(
             Point::GuestChanged,
             "bring up a network device in the guest",
+            &request,
             call,
         )
         .await
@@ -208,6 +223,7 @@ impl Agent {
         self.done(
             Point::GuestChanged,
             "release a network device in the guest",
+            &request,
             call,
         )
         .await
@@ -243,8 +259,13 @@ impl Agent {
         };
         let client = self.client();
         let call = client.attach_storage(Context::default(), &request);
-        self.done(Point::StorageMounted, "mount a disk in the guest", call)
-            .await
+        self.done(
+            Point::StorageMounted,
+            "mount a disk in the guest",
+            &request,
+            call,
+        )
+        .await
     }
 
     /// Unmounts the disk with this id.
@@ -274,8 +295,13 @@ impl Agent {
     async fn unmount(&self, request: DetachStorageRequest) -> Result<(), GuestError> {
         let client = self.client();
         let call = client.detach_storage(Context::default(), &request);
-        self.done(Point::StorageUnmounted, "unmount a disk in the guest", call)
-            .await
+        self.done(
+            Point::StorageUnmounted,
+            "unmount a disk in the guest",
+            &request,
+            call,
+        )
+        .await
     }
 
     /// Has the agent update its copies of volumes to what the volumes are now.
@@ -285,8 +311,13 @@ impl Agent {
     pub async fn refresh_volumes(&self) -> Result<(), GuestError> {
         let (client, empty) = (self.client(), Empty::new());
         let call = client.refresh_volumes(Context::default(), &empty);
-        self.done(Point::GuestChanged, "update volumes in the guest", call)
-            .await
+        self.done(
+            Point::GuestChanged,
+            "update volumes in the guest",
+            &empty,
+            call,
+        )
+        .await
     }
 
     /// Creates a container, and returns the user of its first process.
@@ -300,6 +331,7 @@ impl Agent {
             .ask(
                 Point::GuestCreated,
                 CALL,
+                &request,
                 client.create(Context::default(), &request),
             )
             .await?;
@@ -330,6 +362,7 @@ impl Agent {
         self.done(
             Point::GuestStarted,
             "start the container in the guest",
+            &request,
             call,
         )
         .await
@@ -363,6 +396,7 @@ impl Agent {
         self.done_quickly(
             Point::GuestSignalled,
             "signal the container in the guest",
+            &request,
             call,
         )
         .await
@@ -384,6 +418,7 @@ impl Agent {
             .ask(
                 Point::GuestDeleted,
                 "delete the container in the guest",
+                &request,
                 call,
             )
             .await
@@ -413,8 +448,13 @@ impl Agent {
         };
         let client = self.client();
         let call = client.exec(Context::default(), &request);
-        self.done(Point::GuestExecuted, "run a command in the container", call)
-            .await
+        self.done(
+            Point::GuestExecuted,
+            "run a command in the container",
+            &request,
+            call,
+        )
+        .await
     }
 
     /// Changes the limits of a container.
@@ -440,7 +480,8 @@ impl Agent {
         };
         let client = self.client();
         let call = client.update(Context::default(), &request);
-        self.done_quickly(Point::GuestChanged, CALL, call).await
+        self.done_quickly(Point::GuestChanged, CALL, &request, call)
+            .await
     }
 
     /// Sets the size of the terminal of an exec, or of the container (`exec` is empty).
@@ -463,7 +504,7 @@ impl Agent {
         };
         let client = self.client();
         let call = client.resize_tty(Context::default(), &request);
-        self.done_quickly(Point::GuestChanged, "resize the terminal", call)
+        self.done_quickly(Point::GuestChanged, "resize the terminal", &request, call)
             .await
     }
 
@@ -478,7 +519,12 @@ impl Agent {
         };
         let Connection { client, window } = self.connection();
         let call = client.events(Context::default(), &request);
-        let events = self.ask(Point::GuestFollowed, "follow the guest's events", call);
+        let events = self.ask(
+            Point::GuestFollowed,
+            "follow the guest's events",
+            &request,
+            call,
+        );
         Ok(EventStream::new(events.await?, window))
     }
 
@@ -490,14 +536,14 @@ impl Agent {
         let (client, request) = (self.client(), super::stats::request());
         let call = client.stats(Context::default(), &request);
         // Counting changes nothing: there is no point.
-        ask("count what the guest uses", limit, call).await
+        ask("count what the guest uses", limit, &request, call).await
     }
 
     /// Powers the guest off, which may end the connection before the answer.
     pub async fn shutdown(&self, timeout: Duration) {
         let (client, empty) = (self.client(), Empty::new());
         let call = client.shutdown(Context::default(), &empty);
-        if let Err(error) = ask("shut the guest down", timeout, call).await {
+        if let Err(error) = ask("shut the guest down", timeout, &empty, call).await {
             tracing::debug!(%error, "guest did not confirm its shutdown");
         }
         faults::point(Point::GuestShutDown);
@@ -516,9 +562,10 @@ impl Agent {
         &self,
         point: Point,
         call: &'static str,
+        request: &impl Message,
         future: impl Future<Output = ttrpc::Result<T>>,
     ) -> Result<T, GuestError> {
-        let answer = ask(call, self.timeout, future).await;
+        let answer = ask(call, self.timeout, request, future).await;
         faults::point(point);
         answer
     }
@@ -527,18 +574,20 @@ impl Agent {
         &self,
         point: Point,
         call: &'static str,
+        request: &impl Message,
         future: impl Future<Output = ttrpc::Result<T>>,
     ) -> Result<(), GuestError> {
-        self.ask(point, call, future).await.map(drop)
+        self.ask(point, call, request, future).await.map(drop)
     }
 
     async fn done_quickly<T>(
         &self,
         point: Point,
         call: &'static str,
+        request: &impl Message,
         future: impl Future<Output = ttrpc::Result<T>>,
     ) -> Result<(), GuestError> {
-        let answer = ask(call, self.timeout.min(QUICK), future).await;
+        let answer = ask(call, self.timeout.min(QUICK), request, future).await;
         faults::point(point);
         answer.map(drop)
     }
@@ -618,7 +667,8 @@ async fn greet(
         let stream = connect::dial_until(vsock, RPC_PORT, deadline).await?;
         let (wire, window) = Wire::new(stream, fault.clone());
         let client = AgentClient::new(Client::new(Socket::new(wire)));
-        match ask(CALL, limit, client.hello(Context::default(), &request)).await {
+        let call = client.hello(Context::default(), &request);
+        match ask(CALL, limit, &request, call).await {
             Ok(response) => break (Connection { client, window }, response),
             // A connection that is lost says no more of the guest than one that is refused.
             Err(GuestError::Lost { .. }) if clock::after(PAUSE) < deadline => sleep(PAUSE).await,
@@ -641,13 +691,22 @@ async fn greet(
     Ok((connection, info))
 }
 
-/// Waits for an answer. The time limit is kept here alone: the agent goes on with a call that
-/// its caller no longer waits for, and the caller may repeat it.
+/// Sends a request that fits into a message, and waits for an answer. The time limit is kept here alone: the
+/// agent goes on with a call that its caller no longer waits for, and the caller may repeat it.
 pub(crate) async fn ask<T>(
     call: &'static str,
     limit: Duration,
+    request: &impl Message,
     future: impl Future<Output = ttrpc::Result<T>>,
 ) -> Result<T, GuestError> {
+    let bytes = request.compute_size();
+    if bytes > REQUEST_MAX {
+        return Err(GuestError::TooLarge {
+            call,
+            bytes,
+            most: REQUEST_MAX,
+        });
+    }
     match timeout(limit, future).await {
         Ok(Ok(answer)) => Ok(answer),
         Ok(Err(ttrpc::Error::RpcStatus(status))) => Err(GuestError::Refused {
@@ -669,5 +728,54 @@ pub(crate) async fn ask<T>(
             call,
             seconds: limit.as_secs(),
         }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use hull_spec::error::{ErrorKind, PodError};
+    use tokio::io::{AsyncReadExt, duplex};
+
+    use super::*;
+
+    /// A request that takes so many bytes.
+    fn request(bytes: u64) -> CreateRequest {
+        let mut request = CreateRequest {
+            spec: vec![b' '; usize::try_from(bytes).unwrap()],
+            ..CreateRequest::default()
+        };
+        let more = usize::try_from(request.compute_size() - bytes).unwrap();
+        request.spec.truncate(request.spec.len() - more);
+        assert_eq!(request.compute_size(), bytes);
+        request
+    }
+
+    #[tokio::test]
+    async fn a_request_that_does_not_fit_is_refused_and_the_largest_that_fits_is_sent() {
+        let (ours, mut guest) = duplex(64 << 10);
+        let (wire, _window) = Wire::new(ours, Fault::default());
+        let client = AgentClient::new(Client::new(Socket::new(wire)));
+        let ask = async |bytes| {
+            let request = request(bytes);
+            let call = client.create(Context::default(), &request);
+            ask("create it", Duration::from_secs(5), &request, call).await
+        };
+        let error = PodError::from(ask(REQUEST_MAX + 1).await.unwrap_err());
+        assert_eq!(error.kind(), ErrorKind::InvalidArgument);
+        assert_eq!(
+            error.to_string(),
+            "create it: the request takes 4193281 bytes, of which the guest's agent reads 4193280"
+        );
+        // It went nowhere, and the connection is as it was.
+        let received = async {
+            let mut received = 0;
+            let mut piece = vec![0; 64 << 10];
+            while received < REQUEST_MAX as usize {
+                received += guest.read(&mut piece).await.unwrap();
+            }
+            drop(guest);
+        };
+        let (answer, ()) = tokio::join!(ask(REQUEST_MAX), received);
+        assert!(matches!(answer, Err(GuestError::Lost { .. })), "{answer:?}");
     }
 }

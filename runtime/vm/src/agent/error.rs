@@ -35,6 +35,16 @@ pub enum GuestError {
         /// Its words, made printable.
         message: String,
     },
+    /// The request does not fit into a message.
+    #[error("{call}: the request takes {bytes} bytes, of which the guest's agent reads {most}")]
+    TooLarge {
+        /// What was asked for.
+        call: &'static str,
+        /// How long it is.
+        bytes: u64,
+        /// How long it may be.
+        most: u64,
+    },
     /// The agent took too long.
     #[error("{call}: the agent did not answer in {seconds} s")]
     Timeout {
@@ -140,6 +150,12 @@ impl From<GuestError> for PodError {
             GuestError::Invalid { .. }
             | GuestError::StreamRefused { .. }
             | GuestError::Misbehaved { .. } => Self::internal("ask the guest's agent", error),
+            GuestError::TooLarge { call, bytes, most } => Self::GuestRefused {
+                action: call.into(),
+                reason: format!(
+                    "the request takes {bytes} bytes, of which the guest's agent reads {most}"
+                ),
+            },
             other => Self::unavailable("reach the guest's agent", other),
         }
     }
