@@ -104,7 +104,7 @@ impl Creation {
         let watched = self.share().await?;
         let agent = &self.attachments.vm.agent;
         let user = agent.create(self.request.clone()).await?;
-        let log = ContainerLog::start(agent, self.log.clone()).await;
+        let log = ContainerLog::start(agent, &self.log).await;
         let log = log.map_err(|e| PodError::internal("open the container's log", e))?;
         Ok(Created {
             user,

@@ -20,7 +20,11 @@ use std::{
     time::Duration,
 };
 
-use tokio::{sync::watch, task::JoinHandle, time::sleep};
+use tokio::{
+    sync::{OnceCell, watch},
+    task::JoinHandle,
+    time::sleep,
+};
 
 use hull_base::{blocking, clock};
 use hull_vm::agent::{
@@ -57,15 +61,54 @@ pub(crate) struct ContainerLog {
 
 /// The file of a log, while others write it.
 #[derive(Debug, Clone)]
-pub(crate) struct LogHandle(Arc<Mutex<LogFile>>);
+pub(crate) struct LogHandle(Arc<Handle>);
+
+#[derive(Debug)]
+struct Handle {
+    path: Option<LogPath>,
+    position: PathBuf,
+    /// Nothing: it could not be opened yet.
+    file: OnceCell<Arc<Mutex<LogFile>>>,
+}
 
 impl LogHandle {
+    fn new(target: &LogTarget) -> Self {
+        Self(Arc::new(Handle {
+            path: target.path.clone(),
+            position: target.position.clone(),
+            file: OnceCell::new(),
+        }))
+    }
+
+    /// The file, which is opened unless it was.
+    async fn open(&self) -> Result<Arc<Mutex<LogFile>>, LogError> {
+        let open = || async {
+            let (path, position) = (self.0.path.clone(), self.0.position.clone());
+            let opened = blocking(move || LogFile::open(path, &position)).await;
+            opened.map(|file| Arc::new(Mutex::new(file)))
+        };
+        self.0.file.get_or_try_init(open).await.cloned()
+    }
+
+    /// The same, for as long as it takes.
+    async fn opened(&self) -> Arc<Mutex<LogFile>> {
+        loop {
+            match self.open().await {
+                Ok(file) => return file,
+                Err(error) => {
+                    tracing::warn!(error = &error as &dyn std::error::Error, "go on with a log");
+                }
+            }
+            sleep(RETRY).await;
+        }
+    }
+
     /// Goes on in a new file, after the old one was renamed.
     ///
     /// # Errors
     /// When it can't be opened; then the old file is gone on with.
     pub(crate) async fn reopen(&self) -> Result<(), LogError> {
-        let file = Arc::clone(&self.0);
+        let file = self.open().await?;
         blocking(move || file.lock().unwrap_or_else(PoisonError::into_inner).reopen()).await
     }
 }
@@ -83,54 +126,66 @@ pub(crate) struct LogTarget {
 }
 
 impl ContainerLog {
-    /// Begins, or goes on, to write the log.
+    /// Begins to write the log.
     ///
     /// # Errors
     /// When its files can't be opened.
-    pub(crate) async fn start(agent: &Agent, target: LogTarget) -> Result<Self, LogError> {
-        let (container, tty) = (target.container.clone(), target.tty);
-        let share = target.share.clone();
-        let open = move || LogFile::open(target.path, &target.position);
-        let file = Arc::new(Mutex::new(blocking(open).await?));
+    pub(crate) async fn start(agent: &Agent, target: &LogTarget) -> Result<Self, LogError> {
+        let log = LogHandle::new(target);
+        log.open().await?;
+        Ok(Self::carry(agent, target, log))
+    }
+
+    /// Goes on with a log that an earlier daemon began, as soon as its files can be opened: until then the
+    /// guest keeps what is written.
+    pub(crate) fn resume(agent: &Agent, target: &LogTarget) -> Self {
+        Self::carry(agent, target, LogHandle::new(target))
+    }
+
+    fn carry(agent: &Agent, target: &LogTarget, handle: LogHandle) -> Self {
         let (stdout_end, stdout) = watch::channel(OutputEnd::Open);
         let (stderr_end, stderr) = watch::channel(OutputEnd::Open);
         let (stdout_live, stderr_live) = (Fanout::default(), Fanout::default());
         let mut outputs = vec![(OutputKind::Stdout, stdout, stdout_live.clone())];
-        if !tty {
+        if !target.tty {
             outputs.push((OutputKind::Stderr, stderr, stderr_live.clone()));
         }
         let pumps = outputs
             .into_iter()
             .map(|(kind, end, live)| {
-                let offset = file
-                    .lock()
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .written(kind);
-                let output = Output::new(agent, kind, &container, "", offset, end.clone());
-                let log = OutputLog {
-                    file: Arc::clone(&file),
-                    kind,
-                    written: offset,
-                    live,
-                    share: share.clone(),
-                    end,
-                };
-                let pump = Box::pin(log.pump(output));
-                let agent = agent.clone();
+                let (handle, agent, target) = (handle.clone(), agent.clone(), target.clone());
                 tokio::spawn(async move {
+                    let pump = Box::pin(async {
+                        let file = handle.opened().await;
+                        let written = {
+                            let file = file.lock().unwrap_or_else(PoisonError::into_inner);
+                            file.written(kind)
+                        };
+                        let container = target.container.as_str();
+                        let output = Output::new(&agent, kind, container, "", written, end.clone());
+                        let log = OutputLog {
+                            file,
+                            kind,
+                            written,
+                            live,
+                            share: target.share,
+                            end,
+                        };
+                        log.pump(output).await;
+                    });
                     // A panic has told the pod's task.
                     let _ = agent.guard(pump).await;
                 })
             })
             .collect();
-        Ok(Self {
+        Self {
             stdout_end,
             stderr_end,
             stdout: stdout_live,
             stderr: stderr_live,
-            file: LogHandle(file),
+            file: handle,
             pumps,
-        })
+        }
     }
 
     /// Tells where the outputs end.

@@ -17,7 +17,6 @@ mod orphans;
 
 use std::{collections::HashMap, fs, sync::Arc, time::Duration};
 
-use backon::{ConstantBuilder, Retryable};
 use error_reporter::Report;
 use futures::future::join_all;
 use tokio::{
@@ -62,11 +61,6 @@ use crate::{
 
 /// How long the daemon's start waits for pods; those that take longer go on by themselves.
 const WAIT: Duration = Duration::from_secs(15);
-/// How often a log that can't be gone on with is tried again, for example on a disk that is full for a
-/// moment: without it, what the container writes is lost.
-const LOG_RETRIES: ConstantBuilder = ConstantBuilder::new()
-    .with_delay(Duration::from_millis(200))
-    .with_max_times(50);
 /// Exit code of a container whose end nobody saw.
 const UNKNOWN_EXIT: i32 = 255;
 
@@ -383,14 +377,8 @@ impl Recovery {
                     tty: container.spec.tty,
                     share: self.driver.log_share(),
                 };
-                let start = || ContainerLog::start(&vm.agent, target.clone());
-                match start.retry(LOG_RETRIES).await {
-                    Ok(log) => self.driver.insert_log(&container.id, log),
-                    Err(error) => {
-                        let error = &error as &dyn std::error::Error;
-                        tracing::error!(container = %container.id, error, "go on with the log");
-                    }
-                }
+                let log = ContainerLog::resume(&vm.agent, &target);
+                self.driver.insert_log(&container.id, log);
             }
         }
         devices.reconcile(vm).await;

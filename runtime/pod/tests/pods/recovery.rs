@@ -343,6 +343,43 @@ fn running_pods_are_adopted_and_no_log_line_is_lost_or_doubled() {
 }
 
 #[test]
+fn a_log_that_can_not_be_opened_at_a_start_goes_on_once_it_can() {
+    let node = TestNode::new();
+    let first = daemon();
+    let (pod, id) = first.block_on(async {
+        let pods = node.open().await;
+        let pod = pods.run_sandbox(node.sandbox("web")).await.unwrap();
+        let id = run(&pods, &pod, "app", &["ticks:5"]).await;
+        eventually("lines", async || node.log("app.log").len() > 3).await;
+        (pod, id)
+    });
+    end(first);
+    let (log, moved) = (
+        node.log_directory().join("app.log"),
+        node.log_directory().join("moved"),
+    );
+    fs::rename(&log, &moved).unwrap();
+    fs::create_dir(&log).unwrap();
+    daemon().block_on(async {
+        let pods = node.open().await;
+        pods.reopen_log(id.as_str()).await.unwrap_err();
+        fs::remove_dir(&log).unwrap();
+        fs::rename(&moved, &log).unwrap();
+        let before = node.log("app.log").len();
+        eventually("more lines", async || {
+            node.log("app.log").len() > before + 3
+        })
+        .await;
+        let lines = node.log("app.log");
+        let expected: Vec<String> = (0..lines.len())
+            .map(|n| format!("stdout F line {n}"))
+            .collect();
+        assert_eq!(lines, expected);
+        pods.remove_sandbox(pod.as_str()).await.unwrap();
+    });
+}
+
+#[test]
 fn an_exit_that_nobody_saw_is_told() {
     let node = TestNode::new();
     let first = daemon();
