@@ -46,6 +46,14 @@ const SHOWED_A_FAULT: &[(u64, &str)] = &[
         "a container whose creation was refused, since its record could not be written, stayed until the next daemon",
     ),
     (
+        536,
+        "a container whose start could not be recorded was shown as running, and not by the next daemon",
+    ),
+    (
+        1466,
+        "a container whose creation was refused was listed when its record could not be deleted",
+    ),
+    (
         547,
         "a line of a log was written twice when its position could not be noted, nor the line cut off again",
     ),

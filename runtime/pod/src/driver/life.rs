@@ -26,6 +26,8 @@ use crate::{
 
 /// How long a log may take to be completed after its process ended.
 const DRAIN: Duration = Duration::from_secs(10);
+/// How long it takes until a record that could not be deleted is tried again.
+const RETRY: Duration = Duration::from_secs(1);
 /// Exit code of a container that could not be started, as others report it.
 const START_ERROR: i32 = 128;
 /// Names the stop signal to the agent, which sends it once.
@@ -74,21 +76,31 @@ impl Driver {
                 }
                 _ => {}
             }
-            let before = std::mem::discriminant(&container.state);
-            let is_new = matches!(event, Event::CreateDone);
-            let (next, effects) = step(container.state.clone(), event);
-            if std::mem::discriminant(&next) != before {
+            let was = container.state.clone();
+            let (next, effects) = step(was.clone(), event);
+            if std::mem::discriminant(&next) != std::mem::discriminant(&was) {
                 tracing::info!(pod = %self.record.id, container = %id, state = ?next, "container");
             }
             container.state = next;
             container.note_state();
+            // Before anybody sees it: the next daemon knows what is written, and no more.
+            let is_saved = effects.iter().any(|effect| matches!(effect, Effect::Save));
+            let saved = if is_saved {
+                self.save_container(id).await
+            } else {
+                Ok(())
+            };
+            if let Err(error) = &saved
+                && self.take_back(id, &was, error)
+            {
+                continue;
+            }
             self.publish();
-            // What could not be written is not answered as done.
-            let mut saved = Ok(());
             for effect in effects {
                 match effect {
-                    Effect::Save => saved = self.save_container(id).await,
+                    Effect::Save => {}
                     Effect::Answer(wait, result) => {
+                        // What could not be written is not answered as done.
                         let saved = saved.clone();
                         self.answer(id, wait, &result.and(saved));
                     }
@@ -105,11 +117,49 @@ impl Driver {
                     Effect::Delete => self.delete_container(id),
                 }
             }
-            if is_new && saved.is_err() {
-                // Its creation was refused, and no record would bring it back with the next daemon.
-                queue.push_back(Event::Remove);
-            }
         }
+    }
+
+    /// What began and could not be written has not begun, as for the next daemon. False: there is no way back
+    /// from this.
+    fn take_back(&mut self, id: &ContainerId, was: &State, error: &PodError) -> bool {
+        let Some(container) = self.containers.get_mut(id) else {
+            return false;
+        };
+        match was {
+            State::Creating => {
+                container.state = State::Creating;
+                container.note_state();
+                container.log = None;
+                container.answer_creators(&Err(error.clone()));
+                self.undo_creation(id.clone(), error.clone());
+            }
+            // The guest starts nothing twice, so it can be asked for again.
+            State::Starting => {
+                container.state = State::Created;
+                container.note_state();
+                container.record.started_at_ns = 0;
+                self.publish();
+                self.answer(id, Wait::Started, &Err(error.clone()));
+            }
+            _ => return false,
+        }
+        true
+    }
+
+    /// Undoes a creation, and then forgets it. It may have been written all the same, so that the next daemon
+    /// would show it: its name is free when it is not.
+    fn undo_creation(&mut self, id: ContainerId, error: PodError) {
+        let attachments = self.running.as_ref().map(|r| r.attachments.clone());
+        let node = Arc::clone(&self.node);
+        self.operations.spawn(async move {
+            let undo = unmake(&*node.images, attachments.as_ref(), &id, OnFailure::GoOn).await;
+            while let Err(error) = node.records.delete_container(&id).await {
+                tracing::error!(container = %id, %error, "delete the container's record");
+                sleep(RETRY).await;
+            }
+            Done::Event(id, Event::CreateFailed(error.after_undo(undo)))
+        });
     }
 
     /// The end of a container's first process, as the guest tells it.
