@@ -305,6 +305,7 @@ impl Process {
         if let Err(error) = self.hold.kill() {
             tracing::warn!(pid = self.identity.pid, %error, "kill process of a pod");
         }
+        faults::point(Point::ProcessKilled);
     }
 
     /// Waits until the process has ended.
@@ -322,7 +323,6 @@ impl Process {
         }
         self.kill();
         let ended = timeout(AFTER_KILL, self.ended()).await;
-        faults::point(Point::ProcessKilled);
         ended.map_err(|_| VmError::Unkillable {
             pid: self.identity.pid,
             seconds: AFTER_KILL.as_secs(),

@@ -598,6 +598,7 @@ impl Agent for Rpc {
     }
 
     async fn shutdown(&self, _: &TtrpcContext, _: Empty) -> ttrpc::Result<Empty> {
+        self.0.begin("shutdown").await?;
         report::end(&self.0.report, ExitReason::GuestShutdown, "powered off");
     }
 }

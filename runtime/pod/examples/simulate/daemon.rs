@@ -25,6 +25,10 @@ use crate::{
 /// How long a caller waits, as kubelet does.
 const PATIENCE: Duration = Duration::from_secs(120);
 
+/// How long the disk is full or broken at most: twice, one after the other, is less than the daemon waits until
+/// it gives up what could not be written to the log of a container that has ended.
+const BROKEN_MS: u64 = 4500;
+
 type Job = Box<dyn FnOnce(Pods) -> BoxFuture<'static, ()> + Send>;
 
 /// Where calls go to. Clones share it.
@@ -151,7 +155,7 @@ impl Daemon {
             disk.fail_after = Some(dice::within(0..200));
         }
         if dice::fault_in(6) {
-            disk.full = Some((dice::within(0..300), 1 + dice::within(0..60)));
+            disk.full = Some((dice::within(0..300), dice::ms(1..BROKEN_MS)));
         }
         trace(format_args!(
             "the daemon starts, kill after {:?} polls, {disk:?}",
@@ -246,7 +250,7 @@ impl Daemon {
     /// Its disk is full, or broken, for a time.
     pub fn break_disk(&mut self) {
         let errno = dice::pick(&[Errno::ENOSPC, Errno::EIO]);
-        let time = dice::ms(1..5000);
+        let time = dice::ms(1..BROKEN_MS);
         trace(format_args!("{errno:?} for {time:?}"));
         self.broken_until = kernel::now() + time;
         kernel::set_disk(Disk {

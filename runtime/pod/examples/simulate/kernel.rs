@@ -55,8 +55,10 @@ pub struct Disk {
     pub kill_after: Option<u64>,
     /// One call fails with [`Errno::EIO`], after so many.
     pub fail_after: Option<u64>,
-    /// It is full after so many calls, for so many that need room.
-    pub full: Option<(u64, u64)>,
+    /// It is full after so many calls, for so long.
+    pub full: Option<(u64, Duration)>,
+    /// It is full until then.
+    pub full_until: Option<Duration>,
 }
 
 /// What a call of the daemon does.
@@ -97,7 +99,7 @@ thread_local! {
             jumped_ns: Cell::new(0),
             who: Cell::new(Who::Nobody),
             is_dead: Cell::new(false),
-            disk: Cell::new(Disk { broken: None, kill_after: None, fail_after: None, full: None }),
+            disk: Cell::new(Disk { broken: None, kill_after: None, fail_after: None, full: None, full_until: None }),
             polls_left: Cell::new(0),
             is_idle: Cell::new(false),
             root: RefCell::new(None),
@@ -249,18 +251,16 @@ impl Disk {
             }
             None => false,
         };
-        let is_full = match &mut self.full {
-            Some((0, 0)) | None => false,
-            Some((0, calls)) if call == Call::Writes => {
-                *calls -= 1;
-                true
+        if let Some((calls, time)) = &mut self.full {
+            match calls {
+                0 => {
+                    self.full_until = Some(now() + *time);
+                    self.full = None;
+                }
+                calls => *calls -= 1,
             }
-            Some((0, _)) => false,
-            Some((until, _)) => {
-                *until -= 1;
-                false
-            }
-        };
+        }
+        let is_full = call == Call::Writes && self.full_until.is_some_and(|until| now() < until);
         let (kill, fail) = (is_over(&mut self.kill_after), is_over(&mut self.fail_after));
         match self.broken {
             _ if kill => Err(None),

@@ -245,6 +245,7 @@ fn script() -> Script {
         "attach_device",
         "detach_device",
         "update_network",
+        "shutdown",
     ];
     match dice::within(0..11) {
         0 => script.refuse_configure = Some(ErrorKind::Invalid),
