@@ -34,6 +34,10 @@ impl Kind {
         if env::var_os("HULL_TEST_IMAGES").is_none() {
             return Some("no HULL_TEST_IMAGES");
         }
+        let has_registry = Command::new("docker-registry").arg("--version").output();
+        if has_registry.is_err() {
+            return Some("no docker-registry");
+        }
         (!Path::new("/usr/lib/cni/bridge").exists()).then_some("no /usr/lib/cni/bridge")
     }
 }

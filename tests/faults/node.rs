@@ -244,6 +244,12 @@ impl Node {
         }
     }
 
+    /// Says what goes wrong in fake VMs that are started from now on
+    /// (`runtime/pod/examples/fake-vmm/script.rs`).
+    pub fn script(&self, script: &str) -> Result<()> {
+        Ok(fs::write(self.dir.join("assets/vmlinux"), script)?)
+    }
+
     /// Has the first plugin of the network hang, or not.
     pub fn hang_plugins(&self, hang: bool) -> Result<()> {
         let text = NETWORK.replace("DIR", self.dir.to_str().unwrap());

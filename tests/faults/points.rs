@@ -11,7 +11,7 @@ use tokio::{task::JoinHandle, time::timeout};
 use tonic::Status;
 
 use crate::{
-    kind::PATIENCE,
+    kind::{Kind, PATIENCE},
     kubelet::{Kubelet, OTHER, Work},
     left::Left,
     node::Node,
@@ -40,12 +40,14 @@ pub enum Call {
     RemoveImage,
     /// `StopPodSandbox` of a VM that stands still.
     StopMute,
+    /// `StopPodSandbox` of a guest that does not power off.
+    StopHung,
     /// The daemon starts, with pods that run.
     Start,
 }
 
 impl Call {
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 18] = [
         Self::PullImage,
         Self::RemoveImage,
         Self::CreateContainer,
@@ -62,6 +64,7 @@ impl Call {
         Self::RunPodSandbox,
         Self::StopPodSandbox,
         Self::StopMute,
+        Self::StopHung,
         Self::RemovePodSandbox,
     ];
 
@@ -73,7 +76,11 @@ impl Call {
     pub fn has_own_pod(self) -> bool {
         matches!(
             self,
-            Self::RunPodSandbox | Self::StopPodSandbox | Self::StopMute | Self::RemovePodSandbox
+            Self::RunPodSandbox
+                | Self::StopPodSandbox
+                | Self::StopMute
+                | Self::StopHung
+                | Self::RemovePodSandbox
         )
     }
 
@@ -82,11 +89,17 @@ impl Call {
         !matches!(self, Self::PullImage | Self::RemoveImage)
     }
 
+    /// Whether it can be made: no guest of ours keeps from powering off.
+    pub fn is_possible(self, kind: Kind) -> bool {
+        self != Self::StopHung || kind == Kind::Fake
+    }
+
     /// Whether a point is reached because of it, and not because another pod writes or as in another call.
     pub fn counts(self, point: &str) -> bool {
         match self {
             Self::Log | Self::ReopenContainerLog => true,
             Self::StopMute => point == "process-killed",
+            Self::StopHung => point == "vm-stopped",
             _ => !["log-write", "log-written", "log-noted", "note-write"].contains(&point),
         }
     }
@@ -188,11 +201,14 @@ impl Pods {
             return Ok(subject);
         }
         if call.has_own_pod() {
-            subject.pod = Some(
-                node.run_sandbox(subject.config.clone())
-                    .await
-                    .context("prepare a pod")?,
-            );
+            if call == Call::StopHung {
+                node.script(r#"{"hang_once":["shutdown"]}"#)?;
+            }
+            let ran = node.run_sandbox(subject.config.clone()).await;
+            subject.pod = Some(ran.context("prepare a pod")?);
+            if call == Call::StopHung {
+                node.script("")?;
+            }
         } else if call.has_pod() {
             subject.pod = Some(self.shared(node).await?);
         }
@@ -278,7 +294,7 @@ impl Subject {
             }
             Call::StopContainer => spawn(async move { kubelet.stop_container(&id, 1).await }),
             Call::RemoveContainer => spawn(async move { kubelet.remove_container(&id).await }),
-            Call::StopPodSandbox | Call::StopMute => {
+            Call::StopPodSandbox | Call::StopMute | Call::StopHung => {
                 spawn(async move { kubelet.stop_sandbox(&pod_id).await })
             }
             Call::RemovePodSandbox => spawn(async move { kubelet.remove_sandbox(&pod_id).await }),
@@ -296,7 +312,7 @@ impl Subject {
                 node.works(&pod).await?;
                 node.end(&pod).await
             }
-            Call::StopPodSandbox | Call::StopMute | Call::RemovePodSandbox => {
+            Call::StopPodSandbox | Call::StopMute | Call::StopHung | Call::RemovePodSandbox => {
                 let pod = self.pod()?;
                 // One that is gone is stopped and removed.
                 node.end(pod).await

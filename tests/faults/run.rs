@@ -163,7 +163,7 @@ pub async fn faults(mut wanted: Wanted) -> Result<()> {
     println!("|---|---|---|---|");
     let mut outcomes = Outcomes::default();
     for call in Call::ALL {
-        if !wanted.has_some_of(&call.name()) {
+        if !wanted.has_some_of(&call.name()) || !call.is_possible(run.node.kind) {
             continue;
         }
         let reached = trace(&mut run.node, &mut run.pods, call).await?;
@@ -387,5 +387,8 @@ fn close(node: &Node, outcomes: &Outcomes, wanted: &Wanted) -> Result<()> {
 /// Points of what does not happen on this node.
 fn cannot_be_reached(kind: Kind, point: &str) -> bool {
     let no_cgroups = !std::path::Path::new("/sys/fs/cgroup/cgroup.controllers").exists();
-    point.starts_with("cgroup-") && no_cgroups && kind == Kind::Fake
+    match kind {
+        Kind::Fake => point.starts_with("cgroup-") && no_cgroups,
+        Kind::Real => point == "vm-stopped",
+    }
 }

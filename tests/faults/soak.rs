@@ -24,6 +24,8 @@ const AT_ONCE: usize = 4;
 const MEMORY_NOISE_KIB: i64 = 8 << 10;
 /// The pages of a database that are free, or not, at one moment.
 const DISK_NOISE_KIB: i64 = 2 << 10;
+/// A thread for what blocks ends when it had nothing to do for ten seconds.
+const IDLE: Duration = Duration::from_secs(12);
 
 /// How much is done: so many pods and restarts, again and again until so much time has passed.
 #[derive(Debug, Clone, Copy)]
@@ -70,6 +72,14 @@ struct Usage {
 }
 
 impl Usage {
+    /// Whether there is the same, whatever is in it.
+    fn is_as(&self, other: &Self) -> bool {
+        self.left == other.left
+            && self.children == other.children
+            && self.descriptors == other.descriptors
+            && self.threads == other.threads
+    }
+
     fn of(node: &Node) -> Result<Self> {
         let proc = Path::new("/proc").join(node.daemon().to_string());
         let count = |name: &str| -> Result<i64> {
@@ -101,9 +111,9 @@ pub async fn soak(load: Load) -> Result<()> {
     // What is there once: threads, arenas, templates, the file of records as large as it gets.
     pods(&node, "warm", if node.kind == Kind::Fake { 20 } else { 2 }).await?;
     crash_loop(&node, "warm", 10).await?;
-    let before = settled(&node, None).await?;
+    let before = settled(&node).await?;
 
-    // It is gone when the node is looked at: what writes keeps threads busy, sometimes more, sometimes less.
+    // It is gone when the node is looked at: what writes keeps threads busy.
     let mut witness = Witness::start(&node).await?;
     let begun = Instant::now();
     let (mut ran, mut restarted) = (0, 0);
@@ -118,7 +128,7 @@ pub async fn soak(load: Load) -> Result<()> {
     }
     witness.ticks(&node).await?;
     node.end(&witness.pod).await?;
-    let after = settled(&node, Some(&before)).await?;
+    let after = settled(&node).await?;
     println!(
         "{ran} pods and {restarted} restarts in {:.0} s",
         begun.elapsed().as_secs_f64()
@@ -126,22 +136,17 @@ pub async fn soak(load: Load) -> Result<()> {
     tell(&before, &after)
 }
 
-/// What there is when it does not change any more, or when it is as before.
-async fn settled(node: &Node, before: Option<&Usage>) -> Result<Usage> {
-    let mut usage = Usage::of(node)?;
-    // Threads for what blocks end when they have had nothing to do for ten seconds.
-    for _ in 0..15 {
+/// What there is when it has not changed for as long as threads wait for work before they end.
+async fn settled(node: &Node) -> Result<Usage> {
+    let (mut usage, mut since) = (Usage::of(node)?, Instant::now());
+    let deadline = since + PATIENCE;
+    while since.elapsed() < IDLE && Instant::now() < deadline {
         tokio::time::sleep(Duration::from_secs(1)).await;
-        usage = Usage::of(node)?;
-        let is_as_before = |before: &Usage| {
-            usage.left == before.left
-                && usage.children <= before.children
-                && usage.descriptors <= before.descriptors
-                && usage.threads <= before.threads
-        };
-        if before.is_some_and(is_as_before) {
-            break;
+        let now = Usage::of(node)?;
+        if !now.is_as(&usage) {
+            since = Instant::now();
         }
+        usage = now;
     }
     Ok(usage)
 }
