@@ -104,6 +104,15 @@ fn unescape(field: &[u8]) -> PathBuf {
     OsString::from_vec(path).into()
 }
 
+/// Whether a file system is that of the host's devices.
+fn is_of_devices(device: u64) -> bool {
+    let of = |path| {
+        let file = open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).ok()?;
+        Some(fstat(&file).ok()?.st_dev)
+    };
+    of("/dev") == Some(device) && of("/") != Some(device)
+}
+
 /// A share that is mounted nowhere yet. It is gone when this is dropped.
 #[derive(Debug)]
 pub struct Detached {
@@ -143,6 +152,8 @@ impl Detached {
             )?;
         let stat = fstat(&place).map_err(failed("look at"))?;
         let kind = match FileType::from_raw_mode(stat.st_mode) {
+            // By another path, since the daemon lets the guest's stand for it.
+            _ if is_of_devices(stat.st_dev) => Err("part of the host's /dev"),
             FileType::Directory => Ok(true),
             FileType::RegularFile => Ok(false),
             FileType::BlockDevice | FileType::CharacterDevice => Err("device"),
