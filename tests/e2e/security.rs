@@ -5,14 +5,15 @@ use std::{
     fs,
     io::{Read, Write},
     net::TcpStream,
+    path::Path,
     time::Duration,
 };
 
 use hull_proto_cri::v1::{
     Capability, ContainerConfig, IdMapping, Int64Value, LinuxContainerConfig,
     LinuxContainerResources, LinuxContainerSecurityContext, LinuxPodSandboxConfig,
-    LinuxSandboxSecurityContext, NamespaceMode, NamespaceOption, SeLinuxOption, SecurityProfile,
-    StatusRequest, StatusResponse, SupplementalGroupsPolicy, UserNamespace,
+    LinuxSandboxSecurityContext, Mount, NamespaceMode, NamespaceOption, SeLinuxOption,
+    SecurityProfile, StatusRequest, StatusResponse, SupplementalGroupsPolicy, UserNamespace,
     security_profile::ProfileType,
 };
 use tonic::{Code, Status};
@@ -384,7 +385,17 @@ async fn a_privileged_container_has_the_guest_and_nothing_of_the_host() {
     })
     .await
     .unwrap();
-    let id = run(&node, &pod, "all", privileged.clone()).await;
+    // A volume of the host's /dev is the guest's.
+    let dev = |container_path: &str, readonly| Mount {
+        host_path: "/dev".into(),
+        container_path: container_path.into(),
+        readonly,
+        ..Default::default()
+    };
+    let mut config = with(node.script("all", SLEEP), privileged.clone());
+    config.mounts = vec![dev("/dev", false), dev("/host/dev", true)];
+    let id = node.create(&pod, config).await.unwrap();
+    node.start_container(&id).await.unwrap();
     let script = "grep CapEff /proc/self/status | cut -f 2; grep Seccomp: /proc/self/status | cut -f 2; \
         head -c 1 /dev/vda | wc -c; echo 61 > /proc/sys/vm/swappiness && cat /proc/sys/vm/swappiness; \
         mkdir /sys/fs/cgroup/mine && echo cgroup; mount -t tmpfs x /mnt && echo mounted; \
@@ -402,6 +413,15 @@ async fn a_privileged_container_has_the_guest_and_nothing_of_the_host() {
     let devices = said(&node, &id, "find /dev -type b -o -type c").await;
     let own = node.exec(&id, "ls /dev/kvm /dev/loop0 /dev/sda").await;
     assert_eq!(own.stdout, b"", "{devices}");
+    // A new one is there at once.
+    let script = "echo data > /tmp/disk; dd if=/dev/zero bs=64k count=16 >> /tmp/disk 2>/dev/null; \
+        losetup -f /tmp/disk && head -n 1 /dev/loop0; ls /host/dev/loop0; losetup -d /dev/loop0; \
+        touch /dev/made; touch /host/dev/x || ls -d /dev/shm /host/dev/made; rm /dev/made";
+    assert_eq!(
+        said(&node, &id, script).await,
+        "data\n/host/dev/loop0\n/dev/shm\n/host/dev/made\n"
+    );
+    assert!(!Path::new("/dev/made").exists());
     let host = fs::read_to_string("/proc/sys/kernel/hostname").unwrap();
     assert_ne!(host.trim(), "changed");
 
