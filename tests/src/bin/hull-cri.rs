@@ -12,10 +12,11 @@ use std::{
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 use hull_proto_cri::v1::*;
+use hull_streaming::client::Ports;
 use hull_tests::{
     client::{Client, image},
     logs,
-    streams::{self, Ports, Streams, Transport},
+    streams::{self, Streams, Transport},
 };
 use serde::{Serialize, de::DeserializeOwned};
 

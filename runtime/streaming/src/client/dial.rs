@@ -1,6 +1,6 @@
 //! From a URL to an upgraded connection.
 
-use std::sync::Arc;
+use std::{path::Path, sync::Arc};
 
 use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
 use bytes::Bytes;
@@ -16,7 +16,7 @@ use hyper::{
     upgrade::Upgraded,
 };
 use hyper_util::rt::TokioIo;
-use rustls_pki_types::{CertificateDer, ServerName};
+use rustls_pki_types::{CertificateDer, ServerName, pem::PemObject};
 use tokio::net::TcpStream;
 use tokio_rustls::{
     TlsConnector,
@@ -53,6 +53,16 @@ impl Dialer {
     #[must_use]
     pub fn trusting(roots: Vec<CertificateDer<'static>>) -> Self {
         Self { roots }
+    }
+
+    /// Trusts the certificates of a file (PEM) too.
+    ///
+    /// # Errors
+    /// [`ClientError::Certificates`].
+    pub fn trusting_file(path: &Path) -> Result<Self, ClientError> {
+        let roots = CertificateDer::pem_file_iter(path).and_then(Iterator::collect);
+        let roots = roots.map_err(|source| ClientError::Certificates(path.to_owned(), source))?;
+        Ok(Self { roots })
     }
 
     /// Upgrades to SPDY; also gives the subprotocol that the server chose.

@@ -1,6 +1,6 @@
 //! What can go wrong.
 
-use std::io;
+use std::{io, path::PathBuf};
 
 use crate::channel::Lost;
 
@@ -32,6 +32,26 @@ pub enum ClientError {
     /// The session broke.
     #[error(transparent)]
     Lost(#[from] Lost),
+    /// One of our own streams failed.
+    #[error("{action}")]
+    Own {
+        /// What was tried.
+        action: &'static str,
+        /// Why it failed.
+        source: io::Error,
+    },
+    /// A port can't be listened on.
+    #[error("listen on port {0} of 127.0.0.1")]
+    Listen(u16, #[source] io::Error),
+    /// What the server says went wrong.
+    #[error("{0}")]
+    Told(String),
+    /// The server ended what should go on.
+    #[error("the server hung up")]
+    HungUp,
+    /// Certificates to trust can't be read.
+    #[error("read {}", .0.display())]
+    Certificates(PathBuf, #[source] rustls_pki_types::pem::Error),
     /// What came on the error stream is no status.
     #[error("{0:?} is no status")]
     Status(String),
