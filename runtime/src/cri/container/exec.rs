@@ -1,8 +1,9 @@
 //! `Exec`.
 
 use hull_proto_cri::v1::{ExecRequest, ExecResponse};
+use hull_spec::info::ContainerState;
 
-use super::running;
+use super::streamed;
 use crate::cri::{Backend, error::CriError};
 
 /// Gives a URL. The command starts when a client opens it.
@@ -10,7 +11,10 @@ pub(crate) async fn exec(
     backend: &Backend,
     request: ExecRequest,
 ) -> Result<ExecResponse, CriError> {
-    let container = running(backend, &request.container_id).await?;
+    let container = streamed(backend, &request.container_id, |state| {
+        state == ContainerState::Running
+    })
+    .await?;
     let url = backend.streaming.exec(hull_streaming::ExecRequest {
         container_id: container.id.to_string(),
         cmd: request.cmd,

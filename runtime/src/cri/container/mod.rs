@@ -21,13 +21,17 @@ use hull_spec::{
 
 use super::{Backend, error::CriError, id};
 
-/// A container that runs.
-async fn running(backend: &Backend, container_id: &str) -> Result<ContainerInfo, CriError> {
+/// A container in a state in which streams can be opened.
+async fn streamed(
+    backend: &Backend,
+    container_id: &str,
+    can_be: impl FnOnce(ContainerState) -> bool,
+) -> Result<ContainerInfo, CriError> {
     let container = backend
         .pods
         .container(id("container_id", container_id)?)
         .await?;
-    if container.state == ContainerState::Running {
+    if can_be(container.state) {
         return Ok(container);
     }
     let error = PodError::FailedPrecondition {
