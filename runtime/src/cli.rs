@@ -2,7 +2,12 @@
 
 use clap::{Parser, Subcommand};
 
-use crate::{config::Flags, images::ImagesCommand, run::RunArgs};
+use crate::{
+    config::Flags,
+    containers::ContainersCommand,
+    images::{ImagesCommand, PullArgs},
+    run::RunArgs,
+};
 
 /// Runs every Kubernetes pod in its own microVM.
 #[derive(Debug, Parser)]
@@ -24,8 +29,12 @@ pub(crate) enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Run one container in a microVM of its own, print its output, and clean up
-    Run(RunArgs),
+    /// Run one container in a microVM of its own, and clean up when it has ended
+    Run(Box<RunArgs>),
+    #[command(flatten)]
+    Containers(ContainersCommand),
+    /// Pull an image and print its id, as `hull images pull` does
+    Pull(PullArgs),
     /// List, pull, remove, import and export images
     #[command(subcommand)]
     Images(ImagesCommand),
@@ -45,17 +54,31 @@ mod tests {
     }
 
     #[test]
-    fn a_command_for_the_container_follows_two_dashes() {
-        let cli = Cli::try_parse_from([
-            "hull", "run", "--env", "A=b", "--memory", "64M", "busybox", "--", "sh", "-c", "id",
-        ])
-        .unwrap();
-        let Command::Run(run) = cli.command else {
-            panic!("not run");
-        };
-        assert_eq!(run.image, "busybox");
-        assert_eq!(run.command, ["sh", "-c", "id"]);
-        assert!(Cli::try_parse_from(["hull", "run", "--memory", "lots", "busybox"]).is_err());
-        assert!(Cli::try_parse_from(["hull", "run", "--env", "=", "busybox"]).is_err());
+    fn a_command_for_the_container_follows_the_image() {
+        let parse = |line: &str| Cli::try_parse_from(line.split(' '));
+        for line in [
+            "hull run -it --env A=b --memory 64M busybox -- sh -c id",
+            "hull run -m 64M busybox sh -c id",
+        ] {
+            let Command::Run(run) = parse(line).unwrap().command else {
+                panic!("not run");
+            };
+            assert_eq!(run.image(), "busybox");
+            assert_eq!(run.command(), ["sh", "-c", "id"]);
+        }
+        for line in [
+            "hull run",
+            "hull run --memory lots busybox",
+            "hull run --env = busybox",
+            "hull run --name a/b busybox",
+            "hull run -p 80 busybox",
+            "hull exec container",
+            "hull stop",
+            "hull rm -f",
+            "hull port-forward container",
+            "hull ps -q --json",
+        ] {
+            assert!(parse(line).is_err(), "{line}");
+        }
     }
 }

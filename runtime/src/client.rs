@@ -1,5 +1,6 @@
-//! The daemon behind `hull run` and `hull images`: the one that serves the socket, or one in this
-//! process with the same directories. So pods and images have one owner at a time.
+//! The daemon behind the commands for people: the one that serves the socket, or for `hull run` and
+//! `hull images` one in this process with the same directories. So pods and images have one owner at a
+//! time.
 
 use std::path::Path;
 
@@ -22,6 +23,9 @@ use crate::{
     config::Settings,
     socket::keep_private,
 };
+
+/// The largest answer that is read, bytes: a list of all containers of a node.
+const MAX_ANSWER: usize = 256 << 20;
 
 /// The services of a daemon.
 #[derive(Debug, Clone)]
@@ -84,13 +88,22 @@ pub(crate) async fn connect(mut settings: Settings) -> Result<Daemon> {
     })
 }
 
+/// Connects to the daemon of the configured socket, which has to be there.
+pub(crate) async fn serving(settings: &Settings) -> Result<Daemon> {
+    let client = dial(&settings.listen).await.with_context(|| {
+        let socket = settings.listen.display();
+        format!("no daemon serves {socket}; `hull serve` is one")
+    })?;
+    Ok(Daemon { client, own: None })
+}
+
 async fn dial(socket: &Path) -> Result<Client> {
     let channel = Endpoint::from_shared(format!("unix:{}", socket.display()))?
         .connect()
         .await
         .with_context(|| format!("connect to {}", socket.display()))?;
     let mut client = Client {
-        runtime: RuntimeServiceClient::new(channel.clone()),
+        runtime: RuntimeServiceClient::new(channel.clone()).max_decoding_message_size(MAX_ANSWER),
         cri_images: ImageServiceClient::new(channel.clone()),
         images: ImagesClient::new(channel),
     };
@@ -102,6 +115,11 @@ impl Daemon {
     /// The way to it.
     pub(crate) fn client(&self) -> Client {
         self.client.clone()
+    }
+
+    /// Whether it goes on when this process ends.
+    pub(crate) fn goes_on(&self) -> bool {
+        self.own.is_none()
     }
 
     /// Ends the daemon if it is ours.

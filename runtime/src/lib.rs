@@ -2,8 +2,9 @@
 //!
 //! Read in this order: [`cli`] (what can be asked for), [`config`] (settings),
 //! [`app`] (what `hull serve` is made of), [`cri`] (the services). [`host`] is
-//! behind `hull check` and the node's status; [`run`] is `hull run` and [`images`]
-//! is `hull images`, both of them clients of the same socket ([`client`]).
+//! behind `hull check` and the node's status; [`run`] is `hull run`, [`containers`] what is asked
+//! of containers (`hull ps` and so on), and [`images`] `hull images`, all of them clients of the same
+//! socket ([`client`]).
 //! `stream_backend` is between pods and the streaming server. What a pod is, is in
 //! the crate `hull-pod`.
 
@@ -14,6 +15,7 @@ mod check;
 mod cli;
 mod client;
 mod config;
+mod containers;
 mod cri;
 #[cfg(any(test, fuzzing))]
 pub mod fuzz;
@@ -23,6 +25,8 @@ mod run;
 mod shutdown;
 mod socket;
 mod stream_backend;
+mod table;
+mod trailing;
 
 use std::{io, process::ExitCode};
 
@@ -35,10 +39,14 @@ use crate::{
     check::Format,
     cli::{Cli, Command},
     config::Settings,
+    containers::ContainersCommand,
+    images::ImagesCommand,
 };
 
-/// `hull run` itself failed; other codes are the container's (as docker-run(1) has it).
-const RUN_FAILED: u8 = 125;
+/// We failed, where other codes are the container's or command's (as docker-run(1) has it).
+const OWN_FAILURE: u8 = 125;
+/// Nobody reads our output any more: as if SIGPIPE had ended us.
+const NO_READER: u8 = 141;
 
 /// Does what the command line asks for.
 pub fn main() -> ExitCode {
@@ -48,16 +56,27 @@ pub fn main() -> ExitCode {
     }
     let cli = Cli::parse();
     let failure = match &cli.command {
-        Command::Run(_) => ExitCode::from(RUN_FAILED),
+        Command::Run(_)
+        | Command::Containers(ContainersCommand::Exec(_) | ContainersCommand::Attach(_)) => {
+            ExitCode::from(OWN_FAILURE)
+        }
         _ => ExitCode::FAILURE,
     };
     match execute(cli) {
         Ok(code) => code,
+        Err(error) if lost_reader(&error) => ExitCode::from(NO_READER),
         Err(error) => {
             eprintln!("hull: {error:#}");
             failure
         }
     }
+}
+
+fn lost_reader(error: &anyhow::Error) -> bool {
+    let mut causes = error
+        .chain()
+        .filter_map(|cause| cause.downcast_ref::<io::Error>());
+    causes.any(|cause| cause.kind() == io::ErrorKind::BrokenPipe)
 }
 
 fn execute(cli: Cli) -> Result<ExitCode> {
@@ -82,8 +101,18 @@ fn execute(cli: Cli) -> Result<ExitCode> {
         }
         Command::Run(arguments) => {
             log(&settings, "error")?;
-            let code = runtime.block_on(run::run(settings, arguments))?;
+            let code = runtime.block_on(run::run(settings, *arguments))?;
             Ok(ExitCode::from(code))
+        }
+        Command::Containers(command) => {
+            log(&settings, "error")?;
+            let code = runtime.block_on(containers::run(&settings, command))?;
+            Ok(ExitCode::from(code))
+        }
+        Command::Pull(asked) => {
+            log(&settings, "error")?;
+            runtime.block_on(images::run(settings, ImagesCommand::Pull(asked)))?;
+            Ok(ExitCode::SUCCESS)
         }
         Command::Images(command) => {
             log(&settings, "error")?;

@@ -1,16 +1,22 @@
 //! `hull check`, `hull run` and `hull images`, as a person uses them.
 
-use std::process::{Command, Output};
+use std::{
+    io::Write,
+    process::{Command, Output, Stdio},
+};
 
 use crate::harness::{BUSYBOX, Node};
 
 /// Runs `hull` as a client of the node's daemon.
 pub fn hull(node: &Node, arguments: &[&str]) -> Output {
-    Command::new("hull")
-        .args(["--config", node.dir.join("hull.toml").to_str().unwrap()])
-        .args(arguments)
-        .output()
-        .unwrap()
+    command(node, arguments).output().unwrap()
+}
+
+fn command(node: &Node, arguments: &[&str]) -> Command {
+    let mut command = Command::new("hull");
+    command.args(["--config", node.dir.join("hull.toml").to_str().unwrap()]);
+    command.args(arguments);
+    command
 }
 
 #[tokio::test]
@@ -30,7 +36,7 @@ async fn check_finds_that_this_host_can_run_microvms() {
 }
 
 #[tokio::test]
-async fn run_passes_output_and_exit_code_on_and_cleans_up() {
+async fn run_passes_streams_and_exit_code_on_and_cleans_up() {
     let node = Node::start().await;
     let output = hull(
         &node,
@@ -48,6 +54,35 @@ async fn run_passes_output_and_exit_code_on_and_cleans_up() {
     assert_eq!(output.status.code(), Some(9), "{text}{progress}");
     assert!(text.starts_with("hi\n") && text.contains("-hull"), "{text}");
     assert!(progress.contains("hull: layers 2/2, "), "{progress}");
+    node.assert_no_pod_left();
+
+    let mut fed = command(&node, &["run", "-q", BUSYBOX, "--", "cat"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    fed.stdin.take().unwrap().write_all(b"x\n").unwrap();
+    let output = fed.wait_with_output().unwrap();
+    assert_eq!(
+        (output.status.code(), &output.stdout[..]),
+        (Some(0), &b"x\n"[..])
+    );
+    node.assert_no_pod_left();
+
+    let output = hull(
+        &node,
+        &[
+            "run", "-q", "-d", "--name", "left", BUSYBOX, "sleep", "100000",
+        ],
+    );
+    assert!(output.status.success(), "{}", said(&output));
+    let output = hull(&node, &["exec", "left", "sh", "-c", "hostname; exit 3"]);
+    assert_eq!(
+        (output.status.code(), &output.stdout[..]),
+        (Some(3), &b"left\n"[..])
+    );
+    let output = hull(&node, &["rm", "-f", "left"]);
+    assert_eq!(output.stdout, b"left\n", "{}", said(&output));
     node.assert_no_pod_left();
 
     let output = hull(&node, &["run", "registry.test/demo/absent"]);

@@ -11,7 +11,7 @@ mod tests;
 mod transfer;
 
 use std::{
-    io::{self, Read, Write},
+    io::{self, Read},
     path::PathBuf,
 };
 
@@ -22,6 +22,7 @@ use self::{progress::Show, table::Names};
 use crate::{
     client::{self, Client, refused},
     config::Settings,
+    table::{lines, print},
 };
 
 /// Longest password or token read, bytes.
@@ -46,15 +47,7 @@ pub(crate) enum ImagesCommand {
         digests: bool,
     },
     /// Pull an image and print its id
-    Pull {
-        /// Image name
-        image: String,
-        #[command(flatten)]
-        credentials: Credentials,
-        /// Print the id only
-        #[arg(short, long)]
-        quiet: bool,
-    },
+    Pull(PullArgs),
     /// Remove images, each with all its names; containers go on using what they use
     Rm {
         /// Names or ids
@@ -81,6 +74,18 @@ pub(crate) enum ImagesCommand {
         #[arg(short, long, value_name = "FILE")]
         output: PathBuf,
     },
+}
+
+/// What is to be pulled.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct PullArgs {
+    /// Image name
+    image: String,
+    #[command(flatten)]
+    credentials: Credentials,
+    /// Print the id only
+    #[arg(short, long)]
+    quiet: bool,
 }
 
 /// Who pulls. A secret is read from standard input: arguments are seen by everybody on the node.
@@ -147,13 +152,9 @@ async fn execute(client: Client, command: ImagesCommand) -> Result<()> {
                 table::text(&images, if digests { Names::Digests } else { Names::Tags })
             })
         }
-        ImagesCommand::Pull {
-            image,
-            credentials,
-            quiet,
-        } => {
-            let request = credentials.request(image, io::stdin())?;
-            let id = progress::pull(&client, request, Show::unless(quiet)).await?;
+        ImagesCommand::Pull(asked) => {
+            let request = asked.credentials.request(asked.image, io::stdin())?;
+            let id = progress::pull(&client, request, Show::unless(asked.quiet)).await?;
             print(&lines([id]))
         }
         ImagesCommand::Rm { images } => {
@@ -177,16 +178,6 @@ async fn execute(client: Client, command: ImagesCommand) -> Result<()> {
             transfer::export(&client, images, &output).await
         }
     }
-}
-
-fn lines(texts: impl IntoIterator<Item = String>) -> String {
-    texts.into_iter().map(|text| text + "\n").collect()
-}
-
-fn print(text: &str) -> Result<()> {
-    let mut out = io::stdout().lock();
-    let written = out.write_all(text.as_bytes()).and_then(|()| out.flush());
-    written.context("write to standard output")
 }
 
 fn secret(input: impl Read) -> Result<String> {

@@ -9,8 +9,10 @@ use anyhow::{Result, anyhow};
 use hull_proto_images::v1::{Progress, PullRequest};
 use tonic::Streaming;
 
-use super::table::size;
-use crate::client::{Client, refused};
+use crate::{
+    client::{Client, refused},
+    table::size,
+};
 
 /// How often a log is told.
 const LOG_EVERY: Duration = Duration::from_secs(5);

@@ -1,12 +1,9 @@
 //! Lists of images, for people and for programs.
 
-use std::fmt::Write;
-
 use hull_proto_images::v1::Image;
 use serde_json::json;
 
-/// Digits of an id that people are shown; enough to ask by.
-const SHORT_ID: usize = 12;
+use crate::table::{self, Column};
 
 /// Which names an image is listed under.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,7 +16,13 @@ pub(super) enum Names {
 
 /// One line per name.
 pub(super) fn text(images: &[Image], names: Names) -> String {
-    let mut rows = vec![["NAME", "ID", "SIZE", "CONTAINERS"].map(str::to_owned)];
+    let columns = [
+        Column::Left("NAME"),
+        Column::Left("ID"),
+        Column::Right("SIZE"),
+        Column::Right("CONTAINERS"),
+    ];
+    let mut rows = Vec::new();
     for image in images {
         let preferred = match names {
             Names::Tags => [&image.tags, &image.digests],
@@ -29,27 +32,15 @@ pub(super) fn text(images: &[Image], names: Names) -> String {
         let unnamed = vec![none.to_owned()];
         let listed = preferred.into_iter().find(|names| !names.is_empty());
         for name in listed.unwrap_or(&unnamed) {
-            let digits = image.id.trim_start_matches("sha256:");
-            let short = digits.get(..SHORT_ID).unwrap_or(digits);
-            let containers = image.containers.to_string();
             rows.push([
                 name.clone(),
-                short.to_owned(),
-                size(image.bytes),
-                containers,
+                table::short(&image.id),
+                table::size(image.bytes),
+                image.containers.to_string(),
             ]);
         }
     }
-    let width = rows.iter().map(|row| row[0].len()).max().unwrap_or(0);
-    let mut text = String::new();
-    for [name, id, size, containers] in rows {
-        // Writing to a string does not fail.
-        let _ = writeln!(
-            text,
-            "{name:width$}  {id:SHORT_ID$}  {size:>10}  {containers:>10}"
-        );
-    }
-    text
+    table::text(columns, &rows)
 }
 
 /// All of it, as one array.
@@ -67,43 +58,9 @@ pub(super) fn json(images: &[Image]) -> String {
     format!("{}\n", serde_json::Value::from(images))
 }
 
-/// Bytes in a unit that suits them.
-pub(super) fn size(bytes: u64) -> String {
-    let mut value = bytes;
-    let mut tenths = 0;
-    let mut unit = "B";
-    for larger in ["KiB", "MiB", "GiB", "TiB"] {
-        if value < 1024 {
-            break;
-        }
-        tenths = value % 1024 * 10 / 1024;
-        value /= 1024;
-        unit = larger;
-    }
-    if unit == "B" {
-        format!("{value} B")
-    } else {
-        format!("{value}.{tenths} {unit}")
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn sizes_have_the_unit_that_suits_them() {
-        for (bytes, expected) in [
-            (0, "0 B"),
-            (1023, "1023 B"),
-            (1024, "1.0 KiB"),
-            (1536, "1.5 KiB"),
-            (5 << 20, "5.0 MiB"),
-            (u64::MAX, "16777215.9 TiB"),
-        ] {
-            assert_eq!(size(bytes), expected);
-        }
-    }
 
     #[test]
     fn every_name_has_a_line_and_an_image_without_one_too() {
@@ -131,7 +88,7 @@ mod tests {
                 .map(|line| line.split_whitespace().collect::<Vec<_>>().join(" "))
                 .collect()
         };
-        let rest = |id: &str| format!("{} 2.0 KiB 3", id.repeat(SHORT_ID));
+        let rest = |id: &str| format!("{} 2.0 KiB 3", id.repeat(12));
         let (a, b, c, d) = (rest("a"), rest("b"), rest("c"), rest("d"));
         let mut expected = vec![
             "NAME ID SIZE CONTAINERS".to_owned(),

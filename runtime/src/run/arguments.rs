@@ -1,114 +1,92 @@
 //! What is asked for on the command line.
 
-use std::str::FromStr;
+use anyhow::{Result, bail};
+
+use super::values::{self, Bytes, Port, User, Variable, Volume};
+use crate::trailing;
 
 /// What `hull run` is asked for.
-#[derive(Debug, Clone, clap::Args)]
+#[derive(Debug, Clone, Default, clap::Args)]
+#[command(override_usage = "hull run [OPTIONS] IMAGE [--] [COMMAND]...")]
 pub(crate) struct RunArgs {
-    /// Image name
-    pub(crate) image: String,
-    /// Command with its arguments, in place of the image's
-    #[arg(last = true)]
-    pub(crate) command: Vec<String>,
+    /// Image name; then the command with its arguments, in place of the image's
+    #[arg(required = true, num_args = 1.., trailing_var_arg = true, allow_hyphen_values = true, value_name = "IMAGE")]
+    pub(super) words: Vec<String>,
+    /// Pass standard input on, as is done without it when that is a pipe or file
+    #[arg(short, long)]
+    pub(super) interactive: bool,
+    /// Give the container a terminal; Ctrl-P Ctrl-Q leaves it
+    #[arg(short, long)]
+    pub(super) tty: bool,
+    /// Print the container's id and leave it to the daemon, until `hull rm`
+    #[arg(short, long)]
+    pub(super) detach: bool,
+    /// Remove it when it has ended; that is so without -d
+    #[arg(long)]
+    pub(super) rm: bool,
+    /// Name to ask for it by
+    #[arg(long, value_parser = values::name)]
+    pub(super) name: Option<String>,
     /// Set an environment variable; may be repeated
-    #[arg(short, long, value_name = "NAME=VALUE")]
-    pub(crate) env: Vec<Variable>,
+    #[arg(short, long, value_name = "NAME[=VALUE]")]
+    pub(super) env: Vec<Variable>,
+    /// Mount a path of the host; may be repeated
+    #[arg(short, long, value_name = "HOST:CONTAINER[:ro]")]
+    pub(super) volume: Vec<Volume>,
+    /// Lead a port of the host to the container, by a CNI plugin with portMappings; may be repeated
+    #[arg(short, long, value_name = "[IP:]HOST:CONTAINER[/udp]")]
+    pub(super) publish: Vec<Port>,
+    /// Working directory
+    #[arg(short, long, value_name = "DIR")]
+    pub(super) workdir: Option<String>,
+    /// User of the image, or a number
+    #[arg(short, long, value_name = "USER[:GID]")]
+    pub(super) user: Option<User>,
     /// Memory limit: bytes, or with K, M or G
     #[arg(short, long, value_name = "SIZE")]
-    pub(crate) memory: Option<Bytes>,
+    pub(super) memory: Option<Bytes>,
     /// CPU limit, e.g. 0.5
-    #[arg(long, value_name = "NUMBER", value_parser = parse_cpus)]
-    pub(crate) cpus: Option<f64>,
+    #[arg(long, value_name = "NUMBER", value_parser = values::cpus)]
+    pub(super) cpus: Option<f64>,
+    /// Program in place of the image's entry point; empty: none
+    #[arg(long, value_name = "PROGRAM")]
+    pub(super) entrypoint: Option<String>,
+    /// Make the container's root read-only
+    #[arg(long)]
+    pub(super) read_only: bool,
+    /// All capabilities and devices of the guest
+    #[arg(long)]
+    pub(super) privileged: bool,
     /// Runtime handler
-    #[arg(long, value_name = "NAME", default_value = "")]
-    pub(crate) handler: String,
+    #[arg(long, alias = "handler", value_name = "NAME", default_value = "")]
+    pub(super) runtime: String,
     /// Say nothing but what the container says
     #[arg(short, long)]
-    pub(crate) quiet: bool,
+    pub(super) quiet: bool,
 }
 
-/// A size in bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Bytes(pub(crate) i64);
-
-impl FromStr for Bytes {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let upper = text.to_uppercase();
-        let upper = upper.trim_end_matches("IB").trim_end_matches('B');
-        let digits = upper.trim_end_matches(['K', 'M', 'G']);
-        let shift = match &upper[digits.len()..] {
-            "" => 0,
-            "K" => 10,
-            "M" => 20,
-            "G" => 30,
-            _ => return Err(format!("{text:?} is no size")),
-        };
-        digits
-            .parse::<i64>()
-            .ok()
-            .filter(|&number| number > 0)
-            .and_then(|number| number.checked_mul(1 << shift))
-            .map(Self)
-            .ok_or_else(|| format!("{text:?} is no size"))
-    }
-}
-
-/// An environment variable.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Variable {
-    pub(super) name: String,
-    pub(super) value: String,
-}
-
-impl FromStr for Variable {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text.split_once('=') {
-            Some((name, value)) if !name.is_empty() => Ok(Self {
-                name: name.to_owned(),
-                value: value.to_owned(),
-            }),
-            _ => Err(format!("{text:?} is not NAME=VALUE")),
-        }
-    }
-}
-
-/// A number of CPUs.
-pub(super) fn parse_cpus(text: &str) -> Result<f64, String> {
-    text.parse()
-        .ok()
-        .filter(|cpus| (0.01..=255.0).contains(cpus))
-        .ok_or_else(|| format!("{text:?} is no number from 0.01 to 255"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn sizes_have_units() {
-        for (text, bytes) in [
-            ("1048576", 1 << 20),
-            ("64M", 64 << 20),
-            ("64m", 64 << 20),
-            ("64MiB", 64 << 20),
-            ("2g", 2 << 30),
-            ("8kb", 8 << 10),
-        ] {
-            assert_eq!(text.parse(), Ok(Bytes(bytes)), "{text}");
-        }
-        for bad in ["", "M", "0", "-1", "1T", "9999999999999G", "1.5G", "1KM"] {
-            assert!(bad.parse::<Bytes>().is_err(), "{bad}");
-        }
+impl RunArgs {
+    /// The image's name.
+    pub(crate) fn image(&self) -> &str {
+        trailing::split(&self.words).0
     }
 
-    #[test]
-    fn cpus_are_a_number() {
-        assert_eq!(parse_cpus("1.5"), Ok(1.5));
-        assert!(parse_cpus("0").is_err());
-        assert!(parse_cpus("NaN").is_err());
+    /// The command in place of the image's.
+    pub(crate) fn command(&self) -> &[String] {
+        trailing::split(&self.words).1
+    }
+
+    /// Refuses what can't be.
+    pub(super) fn check(&self) -> Result<()> {
+        trailing::check(&self.words)?;
+        if self.detach && self.rm {
+            bail!("--rm can't be had with -d: nobody waits for its end; `hull rm` removes it");
+        }
+        for volume in &self.volume {
+            if !volume.host.exists() {
+                bail!("{} is not there to be mounted", volume.host.display());
+            }
+        }
+        Ok(())
     }
 }

@@ -1,0 +1,123 @@
+//! `hull exec` and `hull attach`.
+
+use std::io::{self, IsTerminal};
+
+use anyhow::{Context, Result, bail};
+use hull_proto_cri::v1::ContainerState;
+use hull_streaming::client::{Detach, Left, Wants, interact};
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::{find, streams::Streams};
+use crate::{client::Client, trailing};
+
+/// What `hull exec` is asked for.
+#[derive(Debug, Clone, clap::Args)]
+#[command(override_usage = "hull exec [OPTIONS] CONTAINER [--] COMMAND...")]
+pub(crate) struct ExecArgs {
+    /// Container; then the command with its arguments
+    #[arg(required = true, num_args = 2.., trailing_var_arg = true, allow_hyphen_values = true, value_name = "CONTAINER")]
+    words: Vec<String>,
+    /// Pass standard input on
+    #[arg(short, long)]
+    interactive: bool,
+    /// Give the command a terminal; Ctrl-P Ctrl-Q ends it
+    #[arg(short, long)]
+    tty: bool,
+}
+
+/// What `hull attach` is asked for.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct AttachArgs {
+    /// Container; Ctrl-P Ctrl-Q leaves it, if it has a terminal
+    container: String,
+}
+
+/// Refuses a terminal where there is none to be passed on.
+pub(crate) fn check_terminal(interactive: bool, tty: bool) -> Result<()> {
+    if interactive && tty && !io::stdin().is_terminal() {
+        bail!("-i with -t: standard input is no terminal");
+    }
+    Ok(())
+}
+
+/// Runs a command; returns its exit code.
+pub(super) async fn exec(client: &Client, streams: &Streams, arguments: &ExecArgs) -> Result<u8> {
+    trailing::check(&arguments.words)?;
+    check_terminal(arguments.interactive, arguments.tty)?;
+    let (meant, command) = trailing::split(&arguments.words);
+    if command.is_empty() {
+        bail!("no command for {meant}");
+    }
+    let found = find::one(client, meant).await?;
+    let wants = Wants {
+        stdin: arguments.interactive,
+        stdout: true,
+        stderr: !arguments.tty,
+        tty: arguments.tty,
+    };
+    let id = &found.container.id;
+    let mut session = streams.exec(id, command.to_vec(), wants).await?;
+    let work = async {
+        if interact(&mut session, wants, Detach::Keys).await? == Left::Detached {
+            session.close().await;
+            return Ok(0);
+        }
+        let status = session.end().await?.status;
+        let status = status.context("the daemon does not tell how the command ended")?;
+        match status.exit_code() {
+            Some(code) => Ok(code),
+            None => bail!("{}", status.message),
+        }
+    };
+    until_signal(work).await
+}
+
+/// Connects to a container; returns its exit code, or 0 when it goes on.
+pub(super) async fn attach(
+    client: &Client,
+    streams: &Streams,
+    arguments: &AttachArgs,
+) -> Result<u8> {
+    let found = find::one(client, &arguments.container).await?;
+    let id = &found.container.id;
+    let (_, info) = find::status(client, id, true).await?;
+    let has = |what: &str| {
+        let config = info.as_ref().and_then(|info| info.get("config"));
+        config.and_then(|config| config.get(what)) == Some(&true.into())
+    };
+    let wants = Wants {
+        stdin: has("stdin"),
+        stdout: true,
+        stderr: !has("tty"),
+        tty: has("tty"),
+    };
+    let mut session = streams.attach(id, wants).await?;
+    let work = async {
+        let left = interact(&mut session, wants, Detach::Keys).await?;
+        session.close().await;
+        if left == Left::Detached {
+            return Ok(0);
+        }
+        let (status, _) = find::status(client, id, false).await?;
+        if status.state() != ContainerState::ContainerExited {
+            bail!("the connection ended, and {} goes on", found.name());
+        }
+        Ok(u8::try_from(status.exit_code).unwrap_or(u8::MAX))
+    };
+    until_signal(work).await
+}
+
+/// Does it, unless a signal asks for our end: then what it holds is dropped, a terminal restored with
+/// it, and the exit code is a shell's.
+async fn until_signal(work: impl Future<Output = Result<u8>>) -> Result<u8> {
+    let handler = |kind| signal(kind).context("install signal handlers");
+    let mut interrupt = handler(SignalKind::interrupt())?;
+    let mut terminate = handler(SignalKind::terminate())?;
+    let mut hang_up = handler(SignalKind::hangup())?;
+    tokio::select! {
+        code = work => code,
+        _ = interrupt.recv() => Ok(130),
+        _ = terminate.recv() => Ok(143),
+        _ = hang_up.recv() => Ok(129),
+    }
+}

@@ -1,0 +1,206 @@
+//! Which container a person means.
+
+use anyhow::{Result, bail};
+use hull_proto_cri::v1::{
+    Container, ContainerState, ContainerStatus, ContainerStatusRequest, ListContainersRequest,
+    ListPodSandboxRequest, PodSandbox, PodSandboxMetadata,
+};
+
+use super::own;
+use crate::{
+    client::{Client, refused},
+    table::short,
+};
+
+/// How many candidates an error tells of.
+const TOLD: usize = 5;
+
+/// A container and its pod.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(super) struct Found {
+    pub(super) container: Container,
+    pub(super) pod: PodSandbox,
+}
+
+impl Found {
+    /// The names of its pod and its own.
+    pub(super) fn names(&self) -> (PodSandboxMetadata, String) {
+        let pod = self.pod.metadata.clone().unwrap_or_default();
+        let name = self.container.metadata.clone().unwrap_or_default().name;
+        (pod, name)
+    }
+
+    /// What a person may call it.
+    pub(super) fn name(&self) -> String {
+        let (pod, name) = self.names();
+        if self.is_own() {
+            return pod.name;
+        }
+        format!("{}/{}/{name}", pod.namespace, pod.name)
+    }
+
+    /// Whether `hull run` made it, and its pod for it alone.
+    pub(super) fn is_own(&self) -> bool {
+        let (pod, name) = self.names();
+        pod.namespace == own::NAMESPACE && name == own::CONTAINER
+    }
+
+    /// Whether its process runs.
+    pub(super) fn is_running(&self) -> bool {
+        self.container.state() == ContainerState::ContainerRunning
+    }
+
+    /// The image's name, as it was asked for.
+    pub(super) fn image(&self) -> String {
+        let image = self.container.image.clone().unwrap_or_default();
+        if image.user_specified_image.is_empty() {
+            return image.image;
+        }
+        image.user_specified_image
+    }
+}
+
+/// All of the node, the youngest first.
+pub(super) async fn all(client: &Client) -> Result<Vec<Found>> {
+    let mut runtime = client.runtime.clone();
+    let containers = runtime
+        .list_containers(ListContainersRequest::default())
+        .await;
+    let containers = containers.map_err(refused("list containers"))?.into_inner();
+    let pods = runtime
+        .list_pod_sandbox(ListPodSandboxRequest::default())
+        .await;
+    let pods = pods.map_err(refused("list sandboxes"))?.into_inner().items;
+    let of = |container: Container| {
+        let pod = pods.iter().find(|pod| pod.id == container.pod_sandbox_id);
+        // One whose pod went between the two calls is gone as well.
+        let pod = pod.cloned()?;
+        Some(Found { container, pod })
+    };
+    let mut all: Vec<_> = containers.containers.into_iter().filter_map(of).collect();
+    all.sort_by_key(|found| std::cmp::Reverse(found.container.created_at));
+    Ok(all)
+}
+
+/// The one that is meant.
+pub(super) async fn one(client: &Client, meant: &str) -> Result<Found> {
+    choose(&all(client).await?, meant).cloned()
+}
+
+/// By id, name or the start of an id, in this order. A name is the youngest one's: earlier ones are
+/// those that it was restarted from.
+fn choose<'a>(all: &'a [Found], meant: &str) -> Result<&'a Found> {
+    let exact = all.iter().find(|found| found.container.id == meant);
+    if let Some(found) = exact.or_else(|| all.iter().find(|found| found.name() == meant)) {
+        return Ok(found);
+    }
+    let starts = |found: &&Found| !meant.is_empty() && found.container.id.starts_with(meant);
+    let candidates: Vec<_> = all.iter().filter(starts).collect();
+    match candidates[..] {
+        [found] => Ok(found),
+        [] if all.is_empty() => bail!("there is no container {meant:?}, and no other one"),
+        [] => bail!(
+            "there is no container {meant:?}; there are {}",
+            tell(all.iter())
+        ),
+        _ => bail!("{meant:?} may be any of {}", tell(candidates.into_iter())),
+    }
+}
+
+/// The first of them, by name and id.
+fn tell<'a>(all: impl ExactSizeIterator<Item = &'a Found>) -> String {
+    let more = all.len().saturating_sub(TOLD);
+    let one = |found: &Found| format!("{} ({})", found.name(), short(&found.container.id));
+    let mut told: Vec<_> = all.take(TOLD).map(one).collect();
+    if more > 0 {
+        told.push(format!("{more} more"));
+    }
+    told.join(", ")
+}
+
+/// Its status, with what is told under `info` as well if `verbose`.
+pub(crate) async fn status(
+    client: &Client,
+    id: &str,
+    verbose: bool,
+) -> Result<(ContainerStatus, Option<serde_json::Value>)> {
+    let request = ContainerStatusRequest {
+        container_id: id.to_owned(),
+        verbose,
+    };
+    let answer = client.runtime.clone().container_status(request).await;
+    let answer = answer.map_err(refused("ask for the container's state"))?;
+    let answer = answer.into_inner();
+    let info = answer.info.get("info");
+    let info = info.and_then(|text| serde_json::from_str(text).ok());
+    Ok((answer.status.unwrap_or_default(), info))
+}
+
+#[cfg(test)]
+mod tests {
+    use hull_proto_cri::v1::ContainerMetadata;
+
+    use super::*;
+
+    fn found(id: &str, namespace: &str, pod: &str, name: &str) -> Found {
+        Found {
+            container: Container {
+                id: id.to_owned(),
+                metadata: Some(ContainerMetadata {
+                    name: name.to_owned(),
+                    attempt: 0,
+                }),
+                ..Default::default()
+            },
+            pod: PodSandbox {
+                metadata: Some(PodSandboxMetadata {
+                    name: pod.to_owned(),
+                    namespace: namespace.to_owned(),
+                    ..Default::default()
+                }),
+                ..Default::default()
+            },
+        }
+    }
+
+    #[test]
+    fn ids_names_and_starts_of_ids_are_understood() {
+        let all = [
+            found("ab12", own::NAMESPACE, "db", own::CONTAINER),
+            found("ab34", "default", "web", "main"),
+            found("cd56", "default", "web", "main"),
+            // Its name is how the first one's id begins.
+            found("ef78", own::NAMESPACE, "ab1", own::CONTAINER),
+        ];
+        let id = |meant| choose(&all, meant).map(|found| found.container.id.clone());
+        for (meant, expected) in [
+            ("ab12", "ab12"),
+            ("db", "ab12"),
+            ("default/web/main", "ab34"),
+            ("cd", "cd56"),
+            ("ab1", "ef78"),
+            ("ab3", "ab34"),
+        ] {
+            assert_eq!(id(meant).unwrap(), expected, "{meant}");
+        }
+        let told = |meant| id(meant).unwrap_err().to_string();
+        assert_eq!(
+            told("ab"),
+            "\"ab\" may be any of db (ab12), default/web/main (ab34)"
+        );
+        assert!(told("x").starts_with("there is no container \"x\"; there are db (ab12), "));
+        assert!(told("").contains("no container"));
+        assert!(told("web").contains("no container"));
+        let none = choose(&[], "x").unwrap_err().to_string();
+        assert_eq!(none, "there is no container \"x\", and no other one");
+    }
+
+    #[test]
+    fn an_error_tells_of_few_candidates() {
+        let many: Vec<_> = (0..9)
+            .map(|n| found(&format!("a{n}"), "ns", "p", &n.to_string()))
+            .collect();
+        let told = choose(&many, "a").unwrap_err().to_string();
+        assert!(told.ends_with("ns/p/4 (a4), 4 more"), "{told}");
+    }
+}

@@ -1,0 +1,81 @@
+//! `hull ps`, `exec`, `logs` and the like: the node's containers, for a person.
+//!
+//! All are clients of the daemon that serves the socket. [`find`] tells which container is meant,
+//! [`own`] what `hull run` leaves to it, [`streams`] opens sessions, and [`log`] prints logs.
+
+mod events;
+mod exec;
+mod find;
+mod inspect;
+mod list;
+mod log;
+mod logs;
+pub(crate) mod own;
+mod ports;
+mod stats;
+mod stop;
+mod streams;
+
+use anyhow::Result;
+
+pub(crate) use self::{
+    exec::check_terminal,
+    find::status,
+    log::{Show, follow},
+    streams::Streams,
+};
+use crate::{client, config::Settings};
+
+/// What is asked of containers. A CONTAINER is an id or its start, a name that `hull run` gave, or
+/// NAMESPACE/POD/CONTAINER.
+#[derive(Debug, Clone, clap::Subcommand)]
+pub(crate) enum ContainersCommand {
+    /// List containers
+    Ps(list::PsArgs),
+    /// Run a command in a container; its exit code becomes this one's
+    Exec(exec::ExecArgs),
+    /// Connect to a container's input and output
+    Attach(exec::AttachArgs),
+    /// Print what a container wrote
+    Logs(logs::LogsArgs),
+    /// Stop containers, and the microVMs that `hull run` made for them
+    Stop(stop::StopArgs),
+    /// Remove containers, and the microVMs that `hull run` made for them
+    Rm(stop::RmArgs),
+    /// Print what is known of containers, as one JSON array
+    Inspect(inspect::InspectArgs),
+    /// Show what containers use
+    Stats(stats::StatsArgs),
+    /// Print what happens to pods and containers from now on
+    Events(events::EventsArgs),
+    /// Forward ports of 127.0.0.1 to a container's pod, until interrupted
+    PortForward(ports::PortForwardArgs),
+}
+
+/// Does what is asked; returns the exit code.
+pub(crate) async fn run(settings: &Settings, command: ContainersCommand) -> Result<u8> {
+    let daemon = client::serving(settings).await?;
+    let client = daemon.client();
+    let streams = Streams::new(client.clone(), &settings.streaming)?;
+    match command {
+        ContainersCommand::Exec(arguments) => {
+            return exec::exec(&client, &streams, &arguments).await;
+        }
+        ContainersCommand::Attach(arguments) => {
+            return exec::attach(&client, &streams, &arguments).await;
+        }
+        ContainersCommand::Stop(arguments) => return stop::stop(&client, &arguments).await,
+        ContainersCommand::Rm(arguments) => {
+            return stop::rm(&client, &settings.state, &arguments).await;
+        }
+        ContainersCommand::Ps(arguments) => list::ps(&client, &arguments).await?,
+        ContainersCommand::Logs(arguments) => logs::logs(&client, &arguments).await?,
+        ContainersCommand::Inspect(arguments) => inspect::inspect(&client, &arguments).await?,
+        ContainersCommand::Stats(arguments) => stats::stats(&client, &arguments).await?,
+        ContainersCommand::Events(arguments) => events::events(&client, &arguments).await?,
+        ContainersCommand::PortForward(arguments) => {
+            ports::port_forward(&client, &streams, &arguments).await?;
+        }
+    }
+    Ok(0)
+}

@@ -1,0 +1,303 @@
+//! `hull run`, `ps`, `exec` and the like, as a person at a prompt uses them.
+
+mod terminal;
+
+use std::{
+    io::{BufRead, BufReader, Write},
+    process::{Child, Command, Output, Stdio},
+};
+
+use hull_proto_cri::v1::{AuthConfig, ImageSpec, PullImageRequest};
+use serde_json::Value;
+
+use crate::{Daemon, registry};
+
+/// A daemon and the name of an image that it has.
+struct Node {
+    daemon: Daemon,
+    image: String,
+}
+
+impl Node {
+    /// `None` (said on stdout) where it can't be had.
+    async fn start() -> Option<Self> {
+        let daemon = Daemon::start().await?;
+        let registry = registry::serve(daemon.child.id(), "user", "password");
+        let image = format!("{}/app:1", registry.address);
+        let request = PullImageRequest {
+            image: Some(ImageSpec {
+                image: image.clone(),
+                ..Default::default()
+            }),
+            auth: Some(AuthConfig {
+                username: "user".into(),
+                password: "password".into(),
+                ..Default::default()
+            }),
+            sandbox_config: None,
+        };
+        daemon.images.clone().pull_image(request).await.unwrap();
+        Some(Self { daemon, image })
+    }
+
+    /// `hull` with these arguments, in the daemon's network, behind a command; IMAGE is the image.
+    fn command(&self, before: &[&str], arguments: &[&str]) -> Command {
+        let pid = self.daemon.child.id().to_string();
+        let hull = [env!("CARGO_BIN_EXE_hull"), "--config"];
+        let mut line = [before, &["nsenter", "-t", &pid, "-n"], &hull].concat();
+        let config = self.daemon.dir.path().join("hull.toml");
+        line.push(config.to_str().unwrap());
+        let mut command = Command::new(line[0]);
+        command.args(&line[1..]).stdin(Stdio::null());
+        command.args(arguments.iter().map(|&word| match word {
+            "IMAGE" => &self.image,
+            word => word,
+        }));
+        command
+    }
+
+    /// Runs it with this input to its end.
+    fn fed(&self, input: &[u8], arguments: &[&str]) -> Output {
+        let mut command = self.command(&[], arguments);
+        command.stdin(Stdio::piped());
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let mut stdin = child.stdin.take().unwrap();
+        let input = input.to_vec();
+        std::thread::spawn(move || stdin.write_all(&input));
+        child.wait_with_output().unwrap()
+    }
+
+    /// Runs it without an input to its end.
+    fn hull(&self, arguments: &[&str]) -> Output {
+        self.command(&[], arguments).output().unwrap()
+    }
+
+    /// What one that succeeds prints.
+    fn told(&self, arguments: &[&str]) -> String {
+        let output = self.hull(arguments);
+        let text = String::from_utf8(output.stdout.clone()).unwrap();
+        assert!(output.status.success(), "{arguments:?}: {output:?}");
+        text
+    }
+
+    /// What one that fails with this code says, a line of its own.
+    fn refused(&self, code: i32, arguments: &[&str]) -> String {
+        let output = self.hull(arguments);
+        let text = String::from_utf8(output.stderr.clone()).unwrap();
+        assert_eq!(
+            output.status.code(),
+            Some(code),
+            "{arguments:?}: {output:?}"
+        );
+        let lines = text.lines().filter(|line| line.starts_with("hull: "));
+        let lines: Vec<_> = lines.collect();
+        lines.last().unwrap().to_string()
+    }
+
+    fn json(&self, arguments: &[&str]) -> Value {
+        serde_json::from_str(&self.told(arguments)).unwrap()
+    }
+
+    fn start_piped(&self, arguments: &[&str]) -> (Child, BufReader<std::process::ChildStdout>) {
+        let mut command = self.command(&[], arguments);
+        let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+        let output = BufReader::new(child.stdout.take().unwrap());
+        (child, output)
+    }
+}
+
+fn line(from: &mut impl BufRead) -> String {
+    let mut line = String::new();
+    from.read_line(&mut line).unwrap();
+    line
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn input_and_both_outputs_of_a_container_pass_byte_for_byte() {
+    let Some(node) = Node::start().await else {
+        return;
+    };
+    let output = node.hull(&["run", "-q", "IMAGE", "out:one\\n", "err:two", "exit:9"]);
+    assert_eq!(output.status.code(), Some(9), "{output:?}");
+    assert_eq!(
+        (&output.stdout[..], &output.stderr[..]),
+        (&b"one\n"[..], &b"two"[..])
+    );
+
+    let bytes: Vec<u8> = (0..300_000_u32)
+        .flat_map(|n| n.wrapping_mul(0x9e37_79b9).to_be_bytes())
+        .collect();
+    let bytes = [&bytes[..], b"\n"].concat();
+    for arguments in [
+        &["run", "-q", "IMAGE", "--", "cat"][..],
+        &["run", "-i", "--rm", "-q", "IMAGE", "cat"],
+    ] {
+        let output = node.fed(&bytes, arguments);
+        assert!(output.status.success(), "{:?}", output.stderr);
+        assert!(output.stdout == bytes, "{} bytes", output.stdout.len());
+    }
+    // Not ours unless it was made for it.
+    let output = node.hull(&["run", "-q", "IMAGE", "cat", "out:done\\n"]);
+    assert_eq!(output.stdout, b"done\n", "{output:?}");
+
+    let missing = node.refused(125, &["run", "-q", "IMAGE", "cannot-start"]);
+    assert!(missing.contains("not found"), "{missing}");
+    // Who reads no more ends it.
+    let (mut child, mut output) = node.start_piped(&["run", "-q", "IMAGE", "ticks:5"]);
+    assert_eq!(line(&mut output), "line 0\n");
+    drop(output);
+    assert_eq!(child.wait().unwrap().code(), Some(141));
+    assert_eq!(node.told(&["ps", "-aq"]), "");
+    assert_eq!(node.daemon.names("state/run"), Default::default());
+    node.daemon.assert_nothing_left();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_container_that_is_left_to_the_daemon_is_asked_for_by_name() {
+    let Some(node) = Node::start().await else {
+        return;
+    };
+    let (mut watcher, mut events) = node.start_piped(&["events", "--json"]);
+    let id = node.told(&[
+        "run",
+        "-q",
+        "-d",
+        "-i",
+        "--name",
+        "db",
+        "IMAGE",
+        "out:hello\\n",
+        "wait",
+    ]);
+    let id = id.trim();
+    let taken = node.refused(125, &["run", "-q", "--name", "db", "IMAGE", "wait"]);
+    assert_eq!(taken, "hull: the name db is taken; `hull rm db` frees it");
+
+    assert_eq!(node.told(&["ps", "-q"]).trim(), id);
+    let list = node.told(&["ps"]);
+    let words: Vec<_> = list.lines().nth(1).unwrap().split_whitespace().collect();
+    assert_eq!(
+        words[..4],
+        [&id[..12], "db", &node.image, "running"],
+        "{list}"
+    );
+    assert_eq!(node.json(&["ps", "--json"])[0]["namespace"], "hull-run");
+    let known = node.json(&["inspect", &id[..5]]);
+    assert_eq!(
+        (&known[0]["id"], &known[0]["state"]),
+        (&id.into(), &"running".into())
+    );
+    assert!(
+        known[0]["pod"]["addresses"][0]
+            .as_str()
+            .unwrap()
+            .starts_with("10.222.")
+    );
+    let used = node.json(&["stats", "--no-stream", "--json"]);
+    assert_eq!(used[0]["name"], "db", "{used}");
+    // The fake guest uses more at each look.
+    assert!(used[0]["cpu_percent"].as_f64().unwrap() > 0.0, "{used}");
+
+    let output = node.hull(&["exec", "db", "out:x", "err:y", "exit:3"]);
+    assert_eq!(output.status.code(), Some(3), "{output:?}");
+    assert_eq!(
+        (&output.stdout[..], &output.stderr[..]),
+        (&b"x"[..], &b"y"[..])
+    );
+    assert_eq!(node.fed(b"abc", &["exec", "-i", id, "cat"]).stdout, b"abc");
+    let missing = node.refused(125, &["exec", "db", "cannot-start"]);
+    assert!(missing.contains("not found"), "{missing}");
+
+    assert_eq!(node.told(&["logs", "db"]), "hello\n");
+    assert_eq!(node.told(&["logs", "-n", "0", "db"]), "");
+    let timed = node.told(&["logs", "-t", "db"]);
+    assert!(timed.ends_with("Z hello\n"), "{timed}");
+    let (mut follower, mut log) = node.start_piped(&["logs", "-f", "db"]);
+    assert_eq!(line(&mut log), "hello\n");
+
+    // An echo server is at port 7 of every guest.
+    let (mut forwarder, mut told) = node.start_piped(&["port-forward", "db", "0:7"]);
+    let address = line(&mut told);
+    let port = address
+        .trim()
+        .strip_prefix("127.0.0.1:")
+        .and_then(|a| a.strip_suffix(" -> 7"));
+    let script = format!(
+        "exec 3<>/dev/tcp/127.0.0.1/{}; echo hi >&3; head -n1 <&3",
+        port.unwrap()
+    );
+    let pid = node.daemon.child.id().to_string();
+    let echo = Command::new("nsenter")
+        .args(["-t", &pid, "-n", "bash", "-c", &script])
+        .output();
+    assert_eq!(echo.unwrap().stdout, b"hi\n");
+    forwarder.kill().unwrap();
+    forwarder.wait().unwrap();
+
+    let runs = node.refused(1, &["rm", "db"]);
+    assert_eq!(runs, "hull: db: it runs; stop it, or use -f");
+    assert_eq!(node.told(&["stop", "-t", "1", "db"]), "db\n");
+    assert!(follower.wait().unwrap().success());
+    assert_eq!(line(&mut log), "");
+    assert_eq!(node.told(&["ps"]).lines().count(), 1);
+    let list = node.told(&["ps", "-a"]);
+    assert!(list.contains("exited (143)"), "{list}");
+    // Its microVM has gone, its log has not.
+    assert!(node.daemon.vmms().is_empty());
+    assert_eq!(node.told(&["logs", "db"]), "hello\n");
+    assert_eq!(node.told(&["rm", "db"]), "db\n");
+    node.daemon.assert_nothing_left();
+    assert_eq!(node.daemon.names("state/run"), Default::default());
+
+    let seen: Vec<Value> = (0..6)
+        .map(|_| serde_json::from_str(&line(&mut events)).unwrap())
+        .collect();
+    let stopped = seen
+        .iter()
+        .find(|e| e["event"] == "stopped" && e["what"] == "container");
+    assert_eq!(stopped.unwrap()["name"], "db", "{seen:?}");
+    watcher.kill().unwrap();
+    watcher.wait().unwrap();
+    // The name is free again, and what had it is forgotten.
+    node.told(&["run", "-q", "-d", "--name", "db", "IMAGE", "out:again\\n"]);
+    let mut log = String::new();
+    while log.is_empty() {
+        log = node.told(&["logs", "db"]);
+    }
+    assert_eq!(log, "again\n");
+    assert_eq!(node.told(&["rm", "-f", "db"]), "db\n");
+    node.daemon.assert_nothing_left();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_can_not_be_is_said_in_a_line() {
+    let Some(node) = Node::start().await else {
+        return;
+    };
+    for (code, line) in [
+        (125, "exec nobody ls"),
+        (125, "attach nobody"),
+        (1, "logs nobody"),
+        (1, "inspect nobody"),
+        (1, "stop nobody"),
+        (1, "rm -f nobody"),
+        (1, "port-forward nobody 80"),
+    ] {
+        let told = node.refused(code, &line.split(' ').collect::<Vec<_>>());
+        assert!(told.contains("no container \"nobody\""), "{line}: {told}");
+    }
+    for (line, word) in [
+        ("run -d --rm IMAGE", "--rm"),
+        ("run -it IMAGE", "no terminal"),
+        ("run --bogus IMAGE", "no option --bogus"),
+        ("run -v /no/such:/x IMAGE", "/no/such"),
+        ("run --runtime nothing IMAGE", "nothing"),
+        ("--state /tmp/no-daemon run -d IMAGE", "no daemon serves"),
+        ("--state /tmp/no-daemon exec x y", "no daemon serves"),
+    ] {
+        let told = node.refused(125, &line.split(' ').collect::<Vec<_>>());
+        assert!(told.contains(word), "{line}: {told}");
+    }
+    node.daemon.assert_nothing_left();
+}
