@@ -27,9 +27,9 @@ mod tests {
 
     #[test]
     fn what_follows_the_first_word_is_as_it_was_but_for_two_dashes() {
-        let split = |text: &str| {
+        let parts = |text: &str| {
             let words: Vec<String> = text.split(' ').map(str::to_owned).collect();
-            let (first, rest) = super::split(&words);
+            let (first, rest) = split(&words);
             (first.to_owned(), rest.join(" "))
         };
         for (line, rest) in [
@@ -41,7 +41,7 @@ mod tests {
             ("a --version", "--version"),
             ("a x -- y", "x -- y"),
         ] {
-            assert_eq!(split(line), ("a".to_owned(), rest.to_owned()), "{line}");
+            assert_eq!(parts(line), ("a".to_owned(), rest.to_owned()), "{line}");
         }
         assert!(check(&["--bogus".to_owned(), "a".to_owned()]).is_err());
         assert!(check(&["".to_owned()]).is_err());

@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    io::Write,
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
@@ -264,11 +265,10 @@ fn a_secret_is_read_as_what_it_is() {
         let command = ImagesCommand::augment_subcommands(clap::Command::new("images"));
         let words = ["images", "pull", "x"].iter().chain(arguments);
         let matches = command.try_get_matches_from(words)?;
-        let ImagesCommand::Pull { credentials, .. } = ImagesCommand::from_arg_matches(&matches)?
-        else {
+        let ImagesCommand::Pull(asked) = ImagesCommand::from_arg_matches(&matches)? else {
             panic!("not a pull")
         };
-        Ok::<_, clap::Error>(credentials)
+        Ok::<_, clap::Error>(asked.credentials)
     };
     let of = |arguments: &[&str]| {
         let request = parse(arguments).unwrap();

@@ -208,7 +208,7 @@ fn devices_are_neither_made_nor_opened_nor_shared() {
     }
     assert!(!host.path().join("file").exists() && host.path().join("moved").exists());
 
-    std::os::unix::fs::symlink("/dev", host.path().join("devices")).unwrap();
+    symlink("/dev", host.path().join("devices")).unwrap();
     for (name, kind) in [
         ("/dev/null", ErrorKind::Special),
         (
