@@ -1,6 +1,9 @@
 //! `hull exec` and `hull attach`.
 
-use std::io::{self, IsTerminal};
+use std::{
+    io::{self, IsTerminal},
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, Result, bail};
 use hull_proto_cri::v1::ContainerState;
@@ -9,6 +12,11 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::{find, streams::Streams};
 use crate::{client::Client, trailing};
+
+/// How long a container may go on whose streams have ended, before it is told so.
+const MOMENT: Duration = Duration::from_secs(3);
+/// How often its state is asked for.
+const POLL: Duration = Duration::from_millis(50);
 
 /// What `hull exec` is asked for.
 #[derive(Debug, Clone, clap::Args)]
@@ -98,13 +106,27 @@ pub(super) async fn attach(
         if left == Left::Detached {
             return Ok(0);
         }
-        let (status, _) = find::status(client, id, false).await?;
-        if status.state() != ContainerState::ContainerExited {
-            bail!("the connection ended, and {} goes on", found.name());
+        match exit_code(client, id).await? {
+            Some(code) => Ok(u8::try_from(code).unwrap_or(u8::MAX)),
+            None => bail!("the connection ended, and {} goes on", found.name()),
         }
-        Ok(u8::try_from(status.exit_code).unwrap_or(u8::MAX))
     };
     until_signal(work).await
+}
+
+/// A container's exit code; none when it goes on. Its streams may end a moment before it.
+async fn exit_code(client: &Client, id: &str) -> Result<Option<i32>> {
+    let deadline = Instant::now() + MOMENT;
+    loop {
+        let (status, _) = find::status(client, id, false).await?;
+        if status.state() == ContainerState::ContainerExited {
+            return Ok(Some(status.exit_code));
+        }
+        if Instant::now() >= deadline {
+            return Ok(None);
+        }
+        tokio::time::sleep(POLL).await;
+    }
 }
 
 /// Does it, unless a signal asks for our end: then what it holds is dropped, a terminal restored with
