@@ -122,10 +122,12 @@ impl TestNode {
         }
     }
 
-    /// The content of a container's log, without times.
+    /// The lines of a container's log, without times. One that crosses a page may be there in part while it
+    /// is written.
     pub fn log(&self, name: &str) -> Vec<String> {
         let text = fs::read_to_string(self.log_directory().join(name)).unwrap_or_default();
-        let lines = text.lines();
+        let whole = text.rfind('\n').map_or("", |end| &text[..end]);
+        let lines = whole.lines();
         lines
             .map(|line| line.split_once(' ').unwrap().1.to_owned())
             .collect()
