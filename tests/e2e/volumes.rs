@@ -15,6 +15,7 @@ use hull_proto_cri::v1::{
     NamespaceOption, PodSandboxConfig, StatusRequest, UserNamespace,
 };
 use hull_tests::client::image;
+use rustix::fs::{CWD, FileType, Mode, mknodat, stat};
 use tonic::Code;
 
 use crate::harness::{BUSYBOX, NETWORK_TOOLS, Node, Pod};
@@ -496,6 +497,9 @@ async fn what_a_vm_cannot_have_is_refused_by_field() {
     let dir = HostDir::new(&node, "data");
     let _socket = std::os::unix::net::UnixListener::bind(dir.path("socket")).unwrap();
     symlink("nowhere", dir.path("dangling")).unwrap();
+    let null = stat("/dev/null").unwrap().st_rdev;
+    let (device, mode) = (FileType::CharacterDevice, Mode::from_raw_mode(0o666));
+    mknodat(CWD, dir.path("device"), device, mode, null).unwrap();
     let with = |mount: Mount, propagation: MountPropagation| Mount {
         propagation: propagation.into(),
         ..mount
@@ -507,7 +511,7 @@ async fn what_a_vm_cannot_have_is_refused_by_field() {
     for (bad, field, word) in [
         (mount("/x", &dir.path("absent")), "host_path", "absent"),
         (mount("/x", &dir.path("dangling")), "host_path", "dangling"),
-        (mount("/x", Path::new("/dev/null")), "host_path", "device"),
+        (mount("/x", &dir.path("device")), "host_path", "device"),
         (mount("/x", &dir.path("socket")), "host_path", "socket"),
         (
             with(good.clone(), both_ways),
