@@ -53,6 +53,7 @@ fn kind(error: &MachineError) -> ErrorKind {
         MachineError::Slot(SlotError::Taken(_) | SlotError::Busy(_)) | MachineError::Busy => {
             ErrorKind::Busy
         }
+        MachineError::Kvm(error) if error.lacks_memory() => ErrorKind::NoResources,
         MachineError::Kvm(_) => ErrorKind::Kvm,
         MachineError::Memory(MemoryError::Arrange | MemoryError::File(_))
         | MachineError::Params(_)

@@ -34,6 +34,11 @@ pub enum KvmError {
 }
 
 impl KvmError {
+    /// Whether the host's kernel had no memory for it.
+    pub(crate) fn lacks_memory(&self) -> bool {
+        matches!(self, Self::Call { source, .. } if source.kind() == std::io::ErrorKind::OutOfMemory)
+    }
+
     /// Makes an error of a failed ioctl.
     pub(crate) fn call(call: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> Self {
         move |error| Self::Call {
