@@ -25,10 +25,12 @@ pod() {
         | jq "${1:-.}" >"$DIR/pod.json"
     POD=$(cri runp "$DIR/pod.json")
 }
-# container NAME [JQ]: creates and starts a container of the image, whose configuration JQ changes. Sets CTR.
+# container NAME [JQ]: creates and starts a container of the image, whose configuration JQ changes. As kubelet
+# has it, it has PIDs of its own. Sets CTR.
 container() {
     jq -n --arg n "$1" --arg i "$IMAGE" \
-        '{metadata: {name: $n}, image: {image: $i}, log_path: ($n + ".log"), linux: {}}' | jq "${2:-.}" >"$DIR/$1.json"
+        '{metadata: {name: $n}, image: {image: $i}, log_path: ($n + ".log"), linux: {}}' | jq "${2:-.}" \
+        | jq '.linux.security_context.namespace_options.pid //= 1' >"$DIR/$1.json"
     CTR=$(cri create "$POD" "$DIR/$1.json" "$DIR/pod.json")
     cri start "$CTR" >/dev/null
 }
@@ -115,8 +117,10 @@ build() {
     cp /etc/resolv.conf "$root/etc/resolv.conf"
     # Services must not start while an image is made.
     printf '#!/bin/sh\nexit 101\n' >"$root/usr/sbin/policy-rc.d"; chmod 755 "$root/usr/sbin/policy-rc.d"
-    chroot "$root" sh -c "apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq -o Dpkg::Use-Pty=0 \
-        install -y --no-install-recommends $PACKAGES" >"$new.log" 2>&1 || { tail -n 20 "$new.log"; die "apt-get install $PACKAGES"; }
+    # In a mount namespace: Java is set up with /proc.
+    unshare --mount --pid --fork chroot "$root" sh -c "mount -t proc proc /proc && apt-get -qq update && \
+        DEBIAN_FRONTEND=noninteractive apt-get -qq -o Dpkg::Use-Pty=0 install -y --no-install-recommends $PACKAGES" \
+        >"$new.log" 2>&1 || { tail -n 20 "$new.log"; die "apt-get install $PACKAGES"; }
     prepare "$root"
     rm -rf "$root"/usr/sbin/policy-rc.d "$root"/var/cache/apt/* "$root"/var/lib/apt/lists/* "$root"/usr/share/{doc,man,locale}
     : >"$root/etc/resolv.conf"
