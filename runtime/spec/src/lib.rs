@@ -15,6 +15,7 @@ pub mod field;
 pub mod id;
 pub mod info;
 pub mod oci;
+mod path;
 pub mod resources;
 pub mod signal;
 pub mod size;

@@ -8,7 +8,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use crate::signal::Signal;
+use crate::{path::clean, signal::Signal};
 
 /// Longest host name that is made of a pod's name, as kubelet cuts it.
 const LABEL_MAX: usize = 63;
@@ -303,15 +303,7 @@ impl MountSpec {
         let MountSource::Host(path) = &self.source else {
             return None;
         };
-        let mut plain = PathBuf::new();
-        for component in path.components() {
-            match component {
-                Component::ParentDir => {
-                    plain.pop();
-                }
-                component => plain.push(component),
-            }
-        }
+        let plain = clean(path);
         let below = plain.strip_prefix("/dev").ok()?;
         let no_devices = NO_DEVICES.iter().any(|name| below.starts_with(name));
         (!no_devices).then_some(plain)

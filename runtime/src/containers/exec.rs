@@ -6,7 +6,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
-use hull_proto_cri::v1::ContainerState;
+use hull_proto_cri::v1::{ContainerState, ContainerStatus};
 use hull_streaming::client::{Detach, Left, Wants, interact};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -106,21 +106,21 @@ pub(super) async fn attach(
         if left == Left::Detached {
             return Ok(0);
         }
-        match exit_code(client, id).await? {
-            Some(code) => Ok(u8::try_from(code).unwrap_or(u8::MAX)),
+        match exited(client, id).await? {
+            Some(status) => Ok(find::exit_code(&status)),
             None => bail!("the connection ended, and {} goes on", found.name()),
         }
     };
     until_signal(work).await
 }
 
-/// A container's exit code; none when it goes on. Its streams may end a moment before it.
-async fn exit_code(client: &Client, id: &str) -> Result<Option<i32>> {
+/// How a container ended; none when it goes on. Its streams may end a moment before it.
+async fn exited(client: &Client, id: &str) -> Result<Option<ContainerStatus>> {
     let deadline = Instant::now() + MOMENT;
     loop {
         let (status, _) = find::status(client, id, false).await?;
         if status.state() == ContainerState::ContainerExited {
-            return Ok(Some(status.exit_code));
+            return Ok(Some(status));
         }
         if Instant::now() >= deadline {
             return Ok(None);

@@ -118,6 +118,12 @@ fn tell<'a>(all: impl ExactSizeIterator<Item = &'a Found>) -> String {
     told.join(", ")
 }
 
+/// The exit code that a client of a container ends with: 128 and the signal at most; anything else is a
+/// failure all the same.
+pub(crate) fn exit_code(status: &ContainerStatus) -> u8 {
+    u8::try_from(status.exit_code).unwrap_or(u8::MAX)
+}
+
 /// Its status, with what is told under `info` as well if `verbose`.
 pub(crate) async fn status(
     client: &Client,

@@ -20,7 +20,7 @@ use anyhow::Result;
 
 pub(crate) use self::{
     exec::check_terminal,
-    find::status,
+    find::{exit_code, status},
     log::{Show, follow},
     streams::Streams,
 };

@@ -329,7 +329,6 @@ impl<'a> Session<'a> {
             self.say("the container ran out of memory and was killed");
         }
         self.say(format_args!("exit code {}", status.exit_code));
-        // 128 + signal at most; anything else is a failure all the same.
-        u8::try_from(status.exit_code).unwrap_or(u8::MAX)
+        containers::exit_code(status)
     }
 }

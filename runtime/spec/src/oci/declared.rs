@@ -1,14 +1,11 @@
 //! The volumes that an image declares.
 
-use std::{
-    collections::BTreeSet,
-    path::{Component, Path, PathBuf},
-};
+use std::{collections::BTreeSet, path::PathBuf};
 
 use hull_image::ImageConfig;
 use oci_spec::runtime::Spec;
 
-use crate::{error::PodError, field::Field};
+use crate::{error::PodError, field::Field, path::clean};
 
 /// Most volumes of an image; each is a mount in the guest. Images have a few.
 const MOST: usize = 256;
@@ -48,21 +45,6 @@ pub fn declared_volumes(image: &ImageConfig, spec: &Spec) -> Result<Vec<String>,
         }
     }
     Ok(volumes)
-}
-
-/// The path from the root on, with what `..` says done: as other runtimes read these paths.
-fn clean(path: impl AsRef<Path>) -> PathBuf {
-    let mut clean = PathBuf::from("/");
-    for component in path.as_ref().components() {
-        match component {
-            Component::Normal(name) => clean.push(name),
-            Component::ParentDir => {
-                clean.pop();
-            }
-            _ => {}
-        }
-    }
-    clean
 }
 
 #[cfg(test)]
