@@ -78,9 +78,17 @@ impl Process {
             .write_all(text.as_bytes())
     }
 
-    /// Returns the pid of its parent.
-    pub(crate) fn parent(&self) -> io::Result<Pid> {
-        parent(&self.read("stat")?).ok_or_else(|| io::ErrorKind::InvalidData.into())
+    /// Returns what the kernel tells of it in one line.
+    pub(crate) fn stat(&self) -> io::Result<Stat> {
+        Stat::parse(&self.read("stat")?).ok_or_else(|| io::ErrorKind::InvalidData.into())
+    }
+
+    /// Returns its children, as far as they are of its main thread's.
+    pub(crate) fn children(&self) -> io::Result<Vec<Pid>> {
+        let text = self.read(&format!("task/{}/children", self.pid))?;
+        let pids = text.split_ascii_whitespace().map(str::parse);
+        let pids: Result<Vec<_>, _> = pids.map(|pid| pid.map(Pid::from_raw)).collect();
+        pids.map_err(|_| io::ErrorKind::InvalidData.into())
     }
 }
 
@@ -90,11 +98,28 @@ impl AsFd for Process {
     }
 }
 
-/// "pid (name) state parent …"; a name may hold anything.
-fn parent(stat: &str) -> Option<Pid> {
-    let (_, rest) = stat.rsplit_once(") ")?;
-    let parent = rest.split(' ').nth(1)?;
-    parent.parse().ok().map(Pid::from_raw)
+/// A part of /proc/PID/stat.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Stat {
+    pub(crate) parent: Pid,
+    pub(crate) session: Pid,
+    /// When it was started, in ticks since boot: two processes of one pid differ by it.
+    pub(crate) started: u64,
+}
+
+impl Stat {
+    /// "pid (name) state parent …"; a name may hold anything.
+    fn parse(text: &str) -> Option<Self> {
+        let (_, rest) = text.rsplit_once(") ")?;
+        let fields: Vec<&str> = rest.split_ascii_whitespace().collect();
+        let pid = |field: usize| fields.get(field)?.parse().ok().map(Pid::from_raw);
+        // proc_pid_stat(5) counts from the pid on, and from 1.
+        Some(Self {
+            parent: pid(4 - 3)?,
+            session: pid(6 - 3)?,
+            started: fields.get(22 - 3)?.parse().ok()?,
+        })
+    }
 }
 
 #[cfg(test)]
@@ -104,11 +129,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_parent_is_read_whatever_the_name() {
-        let stat = "12 (a) S 1 (x) R 7 7 7 0 -1";
-        assert_eq!(parent(stat), Some(Pid::from_raw(7)));
-        assert_eq!(parent("12 (x) R"), None);
-        assert_eq!(parent(""), None);
+    fn a_process_is_told_whatever_its_name() {
+        let stat =
+            "12 (a) S 1 (x) R 7 8 9 0 -1 4194560 94 0 0 0 1 2 0 0 20 0 1 0 31337 2449408 178";
+        let told = Stat {
+            parent: Pid::from_raw(7),
+            session: Pid::from_raw(9),
+            started: 31337,
+        };
+        assert_eq!(Stat::parse(stat), Some(told));
+        assert_eq!(Stat::parse("12 (x) R 7 8 9"), None);
+        assert_eq!(Stat::parse(""), None);
     }
 
     #[test]
@@ -118,7 +149,8 @@ mod tests {
             .spawn()
             .unwrap();
         let process = Process::open(Pid::from_raw(child.id() as i32)).unwrap();
-        assert_eq!(process.parent().unwrap(), Pid::this());
+        assert_eq!(process.stat().unwrap().parent, Pid::this());
+        assert!(process.children().unwrap().is_empty());
         process.write("oom_score_adj", "500").unwrap();
         assert_eq!(process.read("oom_score_adj").unwrap(), "500\n");
         process.signal(libc::SIGKILL).unwrap();

@@ -67,6 +67,12 @@ impl Cgroup {
         absent_is_fine(fs::write(self.0.join("cgroup.kill"), "1"))
     }
 
+    /// Stops all processes in it and below where they are, or lets them go on. It does not wait until they stand.
+    pub(crate) fn freeze(&self, frozen: bool) -> io::Result<()> {
+        let value = if frozen { "1" } else { "0" };
+        absent_is_fine(fs::write(self.0.join("cgroup.freeze"), value))
+    }
+
     /// Opens the processes in it and below.
     pub(crate) fn members(&self) -> io::Result<Vec<Process>> {
         let opened = self.processes()?.into_iter();

@@ -51,7 +51,8 @@ use serde::{Deserialize, Serialize};
 use super::{
     descriptors,
     make::{
-        Container, Ids, Process, Root, StepError, Streams, Terminal, doing, enter_cgroup, join,
+        Container, Ids, Process, Root, StepError, Streams, Terminal, doing, enter_cgroup,
+        enter_cgroup_beside, join,
     },
 };
 use crate::sys;
@@ -91,6 +92,8 @@ pub(crate) enum Action {
         process: Box<OciProcess>,
         profile: Option<Box<LinuxSeccomp>>,
         namespaces: i32,
+        /// The container's first process.
+        init: i32,
     },
 }
 
@@ -181,8 +184,9 @@ fn serve(request: Request, fds: Vec<OwnedFd>, agent: &UnixStream) -> Result<Exit
             process,
             profile,
             namespaces,
+            init,
         } => {
-            enter_cgroup(&request.cgroup)?;
+            enter_cgroup_beside(init, &request.cgroup)?;
             join(&next()?, CloneFlags::from_bits_retain(namespaces))?;
             Made::Exec(process, profile)
         }

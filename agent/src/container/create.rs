@@ -309,10 +309,12 @@ async fn stages(
     };
     let executed = watch_outcome(launched.outcome);
     let oom = OomKills::new(id.clone(), cgroup.clone(), Arc::clone(&context.events));
+    let init = Arc::new(launched.process);
     let ended = follow(
         Subject {
             container: id.clone(),
             exec: None,
+            process: Arc::clone(&init),
             exit: launched.exit,
             executed: Some(executed.clone()),
             stdio: Arc::clone(&stdio),
@@ -324,7 +326,7 @@ async fn stages(
         Arc::clone(&context.events),
     );
     let made = Made {
-        init: Arc::new(launched.process),
+        init,
         user,
         cgroup,
         own,

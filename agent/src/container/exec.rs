@@ -10,13 +10,12 @@ use hull_proto_agent::agent::ExecRequest;
 use tokio::time::Instant;
 
 use super::{
-    cgroup::Cgroup,
     child::Action,
     context::Context,
     create::{Created, owner},
     error::ContainerError,
     launch::{Launch, LaunchError, launch},
-    made::Public,
+    made::{Made, Public},
     process::{Ended, Subject, follow},
     spec,
 };
@@ -40,17 +39,13 @@ pub(crate) struct Execs {
     order: VecDeque<Id>,
     /// Ids and pids of execs that are no longer in `all`.
     past: VecDeque<(Id, i32)>,
-    /// Cgroups of execs that ended before what they had started.
-    left: Vec<Cgroup>,
-    started: u64,
 }
 
 #[derive(Debug)]
 struct Exec {
     request: ExecRequest,
-    process: Process,
+    process: Arc<Process>,
     stdio: Arc<Stdio>,
-    cgroup: Cgroup,
     ended: Ended,
 }
 
@@ -61,19 +56,15 @@ impl Exec {
 }
 
 impl Execs {
-    /// Returns the process of a known exec.
-    pub(crate) fn process(&self, id: &Id) -> Option<&Process> {
-        self.all.get(id).map(|exec| &exec.process)
+    /// Returns the process of an exec that runs.
+    pub(crate) fn process(&self, id: &Id) -> Option<&Arc<Process>> {
+        let exec = self.all.get(id).filter(|exec| !exec.ended());
+        exec.map(|exec| &exec.process)
     }
 
-    /// Returns the cgroup of a known exec: all that it started.
-    pub(crate) fn cgroup(&self, id: &Id) -> Option<&Cgroup> {
-        self.all.get(id).map(|exec| &exec.cgroup)
-    }
-
-    /// Returns whether `id` ran and is gone.
-    pub(crate) fn is_past(&self, id: &Id) -> bool {
-        self.past.iter().any(|(past, _)| past == id)
+    /// Returns whether `id` ran and has ended.
+    pub(crate) fn has_ended(&self, id: &Id) -> bool {
+        self.all.get(id).is_some_and(Exec::ended) || self.past.iter().any(|(past, _)| past == id)
     }
 
     /// Starts the command of `request` and returns its pid.
@@ -102,15 +93,7 @@ impl Execs {
 
         let (process, namespaces) =
             spec::exec_process(&created.spec, request.args.clone(), request.tty)?;
-        self.started += 1;
-        let name = format!("hull.exec.{}", self.started);
-        let path = created.made.cgroup.path().join(&name);
-        let cgroup = Cgroup::create(path.clone()).map_err(|source| ContainerError::File {
-            action: "make cgroup",
-            path,
-            source,
-        })?;
-
+        let Made { init, cgroup, .. } = &created.made;
         let (stdio, ends) = Stdio::new(Wanted {
             tty: request.tty,
             stdin: request.stdin,
@@ -124,9 +107,10 @@ impl Execs {
                     process: Box::new(process),
                     profile: spec::profile(&created.spec).cloned().map(Box::new),
                     namespaces: namespaces.bits(),
+                    init: init.pid().as_raw(),
                 },
-                cgroup: &cgroup,
-                joins: vec![Arc::clone(&created.made.init)],
+                cgroup,
+                joins: vec![Arc::clone(init)],
                 stdio: &stdio,
                 ends,
                 uid: owner(context, &created.made.user),
@@ -143,16 +127,16 @@ impl Execs {
             Ok(running) => running,
             Err(source) => {
                 stdio.abandon();
-                undo(&cgroup).await;
                 let id = container.clone();
                 return Err(ContainerError::Exec { id, source });
             }
         };
-        let pid = process.pid().as_raw();
+        let (pid, process) = (process.pid().as_raw(), Arc::new(process));
         let ended = follow(
             Subject {
                 container: container.clone(),
                 exec: Some(id.clone()),
+                process: Arc::clone(&process),
                 exit,
                 executed: None,
                 stdio: Arc::clone(&stdio),
@@ -173,7 +157,6 @@ impl Execs {
                 request,
                 process,
                 stdio,
-                cgroup,
                 ended,
             },
         );
@@ -197,20 +180,11 @@ impl Execs {
             if let Some(exec) = self.all.remove(&id) {
                 public.stdio().remove(id.as_str());
                 self.past.push_back((id, exec.process.pid().as_raw()));
-                self.left.push(exec.cgroup);
             }
         }
-        self.left.retain(|cgroup| cgroup.remove().is_err());
         self.order.retain(|id| self.all.contains_key(id));
         while self.past.len() > REMEMBERED {
             self.past.pop_front();
         }
     }
-}
-
-/// Removes the cgroup of an exec that failed.
-async fn undo(cgroup: &Cgroup) {
-    let _ = cgroup.kill();
-    cgroup.empty().await;
-    let _ = cgroup.remove();
 }

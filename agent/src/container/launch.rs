@@ -2,8 +2,7 @@
 //! takes them over.
 //!
 //! Reports come over a socket that the container's process holds too, so they say what
-//! happened, never to which process. That is whom the kernel lists in the cgroup as a
-//! child of the helper.
+//! happened, never to which process. That is whom the kernel lists as the helper's child.
 
 use std::{
     fs,
@@ -138,6 +137,10 @@ pub(crate) async fn launch(reaper: &Reaper, launch: Launch<'_>) -> Result<Launch
             Err(e)
         }
         Err(_) => {
+            // Nobody else knows it yet.
+            if let Ok(process) = made_by(&helper) {
+                let _ = process.signal(libc::SIGKILL);
+            }
             let _ = helper.signal(libc::SIGKILL);
             Err(LaunchError::Timeout)
         }
@@ -210,7 +213,7 @@ impl Making<'_> {
     /// Takes over the process, which waits. The helper is its parent until it is told to go
     /// on, so it cannot be collected before.
     async fn take_over(&self, console: Option<UnixStream>) -> Result<(Process, Exit), LaunchError> {
-        let process = made_by(self.helper, self.cgroup).map_err(LaunchError::Find)?;
+        let process = made_by(self.helper).map_err(LaunchError::Find)?;
         if let Some(console) = console {
             let attached = async {
                 let master = receive_fd(&console).await?;
@@ -269,14 +272,19 @@ impl Streams {
     }
 }
 
-/// Finds the process in `cgroup` that `helper` has made.
-fn made_by(helper: &Process, cgroup: &Cgroup) -> io::Result<Process> {
-    let mut made = cgroup.members()?;
-    made.retain(|process| process.parent().is_ok_and(|parent| parent == helper.pid()));
-    match (made.pop(), made.is_empty()) {
-        (Some(only), true) => Ok(only),
-        (None, _) => Err(io::Error::other("there is none in the cgroup")),
-        (Some(_), false) => Err(io::Error::other("there are several in the cgroup")),
+/// Finds the process that `helper` has made.
+fn made_by(helper: &Process) -> io::Result<Process> {
+    match helper.children()?.as_slice() {
+        [only] => {
+            let process = Process::open(*only)?;
+            // Else it has ended, and another has its pid.
+            if process.stat()?.parent == helper.pid() {
+                return Ok(process);
+            }
+            Err(io::Error::other("it has ended"))
+        }
+        [] => Err(io::Error::other("there is none")),
+        _ => Err(io::Error::other("there are several")),
     }
 }
 

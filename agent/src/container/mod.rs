@@ -1,7 +1,7 @@
 //! Containers: each owned by one task.
 //!
 //! Read in this order: [`containers`] (all of them), [`task`] (what a container can do, and its states),
-//! [`create`] (how one comes to be, and how that is undone), [`exec`],
+//! [`create`] (how one comes to be, and how that is undone), [`exec`] and [`family`],
 //! [`process`] (from start to `Exited`), [`launch`] and [`child`] (a helper makes each process),
 //! [`make`] (what happens to it on the way), then the leaves [`spec`], [`user`], [`rootfs`],
 //! [`volumes`], [`declared`], [`nodes`], [`limits`], [`huge_pages`], [`cgroup`], [`devices`], [`pause`].
@@ -17,6 +17,7 @@ mod descriptors;
 mod devices;
 mod error;
 mod exec;
+mod family;
 mod huge_pages;
 mod launch;
 mod limits;

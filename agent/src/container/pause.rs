@@ -192,7 +192,7 @@ async fn start(reaper: &Reaper, user: Option<&NewUser<'_>>) -> io::Result<Proces
         io::Error::new(kind, line)
     })?;
     let init = Process::open(pid)?;
-    if init.parent()? != opener.pid() {
+    if init.stat()?.parent != opener.pid() {
         return Err(io::Error::other("the opener names a process of another"));
     }
     let exit = reaper.adopt(&init)?;

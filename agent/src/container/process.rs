@@ -12,12 +12,15 @@ use tracing::{debug, warn};
 
 use super::{
     cgroup::Cgroup,
+    family,
     launch::{ExecOutcome, LaunchError},
     oom::OomKills,
 };
 use crate::{
+    blocking::blocking,
     events::Events,
     ident::Id,
+    pidfd::Process,
     reaper::{Exit, ExitStatus},
     stdio::Stdio,
     time,
@@ -81,7 +84,8 @@ pub(crate) struct Subject {
     pub(crate) exit: Exit,
     pub(crate) executed: Option<Executed>,
     pub(crate) stdio: Arc<Stdio>,
-    /// What dies with it: the whole container, or nothing but the exec.
+    pub(crate) process: Arc<Process>,
+    /// The container's.
     pub(crate) cgroup: Cgroup,
     /// What the kernel killed in the container for lack of memory.
     pub(crate) oom: Arc<OomKills>,
@@ -140,10 +144,6 @@ impl Subject {
             Some(failure) => failure.code,
             None => status.code(),
         };
-        if self.exec.is_some() {
-            // Its background processes may live on; then a later call removes it.
-            let _ = self.cgroup.remove();
-        }
         Exited {
             container_id: self.container.to_string(),
             exec_id: self.exec.as_ref().map(Id::to_string).unwrap_or_default(),
@@ -179,8 +179,10 @@ impl Subject {
             () = deadline => true,
             () = detached => false,
         };
-        if let Err(error) = self.cgroup.kill() {
+        let (process, cgroup) = (Arc::clone(&self.process), self.cgroup.clone());
+        if let Err(error) = blocking(move || family::kill(&process, &cgroup)).await {
             warn!(container = %self.container, exec = ?self.exec, %error, "kill an exec");
+            let _ = self.process.signal(libc::SIGKILL);
         }
         ((&mut self.exit).await.unwrap_or(lost), timed_out)
     }

@@ -24,6 +24,7 @@ use super::{
     create::{Created, create},
     error::ContainerError,
     exec::Execs,
+    family,
     launch::Gate,
     made::{Made, Public},
     process::{Ended, StartFailure},
@@ -308,13 +309,14 @@ impl Task {
                 return signal_all(cgroup, signal).map_err(failed);
             }
             None => &*self.created.made.init,
-            Some(exec) => match (self.execs.process(exec), self.execs.cgroup(exec)) {
-                (Some(_), Some(cgroup)) if all => {
-                    return signal_all(cgroup, signal).map_err(failed);
+            Some(exec) => match self.execs.process(exec) {
+                Some(process) if all => {
+                    let cgroup = &self.created.made.cgroup;
+                    return family::signal(process, cgroup, signal).map_err(failed);
                 }
-                (Some(process), _) => process,
-                _ if self.execs.is_past(exec) => return Ok(()),
-                _ => {
+                Some(process) => process,
+                None if self.execs.has_ended(exec) => return Ok(()),
+                None => {
                     return Err(ContainerError::NoProcess {
                         container: self.id.to_string(),
                         exec: exec.to_string(),

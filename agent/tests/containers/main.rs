@@ -254,7 +254,9 @@ agent_tests! {
 
     async fn an_exec_past_its_deadline_dies_with_its_children(agent) {
         agent.run("c1", "sleep 1000").await;
-        let mut request = exec_request("c1", "e1", "setsid sleep 999 & sleep 998");
+        // What begins a session of its own too, and a child whose parent has ended there.
+        let family = "setsid sleep 999 & setsid sh -c '(sleep 995 &); sleep 994' & sleep 998";
+        let mut request = exec_request("c1", "e1", family);
         request.timeout_ms = 1500;
         agent.client.exec(context(), &request).await.unwrap();
         let exited = agent.exited("c1", "e1").await;
@@ -282,8 +284,9 @@ agent_tests! {
             assert_eq!((output.as_str(), exited.code), ("hello\n", 0));
         }
         assert!(fds() <= before + 8, "{before} became {}", fds());
-        let (output, _) = agent.exec_sync("c1", "last", "ls /sys/fs/cgroup | grep -c hull.exec; ps | wc -l").await;
-        assert_eq!(output.lines().next(), Some("1"), "{output}");
+        // They are where the container is, and its limits are theirs.
+        let (output, _) = agent.exec_sync("c1", "last", "cat /proc/self/cgroup; find /sys/fs/cgroup -mindepth 1 -type d").await;
+        assert_eq!(output, "0::/\n");
         agent.delete("c1").await;
         agent.assert_clean();
     }
@@ -517,12 +520,12 @@ agent_tests! {
         request.guest_devices = true;
         agent.create(&request).await;
         agent.start_container("c3").await.unwrap();
-        let divide = "cd /sys/fs/cgroup && busybox mkdir below && echo 1 > below/cgroup.procs && \
-            echo +pids > cgroup.subtree_control && cat below/pids.max; for n in $(seq 100); do busybox mkdir deep && cd deep || break; done";
+        let divide = "cd /sys/fs/cgroup && busybox mkdir below && echo 1 > below/cgroup.procs && echo $$ > below/cgroup.procs && \
+            echo +memory > cgroup.subtree_control && cat below/memory.max; for n in $(seq 100); do busybox mkdir deep && cd deep || break; done";
         let (output, _) = agent.exec_sync("c3", "e1", divide).await;
         assert_eq!(output, "max\n");
-        let (output, _) = agent.exec_sync("c3", "e2", "cat /proc/1/cgroup").await;
-        assert_eq!(output, "0::/below\n");
+        let (output, _) = agent.exec_sync("c3", "e2", "cat /proc/1/cgroup /proc/self/cgroup").await;
+        assert_eq!(output, "0::/below\n0::/below\n");
 
         for (source, why) in [
             ("/dev/nothing", "mount on /x: the pod's VM has no /dev/nothing"),
@@ -881,15 +884,15 @@ agent_tests! {
         assert_eq!(code, ttrpc::Code::INVALID_ARGUMENT);
     }
 
-    async fn one_signal_ends_an_exec_with_all_that_it_started(agent) {
+    async fn one_signal_ends_an_exec_with_all_that_it_started_but_daemons(agent) {
         agent.run("c1", "sleep 1000").await;
-        agent.exec("c1", "e1", "setsid sleep 555 & (setsid sleep 556 &); sleep 557").await;
-        let seen = "until [ $(ps | grep -c 'sleep 55[567]') = 3 ]; do sleep 0.1; done";
+        agent.exec("c1", "e1", "setsid sleep 555 & (sleep 556 &); (setsid sleep 558 &); sleep 557").await;
+        let seen = "until [ $(ps | grep -c 'sleep 55[5678]') = 4 ]; do sleep 0.1; done";
         agent.exec_sync("c1", "e2", seen).await;
         agent.signal("c1", "e1", 9, true).await;
         assert_eq!(agent.exited("c1", "e1").await.code, 137);
-        let (output, _) = agent.exec_sync("c1", "e3", "ps | grep 'sleep 55[567]'").await;
-        assert_eq!(output, "");
+        let (output, _) = agent.exec_sync("c1", "e3", "ps | grep -o 'sleep 55[5678]'").await;
+        assert_eq!(output, "sleep 558\n");
         let (output, _) = agent.exec_sync("c1", "e4", "ps | grep -c 'sleep 100[0]'").await;
         assert_eq!(output, "1\n");
         // It is over: once more has no effect.

@@ -28,7 +28,11 @@ mod options;
 mod root;
 mod terminal;
 
-use std::{fs, io, os::fd::OwnedFd, path::Path};
+use std::{
+    fs, io,
+    os::fd::OwnedFd,
+    path::{Path, PathBuf},
+};
 
 use nix::sched::{CloneFlags, setns, unshare};
 use oci_spec::runtime::{self as oci, LinuxNamespaceType, LinuxSeccomp, Spec};
@@ -51,7 +55,10 @@ pub(super) use self::{
     terminal::Terminal,
 };
 use super::spec::profile;
-use crate::sys::{MountAttr, change_mount};
+use crate::{
+    layout::CGROUP_ROOT,
+    sys::{MountAttr, change_mount},
+};
 
 /// The ids of the guest that a pod's user namespace has.
 #[derive(Debug, Clone, Copy, serde::Serialize, serde::Deserialize)]
@@ -270,6 +277,30 @@ pub(super) fn enter_cgroup(path: &Path) -> Result<(), StepError> {
     fs::write(&file, "0").map_err(doing_to("enter the cgroup", path))
 }
 
+/// Enters the cgroup of a container whose first process is `init`, as a command.
+pub(super) fn enter_cgroup_beside(init: i32, path: &Path) -> Result<(), StepError> {
+    match enter_cgroup(path) {
+        // The container has divided it, so its processes are in cgroups below (cgroup v2, "No Internal Process
+        // Constraint"): a command goes where the first one is.
+        Err(error) if error.errno() == libc::EBUSY => {
+            let text = fs::read_to_string(format!("/proc/{init}/cgroup"));
+            let text = text.map_err(doing("read the cgroup of the first process"))?;
+            match cgroup_below(path, &text) {
+                Some(cgroup) => enter_cgroup(&cgroup),
+                None => Err(error),
+            }
+        }
+        entered => entered,
+    }
+}
+
+/// Returns the cgroup that a process is in, by /proc/PID/cgroup, if it is below that at `path`.
+fn cgroup_below(path: &Path, text: &str) -> Option<PathBuf> {
+    let relative = text.lines().find_map(|line| line.strip_prefix("0::/"))?;
+    let cgroup = Path::new(CGROUP_ROOT).join(relative);
+    cgroup.starts_with(path).then_some(cgroup)
+}
+
 /// Joins namespaces of the process behind `pidfd`. In a user namespace the caller becomes root.
 pub(super) fn join(pidfd: &OwnedFd, namespaces: CloneFlags) -> Result<(), StepError> {
     setns(pidfd, namespaces).map_err(doing("join namespaces"))?;
@@ -376,5 +407,21 @@ impl Streams {
             }
             Self::Terminal(terminal) => terminal.take(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cgroup_is_found_below_the_containers_alone() {
+        let own = Path::new("/sys/fs/cgroup/hull/c1");
+        let below = |text| cgroup_below(own, text);
+        let init = own.join("init.scope");
+        assert_eq!(below("1:name=x:/y\n0::/hull/c1/init.scope\n"), Some(init));
+        assert_eq!(below("0::/hull/c10\n"), None);
+        assert_eq!(below("0::/\n"), None);
+        assert_eq!(below(""), None);
     }
 }
