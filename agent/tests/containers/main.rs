@@ -7,6 +7,7 @@
     reason = "a test's helpers fail by panicking, as the test does"
 )]
 
+mod cost;
 mod harness;
 mod hostile;
 mod make;
