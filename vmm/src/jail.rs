@@ -28,6 +28,7 @@ pub fn wait_until_known() -> io::Result<()> {
 /// # Errors
 /// [`JailError`]: the process is of no use.
 pub fn enter(user: u32, at: &Path) -> Result<(), JailError> {
+    hull_jail::drop_oom_protection()?;
     hull_jail::leave_namespaces()?;
     hull_jail::empty_root(at, Root::Empty)?;
     hull_jail::limit(&[

@@ -38,6 +38,7 @@ const MANAGERS: CapabilitySet = CapabilitySet::SYS_ADMIN
 /// # Errors
 /// [`JailError`]
 pub fn confine_manager() -> Result<(), JailError> {
+    hull_jail::drop_oom_protection()?;
     hull_jail::leave_network()?;
     hull_jail::keep_capabilities(MANAGERS)?;
     hull_jail::hide_memory()?;
@@ -52,6 +53,7 @@ pub fn confine_manager() -> Result<(), JailError> {
 pub fn enter(root: &Path) -> Result<(), JailError> {
     hull_jail::end_with_parent()?;
     hull_jail::close_others()?;
+    hull_jail::drop_oom_protection()?;
     hull_jail::leave_namespaces()?;
     // The server opens files by their descriptors in /proc. In its pid namespace, it is alone.
     hull_jail::empty_root(root, Root::MountPoints)?;

@@ -2,7 +2,7 @@
 //! away for good, and fails rather than leave it.
 //!
 //! All steps are for a process with one thread, since most act on the calling thread alone. The
-//! order that works: [`close_others`], [`leave_namespaces`], [`empty_root`], [`limit`], then the powers
+//! order that works: [`close_others`], [`drop_oom_protection`], [`leave_namespaces`], [`empty_root`], [`limit`], then the powers
 //! ([`become_user`] or [`keep_capabilities`]), [`hide_memory`], [`confine`]; and [`end_with_parent`] anywhere
 //! but before [`become_user`].
 //! A pid namespace is for processes to come, and so for who starts this one: [`start_apart`].
@@ -13,6 +13,7 @@ mod start;
 pub use start::start_apart;
 
 use std::ffi::CStr;
+use std::fs;
 use std::io;
 use std::path::Path;
 
@@ -90,6 +91,21 @@ pub fn close_others() -> Result<(), JailError> {
     if closed != 0 {
         let error = io::Error::last_os_error();
         return Err(JailError::new("close inherited descriptors", error));
+    }
+    Ok(())
+}
+
+/// Gives up that the kernel spares the process when memory runs out. The daemon has that from the service
+/// manager, and its children inherit it; they are to go before the node's other processes do.
+///
+/// # Errors
+/// [`JailError`]
+pub fn drop_oom_protection() -> Result<(), JailError> {
+    const SCORE: &str = "/proc/self/oom_score_adj";
+    let failed = |error| JailError::new("drop the protection from running out of memory", error);
+    let score = fs::read_to_string(SCORE).map_err(failed)?;
+    if score.starts_with('-') {
+        fs::write(SCORE, "0").map_err(failed)?;
     }
     Ok(())
 }

@@ -6,8 +6,8 @@ use std::path::Path;
 
 use hull_jail::seccomp::List;
 use hull_jail::{
-    JailError, Reach, Root, become_user, call, confine, empty_root, end_with_parent, hide_memory,
-    leave_namespaces, limit,
+    JailError, Reach, Root, become_user, call, confine, drop_oom_protection, empty_root,
+    end_with_parent, hide_memory, leave_namespaces, limit,
 };
 use rustix::process::Resource;
 use rustix::thread::set_name;
@@ -63,6 +63,7 @@ pub(super) fn enter(name: &OsStr, bounds: &Bounds) -> Result<(), JailError> {
         // For people alone.
         let _ = set_name(&name);
     }
+    drop_oom_protection()?;
     leave_namespaces()?;
     empty_root(Path::new(ANY_DIRECTORY), Root::Empty)?;
     limit(&[

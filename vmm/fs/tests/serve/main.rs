@@ -245,6 +245,8 @@ fn devices_are_neither_made_nor_opened_nor_shared() {
 #[test]
 fn special_powers_are_not_there() {
     let host = host(false);
+    // As a daemon under systemd has it. It takes CAP_SYS_RESOURCE, which root of a container lacks.
+    let _ = fs::write("/proc/self/oom_score_adj", "-500");
     fs::write(host.path().join("f"), "").unwrap();
     let mut server = Server::start();
     let root = server.share(host.path());
@@ -275,6 +277,8 @@ fn special_powers_are_not_there() {
         }
         assert_eq!(field_of(pid, "CapInh"), "0000000000000000");
         assert_eq!(field_of(pid, "NoNewPrivs"), "1");
+        let score = fs::read_to_string(format!("/proc/{pid}/oom_score_adj")).unwrap();
+        assert_eq!(score.trim(), "0", "OOM score of {pid}");
         for namespace in ["net", "ipc", "uts"] {
             let of = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/{namespace}")).unwrap();
             assert_ne!(of(pid), of("self"), "{namespace} of {pid}");
