@@ -1,12 +1,15 @@
 //! `hull check`: whether this host can run microVMs, in plain words.
 
+mod daemon;
+
 use std::io::{self, Write};
 
+use anyhow::Result;
 use serde_json::json;
 
 use crate::{
     config::Settings,
-    host::{self, Finding},
+    host::{self, Finding, HostIncomplete},
 };
 
 /// How the findings are printed.
@@ -18,9 +21,15 @@ pub(crate) enum Format {
     Json,
 }
 
-/// Prints all findings; tells whether all are good.
-pub(crate) async fn check(settings: &Settings, format: Format) -> io::Result<bool> {
-    let findings = host::check(settings).await;
+/// Prints all findings.
+///
+/// # Errors
+/// When one of them is bad.
+pub(crate) async fn check(settings: &Settings, format: Format) -> Result<()> {
+    let mut findings = host::check(settings).await;
+    let socket = daemon::socket(&settings.listen).await;
+    let streaming = daemon::streaming(settings.streaming.address, &socket);
+    findings.extend([("CRI socket", socket), ("streaming port", streaming)]);
     let mut out = io::stdout().lock();
     match format {
         Format::Text => {
@@ -30,7 +39,14 @@ pub(crate) async fn check(settings: &Settings, format: Format) -> io::Result<boo
         }
         Format::Json => writeln!(out, "{}", to_json(&findings))?,
     }
-    Ok(findings.iter().all(|(_, finding)| finding.is_good()))
+    let bad = findings
+        .iter()
+        .filter(|(_, finding)| !finding.is_good())
+        .count();
+    if bad > 0 {
+        return Err(HostIncomplete(bad).into());
+    }
+    Ok(())
 }
 
 fn line(what: &str, finding: &Finding) -> String {

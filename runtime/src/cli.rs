@@ -6,6 +6,7 @@ use crate::{
     config::Flags,
     containers::ContainersCommand,
     images::{ImagesCommand, PullArgs},
+    reset::ResetArgs,
     run::RunArgs,
 };
 
@@ -38,8 +39,23 @@ pub(crate) enum Command {
     /// List, pull, remove, import and export images
     #[command(subcommand)]
     Images(ImagesCommand),
+    /// Print or check the configuration
+    #[command(subcommand)]
+    Config(ConfigCommand),
+    /// End and remove all pods of this node, Kubernetes' too; images stay
+    Reset(ResetArgs),
     /// Print the version
     Version,
+}
+
+#[derive(Debug, Clone, Copy, Subcommand)]
+pub(crate) enum ConfigCommand {
+    /// Print a file with all keys, their defaults, and what they are for
+    Default,
+    /// Tell whether the files make sense, and if not, why
+    Check,
+    /// Print what counts, and which file, flag or variable it comes from
+    Show,
 }
 
 #[cfg(test)]

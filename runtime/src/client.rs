@@ -2,12 +2,12 @@
 //! `hull images` one in this process with the same directories. So pods and images have one owner at a
 //! time.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use error_reporter::Report;
 use hull_proto_cri::v1::{
-    VersionRequest, image_service_client::ImageServiceClient,
+    ListPodSandboxRequest, VersionRequest, image_service_client::ImageServiceClient,
     runtime_service_client::RuntimeServiceClient,
 };
 use hull_proto_images::v1::images_client::ImagesClient;
@@ -88,13 +88,32 @@ pub(crate) async fn connect(mut settings: Settings) -> Result<Daemon> {
     })
 }
 
+/// No daemon serves the socket.
+#[derive(Debug, thiserror::Error)]
+#[error("no daemon serves {}: start one (`systemctl start hull`, or `hull serve`)", .0.display())]
+pub(crate) struct NoDaemon(pub(crate) PathBuf);
+
 /// Connects to the daemon of the configured socket, which has to be there.
 pub(crate) async fn serving(settings: &Settings) -> Result<Daemon> {
-    let client = dial(&settings.listen).await.with_context(|| {
-        let socket = settings.listen.display();
-        format!("no daemon serves {socket}; `hull serve` is one")
-    })?;
+    let client = dial(&settings.listen).await;
+    let client = client.with_context(|| NoDaemon(settings.listen.clone()))?;
     Ok(Daemon { client, own: None })
+}
+
+/// Whether the daemon of this socket answers a call that looks at all pods.
+pub(crate) async fn answers(socket: &Path) -> Result<()> {
+    let mut client = dial(socket).await?;
+    let request = ListPodSandboxRequest::default();
+    let listed = client.runtime.list_pod_sandbox(request).await;
+    listed.map_err(refused("list the pods"))?;
+    Ok(())
+}
+
+/// Who answers the socket, as it calls itself, if anybody does.
+pub(crate) async fn runtime_name(socket: &Path) -> Result<String> {
+    let mut client = dial(socket).await?;
+    let version = client.runtime.version(VersionRequest::default()).await?;
+    Ok(version.into_inner().runtime_name)
 }
 
 async fn dial(socket: &Path) -> Result<Client> {

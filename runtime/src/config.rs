@@ -1,52 +1,17 @@
-//! Settings: the file `/etc/hull/config.toml`, overridden by the environment and
-//! by flags, checked once into [`Settings`].
+//! Settings: the file `/etc/hull/config.toml` and those of `/etc/hull/config.d`, overridden by the
+//! environment and by flags, checked once into [`Settings`].
 //!
-//! All keys, with their defaults (handlers are examples):
-//!
-//! ```toml
-//! root = "/var/lib/hull"            # images, records, scratch disks
-//! state = "/run/hull"               # sockets; emptied by a reboot
-//! listen = "/run/hull/hull.sock"    # the CRI socket; hull.sock in `state`
-//! assets = "/usr/lib/hull"          # hull-vmm, hull-fs, vmlinux, root.erofs
-//! log = "info"                      # tracing's EnvFilter
-//! debug_console = false             # the guest's console in state/pods/<id>/console.log
-//! seccomp_default = true            # confine containers that name no seccomp profile at all
-//! image_volumes = "bind"            # what images declare as volumes: directories of each container's; "ignore"
-//! [cni]
-//! conf_dir = "/etc/cni/net.d"
-//! bin_dirs = ["/opt/cni/bin", "/usr/lib/cni"]
-//! netns_dir = "/run/netns"          # or netns in `state`, when that is another one
-//! [registries]
-//! config_dir = "/etc/hull/certs.d"  # <registry>/hosts.toml, as containerd has it
-//! [images]
-//! pinned = []                       # names, or starts with *, that the kubelet must not collect
-//! [streaming]                       # exec, attach and port-forward, for kubelet and crictl
-//! address = "127.0.0.1:0"           # where to listen; port 0 takes a free one
-//! advertise = "127.0.0.1:1234"      # host and port that URLs name; what was listened at
-//! tls_cert = "/etc/hull/tls.crt"    # serve https, with tls_key; none
-//! tls_key = "/etc/hull/tls.key"
-//! allow_plaintext = false           # listen for other hosts without TLS
-//! [vm]
-//! memory_mib = 256                  # of a VM whose pod names no limit, and the least of any VM
-//! overhead_mib = 64                 # for the guest itself, when the pod names no overhead
-//! vcpus = 1                         # of a VM whose pod names no quota
-//! scratch_mib = 10240               # quota of a pod's writable layers
-//! guest_volumes = true              # emptyDirs are disks of the guest; false: shared with the host
-//! image_device = "blk"              # what images are for guests: disks; "pmem": memory that all pods share
-//! boot_timeout_seconds = 60
-//! first_user = 1879048192           # users and groups of the host for VMMs: nobody else's
-//! users = 65536                     # how many: a pod has one, and images another
-//! [handlers.small]                  # a RuntimeClass handler; the default one has no name
-//! memory_mib = 64                   # for containers of a pod that names no limit
-//! vcpus = 1
-//! ```
+//! All keys are in [`keys`], the files and their order in [`layers`].
 
 mod error;
+mod file;
+pub(crate) mod keys;
+mod layers;
 mod streaming;
 
 use std::{
     collections::BTreeMap,
-    env, fs, io,
+    env,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -54,77 +19,18 @@ use std::{
 use hull_image::{PinnedImages, Registries, StoreConfig};
 use hull_network::NetworkConfig;
 use hull_spec::config::{ImageDevice, PodsConfig, UserRange};
-use serde::Deserialize;
+use tracing_subscriber::EnvFilter;
 
 pub(crate) use self::error::ConfigError;
 use self::error::{absolute, invalid};
-use self::streaming::StreamingTable;
+use self::file::{Cni, File, HandlerTable, RegistriesTable, Vm};
+use self::layers::Layers;
 
 /// Sockets of the node's daemon.
 const DEFAULT_STATE: &str = "/run/hull";
-/// Read when it exists and no other file was named.
+/// Read when it exists and no other file was named, and so are those of the directory.
 const DEFAULT_FILE: &str = "/etc/hull/config.toml";
-
-/// The file as it is written.
-#[derive(Debug, Default, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-struct File {
-    root: Option<PathBuf>,
-    state: Option<PathBuf>,
-    listen: Option<PathBuf>,
-    assets: Option<PathBuf>,
-    log: Option<String>,
-    debug_console: bool,
-    seccomp_default: Option<bool>,
-    image_volumes: Option<String>,
-    cni: Cni,
-    registries: RegistriesTable,
-    images: ImagesTable,
-    streaming: StreamingTable,
-    vm: Vm,
-    handlers: BTreeMap<String, HandlerTable>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-struct Cni {
-    conf_dir: Option<PathBuf>,
-    bin_dirs: Option<Vec<PathBuf>>,
-    netns_dir: Option<PathBuf>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-struct RegistriesTable {
-    config_dir: Option<PathBuf>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-struct ImagesTable {
-    pinned: Vec<String>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-struct Vm {
-    memory_mib: Option<u32>,
-    overhead_mib: Option<u32>,
-    vcpus: Option<u8>,
-    scratch_mib: Option<u64>,
-    guest_volumes: Option<bool>,
-    image_device: Option<String>,
-    boot_timeout_seconds: Option<u64>,
-    first_user: Option<u32>,
-    users: Option<u32>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-struct HandlerTable {
-    memory_mib: Option<u32>,
-    vcpus: Option<u8>,
-}
+const DEFAULT_DIRECTORY: &str = "/etc/hull/config.d";
 
 /// What the command line says; it wins over the file.
 #[derive(Debug, Clone, Default, clap::Args)]
@@ -207,21 +113,76 @@ impl Handlers {
 }
 
 impl Settings {
-    /// Reads the file and puts environment and flags over it.
+    /// Reads the files and puts environment and flags over them.
     pub(crate) fn load(flags: &Flags) -> Result<Self, ConfigError> {
-        let file = match &flags.config {
-            Some(path) => Some(read(path)?),
-            None => match read(Path::new(DEFAULT_FILE)) {
-                Err(ConfigError::Read { source, .. })
-                    if source.kind() == io::ErrorKind::NotFound =>
-                {
-                    None
-                }
-                result => Some(result?),
+        let layers = Self::layers(flags)?;
+        Self::merge(layers.file()?, assets_of_environment(), flags)
+            .map_err(|error| error.found_in(|key| layers.origin(key)))
+    }
+
+    /// A file that is named is all of it.
+    fn layers(flags: &Flags) -> Result<Layers, ConfigError> {
+        match &flags.config {
+            Some(path) => Layers::read(path, false, None),
+            None => Layers::read(
+                Path::new(DEFAULT_FILE),
+                true,
+                Some(Path::new(DEFAULT_DIRECTORY)),
+            ),
+        }
+    }
+
+    /// All that counts, a line for each key, with where it comes from.
+    pub(crate) fn show(flags: &Flags) -> Result<String, ConfigError> {
+        let layers = Self::layers(flags)?;
+        let settings = Self::load(flags)?;
+        let quoted = |path: &Path| format!("{:?}", path.display().to_string());
+        let elsewhere = |key: &str| match key {
+            "root" => flags.root.as_ref().map(|path| (quoted(path), "--root")),
+            "state" => flags.state.as_ref().map(|path| (quoted(path), "--state")),
+            "listen" => flags.listen.as_ref().map(|path| (quoted(path), "--listen")),
+            "assets" => match (&flags.assets, assets_of_environment()) {
+                (Some(path), _) => Some((quoted(path), "--assets")),
+                (None, path) => path.map(|path| (quoted(&path), "$HULL_ASSETS")),
             },
+            "log" => flags.log.as_ref().map(|log| (format!("{log:?}"), "--log")),
+            "debug_console" => flags
+                .debug_console
+                .then(|| ("true".to_owned(), "--debug-console")),
+            _ => None,
         };
-        let assets = env::var_os("HULL_ASSETS").filter(|value| !value.is_empty());
-        Self::merge(file.unwrap_or_default(), assets.map(Into::into), flags)
+        let default = |key: &keys::Key| match (key.name, key.default) {
+            ("listen", _) => quoted(&settings.listen),
+            ("cni.netns_dir", _) => quoted(&settings.network.netns_dir),
+            (_, keys::Unset::Is(value)) => value.to_owned(),
+            (_, keys::Unset::Says(words, _)) => format!("# not set: {words}"),
+        };
+        let plain = keys::KEYS.iter().filter(|key| !key.is_example());
+        let mut rows: Vec<(String, String)> = plain
+            .map(|key| match (elsewhere(key.name), layers.value(key.name)) {
+                (Some((value, from)), _) => (format!("{} = {value}", key.name), from.to_owned()),
+                (None, Some((value, path))) => (
+                    format!("{} = {value}", key.name),
+                    path.display().to_string(),
+                ),
+                (None, None) => (
+                    format!("{} = {}", key.name, default(key)),
+                    "default".to_owned(),
+                ),
+            })
+            .collect();
+        for key in layers.keys().filter(|key| key.starts_with("handlers.")) {
+            if let Some((value, path)) = layers.value(key) {
+                rows.push((format!("{key} = {value}"), path.display().to_string()));
+            }
+        }
+        let width = rows
+            .iter()
+            .map(|(row, _)| row.len())
+            .max()
+            .unwrap_or_default();
+        let line = |(row, from): &(String, String)| format!("{row:width$}  # {from}\n");
+        Ok(rows.iter().map(line).collect())
     }
 
     fn merge(file: File, assets: Option<PathBuf>, flags: &Flags) -> Result<Self, ConfigError> {
@@ -241,6 +202,10 @@ impl Settings {
         )?;
         if listen.as_os_str().len() > 100 {
             return Err(invalid("listen", "a socket's path has at most 100 bytes"));
+        }
+        let log = flags.log.clone().or(file.log);
+        if let Some(Err(error)) = log.as_ref().map(EnvFilter::try_new) {
+            return Err(invalid("log", &error.to_string()));
         }
         let mut pods = PodsConfig::new(&root, &state, &assets);
         pods.serial_console = file.debug_console || flags.debug_console;
@@ -271,20 +236,14 @@ impl Settings {
             root,
             state,
             listen,
-            log: flags.log.clone().or(file.log),
+            log,
         })
     }
 }
 
-fn read(path: &Path) -> Result<File, ConfigError> {
-    let text = fs::read_to_string(path).map_err(|source| ConfigError::Read {
-        path: path.to_owned(),
-        source,
-    })?;
-    toml::from_str(&text).map_err(|source| ConfigError::Parse {
-        path: path.to_owned(),
-        source: Box::new(source),
-    })
+fn assets_of_environment() -> Option<PathBuf> {
+    let assets = env::var_os("HULL_ASSETS").filter(|value| !value.is_empty());
+    assets.map(Into::into)
 }
 
 fn size(pods: &mut PodsConfig, vm: &Vm) -> Result<(), ConfigError> {
@@ -513,6 +472,37 @@ mod tests {
         let long = format!("listen = '/{}'", "x".repeat(120));
         assert!(refused(&long).starts_with("listen: "));
         assert!(toml::from_str::<File>("roots = '/a'").is_err());
+        assert!(refused("log = 'hull=loud'").starts_with("log: "));
+    }
+
+    #[test]
+    fn what_counts_is_shown_with_where_it_comes_from() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("hull.toml");
+        std::fs::write(&file, "root = '/a'\n[handlers.x]\nvcpus = 3\n").unwrap();
+        let flags = Flags {
+            config: Some(file.clone()),
+            state: Some("/s".into()),
+            ..Flags::default()
+        };
+        let text = Settings::show(&flags).unwrap();
+        let line = |key: &str| {
+            let start = format!("{key} = ");
+            let line = text.lines().find(|line| line.starts_with(&start)).unwrap();
+            line[start.len()..]
+                .split_ascii_whitespace()
+                .collect::<Vec<_>>()
+                .join(" ")
+        };
+        let file = file.display();
+        assert_eq!(line("root"), format!("\"/a\" # {file}"));
+        assert_eq!(line("state"), "\"/s\" # --state");
+        assert_eq!(line("listen"), "\"/s/hull.sock\" # default");
+        assert_eq!(line("vm.vcpus"), "1 # default");
+        assert_eq!(line("handlers.x.vcpus"), format!("3 # {file}"));
+        std::fs::write(dir.path().join("hull.toml"), "[vm]\nvcpus = 0").unwrap();
+        let error = Settings::load(&flags).unwrap_err().to_string();
+        assert_eq!(error, format!("{file}: vm.vcpus: it must be at least 1"));
     }
 
     #[test]

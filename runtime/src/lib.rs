@@ -1,7 +1,8 @@
 //! `hull`: the daemon of a node, and a command line for people.
 //!
 //! Read in this order: [`cli`] (what can be asked for), [`config`] (settings),
-//! [`app`] (what `hull serve` is made of), [`cri`] (the services). [`host`] is
+//! [`app`] (what `hull serve` is made of), [`service`] (what the service manager hears of it), [`cri`] (the
+//! services). [`host`] is
 //! behind `hull check` and the node's status; [`run`] is `hull run`, [`containers`] what is asked
 //! of containers (`hull ps` and so on), and [`images`] `hull images`, all of them clients of the same
 //! socket ([`client`]).
@@ -17,11 +18,15 @@ mod client;
 mod config;
 mod containers;
 mod cri;
+mod exit;
 #[cfg(any(test, fuzzing))]
 pub mod fuzz;
 mod host;
 mod images;
+pub mod reference;
+mod reset;
 mod run;
+mod service;
 mod shutdown;
 mod socket;
 mod stream_backend;
@@ -32,21 +37,17 @@ use std::{io, process::ExitCode};
 
 use anyhow::{Context, Result};
 use clap::Parser;
+use tokio::runtime::Runtime;
 use tracing_subscriber::EnvFilter;
 
 use crate::{
     app::App,
     check::Format,
-    cli::{Cli, Command},
-    config::Settings,
+    cli::{Cli, Command, ConfigCommand},
+    config::{Flags, Settings, keys},
     containers::ContainersCommand,
     images::ImagesCommand,
 };
-
-/// We failed, where other codes are the container's or command's (as docker-run(1) has it).
-const OWN_FAILURE: u8 = 125;
-/// Nobody reads our output any more: as if SIGPIPE had ended us.
-const NO_READER: u8 = 141;
 
 /// Does what the command line asks for.
 pub fn main() -> ExitCode {
@@ -55,80 +56,106 @@ pub fn main() -> ExitCode {
         return code;
     }
     let cli = Cli::parse();
-    let failure = match &cli.command {
+    let codes_are_others = matches!(
+        &cli.command,
         Command::Run(_)
-        | Command::Containers(ContainersCommand::Exec(_) | ContainersCommand::Attach(_)) => {
-            ExitCode::from(OWN_FAILURE)
-        }
-        _ => ExitCode::FAILURE,
-    };
+            | Command::Containers(ContainersCommand::Exec(_) | ContainersCommand::Attach(_))
+    );
     match execute(cli) {
         Ok(code) => code,
-        Err(error) if lost_reader(&error) => ExitCode::from(NO_READER),
         Err(error) => {
-            eprintln!("hull: {error:#}");
-            failure
+            let lost_reader = exit::lost_reader(&error);
+            if !lost_reader {
+                eprintln!("hull: {error:#}");
+            }
+            ExitCode::from(if codes_are_others && !lost_reader {
+                exit::OWN_FAILURE
+            } else {
+                exit::code(&error)
+            })
         }
     }
-}
-
-fn lost_reader(error: &anyhow::Error) -> bool {
-    let mut causes = error
-        .chain()
-        .filter_map(|cause| cause.downcast_ref::<io::Error>());
-    causes.any(|cause| cause.kind() == io::ErrorKind::BrokenPipe)
 }
 
 fn execute(cli: Cli) -> Result<ExitCode> {
-    let settings = Settings::load(&cli.flags)?;
-    let runtime = tokio::runtime::Runtime::new().context("start the async runtime")?;
-    match cli.command {
+    let flags = &cli.flags;
+    // What is logged when nothing else is said.
+    let start = |level| -> Result<(Settings, Runtime)> {
+        let settings = Settings::load(flags)?;
+        log(&settings, level)?;
+        let runtime = Runtime::new().context("start the async runtime")?;
+        Ok((settings, runtime))
+    };
+    let code = match cli.command {
         Command::Serve => {
             socket::keep_private();
-            log(&settings, "info")?;
+            let (settings, runtime) = start("info")?;
             runtime.block_on(serve(settings))?;
-            Ok(ExitCode::SUCCESS)
+            0
         }
         Command::Check { json } => {
-            log(&settings, "warn")?;
+            let (settings, runtime) = start("warn")?;
             let format = if json { Format::Json } else { Format::Text };
-            let good = runtime.block_on(check::check(&settings, format))?;
-            Ok(if good {
-                ExitCode::SUCCESS
-            } else {
-                ExitCode::FAILURE
-            })
+            runtime.block_on(check::check(&settings, format))?;
+            0
         }
         Command::Run(arguments) => {
-            log(&settings, "error")?;
-            let code = runtime.block_on(run::run(settings, *arguments))?;
-            Ok(ExitCode::from(code))
+            let (settings, runtime) = start("error")?;
+            runtime.block_on(run::run(settings, *arguments))?
         }
         Command::Containers(command) => {
-            log(&settings, "error")?;
-            let code = runtime.block_on(containers::run(&settings, command))?;
-            Ok(ExitCode::from(code))
+            let (settings, runtime) = start("error")?;
+            runtime.block_on(containers::run(&settings, command))?
         }
         Command::Pull(asked) => {
-            log(&settings, "error")?;
+            let (settings, runtime) = start("error")?;
             runtime.block_on(images::run(settings, ImagesCommand::Pull(asked)))?;
-            Ok(ExitCode::SUCCESS)
+            0
         }
         Command::Images(command) => {
-            log(&settings, "error")?;
+            let (settings, runtime) = start("error")?;
             runtime.block_on(images::run(settings, command))?;
-            Ok(ExitCode::SUCCESS)
+            0
+        }
+        Command::Reset(arguments) => {
+            let (settings, runtime) = start("error")?;
+            runtime.block_on(reset::reset(settings, &arguments))?;
+            0
+        }
+        Command::Config(command) => {
+            configuration(command, flags)?;
+            0
         }
         Command::Version => {
             println!("hull {}", env!("CARGO_PKG_VERSION"));
-            Ok(ExitCode::SUCCESS)
+            0
         }
-    }
+    };
+    Ok(ExitCode::from(code))
+}
+
+fn configuration(command: ConfigCommand, flags: &Flags) -> Result<()> {
+    let text = match command {
+        ConfigCommand::Default => keys::default_file(),
+        ConfigCommand::Show => Settings::show(flags)?,
+        ConfigCommand::Check => {
+            Settings::load(flags)?;
+            "the configuration makes sense\n".to_owned()
+        }
+    };
+    table::print(&text)
 }
 
 async fn serve(settings: Settings) -> Result<()> {
     let stop = shutdown::requested().context("install signal handlers")?;
-    App::start(settings).await?.serve(stop).await?;
+    let socket = settings.listen.clone();
+    let app = App::start(settings).await?;
+    service::ready(socket);
+    let stop = async {
+        stop.await;
+        service::stopping();
+    };
+    app.serve(stop).await?;
     Ok(())
 }
 

@@ -3,6 +3,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
+mod node;
 mod prompt;
 mod registry;
 
@@ -55,6 +56,11 @@ impl Daemon {
 
     /// With `settings` at the top of its configuration.
     async fn start_with(settings: &str) -> Option<Self> {
+        Self::start_under(settings, &[]).await
+    }
+
+    /// With variables of a service manager too.
+    async fn start_under(settings: &str, variables: &[(&str, &str)]) -> Option<Self> {
         if !Path::new(PLUGINS).join("bridge").exists() {
             println!("SKIPPED: serve: no {PLUGINS}/bridge");
             return None;
@@ -109,6 +115,7 @@ impl Daemon {
             .arg(path.join("hull.toml"))
             .arg("serve")
             .env_remove("HULL_ASSETS")
+            .envs(variables.iter().copied())
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())
             .stderr(log)

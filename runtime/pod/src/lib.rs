@@ -31,6 +31,14 @@ pub mod stats;
 mod storage;
 mod users;
 
+/// The versions of what a daemon leaves to the next one: the records of pods, and the contracts with the VMMs and
+/// agents that go on meanwhile.
+pub const FORMATS: [(&str, u32); 3] = [
+    ("records", record::VERSION),
+    ("vmm", hull_proto_vmm::VERSION),
+    ("agent", hull_proto_agent::VERSION),
+];
+
 pub use events::{EventKind, Events, EventsLost, PodEvent};
 pub use pods::Pods;
 pub use ports::{PodImages, PodNetworking, PodProcesses};

@@ -47,7 +47,7 @@ const POINTS: database::Points = database::Points {
     sync: Point::StoreSync,
 };
 /// The version of both kinds of record.
-const VERSION: u32 = 1;
+pub(crate) const VERSION: u32 = 1;
 
 /// Why records can't be read or written.
 #[derive(Debug, thiserror::Error)]

@@ -44,13 +44,19 @@ pub(crate) async fn stop(client: &Client, pod: &str) -> Result<()> {
 
 /// Removes a pod with all that it has.
 pub(crate) async fn remove(client: &Client, pod: &str, directory: &Path) -> Result<()> {
+    end(client, pod).await?;
+    remove_directory(directory).await
+}
+
+/// Stops and removes a pod.
+pub(crate) async fn end(client: &Client, pod: &str) -> Result<()> {
     stop(client, pod).await?;
     let request = RemovePodSandboxRequest {
         pod_sandbox_id: pod.to_owned(),
     };
     let removed = client.runtime.clone().remove_pod_sandbox(request).await;
     removed.map_err(refused("remove the sandbox"))?;
-    remove_directory(directory).await
+    Ok(())
 }
 
 async fn remove_directory(directory: &Path) -> Result<()> {

@@ -15,7 +15,7 @@ pub(crate) enum Finding {
 }
 
 impl Finding {
-    pub(super) fn bad(detail: impl Into<String>, advice: impl Into<String>) -> Self {
+    pub(crate) fn bad(detail: impl Into<String>, advice: impl Into<String>) -> Self {
         Self::Bad {
             detail: detail.into(),
             advice: advice.into(),
@@ -27,3 +27,8 @@ impl Finding {
         matches!(self, Self::Good(_))
     }
 }
+
+/// Something that a host needs is not there.
+#[derive(Debug, thiserror::Error)]
+#[error("this host is not ready: {0} of the checks failed")]
+pub(crate) struct HostIncomplete(pub(crate) usize);

@@ -4,7 +4,9 @@
 mod assets;
 mod cgroup;
 mod devices;
+mod disk;
 mod finding;
+mod modules;
 mod network;
 mod probe;
 mod tools;
@@ -13,7 +15,10 @@ use std::path::Path;
 
 use crate::config::Settings;
 
-pub(crate) use self::{finding::Finding, probe::Probe};
+pub(crate) use self::{
+    finding::{Finding, HostIncomplete},
+    probe::Probe,
+};
 
 /// Runs all checks, in an order in which a person would mend things.
 pub(crate) async fn check(settings: &Settings) -> Vec<(&'static str, Finding)> {
@@ -27,11 +32,14 @@ pub(crate) async fn check(settings: &Settings) -> Vec<(&'static str, Finding)> {
         ("microVM", probe::run(&settings.pods.vmm).await),
         ("cgroups", cgroup::check(Path::new("/sys/fs/cgroup"))),
         ("tun device", devices::tun(Path::new("/dev/net/tun"))),
+        ("kernel modules", modules::check()),
         (
             "CNI configuration",
             network::configuration(&settings.network),
         ),
         ("CNI plugins", network::plugins(&settings.network)),
         ("mkfs.ext4", tools::program("mkfs.ext4", "e2fsprogs")),
+        ("open files", disk::files()),
+        ("disk", disk::check(&settings.root)),
     ]
 }

@@ -8,6 +8,9 @@ use hull_network::{
 
 use super::finding::Finding;
 
+/// A network of one node, which packages bring.
+const EXAMPLE: &str = "/usr/share/hull/99-hull.conflist";
+
 /// Whether there is a usable configuration.
 pub(super) fn configuration(config: &NetworkConfig) -> Finding {
     match conf::load(&config.conf_dir) {
@@ -15,7 +18,8 @@ pub(super) fn configuration(config: &NetworkConfig) -> Finding {
         Err(error) => Finding::bad(
             Report::new(error).to_string(),
             format!(
-                "put a network configuration (.conflist) into {}",
+                "in a cluster its network plugin puts one there; for a node by itself \
+                 `install -Dm644 {EXAMPLE} -t {}`",
                 config.conf_dir.display()
             ),
         ),
@@ -39,7 +43,7 @@ pub(super) fn plugins(config: &NetworkConfig) -> Finding {
         if let Err(error) = exec::find(&config.bin_dirs, kind) {
             return Finding::bad(
                 Report::new(error).to_string(),
-                "install the plugins (Debian: containernetworking-plugins)",
+                "`apt install containernetworking-plugins`, or set `cni.bin_dirs`",
             );
         }
     }

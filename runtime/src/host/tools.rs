@@ -31,7 +31,7 @@ pub(super) fn program(name: &str, package: &str) -> Finding {
     }
     Finding::bad(
         format!("there is no {name}"),
-        format!("install the package {package}"),
+        format!("`apt install {package}`"),
     )
 }
 
@@ -50,6 +50,6 @@ mod tests {
         let Finding::Bad { advice, .. } = program("no-such-program", "some-package") else {
             panic!("found a program that isn't there");
         };
-        assert_eq!(advice, "install the package some-package");
+        assert_eq!(advice, "`apt install some-package`");
     }
 }

@@ -1,0 +1,114 @@
+//! Exit codes, for scripts and the service manager: those of sysexits.h where one fits.
+
+use std::io;
+
+use hull_streaming::StartError;
+
+use crate::{
+    app::AppError, client::NoDaemon, config::ConfigError, host::HostIncomplete, socket::SocketError,
+};
+
+/// Of what has no code of its own.
+pub(crate) const FAILURE: u8 = 1;
+/// We failed, where other codes are the container's or command's (as docker-run(1) has it).
+pub(crate) const OWN_FAILURE: u8 = 125;
+/// Nobody reads our output any more: as if SIGPIPE had ended us.
+const NO_READER: u8 = 141;
+
+const NO_DAEMON: u8 = 69;
+const HOST_INCOMPLETE: u8 = 71;
+const STORES: u8 = 74;
+const TAKEN: u8 = 75;
+const CONFIGURATION: u8 = 78;
+
+/// All exit codes, with what they say.
+pub const EXIT_CODES: &[(u8, &str)] = &[
+    (0, "Done. hull check: this host can run microVMs."),
+    (FAILURE, "It failed in another way than those below."),
+    (2, "The command line makes no sense."),
+    (
+        NO_DAEMON,
+        "No daemon serves the socket, and the command needs one.",
+    ),
+    (
+        HOST_INCOMPLETE,
+        "hull check: this host lacks something, or something of it.",
+    ),
+    (
+        STORES,
+        "hull serve: the records of images or pods can't be opened.",
+    ),
+    (
+        TAKEN,
+        "hull serve: another process has the directories, the socket or the streaming port.",
+    ),
+    (CONFIGURATION, "The configuration is wrong."),
+    (
+        OWN_FAILURE,
+        "hull run, exec and attach: it failed before the container or command did; all other codes are theirs.",
+    ),
+    (NO_READER, "Nobody reads the output any more."),
+];
+
+/// The code of an error.
+pub(crate) fn code(error: &anyhow::Error) -> u8 {
+    if lost_reader(error) {
+        return NO_READER;
+    }
+    if error.is::<NoDaemon>() {
+        return NO_DAEMON;
+    }
+    let codes = error.chain().find_map(|cause| {
+        if cause.is::<ConfigError>() {
+            return Some(CONFIGURATION);
+        }
+        if cause.is::<HostIncomplete>() {
+            return Some(HOST_INCOMPLETE);
+        }
+        of_start(cause.downcast_ref::<AppError>()?)
+    });
+    codes.unwrap_or(FAILURE)
+}
+
+fn of_start(error: &AppError) -> Option<u8> {
+    match error {
+        AppError::Socket(SocketError::Locked { .. } | SocketError::Served(_))
+        | AppError::Streaming(StartError::Listen { .. }) => Some(TAKEN),
+        AppError::Images(_) | AppError::Pods(_) => Some(STORES),
+        AppError::Streaming(StartError::Tls(_)) => Some(CONFIGURATION),
+        AppError::Socket(_) | AppError::Serve(_) => None,
+    }
+}
+
+/// Whether the error is that nobody reads our output.
+pub(crate) fn lost_reader(error: &anyhow::Error) -> bool {
+    let mut causes = error
+        .chain()
+        .filter_map(|cause| cause.downcast_ref::<io::Error>());
+    causes.any(|cause| cause.kind() == io::ErrorKind::BrokenPipe)
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::Context;
+
+    use super::*;
+
+    #[test]
+    fn errors_have_codes_that_are_listed() {
+        let locked = AppError::Socket(SocketError::Locked {
+            path: "/x".into(),
+            pid: "1".into(),
+        });
+        let no_daemon = Err::<(), _>(anyhow::anyhow!("connect")).context(NoDaemon("/x".into()));
+        for (error, wanted) in [
+            (anyhow::Error::new(locked).context("start"), TAKEN),
+            (no_daemon.unwrap_err(), NO_DAEMON),
+            (anyhow::anyhow!("else"), FAILURE),
+            (io::Error::from(io::ErrorKind::BrokenPipe).into(), NO_READER),
+        ] {
+            assert_eq!(code(&error), wanted, "{error:#}");
+            assert!(EXIT_CODES.iter().any(|(listed, _)| *listed == wanted));
+        }
+    }
+}
