@@ -60,8 +60,10 @@ pub(crate) enum LaunchError {
     /// The command could not be executed.
     #[error("{message}")]
     Exec { message: String, errno: i32 },
-    #[error("the container helper ended without an answer")]
+    #[error("the process ended and could not say why: does its seccomp profile allow too little?")]
     NoAnswer,
+    #[error("the kernel ended the process for lack of memory: is the container's limit too low?")]
+    NoMemory,
     #[error("the container helper gave no answer in time")]
     Timeout,
 }
@@ -117,6 +119,7 @@ pub(crate) async fn launch(reaper: &Reaper, launch: Launch<'_>) -> Result<Launch
     let (helper, helper_exit) = reaper.spawn(&mut command).map_err(LaunchError::Spawn)?;
     // The child's end of the socket must not stay open here.
     drop(command);
+    let oom_kills = launch.cgroup.oom_kills();
     let making = Making {
         reaper,
         helper: &helper,
@@ -134,7 +137,8 @@ pub(crate) async fn launch(reaper: &Reaper, launch: Launch<'_>) -> Result<Launch
         Ok(Err(e)) => {
             // It ends by itself, and its process, which is not let go, does too.
             let _ = timeout(LAUNCH_TIMEOUT, helper_exit).await;
-            Err(e)
+            let is_oom = launch.cgroup.oom_kills() > oom_kills;
+            Err(if is_oom { LaunchError::NoMemory } else { e })
         }
         Err(_) => {
             // Nobody else knows it yet.

@@ -140,15 +140,16 @@ impl Subject {
             oom_before
         };
         let oom_killed = self.oom.tell() > unrelated && status.code() == 137;
-        let code = match self.start_failure().await {
-            Some(failure) => failure.code,
-            None => status.code(),
+        // The signal that ended a process that did not start is ours.
+        let (code, signal) = match self.start_failure().await {
+            Some(failure) => (failure.code, 0),
+            None => (status.code(), status.signal()),
         };
         Exited {
             container_id: self.container.to_string(),
             exec_id: self.exec.as_ref().map(Id::to_string).unwrap_or_default(),
             code,
-            signal: status.signal(),
+            signal,
             oom_killed,
             timed_out,
             stdout_bytes,

@@ -72,6 +72,7 @@ agent_tests! {
             ("/etc/passwd", &dir, "mount a directory on /etc/passwd: it, or something on the way, is a file"),
             ("/etc/passwd/x", &dir, "mount a directory on /etc/passwd/x: it, or something on the way, is a file"),
             ("/proc/1", &dir, "nothing can be mounted on /proc/1: it is the kernel's"),
+            ("/etc/..", &dir, "nothing can be mounted on /etc/..: it is the container's root"),
         ] {
             let mut wanted = spec(&["true"]);
             wanted["mounts"].as_array_mut().unwrap().push(
@@ -84,6 +85,21 @@ agent_tests! {
             json!({"destination": "/x", "type": "tmpfs", "source": "tmpfs", "options": ["sise=1m"]}));
         let (_, text) = message(agent.client.create(context(), &container_with("c1", &wanted)).await);
         assert!(text.contains("mount tmpfs on /x: ") && text.contains("sise") && text.lines().count() == 1, "{text}");
+        agent.assert_clean();
+    }
+
+    async fn what_keeps_a_process_from_being_made_is_told(agent) {
+        let mut small = spec(&["true"]);
+        small["linux"]["resources"]["memory"] = json!({"limit": 102_400, "swap": 102_400});
+        let mut silent = spec(&["true"]);
+        silent["linux"]["seccomp"] = json!({
+            "defaultAction": "SCMP_ACT_ERRNO", "syscalls": [{"names": ["exit"], "action": "SCMP_ACT_ALLOW"}]
+        });
+        for (wanted, why) in [(small, "for lack of memory"), (silent, "does its seccomp profile allow too little?")] {
+            let (_, text) = message(agent.client.create(context(), &container_with("c1", &wanted)).await);
+            assert!(text.starts_with("make the container's first process: ") && text.contains(why), "{text}");
+            assert_eq!(text.lines().count(), 1);
+        }
         agent.assert_clean();
     }
 

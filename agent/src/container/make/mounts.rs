@@ -161,6 +161,13 @@ impl Prepared {
             _ => root.find_or_make(&self.target, kind),
         };
         let target = target.map_err(failed)?;
+        if root.is(&target).map_err(failed)? {
+            // It would be there for nobody: the container's "/" is what it lies on.
+            let on = self.target.display();
+            return Err(StepError::Refused(format!(
+                "nothing can be mounted on {on}: it is the container's root"
+            )));
+        }
         self.keep_off_proc(&target)?;
         let tree = match &self.what {
             What::New { kind, source } => &self.make(kind, source, &target)?,

@@ -55,6 +55,12 @@ impl Root {
         Ok(Self(open(path, flags, Mode::empty())?))
     }
 
+    /// Returns whether `file` is the root itself.
+    pub(super) fn is(&self, file: impl AsFd) -> io::Result<bool> {
+        let (root, file) = (fstat(&self.0)?, fstat(file)?);
+        Ok((root.st_dev, root.st_ino) == (file.st_dev, file.st_ino))
+    }
+
     /// Opens what is at `path`. Links are followed as a process in the container would.
     pub(crate) fn find(&self, path: &Path) -> io::Result<OwnedFd> {
         self.resolve(path, ResolveFlags::NO_MAGICLINKS)
