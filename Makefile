@@ -3,7 +3,7 @@
 # make turns every failure into exit code 2; tests/host/run.sh CMD passes the code on as it is.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test simulate critest software bench hostile faults soak check fuzz host shell host-stop image build sbom clean
+.PHONY: help demo test test-package simulate critest software bench hostile faults soak check fuzz host shell host-stop image build sbom deb tarball clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s  %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -14,6 +14,9 @@ demo: build ## a real image from a real registry as a container in a microVM, st
 
 test: ## all checks and tests; TESTS=WORD: only the integration tests of that name
 	@tests/run-all.sh
+
+test-package: sbom ## the Debian package on a fresh Debian under systemd: install, use, upgrade under a pod, remove, purge
+	@tests/package.sh
 
 simulate: ## SEEDS=10000 [FIRST=1]: runs of a node under a seed, killed and broken anywhere; SEED=N: one, with all that happens
 	@cargo run --quiet --locked --profile simulate -p hull-pod --example simulate -- $(or $(SEED),$(or $(FIRST),1) $(or $(SEEDS),10000))
@@ -60,6 +63,12 @@ build: ## everything into target/hull; PROFILE=dev: quicker to build
 
 sbom: build ## what all of target/hull is made of: target/hull/sbom.cdx.json (CycloneDX)
 	@tests/host/sbom target/hull/sbom.cdx.json
+
+deb: sbom ## the Debian package: target/package/hull_VERSION_amd64.deb
+	@packaging/build-deb
+
+tarball: sbom ## the same for other distributions, with install.sh: target/package/hull-VERSION-x86_64.tar.xz
+	@packaging/build-tarball
 
 clean: host-stop ## remove target/ and stop the emulated KVM host; the cache stays
 	cargo clean

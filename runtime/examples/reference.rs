@@ -41,9 +41,11 @@ fn main() -> Result<(), Box<dyn Error>> {
 /// One for each command, and in the first what concerns all of them.
 fn pages(directory: &Path) -> Result<(), Box<dyn Error>> {
     fs::create_dir_all(directory)?;
-    clap_mangen::generate_to(command(), directory)?;
+    // `hull help` has no page of its own.
+    let command = command().disable_help_subcommand(true);
+    clap_mangen::generate_to(command.clone(), directory)?;
     let mut page = File::create(directory.join("hull.1"))?;
-    Man::new(command()).render(&mut page)?;
+    Man::new(command).render(&mut page)?;
     writeln!(page, ".SH \"EXIT STATUS\"")?;
     for (code, what) in EXIT_CODES {
         writeln!(page, ".TP\n\\fB{code}\\fR\n{what}")?;
