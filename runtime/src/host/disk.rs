@@ -1,21 +1,16 @@
-//! Where images and pods' disks are kept, and how much of all a process may have.
+//! Where images and pods' disks are kept.
 
 use std::{io, path::Path};
 
 use nix::{
     fcntl::{FallocateFlags, fallocate},
-    sys::{
-        resource::{Resource, getrlimit},
-        statvfs::statvfs,
-    },
+    sys::statvfs::statvfs,
 };
 
 use super::finding::Finding;
 
 /// Room for a small image and the disks of a few pods, in MiB.
 const ROOM_MIB: u64 = 1024;
-/// Files that a VMM may have open; it could not be given more than the daemon may have.
-const FILES: u64 = 1 << 16;
 
 /// Whether the file system has room, and takes the space of a hole back: else disks of pods only grow.
 pub(super) fn check(root: &Path) -> Finding {
@@ -50,18 +45,6 @@ fn look(directory: &Path) -> io::Result<(u64, bool)> {
     file.set_len(1 << 16)?;
     let hole = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
     Ok((free >> 20, fallocate(&file, hole, 0, 1 << 12).is_ok()))
-}
-
-/// Whether this process, and so a daemon started like it, may open enough files.
-pub(super) fn files() -> Finding {
-    match getrlimit(Resource::RLIMIT_NOFILE) {
-        Ok((_, most)) if most >= FILES => Finding::Good(format!("{most} may be open")),
-        Ok((_, most)) => Finding::bad(
-            format!("{most} may be open, and {FILES} are needed"),
-            format!("`ulimit -Hn {FILES}` before the daemon, or its unit's LimitNOFILE"),
-        ),
-        Err(error) => Finding::bad(format!("not known: {error}"), "look at `ulimit -Hn`"),
-    }
 }
 
 #[cfg(test)]

@@ -39,7 +39,6 @@ pub(crate) async fn check(settings: &Settings) -> Vec<(&'static str, Finding)> {
         ),
         ("CNI plugins", network::plugins(&settings.network)),
         ("mkfs.ext4", tools::program("mkfs.ext4", "e2fsprogs")),
-        ("open files", disk::files()),
         ("disk", disk::check(&settings.root)),
     ]
 }
