@@ -3,7 +3,7 @@
 # make turns every failure into exit code 2; tests/host/run.sh CMD passes the code on as it is.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-package simulate critest software bench hostile faults soak check fuzz host shell host-stop image build sbom deb tarball clean
+.PHONY: help demo test simulate critest software bench hostile faults soak check fuzz host shell host-stop image build sbom deb tarball clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s  %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -14,9 +14,6 @@ demo: build ## a real image from a real registry as a container in a microVM, st
 
 test: ## all checks and tests; TESTS=WORD: only the integration tests of that name
 	@tests/run-all.sh
-
-test-package: sbom ## the Debian package on a fresh Debian under systemd: install, use, upgrade under a pod, remove, purge
-	@tests/package.sh
 
 simulate: ## SEEDS=10000 [FIRST=1]: runs of a node under a seed, killed and broken anywhere; SEED=N: one, with all that happens
 	@cargo run --quiet --locked --profile simulate -p hull-pod --example simulate -- $(or $(SEED),$(or $(FIRST),1) $(or $(SEEDS),10000))
