@@ -17,7 +17,7 @@ use crate::{
     container::{Change, Containers, Context, Sending},
     ident::Id,
     mmio::Slots,
-    sandbox::Sandbox,
+    sandbox::{self, Sandbox},
     shutdown,
     stats::Stats,
     time,
@@ -76,6 +76,14 @@ impl rpc::Agent for Service {
             ready_ns: self.ready_ns,
             ..proto::HelloResponse::default()
         })
+    }
+
+    async fn wake(
+        &self,
+        _: &TtrpcContext,
+        request: proto::WakeRequest,
+    ) -> ttrpc::Result<proto::Empty> {
+        complete(async move { done(sandbox::wake(&request)) }).await
     }
 
     async fn configure(

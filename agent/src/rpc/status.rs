@@ -119,7 +119,7 @@ impl Classified for SandboxError {
     fn code(&self) -> Code {
         match self {
             Self::OtherSandbox { .. } | Self::NotConfigured => Code::FAILED_PRECONDITION,
-            Self::Sysctl(_) | Self::Hostname(_) => Code::INVALID_ARGUMENT,
+            Self::Sysctl(_) | Self::Hostname(_) | Self::LittleEntropy(_) => Code::INVALID_ARGUMENT,
             // A sysctl that the namespace itself has to set.
             Self::UserNamespace(e) if e.kind() == io::ErrorKind::InvalidInput => {
                 Code::INVALID_ARGUMENT

@@ -10,7 +10,7 @@ use std::{
     sync::Arc,
 };
 
-use hull_proto_agent::agent::{ConfigureRequest, UpdateNetworkRequest};
+use hull_proto_agent::agent::{ConfigureRequest, UpdateNetworkRequest, WakeRequest};
 use nix::{
     mount::{MsFlags, mount},
     sys::time::TimeSpec,
@@ -38,6 +38,9 @@ const NETWORK_DEFAULTS: [(&str, &str); 2] = [
     ("net.ipv4.ping_group_range", "0 2147483647"),
 ];
 
+/// Bytes of entropy without which a clone is not another one: a key of the kernel's generator.
+const LEAST_ENTROPY: usize = 32;
+
 /// Room for the files of the pod's identity, in bytes.
 const FILES_SIZE: u64 = 1 << 20;
 
@@ -50,6 +53,8 @@ pub(crate) enum SandboxError {
     NotConfigured,
     #[error("set the clock")]
     Clock(#[source] nix::Error),
+    #[error("{0} bytes of entropy are too few for a clone, it needs {LEAST_ENTROPY}")]
+    LittleEntropy(usize),
     #[error("seed the random number generator")]
     Entropy(#[source] io::Error),
     #[error("set the host name")]
@@ -72,6 +77,15 @@ pub(crate) enum SandboxError {
     Sysctl(#[from] SysctlError),
     #[error("set up the network")]
     Network(#[from] NetworkError),
+}
+
+/// Gives a clone of a guest its own randomness, and the time. Repeating it is harmless.
+pub(crate) fn wake(request: &WakeRequest) -> Result<(), SandboxError> {
+    if request.entropy.len() < LEAST_ENTROPY {
+        return Err(SandboxError::LittleEntropy(request.entropy.len()));
+    }
+    seed(&request.entropy).map_err(SandboxError::Entropy)?;
+    set_clock(request.realtime_ns)
 }
 
 /// Who this guest is.
@@ -251,4 +265,23 @@ fn seed(entropy: &[u8]) -> io::Result<()> {
     let random = File::options().write(true).open("/dev/random")?;
     sys::add_entropy(&random, entropy)?;
     sys::reseed(&random)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clone_is_not_woken_with_too_little_entropy() {
+        let wake_with = |bytes| {
+            wake(&WakeRequest {
+                entropy: vec![7; bytes],
+                ..WakeRequest::default()
+            })
+        };
+        for bytes in [0, 1, LEAST_ENTROPY - 1] {
+            let refused = wake_with(bytes).unwrap_err();
+            assert!(matches!(refused, SandboxError::LittleEntropy(n) if n == bytes));
+        }
+    }
 }

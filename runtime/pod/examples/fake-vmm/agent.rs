@@ -211,6 +211,12 @@ impl Agent for Rpc {
         })
     }
 
+    async fn wake(&self, _: &TtrpcContext, request: message::WakeRequest) -> ttrpc::Result<Empty> {
+        assert!(request.entropy.len() >= 32 && request.realtime_ns > 0);
+        self.0.begin("wake").await?;
+        self.0.done("wake").await
+    }
+
     async fn configure(
         &self,
         _: &TtrpcContext,

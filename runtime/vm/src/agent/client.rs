@@ -12,7 +12,7 @@ use hull_proto_agent::{
         AdjustClockRequest, AttachDeviceRequest, AttachStorageRequest, ConfigureRequest,
         CreateRequest, DeleteRequest, DetachDeviceRequest, DetachStorageRequest, Directory, Empty,
         EventsRequest, ExecRequest, HelloRequest, ResizeTtyRequest, SignalRequest, StartRequest,
-        StatsResponse, UpdateNetworkRequest, UpdateRequest,
+        StatsResponse, UpdateNetworkRequest, UpdateRequest, WakeRequest,
     },
     rpc::AgentClient,
 };
@@ -140,6 +140,17 @@ impl Agent {
     /// The fault of this guest, which ends its VM.
     pub(crate) fn fault(&self) -> &Fault {
         &self.fault
+    }
+
+    /// Makes the guest, a clone, another one than all others: see [`super::configure`].
+    ///
+    /// # Errors
+    /// When the agent refuses or does not answer.
+    pub async fn wake(&self, request: WakeRequest) -> Result<(), GuestError> {
+        let client = self.client();
+        let call = client.wake(Context::default(), &request);
+        self.done(Point::GuestChanged, "wake a clone", &request, call)
+            .await
     }
 
     /// Tells the agent about its pod: see [`super::configure`].

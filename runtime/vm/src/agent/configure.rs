@@ -5,7 +5,7 @@ use std::{fmt::Write, net::IpAddr};
 use hull_network::{GuestNetwork, GuestRange};
 use hull_proto_agent::agent::{
     ConfigureRequest, Interface, Neighbor, NextHop, Range, Route, Rule, UpdateNetworkRequest,
-    UserNamespace,
+    UserNamespace, WakeRequest,
 };
 
 use hull_base::clock;
@@ -24,7 +24,6 @@ pub fn request(
     resolv_conf: String,
 ) -> ConfigureRequest {
     let hostname = spec.guest_hostname();
-    let entropy: [u8; 64] = std::array::from_fn(|_| rand::random());
     let user_namespace = spec.namespaces.user_namespace.map(|user| UserNamespace {
         host_uid: user.uids.host,
         uid_count: user.uids.length,
@@ -43,10 +42,25 @@ pub fn request(
         rules: rules(network),
         resolv_conf,
         realtime_ns: clock::now_ns().unsigned_abs(),
-        entropy: entropy.to_vec(),
+        entropy: entropy(),
         user_namespace: user_namespace.into(),
         ..ConfigureRequest::default()
     }
+}
+
+/// The request that makes a clone another one than its template.
+#[must_use]
+pub fn wake() -> WakeRequest {
+    WakeRequest {
+        realtime_ns: clock::now_ns().unsigned_abs(),
+        entropy: entropy(),
+        ..WakeRequest::default()
+    }
+}
+
+fn entropy() -> Vec<u8> {
+    let bytes: [u8; 64] = std::array::from_fn(|_| rand::random());
+    bytes.to_vec()
 }
 
 /// The request that tells the agent of a changed network.
