@@ -18,7 +18,7 @@ use std::{
 
 use hull_image::{PinnedImages, Registries, StoreConfig};
 use hull_network::NetworkConfig;
-use hull_spec::config::{ImageDevice, PodsConfig, UserRange};
+use hull_spec::config::{ImageDevice, PodsConfig, TemplateScope, UserRange};
 use tracing_subscriber::EnvFilter;
 
 pub(crate) use self::error::ConfigError;
@@ -272,6 +272,18 @@ fn size(pods: &mut PodsConfig, vm: &Vm) -> Result<(), ConfigError> {
             _ => return Err(invalid("vm.image_device", "it must be \"pmem\" or \"blk\"")),
         };
     }
+    let scope = match vm.template_scope.as_deref() {
+        None | Some("node") => TemplateScope::Node,
+        Some("namespace") => TemplateScope::Namespace,
+        Some("off") => TemplateScope::Off,
+        Some(_) => {
+            let why = "it must be \"node\", \"namespace\" or \"off\"";
+            return Err(invalid("vm.template_scope", why));
+        }
+    };
+    if vm.template == Some(true) {
+        pods.template = scope;
+    }
     if vm.first_user.is_some() || vm.users.is_some() {
         let (first, count) = (vm.first_user, vm.users);
         let range = UserRange::new(
@@ -413,6 +425,8 @@ mod tests {
             scratch_mib = 1024
             guest_volumes = false
             image_device = "pmem"
+            template = true
+            template_scope = "namespace"
             boot_timeout_seconds = 9
             first_user = 1000
             users = 3
@@ -429,6 +443,7 @@ mod tests {
         assert_eq!(settings.pods.scratch_bytes, 1 << 30);
         assert!(!settings.pods.guest_volumes && !settings.pods.image_volumes);
         assert_eq!(settings.pods.image_device, ImageDevice::Pmem);
+        assert_eq!(settings.pods.template, TemplateScope::Namespace);
         assert_eq!(Vec::from_iter(settings.pods.users.pods()), [1001, 1002]);
         assert_eq!(settings.images.workers.user, 1000);
         assert_eq!(settings.pods.boot_timeout, Duration::from_secs(9));
@@ -464,6 +479,7 @@ mod tests {
         assert!(refused("[vm]\nmemory_mib = 1").starts_with("vm.memory_mib: "));
         assert!(refused("[vm]\nscratch_mib = 0").starts_with("vm.scratch_mib: "));
         assert!(refused("[vm]\nimage_device = 'nvme'").starts_with("vm.image_device: "));
+        assert!(refused("[vm]\ntemplate_scope = 'pod'").starts_with("vm.template_scope: "));
         for users in ["first_user = 0", "users = 1", "first_user = 4294967290"] {
             assert!(refused(&format!("[vm]\n{users}")).starts_with("vm.first_user, "));
         }

@@ -29,6 +29,7 @@ pub mod session;
 mod starts;
 pub mod stats;
 mod storage;
+mod templates;
 mod users;
 
 /// The versions of what a daemon leaves to the next one: the records of pods, and the contracts with the VMMs and

@@ -16,6 +16,7 @@ use crate::{
     starts::Starts,
     stats::samples::Samples,
     storage::atomic_volumes::Watches,
+    templates::Templates,
     users::Users,
 };
 
@@ -39,6 +40,7 @@ pub(crate) struct Node {
     pub starts: Starts,
     /// What guests' clocks follow at once.
     pub clock_steps: Steps,
+    pub templates: Templates,
 }
 
 impl Node {
@@ -65,6 +67,7 @@ impl Node {
             faults,
             starts: Starts::new(),
             clock_steps: Steps::watch(),
+            templates: Templates::default(),
         }
     }
 }

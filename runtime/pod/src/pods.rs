@@ -10,7 +10,7 @@ use hull_spec::{
     error::{ErrorKind, ObjectKind, PodError},
     field::Field,
     id::{ContainerId, PodId},
-    info::{ContainerInfo, ContainerState, ExecOutput, SandboxInfo},
+    info::{ContainerInfo, ContainerState, ExecOutput, SandboxInfo, TemplateCounts},
     spec::{ContainerSpec, Resources, SandboxSpec},
     stats::{PodStats, ProcessMemory},
     validate,
@@ -71,6 +71,12 @@ impl Pods {
     ) -> Result<Self, PodError> {
         let node = recover::open(config, images, network, processes).await?;
         Ok(Self { node })
+    }
+
+    /// What became of VMs that could be clones of templates.
+    #[must_use]
+    pub fn templates(&self) -> TemplateCounts {
+        self.node.templates.counts()
     }
 
     /// Starts a sandbox and returns when it is ready.

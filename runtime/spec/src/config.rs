@@ -11,6 +11,17 @@ pub enum ImageDevice {
     Block,
 }
 
+/// Which pods are clones of one template.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TemplateScope {
+    /// None: every VM boots.
+    Off,
+    /// Those of one namespace.
+    Namespace,
+    /// All of the node.
+    Node,
+}
+
 /// Users and groups of the host that are nobody else's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct UserRange {
@@ -86,6 +97,8 @@ pub struct PodsConfig {
     pub guest_volumes: bool,
     /// As what a guest is given images.
     pub image_device: ImageDevice,
+    /// Which pods are clones of one template.
+    pub template: TemplateScope,
     /// How long a guest may take from the start of its VM to an agent that answers.
     pub boot_timeout: Duration,
     /// How long the agent may take to answer a call.
@@ -124,6 +137,7 @@ impl PodsConfig {
             scratch_bytes: 10 << 30,
             guest_volumes: true,
             image_device: ImageDevice::Block,
+            template: TemplateScope::Off,
             boot_timeout: Duration::from_secs(60),
             agent_timeout: Duration::from_secs(60),
             users: UserRange::default(),

@@ -93,6 +93,19 @@ pub struct BootTimes {
     pub configure_us: u64,
     /// The whole.
     pub total_us: u64,
+    /// The VM is a clone of a template.
+    pub cloned: bool,
+}
+
+/// What became of VMs that could be clones, since the daemon started.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct TemplateCounts {
+    /// Templates that are there.
+    pub ready: usize,
+    /// VMs that are clones.
+    pub clones: u64,
+    /// VMs that booted, by the reason.
+    pub cold: BTreeMap<&'static str, u64>,
 }
 
 /// What a container is doing.

@@ -55,6 +55,8 @@ pub(super) struct Vm {
     pub(super) scratch_mib: Option<u64>,
     pub(super) guest_volumes: Option<bool>,
     pub(super) image_device: Option<String>,
+    pub(super) template: Option<bool>,
+    pub(super) template_scope: Option<String>,
     pub(super) boot_timeout_seconds: Option<u64>,
     pub(super) first_user: Option<u32>,
     pub(super) users: Option<u32>,

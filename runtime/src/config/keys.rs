@@ -63,6 +63,8 @@ pub(crate) const KEYS: &[Key] = &[
     key("vm.scratch_mib", Is("10240"), "Quota of what a pod writes, and of each emptyDir, in MiB"),
     key("vm.guest_volumes", Is("true"), "emptyDirs are disks of the guest; false: shared with the host"),
     key("vm.image_device", Is("\"blk\""), "What images are for guests: \"blk\", disks; \"pmem\", memory that pods share, for pods of one tenant"),
+    key("vm.template", Is("false"), "VMs of pods are clones of one that was booted, whose unchanged memory they share"),
+    key("vm.template_scope", Is("\"node\""), "Who has clones of one template: \"node\", all pods; \"namespace\", those of one; \"off\", none"),
     key("vm.boot_timeout_seconds", Is("60"), "How long a guest may take to start"),
     key("vm.first_user", Is("1879048192"), "First of the host's users and groups that VMMs run as; nobody else's"),
     key("vm.users", Is("65536"), "How many users there are: one for each pod, and one for images"),

@@ -37,6 +37,7 @@ pub(crate) fn sandbox(
             "configure": boot.configure_us,
             "total": boot.total_us,
         })),
+        "cloned": pod.boot.map(|boot| boot.cloned),
         "metrics": metrics,
         "hostMemory": memory,
         "config": *pod.spec,
@@ -69,6 +70,7 @@ pub(crate) fn node(backend: &Backend, handlers: &[&str]) -> BTreeMap<String, Str
         "cgroupDriver": cgroup_driver().as_str_name(),
         "imagesDirectory": backend.images_dir,
         "podsDirectory": backend.pods_dir,
+        "templates": backend.pods.templates(),
     }));
     let config = json!({ "rootDir": backend.root, "stateDir": backend.state });
     node.insert("config".to_owned(), config.to_string());

@@ -14,7 +14,8 @@ use std::{
 
 use backon::{ConstantBuilder, Retryable};
 use hull_proto_vmm::{
-    DeviceConfig, ErrorKind, ExitReport, Metrics, Request, Response, VERSION, VmConfig, VmState,
+    DeviceConfig, ErrorKind, ExitReport, FdIndex, Metrics, Request, Response, RestoreConfig,
+    VERSION, VmConfig, VmState,
 };
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use rustix::fs::OFlags;
@@ -142,7 +143,42 @@ impl VmClient {
         self.done("configure the VM", request, fds).await
     }
 
-    /// Boots the VM.
+    /// Makes the VM from a snapshot, or nothing.
+    ///
+    /// # Errors
+    /// When the VMM refuses or does not answer.
+    pub async fn restore(&self, config: RestoreConfig, fds: Vec<OwnedFd>) -> Result<(), VmError> {
+        let request = Request::Restore(Box::new(config));
+        self.done("restore the VM", request, fds).await
+    }
+
+    /// Stops the VM's processors and devices.
+    ///
+    /// # Errors
+    /// When the VMM refuses or does not answer, or a device is busy.
+    pub async fn pause(&self) -> Result<(), VmError> {
+        self.done("pause the VM", Request::Pause, Vec::new()).await
+    }
+
+    /// Writes a snapshot of the paused VM to two empty files.
+    ///
+    /// # Errors
+    /// When the VMM refuses or does not answer.
+    pub async fn save(
+        &self,
+        label: String,
+        state: OwnedFd,
+        memory: OwnedFd,
+    ) -> Result<(), VmError> {
+        let request = Request::Save {
+            label,
+            state: FdIndex(0),
+            memory: FdIndex(1),
+        };
+        self.done("save the VM", request, vec![state, memory]).await
+    }
+
+    /// Boots the VM, or lets one that was restored go on.
     ///
     /// # Errors
     /// When the VMM refuses or does not answer.

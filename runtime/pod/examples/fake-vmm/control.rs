@@ -1,18 +1,19 @@
 //! The control socket.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, btree_map::Entry},
+    collections::{BTreeMap, btree_map::Entry},
+    fs::File,
     io::{IoSliceMut, Read},
     mem::MaybeUninit,
     os::fd::OwnedFd,
-    os::unix::net::UnixListener as StdListener,
+    os::unix::{fs::FileExt, net::UnixListener as StdListener},
     path::Path,
     sync::{Arc, Mutex},
 };
 
 use hull_proto_vmm::{
-    DeviceConfig, DeviceMetrics, ErrorKind, ExitReason, Metrics, Request, Response, VERSION,
-    VmConfig, VmState,
+    DeviceConfig, DeviceMetrics, ErrorKind, ExitReason, FdIndex, Metrics, Request, Response,
+    VERSION, VmConfig, VmState,
 };
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use tokio::{
@@ -151,32 +152,70 @@ fn handle(vm: &Mutex<Vm>, request: Request, fds: Vec<OwnedFd>) -> Response {
                 .collect(),
             ..Metrics::default()
         })),
-        // Nothing of the daemon asks for it.
-        Request::Save { .. } | Request::Restore(_) => refuse(ErrorKind::Invalid),
+        Request::Save {
+            label,
+            state,
+            memory,
+        } => {
+            // The script goes on with the clones.
+            let script = serde_json::to_vec(&(label, &vm.script)).unwrap();
+            file(&fds, state).write_all_at(&script, 0).unwrap();
+            file(&fds, memory).write_all_at(b"memory", 0).unwrap();
+            Response::Ok
+        }
+        Request::Restore(config) => {
+            let mut memory = [0; 6];
+            file(&fds, config.memory)
+                .read_exact_at(&mut memory, 0)
+                .unwrap();
+            assert_eq!(&memory, b"memory");
+            let state = file(&fds, config.state);
+            let mut bytes = vec![0; state.metadata().unwrap().len() as usize];
+            state.read_exact_at(&mut bytes, 0).unwrap();
+            let (label, script): (String, Script) = serde_json::from_slice(&bytes).unwrap();
+            assert_eq!(label, config.label);
+            if let Some(kind) = script.refuse_restore {
+                return refuse(kind);
+            }
+            vm.script = Script {
+                asleep: true,
+                ..script
+            };
+            plug(&mut vm, &config.devices, fds);
+            assert_eq!(Vec::from_iter(vm.slots.keys().copied()), [0, 1, 2]);
+            Response::Ok
+        }
         Request::Pause | Request::Resume | Request::Stop => Response::Ok,
     }
 }
 
-fn configure(vm: &mut Vm, config: &VmConfig, mut fds: Vec<OwnedFd>) {
+fn configure(vm: &mut Vm, config: &VmConfig, fds: Vec<OwnedFd>) {
     let mut text = String::new();
     let kernel = fds[config.kernel.0 as usize].try_clone().unwrap();
-    std::fs::File::from(kernel)
-        .read_to_string(&mut text)
-        .unwrap();
+    File::from(kernel).read_to_string(&mut text).unwrap();
     if !text.is_empty() {
         vm.script = serde_json::from_str(&text).unwrap();
     }
-    let vsock = config.devices.iter().find_map(|(_, device)| match device {
+    plug(vm, &config.devices, fds);
+    let slots = Vec::from_iter(vm.slots.keys().copied());
+    // A template has neither scratch disk nor card.
+    assert!([&[0, 1, 2, 3, 4][..], &[0, 1, 2]].contains(&&slots[..]));
+}
+
+fn plug(vm: &mut Vm, devices: &[(u8, DeviceConfig)], mut fds: Vec<OwnedFd>) {
+    let vsock = devices.iter().find_map(|(_, device)| match device {
         DeviceConfig::Vsock { listener, .. } => Some(listener.0 as usize),
         _ => None,
     });
-    let devices = config.devices.iter();
     vm.slots = devices
+        .iter()
         .map(|(slot, device)| (*slot, kind(device)))
         .collect();
-    let slots: BTreeSet<u8> = vm.slots.keys().copied().collect();
-    assert_eq!(slots, BTreeSet::from([0, 1, 2, 3, 4]));
     vm.listener = Some(StdListener::from(fds.swap_remove(vsock.unwrap())));
+}
+
+fn file(fds: &[OwnedFd], index: FdIndex) -> File {
+    fds[index.0 as usize].try_clone().unwrap().into()
 }
 
 fn kind(device: &DeviceConfig) -> &'static str {

@@ -6,7 +6,7 @@ use std::{
     path::PathBuf,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicI64, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering},
     },
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -32,6 +32,7 @@ pub struct Guest {
     hung: Mutex<HashSet<String>>,
     /// How many calls there were.
     calls: AtomicU64,
+    woken: AtomicBool,
     /// How often its numbers were asked for.
     pub asked: AtomicU64,
     /// How far its clock is ahead of the host's.
@@ -58,6 +59,7 @@ impl Guest {
             storage: Mutex::default(),
             hung: Mutex::default(),
             calls: AtomicU64::new(0),
+            woken: AtomicBool::new(false),
             asked: AtomicU64::new(0),
             events: watch::channel(Vec::new()).0,
         }
@@ -133,6 +135,14 @@ impl Guest {
     pub async fn begin(&self, call: &str) -> ttrpc::Result<()> {
         if self.script.refuse.iter().any(|refused| refused == call) {
             return Err(refusal(Code::INTERNAL, "as the script says"));
+        }
+        match call {
+            "hello" => {}
+            "wake" => self.woken.store(true, Ordering::Relaxed),
+            _ if self.script.asleep && !self.woken.load(Ordering::Relaxed) => {
+                return Err(refusal(Code::FAILED_PRECONDITION, "the clone sleeps"));
+            }
+            _ => {}
         }
         if self.script.slow_ms > 0 {
             let number = self.calls.fetch_add(1, Ordering::Relaxed);

@@ -9,6 +9,10 @@ use serde::{Deserialize, Serialize};
 pub struct Script {
     /// `Configure` fails with this.
     pub refuse_configure: Option<ErrorKind>,
+    /// `Restore` of what was saved fails with this.
+    pub refuse_restore: Option<ErrorKind>,
+    /// It is a clone: it does nothing before it was woken.
+    pub asleep: bool,
     /// `Start` fails with this.
     pub refuse_start: Option<ErrorKind>,
     /// The VM ends right after `Start`.

@@ -15,12 +15,10 @@
 use std::{
     fs::{self, File},
     io::{self, Read, Seek, SeekFrom},
-    os::{
-        fd::OwnedFd,
-        unix::{fs::DirBuilderExt, net::UnixListener},
-    },
+    os::{fd::OwnedFd, unix::net::UnixListener},
     path::Path,
     pin::pin,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -34,8 +32,7 @@ use hull_base::{
     printable::one_line,
 };
 use hull_network::{GuestNetwork, NetworkError, PodNetwork, PodNetworkRequest, RequestError};
-use hull_proto_agent::GUEST_CID;
-use hull_proto_vmm::{DeviceConfig, Extent, FdIndex, MAX_QUEUE_PAIRS, VmConfig};
+use hull_proto_vmm::{DeviceConfig, FdIndex, MAX_QUEUE_PAIRS, RestoreConfig, VmConfig};
 use hull_spec::{
     error::PodError,
     field::Field,
@@ -56,22 +53,19 @@ use hull_vm::{
     slots,
 };
 
-use super::teardown;
+use super::{CMDLINE, SPAWN, make_dir, teardown, template};
 use crate::{
     node::Node,
     ports::network_error,
     record::{SandboxRecord, VmRecord},
     starts::Turn,
     storage::scratch,
+    templates::{Cold, Template},
 };
 use tokio::time::timeout;
 
-/// The guest's kernel command line, added to the VMM's own.
-const CMDLINE: &str = "root=/dev/vda rootfstype=erofs ro init=/init";
 /// The name of the scratch disk's mount in the guest.
 pub(crate) const SCRATCH_ID: &str = "scratch";
-/// How long a VMM process may take to listen.
-const SPAWN: Duration = Duration::from_secs(30);
 /// The part of the longest boot after which a guest is taken for hung, and others have their turn.
 const HUNG: u32 = 4;
 /// How much of a console that tells about a failed boot is shown, in bytes.
@@ -111,7 +105,7 @@ struct Left {
 /// Brings a sandbox up, or leaves nothing. Its turn ends with that, or when its guest boots for so
 /// long that it must be hung.
 pub(crate) async fn bring_up(
-    node: &Node,
+    node: &Arc<Node>,
     record: SandboxRecord,
     mut turn: Turn,
 ) -> Result<Up, Failed> {
@@ -192,7 +186,7 @@ fn check(node: &Node, spec: &SandboxSpec) -> Result<VmSize, PodError> {
 
 /// What all stages work with.
 struct Context<'a> {
-    node: &'a Node,
+    node: &'a Arc<Node>,
     record: SandboxRecord,
     run: RunDir,
     data: DataDir,
@@ -440,25 +434,53 @@ impl<'a> Assembled<'a> {
 
     async fn start(&mut self) -> Result<(Agent, GuestInfo), PodError> {
         let begin = Instant::now();
-        let (vm_config, fds) = self.vm_config()?;
-        let Self { context, parts } = self;
-        let (vm, config) = (&parts.vm, &context.node.config);
-        vm.configure(vm_config, fds).await?;
-        vm.start().await?;
-        context.times.vm_us = micros(begin);
+        let vsock = self.context.run.vsock_socket();
+        let listener = UnixListener::bind(&vsock)
+            .map_err(|e| PodError::internal(format!("listen on {}", vsock.display()), e))?;
+        let template = self.clone_template(&listener).await;
+        if template.is_none() {
+            let (vm_config, fds) = self.vm_config(&listener)?;
+            self.parts.vm.configure(vm_config, fds).await?;
+        }
+        self.parts.vm.start().await?;
+        self.context.times.vm_us = micros(begin);
 
         let begin = Instant::now();
+        let greeted = self.greet(&vsock).await;
+        self.context.times.agent_us = micros(begin);
+        let Some(template) = template else {
+            return greeted;
+        };
+        let node = self.context.node;
+        let woken = match greeted {
+            Ok((agent, guest)) => self.wake(&agent).await.map(|()| (agent, guest)),
+            Err(error) => Err(error),
+        };
+        match &woken {
+            Ok(_) => {
+                node.templates.cloned();
+                self.context.times.cloned = true;
+            }
+            // Whoever asks again gets a VM that boots.
+            Err(_) => node.templates.discard(&template),
+        }
+        woken
+    }
+
+    /// Waits for the agent.
+    async fn greet(&self, vsock: &Path) -> Result<(Agent, GuestInfo), PodError> {
+        let (vm, run) = (&self.parts.vm, &self.context.run);
+        let config = &self.context.node.config;
+        let begin = Instant::now();
         let deadline = tokio::time::Instant::now() + config.boot_timeout;
-        let vsock = context.run.vsock_socket();
         let greeted = tokio::select! {
-            greeted = Agent::connect(&vsock, config.agent_timeout, deadline) => greeted,
+            greeted = Agent::connect(vsock, config.agent_timeout, deadline) => greeted,
             () = vm.gone() => {
-                let report = format!("{}{}", vm.report(), console_tail(&context.run));
+                let report = format!("{}{}", vm.report(), console_tail(run));
                 let action = "boot the guest";
                 return Err(VmError::Gone { action, report }.into());
             }
         };
-        context.times.agent_us = micros(begin);
         // A guest that boots too slowly looks like one that hangs up.
         let waited = begin.elapsed().as_secs_f32();
         let limit = config.boot_timeout.as_secs_f32();
@@ -466,7 +488,7 @@ impl<'a> Assembled<'a> {
             PodError::Unavailable { action, source } => PodError::Unavailable {
                 action: format!(
                     "{action} ({waited:.1} s of at most {limit} s){}",
-                    console_tail(&context.run)
+                    console_tail(run)
                 ),
                 source,
             },
@@ -474,89 +496,134 @@ impl<'a> Assembled<'a> {
         })
     }
 
-    fn vm_config(&self) -> Result<(VmConfig, Vec<OwnedFd>), PodError> {
+    /// Makes the VM a clone, with all of its devices; none: it is still to be configured.
+    async fn clone_template(&self, listener: &UnixListener) -> Option<Arc<Template>> {
         let Context {
-            node, run, size, ..
+            node, record, size, ..
         } = &self.context;
-        let config = &node.config;
+        let namespace = &record.spec.metadata.namespace;
+        let template = template::template(node, &record.id, namespace, *size)?;
+        match self.restore(&template, listener).await {
+            Ok(()) => Some(template),
+            Err(error) => {
+                let details = Report::new(&error).to_string();
+                node.templates.boots(&record.id, Cold::Refused, &details);
+                node.templates.discard(&template);
+                None
+            }
+        }
+    }
+
+    async fn restore(&self, template: &Template, listener: &UnixListener) -> Result<(), PodError> {
+        let duplicate = |e| PodError::internal("duplicate a file descriptor", e);
+        let mut fds = Vec::from(template.files().map_err(duplicate)?);
+        let mut send = |fd: OwnedFd| {
+            fds.push(fd);
+            FdIndex(fds.len() as u32 - 1)
+        };
+        let serial = self.console()?.map(|file| send(file.into()));
+        let devices = self.base_devices(listener, &mut send)?;
+        let config = RestoreConfig {
+            label: template.label.clone(),
+            state: FdIndex(0),
+            memory: FdIndex(1),
+            serial,
+            devices,
+        };
+        let vm = &self.parts.vm;
+        vm.restore(config, fds).await?;
+        let mut fds: Vec<OwnedFd> = Vec::new();
+        let own = self.own_devices(&mut |fd: OwnedFd| {
+            fds.push(fd);
+            FdIndex(fds.len() as u32 - 1)
+        })?;
+        for (slot, device) in own {
+            // Each has all descriptors, and uses its own.
+            let fds: io::Result<Vec<_>> = fds.iter().map(OwnedFd::try_clone).collect();
+            vm.attach(slot, device, fds.map_err(duplicate)?).await?;
+        }
+        Ok(())
+    }
+
+    /// Makes a clone another guest than its template and all other clones, before it does anything else;
+    /// then its driver takes the cards, which the template did not have.
+    async fn wake(&self, agent: &Agent) -> Result<(), PodError> {
+        agent.wake(configure::wake()).await?;
+        for (number, _) in (0..).zip(&self.parts.network.links) {
+            agent.attach_link(slots::net(number)).await?;
+        }
+        Ok(())
+    }
+
+    fn vm_config(&self, listener: &UnixListener) -> Result<(VmConfig, Vec<OwnedFd>), PodError> {
+        let Context { node, size, .. } = &self.context;
         let mut fds: Vec<OwnedFd> = Vec::new();
         let mut send = |fd: OwnedFd| {
             fds.push(fd);
             FdIndex(fds.len() as u32 - 1)
         };
-        let open = |path: &Path| {
-            File::open(path).map_err(|e| PodError::internal(format!("open {}", path.display()), e))
-        };
-        let clone = |file: io::Result<File>| {
-            file.map_err(|e| PodError::internal("duplicate a file descriptor", e))
-        };
-        let vsock = run.vsock_socket();
-        let listener = UnixListener::bind(&vsock)
-            .map_err(|e| PodError::internal(format!("listen on {}", vsock.display()), e))?;
-        let root = open(&config.guest_root)?;
-        let root_bytes = file_bytes(&root, &config.guest_root)?;
-        let serial = if config.serial_console {
-            let path = run.console();
-            let file = beneath::split(&path)
-                .and_then(|(run, name)| run.replace(name, OFlags::WRONLY, 0o600))
-                .map_err(|e| PodError::internal(format!("create {}", path.display()), e))?;
-            Some(send(file.into()))
-        } else {
-            None
-        };
-        let disk = |serial: &str, readonly, file, length| DeviceConfig::Block {
-            serial: serial.into(),
-            readonly,
-            extents: vec![Extent {
-                file,
-                offset: 0,
-                length,
-            }],
-        };
-        let mut devices = vec![
-            (
-                slots::VSOCK,
-                DeviceConfig::Vsock {
-                    cid: GUEST_CID,
-                    listener: send(listener.into()),
-                },
-            ),
-            (slots::RNG, DeviceConfig::Rng),
-            (
-                slots::ROOT,
-                disk("root", true, send(root.into()), root_bytes),
-            ),
-            (
-                slots::SCRATCH,
-                disk(
-                    "scratch",
-                    false,
-                    send(clone(self.parts.scratch.try_clone())?.into()),
-                    config.scratch_bytes,
-                ),
-            ),
-        ];
-        for (number, link) in (0..).zip(&self.parts.network.links) {
-            let taps: io::Result<Vec<_>> = link.taps.iter().map(OwnedFd::try_clone).collect();
-            let taps = taps.map_err(|e| PodError::internal("duplicate the tap", e))?;
-            let net = DeviceConfig::Net {
-                taps: taps.into_iter().map(&mut send).collect(),
-                mac: link.mac,
-                mtu: Some(link.mtu).filter(|mtu| *mtu > 0),
-            };
-            devices.push((slots::net(number), net));
-        }
+        let serial = self.console()?.map(|file| send(file.into()));
+        let mut devices = self.base_devices(listener, &mut send)?;
+        devices.append(&mut self.own_devices(&mut send)?);
         let vm_config = VmConfig {
             vcpus: size.vcpus,
             boot_vcpus: size.vcpus,
             memory_mib: size.memory_mib,
-            kernel: send(open(&config.kernel)?.into()),
+            kernel: send(template::open(&node.config.kernel)?.into()),
             initrd: None,
             cmdline: CMDLINE.into(),
             serial,
             devices,
         };
         Ok((vm_config, fds))
+    }
+
+    /// The file of the guest's console, if there is to be one.
+    fn console(&self) -> Result<Option<File>, PodError> {
+        if !self.context.node.config.serial_console {
+            return Ok(None);
+        }
+        let path = self.context.run.console();
+        let file = beneath::split(&path)
+            .and_then(|(run, name)| run.replace(name, OFlags::WRONLY, 0o600))
+            .map_err(|e| PodError::internal(format!("create {}", path.display()), e))?;
+        Ok(Some(file))
+    }
+
+    /// What a template has too.
+    fn base_devices(
+        &self,
+        listener: &UnixListener,
+        send: &mut impl FnMut(OwnedFd) -> FdIndex,
+    ) -> Result<Vec<(u8, DeviceConfig)>, PodError> {
+        let listener = listener
+            .try_clone()
+            .map_err(|e| PodError::internal("duplicate a file descriptor", e))?;
+        let root = template::open(&self.context.node.config.guest_root)?;
+        template::base_devices(listener, root, send)
+    }
+
+    /// What is the pod's alone: its scratch disk and its cards.
+    fn own_devices(
+        &self,
+        send: &mut impl FnMut(OwnedFd) -> FdIndex,
+    ) -> Result<Vec<(u8, DeviceConfig)>, PodError> {
+        let scratch = self.parts.scratch.try_clone();
+        let scratch = scratch.map_err(|e| PodError::internal("duplicate the scratch disk", e))?;
+        let length = self.context.node.config.scratch_bytes;
+        let scratch = template::disk("scratch", false, send(scratch.into()), length);
+        let mut devices = vec![(slots::SCRATCH, scratch)];
+        for (number, link) in (0..).zip(&self.parts.network.links) {
+            let taps: io::Result<Vec<_>> = link.taps.iter().map(OwnedFd::try_clone).collect();
+            let taps = taps.map_err(|e| PodError::internal("duplicate the tap", e))?;
+            let net = DeviceConfig::Net {
+                taps: taps.into_iter().map(&mut *send).collect(),
+                mac: link.mac,
+                mtu: Some(link.mtu).filter(|mtu| *mtu > 0),
+            };
+            devices.push((slots::net(number), net));
+        }
+        Ok(devices)
     }
 
     async fn undo(self) -> Result<(), Left> {
@@ -662,21 +729,6 @@ fn network_request(record: &SandboxRecord, vcpus: u8) -> PodNetworkRequest {
             }),
         queues: vcpus.min(MAX_QUEUE_PAIRS as u8),
     }
-}
-
-fn make_dir(path: &Path) -> io::Result<()> {
-    fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(path)
-}
-
-fn file_bytes(file: &File, path: &Path) -> Result<u64, PodError> {
-    let metadata = file.metadata();
-    let bytes = metadata
-        .map_err(|e| PodError::internal(format!("look at {}", path.display()), e))?
-        .len();
-    Ok(bytes)
 }
 
 /// The last line of a guest's console, when there is one.

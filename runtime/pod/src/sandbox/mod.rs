@@ -1,4 +1,19 @@
 //! What a sandbox has of the host: how it comes, and how it goes.
 
+use std::{fs, io, os::unix::fs::DirBuilderExt, path::Path, time::Duration};
+
 pub(crate) mod bringup;
 pub(crate) mod teardown;
+mod template;
+
+/// The guest's kernel command line, added to the VMM's own.
+const CMDLINE: &str = "root=/dev/vda rootfstype=erofs ro init=/init";
+/// How long a VMM process may take to listen.
+const SPAWN: Duration = Duration::from_secs(30);
+
+fn make_dir(path: &Path) -> io::Result<()> {
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+}

@@ -14,5 +14,6 @@ mod processes;
 mod recovery;
 mod sessions;
 mod stats;
+mod templates;
 mod updates;
 mod volumes;

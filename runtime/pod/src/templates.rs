@@ -1,0 +1,283 @@
+//! Templates: guests that were booted once and belong to nobody yet, for VMs of pods to go on from.
+//!
+//! ```text
+//! first pod of a class ──▶ making ──▶ ready ──▶ later pods are clones
+//!   it boots, and so do        │        │
+//!   those that come meanwhile  └────────┴─▶ failed: the class boots, until something of it changes
+//! ```
+//!
+//! A class is what clones must have in common: VMM, kernel, guest root, vCPUs, memory, and who may share.
+//! Each is told by what the file system says of the file, so that an update is another class. What else
+//! must fit, the VMM's build and the processor, the VMM refuses by itself.
+//!
+//! A template is made in a VM of its own, which nothing of a pod ever gets to, and is two sealed files in
+//! memory: they are there once for all clones, and gone with the daemon. Its agent has told its version,
+//! and has done nothing else.
+
+use std::{
+    collections::BTreeMap,
+    io,
+    os::{fd::OwnedFd, unix::fs::MetadataExt},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use hull_spec::{config::PodsConfig, id::PodId, info::TemplateCounts, size::VmSize};
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
+
+/// Templates that are kept; each has the memory of its guest that is not zeros, some 40 MiB.
+const KEPT: usize = 4;
+
+/// A template.
+#[derive(Debug)]
+pub(crate) struct Template {
+    /// The class.
+    pub label: String,
+    /// What its VMM wrote.
+    state: OwnedFd,
+    memory: OwnedFd,
+}
+
+impl Template {
+    /// A template whose files are to be written yet.
+    ///
+    /// # Errors
+    /// When the host has no memory for them.
+    pub(crate) fn new(label: &str) -> io::Result<Self> {
+        let file = |name| memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING);
+        Ok(Self {
+            label: label.to_owned(),
+            state: file("template-state")?,
+            memory: file("template-memory")?,
+        })
+    }
+
+    /// From here on nobody can change it.
+    ///
+    /// # Errors
+    /// When somebody has its files mapped to write to them.
+    pub(crate) fn seal(&self) -> io::Result<()> {
+        let all = SealFlags::WRITE | SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL;
+        fcntl_add_seals(&self.state, all)?;
+        Ok(fcntl_add_seals(&self.memory, all)?)
+    }
+
+    /// Returns the files for a VMM: state, memory.
+    ///
+    /// # Errors
+    /// When the daemon has no more descriptors.
+    pub(crate) fn files(&self) -> io::Result<[OwnedFd; 2]> {
+        Ok([self.state.try_clone()?, self.memory.try_clone()?])
+    }
+}
+
+/// Why a VM boots and is no clone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Cold {
+    /// The template is being made.
+    Making,
+    /// It could not be made, or a clone of it did not come up.
+    Failed,
+    /// A file of the class can't be looked at.
+    Class,
+    /// The VMM refused the template.
+    Refused,
+}
+
+impl Cold {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Making => "template is being made",
+            Self::Failed => "template failed",
+            Self::Class => "class is not known",
+            Self::Refused => "template was refused",
+        }
+    }
+}
+
+/// What there is of a class.
+#[derive(Debug)]
+pub(crate) enum State {
+    Making,
+    Ready(Arc<Template>),
+    Failed,
+}
+
+/// The templates of the node.
+#[derive(Debug, Default)]
+pub(crate) struct Templates(Mutex<Inner>);
+
+#[derive(Debug, Default)]
+struct Inner {
+    /// By label, the one that was used last at the end.
+    kept: Vec<(String, State)>,
+    clones: u64,
+    cold: BTreeMap<Cold, u64>,
+}
+
+impl Templates {
+    /// What was counted since the daemon started.
+    pub(crate) fn counts(&self) -> TemplateCounts {
+        let inner = self.inner();
+        let is_ready = |(_, state): &&(String, State)| matches!(state, State::Ready(_));
+        TemplateCounts {
+            ready: inner.kept.iter().filter(is_ready).count(),
+            clones: inner.clones,
+            cold: inner.cold.iter().map(|(why, n)| (why.name(), *n)).collect(),
+        }
+    }
+
+    /// Counts a VM that is a clone.
+    pub(crate) fn cloned(&self) {
+        self.inner().clones += 1;
+    }
+
+    /// Counts a VM that boots, and says why.
+    pub(crate) fn boots(&self, pod: &PodId, why: Cold, details: &str) {
+        tracing::info!(%pod, reason = why.name(), details, "the VM boots, it is no clone");
+        *self.inner().cold.entry(why).or_default() += 1;
+    }
+
+    /// Has VMs of this template's class boot from now on.
+    pub(crate) fn discard(&self, template: &Template) {
+        self.set(&template.label, State::Failed);
+    }
+
+    /// Tells what became of a template that was made.
+    pub(crate) fn set(&self, label: &str, state: State) {
+        let mut inner = self.inner();
+        if let Some((_, kept)) = inner.kept.iter_mut().find(|(kept, _)| kept == label) {
+            *kept = state;
+        }
+    }
+
+    /// Finds the state of a class, and puts it last; one that is new is to be made.
+    pub(crate) fn find(&self, label: &str) -> Found {
+        let mut inner = self.inner();
+        if let Some(at) = inner.kept.iter().position(|(kept, _)| kept == label) {
+            let entry = inner.kept.remove(at);
+            let found = match &entry.1 {
+                State::Ready(template) => Found::Ready(Arc::clone(template)),
+                State::Making => Found::No(Cold::Making),
+                State::Failed => Found::No(Cold::Failed),
+            };
+            inner.kept.push(entry);
+            return found;
+        }
+        if inner.kept.len() == KEPT {
+            inner.kept.remove(0);
+        }
+        inner.kept.push((label.to_owned(), State::Making));
+        Found::New
+    }
+
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What was found of a class.
+pub(crate) enum Found {
+    Ready(Arc<Template>),
+    No(Cold),
+    New,
+}
+
+/// Returns the name of a class.
+///
+/// # Errors
+/// When a file is not there.
+pub(crate) fn label(config: &PodsConfig, scope: &str, size: VmSize) -> io::Result<String> {
+    let mut label = format!("{} vCPUs, {} MiB", size.vcpus, size.memory_mib);
+    for (what, path) in [
+        ("vmm", &config.vmm),
+        ("kernel", &config.kernel),
+        ("root", &config.guest_root),
+    ] {
+        let file = path.metadata()?;
+        let version = (file.dev(), file.ino(), file.size(), file.mtime_nsec());
+        let (device, inode, size, nanos) = version;
+        let seconds = file.mtime();
+        label += &format!(", {what} {device:x}.{inode:x}.{size:x}.{seconds:x}.{nanos:x}");
+    }
+    if !scope.is_empty() {
+        label += &format!(", {scope}");
+    }
+    Ok(label)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs::File, os::unix::fs::FileExt};
+
+    use super::*;
+
+    fn ready(label: &str) -> State {
+        State::Ready(Arc::new(Template::new(label).unwrap()))
+    }
+
+    #[test]
+    fn a_class_is_made_once_and_few_are_kept() {
+        let templates = Templates::default();
+        assert!(matches!(templates.find("a"), Found::New));
+        assert!(matches!(templates.find("a"), Found::No(Cold::Making)));
+        templates.set("a", ready("a"));
+        let Found::Ready(template) = templates.find("a") else {
+            panic!("it is ready");
+        };
+        for label in ["b", "c", "d"] {
+            assert!(matches!(templates.find(label), Found::New));
+        }
+        assert_eq!(templates.counts().ready, 1);
+        // The one that was used longest ago goes: not this one, it is used now.
+        assert!(matches!(templates.find("a"), Found::Ready(_)));
+        assert!(matches!(templates.find("e"), Found::New));
+        assert!(matches!(templates.find("b"), Found::New));
+        templates.discard(&template);
+        assert!(matches!(templates.find("a"), Found::No(Cold::Failed)));
+        // What is made for a class that is gone is dropped.
+        templates.set("c", ready("c"));
+        assert_eq!(templates.counts().ready, 0);
+    }
+
+    #[test]
+    fn what_changes_a_guest_changes_its_class() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = PodsConfig::new(dir.path(), dir.path(), dir.path());
+        let size = VmSize {
+            vcpus: 1,
+            memory_mib: 256,
+        };
+        assert!(label(&config, "", size).is_err(), "no files");
+        for file in [&config.vmm, &config.kernel, &config.guest_root] {
+            std::fs::write(file, "1").unwrap();
+        }
+        let mut labels = vec![
+            label(&config, "", size).unwrap(),
+            label(&config, "team-a", size).unwrap(),
+            label(&config, "", VmSize { vcpus: 2, ..size }).unwrap(),
+        ];
+        assert_eq!(label(&config, "", size).unwrap(), labels[0]);
+        let longest = label(&config, &"n".repeat(63), VmSize::UNKNOWN).unwrap();
+        assert!(longest.len() <= hull_proto_vmm::MAX_LABEL, "{longest}");
+        for file in [&config.vmm, &config.kernel, &config.guest_root] {
+            let new = file.with_extension("new");
+            std::fs::write(&new, "1").unwrap();
+            std::fs::rename(new, file).unwrap();
+            labels.push(label(&config, "", size).unwrap());
+        }
+        let count = labels.len();
+        labels.sort();
+        labels.dedup();
+        assert_eq!(labels.len(), count);
+    }
+
+    #[test]
+    fn a_sealed_template_does_not_change() {
+        let template = Template::new("x").unwrap();
+        template.seal().unwrap();
+        for file in template.files().unwrap().map(File::from) {
+            assert!(file.write_at(b"x", 0).is_err());
+            assert!(file.set_len(1).is_err());
+        }
+    }
+}
