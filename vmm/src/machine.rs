@@ -303,7 +303,10 @@ impl Machine {
         let serial = config.serial.map(|index| fds.file(index)).transpose()?;
         let epolls = Epolls::new(Arc::clone(epoll), total).map_err(MachineError::Start)?;
         let memory = phases.time("memory", || {
-            Ok::<_, MachineError>(memory::restore(state.memory_mib, fds.file(config.memory)?)?)
+            Ok::<_, MachineError>(memory::restore(
+                state.memory_mib,
+                &fds.file(config.memory)?,
+            )?)
         })?;
         let (vm, vcpus, platform) = phases.time("kvm", || create(kvm, &memory, total))?;
         phases.time("vcpus", || restore_vcpus(&state, &vm, &vcpus, &platform))?;

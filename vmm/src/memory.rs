@@ -2,12 +2,16 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
-use std::sync::Arc;
 
+use rustix::fs::{SeekFrom, seek};
+use rustix::io::Errno;
 use vm_memory::mmap::{MmapRegionBuilder, MmapRegionError};
 use vm_memory::{
-    Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap,
+    Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap,
+    MemoryRegionAddress,
 };
 
 use crate::layout::{FOUR_GIB, MMIO_GAP};
@@ -19,6 +23,8 @@ const MIB: u64 = 1 << 20;
 const PAGE: usize = 4096;
 /// How much is copied at a time; RAM is a multiple of it.
 const CHUNK: usize = 256 << 10;
+/// Holes that are shorter stay the file's, so that a guest's memory is some hundred mappings.
+const SHORT_HOLE: u64 = 64 << 10;
 /// The smallest guest: room for a kernel and what boots it.
 pub const MIN_MIB: u64 = 32;
 /// The largest guest (1 TiB), so that no address arithmetic can overflow.
@@ -74,58 +80,99 @@ pub fn ranges(mib: u64) -> Vec<(u64, u64)> {
 /// # Errors
 /// [`MemoryError`]
 pub fn allocate(mib: u64) -> Result<Memory, MemoryError> {
-    arrange(mib, |mapping, _| {
-        mapping.with_mmap_flags(libc::MAP_ANONYMOUS | libc::MAP_PRIVATE)
-    })
-    .inspect(|memory| memory.iter().for_each(advise))
+    if !(MIN_MIB..=MAX_MIB).contains(&mib) {
+        return Err(MemoryError::Size(mib));
+    }
+    let mut regions = Vec::new();
+    for (address, size) in ranges(mib) {
+        let mapping = usize::try_from(size)
+            .map_err(|_| MmapRegionError::InvalidPointer)
+            .and_then(|size| {
+                MmapRegionBuilder::new(size)
+                    .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
+                    .with_mmap_flags(libc::MAP_ANONYMOUS | libc::MAP_PRIVATE)
+                    .build()
+            })
+            .map_err(|source| MemoryError::Allocate { mib, source })?;
+        let region =
+            GuestRegionMmap::new(mapping, GuestAddress(address)).ok_or(MemoryError::Arrange)?;
+        advise(&region);
+        regions.push(region);
+    }
+    Memory::from_regions(regions).map_err(|_| MemoryError::Arrange)
 }
 
-/// Makes RAM of what [`save`] wrote to a file. What the guest writes is its own, page by page; the
-/// others stay the file's, which must not change.
+/// Makes RAM of what [`save`] wrote to a file. What the guest writes is its own, page by page; what else
+/// has data in the file stays the file's, which must not change. The rest is as [`allocate`] gives it: a first
+/// touch there would put a page of zeros into the file, and copy that.
 ///
 /// Advice that drops pages (`MADV_DONTNEED`) would bring the file's contents back: who takes memory from
 /// a guest has to map anonymous memory over it.
 ///
 /// # Errors
 /// [`MemoryError`]
-pub fn restore(mib: u64, file: File) -> Result<Memory, MemoryError> {
+pub fn restore(mib: u64, file: &File) -> Result<Memory, MemoryError> {
     let length = file.metadata().map_err(MemoryError::File)?.len();
     if Some(length) != mib.checked_mul(MIB) {
         return Err(MemoryError::Length { length, mib });
     }
-    let file = Arc::new(file);
-    arrange(mib, |mapping, offset| {
-        let place = FileOffset::from_arc(Arc::clone(&file), offset);
-        let mapping = mapping.with_mmap_flags(libc::MAP_PRIVATE);
-        mapping.with_file_offset(place)
-    })
+    let memory = allocate(mib)?;
+    let mut start = 0;
+    for region in memory.iter() {
+        let end = start + region.len();
+        for data in data(file, start..end).map_err(MemoryError::File)? {
+            map(region, file, data.start - start, data).map_err(MemoryError::File)?;
+        }
+        start = end;
+    }
+    Ok(memory)
 }
 
-/// Maps each range of RAM as `place` says, which is given its position among all of RAM.
-fn arrange(
-    mib: u64,
-    place: impl Fn(MmapRegionBuilder, u64) -> MmapRegionBuilder,
-) -> Result<Memory, MemoryError> {
-    if !(MIN_MIB..=MAX_MIB).contains(&mib) {
-        return Err(MemoryError::Size(mib));
+/// Returns where a range of a file has data, but for short holes.
+fn data(file: &File, range: Range<u64>) -> io::Result<Vec<Range<u64>>> {
+    let mut found: Vec<Range<u64>> = Vec::new();
+    let mut at = range.start;
+    while at < range.end {
+        // The place in the file is shared with whoever else has it, and not used.
+        let start = match seek(file, SeekFrom::Data(at)) {
+            Ok(start) if start < range.end => start,
+            Ok(_) | Err(Errno::NXIO) => break,
+            Err(error) => return Err(error.into()),
+        };
+        let end = seek(file, SeekFrom::Hole(start))?.min(range.end);
+        match found.last_mut() {
+            Some(last) if start - last.end < SHORT_HOLE => last.end = end,
+            _ => found.push(start..end),
+        }
+        at = end;
     }
-    let mut regions = Vec::new();
-    let mut offset = 0;
-    for (address, size) in ranges(mib) {
-        let mapping = usize::try_from(size)
-            .map_err(|_| MmapRegionError::InvalidPointer)
-            .and_then(|size| {
-                let mapping =
-                    MmapRegionBuilder::new(size).with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE);
-                place(mapping, offset).build()
-            })
-            .map_err(|source| MemoryError::Allocate { mib, source })?;
-        let region =
-            GuestRegionMmap::new(mapping, GuestAddress(address)).ok_or(MemoryError::Arrange)?;
-        regions.push(region);
-        offset += size;
+    Ok(found)
+}
+
+/// Has the guest's RAM from `offset` of a region on be a private copy of this part of a file.
+fn map(region: &GuestRegionMmap, file: &File, offset: u64, part: Range<u64>) -> io::Result<()> {
+    let too_long = |_| io::Error::from(io::ErrorKind::InvalidInput);
+    let length = usize::try_from(part.end - part.start).map_err(too_long)?;
+    let at = region
+        .get_slice(MemoryRegionAddress(offset), length)
+        .map_err(io::Error::other)?
+        .ptr_guard_mut();
+    // SAFETY: the place is inside of the mapping that `region` owns, which is only ever reached through
+    // raw pointers and stays mapped; nobody has seen it yet.
+    let result = unsafe {
+        libc::mmap64(
+            at.as_ptr().cast(),
+            length,
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_PRIVATE | libc::MAP_FIXED,
+            file.as_raw_fd(),
+            i64::try_from(part.start).map_err(too_long)?,
+        )
+    };
+    if result == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
     }
-    Memory::from_regions(regions).map_err(|_| MemoryError::Arrange)
+    Ok(())
 }
 
 /// Writes the `mib` MiB of RAM of a guest that stands still to an empty file, with holes for zeros.
@@ -237,17 +284,20 @@ mod tests {
             Err(MemoryError::Length { .. })
         ));
         for _ in 0..2 {
-            let restored = restore(MIN_MIB, file.try_clone().unwrap()).unwrap();
+            let restored = restore(MIN_MIB, &file).unwrap();
             for place in places {
                 let byte: u8 = restored.read_obj(GuestAddress(place)).unwrap();
                 assert_eq!(byte, place as u8 | 1);
             }
             assert_eq!(restored.read_obj::<u8>(GuestAddress(1)).unwrap(), 0);
-            restored.write_obj(9u8, GuestAddress(0)).unwrap();
+            for place in [0, 16 * MIB] {
+                restored.write_obj(9u8, GuestAddress(place)).unwrap();
+            }
+            assert_eq!(file.metadata().unwrap().blocks(), saved.blocks());
             assert!(is_writable(&restored, GuestAddress(0)));
         }
         assert!(matches!(
-            restore(MIN_MIB + 1, file),
+            restore(MIN_MIB + 1, &file),
             Err(MemoryError::Length { .. })
         ));
     }

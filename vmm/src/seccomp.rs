@@ -199,7 +199,7 @@ const STARTING: &[Call] = &[
     call!(SYS_pread64).rare(RESTORE),
     call!(SYS_mmap)
         .is(2, READ_WRITE)
-        .is(3, libc::MAP_PRIVATE as i64)
+        .is(3, libc::MAP_PRIVATE as i64 | FIXED)
         .rare(RESTORE),
     call!(SYS_epoll_create1).is(0, libc::EPOLL_CLOEXEC as i64),
     call!(SYS_lseek),
