@@ -2,8 +2,9 @@
 //!
 //! ```text
 //! first pod of a class ──▶ making ──▶ ready ──▶ later pods are clones
-//!   it boots, and so do        │        │
-//!   those that come meanwhile  └────────┴─▶ failed: the class boots, until something of it changes
+//!   it boots, and so do       ▲ │       │
+//!   those that come meanwhile │ └───────┴─▶ failed: the class boots for some minutes
+//!                             └─────────────────┘
 //! ```
 //!
 //! A class is what clones must have in common: VMM, kernel, guest root, vCPUs, memory, and who may share.
@@ -19,13 +20,18 @@ use std::{
     io,
     os::{fd::OwnedFd, unix::fs::MetadataExt},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use hull_spec::{config::PodsConfig, id::PodId, info::TemplateCounts, size::VmSize};
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
+use tokio::time::Instant;
 
 /// Templates that are kept; each has the memory of its guest that is not zeros, some 40 MiB.
 const KEPT: usize = 4;
+/// How long a class boots whose template failed. A host that was busy is worth another try; what is
+/// wrong with the class costs a boot in so much time.
+const AFTER_FAILURE: Duration = Duration::from_secs(600);
 
 /// A template.
 #[derive(Debug)]
@@ -73,33 +79,50 @@ impl Template {
 /// Why a VM boots and is no clone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Cold {
+    /// It is the first of its class.
+    First,
     /// The template is being made.
     Making,
     /// It could not be made, or a clone of it did not come up.
     Failed,
     /// A file of the class can't be looked at.
     Class,
-    /// The VMM refused the template.
+    /// The VMM refused the template, or a device for the clone.
     Refused,
+    /// The clone ended, refused to wake or said something that is wrong.
+    Lost,
+    /// The clone took too long.
+    Late,
 }
 
 impl Cold {
     fn name(self) -> &'static str {
         match self {
+            Self::First => "no template yet",
             Self::Making => "template is being made",
-            Self::Failed => "template failed",
+            Self::Failed => "template failed before",
             Self::Class => "class is not known",
-            Self::Refused => "template was refused",
+            Self::Refused => "VMM refused the template",
+            Self::Lost => "clone failed",
+            Self::Late => "clone took too long",
         }
     }
 }
 
 /// What there is of a class.
 #[derive(Debug)]
-pub(crate) enum State {
+enum State {
     Making,
     Ready(Arc<Template>),
-    Failed,
+    /// Since when.
+    Failed(Instant),
+}
+
+impl State {
+    /// Whether a template is to be made.
+    fn is_over(&self) -> bool {
+        matches!(self, Self::Failed(since) if since.elapsed() >= AFTER_FAILURE)
+    }
 }
 
 /// The templates of the node.
@@ -133,53 +156,77 @@ impl Templates {
 
     /// Counts a VM that boots, and says why.
     pub(crate) fn boots(&self, pod: &PodId, why: Cold, details: &str) {
-        tracing::info!(%pod, reason = why.name(), details, "the VM boots, it is no clone");
+        let reason = why.name();
+        match why {
+            Cold::First | Cold::Making => {
+                tracing::info!(%pod, reason, "the VM boots, it is no clone");
+            }
+            _ => tracing::warn!(%pod, reason, details, "the VM boots, it is no clone"),
+        }
         *self.inner().cold.entry(why).or_default() += 1;
     }
 
-    /// Has VMs of this template's class boot from now on.
-    pub(crate) fn discard(&self, template: &Template) {
-        self.set(&template.label, State::Failed);
+    /// Finds the template of a class, and puts the class last.
+    ///
+    /// # Errors
+    /// Why there is none.
+    pub(crate) fn find(&self, label: &str) -> Result<Arc<Template>, Cold> {
+        let mut inner = self.inner();
+        let Some(at) = inner.kept.iter().position(|(kept, _)| kept == label) else {
+            return Err(Cold::First);
+        };
+        inner.kept[at..].rotate_left(1);
+        match inner.kept.last() {
+            Some((_, State::Ready(template))) => Ok(Arc::clone(template)),
+            Some((_, State::Failed(_))) => Err(Cold::Failed),
+            _ => Err(Cold::Making),
+        }
     }
 
-    /// Tells what became of a template that was made.
-    pub(crate) fn set(&self, label: &str, state: State) {
+    /// Whether the caller is to make the template of this class, which it then has to tell of
+    /// ([`Self::made`]).
+    pub(crate) fn claim(&self, label: &str) -> bool {
+        let mut inner = self.inner();
+        if inner
+            .kept
+            .iter()
+            .any(|(kept, state)| kept == label && !state.is_over())
+        {
+            return false;
+        }
+        inner.kept.retain(|(kept, _)| kept != label);
+        if inner.kept.len() == KEPT {
+            inner.kept.remove(0);
+        }
+        inner.kept.push((label.to_owned(), State::Making));
+        true
+    }
+
+    /// Tells what became of a template that was to be made; none: it failed.
+    pub(crate) fn made(&self, label: &str, template: Option<Template>) {
+        let state = match template {
+            Some(template) => State::Ready(Arc::new(template)),
+            None => State::Failed(Instant::now()),
+        };
+        self.set(label, state);
+    }
+
+    /// Has VMs of this template's class boot for a while.
+    pub(crate) fn discard(&self, template: &Template) {
+        self.set(&template.label, State::Failed(Instant::now()));
+    }
+
+    /// A class that was dropped meanwhile stays so.
+    fn set(&self, label: &str, state: State) {
         let mut inner = self.inner();
         if let Some((_, kept)) = inner.kept.iter_mut().find(|(kept, _)| kept == label) {
             *kept = state;
         }
     }
 
-    /// Finds the state of a class, and puts it last; one that is new is to be made.
-    pub(crate) fn find(&self, label: &str) -> Found {
-        let mut inner = self.inner();
-        if let Some(at) = inner.kept.iter().position(|(kept, _)| kept == label) {
-            let entry = inner.kept.remove(at);
-            let found = match &entry.1 {
-                State::Ready(template) => Found::Ready(Arc::clone(template)),
-                State::Making => Found::No(Cold::Making),
-                State::Failed => Found::No(Cold::Failed),
-            };
-            inner.kept.push(entry);
-            return found;
-        }
-        if inner.kept.len() == KEPT {
-            inner.kept.remove(0);
-        }
-        inner.kept.push((label.to_owned(), State::Making));
-        Found::New
-    }
-
     fn inner(&self) -> MutexGuard<'_, Inner> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// What was found of a class.
-pub(crate) enum Found {
-    Ready(Arc<Template>),
-    No(Cold),
-    New,
 }
 
 /// Returns the name of a class.
@@ -211,32 +258,48 @@ mod tests {
 
     use super::*;
 
-    fn ready(label: &str) -> State {
-        State::Ready(Arc::new(Template::new(label).unwrap()))
+    fn template(label: &str) -> Option<Template> {
+        Some(Template::new(label).unwrap())
     }
 
     #[test]
     fn a_class_is_made_once_and_few_are_kept() {
         let templates = Templates::default();
-        assert!(matches!(templates.find("a"), Found::New));
-        assert!(matches!(templates.find("a"), Found::No(Cold::Making)));
-        templates.set("a", ready("a"));
-        let Found::Ready(template) = templates.find("a") else {
-            panic!("it is ready");
-        };
+        assert_eq!(templates.find("a").unwrap_err(), Cold::First);
+        assert!(templates.claim("a") && !templates.claim("a"));
+        assert_eq!(templates.find("a").unwrap_err(), Cold::Making);
+        templates.made("a", template("a"));
+        assert!(!templates.claim("a"));
         for label in ["b", "c", "d"] {
-            assert!(matches!(templates.find(label), Found::New));
+            assert!(templates.claim(label));
         }
         assert_eq!(templates.counts().ready, 1);
         // The one that was used longest ago goes: not this one, it is used now.
-        assert!(matches!(templates.find("a"), Found::Ready(_)));
-        assert!(matches!(templates.find("e"), Found::New));
-        assert!(matches!(templates.find("b"), Found::New));
-        templates.discard(&template);
-        assert!(matches!(templates.find("a"), Found::No(Cold::Failed)));
-        // What is made for a class that is gone is dropped.
-        templates.set("c", ready("c"));
-        assert_eq!(templates.counts().ready, 0);
+        templates.find("a").unwrap();
+        assert!(templates.claim("e"));
+        templates.find("a").unwrap();
+        assert_eq!(templates.find("b").unwrap_err(), Cold::First);
+        // What was made for a class that is gone is dropped.
+        templates.made("b", template("b"));
+        assert_eq!(templates.counts().ready, 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_class_whose_template_failed_boots_for_a_while() {
+        let templates = Templates::default();
+        assert!(templates.claim("a"));
+        templates.made("a", template("a"));
+        let lost = templates.find("a").unwrap();
+        templates.discard(&lost);
+        for _ in 0..2 {
+            assert_eq!(templates.find("a").unwrap_err(), Cold::Failed);
+            tokio::time::advance(AFTER_FAILURE / 2).await;
+            assert!(!templates.claim("a"));
+            tokio::time::advance(AFTER_FAILURE / 2).await;
+            assert!(templates.claim("a") && !templates.claim("a"));
+            assert_eq!(templates.find("a").unwrap_err(), Cold::Making);
+            templates.made("a", None);
+        }
     }
 
     #[test]

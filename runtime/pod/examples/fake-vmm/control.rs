@@ -157,6 +157,9 @@ fn handle(vm: &Mutex<Vm>, request: Request, fds: Vec<OwnedFd>) -> Response {
             state,
             memory,
         } => {
+            if let Some(kind) = vm.script.refuse_save {
+                return refuse(kind);
+            }
             // The script goes on with the clones.
             let script = serde_json::to_vec(&(label, &vm.script)).unwrap();
             file(&fds, state).write_all_at(&script, 0).unwrap();
@@ -174,13 +177,14 @@ fn handle(vm: &Mutex<Vm>, request: Request, fds: Vec<OwnedFd>) -> Response {
             state.read_exact_at(&mut bytes, 0).unwrap();
             let (label, script): (String, Script) = serde_json::from_slice(&bytes).unwrap();
             assert_eq!(label, config.label);
-            if let Some(kind) = script.refuse_restore {
+            vm.script = match script.clone {
+                Some(clone) => *clone,
+                None => script,
+            };
+            vm.script.asleep = true;
+            if let Some(kind) = vm.script.refuse_configure {
                 return refuse(kind);
             }
-            vm.script = Script {
-                asleep: true,
-                ..script
-            };
             plug(&mut vm, &config.devices, fds);
             assert_eq!(Vec::from_iter(vm.slots.keys().copied()), [0, 1, 2]);
             Response::Ok

@@ -7,10 +7,12 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Script {
-    /// `Configure` fails with this.
+    /// `Configure`, or `Restore`, fails with this.
     pub refuse_configure: Option<ErrorKind>,
-    /// `Restore` of what was saved fails with this.
-    pub refuse_restore: Option<ErrorKind>,
+    /// `Save` fails with this.
+    pub refuse_save: Option<ErrorKind>,
+    /// What goes wrong in VMs that are restored of this one's snapshot; none: the same.
+    pub clone: Option<Box<Self>>,
     /// It is a clone: it does nothing before it was woken.
     pub asleep: bool,
     /// `Start` fails with this.

@@ -5,7 +5,10 @@ use std::{sync::Arc, time::Duration};
 
 use futures::future::BoxFuture;
 use hull_pod::Pods;
-use hull_spec::{config::PodsConfig, error::PodError};
+use hull_spec::{
+    config::{PodsConfig, TemplateScope},
+    error::PodError,
+};
 use nix::errno::Errno;
 use std::sync::Mutex;
 use tokio::{
@@ -121,6 +124,7 @@ impl Daemon {
     pub fn new(config: PodsConfig, images: Images, networks: Networks) -> Self {
         let processes = Processes {
             kernel: config.kernel.clone(),
+            are_clones: config.template != TemplateScope::Off,
         };
         Self {
             config,

@@ -8,7 +8,7 @@ use std::{
     pin::Pin,
     rc::Rc,
     sync::{Arc, atomic::AtomicBool, atomic::Ordering},
-    time::Duration,
+    time::{Duration, UNIX_EPOCH},
 };
 
 use hull_pod::PodProcesses;
@@ -31,6 +31,8 @@ use crate::{
 
 /// Longest time that a process stands still without any harm to its pod.
 const HARMLESS: u64 = 800;
+/// Bytes of a kernel: more than a script has.
+const KERNEL: usize = 4096;
 
 thread_local! {
     static VMS: RefCell<Vec<Rc<Vm>>> = const { RefCell::new(Vec::new()) };
@@ -104,6 +106,8 @@ impl Hold for Held {
 pub struct Processes {
     /// Where VMs read what goes wrong in them.
     pub kernel: PathBuf,
+    /// Whether VMs may be clones.
+    pub are_clones: bool,
 }
 
 /// The identity of a process that has this number here.
@@ -132,8 +136,16 @@ impl PodProcesses for Processes {
     ) -> Result<Process, PodError> {
         may_start("start the VMM")?;
         let script = kernel::run_as(Who::Nobody, || {
-            let script = script();
-            fs::write(&self.kernel, serde_json::to_vec(&script).unwrap()).unwrap();
+            let script = Script {
+                clone: self.are_clones.then(|| Box::new(script())),
+                ..script()
+            };
+            let mut kernel = serde_json::to_vec(&script).unwrap();
+            kernel.resize(KERNEL, b' ');
+            fs::write(&self.kernel, kernel).unwrap();
+            // It is the same kernel for the daemon, whatever goes wrong with it.
+            let kernel = fs::File::options().write(true).open(&self.kernel);
+            kernel.unwrap().set_modified(UNIX_EPOCH).unwrap();
             script
         });
         trace(format_args!("VM of {} has {script:?}", pod.short()));

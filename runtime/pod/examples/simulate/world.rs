@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use hull_spec::config::PodsConfig;
+use hull_spec::config::{PodsConfig, TemplateScope};
 
 use crate::{
     common::{images::FakeImages, network::FakeNetwork},
@@ -57,7 +57,7 @@ pub fn run(seed: u64, is_shown: bool) -> ExitCode {
     }));
     // Short, because sockets are below it, and always of one length.
     let dir = PathBuf::from(format!("/dev/shm/hs-{:07}", std::process::id()));
-    let mut world = World::new(&dir);
+    let mut world = World::new(&dir, seed);
     world.live();
     let Daemon {
         polls,
@@ -85,7 +85,7 @@ pub fn run(seed: u64, is_shown: bool) -> ExitCode {
 }
 
 impl World {
-    fn new(dir: &Path) -> Self {
+    fn new(dir: &Path, seed: u64) -> Self {
         let _ = fs::remove_dir_all(dir);
         let (root, state, assets) = (dir.join("r"), dir.join("s"), dir.join("a"));
         for path in [&root, &assets] {
@@ -105,6 +105,11 @@ impl World {
             guest_overhead_mib: 1,
             boot_timeout: Duration::from_secs(20),
             agent_timeout: Duration::from_secs(20),
+            // Every other seed: what others do stays what it was.
+            template: match seed % 2 {
+                0 => TemplateScope::Node,
+                _ => TemplateScope::Off,
+            },
             ..PodsConfig::new(root, state, assets)
         };
         let images = FakeImages::new(&dir.join("i"));
@@ -140,7 +145,8 @@ impl World {
             .kubelet
             .handle()
             .spawn(kubelet::probe(self.client.clone()));
-        if !self.until(|| probe.is_finished()) {
+        // A template may be in the making.
+        if !self.until(|| probe.is_finished() && vms::living().is_empty()) {
             return;
         }
         self.check_left(false);
@@ -197,7 +203,7 @@ impl World {
                 return false;
             }
             if kernel::now() > self.quiet_at + QUIET {
-                fault("it never ends".into());
+                fault(format!("it never ends, with {:?}", vms::living()));
                 return false;
             }
             if dice::is_chaos() {

@@ -16,7 +16,6 @@ use std::{
     fs::{self, File},
     io::{self, Read, Seek, SeekFrom},
     os::{fd::OwnedFd, unix::net::UnixListener},
-    path::Path,
     pin::pin,
     sync::Arc,
     time::{Duration, Instant},
@@ -136,6 +135,7 @@ pub(crate) async fn bring_up(
         }
     };
     up.times.total_us = micros(begin);
+    template::provide(node, &up.record.spec.metadata.namespace, size);
     Ok(up)
 }
 
@@ -197,6 +197,23 @@ struct Context<'a> {
 impl Context<'_> {
     async fn save(&self) -> Result<(), PodError> {
         Ok(self.node.records.put_sandbox(&self.record).await?)
+    }
+
+    async fn spawn_vmm(&self) -> Result<(Process, VmClient), PodError> {
+        let Self {
+            node, record, run, ..
+        } = self;
+        let cgroup = record.cgroup.as_ref();
+        let vmm =
+            node.processes
+                .spawn_vmm(&node.config.vmm, &record.id, record.user, run, cgroup)?;
+        let deadline = tokio::time::Instant::now() + SPAWN;
+        let connected =
+            VmClient::connect(&run.control_socket(), &run.exit_report(), deadline, &vmm).await;
+        match connected {
+            Ok((vm, _)) => Ok((vmm, vm)),
+            Err(error) => Err(PodError::from(error).after_undo(kill(&vmm).await)),
+        }
     }
 
     fn left(self, error: PodError) -> Left {
@@ -296,7 +313,7 @@ impl<'a> Prepared<'a> {
         let mut times = self.0.times;
         let (network, vmm, scratch) = tokio::join!(
             timed(&mut times.network_us, self.network()),
-            timed(&mut times.spawn_us, self.spawn_vmm()),
+            timed(&mut times.spawn_us, self.0.spawn_vmm()),
             timed(&mut times.scratch_us, self.scratch()),
         );
         self.0.times = times;
@@ -354,23 +371,6 @@ impl<'a> Prepared<'a> {
         self.0.node.network.setup(plan).await
     }
 
-    async fn spawn_vmm(&self) -> Result<(Process, VmClient), PodError> {
-        let Context {
-            node, record, run, ..
-        } = &self.0;
-        let cgroup = record.cgroup.as_ref();
-        let vmm =
-            node.processes
-                .spawn_vmm(&node.config.vmm, &record.id, record.user, run, cgroup)?;
-        let deadline = tokio::time::Instant::now() + SPAWN;
-        let connected =
-            VmClient::connect(&run.control_socket(), &run.exit_report(), deadline, &vmm).await;
-        match connected {
-            Ok((vm, _)) => Ok((vmm, vm)),
-            Err(error) => Err(PodError::from(error).after_undo(kill(&vmm).await)),
-        }
-    }
-
     async fn scratch(&self) -> Result<File, PodError> {
         let (config, path) = (self.0.node.config.clone(), self.0.data.scratch());
         let disk = blocking(move || scratch::create(&config, &path)).await?;
@@ -412,16 +412,11 @@ impl Stage for Assembled<'_> {
 
 impl<'a> Assembled<'a> {
     async fn boot(mut self) -> Result<Booted<'a>, Failed> {
-        self.context.record.vm = Some(VmRecord {
-            process: self.parts.vmm.identity(),
-            size: self.context.size,
-        });
-        // From here on a daemon that is killed leaves a VM that runs: it must find it.
-        let booted = match self.context.save().await {
+        let started = match self.record_vm().await {
             Ok(()) => self.start().await,
             Err(error) => Err(error),
         };
-        match booted {
+        match started {
             Ok((agent, guest)) => Ok(Booted {
                 context: self.context,
                 parts: self.parts,
@@ -432,49 +427,106 @@ impl<'a> Assembled<'a> {
         }
     }
 
+    /// From here on a daemon that is killed leaves a VM that runs: it must find it.
+    async fn record_vm(&mut self) -> Result<(), PodError> {
+        self.context.record.vm = Some(VmRecord {
+            process: self.parts.vmm.identity(),
+            size: self.context.size,
+        });
+        self.context.save().await
+    }
+
+    /// Starts the VM: a clone if it can be one, else one that boots.
     async fn start(&mut self) -> Result<(Agent, GuestInfo), PodError> {
+        let Context {
+            node, record, size, ..
+        } = &self.context;
+        let (node, id) = (*node, record.id.clone());
+        let namespace = &record.spec.metadata.namespace;
+        let Some(template) = template::template(node, &id, namespace, *size) else {
+            return self.start_new().await;
+        };
+        let longest = node.config.boot_timeout / HUNG;
+        let cloned = timeout(longest, self.start_clone(&template)).await;
+        let (why, error) = match cloned {
+            Ok(Ok(up)) => {
+                node.templates.cloned();
+                self.context.times.cloned = true;
+                return Ok(up);
+            }
+            Ok(Err(failed)) => failed,
+            Err(_) => {
+                let limit = format!("it is not up after {} s", longest.as_secs_f32());
+                (Cold::Late, PodError::precondition("start a clone", limit))
+            }
+        };
+        let details = Report::new(&error).to_string();
+        node.templates.boots(&id, why, &details);
+        node.templates.discard(&template);
+        self.replace_vmm().await?;
+        self.start_new().await
+    }
+
+    /// Starts a VM that boots.
+    async fn start_new(&mut self) -> Result<(Agent, GuestInfo), PodError> {
         let begin = Instant::now();
-        let vsock = self.context.run.vsock_socket();
-        let listener = UnixListener::bind(&vsock)
-            .map_err(|e| PodError::internal(format!("listen on {}", vsock.display()), e))?;
-        let template = self.clone_template(&listener).await;
-        if template.is_none() {
-            let (vm_config, fds) = self.vm_config(&listener)?;
-            self.parts.vm.configure(vm_config, fds).await?;
-        }
+        let listener = self.listen()?;
+        let (vm_config, fds) = self.vm_config(&listener)?;
+        self.parts.vm.configure(vm_config, fds).await?;
         self.parts.vm.start().await?;
         self.context.times.vm_us = micros(begin);
 
         let begin = Instant::now();
-        let greeted = self.greet(&vsock).await;
+        let greeted = self.greet().await;
         self.context.times.agent_us = micros(begin);
-        let Some(template) = template else {
-            return greeted;
-        };
-        let node = self.context.node;
-        let woken = match greeted {
-            Ok((agent, guest)) => self.wake(&agent).await.map(|()| (agent, guest)),
-            Err(error) => Err(error),
-        };
-        match &woken {
-            Ok(_) => {
-                node.templates.cloned();
-                self.context.times.cloned = true;
-            }
-            // Whoever asks again gets a VM that boots.
-            Err(_) => node.templates.discard(&template),
-        }
-        woken
+        greeted
+    }
+
+    /// Starts a VM that is a clone; with the error goes of what kind it is.
+    async fn start_clone(
+        &mut self,
+        template: &Template,
+    ) -> Result<(Agent, GuestInfo), (Cold, PodError)> {
+        let begin = Instant::now();
+        let restored = self.restore(template).await;
+        restored.map_err(|error| (Cold::Refused, error))?;
+        self.context.times.vm_us = micros(begin);
+
+        let begin = Instant::now();
+        let woken = self.wake().await;
+        self.context.times.agent_us = micros(begin);
+        woken.map_err(|error| (Cold::Lost, error))
+    }
+
+    /// Has a new VMM, because what the old one has is not known.
+    async fn replace_vmm(&mut self) -> Result<(), PodError> {
+        kill(&self.parts.vmm).await?;
+        let run = self.context.run.path();
+        beneath::Directory::open(run)
+            .and_then(|run| run.clear())
+            .map_err(|e| PodError::internal(format!("clear {}", run.display()), e))?;
+        let (vmm, vm) = self.context.spawn_vmm().await?;
+        self.parts.vmm = vmm;
+        self.parts.vm = vm;
+        self.record_vm().await
+    }
+
+    /// Listens where the daemon dials the guest.
+    fn listen(&self) -> Result<UnixListener, PodError> {
+        let vsock = self.context.run.vsock_socket();
+        UnixListener::bind(&vsock)
+            .map_err(|e| PodError::internal(format!("listen on {}", vsock.display()), e))
     }
 
     /// Waits for the agent.
-    async fn greet(&self, vsock: &Path) -> Result<(Agent, GuestInfo), PodError> {
+    async fn greet(&self) -> Result<(Agent, GuestInfo), PodError> {
         let (vm, run) = (&self.parts.vm, &self.context.run);
+        let vsock = run.vsock_socket();
         let config = &self.context.node.config;
         let begin = Instant::now();
         let deadline = tokio::time::Instant::now() + config.boot_timeout;
         let greeted = tokio::select! {
-            greeted = Agent::connect(vsock, config.agent_timeout, deadline) => greeted,
+            greeted = Agent::connect(&vsock, config.agent_timeout, deadline) => greeted,
             () = vm.gone() => {
                 let report = format!("{}{}", vm.report(), console_tail(run));
                 let action = "boot the guest";
@@ -496,25 +548,8 @@ impl<'a> Assembled<'a> {
         })
     }
 
-    /// Makes the VM a clone, with all of its devices; none: it is still to be configured.
-    async fn clone_template(&self, listener: &UnixListener) -> Option<Arc<Template>> {
-        let Context {
-            node, record, size, ..
-        } = &self.context;
-        let namespace = &record.spec.metadata.namespace;
-        let template = template::template(node, &record.id, namespace, *size)?;
-        match self.restore(&template, listener).await {
-            Ok(()) => Some(template),
-            Err(error) => {
-                let details = Report::new(&error).to_string();
-                node.templates.boots(&record.id, Cold::Refused, &details);
-                node.templates.discard(&template);
-                None
-            }
-        }
-    }
-
-    async fn restore(&self, template: &Template, listener: &UnixListener) -> Result<(), PodError> {
+    /// Makes the VM a clone with all of its devices, and lets it go on.
+    async fn restore(&self, template: &Template) -> Result<(), PodError> {
         let duplicate = |e| PodError::internal("duplicate a file descriptor", e);
         let mut fds = Vec::from(template.files().map_err(duplicate)?);
         let mut send = |fd: OwnedFd| {
@@ -522,7 +557,7 @@ impl<'a> Assembled<'a> {
             FdIndex(fds.len() as u32 - 1)
         };
         let serial = self.console()?.map(|file| send(file.into()));
-        let devices = self.base_devices(listener, &mut send)?;
+        let devices = self.base_devices(&self.listen()?, &mut send)?;
         let config = RestoreConfig {
             label: template.label.clone(),
             state: FdIndex(0),
@@ -542,17 +577,18 @@ impl<'a> Assembled<'a> {
             let fds: io::Result<Vec<_>> = fds.iter().map(OwnedFd::try_clone).collect();
             vm.attach(slot, device, fds.map_err(duplicate)?).await?;
         }
-        Ok(())
+        Ok(vm.start().await?)
     }
 
     /// Makes a clone another guest than its template and all other clones, before it does anything else;
     /// then its driver takes the cards, which the template did not have.
-    async fn wake(&self, agent: &Agent) -> Result<(), PodError> {
+    async fn wake(&self) -> Result<(Agent, GuestInfo), PodError> {
+        let (agent, guest) = self.greet().await?;
         agent.wake(configure::wake()).await?;
         for (number, _) in (0..).zip(&self.parts.network.links) {
             agent.attach_link(slots::net(number)).await?;
         }
-        Ok(())
+        Ok((agent, guest))
     }
 
     fn vm_config(&self, listener: &UnixListener) -> Result<(VmConfig, Vec<OwnedFd>), PodError> {

@@ -3,6 +3,7 @@
 
 use std::{
     fs::File,
+    io,
     os::{fd::OwnedFd, unix::net::UnixListener},
     path::Path,
     sync::Arc,
@@ -13,10 +14,16 @@ use error_reporter::Report;
 use hull_base::panics::caught;
 use hull_proto_agent::GUEST_CID;
 use hull_proto_vmm::{DeviceConfig, Extent, FdIndex, VmConfig};
-use hull_spec::{config::TemplateScope, error::PodError, id::PodId, size::VmSize};
+use hull_spec::{
+    config::{PodsConfig, TemplateScope},
+    error::PodError,
+    id::PodId,
+    size::VmSize,
+};
 use hull_vm::{
     agent::client::Agent,
     client::VmClient,
+    process::Process,
     rundir::{DataDir, RunDir},
     slots,
 };
@@ -24,58 +31,73 @@ use hull_vm::{
 use super::{CMDLINE, SPAWN, make_dir, teardown};
 use crate::{
     node::Node,
-    templates::{Cold, Found, State, Template, label},
+    templates::{Cold, Template, label},
 };
 
-/// Returns the template of a VM that is to be a clone. If there is none yet, it is made meanwhile.
+/// The template that a VM of this size could be a clone of, as the namespace's pods may have it.
 pub(super) fn template(
-    node: &Arc<Node>,
+    node: &Node,
     pod: &PodId,
     namespace: &str,
     size: VmSize,
 ) -> Option<Arc<Template>> {
-    let config = &node.config;
+    let label = class(&node.config, namespace, size)?;
+    let found = match label {
+        Ok(label) => node
+            .templates
+            .find(&label)
+            .map_err(|why| (why, String::new())),
+        Err(error) => Err((Cold::Class, error.to_string())),
+    };
+    found
+        .inspect_err(|(why, details)| node.templates.boots(pod, *why, details))
+        .ok()
+}
+
+/// Has the template of such VMs made, if there is none: beside pods, in no pod's time.
+pub(super) fn provide(node: &Arc<Node>, namespace: &str, size: VmSize) {
+    let Some(Ok(label)) = class(&node.config, namespace, size) else {
+        return;
+    };
+    if !node.templates.claim(&label) {
+        return;
+    }
+    let node = Arc::clone(node);
+    tokio::spawn(async move {
+        let _turn = node.starts.turn().await;
+        let made = caught(make(&node, &label, size)).await;
+        let failure = match made {
+            Ok(Ok(template)) => {
+                tracing::info!(label, "template is ready");
+                return node.templates.made(&label, Some(template));
+            }
+            Ok(Err(error)) => Report::new(&error).to_string(),
+            Err(panic) => panic.to_string(),
+        };
+        tracing::warn!(label, failure, "template can't be made");
+        node.templates.made(&label, None);
+    });
+}
+
+/// Names the class of such VMs, or says why it can't; none: they are no clones.
+fn class(config: &PodsConfig, namespace: &str, size: VmSize) -> Option<io::Result<String>> {
     let scope = match config.template {
         TemplateScope::Off => return None,
         TemplateScope::Node => "",
         TemplateScope::Namespace => namespace,
     };
-    let label = match label(config, scope, size) {
-        Ok(label) => label,
-        Err(error) => {
-            node.templates.boots(pod, Cold::Class, &error.to_string());
-            return None;
+    Some(label(config, scope, size))
+}
+
+/// A VM that is no pod's: it goes with the daemon if that ends.
+struct KilledWithUs(Process);
+
+impl Drop for KilledWithUs {
+    fn drop(&mut self) {
+        if self.0.is_alive() {
+            self.0.kill();
         }
-    };
-    let why = match node.templates.find(&label) {
-        Found::Ready(template) => return Some(template),
-        Found::No(why) => why,
-        Found::New => {
-            let node = Arc::clone(node);
-            tokio::spawn(async move {
-                let made = caught(make(&node, &label, size)).await;
-                let state = match made {
-                    Ok(Ok(template)) => {
-                        tracing::info!(label, "template is ready");
-                        State::Ready(Arc::new(template))
-                    }
-                    Ok(Err(error)) => {
-                        let error = Report::new(&error).to_string();
-                        tracing::warn!(label, error, "template can't be made");
-                        State::Failed
-                    }
-                    Err(panic) => {
-                        tracing::error!(label, %panic, "template can't be made");
-                        State::Failed
-                    }
-                };
-                node.templates.set(&label, state);
-            });
-            Cold::Making
-        }
-    };
-    node.templates.boots(pod, why, "");
-    None
+    }
 }
 
 /// Boots a guest, and saves it when its agent answers.
@@ -107,6 +129,7 @@ async fn make_in(
     let vmm = node
         .processes
         .spawn_vmm(&node.config.vmm, id, user.id(), run, None)?;
+    let _guard = KilledWithUs(vmm.clone());
     let deadline = tokio::time::Instant::now() + SPAWN;
     let saved = async {
         let (socket, report) = (run.control_socket(), run.exit_report());

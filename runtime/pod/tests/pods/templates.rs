@@ -1,9 +1,11 @@
 //! Pods whose VMs are clones of one that was booted.
 
+use std::time::Duration;
+
 use hull_pod::Pods;
 use hull_spec::{config::TemplateScope, id::PodId, info::TemplateCounts};
 
-use crate::common::{TestNode, container, eventually};
+use crate::common::{TestNode, container, daemon, end, eventually};
 
 /// A node whose pods are clones. Templates are made of VMs with this script.
 fn node(script: &str) -> TestNode {
@@ -52,7 +54,7 @@ async fn the_first_pod_boots_and_others_are_clones() {
     assert!(is_clone(&pods, &node, "third").await);
     let counts = pods.templates();
     assert_eq!((counts.ready, counts.clones), (1, 2));
-    assert_eq!(cold(&counts, "template is being made"), 1);
+    assert_eq!(cold(&counts, "no template yet"), 1);
 
     // Another kernel is another class.
     node.script("{}");
@@ -65,27 +67,90 @@ async fn the_first_pod_boots_and_others_are_clones() {
     assert_eq!(node.leftovers(), Vec::<String>::new());
 }
 
+/// With a script of clones, and why a pod boots then.
 #[tokio::test]
-async fn what_the_vmm_refuses_boots_in_the_same_vmm_and_is_counted() {
-    let node = node(r#"{"refuse_restore": "invalid"}"#);
-    let pods = node.open().await;
-    made(&pods, &node).await;
-    assert!(!is_clone(&pods, &node, "second").await);
-    assert!(!is_clone(&pods, &node, "third").await);
-    let counts = pods.templates();
-    assert_eq!((counts.ready, counts.clones), (0, 0));
-    assert_eq!(cold(&counts, "template was refused"), 1);
-    assert_eq!(cold(&counts, "template failed"), 1);
+async fn whatever_is_wrong_with_a_clone_its_pod_boots_in_the_same_call() {
+    for (clone, why) in [
+        (
+            r#"{"refuse_configure": "invalid"}"#,
+            "VMM refused the template",
+        ),
+        (
+            r#"{"refuse_attach": "internal"}"#,
+            "VMM refused the template",
+        ),
+        (
+            r#"{"refuse_start": "internal"}"#,
+            "VMM refused the template",
+        ),
+        (r#"{"die_at_start": true}"#, "clone failed"),
+        (r#"{"version": 9}"#, "clone failed"),
+        (r#"{"refuse": ["wake"]}"#, "clone failed"),
+        (r#"{"refuse": ["attach_device"]}"#, "clone failed"),
+        (r#"{"no_agent": true}"#, "clone took too long"),
+        (r#"{"hang_once": ["wake"]}"#, "clone took too long"),
+    ] {
+        let mut node = node(&format!(r#"{{"clone": {clone}}}"#));
+        // A clone has a quarter of it.
+        node.config.boot_timeout = Duration::from_secs(8);
+        let pods = node.open().await;
+        made(&pods, &node).await;
+        assert!(!is_clone(&pods, &node, "second").await, "{clone}");
+        assert_eq!(node.vmms().len(), 2, "{clone}");
+        let counts = pods.templates();
+        assert_eq!((counts.ready, counts.clones), (0, 0), "{clone}");
+        assert_eq!(cold(&counts, why), 1, "{clone}: {counts:?}");
+        // Its template is not tried again.
+        assert!(!is_clone(&pods, &node, "third").await);
+        assert_eq!(cold(&pods.templates(), "template failed before"), 1);
+        for pod in pods.sandboxes().await {
+            pods.remove_sandbox(pod.id.as_str()).await.unwrap();
+        }
+        drop(pods);
+        assert_eq!(node.leftovers(), Vec::<String>::new());
+    }
 }
 
 #[tokio::test]
-async fn a_clone_that_does_not_wake_is_the_last_of_its_template() {
-    let node = node(r#"{"refuse": ["wake"]}"#);
+async fn a_template_that_cannot_be_made_leaves_nothing_and_pods_boot() {
+    let node = node(r#"{"refuse_save": "busy"}"#);
     let pods = node.open().await;
-    made(&pods, &node).await;
-    pods.run_sandbox(node.sandbox("second")).await.unwrap_err();
-    assert!(!is_clone(&pods, &node, "second").await);
-    assert_eq!(cold(&pods.templates(), "template failed"), 1);
+    assert!(!is_clone(&pods, &node, "first").await);
+    eventually("it has failed", async || {
+        let name = format!("pod{}", pods.sandboxes().await.len());
+        assert!(!is_clone(&pods, &node, &name).await);
+        cold(&pods.templates(), "template failed before") > 0
+    })
+    .await;
+    assert_eq!(pods.templates().ready, 0);
+    for pod in pods.sandboxes().await {
+        pods.remove_sandbox(pod.id.as_str()).await.unwrap();
+    }
+    drop(pods);
+    assert_eq!(node.leftovers(), Vec::<String>::new());
+}
+
+/// A daemon that ends while it makes one.
+#[test]
+fn a_template_goes_with_its_daemon() {
+    // Its guest never answers.
+    let node = node(r#"{"slow_ms": 1}"#);
+    let first = daemon();
+    first.block_on(async {
+        let pods = node.open().await;
+        let pod = pods.run_sandbox(node.sandbox("first")).await.unwrap();
+        eventually("it is being made", async || node.vmms().len() == 2).await;
+        pods.remove_sandbox(pod.as_str()).await.unwrap();
+    });
+    end(first);
+    let second = daemon();
+    second.block_on(async {
+        let pods = node.open().await;
+        eventually("its VM is gone", async || node.vmms().is_empty()).await;
+        assert_eq!(pods.templates().ready, 0);
+    });
+    end(second);
+    assert_eq!(node.leftovers(), Vec::<String>::new());
 }
 
 #[tokio::test]
