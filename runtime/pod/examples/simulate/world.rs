@@ -145,8 +145,10 @@ impl World {
             .kubelet
             .handle()
             .spawn(kubelet::probe(self.client.clone()));
-        // A template may be in the making.
-        if !self.until(|| probe.is_finished() && vms::living().is_empty()) {
+        // A template may be in the making: a VM that is no pod's, with a directory.
+        let runs = self.daemon.config.state.join("pods");
+        let is_none_left = || fs::read_dir(&runs).is_ok_and(|mut runs| runs.next().is_none());
+        if !self.until(|| probe.is_finished() && vms::living().is_empty() && is_none_left()) {
             return;
         }
         self.check_left(false);
