@@ -24,7 +24,7 @@ critest: build ## CRITEST=/path/to/critest [FOCUS=REGEX]: that critest against h
 software: build ## [NAME="redis java"]: databases, servers, languages as their users run them, in the KVM host
 	@tests/software.sh $(NAME)
 
-bench: build ## BENCH=network, storage, pmem, burst or neighbours: measures Hull and its peers in the KVM host; node, logs, pull: the daemon with many pods, with much output, pulls, here
+bench: build ## BENCH=network, storage, pmem, pods, burst or neighbours: measures Hull and its peers in the KVM host; node, logs, pull: the daemon with many pods, with much output, pulls, here
 	@tests/bench/$(or $(BENCH),network).sh
 
 hostile: ## [SECONDS=N] [SEED=N]: the hostile guest's attacks at random on the VMM's devices, one seed after another, here
