@@ -105,11 +105,17 @@ impl Pods {
         let (driver, new) = Driver::new(Arc::clone(&self.node), record, Phase::Starting);
         // The driver holds it.
         drop(user);
-        let entry = match self.node.registry.reserve(new.clone())? {
-            Some(other) => other,
-            None => {
-                recover::supervise(&self.node, new.id.clone(), driver.start());
-                new
+        let entry = loop {
+            match self.node.registry.reserve(new.clone())? {
+                None => {
+                    recover::supervise(&self.node, new.id.clone(), driver.start());
+                    break new;
+                }
+                // Of a start that could not be undone: it has been told why.
+                Some(left) if left.has_failed() => {
+                    absent_is_done(ask(&left, Command::RemoveSandbox).await)?;
+                }
+                Some(other) => break other,
             }
         };
         let mut started = entry.started.subscribe();

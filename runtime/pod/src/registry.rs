@@ -2,7 +2,8 @@
 //!
 //! A name is reserved by an entry and released with it. A request with a name that is taken joins
 //! the operation that took it when it asks for the same and its result was not delivered to
-//! anybody (a client that timed out and tries again); otherwise it is refused.
+//! anybody (a client that timed out and tries again); otherwise it is refused. What a failed start left that could
+//! not be undone is removed first.
 
 use std::{
     borrow::Borrow,
@@ -61,6 +62,13 @@ pub(crate) struct PodEntry {
     pub started: watch::Sender<Option<Result<(), PodError>>>,
     pub delivered: Delivered,
     pub permits: Permits,
+}
+
+impl PodEntry {
+    /// Whether its start has failed.
+    pub(crate) fn has_failed(&self) -> bool {
+        matches!(*self.started.borrow(), Some(Err(_)))
+    }
 }
 
 /// The pods of the node.

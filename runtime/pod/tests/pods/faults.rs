@@ -73,6 +73,31 @@ async fn a_network_that_fails_takes_the_rest_with_it() {
 }
 
 #[tokio::test]
+async fn what_could_not_be_undone_is_undone_before_the_next_try() {
+    let node = TestNode::new();
+    let pods = node.open().await;
+    {
+        let mut faults = node.network.faults.lock().unwrap();
+        (faults.setup, faults.teardown) = (true, true);
+    }
+    pods.run_sandbox(node.sandbox("web")).await.unwrap_err();
+    let left = pods.sandboxes().await;
+    assert_eq!(left.len(), 1);
+
+    // It can't be undone still, which is what the next one is told.
+    node.network.faults.lock().unwrap().setup = false;
+    let error = pods.run_sandbox(node.sandbox("web")).await.unwrap_err();
+    assert!(error.to_string().contains("network"), "{error}");
+
+    node.network.faults.lock().unwrap().teardown = false;
+    let pod = pods.run_sandbox(node.sandbox("web")).await.unwrap();
+    let known = pods.sandboxes().await;
+    assert_eq!(known.len(), 1);
+    assert_eq!(known[0].id, pod);
+    assert_ne!(pod, left[0].id);
+}
+
+#[tokio::test]
 async fn a_vmm_that_ends_at_once_takes_the_rest_with_it() {
     let mut node = TestNode::new();
     let real = std::mem::replace(&mut node.config.vmm, "/bin/false".into());

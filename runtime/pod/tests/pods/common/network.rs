@@ -101,8 +101,19 @@ impl PodNetworking for FakeNetwork {
 
     async fn setup(&self, mut record: NetworkRecord) -> Result<PodNetwork, NetworkError> {
         self.panic_at("setup");
-        if self.faults.lock().unwrap().setup {
-            return Err(fault());
+        match *self.faults.lock().unwrap() {
+            Faults {
+                setup: true,
+                teardown: true,
+                ..
+            } => {
+                return Err(NetworkError::Undo {
+                    failure: Box::new(fault()),
+                    undo: Box::new(fault()),
+                });
+            }
+            Faults { setup: true, .. } => return Err(fault()),
+            Faults { .. } => {}
         }
         self.up.lock().unwrap().insert(record.pod_id.clone());
         let mut held = self.held.subscribe();
