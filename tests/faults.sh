@@ -11,9 +11,10 @@ case ${1:-} in
     soak) test=what_comes_and_goes_leaves_nothing ;;
     *) die "faults or soak" ;;
 esac
-# The daemon and what stands for VMs are built with it, and with it the daemon has the points.
+# The daemon and what stands for VMs are built with it, and with it the daemon has the points. Another crate has
+# a test of that name too.
 program=$(cargo build --locked --workspace --bins --example fake-vmm --test faults --message-format json |
-    jq -r 'select(.profile.test? and .target.name == "faults") | .executable')
+    jq -r 'select(.profile.test? and .target.src_path == "'"$REPO"'/tests/faults/main.rs") | .executable')
 HULL_TEST_IMAGES=$("$REPO/tests/images/build.sh")
 export HULL_TEST_IMAGES HULL_FOCUS=${FOCUS:-} HULL_SOAK_MINUTES=${MINUTES:-1}
 run() { "$REPO/tests/host/run.sh" "$program" --exact "$test" --ignored --nocapture; }
