@@ -67,7 +67,6 @@ fn every_point_is_survived() {
 }
 
 #[test]
-#[ignore = "takes minutes"]
 fn a_sample_of_points_is_survived() {
     if inside("a_sample_of_points_is_survived") {
         run::block_on(run::faults(Wanted::sample()));
@@ -83,7 +82,6 @@ fn what_comes_and_goes_leaves_nothing() {
 }
 
 #[test]
-#[ignore = "takes half a minute"]
 fn a_few_pods_and_restarts_leave_nothing() {
     if inside("a_few_pods_and_restarts_leave_nothing") {
         run::block_on(soak::soak(Load::few()));
