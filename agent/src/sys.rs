@@ -110,13 +110,26 @@ pub(crate) fn trim(root: &File) -> io::Result<u64> {
     Ok(range.length)
 }
 
-/// Gives SIGPIPE its default action back, which Rust's start-up code takes away
-/// and execve(2) would hand on to the program.
-pub(crate) fn default_sigpipe() {
-    use nix::sys::signal::{SigHandler, Signal, signal};
-    // SAFETY: no handler is installed, so none can run in a bad place; the
-    // caller is single-threaded and about to call execve.
-    let _ = unsafe { signal(Signal::SIGPIPE, SigHandler::SigDfl) };
+/// Gives all signals their default actions back: execve(2) hands on to the program what is ignored. That is
+/// SIGPIPE by Rust's start-up code, and by `posix_spawn` two that the C library has for itself.
+pub(crate) fn default_signals() {
+    /// `SIGRTMAX` of the kernel.
+    const LAST: libc::c_int = 64;
+    // The kernel's `struct sigaction`, since the C library's function refuses its own two: SIG_DFL, no flag.
+    let default = [0_u64; 4];
+    for signal in 1..=LAST {
+        // SAFETY: no handler is installed, so none can run in a bad place. The kernel reads an action of 32 bytes
+        // with a mask of eight, and writes none; SIGKILL and SIGSTOP are refused.
+        unsafe {
+            libc::syscall(
+                libc::SYS_rt_sigaction,
+                signal,
+                &raw const default,
+                std::ptr::null_mut::<u64>(),
+                size_of::<u64>(),
+            )
+        };
+    }
 }
 
 /// Closes all descriptors but the standard streams (close_range(2)). Only for the first

@@ -355,7 +355,7 @@ impl Process {
 
     /// Executes the command; returns why that could not be.
     pub(super) fn execute(&self) -> StepError {
-        crate::sys::default_sigpipe();
+        crate::sys::default_signals();
         if self.filtered_last()
             && let Some(Err(error)) = self.filter.as_ref().map(Filter::load)
         {
