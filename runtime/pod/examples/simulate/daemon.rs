@@ -1,7 +1,7 @@
 //! The daemon: started, killed at any point, and started again on what it left. Its callers are on other
 //! hosts, and a call of theirs that it did not answer before it was killed fails.
 
-use std::{sync::Arc, time::Duration};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use futures::future::BoxFuture;
 use hull_pod::Pods;
@@ -20,6 +20,7 @@ use crate::{
     dice,
     host::{Host, Ran},
     kernel::{self, Disk, Who},
+    logs,
     node::{Images, Networks},
     trace::trace,
     vms::Processes,
@@ -105,6 +106,8 @@ pub struct Daemon {
     pub images: Arc<Images>,
     pub networks: Arc<Networks>,
     pub processes: Arc<Processes>,
+    /// Of pods; somebody else rotates them.
+    logs: PathBuf,
     pub socket: Socket,
     host: Option<Host>,
     /// Why the last one could not start.
@@ -121,7 +124,7 @@ pub struct Daemon {
 }
 
 impl Daemon {
-    pub fn new(config: PodsConfig, images: Images, networks: Networks) -> Self {
+    pub fn new(config: PodsConfig, images: Images, networks: Networks, logs: PathBuf) -> Self {
         let processes = Processes {
             kernel: config.kernel.clone(),
             are_clones: config.template != TemplateScope::Off,
@@ -131,6 +134,7 @@ impl Daemon {
             images: Arc::new(images),
             networks: Arc::new(networks),
             processes: Arc::new(processes),
+            logs,
             socket: Socket::default(),
             host: None,
             failure: Arc::default(),
@@ -195,6 +199,9 @@ impl Daemon {
         let Some(host) = &self.host else {
             let is_due = kernel::now() >= self.start_at;
             if is_due {
+                if dice::fault_in(3) {
+                    logs::rotate_all(&self.logs);
+                }
                 self.start();
             }
             return Ran {

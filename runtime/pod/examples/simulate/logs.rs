@@ -78,6 +78,25 @@ fn all(directory: &Path, name: &str) -> String {
         .collect()
 }
 
+/// Renames all logs of pods, as a rotator does that asks nobody.
+pub fn rotate_all(logs: &Path) {
+    let entries = |path: &Path| {
+        let found = fs::read_dir(path).into_iter().flatten().flatten();
+        let mut paths: Vec<_> = found.map(|entry| entry.path()).collect();
+        paths.sort();
+        paths
+    };
+    for pod in entries(logs) {
+        for log in entries(&pod) {
+            if log.extension().is_some_and(|end| end == "log")
+                && let Some(name) = log.file_stem().and_then(|name| name.to_str())
+            {
+                rotate(&pod, name);
+            }
+        }
+    }
+}
+
 /// Renames a log as a rotator does.
 pub fn rotate(directory: &Path, name: &str) {
     let free = (0..).find(|n| !directory.join(format!("{name}.log.{n}")).exists());

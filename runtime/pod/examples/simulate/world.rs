@@ -114,10 +114,11 @@ impl World {
         };
         let images = FakeImages::new(&dir.join("i"));
         let networks = Networks::new(FakeNetwork::new(&dir.join("n")));
-        let daemon = Daemon::new(config, Images::new(images), networks);
+        let logs = dir.join("logs");
+        let daemon = Daemon::new(config, Images::new(images), networks, logs.clone());
         let client = Kubelet {
             socket: daemon.socket.clone(),
-            logs: dir.join("logs"),
+            logs,
             dir: dir.join("k"),
         };
         Self {
