@@ -33,5 +33,6 @@ mod security;
 mod stats;
 mod storage;
 mod streaming;
+mod templates;
 mod volumes;
 mod within;
