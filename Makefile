@@ -3,7 +3,7 @@
 # make turns every failure into exit code 2; tests/host/run.sh CMD passes the code on as it is.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test simulate critest software bench hostile faults soak check fuzz host shell host-stop image build sbom deb tarball clean
+.PHONY: help demo test test-package simulate mutants critest software bench hostile faults soak check fuzz host shell host-stop image build sbom deb tarball clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s  %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -15,8 +15,14 @@ demo: build ## a real image from a real registry as a container in a microVM, st
 test: ## all checks and tests; TESTS=WORD: only the integration tests of that name
 	@tests/run-all.sh
 
+test-package: sbom ## the Debian package on a fresh Debian under systemd: install, use, upgrade under a pod, remove, purge
+	@tests/package.sh
+
 simulate: ## SEEDS=10000 [FIRST=1]: runs of a node under a seed, killed and broken anywhere; SEED=N: one, with all that happens
 	@cargo run --quiet --locked --profile simulate -p hull-pod --example simulate -- $(or $(SEED),$(or $(FIRST),1) $(or $(SEEDS),10000))
+
+mutants: ## [SEEDS=10000]: bugs put into the daemon, and the seed by which the simulation finds each
+	@tests/mutants/run $(SEEDS)
 
 critest: build ## CRITEST=/path/to/critest [FOCUS=REGEX]: that critest against hull serve in the KVM host
 	@tests/critest.sh
@@ -37,7 +43,7 @@ faults: ## a daemon that is killed, stopped and refused writes at each of its po
 soak: ## pods and restarts by the thousand, fake and real, leave nothing; MINUTES=N: at least so long
 	@tests/faults.sh soak
 
-check: ## format, lints, dependencies (licences, versions, advisories), layering, circles, points of faults
+check: ## format, lints, dependencies (licences, versions, advisories), layering, circles, points of faults, bugs for the simulation
 	@tests/checks/run.sh
 
 fuzz: ## [SECONDS=60] [TARGET=NAME]: runs the fuzz targets, each so long; needs a nightly compiler

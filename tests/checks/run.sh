@@ -1,6 +1,6 @@
 #!/bin/bash
-# run.sh: the checks that need no test: format, lints, dependencies, layering, circles, points of faults. All of them run; the exit
-# code is the number of those that failed.
+# run.sh: the checks that need no test: format, lints, dependencies, layering, circles, points of faults, bugs
+# for the simulation. All of them run; the exit code is the number of those that failed.
 set -euo pipefail
 . "$(dirname "$0")/../host/lib.sh"
 cd "$REPO"
@@ -19,4 +19,5 @@ check "bill of materials" tests/host/sbom --check
 check layering tests/checks/layering
 check circles circles
 check points tests/checks/points
+check mutants tests/mutants/run --check
 exit $failed
