@@ -3,12 +3,14 @@
 use std::{
     cell::{Cell, RefCell},
     fmt,
+    path::Path,
 };
 
 use crate::kernel;
 
 thread_local! {
     static SHOWN: Cell<bool> = const { Cell::new(false) };
+    static DIRECTORY: RefCell<String> = const { RefCell::new(String::new()) };
     static SUM: Cell<u64> = const { Cell::new(0xcbf2_9ce4_8422_2325) };
     static FAULT: RefCell<Option<String>> = const { RefCell::new(None) };
 }
@@ -24,9 +26,18 @@ pub fn show() {
         .init();
 }
 
+/// Leaves a directory out of what is told of what is below it: it is another in each run.
+pub fn leave_out(directory: &Path) {
+    DIRECTORY.set(directory.display().to_string());
+}
+
 /// Notes that something happened.
 pub fn trace(what: fmt::Arguments<'_>) {
     let line = format!("{:>12.6} {what}", kernel::now().as_secs_f64());
+    let line = DIRECTORY.with_borrow(|directory| match directory.as_str() {
+        "" => line,
+        directory => line.replace(directory, ""),
+    });
     add(line.as_bytes());
     if SHOWN.get() {
         eprintln!("{line}");

@@ -57,6 +57,7 @@ pub fn run(seed: u64, is_shown: bool) -> ExitCode {
     }));
     // Short, because sockets are below it, and always of one length.
     let dir = PathBuf::from(format!("/dev/shm/hs-{:07}", std::process::id()));
+    trace::leave_out(&dir);
     let mut world = World::new(&dir, seed);
     world.live();
     let Daemon {

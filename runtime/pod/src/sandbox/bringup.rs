@@ -117,6 +117,7 @@ pub(crate) async fn bring_up(
         record,
         size,
         times: BootTimes::default(),
+        template: None,
     };
     let recorded = reach(Recorded::new(context)).await?;
     let prepared = reach(recorded.prepare()).await?;
@@ -192,6 +193,8 @@ struct Context<'a> {
     data: DataDir,
     size: VmSize,
     times: BootTimes,
+    /// What its VM is a clone of.
+    template: Option<Arc<Template>>,
 }
 
 impl Context<'_> {
@@ -450,8 +453,7 @@ impl<'a> Assembled<'a> {
         let cloned = timeout(longest, self.start_clone(&template)).await;
         let (why, error) = match cloned {
             Ok(Ok(up)) => {
-                node.templates.cloned();
-                self.context.times.cloned = true;
+                self.context.template = Some(template);
                 return Ok(up);
             }
             Ok(Err(failed)) => failed,
@@ -460,9 +462,19 @@ impl<'a> Assembled<'a> {
                 (Cold::Late, PodError::precondition("start a clone", limit))
             }
         };
-        let details = Report::new(&error).to_string();
-        node.templates.boots(&id, why, &details);
         node.templates.discard(&template);
+        self.boot_instead(why, &error).await
+    }
+
+    /// Starts a VM that boots in the place of a clone.
+    async fn boot_instead(
+        &mut self,
+        why: Cold,
+        error: &PodError,
+    ) -> Result<(Agent, GuestInfo), PodError> {
+        let Context { node, record, .. } = &self.context;
+        let details = Report::new(error).to_string();
+        node.templates.boots(&record.id, why, &details);
         self.replace_vmm().await?;
         self.start_new().await
     }
@@ -684,15 +696,64 @@ impl Stage for Booted<'_> {
 }
 
 impl Booted<'_> {
-    async fn configure(self) -> Result<Up, Failed> {
+    async fn configure(mut self) -> Result<Up, Failed> {
         let begin = Instant::now();
+        let mut configured = self.tell_guest().await;
+        let template = self.context.template.take();
+        self.context.times.cloned = template.is_some() && configured.is_ok();
+        if let Some(template) = template {
+            let templates = &self.context.node.templates;
+            match configured {
+                Ok(()) => templates.cloned(),
+                // Whether that is the clone's fault or the pod's is seen by one that boots.
+                Err(error) => {
+                    self = self.boot_instead(&error).await?;
+                    configured = self.tell_guest().await;
+                    if configured.is_ok() {
+                        self.context.node.templates.discard(&template);
+                    }
+                }
+            }
+        }
         let Self {
             mut context,
             parts,
             agent,
             guest,
         } = self;
-        let (record, network) = (&context.record, &parts.network);
+        if let Err(error) = configured {
+            let undo = Assembled { context, parts }.undo().await;
+            return Err(failed(error, undo));
+        }
+        context.times.configure_us = micros(begin);
+        context.record.guest = Some(guest);
+        Ok(Up {
+            record: context.record,
+            vm: parts.vm,
+            agent,
+            times: context.times,
+            network: parts.network.guest,
+        })
+    }
+
+    /// The same with a VM that boots, since the clone failed.
+    async fn boot_instead(self, error: &PodError) -> Result<Self, Failed> {
+        let Self { context, parts, .. } = self;
+        let mut assembled = Assembled { context, parts };
+        match assembled.boot_instead(Cold::Lost, error).await {
+            Ok((agent, guest)) => Ok(Self {
+                context: assembled.context,
+                parts: assembled.parts,
+                agent,
+                guest,
+            }),
+            Err(error) => Err(failed(error, assembled.undo().await)),
+        }
+    }
+
+    /// Tells the guest what it is to be, and gives it its scratch disk.
+    async fn tell_guest(&self) -> Result<(), PodError> {
+        let (record, network) = (&self.context.record, &self.parts.network);
         let resolv_conf = configure::resolv_conf(
             record.spec.dns.as_ref(),
             &network.dns,
@@ -713,20 +774,9 @@ impl Booted<'_> {
             scratch: true,
             ..Storage::default()
         };
-        let configured = tokio::try_join!(agent.attach_storage(scratch), agent.configure(request));
-        if let Err(error) = configured {
-            let undo = Assembled { context, parts }.undo().await;
-            return Err(failed(error.into(), undo));
-        }
-        context.times.configure_us = micros(begin);
-        context.record.guest = Some(guest);
-        Ok(Up {
-            record: context.record,
-            vm: parts.vm,
-            agent,
-            times: context.times,
-            network: parts.network.guest,
-        })
+        let agent = &self.agent;
+        tokio::try_join!(agent.attach_storage(scratch), agent.configure(request))?;
+        Ok(())
     }
 }
 

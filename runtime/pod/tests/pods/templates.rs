@@ -87,6 +87,7 @@ async fn whatever_is_wrong_with_a_clone_its_pod_boots_in_the_same_call() {
         (r#"{"version": 9}"#, "clone failed"),
         (r#"{"refuse": ["wake"]}"#, "clone failed"),
         (r#"{"refuse": ["attach_device"]}"#, "clone failed"),
+        (r#"{"refuse": ["configure"]}"#, "clone failed"),
         (r#"{"no_agent": true}"#, "clone took too long"),
         (r#"{"hang_once": ["wake"]}"#, "clone took too long"),
     ] {
