@@ -103,7 +103,7 @@ async fn many_commands_leave_nothing_behind() {
     }
     // Some that are killed, with children that would stay.
     for _ in 0..3 {
-        let late = node.exec_for(&id, "(setsid sleep 500 &); sleep 500", 1);
+        let late = node.exec_for(&id, "(sleep 500 &); sleep 500", 1);
         assert_eq!(
             late.await.unwrap_err().code(),
             tonic::Code::DeadlineExceeded
