@@ -39,7 +39,7 @@ previous() {
 
 # A Debian with systemd, and in apt's cache what our package depends on and recommends, as there is no network.
 fresh_tree() {
-    local suite tree packages=systemd-sysv
+    local suite tree packages=systemd-sysv,ca-certificates
     suite=$(debian_suite)
     tree=$KEPT/$suite-$(sed -n '/^fresh_tree/,/^}/p' "$0" | sha256sum | cut -c 1-12)
     if [ ! -d "$tree" ]; then
@@ -49,7 +49,7 @@ fresh_tree() {
         rm -rf "$tree.new"
         debootstrap --variant=minbase --include=$packages "$suite" "$tree.new" "$MIRROR" >"$KEPT/debootstrap.log" 2>&1
         chroot "$tree.new" apt-get -qq update >&2
-        chroot "$tree.new" apt-get -qq -y --download-only install containernetworking-plugins ca-certificates >&2
+        chroot "$tree.new" apt-get -qq -y --download-only install containernetworking-plugins >&2
         rm -f "$tree.new/etc/resolv.conf"
         # Waits for a terminal or device that is not there.
         ln -sf /dev/null "$tree.new/etc/systemd/system/console-getty.service"
@@ -92,7 +92,8 @@ processes() {
         if grep -qsx "$1" "/proc/$pid/comm"; then echo "$pid"; fi
     done | sort | paste -s -d ' '
 }
-vms() { processes hull-vmm; }
+# The first thread's name is its task's.
+vms() { processes 'hull-vmm.*'; }
 # The pod goes on: the same process, and a command in its container answers.
 alive() {
     local i
