@@ -861,7 +861,7 @@ fn a_configuration_that_is_not_possible_has_no_effect() {
             &Request::Configure(Box::new(config)),
             &[&kernel, &serial, &text, &large],
         );
-        assert_eq!(refused(&response), kind, "{case}");
+        assert_eq!(refused(&response), kind, "{case}: {response:?}");
         assert_eq!(
             refused(&control.ask(&Request::Start, &[])),
             ErrorKind::State,
