@@ -30,9 +30,9 @@ fn kill_all(first: &Process, cgroup: &Cgroup) -> io::Result<()> {
     // Who was in the middle of a fork has one more child, and can't have another.
     loop {
         let mut more = false;
-        for (pid, stat) in family.members(&stats(first, cgroup)?) {
-            more |= killed.insert((pid, stat.started));
-            signal_one(pid, &stat, libc::SIGKILL)?;
+        for (process, stat) in relatives(&mut family, first, cgroup)? {
+            more |= killed.insert((process.pid(), stat.started));
+            process.signal(libc::SIGKILL)?;
         }
         if !more {
             return Ok(());
@@ -45,34 +45,29 @@ pub(super) fn signal(first: &Process, cgroup: &Cgroup, signal: i32) -> io::Resul
     if signal == libc::SIGKILL {
         return kill(first, cgroup);
     }
-    for (pid, stat) in Family::of(first).members(&stats(first, cgroup)?) {
-        signal_one(pid, &stat, signal)?;
+    for (process, _) in relatives(&mut Family::of(first), first, cgroup)? {
+        process.signal(signal)?;
     }
     Ok(())
 }
 
-/// What is known of all processes of a container that may be of the family of `first`.
-fn stats(first: &Process, cgroup: &Cgroup) -> io::Result<HashMap<Pid, Stat>> {
-    let pids = cgroup.processes()?.into_iter().map(Pid::from_raw);
+/// The processes of a container that are of the family of `first`.
+fn relatives(
+    family: &mut Family,
+    first: &Process,
+    cgroup: &Cgroup,
+) -> io::Result<Vec<(Process, Stat)>> {
+    let all = cgroup.members()?.into_iter();
     // Who is gone meanwhile is none.
-    let known = pids.filter_map(|pid| Some((pid, Process::open(pid).ok()?.stat().ok()?)));
-    let known: HashMap<_, _> = known.collect();
-    if known.contains_key(&first.pid()) && !first.is_there() {
+    let mut known: Vec<_> = all.filter_map(|p| p.stat().ok().map(|s| (p, s))).collect();
+    let stats: HashMap<_, _> = known.iter().map(|(p, stat)| (p.pid(), *stat)).collect();
+    if stats.contains_key(&first.pid()) && !first.is_there() {
         // Its pid is another's, which it would not be if a session still had it.
-        return Ok(HashMap::new());
+        return Ok(Vec::new());
     }
+    let members = family.members(&stats);
+    known.retain(|(process, _)| members.contains_key(&process.pid()));
     Ok(known)
-}
-
-/// Signals a process unless it has ended, and its pid may be another's.
-fn signal_one(pid: Pid, stat: &Stat, signal: i32) -> io::Result<()> {
-    let Ok(process) = Process::open(pid) else {
-        return Ok(());
-    };
-    match process.stat() {
-        Ok(now) if now.started == stat.started => process.signal(signal),
-        _ => Ok(()),
-    }
 }
 
 struct Family {
