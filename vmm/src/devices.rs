@@ -1,16 +1,17 @@
 //! From a device's configuration to the device.
 
-use std::sync::Arc;
-
 use hull_proto_vmm::{DeviceConfig, Extent, FdIndex};
 
+use crate::areas::Areas;
 use crate::extent::FileExtent;
 use crate::fds::{FdError, Fds};
-use crate::file_regions::{FileRegionError, FileRegions};
+use crate::file_regions::FileRegionError;
+use crate::virtio::balloon::Balloon;
 use crate::virtio::block::disk::{Disk, DiskError};
 use crate::virtio::block::{Block, BlockError};
 use crate::virtio::device::VirtioDevice;
 use crate::virtio::fs::{Fs, FsError};
+use crate::virtio::mem::{self, Mem};
 use crate::virtio::net::tap::TapError;
 use crate::virtio::net::{Net, NetError, Tap};
 use crate::virtio::pmem::{self, Pmem};
@@ -48,6 +49,9 @@ pub enum DeviceConfigError {
     /// The files are not the memory that was saved.
     #[error("restore persistent memory")]
     Pmem(#[from] pmem::Mismatch),
+    /// There is nothing to plug.
+    #[error("create memory device")]
+    Memory(#[from] mem::Taken),
     /// The files can't be memory of the guest.
     #[error("map files as guest memory")]
     FileRegion(#[from] FileRegionError),
@@ -60,7 +64,7 @@ pub enum DeviceConfigError {
 pub fn create(
     config: &DeviceConfig,
     fds: &Fds,
-    regions: &Arc<FileRegions>,
+    areas: &Areas,
 ) -> Result<Box<dyn VirtioDevice>, DeviceConfigError> {
     Ok(match config {
         DeviceConfig::Block {
@@ -70,11 +74,19 @@ pub fn create(
         } => Box::new(Block::new(disk(extents, *readonly, fds)?, serial.clone())?),
         DeviceConfig::Pmem { extents } => {
             let disk = disk(extents, true, fds)?;
-            Box::new(Pmem::new(regions.map(disk.extents())?))
+            Box::new(Pmem::new(areas.files.map(disk.extents())?))
         }
         DeviceConfig::Net { taps, mac, mtu } => Box::new(Net::new(ports(taps, fds)?, *mac, *mtu)?),
         DeviceConfig::Rng => Box::new(Rng::new()),
-        DeviceConfig::Vsock { cid, listener } => Box::new(Vsock::new(*cid, fds.get(*listener)?)?),
+        DeviceConfig::Memory => {
+            let memory = areas.pluggable.as_ref().ok_or(mem::Taken)?;
+            Box::new(Mem::new(memory)?)
+        }
+        DeviceConfig::Balloon => Box::new(Balloon::new(areas.backing)),
+        DeviceConfig::Vsock { cid, listener } => {
+            let vsock = Vsock::new(*cid, fds.get(*listener)?)?;
+            Box::new(vsock.hearing(areas.pluggable.clone()))
+        }
         DeviceConfig::Fs { tag, socket } => Box::new(Fs::new(tag, fds.get(*socket)?)?),
     })
 }
@@ -88,7 +100,7 @@ pub fn restore(
     config: &DeviceConfig,
     state: &DeviceState,
     fds: &Fds,
-    regions: &Arc<FileRegions>,
+    areas: &Areas,
 ) -> Result<Box<dyn VirtioDevice>, DeviceConfigError> {
     Ok(match (config, state) {
         (
@@ -103,7 +115,7 @@ pub fn restore(
         }
         (DeviceConfig::Pmem { extents }, DeviceState::Pmem(state)) => {
             let disk = disk(extents, true, fds)?;
-            Box::new(Pmem::restore(state, regions.map(disk.extents())?)?)
+            Box::new(Pmem::restore(state, areas.files.map(disk.extents())?)?)
         }
         (DeviceConfig::Net { taps, mac, mtu }, DeviceState::Net(state))
             if (mac, mtu) == (&state.mac, &state.mtu) =>
@@ -111,8 +123,12 @@ pub fn restore(
             Box::new(Net::restore(state, ports(taps, fds)?)?)
         }
         (DeviceConfig::Rng, DeviceState::Rng(state)) => Box::new(Rng::restore(state)),
+        (DeviceConfig::Balloon, DeviceState::Balloon(state)) => {
+            Box::new(Balloon::restore(state, areas.backing))
+        }
         (DeviceConfig::Vsock { cid, listener }, DeviceState::Vsock(state)) if *cid == state.cid => {
-            Box::new(Vsock::restore(state, fds.get(*listener)?)?)
+            let vsock = Vsock::restore(state, fds.get(*listener)?)?;
+            Box::new(vsock.hearing(areas.pluggable.clone()))
         }
         (DeviceConfig::Fs { tag, socket }, DeviceState::Fs(state)) if *tag == state.tag => {
             Box::new(Fs::restore(state, fds.get(*socket)?)?)

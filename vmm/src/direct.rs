@@ -153,6 +153,7 @@ fn configure(boot: &Boot, fds: &mut FdList) -> Result<VmConfig, BootError> {
         vcpus: boot.cpus,
         boot_vcpus: boot.boot_cpus.unwrap_or(boot.cpus),
         memory_mib: boot.memory,
+        pluggable: None,
         kernel,
         initrd,
         cmdline,

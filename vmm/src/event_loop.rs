@@ -377,6 +377,16 @@ impl EventLoop {
                 Some(machine) => machine.attach(*slot, device, fds).map_err(LoopError::from),
                 None => return self.wrong_state("attach a device to"),
             },
+            Request::Plug {
+                least_mib,
+                most_mib,
+            } => match &self.machine {
+                Some(machine) => {
+                    machine.plug(*least_mib, *most_mib);
+                    Ok(())
+                }
+                None => return self.wrong_state("plug memory into"),
+            },
             Request::Detach { slot } => match &self.machine {
                 Some(machine) => machine.detach(*slot).map_err(LoopError::from),
                 None => return self.wrong_state("detach a device from"),

@@ -5,7 +5,8 @@
 //! 0xd000_0000  virtio-mmio slots, 4 KiB each
 //! 0xfec0_0000  IOAPIC
 //! 0xfee0_0000  local APICs (KVM's)
-//! 4 GiB        the rest of RAM; then, 128 MiB apart, file regions (crate::file_regions)
+//! 4 GiB        the rest of RAM, then pluggable memory (crate::pluggable);
+//!              then, 128 MiB apart, file regions (crate::file_regions)
 //! ```
 
 use hull_proto_vmm::SLOTS;

@@ -17,6 +17,7 @@
 //! shared with a second process; async runtimes; opening of files by name (the daemon sends
 //! descriptors, so a VMM can be locked in).
 
+mod areas;
 mod boot;
 mod cli;
 mod control;
@@ -37,6 +38,7 @@ mod legacy;
 mod log;
 mod machine;
 mod memory;
+mod pluggable;
 mod probe;
 mod seccomp;
 mod service;

@@ -13,6 +13,7 @@ use vm_memory::mmap::MmapRegionError;
 use vm_superio::Trigger;
 use vmm_sys_util::epoll::Epoll;
 
+use crate::areas::Areas;
 use crate::boot::cmdline::{self, CmdlineError};
 use crate::boot::kernel::{self, KernelError};
 use crate::boot::mptable::{self, MpTableError};
@@ -31,7 +32,8 @@ use crate::legacy::ioapic::Ioapic;
 use crate::legacy::ports::{self, Effect};
 use crate::legacy::serial::Com1;
 use crate::memory::Memory;
-use crate::memory::{self, MemoryError};
+use crate::memory::{self, Backing, MemoryError};
+use crate::pluggable::Pluggable;
 use crate::seccomp::{DISKS, NETWORK};
 use crate::service::Worker;
 use crate::slots::{SlotError, Slots};
@@ -130,6 +132,9 @@ pub enum MachineError {
     /// The serial port's state is not possible.
     #[error("restore the serial port")]
     Serial,
+    /// Memory that comes and goes is in no snapshot.
+    #[error("a VM with pluggable memory can't be saved")]
+    Pluggable,
     /// A vCPU does not stop.
     #[error("vCPUs do not leave the guest")]
     Stuck,
@@ -217,9 +222,9 @@ pub struct Machine {
     vm: Arc<Vm>,
     memory_mib: u64,
     platform: Platform,
-    /// RAM and file regions.
+    /// RAM, pluggable memory and file regions.
     memory: Memory,
-    regions: Arc<FileRegions>,
+    areas: Areas,
     hardware: Arc<Hardware>,
     processors: Processors,
     /// Serve disks and network cards; there from the start on.
@@ -249,20 +254,21 @@ impl Machine {
         let mut phases = Phases::default();
 
         let memory = phases.time("memory", || memory::allocate(config.memory_mib))?;
-        let (vm, vcpus, platform) = phases.time("kvm", || create(kvm, &memory, total))?;
+        let (all, pluggable) = add_pluggable(&memory, config.pluggable)?;
+        let (vm, vcpus, platform) = phases.time("kvm", || create(kvm, &all, total))?;
         phases.time("kernel_load", || {
             load(config, fds, &memory, &vcpus, &cmdline)
         })?;
-        let (memory, regions) = add_regions(&memory, &platform, &vm)?;
+        let (memory, areas) = add_files(&all, &platform, &vm, Backing::Own, pluggable)?;
         let hardware = phases.time("devices", || {
-            populate(config, fds, &memory, &regions, &vm, &epolls, serial)
+            populate(config, fds, &memory, &areas, &vm, &epolls, serial)
         })?;
         Ok(Self {
             vm,
             memory_mib: config.memory_mib,
             platform,
             memory,
-            regions,
+            areas,
             hardware,
             processors: Processors::Ready(vcpus),
             workers: Vec::new(),
@@ -308,18 +314,19 @@ impl Machine {
                 &fds.file(config.memory)?,
             )?)
         })?;
-        let (vm, vcpus, platform) = phases.time("kvm", || create(kvm, &memory, total))?;
+        let (all, pluggable) = add_pluggable(&memory, config.pluggable)?;
+        let (vm, vcpus, platform) = phases.time("kvm", || create(kvm, &all, total))?;
         phases.time("vcpus", || restore_vcpus(&state, &vm, &vcpus, &platform))?;
-        let (memory, regions) = add_regions(&memory, &platform, &vm)?;
+        let (memory, areas) = add_files(&all, &platform, &vm, Backing::Snapshot, pluggable)?;
         let hardware = phases.time("devices", || {
-            repopulate(config, &state, fds, &memory, &regions, &vm, &epolls, serial)
+            repopulate(config, &state, fds, &memory, &areas, &vm, &epolls, serial)
         })?;
         Ok(Self {
             vm,
             memory_mib: state.memory_mib,
             platform,
             memory,
-            regions,
+            areas,
             hardware,
             processors: Processors::Ready(vcpus),
             workers: Vec::new(),
@@ -333,6 +340,9 @@ impl Machine {
     /// # Errors
     /// [`MachineError`]; the files are of no use then.
     pub fn save(&self, label: &str, state: &File, memory: &File) -> Result<(), MachineError> {
+        if self.areas.pluggable.is_some() {
+            return Err(MachineError::Pluggable);
+        }
         let vcpus = self.vcpus().ok_or(MachineError::Stuck)?;
         // What was in flight at the pause may have been answered since.
         if !self.hardware.slots.drain() {
@@ -410,7 +420,7 @@ impl Machine {
     /// [`MachineError::Device`], [`MachineError::Slot`]; nothing changed.
     pub fn attach(&self, slot: u8, config: &DeviceConfig, fds: &Fds) -> Result<(), MachineError> {
         let slots = &self.hardware.slots;
-        attach(slots, &self.regions, &self.vm, slot, config, fds)
+        attach(slots, &self.areas, &self.vm, slot, config, fds)
     }
 
     /// Takes a device out of its slot.
@@ -419,6 +429,13 @@ impl Machine {
     /// [`MachineError::Slot`]
     pub fn detach(&self, slot: u8) -> Result<(), MachineError> {
         Ok(self.hardware.slots.detach(slot, &*self.vm)?)
+    }
+
+    /// Bounds the pluggable memory that the guest has, in MiB.
+    pub fn plug(&self, least_mib: u64, most_mib: u64) {
+        if let Some(pluggable) = &self.areas.pluggable {
+            pluggable.bound(least_mib, most_mib);
+        }
     }
 
     /// Stops the vCPUs, then completes all I/O.
@@ -470,6 +487,11 @@ impl Machine {
         Metrics {
             exits: self.vcpus().map(Vcpus::exits).unwrap_or_default(),
             start_ns,
+            plugged_mib: self
+                .areas
+                .pluggable
+                .as_ref()
+                .map_or((0, 0), |it| it.metrics()),
             devices: self.hardware.slots.metrics(),
         }
     }
@@ -548,15 +570,34 @@ fn describe(cpuid: &[kvm_cpuid_entry2], tsc_khz: u32) -> String {
     format!("{name:?}, {tsc_khz} kHz, features {features:08x}")
 }
 
-/// Sets addresses aside for file regions behind RAM; returns all that devices can reach.
-fn add_regions(
+/// Returns RAM and what may be plugged beside it, if there is anything.
+fn add_pluggable(
     ram: &Memory,
+    config: Option<hull_proto_vmm::Pluggable>,
+) -> Result<(Memory, Option<Arc<Pluggable>>), MemoryError> {
+    let Some(config) = config else {
+        return Ok((ram.clone(), None));
+    };
+    let (memory, pluggable) = Pluggable::new(ram, config)?;
+    Ok((memory, Some(pluggable)))
+}
+
+/// Sets addresses aside for file regions behind all other memory; returns all that devices can reach.
+fn add_files(
+    memory: &Memory,
     platform: &Platform,
     vm: &Arc<Vm>,
-) -> Result<(Memory, Arc<FileRegions>), MachineError> {
+    backing: Backing,
+    pluggable: Option<Arc<Pluggable>>,
+) -> Result<(Memory, Areas), MachineError> {
     let bits = platform.cpuid.address_bits();
-    let regions = Arc::new(FileRegions::new(ram, bits, Arc::clone(vm) as _)?);
-    Ok((regions.join(ram), regions))
+    let files = Arc::new(FileRegions::new(memory, bits, Arc::clone(vm) as _)?);
+    let areas = Areas {
+        backing,
+        pluggable,
+        files,
+    };
+    Ok((areas.files.join(memory), areas))
 }
 
 /// Fills guest memory and points the first vCPU at the kernel. The others wait for it to wake them.
@@ -583,7 +624,7 @@ fn populate(
     config: &VmConfig,
     fds: &Fds,
     memory: &Memory,
-    regions: &Arc<FileRegions>,
+    areas: &Areas,
     vm: &Arc<Vm>,
     epolls: &Epolls,
     serial: Option<File>,
@@ -592,7 +633,7 @@ fn populate(
     let slots = Slots::new(&ioapic, memory.clone(), epolls.clone());
     let slots = Arc::new(slots.map_err(MachineError::Registers)?);
     for (slot, device) in &config.devices {
-        attach(&slots, regions, vm, *slot, device, fds)?;
+        attach(&slots, areas, vm, *slot, device, fds)?;
     }
     let com1 = Com1::new(Com1Line(Arc::clone(&ioapic)), serial);
     finish(vm, ioapic, com1, slots)
@@ -605,7 +646,7 @@ fn repopulate(
     state: &MachineState,
     fds: &Fds,
     memory: &Memory,
-    regions: &Arc<FileRegions>,
+    areas: &Areas,
     vm: &Arc<Vm>,
     epolls: &Epolls,
     serial: Option<File>,
@@ -627,7 +668,7 @@ fn repopulate(
         let Some((slot, device)) = device else {
             return Ok(());
         };
-        let device = devices::restore(device, &saved.device, fds, regions).map_err(|source| {
+        let device = devices::restore(device, &saved.device, fds, areas).map_err(|source| {
             MachineError::Device {
                 slot: *slot,
                 source,
@@ -662,13 +703,13 @@ fn finish(
 
 fn attach(
     slots: &Slots,
-    regions: &Arc<FileRegions>,
+    areas: &Areas,
     vm: &Vm,
     slot: u8,
     config: &DeviceConfig,
     fds: &Fds,
 ) -> Result<(), MachineError> {
-    let device = devices::create(config, fds, regions)
+    let device = devices::create(config, fds, areas)
         .map_err(|source| MachineError::Device { slot, source })?;
     Ok(slots.attach(slot, device, vm)?)
 }

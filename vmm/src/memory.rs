@@ -56,6 +56,12 @@ pub enum MemoryError {
         /// What it should be.
         mib: u64,
     },
+    /// A port that has no room for a number.
+    #[error("{0:#x} is no port by which a guest could say how much memory it wants")]
+    Port(u32),
+    /// The host has no more descriptors.
+    #[error("make a descriptor for changes of pluggable memory")]
+    Event(#[source] io::Error),
     /// Does not happen: the regions overlap.
     #[error("arrange guest memory")]
     Arrange,
@@ -215,9 +221,88 @@ fn write_pages(pages: &[u8], offset: u64, file: &File) -> io::Result<()> {
     Ok(())
 }
 
+/// What is behind guest memory, which decides how it is given back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Backing {
+    /// Memory of the VM's own ([`allocate`]).
+    Own,
+    /// In parts the file of a snapshot ([`restore`]).
+    Snapshot,
+}
+
+/// Gives the host back what is behind whole pages of RAM, which read as zeros from then on.
+///
+/// # Errors
+/// What the host says; `InvalidInput` for what is not whole pages of RAM.
+pub fn give_back(
+    memory: &Memory,
+    backing: Backing,
+    start: GuestAddress,
+    length: u64,
+) -> io::Result<()> {
+    let wrong = || io::Error::from(io::ErrorKind::InvalidInput);
+    let region = memory.find_region(start).ok_or_else(wrong)?;
+    if region.prot() & libc::PROT_WRITE == 0 {
+        return Err(wrong());
+    }
+    let offset = start.0 - region.start_addr().0;
+    match backing {
+        Backing::Own => drop_pages(region, offset, length),
+        Backing::Snapshot => replace_pages(region, offset, length),
+    }
+}
+
+/// Gives the host back `length` bytes of a region that is no file, from `offset` on.
+///
+/// # Errors
+/// As for [`give_back`].
+pub fn drop_pages(region: &GuestRegionMmap, offset: u64, length: u64) -> io::Result<()> {
+    let (at, length) = pages(region, offset, length)?;
+    // SAFETY: the pages are inside of the mapping that `region` owns, which is only ever reached through raw
+    // pointers; they become zeros, as the guest may write at any time.
+    let result = unsafe { libc::madvise(at.cast(), length, libc::MADV_DONTNEED) };
+    if result != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+/// As [`drop_pages`], where a file may be mapped, whose contents would be there again.
+fn replace_pages(region: &GuestRegionMmap, offset: u64, length: u64) -> io::Result<()> {
+    let (at, length) = pages(region, offset, length)?;
+    // SAFETY: as for `drop_pages`; what is there is replaced in one step, so it is mapped all the time.
+    let result = unsafe {
+        libc::mmap64(
+            at.cast(),
+            length,
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED,
+            -1,
+            0,
+        )
+    };
+    if result == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+/// Returns where whole pages of a region are.
+fn pages(region: &GuestRegionMmap, offset: u64, length: u64) -> io::Result<(*mut u8, usize)> {
+    let wrong = || io::Error::from(io::ErrorKind::InvalidInput);
+    let page = PAGE as u64;
+    if length == 0 || !offset.is_multiple_of(page) || !length.is_multiple_of(page) {
+        return Err(wrong());
+    }
+    let length = usize::try_from(length).map_err(|_| wrong())?;
+    let slice = region.get_slice(MemoryRegionAddress(offset), length);
+    let at = slice.map_err(|_| wrong())?.ptr_guard_mut();
+    Ok((at.as_ptr(), length))
+}
+
 /// Asks for huge pages, which spare hundreds of nested page faults at boot, and for no core dumps.
 /// Both are only wishes.
-fn advise(region: &GuestRegionMmap) {
+pub fn advise(region: &GuestRegionMmap) {
     for advice in [libc::MADV_HUGEPAGE, libc::MADV_DONTDUMP] {
         // SAFETY: the range is the mapping that `region` owns; neither advice changes its contents.
         let result = unsafe { libc::madvise(region.as_ptr().cast(), region.size(), advice) };
@@ -263,6 +348,43 @@ mod tests {
     fn sizes_that_make_no_sense_are_refused() {
         for mib in [0, 31, MAX_MIB + 1, u64::MAX] {
             assert!(matches!(allocate(mib), Err(MemoryError::Size(_))), "{mib}");
+        }
+    }
+
+    #[test]
+    fn what_a_guest_gives_back_is_zeros_whatever_was_behind_it() {
+        let memory = allocate(MIN_MIB).unwrap();
+        let places = [4096, 8192, 12288];
+        let fill = |memory: &Memory| {
+            for place in places {
+                memory.write_obj(7u8, GuestAddress(place)).unwrap();
+            }
+        };
+        fill(&memory);
+        let file = tempfile::tempfile().unwrap();
+        save(&memory, MIN_MIB, &file).unwrap();
+        let restored = restore(MIN_MIB, &file).unwrap();
+        let clone = restore(MIN_MIB, &file).unwrap();
+        fill(&clone);
+        for (memory, backing) in [
+            (memory, Backing::Own),
+            (restored, Backing::Snapshot),
+            (clone, Backing::Snapshot),
+        ] {
+            give_back(&memory, backing, GuestAddress(8192), 4096).unwrap();
+            let bytes = places.map(|place| memory.read_obj::<u8>(GuestAddress(place)).unwrap());
+            assert_eq!(bytes, [7, 0, 7], "{backing:?}");
+            memory.write_obj(9u8, GuestAddress(8192)).unwrap();
+            for (start, length) in [
+                (1, 4096),
+                (0, 4095),
+                (0, 0),
+                (32 * MIB, 4096),
+                (0, 33 * MIB),
+            ] {
+                let start = GuestAddress(start);
+                assert!(give_back(&memory, backing, start, length).is_err());
+            }
         }
     }
 

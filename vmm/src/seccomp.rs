@@ -142,6 +142,10 @@ const CONTROL_ALONE: &[Call] = &[
     call!(SYS_mmap)
         .is(2, READ)
         .is(3, PRIVATE | NORESERVE | FIXED),
+    call!(SYS_mmap)
+        .is(2, READ_WRITE)
+        .is(3, PRIVATE | FIXED)
+        .rare("the guest of a clone tells of free pages"),
     // A snapshot.
     call!(SYS_ioctl).is(1, KVM_GET_MP_STATE).rare(SAVE),
     call!(SYS_ioctl).is(1, KVM_GET_REGS).rare(SAVE),
@@ -206,7 +210,9 @@ const STARTING: &[Call] = &[
     call!(SYS_mmap)
         .is(2, READ_WRITE)
         .is(3, libc::MAP_SHARED as i64),
-    call!(SYS_mmap).is(2, READ).is(3, PRIVATE | NORESERVE),
+    call!(SYS_mmap)
+        .within(2, READ_WRITE)
+        .is(3, PRIVATE | NORESERVE),
     call!(SYS_madvise).is(2, libc::MADV_HUGEPAGE as i64),
     call!(SYS_madvise).is(2, libc::MADV_DONTDUMP as i64),
     call!(SYS_rt_sigaction).is(0, SIGRTMIN),

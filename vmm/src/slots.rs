@@ -218,7 +218,9 @@ impl Slots {
         let sets = match device.kind() {
             Kind::Block => &self.epolls.disks,
             Kind::Net => &self.epolls.network,
-            Kind::Rng | Kind::Vsock | Kind::Fs | Kind::Pmem => &self.epolls.others,
+            Kind::Rng | Kind::Vsock | Kind::Fs | Kind::Pmem | Kind::Memory | Kind::Balloon => {
+                &self.epolls.others
+            }
         };
         let watcher = Watcher::new(Arc::clone(sets), slot, place.generation);
         let mut kicks = Vec::new();

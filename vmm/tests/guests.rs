@@ -429,6 +429,7 @@ impl Snapshot {
             label: label.into(),
             state: FdIndex(0),
             memory: FdIndex(1),
+            pluggable: None,
             serial: Some(FdIndex(2)),
             devices: devices.to_vec(),
         };
@@ -861,7 +862,10 @@ fn a_configuration_that_is_not_possible_has_no_effect() {
             &Request::Configure(Box::new(config)),
             &[&kernel, &serial, &text, &large],
         );
-        assert_eq!(refused(&response), kind, "{case}: {response:?}");
+        let told = refused(&response);
+        // A host that has promised the memory leaves it to KVM to refuse it.
+        let is_late = case.starts_with("memory that") && told == ErrorKind::Kvm;
+        assert!(told == kind || is_late, "{case}: {response:?}");
         assert_eq!(
             refused(&control.ask(&Request::Start, &[])),
             ErrorKind::State,

@@ -10,7 +10,7 @@ use std::net::TcpListener;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use hull_proto_vmm::{DeviceConfig, ExitReason, FdIndex, Metrics, Request, VmConfig};
+use hull_proto_vmm::{DeviceConfig, ExitReason, FdIndex, Metrics, Pluggable, Request, VmConfig};
 
 use support::linux::{boot, disk, host, tap};
 use support::{config, wait_until};
@@ -122,6 +122,57 @@ fn memory_goes_on_above_the_gap() {
         .unwrap();
     assert!(total > 3400 << 10, "{total} KiB");
     assert_eq!(guest.vmm.wait().1.reason, ExitReason::GuestShutdown);
+}
+
+#[test]
+fn memory_comes_and_goes_and_what_is_free_is_the_hosts() {
+    let script = "total() { grep MemTotal /proc/meminfo | grep -o '[0-9]*'; }\n\
+        first=$(total); echo up\n\
+        while test $(total) -lt $((first + 250000)); do sleep 0.1; done; echo more\n\
+        mount -o remount,size=300m /tmp; dd if=/dev/zero of=/tmp/x bs=1M count=200 2>/dev/null; echo full; sleep 2; rm /tmp/x; echo free\n\
+        while test $(total) -gt $((first + 1000)); do sleep 0.1; done; echo less; sleep 600";
+    let config = VmConfig {
+        memory_mib: 128,
+        pluggable: Some(Pluggable {
+            mib: 1024,
+            port: 1 << 28,
+        }),
+        cmdline: "memory_hotplug.online_policy=auto-movable".into(),
+        devices: vec![(6, DeviceConfig::Memory), (7, DeviceConfig::Balloon)],
+        ..config()
+    };
+    let Some(mut guest) = boot(script, &config, &[]) else {
+        return;
+    };
+    let resident = |guest: &support::linux::Linux| {
+        let path = format!("/proc/{}/statm", guest.vmm.pid());
+        let text = std::fs::read_to_string(path).unwrap();
+        let pages: u64 = text.split(' ').nth(1).unwrap().parse().unwrap();
+        pages >> 8
+    };
+    guest.wait_for("up");
+    let plug = |guest: &mut support::linux::Linux, mib| {
+        let (least_mib, most_mib) = (mib, mib);
+        let request = Request::Plug {
+            least_mib,
+            most_mib,
+        };
+        guest.control.order(&request, &[]);
+    };
+    plug(&mut guest, 256);
+    guest.wait_for("more");
+    assert_eq!(guest.control.metrics().plugged_mib, (256, 256));
+    let idle = resident(&guest);
+    guest.wait_for("full");
+    let full = resident(&guest);
+    assert!(full > idle + 150, "{idle} MiB, then {full}");
+    guest.wait_for("free");
+    wait_until(|| resident(&guest) < idle + 50);
+    println!("{idle} MiB idle, {full} full, {} free", resident(&guest));
+    plug(&mut guest, 0);
+    guest.wait_for("less");
+    wait_until(|| guest.control.metrics().plugged_mib == (0, 0));
+    println!("{} MiB unplugged", resident(&guest));
 }
 
 #[test]

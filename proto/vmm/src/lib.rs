@@ -6,7 +6,8 @@
 //! first byte of a request; configuration refers to them by their index
 //! ([`FdIndex`]), so the VMM never opens a path that it was not born with.
 //!
-//! The socket listens for the life of the VM: a restarted daemon connects again.
+//! The socket listens for the life of the VM: a restarted daemon connects again. It may be a newer one than
+//! the VMM, so a field that is added to what a VMM says has a default.
 //! When the VM ends, the VMM writes an [`ExitReport`] to the file given on its
 //! command line, closes its connections and exits.
 
@@ -43,6 +44,11 @@ pub const SLOTS: u8 = 32;
 /// The longest label of a snapshot, in bytes.
 pub const MAX_LABEL: usize = 256;
 
+/// What pluggable memory is a multiple of, in MiB: the guest's kernel (x86-64) adds and removes so much at a time.
+pub const PLUG_MIB: u64 = 128;
+/// What a guest has of it is a multiple of that, in MiB: a huge page.
+pub const PLUG_STEP_MIB: u64 = 2;
+
 /// The most pairs of queues that a network card has.
 pub const MAX_QUEUE_PAIRS: usize = 8;
 
@@ -77,6 +83,14 @@ pub enum Request {
     Detach {
         /// The slot.
         slot: u8,
+    },
+    /// Bounds the pluggable memory ([`Pluggable`]) that the guest has: at least and at most so many MiB of
+    /// it. Between the two the guest says how much it wants. No effect without any.
+    Plug {
+        /// What the guest is to have whether it wants it or not.
+        least_mib: u64,
+        /// What it may have; not below `least_mib`.
+        most_mib: u64,
     },
     /// Stops all vCPUs and drains device I/O; no effect when paused.
     Pause,
@@ -163,6 +177,8 @@ pub struct VmConfig {
     pub boot_vcpus: u8,
     /// Memory in MiB; at least 32.
     pub memory_mib: u64,
+    /// Memory that it may have beside that; none: it never has more.
+    pub pluggable: Option<Pluggable>,
     /// An uncompressed ELF kernel.
     pub kernel: FdIndex,
     /// An uncompressed initrd, for debugging.
@@ -187,10 +203,22 @@ pub struct RestoreConfig {
     /// The guest's memory, which nobody may change from now on. The guest's own writes don't reach the
     /// file.
     pub memory: FdIndex,
+    /// As in [`VmConfig`]; the one that was saved had none.
+    pub pluggable: Option<Pluggable>,
     /// Where the guest's serial console is written; none: discarded.
     pub serial: Option<FdIndex>,
     /// What is behind the slots that had a device: the same ones, whose files may be others.
     pub devices: Vec<(u8, DeviceConfig)>,
+}
+
+/// Memory that a guest gets and gives back while it runs, by [`DeviceConfig::Memory`]: none of it at first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pluggable {
+    /// How much there can ever be, in MiB: a multiple of [`PLUG_MIB`].
+    pub mib: u64,
+    /// How the guest says how much of it it wants: it asks for a vsock connection to this port plus so many
+    /// MiB, and is refused as with any port. The lowest 24 bits are 0.
+    pub port: u32,
 }
 
 /// A virtio device and its host resources.
@@ -224,6 +252,10 @@ pub enum DeviceConfig {
     },
     /// virtio-rng fed from the host's `getrandom`.
     Rng,
+    /// virtio-mem over [`VmConfig::pluggable`].
+    Memory,
+    /// virtio-balloon that inflates never: the guest tells by it which pages are free, and the host gets them.
+    Balloon,
     /// virtio-vsock. The host side is a Unix socket: connect, send
     /// `CONNECT <port>\n`, read `OK <port>\n`, then bytes both ways.
     Vsock {
@@ -260,6 +292,9 @@ pub struct Metrics {
     /// Nanoseconds from process start to the first guest entry, by phase
     /// (`jail`, `memory`, `kvm`, `kernel_load`, `devices`, `total`).
     pub start_ns: Vec<(String, u64)>,
+    /// Pluggable memory that the guest has now, and is to have, in MiB. VMMs of earlier versions have none.
+    #[serde(default)]
+    pub plugged_mib: (u64, u64),
     /// Per slot: kind of device, requests handled, bytes moved, interrupts raised, errors.
     pub devices: Vec<DeviceMetrics>,
 }
@@ -269,7 +304,7 @@ pub struct Metrics {
 pub struct DeviceMetrics {
     /// The slot.
     pub slot: u8,
-    /// `block`, `pmem`, `net`, `rng`, `vsock`, `fs`.
+    /// `block`, `pmem`, `net`, `rng`, `vsock`, `fs`, `memory`, `balloon`.
     pub kind: String,
     /// Guest notifications handled.
     pub notifications: u64,
@@ -388,6 +423,15 @@ mod tests {
         let length = body_length(frame[..4].try_into().unwrap()).unwrap();
         assert_eq!(length, frame.len() - 4);
         assert_eq!(decode::<Request>(&frame[4..]).unwrap(), request);
+    }
+
+    /// VMMs outlive daemons, and so does what they say.
+    #[test]
+    fn answers_of_earlier_versions_are_read() {
+        let counters = br#"{"exits":[["hlt",3]],"start_ns":[],"devices":[]}"#;
+        let counters: Metrics = decode(counters).unwrap();
+        assert_eq!(counters.exits, [("hlt".to_owned(), 3)]);
+        assert_eq!(counters.plugged_mib, (0, 0));
     }
 
     #[test]

@@ -49,6 +49,16 @@ impl Bounded {
         request().inspect(|entry| self.held.looked_up(entry.inode))
     }
 
+    /// Whether the host's kernel makes a file when it is read, as those of /proc: they have no size, by
+    /// which a guest would read nothing.
+    fn is_made_when_read(&self, context: &Context, inode: u64, attributes: &stat64) -> bool {
+        let is_empty =
+            attributes.st_mode & libc::S_IFMT == libc::S_IFREG && attributes.st_size == 0;
+        // Their file systems have no room for any.
+        let no_room = |fs: statvfs64| fs.f_blocks == 0 && fs.f_files == 0;
+        is_empty && self.host.statfs(context, inode).is_ok_and(no_room)
+    }
+
     fn open_file(
         &self,
         context: &Context,
@@ -185,12 +195,14 @@ impl FileSystem for Bounded {
         fuse_flags: u32,
     ) -> io::Result<Opened> {
         let (handle, mut options, backing) = self.open_file(context, inode, flags, fuse_flags)?;
-        let changed = self.host.getattr(context, inode, None);
-        let changed = changed
-            .ok()
-            .and_then(|(now, _)| keep_cache::change_time(&now));
+        let now = self.host.getattr(context, inode, None);
+        let now = now.ok().map(|(now, _)| now);
+        let changed = now.as_ref().and_then(keep_cache::change_time);
         if self.held.keeps(inode, changed, SystemTime::now()) {
             options |= OpenOptions::KEEP_CACHE;
+        }
+        if now.is_some_and(|now| self.is_made_when_read(context, inode, &now)) {
+            options |= OpenOptions::DIRECT_IO;
         }
         Ok((handle, options, backing))
     }

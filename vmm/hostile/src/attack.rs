@@ -1,7 +1,7 @@
 //! What an attack is, what must come of it, and how the guest sees that devices still work.
 
 use crate::machine::cpu::{self, SECOND};
-use crate::machine::memory::{FILE_REGION, fill, put, read32, write32};
+use crate::machine::memory::{FILE_REGION, PLUGGABLE, fill, put, read16, read32, write32, write64};
 use crate::machine::virtio::{DEVICE_ID, Device, PATIENCE, Queue, SLOT_SIZE, SLOTS};
 
 /// What came of an attack, as the guest sees it.
@@ -65,7 +65,7 @@ pub struct Group {
     /// What is attacked.
     pub name: &'static str,
     /// The devices, a bit of [`TARGETS`] each, that are looked at after each attack. All are after the last.
-    pub looks_at: u8,
+    pub looks_at: u16,
     /// The attacks.
     pub attacks: &'static [Attack],
 }
@@ -79,7 +79,7 @@ pub(crate) const fn attack(
     Attack { name, must, run }
 }
 
-pub(crate) const fn group(name: &'static str, looks_at: u8, attacks: &'static [Attack]) -> Group {
+pub(crate) const fn group(name: &'static str, looks_at: u16, attacks: &'static [Attack]) -> Group {
     Group {
         name,
         looks_at,
@@ -92,7 +92,7 @@ pub(crate) const RESET: Must = Must::Be(Outcome::NeedsReset);
 pub(crate) const SURVIVED: Must = Must::Be(Outcome::Survived);
 
 /// The devices that are there, in the order of their bits.
-pub static TARGETS: [Target; 7] = [
+pub static TARGETS: [Target; 9] = [
     Target {
         name: "rng",
         slot: RNG.slot,
@@ -135,7 +135,22 @@ pub static TARGETS: [Target; 7] = [
         id: 26,
         works: fs_works,
     },
+    Target {
+        name: "balloon",
+        slot: BALLOON.slot,
+        id: 5,
+        works: balloon_works,
+    },
+    Target {
+        name: "memory",
+        slot: PLUGGED.slot,
+        id: 24,
+        works: plugged_works,
+    },
 ];
+
+/// The bits of all of them.
+pub const ALL: u16 = (1 << TARGETS.len()) - 1;
 
 /// A device, and a request that tells whether it works.
 #[derive(Debug)]
@@ -155,6 +170,8 @@ pub(crate) const PMEM: Device = Device { slot: 4 };
 pub(crate) const NET: Device = Device { slot: 5 };
 pub(crate) const VSOCK: Device = Device { slot: 6 };
 pub(crate) const FS: Device = Device { slot: 7 };
+pub(crate) const BALLOON: Device = Device { slot: 8 };
+pub(crate) const PLUGGED: Device = Device { slot: 9 };
 
 /// The first of the slots in which the host attaches and detaches while the guest is at it, and their number.
 pub const CHANGING_SLOTS: u8 = 10;
@@ -162,6 +179,11 @@ pub const CHANGING_SLOTS: u8 = 10;
 pub const CHANGING_SLOTS_COUNT: u8 = 3;
 /// The guest's context id.
 pub const CID: u32 = 3;
+pub use crate::machine::memory::PLUGGABLE_MIB;
+/// How much of that the host allows, in MiB.
+pub const ALLOWED_MIB: u64 = 128;
+/// The port by which the guest says how much of it it wants.
+pub const WISHES: u32 = 0x1000_0000;
 /// What disks and files are filled with, 4 bytes at a time.
 pub const PATTERN: u32 = u32::from_le_bytes(*b"Hull");
 /// Sectors of the disk that the guest may write to.
@@ -180,7 +202,7 @@ pub(crate) const SLOT_REGISTERS: u64 = SLOTS + 2 * SLOT_SIZE;
 pub(crate) const NOWHERE: u64 = 0x4000_0000;
 
 /// Returns which of the devices work that these bits name, each after a reset. The others are taken to.
-pub(crate) fn working(looks_at: u8) -> u8 {
+pub(crate) fn working(looks_at: u16) -> u16 {
     let works = |bit: &usize| {
         let target = &TARGETS[*bit];
         let device = Device { slot: target.slot };
@@ -344,6 +366,32 @@ pub(crate) fn fs_works() -> bool {
     let mut queue = FS.start(0, 1);
     fuse_request(&queue, 0x77);
     queue.ask(0).is_some_and(|(_, length)| length >= 16) && read32(buffer(8) + 8) == 0x77
+}
+
+/// VIRTIO_BALLOON_F_REPORTING, and the queue that is there with it.
+pub(crate) const REPORTING: u64 = 1 << 5;
+pub(crate) const REPORTS: u32 = 2;
+
+pub(crate) fn balloon_works() -> bool {
+    let mut queue = BALLOON.start(REPORTING, REPORTS);
+    write32(buffer(12), PATTERN);
+    queue.chain(0, &[(buffer(12), 4096, true)]);
+    queue.ask(0) == Some((0, 0)) && read32(buffer(12)) == 0
+}
+
+/// Makes a request of virtio-mem at descriptors 0 and 1.
+pub(crate) fn plug_request(queue: &Queue, kind: u16, address: u64, count: u16) {
+    write64(buffer(13), kind.into());
+    write64(buffer(13) + 8, address);
+    write64(buffer(13) + 16, count.into());
+    fill(buffer(14), 0xff, 10);
+    queue.chain(0, &[(buffer(13), 24, false), (buffer(14), 10, true)]);
+}
+
+pub(crate) fn plugged_works() -> bool {
+    let mut queue = PLUGGED.start(0, 0);
+    plug_request(&queue, 3, PLUGGABLE, 1);
+    queue.ask(0) == Some((0, 10)) && read16(buffer(14)) == 0
 }
 
 /// Returns what came of a request that must be refused: an answer without a byte but, at most, `allowed`.

@@ -1,6 +1,6 @@
 //! The guest's life: one group of attacks, as the command line says.
 
-use crate::attack::{Scene, working};
+use crate::attack::{ALL, Scene, working};
 use crate::attacks::GROUPS;
 use crate::machine::{cpu, memory, second, serial};
 
@@ -10,7 +10,7 @@ const CMDLINE: u64 = 0x2_0000;
 /// Runs the group of attacks that the command line names.
 pub fn run() -> ! {
     cpu::prepare();
-    memory::map_file_regions();
+    memory::map_high_memory();
     let number = |name| parameter(name).unwrap_or_default();
     let mut scene = Scene {
         seed: number(b"seed="),
@@ -23,8 +23,11 @@ pub fn run() -> ! {
             second::rest();
             cpu::disable_interrupts();
             serial::print(outcome as u8);
-            let all = if left == 0 { u8::MAX } else { 0 };
-            serial::print(working(group.looks_at | all));
+            let all = if left == 0 { ALL } else { 0 };
+            working(group.looks_at | all)
+                .to_le_bytes()
+                .into_iter()
+                .for_each(serial::print);
         }
     }
     loop {

@@ -10,8 +10,8 @@
 //! A group of attacks runs in one VM. Host and guest agree on little:
 //!
 //! - the command line has `group=N`, `seed=N`, `steps=N`
-//! - for each attack the guest prints two bytes: its [`attack::Outcome`], then which of [`attack::TARGETS`]
-//!   still work, one bit each (all of them are looked at after the last attack, before that the group's)
+//! - for each attack the guest prints its [`attack::Outcome`], a byte, then which of [`attack::TARGETS`] still
+//!   work, one bit each in two bytes (all of them are looked at after the last attack, before that the group's)
 //! - after the last one it stands still
 
 #![cfg_attr(freestanding, no_std, no_main)]

@@ -21,7 +21,7 @@ pub fn refusal(error: &MachineError) -> Response {
 
 fn kind(error: &MachineError) -> ErrorKind {
     match error {
-        MachineError::Memory(MemoryError::Allocate { .. })
+        MachineError::Memory(MemoryError::Allocate { .. } | MemoryError::Event(_))
         | MachineError::Fd(FdError::Duplicate(_))
         | MachineError::Slot(SlotError::Connect { .. })
         | MachineError::FileRegions(_)
@@ -36,7 +36,7 @@ fn kind(error: &MachineError) -> ErrorKind {
         | MachineError::Start(_) => ErrorKind::NoResources,
         MachineError::Vcpus { .. }
         | MachineError::Fd(FdError::Missing { .. })
-        | MachineError::Memory(MemoryError::Size(_))
+        | MachineError::Memory(MemoryError::Size(_) | MemoryError::Port(_))
         | MachineError::Kernel(_)
         | MachineError::Cmdline(_)
         | MachineError::MpTable(_)
@@ -47,6 +47,7 @@ fn kind(error: &MachineError) -> ErrorKind {
         | MachineError::Devices { .. }
         | MachineError::Vcpu { .. }
         | MachineError::Serial
+        | MachineError::Pluggable
         | MachineError::Slot(
             SlotError::NoSuchSlot(_) | SlotError::Empty(_) | SlotError::Restore { .. },
         ) => ErrorKind::Invalid,

@@ -8,7 +8,7 @@ pub(crate) mod guest;
 
 use crate::control::connection;
 use crate::legacy::{ioapic, ports};
-use crate::virtio::{block, fs, mmio, net, pmem, queue, rng, vsock};
+use crate::virtio::{balloon, block, fs, mem, mmio, net, pmem, queue, rng, vsock};
 use crate::{slots, snapshot};
 
 /// A target: its name, and what it does with an input.
@@ -16,10 +16,12 @@ pub type Target = (&'static str, fn(&[u8]));
 
 /// All of them.
 pub const TARGETS: &[Target] = &[
+    ("vmm-balloon", balloon::fuzz::device),
     ("vmm-block", block::fuzz::device),
     ("vmm-control", connection::fuzz::messages),
     ("vmm-fs", fs::fuzz::device),
     ("vmm-ioapic", ioapic::fuzz::registers),
+    ("vmm-memory", mem::fuzz::device),
     ("vmm-mmio", mmio::fuzz::registers),
     ("vmm-net", net::fuzz::device),
     ("vmm-net-header", net::fuzz::header),

@@ -18,8 +18,8 @@ use crate::memory::Memory;
 use crate::slots::Doorbells;
 use crate::virtio::registers::Registers;
 
-/// KVM's slot of registers follows those of RAM, of which there are two at most.
-const REGISTERS: u32 = 2;
+/// KVM's slot of registers follows those of RAM, of which there are two at most, and of pluggable memory.
+const REGISTERS: u32 = 3;
 const FIRST_FILE_REGION: u32 = REGISTERS + 1;
 
 /// A virtual machine.
@@ -29,7 +29,7 @@ pub struct Vm {
 }
 
 impl Vm {
-    /// Creates a machine whose RAM is `memory`, with KVM's local APICs and a place for our IOAPIC.
+    /// Creates a machine whose RAM and pluggable memory are `memory`, with KVM's local APICs and a place for our IOAPIC.
     ///
     /// # Errors
     /// [`KvmError::Call`]

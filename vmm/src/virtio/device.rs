@@ -50,6 +50,10 @@ pub enum Kind {
     Fs,
     /// Persistent memory.
     Pmem,
+    /// Memory that comes and goes.
+    Memory,
+    /// Free pages.
+    Balloon,
 }
 
 impl Kind {
@@ -60,7 +64,9 @@ impl Kind {
             Self::Net => 1,
             Self::Block => 2,
             Self::Rng => 4,
+            Self::Balloon => 5,
             Self::Vsock => 19,
+            Self::Memory => 24,
             Self::Fs => 26,
             Self::Pmem => 27,
         }
@@ -76,6 +82,8 @@ impl Kind {
             Self::Vsock => "vsock",
             Self::Fs => "fs",
             Self::Pmem => "pmem",
+            Self::Memory => "memory",
+            Self::Balloon => "balloon",
         }
     }
 }
@@ -130,12 +138,28 @@ impl Activation {
     pub fn serve(
         &mut self,
         budget: usize,
+        handle: impl for<'m> FnMut(Chain<'m>, &'m Memory) -> ControlFlow<u32, u32>,
+    ) -> Result<Progress, DeviceError> {
+        if self.queues.len() != 1 {
+            return Err(DeviceError::Broken("device has one queue"));
+        }
+        self.serve_queue(0, budget, handle)
+    }
+
+    /// As [`Activation::serve`], with one queue of several; nothing is to be done with one that is not there.
+    ///
+    /// # Errors
+    /// [`DeviceError`] when the ring is broken.
+    pub fn serve_queue(
+        &mut self,
+        number: u16,
+        budget: usize,
         mut handle: impl for<'m> FnMut(Chain<'m>, &'m Memory) -> ControlFlow<u32, u32>,
     ) -> Result<Progress, DeviceError> {
-        let [queue] = self.queues.as_mut_slice() else {
-            return Err(DeviceError::Broken("device has one queue"));
+        let Some(queue) = self.queues.get_mut(usize::from(number)) else {
+            return Ok(Progress::Done);
         };
-        let mut progress = Progress::More(0);
+        let mut progress = Progress::More(number);
         let mut served = 0;
         while served < budget {
             let Some(chain) = queue.pop(&self.memory)? else {
@@ -155,7 +179,7 @@ impl Activation {
             }
         }
         if served > 0 {
-            self.notify(0)?;
+            self.notify(number.into())?;
         }
         Ok(progress)
     }
@@ -240,7 +264,7 @@ pub trait VirtioDevice: Debug + Send {
     fn features(&self) -> u64;
 
     /// Returns the device configuration, which no driver can write. What is beyond its end reads as
-    /// zero. It changes with [`Interrupt::signal_config`] only.
+    /// zero. It changes with [`Interrupt::signal_config`] and [`Interrupt::show_config`] only.
     fn config(&self) -> Vec<u8>;
 
     /// Takes the device into use. Called on an idle device only; the queues are valid.

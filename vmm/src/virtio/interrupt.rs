@@ -8,6 +8,8 @@ pub trait Interrupt: Debug + Send + Sync {
     fn signal_queue(&self);
     /// Tells the driver that the configuration is `config` now.
     fn signal_config(&self, config: &[u8]);
+    /// Lets the driver read that the configuration is `config` now, by what it asked for itself.
+    fn show_config(&self, config: &[u8]);
 }
 
 /// An interrupt that only counts, for tests.
@@ -30,4 +32,6 @@ impl Interrupt for CountingInterrupt {
         self.config
             .fetch_add(1, std::sync::atomic::Ordering::SeqCst);
     }
+
+    fn show_config(&self, _: &[u8]) {}
 }

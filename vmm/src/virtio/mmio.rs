@@ -151,10 +151,14 @@ impl Interrupt for MmioInterrupt {
     }
 
     fn signal_config(&self, config: &[u8]) {
+        self.show_config(config);
+        self.signal(INTERRUPT_CONFIG);
+    }
+
+    fn show_config(&self, config: &[u8]) {
         self.page.fill(CONFIG, config);
         self.page
             .update(CONFIG_GENERATION, |old| old.wrapping_add(1));
-        self.signal(INTERRUPT_CONFIG);
     }
 }
 

@@ -20,6 +20,10 @@ pub enum DeviceState {
     Fs(FsState),
     /// virtio-pmem.
     Pmem(PmemState),
+    /// virtio-mem.
+    Memory(MemoryState),
+    /// virtio-balloon.
+    Balloon(BalloonState),
 }
 
 /// What is kept of a block device.
@@ -79,6 +83,20 @@ pub struct PmemState {
     pub start: u64,
     /// Its length in bytes.
     pub length: u64,
+    /// What was counted so far.
+    pub counters: Counters,
+}
+
+/// What is kept of pluggable memory: a VM that has some is not saved.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemoryState {
+    /// What was counted so far.
+    pub counters: Counters,
+}
+
+/// What is kept of a balloon. Pages that were given back are holes in the memory that is saved.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BalloonState {
     /// What was counted so far.
     pub counters: Counters,
 }

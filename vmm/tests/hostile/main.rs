@@ -80,6 +80,12 @@ fn file_systems() {
 }
 
 #[test]
+fn memory_that_comes_and_goes() {
+    attack_all("balloon");
+    attack_all("memory");
+}
+
+#[test]
 fn platform() {
     attack_all("platform");
 }

@@ -6,11 +6,12 @@ use std::time::{Duration, Instant};
 
 use hull_hostile_guest::PROGRAM;
 use hull_hostile_guest::attack::{
-    CHANGING_SLOTS, CHANGING_SLOTS_COUNT, Group, Must, Outcome, TARGETS,
+    ALLOWED_MIB, CHANGING_SLOTS, CHANGING_SLOTS_COUNT, Group, Must, Outcome, PLUGGABLE_MIB,
+    TARGETS, WISHES,
 };
 use hull_proto_vmm::{
-    DeviceConfig, ErrorKind, ExitReason, ExitReport, Extent, FdIndex, Request, Response, VERSION,
-    VmConfig,
+    DeviceConfig, ErrorKind, ExitReason, ExitReport, Extent, FdIndex, Pluggable, Request, Response,
+    VERSION, VmConfig,
 };
 
 use crate::support::{Code, Control, Vmm, config, content, wait_until};
@@ -18,6 +19,8 @@ use crate::watch::Possessions;
 use crate::world::World;
 
 const MEMORY_MIB: u64 = 32;
+/// Bytes that the guest says of an attack: its outcome, and which devices work.
+const SAID: usize = 3;
 /// How long an attack may take, and the guest's check of all devices after it.
 const ATTACK: Duration = Duration::from_secs(60);
 /// How long a guest is waited for that may have overwritten itself.
@@ -62,7 +65,7 @@ pub fn attack(order: &Order) -> Vec<String> {
         if said.len() != last.len() {
             (last, since) = (said, Instant::now());
         }
-        let done = last.len() / 2;
+        let done = last.len() / SAID;
         if !is_alive || watched.failures.len() > 3 {
             break;
         }
@@ -87,13 +90,14 @@ pub fn attack(order: &Order) -> Vec<String> {
     world.hang_up();
     let (ended_itself, reason, message) = finish(vmm, &mut watched, &mut failures);
     for (at, attack) in group.attacks.iter().enumerate() {
-        let (outcome, wrong) = match (attack.must, last.get(2 * at), last.get(2 * at + 1)) {
-            (Must::Be(must), Some(outcome), Some(works)) => {
-                judge(must, *outcome, *works, world.there())
+        let said = last.get(SAID * at..).unwrap_or_default();
+        let (outcome, wrong) = match (attack.must, said) {
+            (Must::Be(must), [outcome, low, high, ..]) => {
+                judge(must, *outcome, [*low, *high], world.there())
             }
-            (Must::Hang, Some(b'H'), None) => ("stands still".to_owned(), ended_itself),
-            (Must::Any, Some(outcome), Some(works)) => {
-                judge(Outcome::Survived, *outcome, *works, world.there())
+            (Must::Hang, b"H") => ("stands still".to_owned(), ended_itself),
+            (Must::Any, [outcome, low, high, ..]) => {
+                judge(Outcome::Survived, *outcome, [*low, *high], world.there())
             }
             (Must::Any, ..) if !ended_itself => ("the guest lost itself".to_owned(), false),
             (must, ..) if ended_itself => (
@@ -130,7 +134,8 @@ pub fn attack(order: &Order) -> Vec<String> {
     failures
 }
 
-fn judge(must: Outcome, outcome: u8, works: u8, there: u8) -> (String, bool) {
+fn judge(must: Outcome, outcome: u8, works: [u8; 2], there: u16) -> (String, bool) {
+    let works = u16::from_le_bytes(works);
     let name = match outcome {
         b'R' => "refused",
         b'N' => "needs a reset",
@@ -172,6 +177,10 @@ fn start(vmm: &Vmm, world: &World, order: &Order) -> File {
         vcpus: 2,
         boot_vcpus: 2,
         memory_mib: MEMORY_MIB,
+        pluggable: Some(Pluggable {
+            mib: PLUGGABLE_MIB,
+            port: WISHES,
+        }),
         cmdline: format!(
             "group={} seed={} steps={}",
             number.unwrap(),
@@ -184,6 +193,11 @@ fn start(vmm: &Vmm, world: &World, order: &Order) -> File {
     let mut control = vmm.connect();
     control.order(&Request::Configure(Box::new(config)), &fds);
     control.order(&Request::Start, &[]);
+    let plug = Request::Plug {
+        least_mib: 0,
+        most_mib: ALLOWED_MIB,
+    };
+    control.order(&plug, &[]);
     serial
 }
 

@@ -115,6 +115,8 @@ impl World {
         let halves = extents().map(|start| part(0, start, HALF)).to_vec();
         let mut devices = vec![
             (1, DeviceConfig::Rng),
+            (8, DeviceConfig::Balloon),
+            (9, DeviceConfig::Memory),
             (2, block("disk", false, halves)),
             (3, block("fixed", true, vec![part(1, 0, 2 * HALF)])),
             (
@@ -157,10 +159,10 @@ impl World {
     }
 
     /// Returns the bits of the devices that are there.
-    pub fn there(&self) -> u8 {
+    pub fn there(&self) -> u16 {
         let bits = TARGETS.iter().enumerate();
         let there = bits.filter(|(_, target)| target.name != "net" || !self.taps.is_empty());
-        there.map(|(bit, _)| 1u8 << bit).sum()
+        there.map(|(bit, _)| 1u16 << bit).sum()
     }
 
     /// Ends the clients, so that their descriptors go.

@@ -34,7 +34,8 @@ pub struct Linux {
     _root: TempDir,
 }
 
-/// Boots the kernel with a script as /init. None, with a note, where that is not possible.
+/// Boots the kernel with a script as /init, beside these disks with the devices of `config`, which need no files.
+/// None, with a note, where that is not possible.
 pub fn boot(script: &str, config: &VmConfig, disks: &[(u8, &File, bool)]) -> Option<Linux> {
     let needs = prerequisites();
     let (kernel, busybox) = match &needs {
@@ -60,6 +61,7 @@ pub fn boot(script: &str, config: &VmConfig, disks: &[(u8, &File, bool)]) -> Opt
         devices.push((*slot, disk(file, files.len() as u32, *readonly)));
         files.push(file.try_clone().unwrap());
     }
+    devices.extend(config.devices.iter().cloned());
     let cmdline = format!(
         "root=/dev/vda rootfstype=erofs ro init=/init quiet loglevel=1 {}",
         config.cmdline
@@ -111,6 +113,7 @@ impl Linux {
             label,
             state: FdIndex(0),
             memory: FdIndex(self.files.len() as u32),
+            pluggable: None,
             serial: Some(FdIndex(1)),
             devices: self.devices.clone(),
         };

@@ -194,6 +194,7 @@ pub fn config() -> VmConfig {
         vcpus: 1,
         boot_vcpus: 1,
         memory_mib: 32,
+        pluggable: None,
         kernel: FdIndex(0),
         initrd: None,
         cmdline: String::new(),

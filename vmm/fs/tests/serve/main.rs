@@ -575,6 +575,24 @@ fn a_guest_keeps_what_it_has_of_a_file_that_did_not_change() {
 }
 
 #[test]
+fn what_the_kernel_makes_when_it_is_read_is_read_whatever_its_size() {
+    let host = host(false);
+    fs::write(host.path().join("empty"), "").unwrap();
+    let is_direct = |share: &Path, name: &str| {
+        let mut server = Server::start();
+        let root = server.share(share);
+        let node = server.lookup(root, name).unwrap();
+        let opened = server.call(OPEN, node, &[0; 8]).unwrap();
+        let text = server.cat(root, name).unwrap();
+        assert_eq!(text, fs::read_to_string(share.join(name)).unwrap());
+        opened[8] & 1 != 0
+    };
+    assert!(is_direct(Path::new("/proc"), "version"));
+    let why = "it may be mapped once it is not";
+    assert!(!is_direct(host.path(), "empty"), "{why}");
+}
+
+#[test]
 fn owners_meet_in_what_they_share_in_the_same_way() {
     let host = host(false);
     let dir = host.path().join("dir");

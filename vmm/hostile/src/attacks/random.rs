@@ -2,7 +2,7 @@
 
 use crate::attack::{Attack, BUFFERS, MEMORY_END, Must, NOWHERE, Outcome, Scene, TARGETS, attack};
 use crate::machine::cpu;
-use crate::machine::memory::{FILE_REGION, write8, write16, write32};
+use crate::machine::memory::{FILE_REGION, PLUGGABLE, write8, write16, write32};
 use crate::machine::random::Random;
 use crate::machine::virtio::{Device, INDIRECT, NEXT, QUEUES, Queue, SIZE, SLOTS, STATUS, WRITE};
 
@@ -21,12 +21,14 @@ at_random!(PMEM, "pmem, at random", [3]);
 at_random!(NET, "net, at random", [4]);
 at_random!(VSOCK, "vsock, at random", [5]);
 at_random!(FS, "fs, at random", [6]);
-at_random!(ALL, "all devices, at random", [0, 1, 2, 3, 4, 5, 6]);
+at_random!(BALLOON, "balloon, at random", [7]);
+at_random!(PLUGGED, "memory, at random", [8]);
+at_random!(ALL, "all devices, at random", [0, 1, 2, 3, 4, 5, 6, 7, 8]);
 
 fn at_random(scene: &mut Scene, targets: &[usize]) -> Outcome {
-    let seed = targets
-        .iter()
-        .fold(scene.seed, |sum, target| sum * 8 + *target as u64);
+    let seed = targets.iter().fold(scene.seed, |sum, target| {
+        sum * TARGETS.len() as u64 + *target as u64
+    });
     let random = &Random::new(seed);
     // The steps are not counted in time, so that the seed alone determines what is done.
     for _ in 0..scene.steps {
@@ -80,6 +82,7 @@ fn describe(random: &Random, queue: &Queue) {
         queue.table(),
         queue.used(),
         FILE_REGION,
+        PLUGGABLE,
         MEMORY_END - 8,
         NOWHERE,
         SLOTS,

@@ -1,7 +1,8 @@
 //! Attacks on the rings that all devices have, at each queue of each device.
 
 use crate::attack::{
-    A_WHILE, Attack, FS, NET, NOWHERE, Outcome, PMEM, REFUSED, RESET, RNG, SURVIVED, Scene, VSOCK,
+    A_WHILE, Attack, BALLOON, FS, NET, NOWHERE, Outcome, PLUGGED, PMEM, REFUSED, REPORTING,
+    REPORTS, RESET, RNG, SURVIVED, Scene, VSOCK,
 };
 use crate::attack::{DISK, MEMORY_END, attack, buffer, given_up};
 use crate::machine::memory::{FILE_REGION, fill, write16, write32};
@@ -122,7 +123,7 @@ fn lengths_and_flags(length: u32, flags: u16, next: u16) -> u64 {
 }
 
 macro_rules! rings {
-    ($name:ident, $device:expr, $queue:literal, $features:expr, $takes:literal) => {
+    ($name:ident, $device:expr, $queue:expr, $features:expr, $takes:literal) => {
         pub(super) static $name: [Attack; 29] = {
             const VICTIM: Victim = Victim {
                 device: $device,
@@ -380,3 +381,6 @@ rings!(VSOCK_TRANSMIT, VSOCK, 1, 0, true);
 rings!(VSOCK_EVENT, VSOCK, 2, 0, false);
 rings!(FS_URGENT, FS, 0, 0, true);
 rings!(FS_REQUESTS, FS, 1, 0, true);
+rings!(BALLOON_INFLATE, BALLOON, 0, 0, true);
+rings!(BALLOON_REPORTS, BALLOON, REPORTS, REPORTING, true);
+rings!(PLUGGED_RINGS, PLUGGED, 0, 0, true);

@@ -1,7 +1,11 @@
 //! Physical memory, read and written at any address.
 
-/// The first file region of a guest of 32 MiB: where virtio-pmem is.
-pub(crate) const FILE_REGION: u64 = 0x1_0800_0000;
+/// How much pluggable memory there is, in MiB.
+pub const PLUGGABLE_MIB: u64 = 256;
+/// Where it is.
+pub(crate) const PLUGGABLE: u64 = 1 << 32;
+/// The first file region, one section of Linux behind it: where virtio-pmem is.
+pub(crate) const FILE_REGION: u64 = PLUGGABLE + ((PLUGGABLE_MIB + 128) << 20);
 
 /// The boot protocol's page tables, and a page for one more: the gigabyte from 4 GiB on.
 const DIRECTORY_POINTERS: u64 = 0xa000;
@@ -28,8 +32,8 @@ access!(read16, write16, u16);
 access!(read32, write32, u32);
 access!(read64, write64, u64);
 
-/// Maps the gigabyte that file regions begin in.
-pub(crate) fn map_file_regions() {
+/// Maps the gigabyte that pluggable memory is in, and in which file regions begin.
+pub(crate) fn map_high_memory() {
     for index in 0..512 {
         let page = (4 << 30) + (index << 21);
         write64(DIRECTORY + index * 8, page | PRESENT_WRITABLE | HUGE_PAGE);

@@ -3,6 +3,7 @@
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixListener;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use vmm_sys_util::epoll::EventSet;
@@ -10,6 +11,7 @@ use vmm_sys_util::timerfd::TimerFd;
 
 use super::muxer::Muxer;
 use super::packet::{RxBuffer, TxPacket};
+use crate::pluggable::Pluggable;
 use crate::virtio::buffers::Buffers;
 use crate::virtio::counters::Counters;
 use crate::virtio::device::{Activation, DeviceError, Kind, Progress, VirtioDevice};
@@ -76,6 +78,8 @@ pub struct Vsock {
     /// a new connection with the others.
     reset_pending: bool,
     counters: Counters,
+    /// Hears what the guest wants of it.
+    pluggable: Option<Arc<Pluggable>>,
     active: Option<Active>,
 }
 
@@ -103,6 +107,7 @@ impl Vsock {
             reset_owed: false,
             reset_pending: false,
             counters: Counters::default(),
+            pluggable: None,
             active: None,
         })
     }
@@ -117,6 +122,12 @@ impl Vsock {
         device.last_port = state.last_port;
         device.reset_owed = true;
         Ok(device)
+    }
+
+    /// Has the guest say by this device how much it wants of `pluggable`.
+    #[must_use]
+    pub fn hearing(self, pluggable: Option<Arc<Pluggable>>) -> Self {
+        Self { pluggable, ..self }
     }
 
     /// Takes waiting clients.
@@ -376,7 +387,7 @@ impl VirtioDevice for Vsock {
             })?;
         self.active = Some(Active {
             activation,
-            muxer: Muxer::new(self.cid, self.last_port, watcher),
+            muxer: Muxer::new(self.cid, self.last_port, watcher, self.pluggable.clone()),
         });
         self.send_reset().inspect_err(|_| self.reset())
     }

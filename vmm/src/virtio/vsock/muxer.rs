@@ -8,12 +8,14 @@
 use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 use std::time::Instant;
 
 use vmm_sys_util::epoll::EventSet;
 
 use super::connection::{Connection, HostEvents};
 use super::packet::{Fragments, HOST_CID, Header, Op, TxPacket};
+use crate::pluggable::Pluggable;
 use crate::virtio::watch::Watcher;
 
 /// The most connections at a time.
@@ -40,6 +42,7 @@ pub struct Muxer {
     cid: u64,
     last_port: u32,
     watcher: Watcher,
+    pluggable: Option<Arc<Pluggable>>,
     connections: HashMap<u32, Entry>,
     /// Host ports of the connections that have a packet for the guest.
     ready: VecDeque<u32>,
@@ -51,11 +54,17 @@ pub struct Muxer {
 impl Muxer {
     /// Creates a muxer for a guest. `last_port` is the last host port that was used.
     #[must_use]
-    pub fn new(cid: u32, last_port: u32, watcher: Watcher) -> Self {
+    pub fn new(
+        cid: u32,
+        last_port: u32,
+        watcher: Watcher,
+        pluggable: Option<Arc<Pluggable>>,
+    ) -> Self {
         Self {
             cid: u64::from(cid),
             last_port,
             watcher,
+            pluggable,
             connections: HashMap::new(),
             ready: VecDeque::new(),
             resets: VecDeque::new(),
@@ -139,7 +148,12 @@ impl Muxer {
             }
             self.update(port);
         } else if header.op != Op::Reset as u16 && self.can_receive() {
-            // Nobody listens on the host, so a REQUEST ends here too.
+            // Nobody listens on the host, so a REQUEST ends here too. Its port may be what it is about.
+            if header.op == Op::Request as u16
+                && let Some(pluggable) = &self.pluggable
+            {
+                pluggable.hear(port);
+            }
             self.resets.push_back(header.reset_reply());
         }
         packet.malformed.is_none()

@@ -22,6 +22,7 @@ use super::packet::{
     SHUTDOWN_SEND, TYPE_STREAM, TxPacket,
 };
 use crate::memory::Memory;
+use crate::pluggable::Pluggable;
 use crate::virtio::device::{Activation, Progress, VirtioDevice};
 use crate::virtio::interrupt::CountingInterrupt;
 use crate::virtio::state::{DeviceState, VsockState};
@@ -461,6 +462,46 @@ mod handshake {
         guest.send(&request, &[]);
         let (reset, _) = guest.receive().unwrap();
         assert_eq!(reset, request.reset_reply());
+    }
+
+    #[test]
+    fn a_port_can_say_how_much_memory_the_guest_wants() {
+        let config = hull_proto_vmm::Pluggable {
+            mib: 1024,
+            port: 0x1000_0000,
+        };
+        let (_, pluggable) = Pluggable::new(&memory(0x20000), config).unwrap();
+        pluggable.bound(0, 1024);
+        let mut guest = Guest::idle(|listener| {
+            let vsock = Vsock::new(CID, listener).unwrap();
+            vsock.hearing(Some(Arc::clone(&pluggable)))
+        });
+        guest.activate(true);
+        guest.fill_rx();
+        let request = Header {
+            src_cid: u64::from(CID),
+            dst_cid: HOST_CID,
+            src_port: 5,
+            dst_port: 0x1000_0000 + 200,
+            kind: TYPE_STREAM,
+            op: Op::Request as u16,
+            ..Header::default()
+        };
+        guest.send(&request, &[]);
+        let (reset, _) = guest.receive().unwrap();
+        assert_eq!(reset, request.reset_reply(), "it is refused as any");
+        assert_eq!(pluggable.requested(), 256 << 20);
+        let other = Header {
+            op: Op::Data as u16,
+            dst_port: 0x1000_0000,
+            ..request
+        };
+        guest.send(&other, &[]);
+        assert_eq!(
+            pluggable.requested(),
+            256 << 20,
+            "no connection is asked for"
+        );
     }
 }
 
