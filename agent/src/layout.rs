@@ -68,6 +68,11 @@ impl Layout {
         Path::new(CGROUP_ROOT).join(format!("{}-agent", self.pod_cgroup))
     }
 
+    /// The cgroup of a shell in the guest itself, which is beside those of the pod and the agent.
+    pub(crate) fn shell_cgroup(&self, number: u64) -> PathBuf {
+        Path::new(CGROUP_ROOT).join(format!("{}-shell-{number}", self.pod_cgroup))
+    }
+
     /// The cgroup of container `id`.
     pub(crate) fn cgroup(&self, id: &Id) -> PathBuf {
         self.pod_cgroup().join(id)

@@ -29,6 +29,7 @@ mod events;
 mod ident;
 mod layout;
 mod log;
+mod memory;
 mod mmio;
 mod network;
 mod pidfd;
@@ -70,14 +71,18 @@ use self::{
         pause::{self, PodNamespaces},
     },
     layout::Layout,
+    memory::Memory,
     mmio::Slots,
     reaper::Reaper,
     rpc::Service,
     sandbox::Sandbox,
-    stdio::server,
+    stdio::{server, shell::Shells},
     storage::Storages,
     transport::Listener,
 };
+
+/// On the root of guests that may be entered: their shell, and all of its tools.
+const SHELL: &str = "/debug/busybox";
 
 /// How the program was called.
 #[derive(Debug, PartialEq, Eq)]
@@ -171,7 +176,7 @@ fn guest(kernel_ns: u64, host: u32) -> Result<(), AnyError> {
     boot::kernel_limits();
     let layout = Layout::default();
     boot::cgroups(&layout)?;
-    run(kernel_ns, layout, || {
+    run(kernel_ns, layout, SHELL.as_ref(), Some(host), || {
         let rpc = Listener::vsock(RPC_PORT, host)?;
         Ok((rpc, Listener::vsock(STREAM_PORT, host)?))
     })?;
@@ -188,16 +193,19 @@ fn outside(kernel_ns: u64, dir: &Path) -> Result<(), AnyError> {
     let name = format!("hull-{}", own.trim_start_matches('.'));
     let layout = Layout::new(dir.join("run"), name);
     boot::cgroups(&layout)?;
-    run(kernel_ns, layout, || {
+    run(kernel_ns, layout, &dir.join("busybox"), None, || {
         let rpc = Listener::unix(&dir.join("rpc.sock"))?;
         Ok((rpc, Listener::unix(&dir.join("stream.sock"))?))
     })
 }
 
-/// Serves the host until it asks for the end.
+/// Serves the host, which has this context id, until it asks for the end. Without one this is no guest.
+/// `shell` is the program of shells in the guest itself, if it is there.
 fn run(
     kernel_ns: u64,
     layout: Layout,
+    shell: &Path,
+    host: Option<u32>,
     listen: impl FnOnce() -> Result<(Listener, Listener), AnyError>,
 ) -> Result<(), AnyError> {
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -217,12 +225,18 @@ fn run(
             pod: Arc::clone(&pod),
         });
         let containers = Arc::new(Containers::new(Arc::clone(&context)));
+        let shells = Shells::new(shell, layout.clone(), Arc::clone(&reaper));
         let (rpc, streams) = listen()?;
-        tokio::spawn(server::serve(streams, Arc::clone(&containers) as Arc<_>));
+        tokio::spawn(server::serve(
+            streams,
+            Arc::clone(&containers) as Arc<_>,
+            Arc::new(shells),
+        ));
         let stop = Arc::new(Notify::new());
         let service = Service {
             context,
             containers,
+            memory: Memory::follow(&layout.pod_cgroup(), host),
             sandbox: Arc::new(Sandbox::new(layout, pod, Arc::clone(&reaper))),
             stats: Arc::default(),
             kernel_ns,

@@ -105,6 +105,11 @@ pub(crate) struct Stat {
     pub(crate) session: Pid,
     /// When it was started, in ticks since boot: two processes of one pid differ by it.
     pub(crate) started: u64,
+    pub(crate) state: char,
+    /// CPU time in ticks.
+    pub(crate) used: u64,
+    /// Resident memory in pages.
+    pub(crate) pages: u64,
 }
 
 impl Stat {
@@ -113,11 +118,15 @@ impl Stat {
         let (_, rest) = text.rsplit_once(") ")?;
         let fields: Vec<&str> = rest.split_ascii_whitespace().collect();
         let pid = |field: usize| fields.get(field)?.parse().ok().map(Pid::from_raw);
+        let number = |field: usize| fields.get(field)?.parse::<u64>().ok();
         // proc_pid_stat(5) counts from the pid on, and from 1.
         Some(Self {
             parent: pid(4 - 3)?,
             session: pid(6 - 3)?,
-            started: fields.get(22 - 3)?.parse().ok()?,
+            started: number(22 - 3)?,
+            state: fields.first()?.chars().next()?,
+            used: number(14 - 3)?.saturating_add(number(15 - 3)?),
+            pages: number(24 - 3)?,
         })
     }
 }
@@ -136,6 +145,9 @@ mod tests {
             parent: Pid::from_raw(7),
             session: Pid::from_raw(9),
             started: 31337,
+            state: 'R',
+            used: 3,
+            pages: 178,
         };
         assert_eq!(Stat::parse(stat), Some(told));
         assert_eq!(Stat::parse("12 (x) R 7 8 9"), None);

@@ -132,6 +132,31 @@ pub(crate) fn default_signals() {
     }
 }
 
+/// Puts a seccomp filter in force for the calling thread (seccomp(2), `SECCOMP_SET_MODE_FILTER`).
+pub(crate) fn load_filter(program: &[libc::sock_filter], flags: libc::c_ulong) -> io::Result<()> {
+    let length = u16::try_from(program.len());
+    let program = libc::sock_fprog {
+        len: length.map_err(|_| io::Error::from_raw_os_error(libc::E2BIG))?,
+        filter: program.as_ptr().cast_mut(),
+    };
+    // SAFETY: the kernel reads `len` instructions, which are there, writes none, and keeps no pointer. What
+    // the filter refuses is an error of calls, as others are.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_seccomp,
+            libc::SECCOMP_SET_MODE_FILTER,
+            flags,
+            &raw const program,
+        )
+    };
+    match result {
+        0 => Ok(()),
+        -1 => Err(io::Error::last_os_error()),
+        // The id of a thread that has another filter.
+        _ => Err(io::Error::from_raw_os_error(libc::ESRCH)),
+    }
+}
+
 /// Closes all descriptors but the standard streams (close_range(2)). Only for the first
 /// moment of a program.
 pub(crate) fn keep_standard_streams() -> io::Result<()> {

@@ -2,13 +2,13 @@
 
 use std::{
     fs::{self, OpenOptions},
-    io,
+    io::{self, Read, Write},
     os::{
         fd::{AsRawFd, OwnedFd},
         unix::fs::MetadataExt,
     },
     path::Path,
-    process,
+    process, thread,
     time::{SystemTime, UNIX_EPOCH},
 };
 
@@ -107,6 +107,8 @@ pub(crate) const ALL: &[Attack] = &[
     ("cgroup-again", || mounted("cgroup2", "")),
     ("cgroup-of-version-1", || mounted("cgroup", "none,name=x")),
     ("cgroup-limits", cgroup_limits),
+    ("fuse", fuse),
+    ("tun", tun),
 ];
 
 fn vsock() -> io::Result<OwnedFd> {
@@ -194,7 +196,7 @@ fn device(kind: SFlag, major: u64, minor: u64) -> io::Result<()> {
 }
 
 fn read_some(mut file: fs::File) -> io::Result<()> {
-    io::Read::read(&mut file, &mut [0; 512]).map(drop)
+    file.read(&mut [0; 512]).map(drop)
 }
 
 /// Any block device.
@@ -249,6 +251,112 @@ fn cgroup_limits() -> io::Result<()> {
     } else {
         writable("/sys/fs/cgroup/pids.max")
     }
+}
+
+/// Mounts a file system that it serves itself, and asks it for a file.
+fn fuse() -> io::Result<()> {
+    let device = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open("/dev/fuse")?;
+    let at = Path::new("/tmp/served");
+    fs::create_dir_all(at)?;
+    let options = format!(
+        "fd={},rootmode=40000,user_id=0,group_id=0",
+        device.as_raw_fd()
+    );
+    mount(
+        Some("fuse"),
+        at,
+        Some("fuse"),
+        MsFlags::empty(),
+        Some(options.as_str()),
+    )?;
+    let server = thread::spawn(move || serve(device));
+    let looked = fs::metadata(at.join("file"));
+    // Its server ends with it.
+    umount2(at, MntFlags::MNT_DETACH)?;
+    let _ = server.join();
+    match looked?.len() {
+        FUSE_SIZE => Ok(()),
+        _ => Err(Errno::EIO.into()),
+    }
+}
+
+/// The size of each file of the file system.
+const FUSE_SIZE: u64 = 4711;
+
+/// Answers requests of the kernel until the file system is not mounted any more (`linux/fuse.h`).
+fn serve(mut device: fs::File) -> io::Result<()> {
+    const LOOKUP: u32 = 1;
+    const GETATTR: u32 = 3;
+    const INIT: u32 = 26;
+    let mut request = vec![0; 256 << 10];
+    loop {
+        let length = device.read(&mut request)?;
+        let Some((head, _)) = request
+            .get(..length)
+            .and_then(|r| r.split_first_chunk::<24>())
+        else {
+            return Err(Errno::EIO.into());
+        };
+        // `struct fuse_in_header`: length, opcode, unique, node.
+        let words: Vec<u32> = head
+            .chunks_exact(4)
+            .map(|word| u32::from_ne_bytes(word.try_into().unwrap_or_default()))
+            .collect();
+        let node = u64::from(words[4]) | u64::from(words[5]) << 32;
+        let body = match words[1] {
+            // `struct fuse_init_out`: version 7.31, nothing else.
+            INIT => [7u32, 31].into_iter().chain([0; 14]).collect(),
+            // `struct fuse_entry_out`: the node, how long name and attributes are good, and these.
+            LOOKUP => [[2, 0, 0, 0, 0, 0, 0, 0, 0, 0].as_slice(), &attributes(2)].concat(),
+            GETATTR => [[0; 4].as_slice(), &attributes(node)].concat(),
+            _ => Vec::new(),
+        };
+        let error = if body.is_empty() { -libc::ENOSYS } else { 0 };
+        let length = u32::try_from(16 + 4 * body.len()).unwrap_or(0);
+        let head = [length, error.cast_unsigned(), words[2], words[3]];
+        let answer: Vec<u8> = head
+            .iter()
+            .chain(&body)
+            .flat_map(|word| word.to_ne_bytes())
+            .collect();
+        // A request that was interrupted is not answered.
+        let _ = device.write(&answer);
+    }
+}
+
+/// `struct fuse_attr` of a node: the root, or a file.
+fn attributes(node: u64) -> [u32; 22] {
+    let mut words = [0; 22];
+    let is_root = node == 1;
+    words[0] = if is_root { 1 } else { 2 };
+    words[2] = u32::try_from(FUSE_SIZE).unwrap_or(0);
+    words[15] = if is_root {
+        libc::S_IFDIR | 0o755
+    } else {
+        libc::S_IFREG | 0o644
+    };
+    words[16] = 1;
+    words
+}
+
+/// Makes a network interface that it has the other end of.
+fn tun() -> io::Result<()> {
+    // `linux/if_tun.h`: _IOW('T', 202, int); IFF_TUN | IFF_NO_PI.
+    const TUNSETIFF: usize = 0x4004_54ca;
+    const FLAGS: u16 = 0x1001;
+    let device = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open("/dev/net/tun")?;
+    // `struct ifreq`: a name, which the kernel fills in, and the flags.
+    let mut request = [0u16; 20];
+    request[8] = FLAGS;
+    let fd = usize::try_from(device.as_raw_fd()).map_err(io::Error::other)?;
+    let request = request.as_mut_ptr().expose_provenance();
+    call(libc::SYS_ioctl, [fd, TUNSETIFF, request, 0, 0])
 }
 
 fn clock() -> io::Result<()> {

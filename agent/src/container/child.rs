@@ -63,8 +63,8 @@ const MESSAGE_LENGTH: usize = 1000;
 /// Most bytes of a report: a character takes six at most, as an escape.
 pub(crate) const REPORT_SIZE: u64 = 6 * MESSAGE_LENGTH as u64 + 200;
 
-/// What the helper shall do. With it come descriptors, in this order: the gate; a pidfd of each process
-/// whose namespaces are joined; a socket for the terminal's master, or standard input, output and error.
+/// What the helper shall do. With it come descriptors, in this order: the gate; copies of mounts; a pidfd of
+/// each process whose namespaces are joined; a socket for the terminal's master, or standard input, output and error.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Request {
     /// The directory of the cgroup that the process is made in.
@@ -86,6 +86,8 @@ pub(crate) enum Action {
         user: Option<Ids>,
         /// Whether it joins another's pid namespace.
         pid: bool,
+        /// The mounts of `spec` that a copy is there for.
+        trees: Vec<usize>,
     },
     /// One more process in a running container, of which it joins these namespaces (`CLONE_NEW*`).
     Exec {
@@ -167,8 +169,11 @@ fn serve(request: Request, fds: Vec<OwnedFd>, agent: &UnixStream) -> Result<Exit
             dir,
             user,
             pid,
+            trees,
         } => {
-            let container = Container::prepare(*spec, &dir, user)?;
+            let trees = trees.into_iter().map(|index| Ok((index, next()?)));
+            let trees = trees.collect::<Result<_, StepError>>()?;
+            let container = Container::prepare(*spec, &dir, user, trees)?;
             enter_cgroup(&request.cgroup)?;
             if user.is_some() {
                 join(&next()?, CloneFlags::CLONE_NEWUSER)?;

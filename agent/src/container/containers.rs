@@ -19,7 +19,7 @@ use super::{
 use crate::{
     ident::Id,
     pidfd::Process,
-    stdio::{Stdio, server::Directory},
+    stdio::{Directory, Stdio},
 };
 
 /// Commands that may wait for a container's task.
@@ -178,6 +178,14 @@ impl Containers {
             .filter(|(id, _)| ids.is_empty() || ids.iter().any(|i| i == id.as_str()))
             .filter_map(|(id, handle)| Some((id.clone(), handle.public.made.get()?.clone())))
             .collect()
+    }
+
+    /// Returns a container that was made.
+    pub(crate) fn one_made(&self, id: &str) -> Result<Made, ContainerError> {
+        let id = Id::parse("container id", id)?;
+        let handle = self.all().get(&id).cloned();
+        let made = handle.and_then(|handle| handle.public.made.get().cloned());
+        made.ok_or(ContainerError::NotFound(id))
     }
 
     /// Kills and removes all containers, as far as that works in `limit`.

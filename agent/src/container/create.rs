@@ -243,21 +243,25 @@ async fn stages(
     devices::apply(cgroup.path(), &rules).map_err(failed("limit the devices of"))?;
 
     let wanted_user = request.user.clone().unwrap_or_default();
-    let (dir, tty) = (remains.dir.clone(), request.tty);
+    let tty = request.tty;
     let (declared, volumes_in) = (request.volumes.clone(), own.clone());
     let in_user = pod_user.clone();
-    // The copies must be there until the container has mounted them.
-    let (spec, user, copies) = blocking(move || {
+    let (spec, user, trees) = blocking(move || {
         let user = user::resolve(&root, &wanted_user)?;
         if let Some(pod) = &in_user {
             check_mapped(&user, pod)?;
         }
-        let copies = volumes::copy(&mut asked, &dir, in_user.as_ref(), &held)?;
+        let mut trees = volumes::copy(&mut asked, in_user.as_ref(), &held)?;
         if let Some(own) = volumes_in {
             let made = declared::make(&declared, &root, &own, in_user.as_ref())?;
             // All that is asked for comes to lie on them, wherever links of the image lead.
+            let before = made.len();
             let asked = asked.mounts_mut().get_or_insert_default();
             asked.splice(0..0, made);
+            trees = trees
+                .into_iter()
+                .map(|(index, tree)| (index + before, tree))
+                .collect();
         }
         let add = Additions {
             rootfs: &root,
@@ -267,7 +271,7 @@ async fn stages(
             user_namespace: in_user.is_some(),
         };
         let spec = spec::complete(asked, &add)?;
-        Ok::<_, ContainerError>((spec, user, copies))
+        Ok::<_, ContainerError>((spec, user, trees))
     })
     .await?;
 
@@ -290,8 +294,10 @@ async fn stages(
                 dir: remains.dir.clone(),
                 user: ids,
                 pid: joined.is_some(),
+                trees: trees.keys().copied().collect(),
             },
             cgroup: &cgroup,
+            trees: trees.into_values().collect(),
             joins: user_init(context).into_iter().chain(joined).collect(),
             stdio: &stdio,
             ends,
@@ -299,7 +305,6 @@ async fn stages(
         },
     )
     .await;
-    blocking(move || drop(copies)).await;
     let launched = match launched {
         Ok(launched) => launched,
         Err(e) => {

@@ -95,7 +95,7 @@ pub(crate) enum ContainerError {
     Exec {
         id: Id,
         #[source]
-        source: LaunchError,
+        source: StartFailure,
     },
     #[error("signal container {id}")]
     Signal {

@@ -110,6 +110,7 @@ impl Execs {
                     init: init.pid().as_raw(),
                 },
                 cgroup,
+                trees: Vec::new(),
                 joins: vec![Arc::clone(init)],
                 stdio: &stdio,
                 ends,
@@ -121,14 +122,16 @@ impl Execs {
             let launched = launched?;
             launched.gate.open().map_err(LaunchError::Talk)?;
             launched.outcome.wait().await?;
-            Ok((launched.process, launched.exit))
+            Ok::<_, LaunchError>((launched.process, launched.exit))
         };
         let (process, exit) = match run.await {
             Ok(running) => running,
             Err(source) => {
                 stdio.abandon();
-                let id = container.clone();
-                return Err(ContainerError::Exec { id, source });
+                return Err(ContainerError::Exec {
+                    id: container.clone(),
+                    source: source.into(),
+                });
             }
         };
         let (pid, process) = (process.pid().as_raw(), Arc::new(process));

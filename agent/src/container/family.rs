@@ -116,6 +116,9 @@ mod tests {
                 parent: Pid::from_raw(parent),
                 session: Pid::from_raw(session),
                 started: 0,
+                state: 'S',
+                used: 0,
+                pages: 0,
             };
             (Pid::from_raw(pid), stat)
         };

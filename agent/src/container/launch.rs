@@ -95,6 +95,8 @@ pub(crate) struct Launch<'a> {
     pub(crate) action: Action,
     /// Where it is made.
     pub(crate) cgroup: &'a Cgroup,
+    /// Copies of mounts, as `action` has them.
+    pub(crate) trees: Vec<OwnedFd>,
     /// Those whose namespaces it joins, as `action` has them.
     pub(crate) joins: Vec<Arc<Process>>,
     /// The streams of the process.
@@ -124,6 +126,7 @@ pub(crate) async fn launch(reaper: &Reaper, launch: Launch<'_>) -> Result<Launch
         reaper,
         helper: &helper,
         cgroup: launch.cgroup,
+        trees: &launch.trees,
         joins: &launch.joins,
         stdio: launch.stdio,
         uid: launch.uid,
@@ -156,6 +159,7 @@ struct Making<'a> {
     reaper: &'a Reaper,
     helper: &'a Process,
     cgroup: &'a Cgroup,
+    trees: &'a [OwnedFd],
     joins: &'a [Arc<Process>],
     stdio: &'a Stdio,
     uid: u32,
@@ -206,9 +210,10 @@ impl Making<'_> {
         }
     }
 
-    /// Sends one byte with the gate, whom to join, and the streams.
+    /// Sends the gate, mounts, whom to join, and the streams.
     fn send_fds(&self, socket: &StdStream, gate: &StdStream, streams: &Streams) -> io::Result<()> {
         let mut fds: Vec<BorrowedFd<'_>> = vec![gate.as_fd()];
+        fds.extend(self.trees.iter().map(AsFd::as_fd));
         fds.extend(self.joins.iter().map(|joined| joined.as_fd()));
         fds.extend(streams.theirs());
         descriptors::send(socket, &fds)

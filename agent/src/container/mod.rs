@@ -35,6 +35,6 @@ mod user;
 mod volumes;
 
 pub(crate) use self::{
-    containers::Containers, context::Context, error::ContainerError, huge_pages::HugePages,
-    made::Made, task::Sending, update::Change,
+    cgroup::Cgroup, containers::Containers, context::Context, error::ContainerError,
+    huge_pages::HugePages, made::Made, task::Sending, update::Change,
 };

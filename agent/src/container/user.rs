@@ -78,6 +78,12 @@ fn read(rootfs: &Path, file: &'static str) -> Result<String, UserError> {
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
+/// Parses an id. The largest number is none: for setresuid(2) it says that nothing is changed, which would
+/// be root's.
+fn id(text: &str) -> Option<u32> {
+    text.parse().ok().filter(|&id| id != u32::MAX)
+}
+
 struct Account<'a> {
     name: &'a str,
     uid: u32,
@@ -89,8 +95,8 @@ fn accounts(passwd: &str) -> impl Iterator<Item = Account<'_>> {
     passwd.lines().filter_map(|line| {
         let mut fields = line.split(':');
         let name = fields.next()?;
-        let uid = fields.nth(1)?.parse().ok()?;
-        let gid = fields.next()?.parse().ok()?;
+        let uid = id(fields.nth(1)?)?;
+        let gid = id(fields.next()?)?;
         let home = fields.nth(1).unwrap_or("");
         Some(Account {
             name,
@@ -111,7 +117,7 @@ fn groups(group: &str) -> impl Iterator<Item = Group<'_>> {
     group.lines().filter_map(|line| {
         let mut fields = line.split(':');
         let name = fields.next()?;
-        let gid = fields.nth(1)?.parse().ok()?;
+        let gid = id(fields.nth(1)?)?;
         let members = fields.next().unwrap_or("");
         Some(Group { name, gid, members })
     })
@@ -126,7 +132,7 @@ fn resolve_in(passwd: &str, group: &str, request: &Request) -> Result<User, User
     let (by_uid, by_name, group_part) = match (request.uid, user_part) {
         (Some(uid), _) => (Some(uid), None, ""),
         (None, "") => (Some(0), None, group_part),
-        (None, name) => (name.parse().ok(), Some(name), group_part),
+        (None, name) => (id(name), Some(name), group_part),
     };
     // A name wins over a number: "1000" may be somebody's name.
     let account = by_name
@@ -143,7 +149,7 @@ fn resolve_in(passwd: &str, group: &str, request: &Request) -> Result<User, User
         (None, name) => groups(group)
             .find(|g| g.name == name)
             .map(|g| g.gid)
-            .or_else(|| name.parse().ok())
+            .or_else(|| id(name))
             .ok_or_else(|| UserError::NoGroup(name.to_owned()))?,
     };
     let mut all = vec![gid];
@@ -252,6 +258,17 @@ mod tests {
         ));
         assert!(resolve_in("", "", &ask("www")).is_err());
         assert_eq!(resolve_in("", "", &ask("5")).unwrap().uid, 5);
+    }
+
+    #[test]
+    fn the_number_that_changes_nothing_is_no_id() {
+        let passwd = "none:x:4294967295:5::/:\ngroup:x:5:4294967295::/:\n";
+        let group = "none:x:4294967295:\n";
+        for user in ["4294967295", "none", "group", "0:4294967295", "0:none"] {
+            assert!(resolve_in(passwd, group, &ask(user)).is_err(), "{user}");
+        }
+        let largest = resolve_in(passwd, group, &ask("4294967294")).unwrap();
+        assert_eq!(largest.uid, 4_294_967_294);
     }
 
     #[test]

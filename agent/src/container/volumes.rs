@@ -2,7 +2,7 @@
 //! owners of a user namespace.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     fs::{self, Permissions},
     io,
     os::{
@@ -16,17 +16,22 @@ use std::{
 use hull_proto_agent::agent::StorageMount;
 use oci_spec::runtime::Spec;
 use pathrs::Root;
+use rustix::fs::CWD;
 
-use super::{copies::Copies, error::ContainerError, pause::PodUser, spec::SpecError};
+use super::{error::ContainerError, make, pause::PodUser, spec::SpecError};
 use crate::{
     atomic_volumes::AtomicVolumes,
     ident::Id,
     storage::{Base, Storages},
+    sys,
 };
 
 /// Sources that containers may replace by something else until they are mounted, by index of the
 /// mount: they are held open.
 pub(super) type Held = HashMap<usize, OwnedFd>;
+
+/// Copies of mounts that are mounted nowhere, by index of the mount that is to show them.
+pub(super) type Trees = BTreeMap<usize, OwnedFd>;
 
 /// The mounts of a container that lie in storages.
 #[derive(Debug)]
@@ -103,16 +108,14 @@ fn opened(file: impl AsFd) -> PathBuf {
     format!("/proc/self/fd/{}", file.as_fd().as_raw_fd()).into()
 }
 
-/// Makes every bind mount of `spec` that has id mappings or a held source one of a copy below
-/// `dir`. Of a mapped one, files belong to the ids of the pod's user namespace: no other mapping
-/// is possible.
+/// Copies what those bind mounts of `spec` show that have id mappings or a held source, by index of the
+/// mount. Of a mapped one, files belong to the ids of the pod's user namespace: no other mapping is possible.
 pub(super) fn copy(
     spec: &mut Spec,
-    dir: &Path,
     user: Option<&PodUser>,
     held: &Held,
-) -> Result<Copies, ContainerError> {
-    let mut copies = Copies::default();
+) -> Result<Trees, ContainerError> {
+    let mut trees = Trees::new();
     for (index, mount) in spec.mounts_mut().iter_mut().flatten().enumerate() {
         let (uids, gids) = (mount.uid_mappings(), mount.gid_mappings());
         let mapped = uids.is_some() || gids.is_some();
@@ -128,21 +131,26 @@ pub(super) fn copy(
         let Some(source) = source.filter(|_| !mapped || user.is_some()) else {
             return Err(ContainerError::Mapping(mount.destination().clone()));
         };
-        let from = held.map_or_else(|| source.clone(), opened);
-        let at = dir.join(format!("bind-{index}"));
-        let namespace = user.filter(|_| mapped).map(PodUser::open).transpose();
-        namespace
-            .and_then(|namespace| copies.add(&from, &at, namespace))
-            .map_err(|error| ContainerError::File {
-                action: "copy the mount of",
-                path: source,
-                source: error,
-            })?;
-        mount.set_source(Some(at));
+        let copied = || -> io::Result<OwnedFd> {
+            let tree = match held {
+                Some(held) => make::copy(held, Path::new(""), false)?,
+                None => make::copy(CWD, &source, false)?,
+            };
+            if let Some(user) = user.filter(|_| mapped) {
+                sys::map_mount(&tree, user.open()?)?;
+            }
+            Ok(tree)
+        };
+        let tree = copied().map_err(|error| ContainerError::File {
+            action: "copy the mount of",
+            path: source.clone(),
+            source: error,
+        })?;
+        trees.insert(index, tree);
         mount.set_uid_mappings(None);
         mount.set_gid_mappings(None);
     }
-    Ok(copies)
+    Ok(trees)
 }
 
 #[cfg(test)]

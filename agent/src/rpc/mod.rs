@@ -16,10 +16,11 @@ use crate::{
     blocking::blocking,
     container::{Change, Containers, Context, Sending},
     ident::Id,
+    memory::Memory,
     mmio::Slots,
     sandbox::{self, Sandbox},
     shutdown,
-    stats::Stats,
+    stats::{self, Stats},
     time,
 };
 
@@ -33,6 +34,7 @@ pub(crate) struct Service {
     pub(crate) containers: Arc<Containers>,
     pub(crate) sandbox: Arc<Sandbox>,
     pub(crate) stats: Arc<Stats>,
+    pub(crate) memory: Arc<Memory>,
     /// When `main` was entered.
     pub(crate) kernel_ns: u64,
     /// When the socket was listening.
@@ -91,8 +93,15 @@ impl rpc::Agent for Service {
         _: &TtrpcContext,
         request: proto::ConfigureRequest,
     ) -> ttrpc::Result<proto::Empty> {
-        let sandbox = Arc::clone(&self.sandbox);
-        complete(async move { done(sandbox.configure(&request).await) }).await
+        let (sandbox, memory) = (Arc::clone(&self.sandbox), Arc::clone(&self.memory));
+        complete(async move {
+            let configured = sandbox.configure(&request).await;
+            if configured.is_ok() && request.memory_grows {
+                memory.grow();
+            }
+            done(configured)
+        })
+        .await
     }
 
     async fn adjust_clock(
@@ -334,6 +343,21 @@ impl rpc::Agent for Service {
         let scratch = self.context.storages.scratch();
         complete(blocking(move || {
             Ok(stats.collect(&wanted, &all, &pod, scratch.as_deref()))
+        }))
+        .await
+    }
+
+    async fn processes(
+        &self,
+        _: &TtrpcContext,
+        request: proto::ProcessesRequest,
+    ) -> ttrpc::Result<proto::ProcessesResponse> {
+        let made = self.containers.one_made(&request.container_id);
+        let pod = self.context.pod.user();
+        let first_uid = pod.and_then(|pod| pod.uid(0)).unwrap_or(0);
+        complete(blocking(move || {
+            let made = made.map_err(|error| status(&error))?;
+            Ok(stats::processes(&made.init, &made.cgroup, first_uid))
         }))
         .await
     }

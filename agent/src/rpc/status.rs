@@ -3,6 +3,7 @@
 use std::{error::Error, io};
 
 use error_reporter::Report;
+use hull_proto_agent::not_executed;
 use ttrpc::{Code, get_status};
 
 use crate::{
@@ -15,11 +16,17 @@ use crate::{
 pub(crate) struct Refusal {
     code: Code,
     message: String,
+    /// The exit code of a process that was not started.
+    exit_code: Option<i32>,
 }
 
 impl From<Refusal> for ttrpc::Error {
     fn from(refusal: Refusal) -> Self {
-        Self::RpcStatus(get_status(refusal.code, refusal.message))
+        let mut status = get_status(refusal.code, refusal.message);
+        if let Some(code) = refusal.exit_code {
+            not_executed::tell(&mut status, code);
+        }
+        Self::RpcStatus(status)
     }
 }
 
@@ -27,6 +34,11 @@ impl From<Refusal> for ttrpc::Error {
 pub(crate) trait Classified: Error + 'static {
     /// Returns the code of the contract (see `agent.proto`).
     fn code(&self) -> Code;
+
+    /// Returns the exit code of the process that was not started.
+    fn exit_code(&self) -> Option<i32> {
+        None
+    }
 }
 
 /// Turns an error and its causes into a refusal.
@@ -34,6 +46,7 @@ pub(crate) fn status<E: Classified>(error: &E) -> Refusal {
     Refusal {
         code: error.code(),
         message: Report::new(error).to_string(),
+        exit_code: error.exit_code(),
     }
 }
 
@@ -42,6 +55,7 @@ pub(crate) fn invalid(message: String) -> Refusal {
     Refusal {
         code: Code::INVALID_ARGUMENT,
         message,
+        exit_code: None,
     }
 }
 
@@ -81,6 +95,13 @@ impl Classified for ContainerError {
             | Self::Resize(_)
             | Self::Unkillable(_)
             | Self::Update { .. } => Code::INTERNAL,
+        }
+    }
+
+    fn exit_code(&self) -> Option<i32> {
+        match self {
+            Self::Start { source, .. } | Self::Exec { source, .. } => Some(source.code),
+            _ => None,
         }
     }
 }

@@ -1,7 +1,7 @@
 //! What containers, the pod and its disks use.
 //!
 //! Read in this order: [`cgroup`] (most numbers), [`process`] (what only /proc
-//! tells), [`pressure`] and [`io`] (files with a form of their own), [`network`],
+//! tells), [`processes`] (which there are), [`pressure`] and [`io`] (files with a form of their own), [`network`],
 //! [`disk`] (writable layers, which cost a walk and are measured beside the
 //! requests).
 
@@ -11,6 +11,7 @@ mod io;
 mod network;
 mod pressure;
 mod process;
+mod processes;
 
 use std::{
     collections::HashMap,
@@ -22,6 +23,7 @@ use hull_proto_agent::agent::{ContainerStats, StatsResponse};
 use protobuf::MessageField;
 
 use self::disk::Disks;
+pub(crate) use self::processes::processes;
 use crate::{
     container::{Made, cgroup::Cgroup},
     ident::Id,

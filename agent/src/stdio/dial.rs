@@ -9,7 +9,7 @@ use std::{
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tokio::{
-    io::{AsyncWriteExt, copy, split},
+    io::{AsyncRead, AsyncWrite, AsyncWriteExt, copy, split},
     net::TcpStream,
     time::sleep,
 };
@@ -36,11 +36,19 @@ pub(crate) async fn connect(port: u16) -> io::Result<TcpStream> {
 ///
 /// A host that is gone reads like one that sends nothing more, so a silent
 /// server would hold the connection for ever; hence the look at the socket.
-pub(crate) async fn relay(connection: Connection, server: TcpStream) -> io::Result<()> {
+pub(crate) async fn relay(
+    connection: Connection,
+    server: impl AsyncRead + AsyncWrite,
+) -> io::Result<()> {
     relay_for(connection, server, LINGER).await
 }
 
-async fn relay_for(connection: Connection, server: TcpStream, linger: Duration) -> io::Result<()> {
+/// The same with another time to read what the host sent.
+pub(super) async fn relay_for(
+    connection: Connection,
+    server: impl AsyncRead + AsyncWrite,
+    linger: Duration,
+) -> io::Result<()> {
     let watch = connection.watch()?;
     let gone = async {
         while !watch.as_ref().is_some_and(has_hung_up) {
@@ -49,7 +57,7 @@ async fn relay_for(connection: Connection, server: TcpStream, linger: Duration) 
         sleep(linger).await;
     };
     let (mut from_host, mut to_host) = split(connection);
-    let (mut from_server, mut to_server) = server.into_split();
+    let (mut from_server, mut to_server) = split(server);
     let up = async {
         if copy(&mut from_host, &mut to_server).await.is_ok() {
             let _ = to_server.shutdown().await;

@@ -55,6 +55,13 @@ pub(crate) struct ProcessEnds {
     pub(crate) stderr: OwnedFd,
 }
 
+/// Finds the streams of processes.
+pub(crate) trait Directory: Send + Sync + 'static {
+    /// Returns the streams of the exec, or with an empty `exec` of the
+    /// container's first process.
+    fn stdio(&self, container: &str, exec: &str) -> Option<Arc<Stdio>>;
+}
+
 impl Stdio {
     /// Makes the streams, and the process's pipe ends unless it gets a terminal.
     pub(crate) fn new(wanted: Wanted) -> io::Result<(Arc<Self>, Option<ProcessEnds>)> {

@@ -11,27 +11,25 @@ use tokio::{
 };
 use tracing::{debug, warn};
 
-use super::{connection::Connection, dial, process::Stdio};
+use super::{connection::Connection, dial, process::Directory, shell::Shells};
 use crate::transport::Listener;
 
 /// How long a connection may take to say what it is for.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Finds the streams of processes.
-pub(crate) trait Directory: Send + Sync + 'static {
-    /// Returns the streams of the exec, or with an empty `exec` of the
-    /// container's first process.
-    fn stdio(&self, container: &str, exec: &str) -> Option<Arc<Stdio>>;
-}
-
 /// Serves connections until the agent ends.
-pub(crate) async fn serve(mut listener: Listener, directory: Arc<dyn Directory>) {
+pub(crate) async fn serve(
+    mut listener: Listener,
+    directory: Arc<dyn Directory>,
+    shells: Arc<Shells>,
+) {
     loop {
         match listener.accept().await {
             Ok(connection) => {
-                let directory = Arc::clone(&directory);
+                let (directory, shells) = (Arc::clone(&directory), Arc::clone(&shells));
                 tokio::spawn(async move {
-                    if let Err(error) = handle(connection, directory.as_ref()).await {
+                    let handled = handle(connection, directory.as_ref(), &shells).await;
+                    if let Err(error) = handled {
                         debug!(%error, "stream connection ended");
                     }
                 });
@@ -44,18 +42,39 @@ pub(crate) async fn serve(mut listener: Listener, directory: Arc<dyn Directory>)
     }
 }
 
-async fn handle(mut connection: Connection, directory: &dyn Directory) -> io::Result<()> {
+async fn handle(
+    mut connection: Connection,
+    directory: &dyn Directory,
+    shells: &Shells,
+) -> io::Result<()> {
     let header = timeout(HEADER_TIMEOUT, read_header(&mut connection)).await??;
     debug!(?header, "stream connection");
-    if let StreamKind::Dial { port } = header.kind {
-        return match dial::connect(port).await {
+    match header.kind {
+        StreamKind::Dial { port } => match dial::connect(port).await {
             Ok(server) => {
                 accept(&mut connection, 0).await?;
                 dial::relay(connection, server).await
             }
             Err(e) => refuse(connection, format!("connect to localhost:{port}: {e}")).await,
-        };
+        },
+        StreamKind::Shell { terminal } => match shells.start(terminal) {
+            Ok(shell) => {
+                accept(&mut connection, 0).await?;
+                shell.relay(connection).await
+            }
+            Err(e) => refuse(connection, format!("start a shell: {e}")).await,
+        },
+        StreamKind::Stdin | StreamKind::Stdout | StreamKind::Stderr => {
+            of_process(connection, &header, directory).await
+        }
     }
+}
+
+async fn of_process(
+    mut connection: Connection,
+    header: &StreamHeader,
+    directory: &dyn Directory,
+) -> io::Result<()> {
     let Some(stdio) = directory.stdio(&header.container, &header.exec) else {
         let name = [header.container.as_str(), &header.exec].join(" ");
         return refuse(connection, format!("no process {name}")).await;
@@ -63,7 +82,7 @@ async fn handle(mut connection: Connection, directory: &dyn Directory) -> io::Re
     let output = match header.kind {
         StreamKind::Stdout => &stdio.stdout,
         StreamKind::Stderr => &stdio.stderr,
-        StreamKind::Stdin | StreamKind::Dial { .. } => {
+        _ => {
             let Some(input) = &stdio.input else {
                 return refuse(connection, "the process has no input".to_owned()).await;
             };

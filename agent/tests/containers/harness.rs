@@ -59,6 +59,11 @@ pub fn context() -> Context {
 
 impl Agent {
     pub async fn start() -> Self {
+        Self::start_with(|_| {}).await
+    }
+
+    /// One whose directory was prepared.
+    pub async fn start_with(prepare: impl FnOnce(&Path)) -> Self {
         let base = Path::new("/run/hull-agent-test");
         fs::create_dir_all(base).unwrap();
         let dir = tempfile::Builder::new()
@@ -67,6 +72,7 @@ impl Agent {
             .unwrap()
             .keep();
         image(&dir.join("image"));
+        prepare(&dir);
         let process = Command::new("unshare")
             .args(["--pid", "--fork", "--kill-child", "--mount-proc"])
             .args(["--net", "--ipc", "--uts", "--propagation", "private"])

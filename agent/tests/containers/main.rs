@@ -12,13 +12,19 @@ mod harness;
 mod hostile;
 mod make;
 
-use std::{os::unix::fs::symlink, time::Duration};
+use std::{
+    fs,
+    os::unix::fs::symlink,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use hull_proto_agent::{VERSION, agent as proto, stream::StreamKind};
 use rustix::fs::inotify;
 use serde_json::json;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
+    net::UnixStream,
     time::{Instant, sleep, timeout},
 };
 
@@ -278,7 +284,7 @@ agent_tests! {
     async fn many_execs_leave_nothing(agent) {
         agent.run("c1", "sleep 1000").await;
         let init = agent.init();
-        let fds = || std::fs::read_dir(format!("/proc/{init}/fd")).unwrap().count();
+        let fds = || fs::read_dir(format!("/proc/{init}/fd")).unwrap().count();
         let (_, _) = agent.exec_sync("c1", "warm", "true").await;
         let before = fds();
         for n in 0..25 {
@@ -508,10 +514,10 @@ agent_tests! {
         assert_eq!(output, format!("/host{probe}\nrefused\n"));
         let (output, _) = agent.exec_sync("c1", "e1", &script).await;
         assert_eq!(output, "there\n3\nseen\nread-only\nx\n");
-        assert!(std::fs::symlink_metadata(&probe).is_err());
+        assert!(fs::symlink_metadata(&probe).is_err());
         // What it was given is its own.
-        assert!(std::fs::symlink_metadata(&also).unwrap().is_file());
-        std::fs::remove_file(&also).unwrap();
+        assert!(fs::symlink_metadata(&also).unwrap().is_file());
+        fs::remove_file(&also).unwrap();
         let mut exec = exec_request("c1", "e2", "busybox tty && test -c /dev/tty && echo terminal");
         exec.tty = true;
         agent.client.exec(context(), &exec).await.unwrap();
@@ -544,8 +550,8 @@ agent_tests! {
 
     async fn a_volume_of_a_storage_stays_in_it(agent) {
         let volume = agent.dir.join("volume");
-        std::fs::create_dir_all(volume.join("etc")).unwrap();
-        std::fs::write(volume.join("etc/name"), "volume\n").unwrap();
+        fs::create_dir_all(volume.join("etc")).unwrap();
+        fs::write(volume.join("etc/name"), "volume\n").unwrap();
         symlink("/etc", volume.join("link")).unwrap();
         agent.bind("volume", &volume).await;
         let with = |id: &str, sub_path: &str| {
@@ -672,7 +678,7 @@ agent_tests! {
             "uidMappings": mappings(1000), "gidMappings": mappings(2000)
         }));
         let plain = agent.dir.join("plain");
-        std::fs::create_dir(&plain).unwrap();
+        fs::create_dir(&plain).unwrap();
         shared["mounts"].as_array_mut().unwrap().push(json!({
             "destination": "/plain", "type": "bind", "source": plain, "options": ["rbind", "rw"]
         }));
@@ -697,10 +703,10 @@ agent_tests! {
         let expected = format!("{ids}/made/cwd\n99\n0 0 bin\n0 0 data\n0 0 dev\n0 0 made\n0 0 cwd\n0 0 /bin/busybox\n5 6 /data/x\n0 0 /dev/shm/y\n200\n65534 65534\n0 0\n");
         assert_eq!(output, expected);
         let upper = agent.dir.join("run/scratch/containers/c1/own/root");
-        let owner = std::os::unix::fs::MetadataExt::uid(&std::fs::metadata(upper.join("data/x")).unwrap());
+        let owner = std::os::unix::fs::MetadataExt::uid(&fs::metadata(upper.join("data/x")).unwrap());
         assert_eq!(owner, 1005);
         let shm = format!("/proc/{}/root{}", agent.init(), agent.dir.join("run/shm/y").display());
-        assert_eq!(std::os::unix::fs::MetadataExt::uid(&std::fs::metadata(shm).unwrap()), 0);
+        assert_eq!(std::os::unix::fs::MetadataExt::uid(&fs::metadata(shm).unwrap()), 0);
 
         // A user of the image, in a pid namespace of its own, and all it may do as root there.
         let mut request = container("c2", "id -u; id -G; cat /proc/1/status | grep -c PPid; echo x > /root/x || echo refused");
@@ -727,7 +733,7 @@ agent_tests! {
         agent.create(&request).await;
         agent.start_container("c3").await.unwrap();
         assert_eq!(agent.output(StreamKind::Stdout, "c3", "").await, "changed\nrefused\nmax\nlimited\n");
-        let outside = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap();
+        let outside = fs::read_to_string("/proc/sys/kernel/hostname").unwrap();
         assert_ne!(outside.trim(), "changed");
 
         let mut others = spec(&["true"]);
@@ -800,7 +806,7 @@ agent_tests! {
 
     async fn huge_pages_are_there_for_whom_they_are_meant(agent) {
         let pool = || -> u64 {
-            let text = std::fs::read_to_string("/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages");
+            let text = fs::read_to_string("/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages");
             text.unwrap().trim().parse().unwrap()
         };
         let before = pool();
@@ -974,15 +980,15 @@ agent_tests! {
 
     async fn an_atomic_volume_is_one_copy_that_can_be_watched(agent) {
         let volume = agent.dir.join("volumes/v");
-        std::fs::create_dir_all(&volume).unwrap();
+        fs::create_dir_all(&volume).unwrap();
         let replace = |version: &str, keys: &[(&str, &str)]| {
-            std::fs::create_dir(volume.join(version)).unwrap();
+            fs::create_dir(volume.join(version)).unwrap();
             for (key, text) in keys {
-                std::fs::write(volume.join(version).join(key), text).unwrap();
+                fs::write(volume.join(version).join(key), text).unwrap();
                 let _ = symlink(format!("..data/{key}"), volume.join(key));
             }
             symlink(version, volume.join("..data_tmp")).unwrap();
-            std::fs::rename(volume.join("..data_tmp"), volume.join("..data")).unwrap();
+            fs::rename(volume.join("..data_tmp"), volume.join("..data")).unwrap();
         };
         replace("..1", &[("key", "one"), ("gone", "one")]);
         agent.bind("host", &agent.dir.join("volumes")).await;
@@ -1006,7 +1012,7 @@ agent_tests! {
         let flags = inotify::WatchFlags::CREATE | inotify::WatchFlags::MOVE | inotify::WatchFlags::DELETE;
         inotify::add_watch(&watch, &copy, flags).unwrap();
 
-        std::fs::remove_file(volume.join("gone")).unwrap();
+        fs::remove_file(volume.join("gone")).unwrap();
         replace("..2", &[("key", "two"), ("new", "two")]);
         agent.client.refresh_volumes(context(), &proto::Empty::new()).await.unwrap();
         let (mut buffer, mut seen) = ([std::mem::MaybeUninit::uninit(); 4096], Vec::new());
@@ -1038,9 +1044,9 @@ agent_tests! {
             assert_eq!(output, text, "{id}");
         }
         agent.delete("c1").await;
-        assert!(std::path::Path::new(&copy).exists());
+        assert!(Path::new(&copy).exists());
         agent.delete("c2").await;
-        assert!(!std::path::Path::new(&copy).exists());
+        assert!(!Path::new(&copy).exists());
         agent.client.refresh_volumes(context(), &proto::Empty::new()).await.unwrap();
         agent.delete("c3").await;
         agent.assert_clean();
@@ -1206,6 +1212,71 @@ agent_tests! {
         timeout(LIMIT, stream.read_to_string(&mut answer)).await.unwrap().unwrap();
         assert_eq!(answer, "got ping\n");
         agent.delete("c1").await;
+    }
+
+    async fn a_shell_in_the_guest_is_on_its_root_or_never(agent) {
+        let bring = |dir: &Path| fs::copy("/bin/busybox", dir.join("busybox")).map(drop).unwrap();
+        // Too late: what there was at its start counts.
+        bring(&agent.dir);
+        let refused = agent.stream(StreamKind::Shell { terminal: None }, "", "").await.unwrap_err();
+        assert_eq!(refused, "start a shell: the pod was started without one");
+
+        let agent = Agent::start_with(bring).await;
+        agent.run("c1", "exec sleep 12345").await;
+        let said = async |shell: &mut UnixStream, end: &str| {
+            let mut said = String::new();
+            while !said.contains(end) {
+                let mut buffer = [0; 4096];
+                let length = timeout(LIMIT, shell.read(&mut buffer)).await.unwrap().unwrap();
+                assert!(length > 0, "{said}");
+                said.push_str(&String::from_utf8_lossy(&buffer[..length]));
+            }
+            said
+        };
+        // It sees all of the guest, and is as no container is, nor the agent.
+        let mut shell = agent.stream(StreamKind::Shell { terminal: None }, "", "").await.unwrap();
+        let script = "ps; cat /proc/self/cgroup /proc/self/oom_score_adj; sleep 23456 & echo en''d\n";
+        shell.write_all(script.as_bytes()).await.unwrap();
+        let text = said(&mut shell, "end").await;
+        for told in ["sleep 12345", "--listen unix:", "-shell-0\n0\n"] {
+            assert!(text.contains(told), "no {told:?} in {text}");
+        }
+        // What it started ends with the connection.
+        let cgroup = PathBuf::from(format!("{}-shell-0", agent.cgroup().display()));
+        assert!(cgroup.exists());
+        drop(shell);
+        let begin = Instant::now();
+        while cgroup.exists() {
+            assert!(begin.elapsed() < LIMIT);
+            sleep(Duration::from_millis(50)).await;
+        }
+        // A script is read to its end.
+        let mut shell = agent.stream(StreamKind::Shell { terminal: None }, "", "").await.unwrap();
+        shell.write_all(b"echo one; echo two >&2; ls /proc/1/root >/dev/null && echo three").await.unwrap();
+        shell.shutdown().await.unwrap();
+        let mut text = String::new();
+        timeout(LIMIT, shell.read_to_string(&mut text)).await.unwrap().unwrap();
+        assert_eq!(text, "one\ntwo\nthree\n");
+
+        // At a terminal, which is its own: keys are signals there.
+        let terminal = StreamKind::Shell { terminal: Some((31, 101)) };
+        let mut shell = agent.stream(terminal, "", "").await.unwrap();
+        shell.write_all(b"stty size; echo in''terrupt; sleep 34567\n").await.unwrap();
+        let text = said(&mut shell, "interrupt").await;
+        assert!(text.contains("31 101"), "{text}");
+        // It may not sleep yet.
+        loop {
+            shell.write_all(b"\x03echo go''es on\n").await.unwrap();
+            let wait = said(&mut shell, "goes on");
+            if timeout(Duration::from_secs(5), wait).await.is_ok() {
+                break;
+            }
+        }
+        shell.write_all(b"exit\n").await.unwrap();
+        let mut rest = Vec::new();
+        timeout(LIMIT, shell.read_to_end(&mut rest)).await.unwrap().unwrap();
+        agent.delete("c1").await;
+        agent.assert_clean();
     }
 
     async fn an_exit_at_once_is_never_lost(agent) {

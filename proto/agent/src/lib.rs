@@ -1,10 +1,11 @@
 //! The host↔guest contract: RPC messages and byte streams.
 //!
 //! Read `proto/agent.proto` first, then [`stream`]. There is no logic here but
-//! the encoding of streams, because both sides must agree on it.
+//! the encoding of streams and of a status's detail, because both sides must agree on it.
 
 #![forbid(unsafe_code)]
 
+pub mod not_executed;
 pub mod stream;
 
 /// The messages, generated from `proto/agent.proto`, which documents them.
@@ -33,5 +34,8 @@ pub const VERSION: u32 = 2;
 pub const RPC_PORT: u32 = 1024;
 /// The vsock port of the agent's byte streams.
 pub const STREAM_PORT: u32 = 1025;
+/// The guest says how much memory it wants beside that of its start by asking for a connection to this port of
+/// the host plus so many MiB. It is refused in any case.
+pub const MEMORY_PORT: u32 = 1 << 28;
 /// The guest's context id: each VM has its own vsock device, so it never varies.
 pub const GUEST_CID: u32 = 3;

@@ -16,6 +16,8 @@
 //! * `Stdin`: the host sends raw bytes and half-closes for end of file. There may be
 //!   several connections at a time; what they send is mixed.
 //! * `Dial`: raw bytes of both directions are relayed to a TCP port inside the guest.
+//! * `Shell`: raw bytes of both directions are those of a shell in the guest itself, which ends with the
+//!   connection, and with it all that it started.
 //!
 //! A frame is a `u32` length (little endian, at most [`MAX_FRAME`]) and JSON.
 
@@ -55,6 +57,11 @@ pub enum StreamKind {
         /// TCP port; 127.0.0.1 is tried first, then ::1.
         port: u16,
     },
+    /// A shell in the guest itself, if its root has one.
+    Shell {
+        /// Rows and columns of its terminal; none: it has none, and the host half-closes for end of file.
+        terminal: Option<(u16, u16)>,
+    },
 }
 
 /// The first frame of a connection, sent by the host.
@@ -62,7 +69,7 @@ pub enum StreamKind {
 pub struct StreamHeader {
     /// What the connection is for.
     pub kind: StreamKind,
-    /// The container; ignored for [`StreamKind::Dial`].
+    /// The container; ignored for [`StreamKind::Dial`] and [`StreamKind::Shell`].
     #[serde(default)]
     pub container: String,
     /// The exec in it; empty for the container's init.

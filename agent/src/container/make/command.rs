@@ -30,9 +30,12 @@ impl Command {
                 .map_err(|_| StepError::Refused(format!("{what} holds a zero byte")))
         };
         let (args, env) = (texts("an argument", args)?, texts("the environment", env)?);
-        let name = args.first().filter(|name| !name.is_empty());
+        let name = args.first();
         let name = name.ok_or_else(|| StepError::Refused("no command".to_owned()))?;
-        let candidates = if name.as_bytes().contains(&b'/') {
+        // An empty name is one that is found nowhere, as for execvp(3).
+        let candidates = if name.is_empty() {
+            Vec::new()
+        } else if name.as_bytes().contains(&b'/') {
             vec![name.clone()]
         } else {
             let path = env
@@ -73,8 +76,12 @@ impl Command {
             .first()
             .map(|name| name.to_string_lossy().into_owned());
         let name: String = name.unwrap_or_default().chars().take(200).collect();
+        let step = match name.as_str() {
+            "" => "exec \"\"".to_owned(),
+            name => format!("exec {name}"),
+        };
         StepError::System {
-            step: format!("exec {name}"),
+            step,
             source: io::Error::from(failure),
         }
     }
@@ -105,7 +112,6 @@ mod tests {
     #[test]
     fn what_can_not_be_a_command_is_refused() {
         assert!(Command::new(&[], &[]).is_err());
-        assert!(Command::new(&[String::new()], &[]).is_err());
         assert!(Command::new(&["a\0b".to_owned()], &[]).is_err());
         assert!(Command::new(&["a".to_owned()], &["b=\0".to_owned()]).is_err());
     }
@@ -120,6 +126,11 @@ mod tests {
         assert_eq!(
             (missing.to_string().as_str(), missing.errno()),
             ("exec hull-none", libc::ENOENT)
+        );
+        let nameless = failure("");
+        assert_eq!(
+            (nameless.to_string().as_str(), nameless.errno()),
+            ("exec \"\"", libc::ENOENT)
         );
         let denied = failure("passwd");
         assert_eq!(

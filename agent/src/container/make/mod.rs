@@ -29,6 +29,7 @@ mod root;
 mod terminal;
 
 use std::{
+    collections::BTreeMap,
     fs, io,
     os::fd::OwnedFd,
     path::{Path, PathBuf},
@@ -77,15 +78,21 @@ pub(super) struct Container {
 impl Container {
     /// Takes from the guest what the container is made of. The working directory becomes its root, which
     /// stays so in a copy of the mount namespace. `dir` is a directory of the guest's for nodes; `ids` is
-    /// there for a container in a user namespace.
-    pub(super) fn prepare(spec: Spec, dir: &Path, ids: Option<Ids>) -> Result<Self, StepError> {
+    /// there for a container in a user namespace; `trees` are copies that were made of what mounts show, by
+    /// index of the mount.
+    pub(super) fn prepare(
+        spec: Spec,
+        dir: &Path,
+        ids: Option<Ids>,
+        trees: BTreeMap<usize, OwnedFd>,
+    ) -> Result<Self, StepError> {
         check(&spec)?;
         let root = spec.root().as_ref();
         let root =
             root.ok_or_else(|| StepError::Refused("there is no root file system".to_owned()))?;
         chdir(root.path()).map_err(doing_to("go to the root file system", root.path()))?;
         let asked = spec.mounts().as_deref().unwrap_or_default();
-        let mounts = Mounts::copy(asked)?;
+        let mounts = Mounts::copy(asked, trees)?;
         let linux = spec.linux().as_ref();
         let wanted = linux.and_then(|linux| linux.devices().as_deref());
         let wanted = wanted.unwrap_or_default();

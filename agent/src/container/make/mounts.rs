@@ -5,6 +5,7 @@
 //! target found by a descriptor.
 
 use std::{
+    collections::BTreeMap,
     io,
     os::fd::{AsFd, OwnedFd},
     path::{Path, PathBuf},
@@ -66,11 +67,14 @@ enum What {
 }
 
 impl Mounts {
-    /// Reads `mounts`, and copies what is to be bound.
-    pub(super) fn copy(mounts: &[Mount]) -> Result<Self, StepError> {
+    /// Reads `mounts`, and copies what is to be bound but for `trees`, which are copies, by index of the mount.
+    pub(super) fn copy(
+        mounts: &[Mount],
+        mut trees: BTreeMap<usize, OwnedFd>,
+    ) -> Result<Self, StepError> {
+        let mounts = mounts.iter().enumerate();
         mounts
-            .iter()
-            .map(prepare)
+            .map(|(index, mount)| prepare(mount, trees.remove(&index)))
             .collect::<Result<_, _>>()
             .map(Self)
     }
@@ -81,27 +85,28 @@ impl Mounts {
     }
 }
 
-fn prepare(mount: &Mount) -> Result<Prepared, StepError> {
+fn prepare(mount: &Mount, tree: Option<OwnedFd>) -> Result<Prepared, StepError> {
     let target = mount.destination().clone();
     let options = Options::parse(mount.options().as_deref().unwrap_or_default());
     let kind = mount.typ().clone().unwrap_or_default();
     let source = mount.source().clone().unwrap_or_default();
     let bound = options.bind.or_else(|| (kind == "bind").then_some(false));
-    let what = match bound {
-        Some(all) => What::Copy(copy(CWD, &source, all).map_err(|e| match e.kind() {
+    let what = match (bound, tree) {
+        (_, Some(tree)) => What::Copy(tree),
+        (Some(all), None) => What::Copy(copy(CWD, &source, all).map_err(|e| match e.kind() {
             io::ErrorKind::NotFound if source.starts_with(DEV) => {
                 let (on, device) = (target.display(), source.display());
                 StepError::Refused(format!("mount on {on}: the pod's VM has no {device}"))
             }
             _ => doing_to("bind", &source)(e),
         })?),
-        None if kind.is_empty() || kind == "none" => {
+        (None, None) if kind.is_empty() || kind == "none" => {
             return Err(StepError::Refused(format!(
                 "the mount on {} has no type",
                 target.display()
             )));
         }
-        None => What::New {
+        (None, None) => What::New {
             // Version 2 is the only one here.
             kind: if kind == "cgroup" {
                 "cgroup2".to_owned()
