@@ -2,7 +2,8 @@
 # faults.sh faults|soak: tests/faults, as root: a daemon that has points where it can be killed (the feature
 # `faults`). Its pods are real microVMs in the KVM host, and all else is as it is released; with VMS=fake they
 # are fake, here. The soak runs with both. FOCUS: only the faults that have one of these words (commas between
-# them) in their names. MINUTES: how long the soak goes on at least. The last line is the result.
+# them) in their names; `sample`: each point once, and each thing that happens once in each call. MINUTES: how
+# long the soak goes on at least. The last line is the result.
 set -euo pipefail
 . "$(dirname "$(realpath "$0")")/host/lib.sh"
 cd "$REPO"

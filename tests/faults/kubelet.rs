@@ -12,7 +12,7 @@ use hull_proto_cri::v1::*;
 use hull_streaming::client::{Dialer, Transport, Wants, command};
 use hull_tests::client::{Client, Pod, image};
 use rustix::process::Signal;
-use tonic::Status;
+use tonic::{Code, Status};
 
 use crate::{
     kind::{Kind, PATIENCE},
@@ -20,10 +20,12 @@ use crate::{
     process::signal,
 };
 
-/// The image of all containers.
+/// The image of all containers, but for [`Work::KillsAgent`].
 pub const IMAGE: &str = "registry.test/demo/busybox:latest";
 /// One that comes and goes.
 pub const OTHER: &str = "registry.test/demo/static:latest";
+/// That of a container that is there as long as its pod, so that the disk of another image comes and goes.
+pub const STAYS: &str = "registry.test/demo/network:latest";
 /// The exit code of a container that ends.
 pub const CODE: i32 = 7;
 /// The lines of a container that ends.
@@ -144,7 +146,11 @@ impl Kubelet {
                 name: name.into(),
                 attempt: 0,
             }),
-            image: Some(image(IMAGE)),
+            image: Some(image(if work == Work::KillsAgent {
+                STAYS
+            } else {
+                IMAGE
+            })),
             command,
             log_path: format!("{name}.log"),
             linux,
@@ -326,6 +332,19 @@ impl Kubelet {
     pub async fn is_ready(&self, pod: &Pod) -> Result<bool, Status> {
         let status = self.pod_status(&pod.id).await?;
         Ok(status.state() == PodSandboxState::SandboxReady)
+    }
+
+    /// Waits until a pod whose VM has ended is not ready any more, or gone.
+    pub async fn wait_ended(&self, pod: &Pod) -> Result<()> {
+        let begun = Instant::now();
+        loop {
+            match self.is_ready(pod).await {
+                Ok(true) => ensure!(begun.elapsed() < PATIENCE, "the pod is ready without a VM"),
+                Err(status) if status.code() != Code::NotFound => return Err(status.into()),
+                _ => return Ok(()),
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
     }
 
     /// The files of a container's log, oldest first: one may have been renamed.

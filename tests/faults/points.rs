@@ -1,6 +1,9 @@
 //! The calls, and what is done at a point that the daemon reaches in one.
 
-use std::{future::Future, time::Duration};
+use std::{
+    future::Future,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, Result, bail, ensure};
 use hull_base::faults::{Kind as PointKind, Point};
@@ -364,7 +367,12 @@ impl Subject {
                 let (pod, id) = (self.pod()?, self.container()?);
                 let status = node.container_status(id).await?;
                 if status.state() == ContainerState::ContainerCreated {
-                    node.start_container(id).await.context("start it again")?;
+                    let started = node.start_container(id).await;
+                    // The first start may have been done, and the container have ended meanwhile.
+                    let status = node.container_status(id).await?;
+                    if status.state() != ContainerState::ContainerExited {
+                        started.context("start it again")?;
+                    }
                 }
                 if self.call == Call::ReopenContainerLog && self.runs(node).await? {
                     let reopened = node.reopen_log(id).await;
@@ -492,11 +500,16 @@ pub async fn at(
         }
         Action::Fails(_) => {
             let answer = asked.context("a call")?;
-            // It succeeds or fails, but it ends; logs are written later.
+            // It succeeds or fails, but it ends.
             let _ = timeout(PATIENCE, answer)
                 .await
                 .context("the call does not end")??;
             if matches!(call, Call::Log | Call::ReopenContainerLog) {
+                // Logs are written later, and that the container has ended.
+                let begun = Instant::now();
+                while !node.has_fired() && subject.runs(node).await? && begun.elapsed() < PATIENCE {
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
                 tokio::time::sleep(Duration::from_secs(1)).await;
             }
             let fired = node.has_fired();
@@ -538,6 +551,12 @@ pub async fn at(
             node.works(&pod).await?;
             return Ok(reached);
         }
+        Action::KillVmm | Action::KillAgent if reached => {
+            // The daemon hears of it a moment later.
+            if let Some(pod) = &subject.pod {
+                node.wait_ended(pod).await?;
+            }
+        }
         _ => {}
     }
     after(node, pods, &subject, reached).await
@@ -558,8 +577,6 @@ async fn kill(node: &Node, pod: &str, action: Action) -> Result<()> {
 }
 
 async fn after(node: &Node, pods: &mut Pods, subject: &Subject, reached: bool) -> Result<bool> {
-    // A VM that was killed is noticed a moment later.
-    tokio::time::sleep(Duration::from_millis(50)).await;
     subject.go_on(node, pods).await?;
     Ok(reached)
 }

@@ -13,7 +13,7 @@ use hull_base::faults::Kind as PointKind;
 use crate::{
     host::{self, HostFault},
     kind::Kind,
-    kubelet::IMAGE,
+    kubelet::{IMAGE, STAYS},
     left::Left,
     node::{Node, all_points},
     points::{Action, Call, Pods, at, trace},
@@ -94,9 +94,12 @@ pub enum Wanted {
 }
 
 impl Wanted {
-    /// All, or what `HULL_FOCUS` says, words with commas in between.
+    /// All, or what `HULL_FOCUS` says: words with commas in between, or `sample`.
     pub fn of_environment() -> Self {
         let focus = env::var("HULL_FOCUS").unwrap_or_default();
+        if focus == "sample" {
+            return Self::sample();
+        }
         let words = focus.split(',').filter(|word| !word.is_empty());
         Self::Named(words.map(str::to_owned).collect())
     }
@@ -280,6 +283,7 @@ impl Run {
     async fn start() -> Result<Self> {
         let node = Node::start().await?;
         node.pull(IMAGE).await?;
+        node.pull(STAYS).await?;
         let mut pods = Pods::default();
         // What is there once: a template of disks, the bridge.
         pods.shared(&node).await?;

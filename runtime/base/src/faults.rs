@@ -112,6 +112,8 @@ points! {
     VmStarted(Effect) = "vm-started",
     /// The VM has a device more.
     VmAttached(Effect) = "vm-attached",
+    /// A VMM was told how much memory its guest may have.
+    VmPlugged(Effect) = "vm-plugged",
     /// The VM has a device less.
     VmDetached(Effect) = "vm-detached",
     /// The VMM was told to end.

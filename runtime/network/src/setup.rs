@@ -18,6 +18,7 @@ use std::{
 use hull_base::{
     blocking,
     faults::{self, Point},
+    stages::stage,
 };
 use tokio::sync::{RwLock, watch};
 
@@ -213,7 +214,7 @@ impl Network {
 
     async fn bring_up(&self, record: &mut NetworkRecord) -> Result<PodNetwork, NetworkError> {
         let netns = record.netns.clone();
-        blocking(move || netns::create(&netns)).await?;
+        stage("namespace", blocking(move || netns::create(&netns))).await?;
         faults::point(Point::NetnsMade);
         self.keep(record).await?;
         let planned = record.clone();
@@ -228,7 +229,8 @@ impl Network {
                 tracing::warn!(error, pod = record.pod_id, "cache a CNI result");
             }
         }
-        let joined = link::join(record.netns.clone(), INTERFACE, record.queues)
+        let taps = link::join(record.netns.clone(), INTERFACE, record.queues);
+        let joined = stage("taps", taps)
             .await
             .map_err(|source| NetworkError::Link {
                 pod_id: record.pod_id.clone(),

@@ -28,7 +28,6 @@ use tokio::{
 use hull_spec::{error::PodError, id::ContainerId, info::ExecOutput};
 use hull_vm::agent::{
     client::{Agent, Exec},
-    error::GuestError,
     stdio::{Output, OutputEnd, OutputKind},
 };
 
@@ -123,7 +122,7 @@ async fn run(
     };
     if let Err(error) = handle.agent.exec(exec).await {
         // It was not started, unless nobody knows.
-        left.ended = matches!(error, GuestError::Refused { .. });
+        left.ended = error.is_refusal();
         return Err(error.into());
     }
     let collect = |kind, end: watch::Receiver<OutputEnd>| {

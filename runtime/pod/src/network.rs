@@ -206,7 +206,7 @@ impl<F: Fn(NetworkNews) + Send + Sync> Follow<F> {
             mtu: Some(link.mtu).filter(|mtu| *mtu > 0),
         };
         vm.control.attach(slot, device, link.taps).await?;
-        match vm.agent.attach_link(slot).await {
+        match vm.agent.attach_device(slot).await {
             Ok(()) => Ok(()),
             Err(error) => {
                 let undo = vm.control.detach(slot).await.map_err(PodError::from);
@@ -234,7 +234,7 @@ impl<F: Fn(NetworkNews) + Send + Sync> Follow<F> {
             let mut devices = metrics.devices.iter();
             if devices.any(|device| device.slot == slot && device.kind == NET) {
                 // It may not have lived to tell the guest.
-                if let Err(error) = self.context.vm.agent.attach_link(slot).await {
+                if let Err(error) = self.context.vm.agent.attach_device(slot).await {
                     self.warn(&error, "bring up a network device of a VM again");
                 }
             } else {

@@ -4,15 +4,15 @@ use std::{cmp::Reverse, collections::HashSet, sync::Arc, time::Duration};
 
 use tokio::{sync::oneshot, time::timeout};
 
-use hull_base::{blocking, clock};
+use hull_base::{blocking, clock, metrics, stages::Call};
 use hull_spec::{
     config::PodsConfig,
     error::{ErrorKind, ObjectKind, PodError},
     field::Field,
     id::{ContainerId, PodId},
-    info::{ContainerInfo, ContainerState, ExecOutput, SandboxInfo, TemplateCounts},
+    info::{ContainerInfo, ContainerState, ExecOutput, SandboxInfo, SandboxState, TemplateCounts},
     spec::{ContainerSpec, Resources, SandboxSpec},
-    stats::{PodStats, ProcessMemory},
+    stats::{PodStats, ProcessMemory, Processes},
     validate,
 };
 
@@ -70,7 +70,11 @@ impl Pods {
         processes: Arc<dyn PodProcesses>,
     ) -> Result<Self, PodError> {
         let node = recover::open(config, images, network, processes).await?;
-        Ok(Self { node })
+        let pods = Self { node };
+        let is_ready = |info: &SandboxInfo| info.state == SandboxState::Ready;
+        let adopted = pods.select_sandboxes(is_ready, |_| ()).await;
+        metrics::ADOPTED.set(&[], adopted.len() as f64);
+        Ok(pods)
     }
 
     /// What became of VMs that could be clones of templates.
@@ -108,7 +112,8 @@ impl Pods {
         let entry = loop {
             match self.node.registry.reserve(new.clone())? {
                 None => {
-                    recover::supervise(&self.node, new.id.clone(), driver.start());
+                    let start = driver.start(Call::current());
+                    recover::supervise(&self.node, new.id.clone(), start);
                     break new;
                 }
                 // Of a start that could not be undone: it has been told why.
@@ -454,6 +459,20 @@ impl Pods {
         Ok(vm.metrics(QUESTION).await?)
     }
 
+    /// The processes of a running container.
+    ///
+    /// # Errors
+    /// [`PodError::FailedPrecondition`] when the sandbox is not ready, [`PodError::Unavailable`] when its guest
+    /// does not answer within a second; see [`PodError`] for others.
+    pub async fn processes(&self, id: &str) -> Result<Processes, PodError> {
+        let (id, entry) = self.node.registry.container(id)?;
+        let view = Arc::clone(&entry.view.borrow());
+        let agent = view.agent.as_ref();
+        let agent = agent.ok_or_else(|| not_ready("reach the guest", &view.sandbox.message))?;
+        let told = agent.guard(agent.processes(id.as_str(), QUESTION)).await?;
+        Ok(told?)
+    }
+
     /// The memory of a sandbox's processes on the host, looked at page by page; none when its VM
     /// is gone, or that takes more than a second.
     ///
@@ -501,7 +520,7 @@ async fn ask<T>(
         Phase::Starting | Phase::Up => PodError::internal("ask the pod's task", TaskEnded),
     };
     let (reply, answer) = oneshot::channel();
-    let sent = entry.commands.send(command(reply)).await;
+    let sent = entry.commands.send((command(reply), Call::current())).await;
     sent.map_err(|_| ended())?;
     answer.await.map_err(|_| ended())?
 }

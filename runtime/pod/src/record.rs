@@ -22,7 +22,7 @@ use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition, TableErro
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use hull_base::{
-    blocking,
+    blocking, clock,
     faults::{self, Point},
 };
 use hull_spec::{
@@ -190,6 +190,14 @@ pub(crate) struct Stopping {
 }
 
 impl Stopping {
+    /// One that begins now.
+    pub(crate) fn now(grace: Duration) -> Self {
+        Self {
+            at_ns: clock::now_ns(),
+            grace_ms: u64::try_from(grace.as_millis()).unwrap_or(u64::MAX),
+        }
+    }
+
     /// How much of the grace is left. A clock that was set makes it neither longer nor endless.
     pub(crate) fn left(&self, now_ns: i64) -> Duration {
         let grace = Duration::from_millis(self.grace_ms);

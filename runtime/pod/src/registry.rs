@@ -14,6 +14,7 @@ use std::{
 
 use tokio::sync::{mpsc, watch};
 
+use hull_base::stages::Call;
 use hull_spec::{
     error::{ObjectKind, PodError},
     id::{ContainerId, PodId},
@@ -55,7 +56,7 @@ pub(crate) enum Phase {
 pub(crate) struct PodEntry {
     pub id: PodId,
     pub spec: Arc<SandboxSpec>,
-    pub commands: mpsc::Sender<Command>,
+    pub commands: mpsc::Sender<(Command, Call)>,
     /// Outlives the task, for those who wait: another one may take its place.
     pub view: watch::Sender<Arc<PodView>>,
     /// What its start came to; none while it goes on. Outlives the task too.

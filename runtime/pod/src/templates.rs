@@ -23,6 +23,7 @@ use std::{
     time::Duration,
 };
 
+use hull_base::metrics;
 use hull_spec::{config::PodsConfig, id::PodId, info::TemplateCounts, size::VmSize};
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
 use tokio::time::Instant;
@@ -163,6 +164,7 @@ impl Templates {
             }
             _ => tracing::warn!(%pod, reason, details, "the VM boots, it is no clone"),
         }
+        metrics::COLD.count(&[reason]);
         *self.inner().cold.entry(why).or_default() += 1;
     }
 
@@ -309,6 +311,7 @@ mod tests {
         let size = VmSize {
             vcpus: 1,
             memory_mib: 256,
+            ..VmSize::UNKNOWN
         };
         assert!(label(&config, "", size).is_err(), "no files");
         for file in [&config.vmm, &config.kernel, &config.guest_root] {

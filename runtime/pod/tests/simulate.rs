@@ -57,6 +57,15 @@ const SHOWED_A_FAULT: &[(u64, &str)] = &[
         547,
         "a line of a log was written twice when its position could not be noted, nor the line cut off again",
     ),
+    (
+        753,
+        "a container whose start was not answered was told to have ended, and ran",
+    ),
+    (43, "the same with its kill lost, and the next daemon"),
+    (
+        5266,
+        "a pod was ended whose connection to the agent was lost three times in 37 seconds, and was there again at once",
+    ),
 ];
 
 fn run(seed: u64) -> Output {

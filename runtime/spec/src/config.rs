@@ -85,6 +85,8 @@ pub struct PodsConfig {
     pub guest_root: PathBuf,
     /// Memory of a VM whose pod names no limit, and the least of any VM, in MiB.
     pub memory_mib: u64,
+    /// The most memory of a VM whose pod names no limit, in MiB. Not above `memory_mib`: it never gets more.
+    pub max_memory_mib: u64,
     /// Memory that the guest itself needs on top of a pod's limit when the pod names no
     /// overhead, in MiB.
     pub guest_overhead_mib: u64,
@@ -132,6 +134,7 @@ impl PodsConfig {
             kernel: assets.join("vmlinux"),
             guest_root: assets.join("root.erofs"),
             memory_mib: 256,
+            max_memory_mib: 0,
             guest_overhead_mib: 64,
             vcpus: 1,
             scratch_bytes: 10 << 30,

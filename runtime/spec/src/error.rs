@@ -97,6 +97,16 @@ pub enum PodError {
         /// What is wrong, made printable.
         reason: String,
     },
+    /// The guest could not execute the command of a container or exec.
+    #[error("{action}: {reason}")]
+    NotExecuted {
+        /// What was tried.
+        action: String,
+        /// What a shell would end with: 126, or 127 if there is no such command.
+        exit_code: u8,
+        /// Why, made printable.
+        reason: String,
+    },
     /// A field of the request asks for what this version can't do.
     #[error("{field}: {reason}")]
     Unimplemented {
@@ -179,14 +189,24 @@ impl PodError {
             }
             Self::AlreadyExists { .. } => ErrorKind::AlreadyExists,
             Self::Unimplemented { .. } => ErrorKind::Unimplemented,
-            Self::FailedPrecondition { .. } | Self::Unsatisfiable { .. } => {
-                ErrorKind::FailedPrecondition
-            }
+            Self::FailedPrecondition { .. }
+            | Self::Unsatisfiable { .. }
+            | Self::NotExecuted { .. } => ErrorKind::FailedPrecondition,
             Self::ResourceExhausted { .. } => ErrorKind::ResourceExhausted,
             Self::Unavailable { .. } => ErrorKind::Unavailable,
             Self::DeadlineExceeded { .. } => ErrorKind::DeadlineExceeded,
             Self::Internal { .. } => ErrorKind::Internal,
             Self::Undo { failure, .. } => failure.kind(),
+        }
+    }
+
+    /// What a shell would end with, when the error is that a command could not be executed.
+    #[must_use]
+    pub fn exit_code(&self) -> Option<u8> {
+        match self {
+            Self::NotExecuted { exit_code, .. } => Some(*exit_code),
+            Self::Undo { failure, .. } => failure.exit_code(),
+            _ => None,
         }
     }
 

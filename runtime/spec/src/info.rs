@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, net::IpAddr, path::PathBuf, sync::Arc};
 
+use hull_base::stages::Stage;
 use hull_image::ImageId;
 use serde::{Deserialize, Serialize};
 
@@ -51,8 +52,11 @@ pub struct VmInfo {
     pub pid: u32,
     /// Virtual CPUs.
     pub vcpus: u8,
-    /// Memory in MiB.
+    /// Memory at its start, in MiB.
     pub memory_mib: u64,
+    /// The most that it may have, in MiB.
+    #[serde(default)]
+    pub max_memory_mib: u64,
     /// The network namespace that its tap is in.
     pub netns: PathBuf,
     /// Its cgroup on the host; none on a host without cgroup v2.
@@ -76,25 +80,34 @@ pub struct GuestInfo {
     pub ready_ns: u64,
 }
 
-/// Durations of the parts of a sandbox's start, in microseconds. Parts overlap.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+/// How long a sandbox's start took, and its stages.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct BootTimes {
-    /// Network namespace, CNI and tap.
-    pub network_us: u64,
-    /// Scratch disk.
-    pub scratch_us: u64,
-    /// Start of the VMM process to its answer to `Hello`.
-    pub spawn_us: u64,
-    /// `Configure` and `Start` of the VM.
-    pub vm_us: u64,
-    /// From the VM's start to the agent's answer to `Hello`.
-    pub agent_us: u64,
-    /// Scratch mount and `Configure` of the guest.
-    pub configure_us: u64,
-    /// The whole.
+    /// All stages, in the order of their begin. They overlap.
+    pub stages: Arc<[Stage]>,
+    /// The whole, in microseconds.
     pub total_us: u64,
     /// The VM is a clone of a template.
     pub cloned: bool,
+}
+
+impl BootTimes {
+    /// The stages that each start has: network namespace, CNI and tap; scratch disk; start of the VMM process to
+    /// its answer to `Hello`; `Configure` and `Start` of the VM; from then to the agent's answer to `Hello`;
+    /// scratch mount and `Configure` of the guest.
+    const PARTS: [&str; 6] = ["network", "scratch", "spawn", "vm", "agent", "configure"];
+
+    /// The stages that each start has, and the `total`, in microseconds. What was done again counts as it was
+    /// done the last time.
+    pub fn parts(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        let time = |name: &'static str| {
+            let part = |stage: &&Stage| stage.within.is_none() && stage.name == name;
+            let us = self.stages.iter().rev().find(part).map_or(0, |it| it.us);
+            (name, us)
+        };
+        let total = ("total", self.total_us);
+        Self::PARTS.into_iter().map(time).chain([total])
+    }
 }
 
 /// What became of VMs that could be clones, since the daemon started.

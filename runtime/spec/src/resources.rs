@@ -146,16 +146,11 @@ pub fn check_fits(
 ) -> Result<(), PodError> {
     let refuse = |limit, reason: String| PodError::unsatisfiable(field(limit), reason);
     let memory = wanted.memory_limit_bytes;
-    if memory != now.memory_limit_bytes
-        && memory / MIB >= i64::try_from(vm.memory_mib).unwrap_or(i64::MAX)
-    {
+    let most = vm.memory_mib.saturating_add(vm.pluggable_mib);
+    if memory != now.memory_limit_bytes && memory / MIB >= i64::try_from(most).unwrap_or(i64::MAX) {
         return Err(refuse(
             Limit::Memory,
-            format!(
-                "{memory} bytes are more than the pod's VM has ({} MiB), and a VM that runs does \
-                 not get more",
-                vm.memory_mib
-            ),
+            format!("{memory} bytes are more than the pod's VM can have ({most} MiB)"),
         ));
     }
     let changed =
@@ -226,6 +221,7 @@ mod tests {
         VmSize {
             vcpus: 2,
             memory_mib: 256,
+            ..VmSize::UNKNOWN
         }
     }
 

@@ -1,5 +1,7 @@
 //! What pods and containers use, as it is told to callers.
 
+use serde::Serialize;
+
 use crate::info::{ContainerInfo, SandboxInfo};
 
 /// What a pod uses.
@@ -30,6 +32,36 @@ pub struct ContainerStats {
     pub writable: Option<Filesystem>,
     /// Limits of its first process.
     pub ulimits: Vec<Ulimit>,
+}
+
+/// The processes of a container, as its guest tells them.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Processes {
+    /// Those that are told of.
+    pub processes: Vec<ProcessInfo>,
+    /// How many more there are.
+    pub left_out: u64,
+}
+
+/// A process as the container's own programs see it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct ProcessInfo {
+    /// Its pid.
+    pub pid: u32,
+    /// Its parent's; 0: that is none of the container's.
+    pub parent: u32,
+    /// Its user.
+    pub uid: u32,
+    /// A letter of proc_pid_stat(5).
+    pub state: char,
+    /// CPU time in milliseconds.
+    pub cpu_ms: u64,
+    /// Resident memory.
+    pub memory_bytes: u64,
+    /// Milliseconds since its start.
+    pub age_ms: u64,
+    /// Its arguments in one line, or its name in brackets.
+    pub command: String,
 }
 
 /// What a guest tells about itself.

@@ -21,7 +21,7 @@ use hull_base::{
     faults::{self, Point},
     readiness::register,
 };
-use hull_spec::{error::PodError, field::Field, id::PodId};
+use hull_spec::{error::PodError, field::Field, id::PodId, size::Room};
 
 /// The CRI field.
 /// Where pods are that name no parent.
@@ -126,16 +126,30 @@ impl PodCgroup {
     /// no limit.
     #[must_use]
     pub fn millicpus(&self, root: &Path) -> Option<u32> {
-        let dirs = self.path.ancestors().take_while(|dir| *dir != root);
-        let limits = dirs.filter_map(|dir| {
-            // Absent without the controller; "max" is no limit.
-            let text = fs::read_to_string(dir.join("cpu.max")).ok()?;
-            let (quota, period) = text.trim().split_once(' ')?;
+        let least = self.least(root, "cpu.max", |text| {
+            let (quota, period) = text.split_once(' ')?;
             let (quota, period): (u64, u64) = (quota.parse().ok()?, period.parse().ok()?);
             quota.saturating_mul(1000).checked_div(period)
-        });
-        let least = limits.min()?;
+        })?;
         Some(u32::try_from(least).unwrap_or(u32::MAX))
+    }
+
+    /// How much memory the pod may have, by the least limit of this cgroup and those above it. It may be planned
+    /// only.
+    fn room(&self, root: &Path) -> Room {
+        if below_default(root, &self.path) {
+            return Room::Unknown;
+        }
+        let least = self.least(root, "memory.max", |text| text.parse().ok());
+        least.map_or(Room::Unlimited, |bytes| Room::Mib(bytes >> 20))
+    }
+
+    /// The least limit that a file of this cgroup and those above it has.
+    fn least(&self, root: &Path, file: &str, limit: impl Fn(&str) -> Option<u64>) -> Option<u64> {
+        let dirs = self.path.ancestors().take_while(|dir| *dir != root);
+        // Absent without the controller; "max" is no limit.
+        dirs.filter_map(|dir| limit(fs::read_to_string(dir.join(file)).ok()?.trim()))
+            .min()
     }
 
     /// Moves a process into the cgroup.
@@ -166,6 +180,12 @@ impl PodCgroup {
         }
         Ok(())
     }
+}
+
+/// How much memory a pod may have that is in this cgroup, or in none.
+#[must_use]
+pub fn room(root: &Path, cgroup: Option<&PodCgroup>) -> Room {
+    cgroup.map_or(Room::Unknown, |cgroup| cgroup.room(root))
 }
 
 /// Removes the cgroup of a VMM that has no record, when it has the name of a pod's.
@@ -352,6 +372,22 @@ mod tests {
         assert_eq!(cgroup.millicpus(root.path()), Some(10));
         set("pods/pod", "1000 0\n");
         assert_eq!(cgroup.millicpus(root.path()), Some(4000));
+
+        let set = |dir: &str, limit: &str| {
+            fs::write(root.path().join(dir).join("memory.max"), limit).unwrap();
+        };
+        assert_eq!(cgroup.room(root.path()), Room::Unlimited);
+        set("pods/pod/hull-1", "max\n");
+        set("pods", "1073741824\n");
+        set("", "4096\n");
+        assert_eq!(cgroup.room(root.path()), Room::Mib(1024));
+        set("pods/pod", "201326592\n");
+        assert_eq!(cgroup.room(root.path()), Room::Mib(192));
+        let default = PodCgroup {
+            path: root.path().join("hull/1"),
+            made_from: root.path().join("hull"),
+        };
+        assert_eq!(default.room(root.path()), Room::Unknown);
     }
 
     #[tokio::test]

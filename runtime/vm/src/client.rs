@@ -30,6 +30,7 @@ use hull_base::{
     beneath,
     faults::{self, Point},
     panics::caught,
+    stages::stage,
 };
 
 use crate::{error::VmError, process::Process};
@@ -200,6 +201,25 @@ impl VmClient {
         self.done("attach a device to the VM", request, fds).await
     }
 
+    /// Bounds how much pluggable memory the guest has, within this time.
+    ///
+    /// # Errors
+    /// When the VMM refuses or does not answer.
+    pub async fn plug(
+        &self,
+        least_mib: u64,
+        most_mib: u64,
+        limit: Duration,
+    ) -> Result<(), VmError> {
+        const ACTION: &str = "change the VM's memory";
+        let request = Request::Plug {
+            least_mib,
+            most_mib,
+        };
+        let answer = self.call(ACTION, request, Vec::new(), limit);
+        done(ACTION, &answer.await?)
+    }
+
     /// Takes the device out of a slot; a device that is busy is asked for again for 10 s.
     ///
     /// # Errors
@@ -284,6 +304,17 @@ impl VmClient {
         fds: Vec<OwnedFd>,
         limit: Duration,
     ) -> Result<Response, VmError> {
+        let asked = self.ask(action, request, fds, limit);
+        stage(format!("vmm: {action}"), asked).await
+    }
+
+    async fn ask(
+        &self,
+        action: &'static str,
+        request: Request,
+        fds: Vec<OwnedFd>,
+        limit: Duration,
+    ) -> Result<Response, VmError> {
         let gone = || VmError::Gone {
             action,
             report: self.report(),
@@ -322,6 +353,7 @@ fn point_of(request: &Request) -> Point {
         Request::Configure(_) | Request::Restore(_) => Point::VmConfigured,
         Request::Start => Point::VmStarted,
         Request::Attach { .. } => Point::VmAttached,
+        Request::Plug { .. } => Point::VmPlugged,
         Request::Detach { .. } => Point::VmDetached,
         Request::Stop => Point::VmStopped,
         Request::Hello { .. }

@@ -211,7 +211,9 @@ async fn asked(bytes: Vec<u8>) {
         }
     };
     let refused = |error: Option<GuestError>| {
-        if let Some(GuestError::Refused { message, .. }) = error {
+        if let Some(GuestError::Refused { message, .. } | GuestError::NotExecuted { message, .. }) =
+            error
+        {
             assert!(is_tame(&message));
         }
     };

@@ -18,7 +18,11 @@ pub const NET: u8 = 3;
 pub const SCRATCH: u8 = 4;
 /// The file server, once a container mounts files of the host.
 pub const FILES: u8 = 5;
-const FIRST_FREE: u8 = 6;
+/// Memory that comes and goes.
+pub const MEMORY: u8 = 6;
+/// What the guest tells of free pages by.
+pub const BALLOON: u8 = 7;
+const FIRST_FREE: u8 = 8;
 
 /// The slot of a pod's network interface: the first interface has [`NET`], others count down from
 /// the last slot, which hot-added devices take last.
@@ -78,10 +82,10 @@ mod tests {
     #[test]
     fn slots_run_out_and_come_back() {
         let mut slots = Slots::default();
-        slots.mark(7);
+        slots.mark(11);
         let taken: Vec<u8> = std::iter::from_fn(|| slots.take().ok()).collect();
-        assert_eq!(taken.first(), Some(&6));
-        assert!(!taken.contains(&7));
+        assert_eq!(taken.first(), Some(&8));
+        assert!(!taken.contains(&11));
         assert_eq!(taken.len(), usize::from(SLOTS - FIRST_FREE) - 1);
         assert_eq!((net(0), net(1), net(3)), (NET, SLOTS - 1, SLOTS - 3));
         assert!(!slots.is_unknown(9) && !slots.is_unknown(SCRATCH) && !slots.is_unknown(SLOTS));

@@ -6,11 +6,11 @@ use std::{
     path::{Path, PathBuf},
     process::{ExitStatus, Stdio},
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use backon::{ConstantBuilder, Retryable};
-use hull_base::{blocking, pidfd::Pidfd};
+use hull_base::{blocking, metrics, pidfd::Pidfd, stages::stage};
 use nix::{
     sched::{CloneFlags, unshare},
     sys::{
@@ -159,14 +159,23 @@ impl Invocation<'_> {
     /// As [`ExecError`] says; the plugin and what it started in its process group are gone in
     /// every case.
     pub async fn run(&self) -> Result<Vec<u8>, ExecError> {
-        match timeout(self.timeout, self.run_to_end()).await {
-            Ok(result) => result,
-            Err(_) => Err(ExecError::Timeout {
-                program: self.program.to_owned(),
-                command: self.command,
-                limit: self.timeout,
-            }),
-        }
+        let begun = Instant::now();
+        let plugin = self.program.file_name().unwrap_or_default();
+        let plugin = plugin.to_string_lossy();
+        let run = async {
+            match timeout(self.timeout, self.run_to_end()).await {
+                Ok(result) => result,
+                Err(_) => Err(ExecError::Timeout {
+                    program: self.program.to_owned(),
+                    command: self.command,
+                    limit: self.timeout,
+                }),
+            }
+        };
+        let result = stage(format!("cni: {plugin} {}", self.command), run).await;
+        let labels = [&plugin, self.command, metrics::result(&result)];
+        metrics::CNI.observe(&labels, begun.elapsed());
+        result
     }
 
     async fn run_to_end(&self) -> Result<Vec<u8>, ExecError> {

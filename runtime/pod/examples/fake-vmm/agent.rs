@@ -28,7 +28,7 @@ use ttrpc::{
 };
 
 use crate::{
-    guest::{Container, Guest, refusal},
+    guest::{Container, Guest, not_executed, refusal},
     process::{End, Process},
     report,
     script::Script,
@@ -368,7 +368,7 @@ impl Agent for Rpc {
             } else {
                 Process::new(args.collect())
             },
-            started: false,
+            start: None,
             execs: HashMap::new(),
             atomic_volumes: request
                 .storage_mounts
@@ -400,10 +400,16 @@ impl Agent for Rpc {
             let container = containers
                 .get_mut(&id)
                 .ok_or_else(|| refusal(Code::NOT_FOUND, "no such container"))?;
-            if container.started {
-                return Ok(Empty::new());
+            match container.start {
+                Some(true) => return Ok(Empty::new()),
+                Some(false) => {
+                    return Err(refusal(
+                        Code::FAILED_PRECONDITION,
+                        "it is stopped, not created",
+                    ));
+                }
+                None => container.start = Some(true),
             }
-            container.started = true;
             Arc::clone(&container.init)
         };
         if process.args.iter().any(|a| a == "cannot-start") {
@@ -415,8 +421,7 @@ impl Agent for Rpc {
             };
             self.0.exited(&id, "", &process, end, false);
             tokio::time::sleep(Duration::from_millis(100)).await;
-            let message = "exec /nope: not found";
-            return Err(refusal(Code::FAILED_PRECONDITION, message));
+            return Err(not_executed());
         }
         for other in process.lies().filter_map(|lie| lie.strip_prefix("exited:")) {
             self.0.tell(Exited {
@@ -427,8 +432,10 @@ impl Agent for Rpc {
             });
         }
         let guest = Arc::clone(&self.0);
+        guest.note("runs", &format!("+{id}"));
         tokio::spawn(async move {
             let end = process.run(&process).await;
+            guest.note("runs", &format!("-{id}"));
             guest.exited(&id, "", &process, end, false);
         });
         self.0.done("start").await
@@ -446,6 +453,21 @@ impl Agent for Rpc {
                     || process.once.lock().unwrap().insert(request.once.clone());
                 if is_new {
                     process.signal(request.signal);
+                }
+                // What waits to be started is a process too.
+                if request.signal == 9
+                    && request.exec_id.is_empty()
+                    && self.0.never_starts(&request.container_id)
+                {
+                    let end = End {
+                        code: 137,
+                        signal: 9,
+                        oom: false,
+                    };
+                    process.stdout.end();
+                    process.stderr.end();
+                    self.0
+                        .exited(&request.container_id, "", &process, end, false);
                 }
             }
             None => return Err(refusal(Code::NOT_FOUND, "no such process")),
@@ -476,8 +498,7 @@ impl Agent for Rpc {
     ) -> ttrpc::Result<message::ExecResponse> {
         self.0.begin("exec").await?;
         if request.args.iter().any(|a| a == "cannot-start") {
-            let message = "exec /nope: not found";
-            return Err(refusal(Code::FAILED_PRECONDITION, message));
+            return Err(not_executed());
         }
         let process = if request.stdin {
             Process::with_input(request.args, true)
@@ -575,6 +596,29 @@ impl Agent for Rpc {
             containers: containers.keys().map(of).collect(),
             sandbox: MessageField::some(usage.clone()),
             ..message::StatsResponse::default()
+        })
+    }
+
+    async fn processes(
+        &self,
+        _: &TtrpcContext,
+        request: message::ProcessesRequest,
+    ) -> ttrpc::Result<message::ProcessesResponse> {
+        let containers = self.0.containers.lock().unwrap();
+        let container = containers.get(&request.container_id);
+        let container = container.ok_or_else(|| refusal(Code::NOT_FOUND, "no such container"))?;
+        let init = message::ProcessInfo {
+            pid: 1,
+            state: "S".into(),
+            cpu_ms: 61_000,
+            memory_bytes: 3 << 20,
+            age_ms: 7_000,
+            command: container.init.args.join(" "),
+            ..message::ProcessInfo::default()
+        };
+        Ok(message::ProcessesResponse {
+            processes: vec![init],
+            ..message::ProcessesResponse::default()
         })
     }
 

@@ -9,6 +9,7 @@ use std::{
     os::unix::{fs::FileExt, net::UnixListener as StdListener},
     path::Path,
     sync::{Arc, Mutex},
+    time::Duration,
 };
 
 use hull_proto_vmm::{
@@ -31,6 +32,8 @@ struct Vm {
     state: Option<VmState>,
     /// What is behind them.
     slots: BTreeMap<u8, &'static str>,
+    /// How much memory there is beside that of the start, at least and at most.
+    plugged: (u64, u64),
     /// The end of the file server's socket.
     files: Vec<OwnedFd>,
 }
@@ -117,6 +120,7 @@ fn handle(vm: &Mutex<Vm>, request: Request, fds: Vec<OwnedFd>) -> Response {
                     assert!(!taps.is_empty());
                     assert!(taps.iter().all(|tap| (tap.0 as usize) < fds.len()));
                 }
+                DeviceConfig::Memory => {}
                 _ => return refuse(ErrorKind::Invalid),
             }
             if let Some(kind) = vm.script.refuse_attach {
@@ -140,7 +144,23 @@ fn handle(vm: &Mutex<Vm>, request: Request, fds: Vec<OwnedFd>) -> Response {
             None => refuse(ErrorKind::Invalid),
         },
         Request::Metrics => Response::Metrics(Box::new(Metrics {
-            exits: vec![("attached".into(), vm.slots.len() as u64)],
+            // But for what each VM has for its memory.
+            exits: vec![(
+                "attached".into(),
+                vm.slots
+                    .keys()
+                    .filter(|slot| ![6, 7].contains(*slot))
+                    .count() as u64,
+            )],
+            start_ns: [
+                ("jail", u64::MAX),
+                ("memory", 2000),
+                ("devices", u64::MAX),
+                ("else", 1),
+            ]
+            .map(|(phase, ns)| (phase.to_owned(), ns))
+            .into(),
+            plugged_mib: vm.plugged,
             devices: vm
                 .slots
                 .iter()
@@ -150,7 +170,6 @@ fn handle(vm: &Mutex<Vm>, request: Request, fds: Vec<OwnedFd>) -> Response {
                     ..DeviceMetrics::default()
                 })
                 .collect(),
-            ..Metrics::default()
         })),
         Request::Save {
             label,
@@ -159,6 +178,10 @@ fn handle(vm: &Mutex<Vm>, request: Request, fds: Vec<OwnedFd>) -> Response {
         } => {
             if let Some(kind) = vm.script.refuse_save {
                 return refuse(kind);
+            }
+            if vm.script.hang_save {
+                // It is killed before that.
+                std::thread::sleep(Duration::from_secs(600));
             }
             // The script goes on with the clones.
             let script = serde_json::to_vec(&(label, &vm.script)).unwrap();
@@ -186,7 +209,17 @@ fn handle(vm: &Mutex<Vm>, request: Request, fds: Vec<OwnedFd>) -> Response {
                 return refuse(kind);
             }
             plug(&mut vm, &config.devices, fds);
-            assert_eq!(Vec::from_iter(vm.slots.keys().copied()), [0, 1, 2]);
+            assert_eq!(Vec::from_iter(vm.slots.keys().copied()), [0, 1, 2, 7]);
+            Response::Ok
+        }
+        Request::Plug {
+            least_mib,
+            most_mib,
+        } => {
+            if let Some(kind) = vm.script.refuse_plug {
+                return refuse(kind);
+            }
+            vm.plugged = (least_mib, most_mib);
             Response::Ok
         }
         Request::Pause | Request::Resume | Request::Stop => Response::Ok,
@@ -203,7 +236,9 @@ fn configure(vm: &mut Vm, config: &VmConfig, fds: Vec<OwnedFd>) {
     plug(vm, &config.devices, fds);
     let slots = Vec::from_iter(vm.slots.keys().copied());
     // A template has neither scratch disk nor card.
-    assert!([&[0, 1, 2, 3, 4][..], &[0, 1, 2]].contains(&&slots[..]));
+    let known: [&[u8]; 3] = [&[0, 1, 2, 3, 4, 7], &[0, 1, 2, 3, 4, 6, 7], &[0, 1, 2, 7]];
+    assert!(known.contains(&&slots[..]), "{slots:?}");
+    assert_eq!(slots.contains(&6), config.pluggable.is_some());
 }
 
 fn plug(vm: &mut Vm, devices: &[(u8, DeviceConfig)], mut fds: Vec<OwnedFd>) {
@@ -227,6 +262,8 @@ fn kind(device: &DeviceConfig) -> &'static str {
         DeviceConfig::Block { .. } => "block",
         DeviceConfig::Net { .. } => "net",
         DeviceConfig::Rng => "rng",
+        DeviceConfig::Memory => "memory",
+        DeviceConfig::Balloon => "balloon",
         DeviceConfig::Vsock { .. } => "vsock",
         DeviceConfig::Fs { .. } => "fs",
         DeviceConfig::Pmem { .. } => "pmem",

@@ -43,7 +43,8 @@ pub struct Guest {
 /// A container of the guest.
 pub struct Container {
     pub init: Arc<Process>,
-    pub started: bool,
+    /// Whether it was started, or killed before that.
+    pub start: Option<bool>,
     pub execs: HashMap<String, Arc<Process>>,
     /// Volumes that it has copies of.
     pub atomic_volumes: Vec<String>,
@@ -74,10 +75,23 @@ impl Guest {
         }
     }
 
+    /// Sees to it that a container that was not started never is; false: it was.
+    pub fn never_starts(&self, container: &str) -> bool {
+        let mut containers = self.containers.lock().unwrap();
+        let container = containers.get_mut(container);
+        container.is_some_and(|container| {
+            let waits = container.start.is_none();
+            container.start.get_or_insert(false);
+            waits
+        })
+    }
+
     /// What containers that were started have it say that is not so.
     pub fn lies(&self) -> Vec<String> {
         let containers = self.containers.lock().unwrap();
-        let started = containers.values().filter(|container| container.started);
+        let started = containers
+            .values()
+            .filter(|container| container.start == Some(true));
         let lies = started.flat_map(|container| container.init.lies());
         lies.map(str::to_owned).collect()
     }
@@ -172,4 +186,11 @@ impl Guest {
 /// An error that the daemon sees.
 pub fn refusal(code: Code, message: &str) -> ttrpc::Error {
     ttrpc::Error::RpcStatus(ttrpc::get_status(code, message))
+}
+
+/// There is no such command.
+pub fn not_executed() -> ttrpc::Error {
+    let mut status = ttrpc::get_status(Code::FAILED_PRECONDITION, "exec /nope: not found");
+    hull_proto_agent::not_executed::tell(&mut status, 127);
+    ttrpc::Error::RpcStatus(status)
 }

@@ -11,6 +11,8 @@ pub struct Script {
     pub refuse_configure: Option<ErrorKind>,
     /// `Save` fails with this.
     pub refuse_save: Option<ErrorKind>,
+    /// `Save` is never answered.
+    pub hang_save: bool,
     /// What goes wrong in VMs that are restored of this one's snapshot; none: the same.
     pub clone: Option<Box<Self>>,
     /// It is a clone: it does nothing before it was woken.
@@ -37,6 +39,8 @@ pub struct Script {
     pub slow_ms: u64,
     /// How far the guest's clock is ahead of the host's.
     pub clock_ahead_ns: i64,
+    /// `Plug` fails with this.
+    pub refuse_plug: Option<ErrorKind>,
     /// `Attach` fails with this.
     pub refuse_attach: Option<ErrorKind>,
 }

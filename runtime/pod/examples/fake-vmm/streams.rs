@@ -21,6 +21,9 @@ pub async fn serve(mut stream: UnixStream, guest: Arc<Guest>) -> io::Result<()> 
     if let StreamKind::Dial { port } = header.kind {
         return dial(stream, port).await;
     }
+    if let StreamKind::Shell { terminal } = header.kind {
+        return shell(stream, terminal, &guest).await;
+    }
     let Some(process) = guest.process(&header.container, &header.exec) else {
         let reply = StreamReply::Error {
             message: "no such process".into(),
@@ -33,6 +36,28 @@ pub async fn serve(mut stream: UnixStream, guest: Arc<Guest>) -> io::Result<()> 
     // A line for each connection, beside the exit report.
     guest.note("outputs", &header.container);
     output(stream, &process, &header).await
+}
+
+/// One that says what it is told, if there is a file `shell` beside the exit report.
+async fn shell(
+    mut stream: UnixStream,
+    terminal: Option<(u16, u16)>,
+    guest: &Guest,
+) -> io::Result<()> {
+    if !guest.report.with_file_name("shell").exists() {
+        let message = "start a shell: the pod was started without one".into();
+        let reply = StreamReply::Error { message };
+        return stream.write_all(&encode(&reply)?).await;
+    }
+    let reply = StreamReply::Ok { offset: 0 };
+    stream.write_all(&encode(&reply)?).await?;
+    if let Some((rows, columns)) = terminal {
+        let size = format!("{columns}x{rows}\r\n");
+        stream.write_all(size.as_bytes()).await?;
+    }
+    let (mut from, mut to) = stream.split();
+    tokio::io::copy(&mut from, &mut to).await?;
+    Ok(())
 }
 
 /// An echo server is at port 7.

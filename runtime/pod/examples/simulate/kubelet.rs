@@ -457,7 +457,10 @@ impl Container {
             ContainerState::Running if self.end.is_some() => {
                 fault(format!("{name} has ended and runs"));
             }
-            ContainerState::Exited => self.check_end(&info),
+            ContainerState::Exited => {
+                self.check_end(&info);
+                self.check_ended().await;
+            }
             ContainerState::Unknown => fault(format!("{name} is in no state")),
             _ => {}
         }
@@ -476,13 +479,26 @@ impl Container {
         self.end = Some(code);
         let is_ended = self.is_stopped && [143, 137].contains(&code);
         let is_lost = self.pod.is_harmed() && [137, 255].contains(&code);
-        let is_unstarted = !self.is_started && code == 128;
+        // A daemon that finds one to be ended asks it first, as for any stop.
+        let is_unstarted = !self.is_started && [128, 137, 143].contains(&code);
         if self.plan.code != Some(code) && !is_ended && !is_lost && !is_unstarted {
             fault(format!(
                 "{name} ended with {code} ({} {}), not {:?}",
                 info.reason, info.message, self.plan.code
             ));
         }
+    }
+
+    /// What is told to have ended does not run, or not for long: it may be ended after it was told.
+    async fn check_ended(&self) {
+        let runs = || vms::runs(self.pod.id.as_str(), self.id.as_str()) && !self.pod.is_harmed();
+        for _ in 0..60 {
+            if !runs() {
+                return;
+            }
+            sleep(Duration::from_secs(1)).await;
+        }
+        fault(format!("{} is told to have ended and runs", self.plan.name));
     }
 
     /// The log has what the container wrote: the beginning of it, and all when it ended by itself.

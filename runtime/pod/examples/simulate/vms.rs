@@ -259,7 +259,7 @@ fn script() -> Script {
         "update_network",
         "shutdown",
     ];
-    match dice::within(0..11) {
+    match dice::within(0..12) {
         0 => script.refuse_configure = Some(ErrorKind::Invalid),
         1 => script.refuse_start = Some(ErrorKind::Internal),
         2 => script.die_at_start = true,
@@ -267,7 +267,8 @@ fn script() -> Script {
         4 | 5 => script.attempts = dice::within(1..20) as u32,
         6 => script.refuse = vec![dice::pick(&refused).into()],
         7 => script.refuse_attach = Some(ErrorKind::Internal),
-        8 => script.hang_once = vec![dice::pick(&calls).into()],
+        8 => script.refuse_plug = Some(ErrorKind::Internal),
+        9 => script.hang_once = vec![dice::pick(&calls).into()],
         _ => script.lose_once = vec![dice::pick(&calls).into(), dice::pick(&calls).into()],
     }
     script
@@ -425,6 +426,16 @@ pub fn is_harmed(pod: &str) -> bool {
 /// Whether a pod has a VM that lives.
 pub fn lives(pod: &str) -> bool {
     of_pod(pod, Role::Vmm, |vm| vm.lives().then_some(())).is_some()
+}
+
+/// Whether the process of a container runs, as its guest noted.
+pub fn runs(pod: &str, container: &str) -> bool {
+    let began_last = |vm: &Vm| {
+        let notes = fs::read_to_string(vm.run.path().join("runs")).ok()?;
+        let last = notes.lines().rfind(|line| &line[1..] == container)?;
+        (vm.lives() && last.starts_with('+')).then_some(())
+    };
+    of_pod(pod, Role::Vmm, began_last).is_some()
 }
 
 /// The file server of a pod, if it lives.

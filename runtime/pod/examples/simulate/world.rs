@@ -103,6 +103,7 @@ impl World {
         let config = PodsConfig {
             scratch_bytes: SCRATCH,
             memory_mib: 16,
+            max_memory_mib: 16 + 256,
             guest_overhead_mib: 1,
             boot_timeout: Duration::from_secs(20),
             agent_timeout: Duration::from_secs(20),

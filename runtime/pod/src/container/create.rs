@@ -13,7 +13,10 @@ use hull_proto_agent::agent::CreateRequest;
 use hull_proto_vmm::fs::Share;
 use tokio::sync::Notify;
 
-use hull_base::blocking;
+use hull_base::{
+    blocking,
+    stages::{self, stage},
+};
 use hull_spec::{
     error::PodError,
     id::ContainerId,
@@ -100,11 +103,12 @@ impl Creation {
     }
 
     async fn make(&mut self) -> Result<Created, PodError> {
-        let attached = self.attach().await?;
-        let watched = self.share().await?;
+        stages::attribute(stages::CONTAINER, self.id.as_str());
+        let attached = stage("storage", self.attach()).await?;
+        let watched = stage("shares", self.share()).await?;
         let agent = &self.attachments.vm.agent;
         let user = agent.create(self.request.clone()).await?;
-        let log = ContainerLog::start(agent, &self.log).await;
+        let log = stage("log", ContainerLog::start(agent, &self.log)).await;
         let log = log.map_err(|e| PodError::internal("open the container's log", e))?;
         Ok(Created {
             user,

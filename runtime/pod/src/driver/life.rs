@@ -26,8 +26,10 @@ use crate::{
 
 /// How long a log may take to be completed after its process ended.
 const DRAIN: Duration = Duration::from_secs(10);
-/// How long it takes until a record that could not be deleted is tried again.
+/// How long it takes until what failed is tried again: to delete a record, to kill.
 const RETRY: Duration = Duration::from_secs(1);
+/// How long a kill is repeated that is not answered: a guest that stands still may go on.
+const KILL_REPEATED: Duration = Duration::from_secs(300);
 /// Exit code of a container that could not be started, as others report it.
 const START_ERROR: i32 = 128;
 /// Names the stop signal to the agent, which sends it once.
@@ -68,11 +70,12 @@ impl Driver {
                 (State::Starting | State::EndedEarly(_), Event::StartFailed(..)) => {
                     container.record.started_at_ns = 0;
                 }
+                // For the next daemon too: it has to be ended.
+                (State::Starting, Event::StartUnanswered(_)) => {
+                    container.record.stopping = Some(Stopping::now(Duration::ZERO));
+                }
                 (State::Running, Event::Stop { grace }) if !grace.is_zero() => {
-                    container.record.stopping = Some(Stopping {
-                        at_ns: clock::now_ns(),
-                        grace_ms: u64::try_from(grace.as_millis()).unwrap_or(u64::MAX),
-                    });
+                    container.record.stopping = Some(Stopping::now(*grace));
                 }
                 _ => {}
             }
@@ -200,6 +203,7 @@ impl Driver {
         self.operations.spawn(async move {
             let event = match agent.start(id.as_str()).await {
                 Ok(()) => Event::StartDone,
+                Err(error) if error.is_unanswered() => Event::StartUnanswered(error.into()),
                 Err(error) => start_failed(error.into()),
             };
             Done::Event(id, event)
@@ -237,13 +241,25 @@ impl Driver {
             SignalTarget::All | SignalTarget::Exec(_) => Signal::KILL,
         };
         let (agent, id) = (running.vm().agent.clone(), id.clone());
+        // A kill that was not answered is repeated: whoever waits for the end has no other way to it.
+        let repeats = matches!(target, SignalTarget::All);
+        let deadline = clock::after(KILL_REPEATED);
         // The result is the event of the process's end, not the answer to the signal.
         self.operations.spawn_silent(async move {
-            match agent.guard(agent.signal(id.as_str(), signal, target)).await {
-                Ok(Err(error)) if !error.is_not_found() => {
+            let mut is_told = false;
+            loop {
+                let sent = agent.signal(id.as_str(), signal, target.clone());
+                let error = match agent.guard(sent).await {
+                    Ok(Err(error)) if !error.is_not_found() => error,
+                    _ => return,
+                };
+                if !std::mem::replace(&mut is_told, true) {
                     tracing::warn!(container = %id, %signal, %error, "signal a container");
                 }
-                _ => {}
+                if !repeats || !error.is_unanswered() || Instant::now() > deadline {
+                    return;
+                }
+                sleep(RETRY).await;
             }
         });
     }

@@ -28,6 +28,8 @@ mod streams;
 mod update;
 mod vm_end;
 
+use hull_base::stages::{self, Call};
+
 use self::{
     operations::Input,
     state::{Driver, next_input},
@@ -39,11 +41,11 @@ use crate::{
 };
 
 impl Driver {
-    /// Brings the sandbox up, tells the result to those who wait, and then runs it.
-    pub(crate) async fn start(mut self) {
+    /// Brings the sandbox up for a call, tells the result to those who wait, and then runs it.
+    pub(crate) async fn start(mut self, call: Call) {
         // What is large and soon over is not a part of what runs as long as the pod: it gets memory of its
         // own.
-        let result = Box::pin(self.bring_up()).await;
+        let result = Box::pin(call.of(self.bring_up())).await;
         if self.record.state != sandbox_life::State::Gone {
             self.phase = Phase::Up;
         }
@@ -61,16 +63,19 @@ impl Driver {
         while self.record.state != sandbox_life::State::Gone {
             tokio::select! {
                 command = self.commands.recv() => match command {
-                    Some(command) => Box::pin(self.command(command)).await,
+                    Some((command, call)) => Box::pin(call.of(self.command(command))).await,
                     // The registry is gone, and with it the daemon; the pod goes on without.
                     None => return,
                 },
-                input = next_input(&mut self.running, &mut self.operations) => Box::pin(self.input(input)).await,
+                (input, call) = next_input(&mut self.running, &mut self.operations) => {
+                    Box::pin(call.of(self.input(input))).await;
+                }
             }
         }
     }
 
     async fn command(&mut self, command: Command) {
+        stages::attribute(stages::POD, self.id().as_str());
         match command {
             Command::StopSandbox(reply) => {
                 let result = self.sandbox_event(sandbox_life::Event::Stop).await;

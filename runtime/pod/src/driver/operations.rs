@@ -2,7 +2,10 @@
 
 use tokio::{sync::mpsc, task::JoinSet};
 
-use hull_base::panics::{Panic, caught};
+use hull_base::{
+    panics::{Panic, caught},
+    stages::Call,
+};
 use hull_spec::{error::PodError, id::ContainerId, spec::Resources};
 use hull_vm::agent::events::GuestEvent;
 
@@ -33,8 +36,8 @@ pub(super) enum Input {
 /// The operations of one pod. Those that still run end with it.
 #[derive(Debug)]
 pub(super) struct Operations {
-    done: mpsc::UnboundedSender<Done>,
-    dones: mpsc::UnboundedReceiver<Done>,
+    done: mpsc::UnboundedSender<(Done, Call)>,
+    dones: mpsc::UnboundedReceiver<(Done, Call)>,
     running: JoinSet<()>,
 }
 
@@ -50,29 +53,34 @@ impl Default for Operations {
 }
 
 impl Operations {
-    /// Starts work that ends with a [`Done`].
+    /// Starts work that ends with a [`Done`]. It belongs to the call that it is started for, and so does what
+    /// follows from it.
     pub(super) fn spawn(&mut self, work: impl Future<Output = Done> + Send + 'static) {
-        let tell = self.teller();
-        self.spawn_silent(async move { tell(caught(work).await.unwrap_or_else(Done::Panicked)) });
+        let done = self.done.clone();
+        self.spawn_silent(async move {
+            let what = caught(work).await.unwrap_or_else(Done::Panicked);
+            // An error means that the pod's task is gone.
+            let _ = done.send((what, Call::current()));
+        });
     }
 
     /// Starts work whose end nobody waits for.
     pub(super) fn spawn_silent(&mut self, work: impl Future<Output = ()> + Send + 'static) {
         while self.running.try_join_next().is_some() {}
-        self.running.spawn(work);
+        self.running.spawn(Call::current().of(work));
     }
 
-    /// For work that tells something more than once.
+    /// For work that tells something more than once, and belongs to no call.
     pub(super) fn teller(&self) -> impl Fn(Done) + Send + Sync + 'static {
         let done = self.done.clone();
         move |what| {
             // An error means that the pod's task is gone.
-            let _ = done.send(what);
+            let _ = done.send((what, Call::none()));
         }
     }
 
-    /// Waits for the next one to end.
-    pub(super) async fn next(&mut self) -> Done {
+    /// Waits for the next one to end, and for which call it was.
+    pub(super) async fn next(&mut self) -> (Done, Call) {
         match self.dones.recv().await {
             Some(done) => done,
             // There is a sender in `self`.

@@ -1,6 +1,6 @@
 //! The sandbox as a whole: start, adoption, the end of its VM, stop and removal.
 
-use std::{sync::Arc, time::Duration};
+use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use error_reporter::Report;
 use hull_network::GuestNetwork;
@@ -9,6 +9,10 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
+use hull_base::{
+    metrics,
+    stages::{self, stage},
+};
 use hull_spec::{error::PodError, info::BootTimes, size::VmSize};
 use hull_vm::{
     agent::{self, client::Agent, wall_clock::WallClock},
@@ -55,11 +59,15 @@ pub(crate) struct Start {
 
 impl Driver {
     pub(super) async fn bring_up(&mut self) -> Result<(), PodError> {
-        let turn = self.node.starts.turn().await;
+        stages::attribute(stages::POD, self.id().as_str());
+        let turn = async { Ok::<_, Infallible>(self.node.starts.turn().await) };
+        let Ok(turn) = stage("turn", turn).await;
         let brought_up = bringup::bring_up(&self.node, self.record.clone(), turn).await;
         match brought_up {
             Ok(up) => {
-                tracing::info!(pod = %self.id(), times = ?up.times, "sandbox is up");
+                let times: Vec<_> = up.times.parts().collect();
+                tracing::info!(pod = %self.id(), ?times, cloned = up.times.cloned, "sandbox is up");
+                measure(&up.times);
                 self.record = up.record;
                 let start = Start {
                     times: up.times,
@@ -74,6 +82,7 @@ impl Driver {
                 }
             }
             Err(failed) => {
+                metrics::START_FAILURES.count(&[]);
                 let left = failed.left.is_some();
                 if let Some(record) = failed.left {
                     self.record = record;
@@ -113,7 +122,7 @@ impl Driver {
         drop(devices);
         let vm = &attachments.vm;
         let events = agent::events::follow(vm.agent.clone());
-        self.boot = start.as_ref().map(|start| start.times);
+        self.boot = start.as_ref().map(|start| start.times.clone());
         let known = start.map(|start| start.network);
         let network = network.map(|record| {
             let tell = self.operations.teller();
@@ -273,7 +282,7 @@ impl Driver {
             )
             .await
             {
-                Ok(input) => self.quiet_input(input).await,
+                Ok((input, call)) => Box::pin(call.of(self.quiet_input(input))).await,
                 Err(_) => {
                     tracing::warn!(pod = %self.id(), "containers did not end in time");
                     return;
@@ -316,5 +325,12 @@ impl Driver {
             News::Stopped => self.tell(EventKind::Stopped, None),
             News::Removed => self.tell(EventKind::Removed, None),
         }
+    }
+}
+
+fn measure(times: &BootTimes) {
+    let start = if times.cloned { "clone" } else { "boot" };
+    for (stage, us) in times.parts() {
+        metrics::START.observe(&[stage, start], Duration::from_micros(us));
     }
 }

@@ -8,7 +8,7 @@ use std::{
 
 use tokio::sync::{Mutex, mpsc, oneshot, watch};
 
-use hull_base::{blocking, clock};
+use hull_base::{blocking, clock, stages::Call};
 use hull_spec::{
     error::PodError,
     id::{ContainerId, PodId},
@@ -98,7 +98,7 @@ pub(crate) struct Driver {
     /// Of its containers' outputs.
     pub(super) log_share: Share,
     pub(super) execs: HashMap<(ContainerId, String), ExecEnd>,
-    pub(super) commands: mpsc::Receiver<Command>,
+    pub(super) commands: mpsc::Receiver<(Command, Call)>,
     pub(super) operations: Operations,
     pub(super) public: Public,
 }
@@ -221,7 +221,7 @@ impl Driver {
         let vm = self.running.as_ref().map(Running::vm);
         let view = PodView {
             phase: self.phase,
-            sandbox: sandbox_info(&self.record, self.boot, &warnings.join("; ")),
+            sandbox: sandbox_info(&self.record, self.boot.clone(), &warnings.join("; ")),
             containers,
             vm: vm.map(|vm| vm.control.clone()),
             agent: vm.map(|vm| vm.agent.clone()),
@@ -303,16 +303,17 @@ impl Driver {
 pub(super) async fn next_input(
     running: &mut Option<Running>,
     operations: &mut Operations,
-) -> Input {
+) -> (Input, Call) {
+    let of_done = |(done, call)| (Input::Done(done), call);
     let Some(running) = running else {
-        return Input::Done(operations.next().await);
+        return of_done(operations.next().await);
     };
     let control = &running.attachments.vm.control;
     tokio::select! {
         biased;
-        Some(event) = running.events.recv() => Input::Guest(event),
-        () = control.gone() => Input::VmGone,
-        done = operations.next() => Input::Done(done),
+        Some(event) = running.events.recv() => (Input::Guest(event), Call::none()),
+        () = control.gone() => (Input::VmGone, Call::none()),
+        done = operations.next() => of_done(done),
     }
 }
 
@@ -332,6 +333,7 @@ fn sandbox_info(record: &SandboxRecord, boot: Option<BootTimes>, warning: &str) 
             pid: vm.process.pid,
             vcpus: vm.size.vcpus,
             memory_mib: vm.size.memory_mib,
+            max_memory_mib: vm.size.max_memory_mib(),
             netns: netns.unwrap_or_default(),
             cgroup: record.cgroup.as_ref().map(|c| c.path().to_owned()),
             warning: warning.to_owned(),

@@ -1,5 +1,7 @@
 //! Changes of limits, one after another for each container.
 
+use std::time::Duration;
+
 use hull_base::host;
 use hull_spec::{
     error::{ErrorKind, PodError},
@@ -7,15 +9,21 @@ use hull_spec::{
     id::ContainerId,
     oci,
     resources::{check, check_fits, merge, restoring},
-    size::VmSize,
+    size::{Room, VmSize},
     spec::{Resources, SandboxSpec},
 };
+use hull_vm::{cgroup, client::VmClient, error::VmError};
 
 use super::{operations::Done, state::Driver};
 use crate::{
     command::{Reply, container_not_found},
     lifecycle::sandbox,
+    record::VmRecord,
 };
+
+const MIB: u64 = 1 << 20;
+/// How long a VMM may take to note how much memory its guest is to have: the pod's task waits for it.
+const PLUG: Duration = Duration::from_secs(2);
 
 impl Driver {
     /// Queues an update behind those that are being carried out.
@@ -51,10 +59,15 @@ impl Driver {
             return;
         };
         let checked = checked.and_then(|()| check_fits(&now, &wanted, vm.size, Field::NewLimit));
-        let (agent, id) = (running.vm().agent.clone(), id.clone());
+        let size = self.size_with(id, &wanted, vm.size);
+        let (control, agent) = (running.vm().control.clone(), running.vm().agent.clone());
+        let id = id.clone();
         self.operations.spawn(async move {
             let result = async {
                 checked?;
+                if size != vm.size {
+                    plug(&control, size).await?;
+                }
                 let limits = oci::limits(&wanted);
                 if let Err(error) = agent
                     .update(id.as_str(), &limits, wanted.oom_score_adj)
@@ -66,6 +79,11 @@ impl Driver {
                     if let Err(error) = undo {
                         tracing::debug!(container = %id, %error, "undo a change of limits");
                     }
+                    if size != vm.size
+                        && let Err(error) = plug(&control, vm.size).await
+                    {
+                        tracing::debug!(container = %id, %error, "undo a change of memory");
+                    }
                     return Err(error.into());
                 }
                 Ok(wanted)
@@ -73,6 +91,41 @@ impl Driver {
             let result = result.await;
             Done::Updated(id, result)
         });
+    }
+
+    /// The size of the VM with other limits of one container: a pod whose containers have more than its VM gets
+    /// that, if it can. kubelet tells the pod's size after those of the containers.
+    fn size_with(&self, id: &ContainerId, limits: &Resources, size: VmSize) -> VmSize {
+        if size.grows() {
+            return size;
+        }
+        let limit = |limits: &Resources| u64::try_from(limits.memory_limit_bytes).unwrap_or(0);
+        let others = self
+            .containers
+            .iter()
+            .filter(|(other, container)| *other != id && container.has_process());
+        let others = others.map(|(_, container)| limit(&container.limits()));
+        let bytes = others.fold(limit(limits), u64::saturating_add);
+        let now = size.memory_mib.saturating_add(size.least_mib);
+        if bytes.div_ceil(MIB) < now {
+            return size;
+        }
+        let record = &self.record;
+        let overhead = record.overhead.as_ref().or(record.spec.overhead.as_ref());
+        let overhead = match overhead.map_or(0, limit) {
+            0 => self.node.config.guest_overhead_mib.saturating_mul(MIB),
+            told => told,
+        };
+        let room = self.room().of_guest();
+        let needed = VmSize {
+            memory_mib: bytes.saturating_add(overhead).div_ceil(MIB).min(room),
+            ..VmSize::UNKNOWN
+        };
+        size.with_memory_of(needed).unwrap_or(size)
+    }
+
+    fn room(&self) -> Room {
+        cgroup::room(&self.node.config.cgroup_root, self.record.cgroup.as_ref())
     }
 
     /// Writes the result of a container's first update, answers it and begins the next.
@@ -93,7 +146,10 @@ impl Driver {
         let answer = match result {
             Ok(limits) => {
                 let before = container.record.resources.replace(limits);
-                let saved = self.save_container(id).await;
+                let saved = match self.save_size(id).await {
+                    Ok(()) => self.save_container(id).await,
+                    error => error,
+                };
                 if saved.is_err()
                     && let Some(container) = self.containers.get_mut(id)
                 {
@@ -141,15 +197,10 @@ impl Driver {
                 .or_else(|| record.spec.overhead.clone()),
             ..SandboxSpec::default()
         };
-        let wanted = VmSize::of(&sizes, &self.node.config, host::cpus());
-        if wanted.memory_mib > vm.size.memory_mib {
-            let reason = format!(
-                "it needs {} MiB of memory, its VM has {} MiB, and a VM that runs does not get \
-                 more; a new pod would",
-                wanted.memory_mib, vm.size.memory_mib
-            );
-            return Err(PodError::precondition(ACTION, reason));
-        }
+        let wanted = VmSize::of(&sizes, &self.node.config, host::cpus(), self.room());
+        let Some(size) = vm.size.with_memory_of(wanted) else {
+            return Err(too_large(ACTION, wanted, vm.size));
+        };
         if wanted.vcpus > vm.size.vcpus {
             let reason = format!(
                 "it needs {} CPUs, its VM has {}, and a VM that runs does not get more; a new \
@@ -158,12 +209,59 @@ impl Driver {
             );
             return Err(PodError::precondition(ACTION, reason));
         }
+        let control = match &self.running {
+            Some(running) if size != vm.size => Some(running.vm().control.clone()),
+            _ => None,
+        };
+        if let Some(control) = &control {
+            plug(control, size).await?;
+        }
+        record.vm = Some(VmRecord { size, ..vm });
         let before = std::mem::replace(&mut self.record, record);
         let saved = self.save().await;
         if saved.is_err() {
             self.record = before;
+            if let Some(control) = control
+                && let Err(error) = plug(&control, vm.size).await
+            {
+                tracing::warn!(pod = %self.record.id, %error, "undo a change of memory");
+            }
         }
         self.publish();
         saved
     }
+
+    /// Writes the size that the VM has with a container's limits, if it is another one now.
+    async fn save_size(&mut self, id: &ContainerId) -> Result<(), PodError> {
+        let (Some(container), Some(vm)) = (self.containers.get(id), self.record.vm) else {
+            return Ok(());
+        };
+        let size = match container.has_process() {
+            true => self.size_with(id, &container.limits(), vm.size),
+            false => vm.size,
+        };
+        if size == vm.size {
+            return Ok(());
+        }
+        self.record.vm = Some(VmRecord { size, ..vm });
+        let saved = self.save().await;
+        if saved.is_err() {
+            self.record.vm = Some(vm);
+        }
+        saved
+    }
+}
+
+/// Has a VM have the memory of this size.
+async fn plug(control: &VmClient, size: VmSize) -> Result<(), VmError> {
+    control.plug(size.least_mib, size.most_mib, PLUG).await
+}
+
+fn too_large(action: &'static str, wanted: VmSize, vm: VmSize) -> PodError {
+    let reason = format!(
+        "it needs {} MiB of memory, and its VM can have {} MiB; a new pod may have more",
+        wanted.memory_mib,
+        vm.memory_mib.saturating_add(vm.pluggable_mib)
+    );
+    PodError::precondition(action, reason)
 }

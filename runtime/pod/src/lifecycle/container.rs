@@ -16,6 +16,7 @@
 //!
 //! * The end of the process may be told before the answer to its start, which alone says whether
 //!   the command was executed at all.
+//! * A start that is not answered (`StartUnanswered`) leads to `Killing`: what is told to have ended does not run.
 //! * `Remove` of a container that runs kills it and then removes it.
 //! * `Exited` is reached only when the log is complete, so whoever sees it can read all of it.
 //! * Exactly one `Terminate` is sent, however often `Stop` is asked for; a later `Stop` may only
@@ -99,6 +100,8 @@ pub(crate) enum Event {
     Start,
     StartDone,
     StartFailed(PodError, Exit),
+    /// Nobody knows whether its process was started.
+    StartUnanswered(PodError),
     Stop {
         grace: Duration,
     },
@@ -120,7 +123,7 @@ pub(crate) enum Event {
 pub(crate) enum Effect {
     /// Write the record.
     Save,
-    /// Start the process; answers with `StartDone` or `StartFailed`.
+    /// Start the process; answers with `StartDone`, `StartFailed` or `StartUnanswered`.
     Start,
     /// Send the stop signal.
     Terminate,
@@ -180,12 +183,19 @@ pub(crate) fn step(state: State, event: Event) -> (State, Vec<Effect>) {
         (S::Starting, E::StartFailed(error, exit)) => (
             S::Exited(exit),
             vec![
-                // The answer may be lost, and not the request.
-                Kill,
                 Save,
                 Announce(News::Stopped),
                 Answer(Wait::Started, Err(error)),
             ],
+        ),
+        // The answer may be lost, and not the request: it has ended when the guest says so.
+        (S::Starting, E::StartUnanswered(error)) => (
+            S::Killing(After::Keep),
+            vec![Save, Kill, Answer(Wait::Started, Err(error))],
+        ),
+        (S::EndedEarly(exit), E::StartUnanswered(error)) => (
+            S::Draining(After::Keep, exit),
+            vec![Save, Answer(Wait::Started, Err(error)), Drain],
         ),
         (S::EndedEarly(exit), E::StartDone) => (
             S::Draining(After::Keep, exit),

@@ -29,23 +29,24 @@ use hull_base::{
     faults::{self, Point},
     host,
     printable::one_line,
+    stages::{Call, Kept, stage},
 };
 use hull_network::{GuestNetwork, NetworkError, PodNetwork, PodNetworkRequest, RequestError};
-use hull_proto_vmm::{DeviceConfig, FdIndex, MAX_QUEUE_PAIRS, RestoreConfig, VmConfig};
+use hull_proto_agent::MEMORY_PORT;
+use hull_proto_vmm::{DeviceConfig, FdIndex, MAX_QUEUE_PAIRS, Pluggable, RestoreConfig, VmConfig};
 use hull_spec::{
     error::PodError,
     field::Field,
     info::{BootTimes, GuestInfo},
     size::VmSize,
-    spec::SandboxSpec,
 };
 use hull_vm::{
     agent::{
         client::{Agent, Storage},
         configure,
     },
-    cgroup::PodCgroup,
-    client::VmClient,
+    cgroup::{self, PodCgroup},
+    client::{CALL_TIMEOUT, VmClient},
     error::VmError,
     process::Process,
     rundir::{DataDir, RunDir},
@@ -71,6 +72,19 @@ const HUNG: u32 = 4;
 const CONSOLE_TAIL: u64 = 1024;
 /// Most characters of it that are shown.
 const LINE_MAX: usize = 160;
+/// How long a VMM that has started may take to tell what it measured of that.
+const PHASES_LIMIT: Duration = Duration::from_millis(250);
+/// Most parts of its start that it is listened to.
+const PHASES_MAX: usize = 16;
+/// Those that are known, and the names of their stages.
+const PHASES: [(&str, &str); 6] = [
+    ("state", "vmm: state"),
+    ("memory", "vmm: memory"),
+    ("kvm", "vmm: kvm"),
+    ("vcpus", "vmm: vcpus"),
+    ("kernel_load", "vmm: kernel"),
+    ("devices", "vmm: devices"),
+];
 
 /// A sandbox that is up.
 #[derive(Debug)]
@@ -105,39 +119,43 @@ struct Left {
 /// long that it must be hung.
 pub(crate) async fn bring_up(
     node: &Arc<Node>,
-    record: SandboxRecord,
-    mut turn: Turn,
+    mut record: SandboxRecord,
+    turn: Turn,
 ) -> Result<Up, Failed> {
-    let begin = Instant::now();
-    let size = check(node, &record.spec).map_err(untouched)?;
+    let size = check(node, &mut record).map_err(untouched)?;
+    let kept = Kept::default();
     let context = Context {
         node,
         run: RunDir::of(&node.config, &record.id),
         data: DataDir::of(&node.config, &record.id),
         record,
         size,
-        times: BootTimes::default(),
         template: None,
     };
+    let mut up = kept.of(in_stages(context, turn)).await?;
+    let (stages, total_us) = kept.stages();
+    (up.times.stages, up.times.total_us) = (stages.into(), total_us);
+    let namespace = &up.record.spec.metadata.namespace;
+    template::provide(node, namespace, size);
+    Ok(up)
+}
+
+async fn in_stages(context: Context<'_>, mut turn: Turn) -> Result<Up, Failed> {
+    let node = context.node;
     let recorded = reach(Recorded::new(context)).await?;
     let prepared = reach(recorded.prepare()).await?;
     let assembled = reach(prepared.assemble()).await?;
     let cgroup = assembled.context.record.cgroup.as_ref();
     turn.keep(cgroup.and_then(|cgroup| cgroup.millicpus(&node.config.cgroup_root)));
-    let mut up = {
-        let mut boot = pin!(async { reach(reach(assembled.boot()).await?.configure()).await });
-        let longest = node.config.boot_timeout / HUNG;
-        match timeout(longest, &mut boot).await {
-            Ok(up) => up?,
-            Err(_) => {
-                drop(turn);
-                boot.await?
-            }
+    let mut boot = pin!(async { reach(reach(assembled.boot()).await?.configure()).await });
+    let longest = node.config.boot_timeout / HUNG;
+    match timeout(longest, &mut boot).await {
+        Ok(up) => up,
+        Err(_) => {
+            drop(turn);
+            boot.await
         }
-    };
-    up.times.total_us = micros(begin);
-    template::provide(node, &up.record.spec.metadata.namespace, size);
-    Ok(up)
+    }
 }
 
 /// A stage, and where tests have the daemon killed when it is complete.
@@ -165,9 +183,10 @@ fn failed(error: PodError, undo: Result<(), Left>) -> Failed {
     }
 }
 
-/// What can be known to fail before anything is made.
-fn check(node: &Node, spec: &SandboxSpec) -> Result<VmSize, PodError> {
+/// What can be known to fail before anything is made. Plans the cgroup, whose limits are the VM's.
+fn check(node: &Node, record: &mut SandboxRecord) -> Result<VmSize, PodError> {
     let config = &node.config;
+    let spec = &record.spec;
     for (what, path) in [
         ("the VMM", &config.vmm),
         ("the guest's kernel", &config.kernel),
@@ -180,7 +199,19 @@ fn check(node: &Node, spec: &SandboxSpec) -> Result<VmSize, PodError> {
             ));
         }
     }
-    let size = VmSize::of(spec, config, host::cpus());
+    let root = &config.cgroup_root;
+    let mut cgroup = PodCgroup::plan(root, &spec.cgroup_parent, &record.id)?;
+    let mut room = cgroup::room(root, cgroup.as_ref());
+    if !room.holds(spec) {
+        tracing::warn!(
+            parent = spec.cgroup_parent,
+            "its cgroup has no room for a VM, which is beside it: an overhead in the pod's RuntimeClass makes room"
+        );
+        cgroup = PodCgroup::plan(root, "", &record.id)?;
+        room = cgroup::room(root, cgroup.as_ref());
+    }
+    let size = VmSize::of(spec, config, host::cpus(), room);
+    record.cgroup = cgroup;
     size.check_memory(host::available_mib())?;
     Ok(size)
 }
@@ -192,7 +223,6 @@ struct Context<'a> {
     run: RunDir,
     data: DataDir,
     size: VmSize,
-    times: BootTimes,
     /// What its VM is a clone of.
     template: Option<Arc<Template>>,
 }
@@ -202,10 +232,11 @@ impl Context<'_> {
         Ok(self.node.records.put_sandbox(&self.record).await?)
     }
 
-    async fn spawn_vmm(&self) -> Result<(Process, VmClient), PodError> {
+    async fn spawn_vmm(&self) -> Result<(Process, VmClient, Spawned), PodError> {
         let Self {
             node, record, run, ..
         } = self;
+        let begin = Instant::now();
         let cgroup = record.cgroup.as_ref();
         let vmm =
             node.processes
@@ -214,7 +245,11 @@ impl Context<'_> {
         let connected =
             VmClient::connect(&run.control_socket(), &run.exit_report(), deadline, &vmm).await;
         match connected {
-            Ok((vm, _)) => Ok((vmm, vm)),
+            Ok((vm, _)) => {
+                let stage = Call::current();
+                let end = Instant::now();
+                Ok((vmm, vm, Spawned { stage, begin, end }))
+            }
             Err(error) => Err(PodError::from(error).after_undo(kill(&vmm).await)),
         }
     }
@@ -259,8 +294,6 @@ impl<'a> Recorded<'a> {
                 }
             });
         record.network = Some(plan.map_err(untouched)?);
-        let (root, parent) = (&node.config.cgroup_root, &record.spec.cgroup_parent);
-        record.cgroup = PodCgroup::plan(root, parent, &record.id).map_err(untouched)?;
         let saved = context.save().await;
         let recorded = Self(context);
         match saved {
@@ -312,16 +345,14 @@ impl Stage for Prepared<'_> {
 
 impl<'a> Prepared<'a> {
     /// Network, VMM process and scratch disk take their time side by side.
-    async fn assemble(mut self) -> Result<Assembled<'a>, Failed> {
-        let mut times = self.0.times;
+    async fn assemble(self) -> Result<Assembled<'a>, Failed> {
         let (network, vmm, scratch) = tokio::join!(
-            timed(&mut times.network_us, self.network()),
-            timed(&mut times.spawn_us, self.0.spawn_vmm()),
-            timed(&mut times.scratch_us, self.scratch()),
+            stage("network", self.network()),
+            stage("spawn", self.0.spawn_vmm()),
+            stage("scratch", self.scratch()),
         );
-        self.0.times = times;
         match (network, vmm, scratch) {
-            (Ok(network), Ok((vmm, vm)), Ok(scratch)) => {
+            (Ok(network), Ok((vmm, vm, spawned)), Ok(scratch)) => {
                 let mut context = self.0;
                 let record = &mut context.record;
                 record.network = Some(network.record.clone());
@@ -331,6 +362,7 @@ impl<'a> Prepared<'a> {
                     network,
                     vmm,
                     vm,
+                    spawned,
                     scratch,
                 };
                 Ok(Assembled { context, parts })
@@ -351,7 +383,7 @@ impl<'a> Prepared<'a> {
                     Err(other) => error = Some(network_error(other)),
                 }
                 match vmm {
-                    Ok((vmm, _)) => left = left.and(kill(&vmm).await),
+                    Ok((vmm, ..)) => left = left.and(kill(&vmm).await),
                     Err(other) => error = error.or(Some(other)),
                 }
                 if let Err(other) = scratch {
@@ -400,7 +432,15 @@ struct Parts {
     network: PodNetwork,
     vmm: Process,
     vm: VmClient,
+    spawned: Spawned,
     scratch: File,
+}
+
+/// The stage in which a VMM was started.
+struct Spawned {
+    stage: Call,
+    begin: Instant,
+    end: Instant,
 }
 
 /// Network, VMM process and scratch disk are there.
@@ -481,17 +521,52 @@ impl<'a> Assembled<'a> {
 
     /// Starts a VM that boots.
     async fn start_new(&mut self) -> Result<(Agent, GuestInfo), PodError> {
-        let begin = Instant::now();
-        let listener = self.listen()?;
-        let (vm_config, fds) = self.vm_config(&listener)?;
-        self.parts.vm.configure(vm_config, fds).await?;
-        self.parts.vm.start().await?;
-        self.context.times.vm_us = micros(begin);
+        let vm = async {
+            let begin = Instant::now();
+            let listener = self.listen()?;
+            let (vm_config, fds) = self.vm_config(&listener)?;
+            self.parts.vm.configure(vm_config, fds).await?;
+            self.parts.vm.start().await?;
+            self.tell_phases(begin).await;
+            Ok::<_, PodError>(())
+        };
+        stage("vm", vm).await?;
+        let agent = async {
+            let begin = Instant::now();
+            let (agent, guest) = self.greet().await?;
+            // Its word, but no longer than we have waited.
+            let waited = begin.elapsed();
+            let kernel = Duration::from_nanos(guest.kernel_ns).min(waited);
+            let ready = Duration::from_nanos(guest.ready_ns).clamp(kernel, waited);
+            let stage = Call::current();
+            stage.measured("guest: kernel", begin, kernel);
+            stage.measured("guest: agent", begin + kernel, ready - kernel);
+            Ok((agent, guest))
+        };
+        stage("agent", agent).await
+    }
 
-        let begin = Instant::now();
-        let greeted = self.greet().await;
-        self.context.times.agent_us = micros(begin);
-        greeted
+    /// Adds what the VMM measured of its own start. It does one after the other, and tells how long each took.
+    async fn tell_phases(&self, begin: Instant) {
+        // The guest boots meanwhile.
+        let Ok(metrics) = self.parts.vm.metrics(PHASES_LIMIT).await else {
+            return;
+        };
+        let (stage, end) = (Call::current(), Instant::now());
+        let spawn = &self.parts.spawned;
+        let mut at = begin;
+        for (told, ns) in metrics.start_ns.iter().take(PHASES_MAX) {
+            let took = Duration::from_nanos(*ns);
+            if told == "jail" {
+                // The last that it did before it answered.
+                let took = took.min(spawn.end - spawn.begin);
+                spawn.stage.measured("vmm: jail", spawn.end - took, took);
+            } else if let Some((_, name)) = PHASES.iter().find(|(known, _)| known == told) {
+                let took = took.min(end - at);
+                stage.measured(*name, at, took);
+                at += took;
+            }
+        }
     }
 
     /// Starts a VM that is a clone; with the error goes of what kind it is.
@@ -499,14 +574,9 @@ impl<'a> Assembled<'a> {
         &mut self,
         template: &Template,
     ) -> Result<(Agent, GuestInfo), (Cold, PodError)> {
-        let begin = Instant::now();
-        let restored = self.restore(template).await;
+        let restored = stage("vm", self.restore(template)).await;
         restored.map_err(|error| (Cold::Refused, error))?;
-        self.context.times.vm_us = micros(begin);
-
-        let begin = Instant::now();
-        let woken = self.wake().await;
-        self.context.times.agent_us = micros(begin);
+        let woken = stage("agent", self.wake()).await;
         woken.map_err(|error| (Cold::Lost, error))
     }
 
@@ -517,9 +587,10 @@ impl<'a> Assembled<'a> {
         beneath::Directory::open(run)
             .and_then(|run| run.clear())
             .map_err(|e| PodError::internal(format!("clear {}", run.display()), e))?;
-        let (vmm, vm) = self.context.spawn_vmm().await?;
+        let (vmm, vm, spawned) = stage("spawn", self.context.spawn_vmm()).await?;
         self.parts.vmm = vmm;
         self.parts.vm = vm;
+        self.parts.spawned = spawned;
         self.record_vm().await
     }
 
@@ -562,6 +633,7 @@ impl<'a> Assembled<'a> {
 
     /// Makes the VM a clone with all of its devices, and lets it go on.
     async fn restore(&self, template: &Template) -> Result<(), PodError> {
+        let begin = Instant::now();
         let duplicate = |e| PodError::internal("duplicate a file descriptor", e);
         let mut fds = Vec::from(template.files().map_err(duplicate)?);
         let mut send = |fd: OwnedFd| {
@@ -574,6 +646,7 @@ impl<'a> Assembled<'a> {
             label: template.label.clone(),
             state: FdIndex(0),
             memory: FdIndex(1),
+            pluggable: self.pluggable(),
             serial,
             devices,
         };
@@ -589,7 +662,18 @@ impl<'a> Assembled<'a> {
             let fds: io::Result<Vec<_>> = fds.iter().map(OwnedFd::try_clone).collect();
             vm.attach(slot, device, fds.map_err(duplicate)?).await?;
         }
-        Ok(vm.start().await?)
+        vm.start().await?;
+        self.tell_phases(begin).await;
+        Ok(())
+    }
+
+    /// Memory that the guest may have beside that of its start.
+    fn pluggable(&self) -> Option<Pluggable> {
+        let mib = self.context.size.pluggable_mib;
+        (mib > 0).then_some(Pluggable {
+            mib,
+            port: MEMORY_PORT,
+        })
     }
 
     /// Makes a clone another guest than its template and all other clones, before it does anything else;
@@ -598,7 +682,10 @@ impl<'a> Assembled<'a> {
         let (agent, guest) = self.greet().await?;
         agent.wake(configure::wake()).await?;
         for (number, _) in (0..).zip(&self.parts.network.links) {
-            agent.attach_link(slots::net(number)).await?;
+            agent.attach_device(slots::net(number)).await?;
+        }
+        if self.pluggable().is_some() {
+            agent.attach_device(slots::MEMORY).await?;
         }
         Ok((agent, guest))
     }
@@ -617,6 +704,7 @@ impl<'a> Assembled<'a> {
             vcpus: size.vcpus,
             boot_vcpus: size.vcpus,
             memory_mib: size.memory_mib,
+            pluggable: self.pluggable(),
             kernel: send(template::open(&node.config.kernel)?.into()),
             initrd: None,
             cmdline: CMDLINE.into(),
@@ -651,7 +739,7 @@ impl<'a> Assembled<'a> {
         template::base_devices(listener, root, send)
     }
 
-    /// What is the pod's alone: its scratch disk and its cards.
+    /// What is the pod's alone: its scratch disk, its cards, and what memory it gets later.
     fn own_devices(
         &self,
         send: &mut impl FnMut(OwnedFd) -> FdIndex,
@@ -661,6 +749,9 @@ impl<'a> Assembled<'a> {
         let length = self.context.node.config.scratch_bytes;
         let scratch = template::disk("scratch", false, send(scratch.into()), length);
         let mut devices = vec![(slots::SCRATCH, scratch)];
+        if self.pluggable().is_some() {
+            devices.push((slots::MEMORY, DeviceConfig::Memory));
+        }
         for (number, link) in (0..).zip(&self.parts.network.links) {
             let taps: io::Result<Vec<_>> = link.taps.iter().map(OwnedFd::try_clone).collect();
             let taps = taps.map_err(|e| PodError::internal("duplicate the tap", e))?;
@@ -697,10 +788,9 @@ impl Stage for Booted<'_> {
 
 impl Booted<'_> {
     async fn configure(mut self) -> Result<Up, Failed> {
-        let begin = Instant::now();
-        let mut configured = self.tell_guest().await;
+        let mut configured = stage("configure", self.tell_guest()).await;
         let template = self.context.template.take();
-        self.context.times.cloned = template.is_some() && configured.is_ok();
+        let cloned = template.is_some() && configured.is_ok();
         if let Some(template) = template {
             let templates = &self.context.node.templates;
             match configured {
@@ -708,7 +798,7 @@ impl Booted<'_> {
                 // Whether that is the clone's fault or the pod's is seen by one that boots.
                 Err(error) => {
                     self = self.boot_instead(&error).await?;
-                    configured = self.tell_guest().await;
+                    configured = stage("configure", self.tell_guest()).await;
                     if configured.is_ok() {
                         self.context.node.templates.discard(&template);
                     }
@@ -725,13 +815,15 @@ impl Booted<'_> {
             let undo = Assembled { context, parts }.undo().await;
             return Err(failed(error, undo));
         }
-        context.times.configure_us = micros(begin);
         context.record.guest = Some(guest);
         Ok(Up {
             record: context.record,
             vm: parts.vm,
             agent,
-            times: context.times,
+            times: BootTimes {
+                cloned,
+                ..BootTimes::default()
+            },
             network: parts.network.guest,
         })
     }
@@ -751,8 +843,23 @@ impl Booted<'_> {
         }
     }
 
+    /// Lets the guest have the memory that it may have.
+    async fn bound_memory(&self) -> Result<(), PodError> {
+        let VmSize {
+            least_mib,
+            most_mib,
+            ..
+        } = self.context.size;
+        if most_mib > 0 {
+            let vm = &self.parts.vm;
+            vm.plug(least_mib, most_mib, CALL_TIMEOUT).await?;
+        }
+        Ok(())
+    }
+
     /// Tells the guest what it is to be, and gives it its scratch disk.
     async fn tell_guest(&self) -> Result<(), PodError> {
+        self.bound_memory().await?;
         let (record, network) = (&self.context.record, &self.parts.network);
         let resolv_conf = configure::resolv_conf(
             record.spec.dns.as_ref(),
@@ -760,13 +867,14 @@ impl Booted<'_> {
             // A host without the file has no resolver to hand on.
             || fs::read_to_string("/etc/resolv.conf").unwrap_or_default(),
         );
-        let request = configure::request(
+        let mut request = configure::request(
             &record.id,
             &record.spec,
             &network.guest,
             &record.ips,
             resolv_conf,
         );
+        request.memory_grows = self.context.size.grows();
         let scratch = Storage {
             id: SCRATCH_ID,
             slot: slots::SCRATCH,
@@ -834,15 +942,4 @@ fn console_tail(run: &RunDir) -> String {
         Some(line) => format!("; its console ends with: {}", one_line(line, LINE_MAX)),
         None => String::new(),
     }
-}
-
-async fn timed<T>(micros_taken: &mut u64, work: impl Future<Output = T>) -> T {
-    let begin = Instant::now();
-    let result = work.await;
-    *micros_taken = micros(begin);
-    result
-}
-
-fn micros(begin: Instant) -> u64 {
-    u64::try_from(begin.elapsed().as_micros()).unwrap_or(u64::MAX)
 }

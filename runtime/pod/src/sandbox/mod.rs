@@ -7,7 +7,10 @@ pub(crate) mod teardown;
 mod template;
 
 /// The guest's kernel command line, added to the VMM's own.
-const CMDLINE: &str = "root=/dev/vda rootfstype=erofs ro init=/init";
+///
+/// Memory that is added is for what can be moved, so that it can be taken away, up to three times as much as the rest.
+const CMDLINE: &str =
+    "root=/dev/vda rootfstype=erofs ro init=/init memory_hotplug.online_policy=auto-movable";
 /// How long a VMM process may take to listen.
 const SPAWN: Duration = Duration::from_secs(30);
 

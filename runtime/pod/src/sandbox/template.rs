@@ -166,6 +166,7 @@ async fn boot(node: &Node, run: &RunDir, vm: &VmClient, size: VmSize) -> Result<
         vcpus: size.vcpus,
         boot_vcpus: size.vcpus,
         memory_mib: size.memory_mib,
+        pluggable: None,
         kernel: send(open(&config.kernel)?.into()),
         initrd: None,
         cmdline: CMDLINE.into(),
@@ -201,6 +202,7 @@ pub(super) fn base_devices(
     Ok(vec![
         (slots::VSOCK, vsock),
         (slots::RNG, DeviceConfig::Rng),
+        (slots::BALLOON, DeviceConfig::Balloon),
         (slots::ROOT, disk("root", true, send(root.into()), length)),
     ])
 }

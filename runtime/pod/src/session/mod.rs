@@ -22,6 +22,7 @@ pub(crate) mod dial;
 pub(crate) mod exec;
 mod input;
 pub(crate) mod permits;
+mod shell;
 mod streams;
 
 pub use self::{
@@ -29,5 +30,6 @@ pub use self::{
     dial::PodConnection,
     exec::{ExecControl, ExecSession},
     input::SessionInput,
+    shell::shell,
     streams::{SessionOutput, SessionStreams},
 };

@@ -106,7 +106,7 @@ async fn count(agent: &Agent, view: &PodView, disk_bytes: u64) -> Result<Answer,
     let bounds = Bounds {
         now_ns,
         cpu_ns: age_ns.saturating_mul(vm.map_or(1, |vm| vm.vcpus.into())),
-        memory_bytes: vm.map_or(0, |vm| vm.memory_mib).saturating_mul(1 << 20),
+        memory_bytes: vm.map_or(0, |vm| vm.max_memory_mib).saturating_mul(1 << 20),
         disk_bytes,
     };
     let known = view.containers.keys().map(|id| id.as_str());

@@ -148,6 +148,7 @@ mod tests {
             pid: std::process::id(),
             vcpus: 1,
             memory_mib: 1,
+            max_memory_mib: 1,
             netns: PathBuf::new(),
             cgroup,
             warning: String::new(),

@@ -150,9 +150,15 @@ async fn a_vm_that_is_refused_is_undone() {
             ErrorKind::Unavailable,
             "reach the VM",
         ),
+        (
+            r#"{"refuse_plug":"internal"}"#,
+            ErrorKind::Internal,
+            "run the VM",
+        ),
         (r#"{"refuse":["configure"]}"#, ErrorKind::Internal, "agent"),
     ] {
-        let node = TestNode::new();
+        let mut node = TestNode::new();
+        node.config.max_memory_mib = 1024;
         node.script(script);
         fails(&node, kind, text, |node| node.script("")).await;
     }
@@ -297,6 +303,8 @@ async fn a_process_that_cannot_be_started_is_an_exited_container() {
     let error = pods.start_container(id.as_str()).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::FailedPrecondition);
     assert!(error.to_string().contains("/nope"), "{error}");
+    // For a person; kubelet is told what it is of other runtimes.
+    assert_eq!(error.exit_code(), Some(127));
     let info = pods.container(id.as_str()).await.unwrap();
     assert_eq!(info.state, ContainerState::Exited);
     assert_eq!((info.exit_code, info.reason.as_str()), (128, "StartError"));
@@ -317,10 +325,12 @@ async fn a_process_whose_start_was_not_answered_does_not_run_on() {
         .unwrap();
     let error = pods.start_container(id.as_str()).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unavailable);
-    eventually("its end", async || node.noted(pod.as_str(), "exited")).await;
+    // Nobody is told that it ended before it did.
+    let state = async || pods.container(id.as_str()).await.unwrap().state;
+    eventually("its end", async || state().await == ContainerState::Exited).await;
+    assert!(node.noted(pod.as_str(), "exited"));
     let info = pods.container(id.as_str()).await.unwrap();
-    assert_eq!(info.state, ContainerState::Exited);
-    assert_eq!((info.exit_code, info.reason.as_str()), (128, "StartError"));
+    assert_eq!((info.exit_code, info.reason.as_str()), (137, "Error"));
 }
 
 #[tokio::test]

@@ -134,8 +134,7 @@ async fn a_template_that_cannot_be_made_leaves_nothing_and_pods_boot() {
 /// A daemon that ends while it makes one.
 #[test]
 fn a_template_goes_with_its_daemon() {
-    // Its guest never answers.
-    let node = node(r#"{"slow_ms": 1}"#);
+    let node = node(r#"{"hang_save": true}"#);
     let first = daemon();
     first.block_on(async {
         let pods = node.open().await;

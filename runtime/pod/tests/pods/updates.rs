@@ -177,3 +177,55 @@ fn a_sandbox_takes_sizes_that_its_vm_has() {
         assert_eq!(stopped.kind(), ErrorKind::FailedPrecondition);
     });
 }
+
+#[test]
+fn a_vm_gets_more_memory_and_gives_it_back_with_its_limits() {
+    let mut node = TestNode::new();
+    node.config.max_memory_mib = 32 + 1024;
+    let first = daemon();
+    let (pod, id) = first.block_on(async {
+        let pods = node.open().await;
+        let plugged = async |id: &str| pods.vm_metrics(id).await.unwrap().plugged_mib;
+        let unlimited = pods.run_sandbox(node.sandbox("grows")).await.unwrap();
+        assert_eq!(plugged(unlimited.as_str()).await, (0, 1024));
+        let vm = pods.sandbox(unlimited.as_str()).await.unwrap().vm.unwrap();
+        assert_eq!((vm.memory_mib, vm.max_memory_mib), (32, 1056));
+
+        let mut spec = node.sandbox("web");
+        spec.resources = Some(limits(0, 64));
+        spec.overhead = Some(limits(0, 32));
+        let pod = pods.run_sandbox(spec).await.unwrap();
+        let pod = pod.as_str().to_owned();
+        let id = pods
+            .create_container(&pod, container("main", &["wait"]))
+            .await
+            .unwrap();
+        pods.start_container(id.as_str()).await.unwrap();
+        assert_eq!(plugged(&pod).await, (0, 0));
+        // A container first, then the pod, as kubelet does.
+        let large = limits(0, 300);
+        pods.update_container(id.as_str(), large).await.unwrap();
+        assert_eq!(plugged(&pod).await, (236, 236));
+        let resize = async |mib| pods.update_sandbox(&pod, None, Some(limits(0, mib))).await;
+        resize(500).await.unwrap();
+        assert_eq!(plugged(&pod).await, (436, 436));
+        let too_large = resize(2000).await.unwrap_err();
+        assert!(too_large.to_string().contains("992 MiB"), "{too_large}");
+        assert_eq!(plugged(&pod).await, (436, 436));
+        resize(150).await.unwrap();
+        assert_eq!(plugged(&pod).await, (86, 86));
+        (pod, id)
+    });
+    end(first);
+    daemon().block_on(async {
+        let pods = node.open().await;
+        let vm = pods.sandbox(&pod).await.unwrap().vm.unwrap();
+        assert_eq!((vm.memory_mib, vm.max_memory_mib), (96, 182));
+        let more = pods.update_sandbox(&pod, None, Some(limits(0, 64))).await;
+        more.unwrap();
+        assert_eq!(pods.vm_metrics(&pod).await.unwrap().plugged_mib, (0, 0));
+        pods.update_container(id.as_str(), limits(0, 60))
+            .await
+            .unwrap();
+    });
+}

@@ -11,9 +11,11 @@ use hull_proto_agent::{
     agent::{
         AdjustClockRequest, AttachDeviceRequest, AttachStorageRequest, ConfigureRequest,
         CreateRequest, DeleteRequest, DetachDeviceRequest, DetachStorageRequest, Directory, Empty,
-        EventsRequest, ExecRequest, HelloRequest, ResizeTtyRequest, SignalRequest, StartRequest,
-        StatsResponse, UpdateNetworkRequest, UpdateRequest, WakeRequest,
+        EventsRequest, ExecRequest, HelloRequest, ProcessesRequest, ResizeTtyRequest,
+        SignalRequest, StartRequest, StatsResponse, UpdateNetworkRequest, UpdateRequest,
+        WakeRequest,
     },
+    not_executed,
     rpc::AgentClient,
 };
 use oci_spec::runtime::LinuxResources;
@@ -28,12 +30,15 @@ use ttrpc::{
 use hull_base::{
     clock,
     faults::{self, Point},
+    metrics,
     panics::{Panic, caught},
     printable::printable,
+    stages::stage,
 };
 use hull_spec::{
     info::{ContainerUser, GuestInfo},
     signal::Signal,
+    stats::Processes,
 };
 
 use crate::agent::{
@@ -200,11 +205,11 @@ impl Agent {
         .await
     }
 
-    /// Has the guest's driver take the network device behind a slot; no effect when it has it already.
+    /// Has the guest's driver take the device behind a slot, which is no disk; no effect when it has it already.
     ///
     /// # Errors
     /// When the agent refuses or does not answer.
-    pub async fn attach_link(&self, slot: u8) -> Result<(), GuestError> {
+    pub async fn attach_device(&self, slot: u8) -> Result<(), GuestError> {
         let client = self.client();
         let request = AttachDeviceRequest {
             slot: slot.into(),
@@ -213,7 +218,7 @@ impl Agent {
         let call = client.attach_device(Context::default(), &request);
         self.done(
             Point::GuestChanged,
-            "bring up a network device in the guest",
+            "bring up a device in the guest",
             &request,
             call,
         )
@@ -550,6 +555,26 @@ impl Agent {
         ask("count what the guest uses", limit, &request, call).await
     }
 
+    /// The processes of a container, within this time.
+    ///
+    /// # Errors
+    /// When the agent refuses or does not answer.
+    pub async fn processes(
+        &self,
+        container: &str,
+        limit: Duration,
+    ) -> Result<Processes, GuestError> {
+        let request = ProcessesRequest {
+            container_id: container.into(),
+            ..ProcessesRequest::default()
+        };
+        let client = self.client();
+        let call = client.processes(Context::default(), &request);
+        // Looking changes nothing: there is no point.
+        let told = ask("look at the container's processes", limit, &request, call).await?;
+        Ok(super::processes::checked(&told))
+    }
+
     /// Powers the guest off, which may end the connection before the answer.
     pub async fn shutdown(&self, timeout: Duration) {
         let (client, empty) = (self.client(), Empty::new());
@@ -710,6 +735,16 @@ pub(crate) async fn ask<T>(
     request: &impl Message,
     future: impl Future<Output = ttrpc::Result<T>>,
 ) -> Result<T, GuestError> {
+    let asked = send(call, limit, request, future);
+    stage(format!("agent: {call}"), asked).await
+}
+
+async fn send<T>(
+    call: &'static str,
+    limit: Duration,
+    request: &impl Message,
+    future: impl Future<Output = ttrpc::Result<T>>,
+) -> Result<T, GuestError> {
     let bytes = request.compute_size();
     if bytes > REQUEST_MAX {
         return Err(GuestError::TooLarge {
@@ -718,13 +753,31 @@ pub(crate) async fn ask<T>(
             most: REQUEST_MAX,
         });
     }
-    match timeout(limit, future).await {
+    let begun = Instant::now();
+    let answer = timeout(limit, future).await;
+    let result = match &answer {
+        Ok(Ok(_)) => "ok",
+        Ok(Err(ttrpc::Error::RpcStatus(_))) => "refused",
+        Ok(Err(_)) | Err(_) => "unanswered",
+    };
+    metrics::AGENT.observe(&[call, result], begun.elapsed());
+    match answer {
         Ok(Ok(answer)) => Ok(answer),
-        Ok(Err(ttrpc::Error::RpcStatus(status))) => Err(GuestError::Refused {
-            call,
-            code: status.code(),
-            message: printable(status.message(), MESSAGE_MAX),
-        }),
+        Ok(Err(ttrpc::Error::RpcStatus(status))) => {
+            let message = printable(status.message(), MESSAGE_MAX);
+            Err(match not_executed::exit_code(&status) {
+                Some(exit_code) => GuestError::NotExecuted {
+                    call,
+                    exit_code,
+                    message,
+                },
+                None => GuestError::Refused {
+                    call,
+                    code: status.code(),
+                    message,
+                },
+            })
+        }
         Ok(Err(error)) => Err(GuestError::Lost {
             call,
             reason: match error {

@@ -35,6 +35,16 @@ pub enum GuestError {
         /// Its words, made printable.
         message: String,
     },
+    /// The agent could not execute the command of a container or exec.
+    #[error("{call}: the agent refuses: {message}")]
+    NotExecuted {
+        /// What was asked for.
+        call: &'static str,
+        /// What a shell would end with: 126, or 127 if there is no such command.
+        exit_code: u8,
+        /// Its words, made printable.
+        message: String,
+    },
     /// The request does not fit into a message.
     #[error("{call}: the request takes {bytes} bytes, of which the guest's agent reads {most}")]
     TooLarge {
@@ -106,6 +116,18 @@ impl GuestError {
         )
     }
 
+    /// Whether the agent says that it has not done what it was asked for.
+    #[must_use]
+    pub fn is_refusal(&self) -> bool {
+        matches!(self, Self::Refused { .. } | Self::NotExecuted { .. })
+    }
+
+    /// Whether the agent may have done what it was asked for: its answer is missing.
+    #[must_use]
+    pub fn is_unanswered(&self) -> bool {
+        matches!(self, Self::Timeout { .. } | Self::Lost { .. })
+    }
+
     /// Whether the agent says that what was to be made is there, made in another way.
     #[must_use]
     pub fn is_there_already(&self) -> bool {
@@ -146,6 +168,15 @@ impl From<GuestError> for PodError {
                         message,
                     },
                 ),
+            },
+            GuestError::NotExecuted {
+                call,
+                exit_code,
+                message,
+            } => Self::NotExecuted {
+                action: call.into(),
+                exit_code,
+                reason: message,
             },
             GuestError::Invalid { .. }
             | GuestError::StreamRefused { .. }

@@ -21,7 +21,9 @@ use crate::agent::{client::Agent, error::GuestError};
 const BACKLOG: usize = 4096;
 /// How long a lost agent is looked for.
 const RECONNECT: Duration = Duration::from_secs(30);
-/// Pause before that. One length is enough: after [`RECONNECT`] the VM is ended.
+/// How long a stream holds of an agent that is there.
+const HELD: Duration = Duration::from_secs(10);
+/// Pause before a lost agent is looked for. One length is enough: after [`RECONNECT`] the VM is ended.
 const PAUSE: Duration = Duration::from_millis(100);
 /// Longest id that an event may carry.
 const ID_MAX: usize = 128;
@@ -94,7 +96,7 @@ impl Loss {
 
     /// Takes note of a stream that was open for so long, with or without events.
     fn ended_after(&mut self, open: Duration) {
-        if open >= RECONNECT {
+        if open >= HELD {
             self.until = None;
         }
     }
@@ -272,7 +274,7 @@ mod tests {
         assert!(second > first);
         std::thread::sleep(Duration::from_millis(2));
         // A stream without events, but for long.
-        loss.ended_after(RECONNECT);
+        loss.ended_after(HELD);
         assert!(loss.deadline() > second);
     }
 

@@ -324,8 +324,30 @@ pub async fn open_dial(agent: &Agent, port: u16) -> Result<UnixStream, GuestErro
     open(agent, &header).await
 }
 
+/// Opens a shell in the guest itself, whose vsock has this socket, with a terminal of these rows and columns or
+/// none. It ends with the connection.
+///
+/// # Errors
+/// [`GuestError::StreamRefused`] when the guest is not to be entered.
+pub async fn open_shell(
+    vsock: &Path,
+    terminal: Option<(u16, u16)>,
+) -> Result<UnixStream, GuestError> {
+    let header = StreamHeader {
+        kind: StreamKind::Shell { terminal },
+        container: String::new(),
+        exec: String::new(),
+        offset: 0,
+    };
+    open_at(vsock, &header).await
+}
+
 async fn open(agent: &Agent, header: &StreamHeader) -> Result<UnixStream, GuestError> {
-    let opened = timeout(OPEN, connect_stream(agent.vsock(), header)).await;
+    open_at(agent.vsock(), header).await
+}
+
+async fn open_at(vsock: &Path, header: &StreamHeader) -> Result<UnixStream, GuestError> {
+    let opened = timeout(OPEN, connect_stream(vsock, header)).await;
     let (stream, _) =
         opened.unwrap_or_else(|_| Err(failed(header, io::ErrorKind::TimedOut.into())))?;
     Ok(stream)
@@ -359,6 +381,7 @@ fn failed(header: &StreamHeader, source: io::Error) -> GuestError {
 fn what(header: &StreamHeader) -> String {
     match header.kind {
         StreamKind::Dial { port } => format!("port {port}"),
+        StreamKind::Shell { .. } => "a shell in the guest".to_owned(),
         _ => header.container.clone(),
     }
 }

@@ -16,6 +16,9 @@ use crate::agent::{client::Agent, error::GuestError};
 /// How often the guest is asked. A clock that is 500 ppm off, the most that time servers make of it in the
 /// long run, is 5 ms off then.
 const INTERVAL: Duration = Duration::from_secs(10);
+/// How often, when it was further off than that: a guest makes up for 500 ppm and no more.
+const CLOSELY: Duration = Duration::from_secs(2);
+const NEAR_NS: u64 = 2_000_000;
 /// Pause before a guest that did not answer is asked again.
 const RETRY: Duration = Duration::from_secs(1);
 /// An answer that is known so well is good enough.
@@ -54,7 +57,7 @@ async fn keep(agent: Agent, mut steps: Steps, first: Duration) {
             () = steps.next() => {}
         }
         pause = match set_right(&agent).await {
-            Ok(()) => INTERVAL,
+            Ok(found) => found.pause(),
             // The agent of an adopted VM may be older.
             Err(error) if error.is_not_found() => return,
             Err(error) => {
@@ -91,9 +94,19 @@ impl Offset {
         let off = self.ahead_ns.unsigned_abs() > self.error_ns.unsigned_abs();
         off.then(|| self.ahead_ns.saturating_neg())
     }
+
+    /// How long it may be before the guest is asked again.
+    fn pause(self) -> Duration {
+        if self.ahead_ns.unsigned_abs() > NEAR_NS {
+            CLOSELY
+        } else {
+            INTERVAL
+        }
+    }
 }
 
-async fn set_right(agent: &Agent) -> Result<(), GuestError> {
+/// Sets the guest's clock right, and returns how far it was off.
+async fn set_right(agent: &Agent) -> Result<Offset, GuestError> {
     let mut best = ask(agent).await?;
     for _ in 1..TRIES {
         if best.error_ns <= GOOD_NS {
@@ -104,10 +117,10 @@ async fn set_right(agent: &Agent) -> Result<(), GuestError> {
             best = again;
         }
     }
-    match best.correction_ns() {
-        Some(by_ns) => agent.adjust_clock(by_ns).await.map(drop),
-        None => Ok(()),
+    if let Some(by_ns) = best.correction_ns() {
+        agent.adjust_clock(by_ns).await?;
     }
+    Ok(best)
 }
 
 async fn ask(agent: &Agent) -> Result<Offset, GuestError> {
@@ -141,6 +154,21 @@ mod tests {
         assert_eq!(offset(1000).correction_ns(), None);
         assert_eq!(offset(1040).correction_ns(), None);
         assert_eq!(offset(1041).correction_ns(), Some(-21 * MS));
+    }
+
+    #[test]
+    fn a_clock_that_runs_away_is_looked_at_more_often() {
+        let offset = |guest_ms: u64| Offset::of(guest_ms * MS as u64, 1000 * MS, Duration::ZERO);
+        for (guest_ms, pause) in [
+            (1000, INTERVAL),
+            (1002, INTERVAL),
+            (998, INTERVAL),
+            (1003, CLOSELY),
+            (997, CLOSELY),
+            (0, CLOSELY),
+        ] {
+            assert_eq!(offset(guest_ms).pause(), pause, "{guest_ms}");
+        }
     }
 
     #[test]

@@ -23,6 +23,7 @@ fn events() -> impl Strategy<Value = Event> {
         Just(Event::Start),
         Just(Event::StartDone),
         Just(Event::StartFailed(error(), exit())),
+        Just(Event::StartUnanswered(error())),
         (0_u64..3).prop_map(|s| Event::Stop {
             grace: Duration::from_secs(s)
         }),
@@ -277,6 +278,32 @@ fn a_start_that_failed_leaves_an_exited_container() {
         effects[..],
         [Effect::Answer(Wait::Started, Err(_))]
     ));
+}
+
+/// Its process may run: nobody is told that it ended before the guest says so.
+#[test]
+fn a_container_whose_start_was_not_answered_is_killed_first() {
+    let begin = [
+        Event::CreateDone,
+        Event::Start,
+        Event::StartUnanswered(error()),
+    ];
+    let (state, effects) = run(begin);
+    assert_eq!(state, State::Killing(After::Keep));
+    let stopped = |effect: &Effect| matches!(effect, Effect::Announce(News::Stopped));
+    let failed = |effect: &Effect| matches!(effect, Effect::Answer(Wait::Started, Err(_)));
+    assert_eq!(count(&effects, |effect| matches!(effect, Effect::Kill)), 1);
+    assert_eq!((count(&effects, failed), count(&effects, stopped)), (1, 0));
+    let (state, _) = step(state, Event::Exited(exit()));
+    let (state, effects) = step(state, Event::Drained);
+    assert_eq!(state, State::Exited(exit()));
+    assert_eq!(count(&effects, stopped), 1);
+
+    // Its end was told before.
+    let (state, _) = run([Event::CreateDone, Event::Start, Event::Exited(exit())]);
+    let (state, effects) = step(state, Event::StartUnanswered(error()));
+    assert_eq!(state, State::Draining(After::Keep, exit()));
+    assert_eq!(count(&effects, failed), 1);
 }
 
 /// The next daemon reads what was written last.
