@@ -29,6 +29,15 @@ impl fmt::Debug for v1::PullRequest {
     }
 }
 
+impl fmt::Debug for v1::LoginRequest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LoginRequest")
+            .field("registry", &self.registry)
+            .field("username", &self.username)
+            .finish_non_exhaustive()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::v1;
@@ -41,8 +50,15 @@ mod tests {
             password: "hidden".into(),
             identity_token: "hidden".into(),
             registry_token: "hidden".into(),
+            server_address: String::new(),
         };
-        let text = format!("{request:?}");
-        assert!(text.contains("me") && !text.contains("hidden"), "{text}");
+        let login = v1::LoginRequest {
+            registry: "r".into(),
+            username: "me".into(),
+            password: "hidden".into(),
+        };
+        for text in [format!("{request:?}"), format!("{login:?}")] {
+            assert!(text.contains("me") && !text.contains("hidden"), "{text}");
+        }
     }
 }

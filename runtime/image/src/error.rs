@@ -122,6 +122,14 @@ pub enum PullError {
         /// What happened.
         message: String,
     },
+    /// The certificate of the registry does not show that it is the one that is meant.
+    #[error("trust the certificate of {registry}: {reason}")]
+    Untrusted {
+        /// Who was asked.
+        registry: String,
+        /// What is wrong with it, and what mends that.
+        reason: String,
+    },
     /// The registry leads to where it may not.
     #[error("follow {registry} to {to}: refused")]
     Misled {

@@ -5,16 +5,20 @@ mod tests;
 
 use std::io;
 use std::sync::Arc;
+use std::time::Instant;
 
-use hull_base::blocking;
+use hull_base::{blocking, metrics};
 use tokio::sync::watch;
 
 use crate::config::StoreConfig;
 use crate::error::{PullError, StoreError};
 use crate::export;
 use crate::image::{DiskExtent, Image, ImageId};
+use crate::pinned::PinnedImages;
 use crate::pull;
 use crate::pull::progress::PullProgress;
+use crate::reference::Name;
+use crate::registry::Registry;
 use crate::registry::auth::Auth;
 use crate::store::budget::Budget;
 use crate::store::disk;
@@ -40,6 +44,7 @@ impl ImageStore {
             let (records, lost) = Records::open(&config.root.join("images.redb"))?;
             let shared = Shared {
                 budget: Budget::new(&config.limits),
+                pinned: watch::Sender::new(config.pinned.clone()),
                 config,
                 files,
                 records,
@@ -53,6 +58,11 @@ impl ImageStore {
             })
         })
         .await
+    }
+
+    /// Pins other images from now on, in place of those of the configuration.
+    pub fn pin(&self, pinned: PinnedImages) {
+        self.shared.pinned.send_replace(pinned);
     }
 
     /// Pulls an image and makes its disk; a layer that is present is not fetched again.
@@ -74,7 +84,25 @@ impl ImageStore {
         auth: Option<Auth>,
         progress: &watch::Sender<PullProgress>,
     ) -> Result<ImageId, PullError> {
-        pull::pull(&self.shared, reference, auth, progress).await
+        let begun = Instant::now();
+        let result = pull::pull(&self.shared, reference, auth, progress).await;
+        metrics::PULL.observe(&[metrics::result(&result)], begun.elapsed());
+        result
+    }
+
+    /// Asks a registry, a host with a port if it has one, whether it lets a caller in. Returns its name as
+    /// images have it.
+    ///
+    /// # Errors
+    /// [`PullError::Unauthorized`] when it does not; see [`PullError`] for others.
+    pub async fn log_in(&self, registry: &str, auth: Auth) -> Result<String, PullError> {
+        let name = Name::of_registry(registry)?;
+        let config = &self.shared.config;
+        let (registries, limits) = (&config.registries, &config.limits);
+        let clients = &self.shared.clients;
+        let registry = Registry::open(&name, Some(auth), registries, limits, clients)?;
+        registry.log_in().await?;
+        Ok(name.registry().to_owned())
     }
 
     /// Takes in the images of an archive, an OCI image layout or what `docker save` writes, plain

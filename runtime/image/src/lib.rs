@@ -52,6 +52,15 @@ pub use image::{DiskExtent, Image, ImageConfig, ImageId, InvalidImageId};
 pub use image_store::ImageStore;
 pub use pinned::{InvalidPin, PinnedImages};
 pub use pull::progress::PullProgress;
+pub use reference::canonical_registry;
 pub use registry::auth::Auth;
 pub use store::files::Usage;
 pub use worker::entry::worker;
+
+/// The registry of an image's name, as it counts: `docker.io` where none is named.
+///
+/// # Errors
+/// [`PullError::InvalidReference`].
+pub fn registry_of(name: &str) -> Result<String, PullError> {
+    Ok(reference::Name::parse(name)?.registry().to_owned())
+}

@@ -17,7 +17,7 @@ mod source;
 use std::io::Read;
 use std::sync::Arc;
 
-use hull_base::blocking;
+use hull_base::{blocking, stages::stage};
 use tokio::sync::{oneshot, watch};
 use tracing::info;
 
@@ -124,7 +124,7 @@ impl Pull<'_> {
             &self.shared.config.limits,
             &self.shared.clients,
         )?;
-        let named = registry.resolve().await?;
+        let named = stage("resolve", registry.resolve()).await?;
         self.image(&Source::Registry(registry.into()), &[name], &named)
             .await
     }
@@ -137,7 +137,7 @@ impl Pull<'_> {
         named: &Document,
     ) -> Result<ImageId, PullError> {
         let limits = &self.shared.config.limits;
-        let (document, config, layers) = image_manifest(source, named).await?;
+        let (document, config, layers) = stage("manifest", image_manifest(source, named)).await?;
         let id =
             ImageId::try_from(config.digest.to_string()).map_err(|e| PullError::Unsupported {
                 what: format!("manifest {}", document.digest),
@@ -159,9 +159,9 @@ impl Pull<'_> {
             source,
             progress: self.progress,
         };
-        fetch.all(layers).await?;
+        stage("layers", fetch.all(layers)).await?;
         let _only_one = self.shared.locks.lock(id.as_str()).await;
-        let disk = self.disk(&id, &diff_ids).await?;
+        let disk = stage("disk", self.disk(&id, &diff_ids)).await?;
         let record = ImageRecord {
             id: id.clone(),
             manifest: String::from_utf8_lossy(&document.bytes).into_owned(),

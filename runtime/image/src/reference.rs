@@ -20,6 +20,15 @@ pub(crate) enum Target {
     Digest(Digest),
 }
 
+/// A registry's host as it is in names of images: Docker Hub has others besides.
+#[must_use]
+pub fn canonical_registry(host: &str) -> &str {
+    match host {
+        "index.docker.io" | "registry-1.docker.io" => "docker.io",
+        host => host,
+    }
+}
+
 impl Name {
     /// Parses `busybox`, `quay.io/a/b:tag`, `host:5000/a@sha256:…`; a tag beside a digest is
     /// dropped, as it does not take part in resolving.
@@ -48,6 +57,20 @@ impl Name {
             repository: reference.repository().to_owned(),
             target,
         })
+    }
+
+    /// A registry by itself: its host, with a port if it has one.
+    pub(crate) fn of_registry(text: &str) -> Result<Self, PullError> {
+        let registry = canonical_registry(text);
+        // What is no host is taken for a repository of Docker Hub.
+        let name = Self::parse(&format!("{registry}/x")).ok();
+        let name = name.filter(|name| name.registry == registry);
+        let mut name = name.ok_or_else(|| PullError::InvalidReference {
+            reference: text.to_owned(),
+            reason: "it is no registry: a host, with a port if it has one".into(),
+        })?;
+        name.repository.clear();
+        Ok(name)
     }
 
     pub(crate) fn registry(&self) -> &str {
@@ -112,6 +135,30 @@ mod tests {
         let name = Name::parse(&both).unwrap();
         assert_eq!(name.full(), format!("quay.io/a/b@{digest}"));
         assert_eq!(name.tagged(), None);
+    }
+
+    #[test]
+    fn a_registry_is_a_host() {
+        for (text, registry) in [
+            ("docker.io", "docker.io"),
+            ("index.docker.io", "docker.io"),
+            ("quay.io", "quay.io"),
+            ("localhost:5000", "localhost:5000"),
+            ("127.0.0.1:5000", "127.0.0.1:5000"),
+        ] {
+            let name = Name::of_registry(text).unwrap();
+            assert_eq!((name.registry(), name.repository()), (registry, ""));
+        }
+        for bad in [
+            "",
+            "foo",
+            "quay.io/a",
+            "https://quay.io",
+            "a b",
+            "quay.io:x",
+        ] {
+            assert!(Name::of_registry(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

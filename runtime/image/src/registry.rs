@@ -72,6 +72,22 @@ impl Registry {
         })
     }
 
+    /// Asks the registry itself, none of its mirrors, whether it lets this caller in.
+    pub(crate) async fn log_in(&self) -> Result<(), PullError> {
+        let what = "its version";
+        let may = |host: &Host| !host.mirror;
+        self.first(what, may, |endpoint| async move {
+            let request = Request {
+                what,
+                path: None,
+                accept: None,
+                range: None,
+            };
+            self.send(endpoint, &request).await.map(drop)
+        })
+        .await
+    }
+
     /// Fetches what the name points at.
     pub(crate) async fn resolve(&self) -> Result<Document, PullError> {
         match self.servers.name.target() {
@@ -139,7 +155,7 @@ impl Registry {
                 async move {
                     let request = Request {
                         what,
-                        path,
+                        path: Some(path),
                         accept: None,
                         range: Some((0, Some(0))),
                     };
@@ -271,7 +287,7 @@ impl Registry {
         let path = format!("manifests/{target}");
         let request = Request {
             what: &what,
-            path: &path,
+            path: Some(&path),
             accept: Some(MANIFEST_TYPES),
             range: None,
         };
@@ -306,7 +322,7 @@ impl Registry {
         let what = format!("blob {digest}");
         let request = Request {
             what: &what,
-            path: &format!("blobs/{digest}"),
+            path: Some(&format!("blobs/{digest}")),
             accept: None,
             range: (from > 0).then_some((from, None)),
         };

@@ -99,8 +99,24 @@ impl fmt::Debug for Process {
 
 /// Why there is no process or connection; the client gets to read it.
 #[derive(Debug, Clone, thiserror::Error)]
-#[error("{0}")]
-pub struct BackendError(pub String);
+#[error("{message}")]
+pub struct BackendError {
+    /// The reason in words.
+    pub message: String,
+    /// Set when the command could not be executed: what a shell would end with.
+    pub exit_code: Option<u8>,
+}
+
+impl BackendError {
+    /// One that is not about executing a command.
+    #[must_use]
+    pub fn new(message: impl Into<String>) -> Self {
+        Self {
+            message: message.into(),
+            exit_code: None,
+        }
+    }
+}
 
 /// A runtime.
 #[async_trait]

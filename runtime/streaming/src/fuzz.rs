@@ -207,7 +207,7 @@ impl Backend for Echo {
 
     async fn dial(&self, _: &str, port: u16) -> std::result::Result<Box<dyn Duplex>, BackendError> {
         match port {
-            9 => Err(BackendError("refused".into())),
+            9 => Err(BackendError::new("refused")),
             _ => Ok(Box::new(join(&b"hello"[..], sink()))),
         }
     }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use futures::StreamExt;
-use hull_base::blocking;
+use hull_base::{blocking, stages::stage};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
 use tracing::debug;
 
@@ -62,7 +62,10 @@ impl Layers<'_> {
             progress.bytes = bytes;
         });
         let mut results = futures::stream::iter(unique)
-            .map(|layer| self.layer(layer, stopped.clone()))
+            .map(|layer| {
+                let name = format!("layer {}", layer.descriptor.digest);
+                stage(name, self.layer(layer, stopped.clone()))
+            })
             .buffer_unordered(self.shared.config.limits.parallel_layers.max(1));
         let mut first_failure = None;
         while let Some(result) = results.next().await {

@@ -3,6 +3,8 @@
 
 use serde::Deserialize;
 
+use crate::reference::canonical_registry;
+
 /// Who pulls; the fields are those of CRI's `AuthConfig`, empty when not given.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Auth {
@@ -151,12 +153,7 @@ impl Auth {
         let address = address.split_once("://").map_or(address, |(_, rest)| rest);
         let address = address.split('/').next().unwrap_or_default();
         let address = address.strip_suffix(":443").unwrap_or(address);
-        let hub = |host: &str| {
-            matches!(
-                host,
-                "docker.io" | "index.docker.io" | "registry-1.docker.io"
-            )
-        };
+        let hub = |host: &str| canonical_registry(host) == "docker.io";
         address.is_empty()
             || address.eq_ignore_ascii_case(authority)
             || (hub(address) && hub(authority))

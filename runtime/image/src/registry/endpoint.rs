@@ -12,6 +12,7 @@ use crate::shown;
 use super::auth::Authorization;
 use super::client::{CONNECT_TIMEOUT, describe};
 use super::hosts::Host;
+use super::tls;
 use super::zone::{self, Zone, literal, proxies};
 
 #[derive(Debug)]
@@ -56,6 +57,12 @@ impl Endpoint {
         if let Some(reason) = zone::out_of_reach(error) {
             let to = error.url().map(origin).unwrap_or_default();
             return self.misled(format!("{to}, {reason}"));
+        }
+        if let Some(reason) = tls::distrust(error) {
+            return PullError::Untrusted {
+                registry: self.host.shown(),
+                reason,
+            };
         }
         self.unavailable(what, describe(error))
     }

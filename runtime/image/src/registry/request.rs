@@ -19,8 +19,8 @@ use super::token::Login;
 pub(super) struct Request<'a> {
     /// For messages.
     pub(super) what: &'a str,
-    /// Below the repository's own path.
-    pub(super) path: &'a str,
+    /// Below the repository's own path; `None`: what a registry has to say of itself.
+    pub(super) path: Option<&'a str>,
     /// Media types that are understood; `None` for any.
     pub(super) accept: Option<&'static str>,
     /// First and last byte; the last may be left out.
@@ -36,12 +36,10 @@ impl Request<'_> {
         auth: Option<&Auth>,
     ) -> Result<Response, PullError> {
         let mut url = endpoint.host.base.clone();
-        url.set_path(&format!(
-            "{}/{}/{}",
-            url.path(),
-            servers.name.repository(),
-            self.path
-        ));
+        let below = self
+            .path
+            .map(|path| format!("{}/{path}", servers.name.repository()));
+        url.set_path(&format!("{}/{}", url.path(), below.unwrap_or_default()));
         if endpoint.host.mirror {
             url.query_pairs_mut()
                 .append_pair("ns", servers.name.registry());

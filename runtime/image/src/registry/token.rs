@@ -67,13 +67,14 @@ impl<'a> Login<'a> {
                 service,
                 scope,
             }) => {
-                let scope = scope.unwrap_or_else(|| {
-                    format!("repository:{}:pull", self.servers.name.repository())
-                });
+                let repository = self.servers.name.repository();
+                let of_repository =
+                    || (!repository.is_empty()).then(|| format!("repository:{repository}:pull"));
+                let scope = scope.or_else(of_repository);
                 let ask = TokenRequest {
                     realm: &realm,
                     service: service.as_deref(),
-                    scope: &scope,
+                    scope: scope.as_deref(),
                 };
                 let here = endpoint.zone(refused);
                 Some(self.token(here, ask).await?)
@@ -117,8 +118,8 @@ impl<'a> Login<'a> {
                 ("grant_type", "refresh_token"),
                 ("refresh_token", identity),
                 ("client_id", "hull"),
-                ("scope", scope),
             ];
+            form.extend(scope.map(|scope| ("scope", scope)));
             form.extend(service.map(|service| ("service", service)));
             form
         });
@@ -126,7 +127,7 @@ impl<'a> Login<'a> {
             way.url
                 .query_pairs_mut()
                 .extend_pairs(service.map(|service| ("service", service)))
-                .append_pair("scope", scope);
+                .extend_pairs(scope.map(|scope| ("scope", scope)));
         }
         let password = auth.filter(|auth| auth.has_password());
         let request = |way: &Way, own: bool| match (&form, password) {
@@ -172,5 +173,6 @@ impl<'a> Login<'a> {
 struct TokenRequest<'a> {
     realm: &'a str,
     service: Option<&'a str>,
-    scope: &'a str,
+    /// None: for no repository.
+    scope: Option<&'a str>,
 }

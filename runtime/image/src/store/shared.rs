@@ -2,9 +2,12 @@
 
 use std::sync::Arc;
 
+use tokio::sync::watch;
+
 use crate::config::StoreConfig;
 use crate::error::StoreError;
 use crate::image::Image;
+use crate::pinned::PinnedImages;
 use crate::registry::client::HttpClients;
 
 use super::budget::Budget;
@@ -16,6 +19,8 @@ use super::records::Records;
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) config: StoreConfig,
+    /// What counts of the configuration's pins: they can change.
+    pub(crate) pinned: watch::Sender<PinnedImages>,
     pub(crate) files: Files,
     pub(crate) records: Records,
     /// What of them was lost when the store was opened, for a person.
@@ -29,7 +34,9 @@ impl Shared {
     /// Pins the image if one of its names is configured so.
     pub(crate) fn with_pin(&self, mut image: Image) -> Image {
         let mut names = image.repo_tags.iter().chain(&image.repo_digests);
-        image.pinned |= names.any(|name| self.config.pinned.has(name));
+        let pinned = self.pinned.borrow();
+        image.pinned |= names.any(|name| pinned.has(name));
+        drop(pinned);
         image
     }
 

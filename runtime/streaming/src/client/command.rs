@@ -192,15 +192,19 @@ impl Session {
     /// # Errors
     /// When the connection broke, or the status makes no sense.
     pub async fn end(mut self) -> Result<Ended, ClientError> {
-        // A WebSocket tells the end of all channels with its own.
-        let spdy = matches!(self.carrier, Carrier::Spdy(_));
+        // A WebSocket tells the end of all channels with its own, and so do other runtimes with SPDY. A status
+        // comes last.
+        let json_status = self.json_status;
+        let has_end = matches!(self.carrier, Carrier::Spdy(_)) && !json_status;
         let (stdout, stderr, text) = tokio::join!(
-            read(self.stdout.as_mut(), spdy),
-            read(self.stderr.as_mut(), spdy),
-            read(Some(&mut self.error), spdy),
+            read(self.stdout.as_mut(), has_end),
+            read(self.stderr.as_mut(), has_end),
+            read(Some(&mut self.error), has_end),
         );
         let (stdout, stderr, text) = (stdout?, stderr?, text?);
-        let json_status = self.json_status;
+        if json_status && text.is_empty() {
+            return Err(Lost.into());
+        }
         self.close().await;
         let mut ended = Ended {
             stdout,

@@ -15,6 +15,6 @@ pub use self::{
     error::ClientError,
     forward::{Forward, Forwarder, forward, forward_channels, forward_tunnel},
     listen::{Ports, listen},
-    terminal::{Detach, Left, feed, interact},
+    terminal::{Detach, Left, feed, interact, relay},
 };
 pub use crate::exec::CommandStatus;

@@ -6,7 +6,7 @@ use std::io::{self, IsTerminal, Read};
 use bytes::Bytes;
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
 use tokio::{
-    io::{AsyncWrite, AsyncWriteExt},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, split},
     signal::unix::{SignalKind, signal},
     sync::mpsc,
 };
@@ -92,6 +92,55 @@ pub async fn interact(
             _ = window.recv() => sized = false,
         }
     }
+}
+
+/// Passes our input to what takes bytes, and shows those that come from it, to their end. At a terminal that is
+/// raw meanwhile, Ctrl-P Ctrl-Q ends it too.
+///
+/// # Errors
+/// [`ClientError::Own`], when our streams fail.
+pub async fn relay(
+    with: impl AsyncRead + AsyncWrite,
+    at_terminal: bool,
+) -> Result<Left, ClientError> {
+    let _raw = if at_terminal { Some(Raw::set()?) } else { None };
+    let mut keys = at_terminal.then(Keys::default);
+    let (mut from, mut to) = split(with);
+    let up = async {
+        let mut input = input();
+        while let Some(bytes) = input.recv().await {
+            let bytes = bytes.map_err(own("read standard input"))?;
+            let (bytes, left) = match &mut keys {
+                Some(keys) => keys.pass(&bytes),
+                None => (bytes, false),
+            };
+            // What comes tells of one that takes no more.
+            if left || to.write_all(&bytes).await.is_err() {
+                return Ok::<_, ClientError>(left);
+            }
+        }
+        let _ = to.shutdown().await;
+        Ok(false)
+    };
+    let down = async {
+        let (mut buffer, mut out) = (vec![0; CHUNK], tokio::io::stdout());
+        while let Ok(length @ 1..) = from.read(&mut buffer).await {
+            let written = async {
+                out.write_all(&buffer[..length]).await?;
+                out.flush().await
+            };
+            written.await.map_err(own("write output"))?;
+        }
+        Ok(Left::Ended)
+    };
+    tokio::pin!(up, down);
+    tokio::select! {
+        left = &mut up => if left? {
+            return Ok(Left::Detached);
+        },
+        ended = &mut down => return ended,
+    }
+    down.await
 }
 
 /// Passes our input on to its end and says so, or to the keys that detach.

@@ -45,7 +45,7 @@ pub(super) async fn run(backend: &dyn Backend, command: &Command, mut client: Cl
         (Ok(Exit::Code(code)), Command::Exec(_)) => Outcome::of_code(code),
         // How the container ends is in its status.
         (Ok(_), _) => Outcome::Success,
-        (Err(error), _) => Outcome::Failure(error.to_string()),
+        (Err(error), _) => Outcome::Failure(error),
     };
     debug!(?outcome, "ended");
     let status = Status::new(outcome);
@@ -83,7 +83,7 @@ async fn serve(process: Process, client: &mut Client) -> Result<Exit, BackendErr
             copy_out(stdout, client.stdout.as_mut()),
             copy_out(stderr, client.stderr.as_mut()),
         )
-        .map_err(|error| BackendError(format!("read output: {error}")))
+        .map_err(|error| BackendError::new(format!("read output: {error}")))
     };
     // Ends with the session: a process may run on after the end of its input.
     let input = async {

@@ -2,19 +2,21 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::backend::BackendError;
+
 /// The reason in a status for an exit code that is not 0.
 const NON_ZERO: &str = "NonZeroExitCode";
 /// The cause that holds the code.
 const EXIT_CODE: &str = "ExitCode";
 
 /// How a command ended.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub(super) enum Outcome {
     Success,
     /// Its code is not 0.
     Code(u8),
     /// It did not run, or nobody knows how it ended.
-    Failure(String),
+    Failure(BackendError),
 }
 
 impl Outcome {
@@ -56,6 +58,17 @@ pub struct Details {
     pub causes: Vec<Cause>,
 }
 
+impl Details {
+    fn of_code(code: u8) -> Self {
+        Self {
+            causes: vec![Cause {
+                reason: EXIT_CODE.into(),
+                message: code.to_string(),
+            }],
+        }
+    }
+}
+
 /// One cause.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
@@ -80,17 +93,14 @@ impl Status {
             Outcome::Code(code) => Self {
                 message: format!("command terminated with non-zero exit code: {code}"),
                 reason: NON_ZERO.into(),
-                details: Some(Details {
-                    causes: vec![Cause {
-                        reason: EXIT_CODE.into(),
-                        message: code.to_string(),
-                    }],
-                }),
+                details: Some(Details::of_code(code)),
                 ..failure
             },
-            Outcome::Failure(message) => Self {
-                message,
+            // Kubernetes' clients print the message, and look for no code beside this reason.
+            Outcome::Failure(error) => Self {
+                message: error.message,
                 reason: "InternalError".into(),
+                details: error.exit_code.map(Details::of_code),
                 code: Some(500),
                 ..failure
             },
@@ -113,6 +123,18 @@ impl Status {
         if self.status == "Success" {
             return Some(0);
         }
+        self.cause().filter(|_| self.reason == NON_ZERO)
+    }
+
+    /// What a shell would end with, when the command could not be executed.
+    #[cfg(any(test, feature = "client"))]
+    #[must_use]
+    pub fn not_executed(&self) -> Option<u8> {
+        self.cause().filter(|_| self.reason != NON_ZERO)
+    }
+
+    #[cfg(any(test, feature = "client"))]
+    fn cause(&self) -> Option<u8> {
         let causes = &self.details.as_ref()?.causes;
         let cause = causes.iter().find(|cause| cause.reason == EXIT_CODE)?;
         cause.message.parse().ok()
@@ -144,7 +166,7 @@ mod tests {
             })
         );
         assert_eq!(
-            json(Outcome::Failure("no such container".into())),
+            json(Outcome::Failure(BackendError::new("no such container"))),
             serde_json::json!({
                 "metadata": {},
                 "status": "Failure",
@@ -156,6 +178,28 @@ mod tests {
     }
 
     #[test]
+    fn a_command_that_could_not_be_executed_is_a_failure_with_a_code() {
+        let failure = BackendError {
+            exit_code: Some(127),
+            ..BackendError::new("exec nope: not found")
+        };
+        let status = Status::new(Outcome::Failure(failure));
+        assert_eq!(
+            (status.exit_code(), status.not_executed()),
+            (None, Some(127))
+        );
+        assert_eq!(status.text(false), b"exec nope: not found");
+        let told: Status = serde_json::from_slice(&status.text(true)).unwrap();
+        assert_eq!(
+            (told.reason.as_str(), told.code),
+            ("InternalError", Some(500))
+        );
+        assert_eq!(told, status);
+        let ended = Status::new(Outcome::Code(127));
+        assert_eq!((ended.exit_code(), ended.not_executed()), (Some(127), None));
+    }
+
+    #[test]
     fn old_clients_read_text_of_failures_only() {
         assert!(Status::new(Outcome::Success).text(false).is_empty());
         let text = Status::new(Outcome::Code(3)).text(false);
@@ -164,7 +208,8 @@ mod tests {
 
     #[test]
     fn a_code_that_is_no_byte_is_the_largest() {
-        assert_eq!(Outcome::of_code(300), Outcome::Code(255));
-        assert_eq!(Outcome::of_code(-1), Outcome::Code(255));
+        for code in [300, -1] {
+            assert_eq!(Status::new(Outcome::of_code(code)).exit_code(), Some(255));
+        }
     }
 }

@@ -182,9 +182,14 @@ impl Backend for Memory {
                 drop(e);
                 write(&mut o, b"before").await;
                 drop(o);
-                Err(BackendError("the VM is gone".into()))
+                Err(BackendError::new("the VM is gone"))
             }),
-            _ => return Err(BackendError(format!("no such program: {}", args.join(" ")))),
+            _ => {
+                return Err(BackendError::new(format!(
+                    "no such program: {}",
+                    args.join(" ")
+                )));
+            }
         })
     }
 
@@ -230,7 +235,7 @@ impl Backend for Memory {
         let alive = self.live();
         match port {
             ECHO | COUNT | GREET | STUCK => {}
-            _ => return Err(BackendError("connection refused".into())),
+            _ => return Err(BackendError::new("connection refused")),
         }
         tokio::spawn(async move {
             // Ends when the other side is dropped.
