@@ -40,6 +40,13 @@ impl Sandboxes {
                 .is_none_or(|state| state == sandbox::state(info.state))
             && has(&info.spec.labels, &self.labels)
     }
+
+    /// The same of a sandbox that another runtime tells of.
+    pub(crate) fn selects_item(&self, pod: &v1::PodSandbox) -> bool {
+        pod.id.starts_with(&self.id)
+            && self.state.is_none_or(|state| state == pod.state())
+            && has(&pod.labels, &self.labels)
+    }
 }
 
 /// A condition on containers.
@@ -79,6 +86,14 @@ impl Containers {
                 .state
                 .is_none_or(|state| state == container::state(info.state))
             && has(&info.spec.labels, &self.labels)
+    }
+
+    /// The same of a container that another runtime tells of.
+    pub(crate) fn selects_item(&self, container: &v1::Container) -> bool {
+        container.id.starts_with(&self.id)
+            && container.pod_sandbox_id.starts_with(&self.pod)
+            && self.state.is_none_or(|state| state == container.state())
+            && has(&container.labels, &self.labels)
     }
 }
 

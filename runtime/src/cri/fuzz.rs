@@ -9,7 +9,7 @@ use hull_spec::{
     field::Field,
     oci::{self, Inputs},
     resources,
-    size::VmSize,
+    size::{Room, VmSize},
     spec::{Resources, SandboxSpec},
     validate,
 };
@@ -30,8 +30,11 @@ pub(crate) fn sandbox(input: &[u8]) {
     }
     assert!(!spec.metadata.name.is_empty() && !spec.metadata.uid.is_empty());
     let config = PodsConfig::new("/root", "/state", "/assets");
-    let size = VmSize::of(&spec, &config, 4);
-    assert!(size.vcpus >= 1 && size.memory_mib >= 32);
+    for room in [Room::Unknown, Room::Unlimited, Room::Mib(1000)] {
+        let size = VmSize::of(&spec, &config, 4, room);
+        assert!(size.vcpus >= 1 && size.memory_mib >= 32);
+        assert!(room != Room::Mib(1000) || size.max_memory_mib() < 1000);
+    }
     let kept = serde_json::to_vec(&spec).expect("a specification is kept");
     let again: SandboxSpec = serde_json::from_slice(&kept).expect("and read again");
     assert_eq!(again, spec);

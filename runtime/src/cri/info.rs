@@ -3,9 +3,10 @@
 
 use std::collections::BTreeMap;
 
+use hull_base::stages::Stage;
 use hull_spec::{
     info::{ContainerInfo, SandboxInfo},
-    stats::ProcessMemory,
+    stats::{ProcessMemory, Processes},
 };
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -28,30 +29,38 @@ pub(crate) fn sandbox(
         "message": pod.message,
         "vm": pod.vm,
         "guest": pod.guest,
-        "bootMicroseconds": pod.boot.map(|boot| json!({
-            "network": boot.network_us,
-            "scratch": boot.scratch_us,
-            "spawn": boot.spawn_us,
-            "vm": boot.vm_us,
-            "agent": boot.agent_us,
-            "configure": boot.configure_us,
-            "total": boot.total_us,
-        })),
-        "cloned": pod.boot.map(|boot| boot.cloned),
+        "bootMicroseconds": pod.boot.as_ref().map(|boot| boot.parts().collect::<BTreeMap<_, _>>()),
+        "cloned": pod.boot.as_ref().map(|boot| boot.cloned),
+        "stages": pod.boot.as_ref().map(|boot| boot.stages.iter().map(stage).collect::<Vec<_>>()),
         "metrics": metrics,
         "hostMemory": memory,
         "config": *pod.spec,
     }))
 }
 
-/// About a container.
-pub(crate) fn container(container: &ContainerInfo) -> BTreeMap<String, String> {
+/// A stage of a start; times in microseconds, the first from the start's begin.
+fn stage(stage: &Stage) -> Value {
+    json!({
+        "name": stage.name,
+        "within": stage.within,
+        "begin": stage.begin_us,
+        "took": stage.us,
+        "failed": stage.failed,
+    })
+}
+
+/// About a container, with its processes when the guest told them.
+pub(crate) fn container(
+    container: &ContainerInfo,
+    processes: Option<&Processes>,
+) -> BTreeMap<String, String> {
     info(&json!({
         "sandboxID": container.pod,
         "imageID": container.image_id,
         "stopSignal": container.stop_signal.to_string(),
         "user": container.user,
         "resources": container.resources,
+        "processes": processes,
         "config": *container.spec,
     }))
 }

@@ -3,10 +3,12 @@
 //! Read [`runtime_service`] and [`image_service`] first: every RPC, each with
 //! its span. One file per verb follows in `pod/`, `container/`, `image/` and
 //! `node/`; `convert/` translates messages, [`filter`] selects for lists, and
-//! [`status_code`] turns errors into statuses.
+//! [`status_code`] turns errors into statuses, [`times`] measures. [`delegate`] is in front of all that: pods that
+//! other runtimes have.
 
 mod container;
 mod convert;
+pub(crate) mod delegate;
 mod error;
 mod field;
 mod filter;
@@ -22,18 +24,26 @@ mod status_code;
 mod stream;
 #[cfg(test)]
 mod tests;
+mod times;
 
 use std::{future::Future, panic::AssertUnwindSafe, path::PathBuf, sync::Arc, time::Instant};
 
 use futures::FutureExt;
+use hull_base::stages;
 use hull_image::ImageStore;
 use hull_network::Network;
 use hull_pod::Pods;
 use hull_streaming::Streaming;
+use tokio::sync::watch;
 use tonic::{Code, Response, Status};
 use tracing::{Instrument, Span, debug, warn};
 
-pub(crate) use self::{error::CriError, stream::Answer};
+pub(crate) use self::{
+    error::CriError,
+    status_code::{EXIT_CODE, UNTRUSTED},
+    stream::Answer,
+    times::Times,
+};
 use crate::{config::Handlers, host::Probe, shutdown::Stopping};
 
 /// What the services work on.
@@ -45,8 +55,8 @@ pub(crate) struct Backend {
     pub(crate) images: ImageStore,
     /// Networks; asked for its status only.
     pub(crate) network: Network,
-    /// The runtime handlers of this node.
-    pub(crate) handlers: Handlers,
+    /// The runtime handlers of this node; they can change.
+    pub(crate) handlers: watch::Sender<Handlers>,
     /// Makes URLs for exec, attach and port-forward, and serves them.
     pub(crate) streaming: Streaming,
     /// Whether this host can run VMs.
@@ -108,5 +118,10 @@ fn id<'a>(field: &str, id: &'a str) -> Result<&'a str, CriError> {
     if id.is_empty() {
         return Err(CriError::missing(field));
     }
+    let attribute = match field {
+        "container_id" => stages::CONTAINER,
+        _ => stages::POD,
+    };
+    stages::attribute(attribute, id);
     Ok(id)
 }

@@ -11,10 +11,32 @@ use super::{error::CriError, field::path};
 
 /// Most characters of a text: it ends in one line of an event or of a terminal.
 const LONGEST: usize = 400;
+/// The key of an exit code in the metadata of a status.
+pub(crate) const EXIT_CODE: &str = "hull-exit-code";
 
-/// The status that a client gets: code by kind of error, text with all causes in one line.
+/// That code where the certificate of a registry is not trusted (sysexits.h: protocol).
+pub(crate) const UNTRUSTED: u8 = 76;
+
+/// The status that a client gets: code by kind of error, text with all causes in one line. `hull` itself
+/// finds in its metadata the exit code of what it could not tell apart otherwise: a command that could not be
+/// executed, and a certificate.
 pub(crate) fn status(error: &CriError) -> Status {
-    Status::new(code(error), one_line(&text(error), LONGEST))
+    let mut status = Status::new(code(error), one_line(&text(error), LONGEST));
+    if let Some(code) = exit_code(error) {
+        status
+            .metadata_mut()
+            .insert(EXIT_CODE, u16::from(code).into());
+    }
+    status
+}
+
+fn exit_code(error: &CriError) -> Option<u8> {
+    match error {
+        CriError::Pod(error) => error.exit_code(),
+        CriError::Pull(PullError::Untrusted { .. }) => Some(UNTRUSTED),
+        CriError::About { source, .. } => exit_code(source),
+        _ => None,
+    }
 }
 
 /// The error with its causes; a field of a pod or container is told by its path in the request.
@@ -82,6 +104,7 @@ fn of_pull(error: &PullError) -> Code {
         PullError::DigestMismatch { .. } | PullError::CorruptLayer { .. } => Code::DataLoss,
         PullError::Unsupported { .. }
         | PullError::RegistryConfig { .. }
+        | PullError::Untrusted { .. }
         | PullError::Misled { .. } => Code::FailedPrecondition,
         PullError::TooLarge { .. } => Code::ResourceExhausted,
         PullError::RegistryUnavailable { .. } => Code::Unavailable,
@@ -166,6 +189,26 @@ mod tests {
         for (error, expected) in cases {
             assert_eq!(status(&error).code(), expected, "{error:?}");
         }
+    }
+
+    #[test]
+    fn a_command_that_could_not_be_executed_has_its_exit_code_beside_the_status() {
+        let not_executed = PodError::NotExecuted {
+            action: "start".into(),
+            exit_code: 127,
+            reason: "exec nope: not found".into(),
+        };
+        let undone = not_executed
+            .clone()
+            .after_undo(Err(PodError::precondition("undo it", "late")));
+        for error in [not_executed, undone] {
+            let status = status(&CriError::from(error).about("container web".into()));
+            assert_eq!(status.code(), Code::FailedPrecondition);
+            assert!(status.message().contains("start: exec nope: not found"));
+            assert_eq!(status.metadata().get(EXIT_CODE).unwrap(), "127");
+        }
+        let other = status(&CriError::missing("config"));
+        assert!(other.metadata().is_empty());
     }
 
     #[test]

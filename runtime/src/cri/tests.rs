@@ -148,9 +148,9 @@ async fn the_node_tells_what_it_is() {
     let status = daemon.runtime.status(StatusRequest { verbose: true }).await;
     let status = status.unwrap().into_inner();
     let handlers: Vec<_> = status.runtime_handlers.iter().map(|h| &h.name).collect();
-    assert_eq!(handlers, ["", "small"]);
+    assert_eq!(handlers, ["", "hull", "small"]);
     let info: serde_json::Value = serde_json::from_str(&status.info["info"]).unwrap();
-    assert_eq!(info["handlers"][1], "small");
+    assert_eq!(info["handlers"][2], "small");
     // critest asks the file system of this directory whether it can map ids.
     let config: serde_json::Value = serde_json::from_str(&status.info["config"]).unwrap();
     let state = daemon.directory.path().join("state");

@@ -1,5 +1,6 @@
 //! `CreateContainer`.
 
+use hull_base::stages;
 use hull_proto_cri::v1::{CreateContainerRequest, CreateContainerResponse};
 use tracing::Span;
 
@@ -15,6 +16,9 @@ pub(crate) async fn create(
 ) -> Result<CreateContainerResponse, CriError> {
     let pod = id("pod_sandbox_id", &request.pod_sandbox_id)?;
     let metadata = request.config.as_ref().and_then(|c| c.metadata.as_ref());
+    if let Some(metadata) = metadata {
+        stages::attribute("k8s.container.name", &metadata.name);
+    }
     let what = metadata.map(|metadata| format!("container {}", metadata.name));
     let create = async {
         let spec = container::spec(request.config)?;
@@ -25,6 +29,7 @@ pub(crate) async fn create(
         None => error,
     })?;
     Span::current().record("container", id.short());
+    stages::attribute(stages::CONTAINER, id.as_str());
     Ok(CreateContainerResponse {
         container_id: id.into(),
     })

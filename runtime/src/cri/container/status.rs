@@ -1,7 +1,7 @@
 //! `ContainerStatus`.
 
 use hull_proto_cri::v1::{ContainerStatusRequest, ContainerStatusResponse};
-use hull_spec::info::ContainerInfo;
+use hull_spec::info::{ContainerInfo, ContainerState};
 
 use crate::cri::{Backend, convert::container, error::CriError, id, info};
 
@@ -16,14 +16,18 @@ pub(crate) async fn status(
     if let (Some(image), Some(name)) = (&mut status.image, image_name(backend, &found).await?) {
         image.image = name;
     }
-    Ok(ContainerStatusResponse {
+    let mut answer = ContainerStatusResponse {
         status: Some(status),
-        info: if request.verbose {
-            info::container(&found)
-        } else {
-            Default::default()
-        },
-    })
+        info: Default::default(),
+    };
+    if request.verbose {
+        let processes = match found.state {
+            ContainerState::Running => backend.pods.processes(found.id.as_str()).await.ok(),
+            _ => None,
+        };
+        answer.info = info::container(&found, processes.as_ref());
+    }
+    Ok(answer)
 }
 
 /// A name for people. Kubelet creates containers by image id, and shows users

@@ -1,5 +1,6 @@
 //! `PullImage`.
 
+use hull_base::stages;
 use hull_proto_cri::v1::{PullImageRequest, PullImageResponse};
 
 use crate::cri::{Backend, convert::image, error::CriError};
@@ -10,6 +11,7 @@ pub(crate) async fn pull(
     request: PullImageRequest,
 ) -> Result<PullImageResponse, CriError> {
     let reference = image::request("image", request.image)?.image;
+    stages::attribute("container.image.name", &reference);
     let auth = image::auth(request.auth)?;
     let id = backend.images.pull(&reference, auth).await?;
     Ok(PullImageResponse {

@@ -16,7 +16,8 @@ pub(crate) async fn status(
     let runtime = backend.probe.ready().await;
     let network = backend.network.status().await;
     let network = network.map_err(|error| Report::new(error).to_string());
-    let handlers: Vec<&str> = backend.handlers.names().collect();
+    let handlers = backend.handlers.borrow().clone();
+    let handlers: Vec<&str> = handlers.names().collect();
     let mut conditions = vec![
         condition("RuntimeReady", "VmNotRunnable", runtime),
         condition("NetworkReady", "NetworkPluginNotReady", network),

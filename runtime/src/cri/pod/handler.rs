@@ -49,6 +49,7 @@ mod tests {
         let handler = Handler {
             memory_mib: Some(512),
             vcpus: Some(2),
+            delegate: None,
         };
         let mut spec = SandboxSpec::default();
         apply(&handler, &mut spec);

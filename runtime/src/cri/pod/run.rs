@@ -1,5 +1,6 @@
 //! `RunPodSandbox`.
 
+use hull_base::stages;
 use hull_proto_cri::v1::{RunPodSandboxRequest, RunPodSandboxResponse};
 use tracing::Span;
 
@@ -12,11 +13,17 @@ pub(crate) async fn run(
     request: RunPodSandboxRequest,
 ) -> Result<RunPodSandboxResponse, CriError> {
     let metadata = request.config.as_ref().and_then(|c| c.metadata.as_ref());
+    if let Some(metadata) = metadata {
+        stages::attribute("k8s.namespace.name", &metadata.namespace);
+        stages::attribute("k8s.pod.name", &metadata.name);
+        stages::attribute("k8s.pod.uid", &metadata.uid);
+    }
     let what = metadata.map(|metadata| format!("pod {}/{}", metadata.namespace, metadata.name));
     let run = async {
-        let handler = handler::choose(&backend.handlers, &request.runtime_handler)?;
+        let handler =
+            handler::choose(&backend.handlers.borrow(), &request.runtime_handler)?.clone();
         let mut spec = sandbox::spec(request.config, request.runtime_handler)?;
-        handler::apply(handler, &mut spec);
+        handler::apply(&handler, &mut spec);
         Ok(backend.pods.run_sandbox(spec).await?)
     };
     let id = run.await.map_err(|error: CriError| match what {
