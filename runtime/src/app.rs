@@ -11,16 +11,18 @@ use hull_proto_cri::v1::{
 use hull_proto_images::v1::images_server::ImagesServer;
 use hull_spec::error::PodError;
 use hull_streaming::{StartError, Streaming};
-use tokio::net::UnixListener;
+use opentelemetry_otlp::ExporterBuildError;
+use tokio::{net::UnixListener, sync::watch};
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
 use tracing::{info, warn};
 
 use crate::{
     config::Settings,
-    cri::{Backend, Cri},
+    cri::{Backend, Cri, Times, delegate::Router},
     host::Probe,
     images::service::ImagesService,
+    metrics,
     shutdown::{self, Stop},
     socket::{DirectoryLock, SocketError, listen},
     stream_backend::StreamBackend,
@@ -46,6 +48,12 @@ pub(crate) enum AppError {
     /// The streaming server.
     #[error(transparent)]
     Streaming(#[from] StartError),
+    /// The export of traces.
+    #[error("export traces")]
+    Traces(#[from] ExporterBuildError),
+    /// The metrics.
+    #[error(transparent)]
+    Metrics(#[from] metrics::ListenError),
     /// The server broke.
     #[error("serve CRI")]
     Serve(#[source] tonic::transport::Error),
@@ -58,6 +66,8 @@ pub(crate) struct App {
     listener: UnixListener,
     socket: PathBuf,
     stop: Stop,
+    /// Whether calls are traced.
+    traced: bool,
     _locks: [DirectoryLock; 2],
 }
 
@@ -96,7 +106,7 @@ impl App {
             pods,
             images,
             network,
-            handlers: settings.handlers,
+            handlers: watch::Sender::new(settings.handlers),
             probe,
             streaming,
             images_dir: settings.images.root,
@@ -111,6 +121,9 @@ impl App {
                 warn!(reason, "this host can't run microVMs now");
             }
         });
+        if let Some(address) = settings.metrics {
+            metrics::serve(address, Arc::clone(&backend)).await?;
+        }
         let listener = listen(&settings.listen)?;
         info!(socket = %settings.listen.display(), root = %backend.root.display(), "serving CRI");
         Ok(Self {
@@ -118,8 +131,14 @@ impl App {
             listener,
             socket: settings.listen,
             stop,
+            traced: settings.traces.is_some(),
             _locks: locks,
         })
+    }
+
+    /// What it works on.
+    pub(crate) fn backend(&self) -> Arc<Backend> {
+        Arc::clone(&self.cri.0)
     }
 
     /// Serves until `stop` ends, then lets requests under way come to an end.
@@ -127,18 +146,22 @@ impl App {
         self,
         stop: impl Future<Output = ()> + Send + 'static,
     ) -> Result<(), AppError> {
-        let (stopped, mut late) = tokio::sync::watch::channel(());
+        let (stopped, mut late) = watch::channel(());
+        let backend = self.backend();
         let streams = self.stop;
         let stop = async move {
             stop.await;
             streams.request();
             let _ = stopped.send(());
         };
-        let runtime = RuntimeServiceServer::new(self.cri.clone());
-        let backend = Arc::clone(&self.cri.0);
+        let router = Router::new(self.cri);
+        let runtime = RuntimeServiceServer::new(router.clone());
         let images = ImagesServer::new(ImagesService(backend.images.clone()));
-        let cri_images = ImageServiceServer::new(self.cri);
+        let cri_images = ImageServiceServer::new(router);
         let server = Server::builder()
+            .layer(Times {
+                traced: self.traced,
+            })
             .add_service(runtime.max_decoding_message_size(MAX_REQUEST))
             .add_service(cri_images.max_decoding_message_size(MAX_REQUEST))
             .add_service(images)

@@ -2,43 +2,29 @@
 
 mod daemon;
 
-use std::io::{self, Write};
-
 use anyhow::Result;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::{
     config::Settings,
     host::{self, Finding, HostIncomplete},
+    table::{self, Format},
 };
-
-/// How the findings are printed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Format {
-    /// A line each.
-    Text,
-    /// One JSON array.
-    Json,
-}
 
 /// Prints all findings.
 ///
 /// # Errors
 /// When one of them is bad.
 pub(crate) async fn check(settings: &Settings, format: Format) -> Result<()> {
-    let mut findings = host::check(settings).await;
-    let socket = daemon::socket(&settings.listen).await;
-    let streaming = daemon::streaming(settings.streaming.address, &socket);
-    findings.extend([("CRI socket", socket), ("streaming port", streaming)]);
-    let mut out = io::stdout().lock();
-    match format {
-        Format::Text => {
-            for (what, finding) in &findings {
-                writeln!(out, "{}", line(what, finding))?;
-            }
-        }
-        Format::Json => writeln!(out, "{}", to_json(&findings))?,
-    }
+    let findings = find(settings).await;
+    table::print(&match format {
+        Format::Table => lines(&findings),
+        Format::Json => table::json(
+            findings
+                .iter()
+                .map(|(what, finding)| to_json(what, finding)),
+        ),
+    })?;
     let bad = findings
         .iter()
         .filter(|(_, finding)| !finding.is_good())
@@ -49,6 +35,23 @@ pub(crate) async fn check(settings: &Settings, format: Format) -> Result<()> {
     Ok(())
 }
 
+/// What [`check`] prints for people.
+pub(crate) async fn text(settings: &Settings) -> String {
+    lines(&find(settings).await)
+}
+
+async fn find(settings: &Settings) -> Vec<(&'static str, Finding)> {
+    let mut findings = host::check(settings).await;
+    let socket = daemon::socket(&settings.listen).await;
+    let streaming = daemon::streaming(settings.streaming.address, &socket);
+    findings.extend([("CRI socket", socket), ("streaming port", streaming)]);
+    findings
+}
+
+fn lines(findings: &[(&'static str, Finding)]) -> String {
+    table::lines(findings.iter().map(|(what, finding)| line(what, finding)))
+}
+
 fn line(what: &str, finding: &Finding) -> String {
     match finding {
         Finding::Good(detail) => format!("ok    {what}: {detail}"),
@@ -56,16 +59,13 @@ fn line(what: &str, finding: &Finding) -> String {
     }
 }
 
-fn to_json(findings: &[(&'static str, Finding)]) -> serde_json::Value {
-    findings
-        .iter()
-        .map(|(what, finding)| match finding {
-            Finding::Good(detail) => json!({ "what": what, "ok": true, "detail": detail }),
-            Finding::Bad { detail, advice } => {
-                json!({ "what": what, "ok": false, "detail": detail, "advice": advice })
-            }
-        })
-        .collect()
+fn to_json(what: &str, finding: &Finding) -> Value {
+    match finding {
+        Finding::Good(detail) => json!({ "what": what, "ok": true, "detail": detail }),
+        Finding::Bad { detail, advice } => {
+            json!({ "what": what, "ok": false, "detail": detail, "advice": advice })
+        }
+    }
 }
 
 #[cfg(test)]

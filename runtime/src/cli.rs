@@ -5,9 +5,15 @@ use clap::{Parser, Subcommand};
 use crate::{
     config::Flags,
     containers::ContainersCommand,
-    images::{ImagesCommand, PullArgs},
+    images::{
+        ImagesCommand, PullArgs,
+        login::{LoginArgs, LogoutArgs},
+    },
     reset::ResetArgs,
     run::RunArgs,
+    runtime_class::RuntimeClassArgs,
+    support::SupportArgs,
+    table::Output,
 };
 
 /// Runs every Kubernetes pod in its own microVM.
@@ -26,9 +32,8 @@ pub(crate) enum Command {
     Serve,
     /// Tell whether this host can run microVMs, and if not, why and what to do
     Check {
-        /// Print one JSON array
-        #[arg(long)]
-        json: bool,
+        #[command(flatten)]
+        output: Output,
     },
     /// Run one container in a microVM of its own, and clean up when it has ended
     Run(Box<RunArgs>),
@@ -36,12 +41,20 @@ pub(crate) enum Command {
     Containers(ContainersCommand),
     /// Pull an image and print its id, as `hull images pull` does
     Pull(PullArgs),
+    /// Keep a name and a password for a registry, where docker keeps them; pull and run use them
+    Login(LoginArgs),
+    /// Forget what login kept
+    Logout(LogoutArgs),
     /// List, pull, remove, import and export images
     #[command(subcommand)]
     Images(ImagesCommand),
     /// Print or check the configuration
     #[command(subcommand)]
     Config(ConfigCommand),
+    /// Measure what an idle pod takes, and print it as RuntimeClasses for Kubernetes
+    RuntimeClass(RuntimeClassArgs),
+    /// Gather versions, configuration, logs, metrics and states in one archive, without secrets
+    Support(SupportArgs),
     /// End and remove all pods of this node, Kubernetes' too; images stay
     Reset(ResetArgs),
     /// Print the version
@@ -83,6 +96,16 @@ mod tests {
             assert_eq!(run.command(), ["sh", "-c", "id"]);
         }
         for line in [
+            "hull ps -o json",
+            "hull images list --output table",
+            "hull stats -o json",
+            "hull events -o json",
+            "hull inspect -o table x",
+            "hull check -o json",
+        ] {
+            assert!(parse(line).is_ok(), "{line}");
+        }
+        for line in [
             "hull run",
             "hull run --memory lots busybox",
             "hull run --env = busybox",
@@ -92,7 +115,8 @@ mod tests {
             "hull stop",
             "hull rm -f",
             "hull port-forward container",
-            "hull ps -q --json",
+            "hull ps -q -o json",
+            "hull ps -o yaml",
         ] {
             assert!(parse(line).is_err(), "{line}");
         }

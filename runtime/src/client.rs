@@ -2,7 +2,10 @@
 //! `hull images` one in this process with the same directories. So pods and images have one owner at a
 //! time.
 
-use std::path::{Path, PathBuf};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context, Result};
 use error_reporter::Report;
@@ -13,7 +16,7 @@ use hull_proto_cri::v1::{
 use hull_proto_images::v1::images_client::ImagesClient;
 use tokio::{sync::oneshot, task::JoinHandle};
 use tonic::{
-    Status,
+    Code, Status,
     transport::{Channel, Endpoint},
 };
 use tracing::warn;
@@ -21,6 +24,7 @@ use tracing::warn;
 use crate::{
     app::{App, AppError},
     config::Settings,
+    cri::EXIT_CODE,
     socket::keep_private,
 };
 
@@ -38,9 +42,33 @@ pub(crate) struct Client {
     pub(crate) images: ImagesClient<Channel>,
 }
 
+/// Why the daemon did not do what it was asked for, in words.
+#[derive(Debug, thiserror::Error)]
+#[error("{message}")]
+pub(crate) struct Refusal {
+    pub(crate) message: String,
+    /// Its kind.
+    pub(crate) code: Code,
+    /// Set when a command could not be executed: what a shell would end with; and when a certificate is not trusted.
+    pub(crate) exit_code: Option<u8>,
+}
+
 /// A failed call in words; tonic's own text is made for programs.
 pub(crate) fn refused(action: &str) -> impl FnOnce(Status) -> anyhow::Error {
-    move |status| anyhow::anyhow!("{action}: {} ({:?})", status.message(), status.code())
+    move |status| {
+        let code = status.metadata().get(EXIT_CODE);
+        let refusal = Refusal {
+            message: format!("{action}: {} ({:?})", status.message(), status.code()),
+            code: status.code(),
+            exit_code: code.and_then(|code| code.to_str().ok()?.parse().ok()),
+        };
+        refusal.into()
+    }
+}
+
+/// What a verbose status tells under `info`.
+pub(crate) fn info(told: &BTreeMap<String, String>) -> Option<serde_json::Value> {
+    serde_json::from_str(told.get("info")?).ok()
 }
 
 /// A connection to a daemon, with the daemon itself when it is ours.

@@ -12,13 +12,16 @@ mod streaming;
 use std::{
     collections::BTreeMap,
     env,
+    net::SocketAddr,
     path::{Path, PathBuf},
     time::Duration,
 };
 
+use error_reporter::Report;
 use hull_image::{PinnedImages, Registries, StoreConfig};
 use hull_network::NetworkConfig;
 use hull_spec::config::{ImageDevice, PodsConfig, TemplateScope, UserRange};
+use tonic::transport::Endpoint;
 use tracing_subscriber::EnvFilter;
 
 pub(crate) use self::error::ConfigError;
@@ -75,15 +78,27 @@ pub(crate) struct Settings {
     pub(crate) network: NetworkConfig,
     /// For `hull-image`.
     pub(crate) images: StoreConfig,
+    /// Where metrics are served; none: nowhere.
+    pub(crate) metrics: Option<SocketAddr>,
+    /// Who gets traces; none: nobody.
+    pub(crate) traces: Option<Endpoint>,
     /// For `hull-streaming`.
     pub(crate) streaming: hull_streaming::Config,
     /// For `hull-pod`.
     pub(crate) pods: PodsConfig,
 }
 
-/// The runtime handlers of a node. The default one, with the empty name, is always there.
+/// The runtime handlers of a node. The default one is always there, by the empty name and one that a RuntimeClass
+/// can have.
 #[derive(Debug, Clone)]
-pub(crate) struct Handlers(BTreeMap<String, Handler>);
+pub(crate) struct Handlers {
+    by_name: BTreeMap<String, Handler>,
+    /// The one for pods that ask for namespaces of the host.
+    host_pods: Option<String>,
+}
+
+/// The default handler's name, where there has to be one.
+const NAMED: &str = "hull";
 
 /// What a runtime handler changes.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -92,32 +107,73 @@ pub(crate) struct Handler {
     pub(crate) memory_mib: Option<u32>,
     /// vCPUs of a pod that names no quota.
     pub(crate) vcpus: Option<u8>,
+    /// The CRI socket of the runtime that has its pods; none: they are VMs.
+    pub(crate) delegate: Option<PathBuf>,
 }
 
 impl Default for Handlers {
     fn default() -> Self {
-        Self(BTreeMap::from([(String::new(), Handler::default())]))
+        let names = ["", NAMED].map(|name| (name.to_owned(), Handler::default()));
+        Self {
+            by_name: BTreeMap::from(names),
+            host_pods: None,
+        }
     }
 }
 
 impl Handlers {
     /// Finds a handler; the empty name is the default one's.
     pub(crate) fn get(&self, name: &str) -> Option<&Handler> {
-        self.0.get(name)
+        self.by_name.get(name)
     }
 
     /// All names, sorted; the empty one first.
     pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
-        self.0.keys().map(String::as_str)
+        self.by_name.keys().map(String::as_str)
+    }
+
+    /// The socket of the runtime that has pods with namespaces of the host, if there is one.
+    pub(crate) fn host_pods(&self) -> Option<&Path> {
+        self.get(self.host_pods.as_ref()?)?.delegate.as_deref()
+    }
+
+    /// The sockets of other runtimes, each with the name of a handler.
+    pub(crate) fn delegates(&self) -> BTreeMap<&Path, &str> {
+        // The first name counts, and any is better than none.
+        let named = self.by_name.iter().rev();
+        named
+            .filter_map(|(name, handler)| Some((handler.delegate.as_deref()?, name)))
+            .fold(BTreeMap::new(), |mut all, (socket, name)| {
+                if !name.is_empty() || !all.contains_key(socket) {
+                    all.insert(socket, name.as_str());
+                }
+                all
+            })
     }
 }
 
 impl Settings {
     /// Reads the files and puts environment and flags over them.
     pub(crate) fn load(flags: &Flags) -> Result<Self, ConfigError> {
+        Self::read(flags).map(|(settings, _)| settings)
+    }
+
+    /// As [`Settings::load`], and the values of all keys as they are shown.
+    pub(crate) fn load_with_values(
+        flags: &Flags,
+    ) -> Result<(Self, BTreeMap<String, String>), ConfigError> {
+        let (settings, layers) = Self::read(flags)?;
+        let rows = settings.rows(&layers, flags).into_iter();
+        let values = rows.map(|(key, value, _)| (key, value)).collect();
+        Ok((settings, values))
+    }
+
+    /// Reads the files once; returns them too.
+    fn read(flags: &Flags) -> Result<(Self, Layers), ConfigError> {
         let layers = Self::layers(flags)?;
-        Self::merge(layers.file()?, assets_of_environment(), flags)
-            .map_err(|error| error.found_in(|key| layers.origin(key)))
+        let settings = Self::merge(layers.file()?, assets_of_environment(), flags)
+            .map_err(|error| error.found_in(|key| layers.origin(key)))?;
+        Ok((settings, layers))
     }
 
     /// A file that is named is all of it.
@@ -132,10 +188,31 @@ impl Settings {
         }
     }
 
+    /// What is to be logged, `default` if nothing is said.
+    pub(crate) fn log_filter(&self, default: &str) -> EnvFilter {
+        // It was checked when it was read.
+        EnvFilter::new(self.log.as_deref().unwrap_or(default))
+    }
+
     /// All that counts, a line for each key, with where it comes from.
     pub(crate) fn show(flags: &Flags) -> Result<String, ConfigError> {
-        let layers = Self::layers(flags)?;
-        let settings = Self::load(flags)?;
+        let (settings, layers) = Self::read(flags)?;
+        let rows = settings.rows(&layers, flags);
+        let rows: Vec<(String, String)> = rows
+            .into_iter()
+            .map(|(key, value, from)| (format!("{key} = {value}"), from))
+            .collect();
+        let width = rows
+            .iter()
+            .map(|(row, _)| row.len())
+            .max()
+            .unwrap_or_default();
+        let line = |(row, from): &(String, String)| format!("{row:width$}  # {from}\n");
+        Ok(rows.iter().map(line).collect())
+    }
+
+    /// All keys, their values, and where these come from.
+    fn rows(&self, layers: &Layers, flags: &Flags) -> Vec<(String, String, String)> {
         let quoted = |path: &Path| format!("{:?}", path.display().to_string());
         let elsewhere = |key: &str| match key {
             "root" => flags.root.as_ref().map(|path| (quoted(path), "--root")),
@@ -152,37 +229,28 @@ impl Settings {
             _ => None,
         };
         let default = |key: &keys::Key| match (key.name, key.default) {
-            ("listen", _) => quoted(&settings.listen),
-            ("cni.netns_dir", _) => quoted(&settings.network.netns_dir),
+            ("listen", _) => quoted(&self.listen),
+            ("cni.netns_dir", _) => quoted(&self.network.netns_dir),
             (_, keys::Unset::Is(value)) => value.to_owned(),
             (_, keys::Unset::Says(words, _)) => format!("# not set: {words}"),
         };
         let plain = keys::KEYS.iter().filter(|key| !key.is_example());
-        let mut rows: Vec<(String, String)> = plain
-            .map(|key| match (elsewhere(key.name), layers.value(key.name)) {
-                (Some((value, from)), _) => (format!("{} = {value}", key.name), from.to_owned()),
-                (None, Some((value, path))) => (
-                    format!("{} = {value}", key.name),
-                    path.display().to_string(),
-                ),
-                (None, None) => (
-                    format!("{} = {}", key.name, default(key)),
-                    "default".to_owned(),
-                ),
+        let mut rows: Vec<(String, String, String)> = plain
+            .map(|key| {
+                let (value, from) = match (elsewhere(key.name), layers.value(key.name)) {
+                    (Some((value, from)), _) => (value, from.to_owned()),
+                    (None, Some((value, path))) => (value, path.display().to_string()),
+                    (None, None) => (default(key), "default".to_owned()),
+                };
+                (key.name.to_owned(), value, from)
             })
             .collect();
         for key in layers.keys().filter(|key| key.starts_with("handlers.")) {
             if let Some((value, path)) = layers.value(key) {
-                rows.push((format!("{key} = {value}"), path.display().to_string()));
+                rows.push((key.to_owned(), value, path.display().to_string()));
             }
         }
-        let width = rows
-            .iter()
-            .map(|(row, _)| row.len())
-            .max()
-            .unwrap_or_default();
-        let line = |(row, from): &(String, String)| format!("{row:width$}  # {from}\n");
-        Ok(rows.iter().map(line).collect())
+        rows
     }
 
     fn merge(file: File, assets: Option<PathBuf>, flags: &Flags) -> Result<Self, ConfigError> {
@@ -208,6 +276,9 @@ impl Settings {
             return Err(invalid("log", &error.to_string()));
         }
         let mut pods = PodsConfig::new(&root, &state, &assets);
+        if file.vm.debug {
+            pods.guest_root = assets.join("root-debug.erofs");
+        }
         pods.serial_console = file.debug_console || flags.debug_console;
         pods.seccomp_default = file.seccomp_default.unwrap_or(pods.seccomp_default);
         if let Some(volumes) = &file.image_volumes {
@@ -228,8 +299,15 @@ impl Settings {
         images.pinned = PinnedImages::parse(&file.images.pinned)
             .map_err(|error| invalid("images.pinned", &error.to_string()))?;
         Ok(Self {
-            handlers: handlers(file.handlers)?,
+            handlers: handlers(
+                file.handlers,
+                file.default_handler,
+                file.delegate_host_pods,
+                &listen,
+            )?,
             network: network(file.cni, &root, &state)?,
+            metrics: file.metrics.address,
+            traces: file.traces.endpoint.map(collector).transpose()?,
             streaming: file.streaming.check()?,
             images,
             pods,
@@ -241,6 +319,30 @@ impl Settings {
     }
 }
 
+/// The collector of traces.
+fn collector(address: String) -> Result<Endpoint, ConfigError> {
+    const KEY: &str = "traces.endpoint";
+    // Of a socket, the endpoint has a host that stands for it.
+    let socket = address
+        .strip_prefix("unix:")
+        .map(|path| path.strip_prefix("//").unwrap_or(path).starts_with('/'));
+    let endpoint =
+        Endpoint::from_shared(address).map_err(|e| invalid(KEY, &Report::new(e).to_string()))?;
+    let uri = endpoint.uri();
+    let is_host = || {
+        uri.scheme_str() == Some("http")
+            && uri
+                .authority()
+                .is_some_and(|host| !host.as_str().contains('@'))
+            && matches!(uri.path(), "" | "/")
+    };
+    if socket.unwrap_or_else(is_host) {
+        return Ok(endpoint);
+    }
+    // Without TLS: it is for a collector of the node's own, which passes them on.
+    Err(invalid(KEY, "it must be http://HOST:PORT or unix:/PATH"))
+}
+
 fn assets_of_environment() -> Option<PathBuf> {
     let assets = env::var_os("HULL_ASSETS").filter(|value| !value.is_empty());
     assets.map(Into::into)
@@ -250,6 +352,10 @@ fn size(pods: &mut PodsConfig, vm: &Vm) -> Result<(), ConfigError> {
     if let Some(memory_mib) = vm.memory_mib {
         pods.memory_mib = memory("vm.memory_mib", memory_mib)?.into();
     }
+    pods.max_memory_mib = match vm.max_memory_mib {
+        Some(max_memory_mib) => memory("vm.max_memory_mib", max_memory_mib)?.into(),
+        None => hull_base::host::total_mib().unwrap_or(0),
+    };
     if let Some(overhead_mib) = vm.overhead_mib {
         pods.guest_overhead_mib = memory("vm.overhead_mib", overhead_mib)?.into();
     }
@@ -336,7 +442,12 @@ fn registries(table: RegistriesTable) -> Result<Registries, ConfigError> {
     })
 }
 
-fn handlers(tables: BTreeMap<String, HandlerTable>) -> Result<Handlers, ConfigError> {
+fn handlers(
+    tables: BTreeMap<String, HandlerTable>,
+    default: Option<String>,
+    host_pods: Option<String>,
+    listen: &Path,
+) -> Result<Handlers, ConfigError> {
     let mut handlers = Handlers::default();
     for (name, table) in tables {
         let key = |field: &str| format!("handlers.{name}.{field}");
@@ -348,17 +459,40 @@ fn handlers(tables: BTreeMap<String, HandlerTable>) -> Result<Handlers, ConfigEr
                 "a handler's name is 1 to 63 lower-case letters, digits and dashes",
             ));
         }
+        let HandlerTable {
+            memory_mib,
+            vcpus,
+            delegate,
+        } = table;
+        let delegate = match delegate {
+            Some(_) if memory_mib.is_some() || vcpus.is_some() => {
+                return Err(invalid(&key("delegate"), "its pods are no VMs with sizes"));
+            }
+            Some(socket) if socket == listen => {
+                return Err(invalid(&key("delegate"), "it is this runtime's own socket"));
+            }
+            Some(socket) => Some(absolute(&key("delegate"), socket)?),
+            None => None,
+        };
         let handler = Handler {
-            memory_mib: table
-                .memory_mib
+            memory_mib: memory_mib
                 .map(|value| memory(&key("memory_mib"), value))
                 .transpose()?,
-            vcpus: table
-                .vcpus
-                .map(|value| cpus(&key("vcpus"), value))
-                .transpose()?,
+            vcpus: vcpus.map(|value| cpus(&key("vcpus"), value)).transpose()?,
+            delegate,
         };
-        handlers.0.insert(name, handler);
+        handlers.by_name.insert(name, handler);
+    }
+    if let Some(name) = default {
+        let Some(handler) = handlers.get(&name).cloned() else {
+            return Err(invalid("default_handler", "there is no such handler"));
+        };
+        handlers.by_name.insert(String::new(), handler);
+    }
+    handlers.host_pods = host_pods;
+    if handlers.host_pods.is_some() && handlers.host_pods().is_none() {
+        let reason = "there is no such handler with a delegate";
+        return Err(invalid("delegate_host_pods", reason));
     }
     Ok(handlers)
 }
@@ -390,6 +524,20 @@ mod tests {
     }
 
     #[test]
+    fn handlers_can_be_other_runtimes() {
+        let text = "default_handler = 'runc'\ndelegate_host_pods = 'other'\n\
+                    [handlers.runc]\ndelegate = '/c'\n[handlers.crun]\ndelegate = '/c'\n\
+                    [handlers.other]\ndelegate = '/o'\n";
+        let handlers = merge(text, &Flags::default()).unwrap().handlers;
+        let delegate = |name: &str| handlers.get(name).unwrap().delegate.as_deref();
+        assert_eq!(delegate(""), Some(Path::new("/c")));
+        assert_eq!(delegate("hull"), None);
+        assert_eq!(handlers.host_pods(), Some(Path::new("/o")));
+        let expected = [(Path::new("/c"), "crun"), (Path::new("/o"), "other")];
+        assert_eq!(handlers.delegates(), expected.into());
+    }
+
+    #[test]
     fn an_empty_file_gives_the_defaults() {
         let settings = merge("", &Flags::default()).unwrap();
         assert_eq!(settings.root, Path::new("/var/lib/hull"));
@@ -397,7 +545,7 @@ mod tests {
         assert_eq!(settings.images.root, Path::new("/var/lib/hull/images"));
         assert_eq!(settings.pods.vmm, Path::new("/usr/lib/hull/hull-vmm"));
         assert_eq!(settings.network.netns_dir, Path::new("/run/netns"));
-        assert_eq!(settings.handlers.names().collect::<Vec<_>>(), [""]);
+        assert_eq!(settings.handlers.names().collect::<Vec<_>>(), ["", "hull"]);
     }
 
     #[test]
@@ -450,7 +598,7 @@ mod tests {
         assert_eq!(settings.network.bin_dirs.len(), 2);
         assert_eq!(
             settings.handlers.names().collect::<Vec<_>>(),
-            ["", "big", "small"]
+            ["", "big", "hull", "small"]
         );
         assert_eq!(settings.handlers.get("big").unwrap().vcpus, Some(4));
     }
@@ -475,6 +623,18 @@ mod tests {
     #[test]
     fn bad_values_are_named() {
         assert!(refused("[images]\npinned = ['*']").starts_with("images.pinned: "));
+        for collector in [
+            "127.0.0.1:4317",
+            "https://a:1",
+            "http://user:password@a:1",
+            "http://a:1/v1/traces",
+            "unix:relative",
+            "unix://relative",
+            "",
+        ] {
+            let text = format!("[traces]\nendpoint = '{collector}'");
+            assert!(refused(&text).starts_with("traces.endpoint: "), "{text}");
+        }
         assert!(refused("[vm]\nvcpus = 0").starts_with("vm.vcpus: "));
         assert!(refused("[vm]\nmemory_mib = 1").starts_with("vm.memory_mib: "));
         assert!(refused("[vm]\nscratch_mib = 0").starts_with("vm.scratch_mib: "));
@@ -485,6 +645,20 @@ mod tests {
         }
         assert!(refused("[handlers.x]\nvcpus = 0").starts_with("handlers.x.vcpus: "));
         assert!(refused("[handlers.'A B']").starts_with("handlers.\"A B\": "));
+        for (text, key) in [
+            ("default_handler = 'none'", "default_handler: "),
+            ("delegate_host_pods = 'hull'", "delegate_host_pods: "),
+            (
+                "[handlers.x]\nvcpus = 1\ndelegate = '/s'",
+                "handlers.x.delegate: ",
+            ),
+            (
+                "listen = '/a/s'\n[handlers.x]\ndelegate = '/a/s'",
+                "handlers.x.delegate: ",
+            ),
+        ] {
+            assert!(refused(text).starts_with(key), "{}", refused(text));
+        }
         let long = format!("listen = '/{}'", "x".repeat(120));
         assert!(refused(&long).starts_with("listen: "));
         assert!(toml::from_str::<File>("roots = '/a'").is_err());

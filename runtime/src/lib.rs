@@ -2,7 +2,7 @@
 //!
 //! Read in this order: [`cli`] (what can be asked for), [`config`] (settings),
 //! [`app`] (what `hull serve` is made of), [`service`] (what the service manager hears of it), [`cri`] (the
-//! services). [`host`] is
+//! services), [`reload`] (SIGHUP), [`metrics`] (`/metrics`), [`traces`]. [`host`] is
 //! behind `hull check` and the node's status; [`run`] is `hull run`, [`containers`] what is asked
 //! of containers (`hull ps` and so on), and [`images`] `hull images`, all of them clients of the same
 //! socket ([`client`]).
@@ -23,14 +23,19 @@ mod exit;
 pub mod fuzz;
 mod host;
 mod images;
+mod metrics;
 pub mod reference;
+mod reload;
 mod reset;
 mod run;
+mod runtime_class;
 mod service;
 mod shutdown;
 mod socket;
 mod stream_backend;
+mod support;
 mod table;
+mod traces;
 mod trailing;
 
 use std::{io, process::ExitCode};
@@ -38,15 +43,15 @@ use std::{io, process::ExitCode};
 use anyhow::{Context, Result};
 use clap::Parser;
 use tokio::runtime::Runtime;
-use tracing_subscriber::EnvFilter;
 
 use crate::{
-    app::App,
-    check::Format,
+    app::{App, AppError},
     cli::{Cli, Command, ConfigCommand},
     config::{Flags, Settings, keys},
     containers::ContainersCommand,
     images::ImagesCommand,
+    reload::{Reload, SetLog},
+    traces::Traces,
 };
 
 /// Does what the command line asks for.
@@ -64,12 +69,11 @@ pub fn main() -> ExitCode {
     match execute(cli) {
         Ok(code) => code,
         Err(error) => {
-            let lost_reader = exit::lost_reader(&error);
-            if !lost_reader {
+            if !exit::lost_reader(&error) {
                 eprintln!("hull: {error:#}");
             }
-            ExitCode::from(if codes_are_others && !lost_reader {
-                exit::OWN_FAILURE
+            ExitCode::from(if codes_are_others {
+                exit::code_of_command(&error)
             } else {
                 exit::code(&error)
             })
@@ -82,21 +86,25 @@ fn execute(cli: Cli) -> Result<ExitCode> {
     // What is logged when nothing else is said.
     let start = |level| -> Result<(Settings, Runtime)> {
         let settings = Settings::load(flags)?;
-        log(&settings, level)?;
+        drop(log(&settings, level));
         let runtime = Runtime::new().context("start the async runtime")?;
         Ok((settings, runtime))
     };
     let code = match cli.command {
         Command::Serve => {
             socket::keep_private();
-            let (settings, runtime) = start("info")?;
-            runtime.block_on(serve(settings))?;
+            let (settings, values) = Settings::load_with_values(flags)?;
+            let set_log = log(&settings, "info");
+            let runtime = Runtime::new().context("start the async runtime")?;
+            runtime.block_on(async {
+                let reload = Reload::new(flags, values, set_log)?;
+                serve(settings, reload).await
+            })?;
             0
         }
-        Command::Check { json } => {
+        Command::Check { output } => {
             let (settings, runtime) = start("warn")?;
-            let format = if json { Format::Json } else { Format::Text };
-            runtime.block_on(check::check(&settings, format))?;
+            runtime.block_on(check::check(&settings, output.format))?;
             0
         }
         Command::Run(arguments) => {
@@ -112,6 +120,15 @@ fn execute(cli: Cli) -> Result<ExitCode> {
             runtime.block_on(images::run(settings, ImagesCommand::Pull(asked)))?;
             0
         }
+        Command::Login(arguments) => {
+            let (settings, runtime) = start("error")?;
+            runtime.block_on(images::login::login(settings, arguments))?;
+            0
+        }
+        Command::Logout(arguments) => {
+            images::login::logout(&arguments)?;
+            0
+        }
         Command::Images(command) => {
             let (settings, runtime) = start("error")?;
             runtime.block_on(images::run(settings, command))?;
@@ -120,6 +137,19 @@ fn execute(cli: Cli) -> Result<ExitCode> {
         Command::Reset(arguments) => {
             let (settings, runtime) = start("error")?;
             runtime.block_on(reset::reset(settings, &arguments))?;
+            0
+        }
+        Command::RuntimeClass(arguments) => {
+            let (settings, runtime) = start("error")?;
+            runtime.block_on(async {
+                let daemon = client::serving(&settings).await?;
+                runtime_class::runtime_class(&daemon.client(), &settings.handlers, &arguments).await
+            })?;
+            0
+        }
+        Command::Support(arguments) => {
+            let (settings, runtime) = start("error")?;
+            runtime.block_on(support::support(&settings, flags, &arguments))?;
             0
         }
         Command::Config(command) => {
@@ -146,26 +176,33 @@ fn configuration(command: ConfigCommand, flags: &Flags) -> Result<()> {
     table::print(&text)
 }
 
-async fn serve(settings: Settings) -> Result<()> {
+async fn serve(settings: Settings, reload: Reload) -> Result<()> {
     let stop = shutdown::requested().context("install signal handlers")?;
     let socket = settings.listen.clone();
+    let traces = settings.traces.clone().map(Traces::start);
+    let traces = traces.transpose().map_err(AppError::from)?;
     let app = App::start(settings).await?;
+    tokio::spawn(reload.serve(app.backend()));
     service::ready(socket);
     let stop = async {
         stop.await;
         service::stopping();
     };
     app.serve(stop).await?;
+    if let Some(traces) = traces {
+        traces.end().await;
+    }
     Ok(())
 }
 
-fn log(settings: &Settings, default: &str) -> Result<()> {
-    let filter = settings.log.as_deref().unwrap_or(default);
-    let filter = EnvFilter::try_new(filter).with_context(|| format!("log filter {filter:?}"))?;
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
+/// Begins to log; what is logged can be set later.
+fn log(settings: &Settings, default: &str) -> SetLog {
+    let subscriber = tracing_subscriber::fmt()
+        .with_env_filter(settings.log_filter(default))
         .with_writer(io::stderr)
         .with_ansi(io::IsTerminal::is_terminal(&io::stderr()))
-        .init();
-    Ok(())
+        .with_filter_reloading();
+    let handle = subscriber.reload_handle();
+    subscriber.init();
+    Box::new(move |filter| Ok(handle.reload(filter)?))
 }

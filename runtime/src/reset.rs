@@ -1,4 +1,4 @@
-//! `hull reset`: ends all pods of the node, whoever made them.
+//! `hull reset`: ends all pods of the node that are VMs, whoever made them.
 
 use std::path::Path;
 
@@ -8,7 +8,7 @@ use hull_proto_cri::v1::{ListPodSandboxRequest, PodSandbox};
 
 use crate::{
     client::{self, Client, refused},
-    config::Settings,
+    config::{Handlers, Settings},
     containers::own,
     table,
 };
@@ -27,16 +27,22 @@ pub(crate) struct ResetArgs {
 /// Ends and removes all pods, by the daemon that serves or by one of our own. Images stay.
 pub(crate) async fn reset(settings: Settings, arguments: &ResetArgs) -> Result<()> {
     let state = settings.state.clone();
+    let handlers = settings.handlers.clone();
     let daemon = client::connect(settings).await?;
-    let result = all(&daemon.client(), &state, arguments.force).await;
+    let result = all(&daemon.client(), &state, &handlers, arguments.force).await;
     daemon.close().await;
     result
 }
 
-async fn all(client: &Client, state: &Path, force: bool) -> Result<()> {
+async fn all(client: &Client, state: &Path, handlers: &Handlers, force: bool) -> Result<()> {
     let request = ListPodSandboxRequest::default();
     let listed = client.runtime.clone().list_pod_sandbox(request).await;
-    let pods = listed.map_err(refused("list the pods"))?.into_inner().items;
+    let mut pods = listed.map_err(refused("list the pods"))?.into_inner().items;
+    // Those of other runtimes outlive Hull.
+    pods.retain(|pod| {
+        let handler = handlers.get(&pod.runtime_handler);
+        handler.is_none_or(|handler| handler.delegate.is_none())
+    });
     if !force {
         table::print(&table::lines(pods.iter().map(name)))?;
         if !pods.is_empty() {

@@ -136,7 +136,10 @@ impl Backend for StreamBackend {
 }
 
 fn told(error: &PodError) -> BackendError {
-    BackendError(Report::new(error).to_string())
+    BackendError {
+        message: Report::new(error).to_string(),
+        exit_code: error.exit_code(),
+    }
 }
 
 /// The next size; never when there are no more.

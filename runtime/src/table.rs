@@ -1,15 +1,45 @@
-//! What commands print: lists for people, and the forms that numbers have in them.
+//! What commands print: lists for people and for programs, and the forms that numbers have in them.
 
 use std::{
     fmt::Write as _,
-    io::{self, Write as _},
+    io::{self, IsTerminal as _, Write as _},
 };
 
 use anyhow::{Context, Result};
 use hull_base::clock;
+use rustix::termios::tcgetwinsize;
+use serde_json::Value;
 
 /// Digits of an id that people are shown; enough to ask by.
 const SHORT_ID: usize = 12;
+/// A column is made no narrower than this: what is cut is still told from others, and ids are whole.
+const NARROWEST: usize = SHORT_ID;
+/// What is between columns.
+const GAP: &str = "  ";
+
+/// The form in which a list is printed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Format {
+    /// For people; as wide as the terminal
+    #[default]
+    Table,
+    /// For programs
+    Json,
+}
+
+/// The form that is asked for.
+#[derive(Debug, Clone, Copy, Default, clap::Args)]
+pub(crate) struct Output {
+    /// Form of what is printed
+    #[arg(
+        short = 'o',
+        long = "output",
+        value_name = "FORM",
+        default_value = "table",
+        id = "output"
+    )]
+    pub(crate) format: Format,
+}
 
 /// The head of a column, which tells to which side its cells are moved.
 #[derive(Debug, Clone, Copy)]
@@ -20,8 +50,28 @@ pub(crate) enum Column {
     Right(&'static str),
 }
 
-/// A line for the heads and one for each row; columns are as wide as they need to be.
+/// A line for the heads and one for each row, for standard output: a terminal gets lines that fit, where
+/// that can be done by cutting texts.
 pub(crate) fn text<const N: usize>(columns: [Column; N], rows: &[[String; N]]) -> String {
+    within(terminal_width(), columns, rows)
+}
+
+/// The characters of a line of the terminal that standard output is, if it is one.
+fn terminal_width() -> Option<usize> {
+    let out = io::stdout();
+    let size = out
+        .is_terminal()
+        .then(|| tcgetwinsize(out).ok())
+        .flatten()?;
+    // A serial line may not know.
+    Some(size.ws_col.into()).filter(|&width| width > 0)
+}
+
+fn within<const N: usize>(
+    width: Option<usize>,
+    columns: [Column; N],
+    rows: &[[String; N]],
+) -> String {
     let heads = columns.map(|column| match column {
         Column::Left(head) | Column::Right(head) => head.to_owned(),
     });
@@ -31,20 +81,56 @@ pub(crate) fn text<const N: usize>(columns: [Column; N], rows: &[[String; N]]) -
             *width = (*width).max(cell.chars().count());
         }
     }
+    if let Some(width) = width {
+        fit(width, columns, &mut widths);
+    }
     let mut text = String::new();
     for row in std::iter::once(&heads).chain(rows) {
         let mut line = String::new();
         for ((column, cell), width) in columns.iter().zip(row).zip(widths) {
+            let cell = cut(cell, width);
             // Writing to a string does not fail.
             let _ = match column {
-                Column::Left(_) => write!(line, "{cell:width$}  "),
-                Column::Right(_) => write!(line, "{cell:>width$}  "),
+                Column::Left(_) => write!(line, "{cell:width$}{GAP}"),
+                Column::Right(_) => write!(line, "{cell:>width$}{GAP}"),
             };
         }
         text.push_str(line.trim_end());
         text.push('\n');
     }
     text
+}
+
+/// Makes the widest columns of texts narrower, until a line is no longer than that.
+fn fit<const N: usize>(width: usize, columns: [Column; N], widths: &mut [usize; N]) {
+    let gaps = GAP.len() * N.saturating_sub(1);
+    while widths.iter().sum::<usize>() + gaps > width {
+        let texts = columns.iter().zip(widths.iter_mut());
+        let texts = texts
+            .filter(|(column, width)| matches!(column, Column::Left(_)) && **width > NARROWEST);
+        match texts.map(|(_, width)| width).max() {
+            Some(widest) => *widest -= 1,
+            None => return,
+        }
+    }
+}
+
+/// At most so many characters, none of which moves a terminal's cursor: guests and clients chose them.
+fn cut(cell: &str, width: usize) -> String {
+    let mut chars: Vec<char> = cell.chars().collect();
+    for char in chars.iter_mut().filter(|char| char.is_control()) {
+        *char = char::REPLACEMENT_CHARACTER;
+    }
+    if chars.len() > width {
+        chars.truncate(width.saturating_sub(1));
+        chars.push('…');
+    }
+    chars.into_iter().collect()
+}
+
+/// One JSON array in a line.
+pub(crate) fn json(items: impl Iterator<Item = Value>) -> String {
+    format!("{}\n", items.collect::<Value>())
 }
 
 /// A text a line.
@@ -87,7 +173,12 @@ pub(crate) fn size(bytes: u64) -> String {
 
 /// How long ago a moment (Unix time in nanoseconds) was, in a unit that suits it.
 pub(crate) fn age(at_ns: i64, now_ns: i64) -> String {
-    let seconds = now_ns.saturating_sub(at_ns).max(0) / 1_000_000_000;
+    let ns = now_ns.saturating_sub(at_ns).max(0);
+    seconds(ns.unsigned_abs() / 1_000_000_000)
+}
+
+/// A time in a unit that suits it.
+pub(crate) fn seconds(seconds: u64) -> String {
     match seconds {
         0..120 => format!("{seconds} s"),
         120..7200 => format!("{} min", seconds / 60),
@@ -148,5 +239,41 @@ mod tests {
             text,
             "NAME         N  X\na            1\nlängster  1000  x\n"
         );
+    }
+
+    #[test]
+    fn texts_are_cut_where_a_terminal_is_narrow_and_numbers_and_ids_are_not() {
+        let columns = [
+            Column::Left("ID"),
+            Column::Left("NAME"),
+            Column::Right("SIZE"),
+        ];
+        let id = "0123456789ab";
+        let row = |name: &str| [id.to_owned(), name.to_owned(), "1234567.8 KiB".to_owned()];
+        let rows = [
+            row("registry.example/team/application:1"),
+            row("b\u{1b}[31m"),
+        ];
+        for (width, expected) in [
+            (Some(46), "registry.example…"),
+            (Some(41), "registry.ex…"),
+            (Some(3), "registry.ex…"),
+            (Some(99), "registry.example/team/application:1"),
+            (None, "registry.example/team/application:1"),
+        ] {
+            let text = within(width, columns, &rows);
+            let lines: Vec<&str> = text.lines().collect();
+            assert_eq!(lines.len(), 3, "{text}");
+            assert_eq!(lines[1], format!("{id}  {expected}  1234567.8 KiB"));
+            let longest = lines.iter().map(|line| line.chars().count()).max();
+            assert!(
+                longest <= width.map(|width| width.max(41)).or(longest),
+                "{text}"
+            );
+            assert!(
+                lines[2].starts_with(&format!("{id}  b\u{fffd}[31m")),
+                "{text}"
+            );
+        }
     }
 }

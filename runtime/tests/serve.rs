@@ -3,9 +3,12 @@
 
 #![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
+mod collector;
+mod delegate;
 mod node;
 mod prompt;
 mod registry;
+mod traces;
 
 use std::{
     collections::BTreeSet,
@@ -379,11 +382,13 @@ fn tells(path: &Path) -> bool {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn secrets_are_in_no_log_and_no_command_line() {
-    let Some(daemon) = Daemon::start_with("log = 'trace'\n").await else {
+async fn secrets_are_in_no_log_no_trace_and_no_command_line() {
+    let settings = format!("log = 'trace'\n{}", collector::ENDPOINT);
+    let Some(daemon) = Daemon::start_with(&settings).await else {
         return;
     };
     let dir = daemon.dir.path();
+    let collector = collector::Collector::serve(dir);
     let registry = registry::serve(daemon.child.id(), "user", &secret("password"));
     let image = ImageSpec {
         image: format!("{}/app:1", registry.address),
@@ -454,12 +459,32 @@ async fn secrets_are_in_no_log_and_no_command_line() {
     };
     client.start_container(request).await.unwrap();
     let request = ExecSyncRequest {
-        container_id,
+        container_id: container_id.clone(),
         cmd: vec!["echo".into(), secret("command")],
         timeout: 5,
     };
     // Whatever comes of it.
     let _ = client.exec_sync(request).await;
+    collector.span("runtime.v1.RuntimeService/ExecSync").await;
+    let names: BTreeSet<_> = collector
+        .spans()
+        .into_iter()
+        .map(|span| span.name)
+        .collect();
+    for name in [
+        "runtime.v1.ImageService/PullImage",
+        "resolve",
+        "layers",
+        "disk",
+        "runtime.v1.RuntimeService/CreateContainer",
+        "storage",
+        "agent: start the container in the guest",
+    ] {
+        assert!(names.contains(name), "no {name} in {names:?}");
+    }
+    let traces = format!("{collector:?}");
+    assert!(!traces.contains(SECRET), "{traces}");
+    assert!(traces.contains(&container_id), "{traces}");
 
     let mut files = Vec::new();
     all_below(dir, &mut files);
@@ -830,4 +855,101 @@ async fn an_error_is_one_line_that_tells_what_failed_and_why() {
     );
     assert!(errors.is_empty(), "{}", errors.join("\n"));
     daemon.end(&id).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_hangup_changes_what_can_change_under_pods_that_run() {
+    let Some(daemon) = Daemon::start().await else {
+        return;
+    };
+    let pod = daemon.run("goes-on", None).await;
+    let file = daemon.dir.path().join("hull.toml");
+    let config = fs::read_to_string(&file).unwrap();
+    let log = || fs::read_to_string(daemon.dir.path().join("log")).unwrap();
+    let reload = async |config: &str, said: &str| {
+        fs::write(&file, config).unwrap();
+        let pid = nix::unistd::Pid::from_raw(daemon.child.id() as i32);
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGHUP).unwrap();
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while !log().contains(said) {
+            assert!(Instant::now() < deadline, "no {said:?} in {}", log());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let handlers = async || {
+        let status = daemon.client.clone().status(StatusRequest::default()).await;
+        let handlers = status.unwrap().into_inner().runtime_handlers;
+        let names = handlers.into_iter().map(|handler| handler.name);
+        names.collect::<BTreeSet<_>>()
+    };
+    assert!(!handlers().await.contains("late"));
+
+    let wrong = format!("{config}[handlers.late]\nvcpu = 1\n");
+    reload(&wrong, "did you mean handlers.small.vcpus?").await;
+    assert!(!handlers().await.contains("late"));
+
+    let changed = config.replace("memory_mib = 32", "memory_mib = 64");
+    let changed = format!("log = 'debug'\n{changed}[handlers.late]\nvcpus = 1\n");
+    reload(&changed, "vm.memory_mib").await;
+    assert!(handlers().await.contains("late"));
+    // Its own work is logged now.
+    reload(&changed, "DEBUG").await;
+    assert!(!daemon.ip(&pod).await.is_empty());
+    daemon.end(&pod).await;
+    daemon.assert_nothing_left();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn metrics_tell_what_happened_and_name_nobody() {
+    let Some(daemon) = Daemon::start_with("metrics.address = '127.0.0.1:9464'\n").await else {
+        return;
+    };
+    let get = |path: &str| {
+        let pid = daemon.child.id().to_string();
+        let url = format!("http://127.0.0.1:9464{path}");
+        let curl = ["curl", "-sS", "-i", "--max-time", "20", &url];
+        let done = Command::new("nsenter")
+            .args(["-n", "-t", &pid])
+            .args(curl)
+            .output()
+            .unwrap();
+        assert!(done.status.success(), "{done:?}");
+        String::from_utf8(done.stdout).unwrap()
+    };
+    let pod = daemon.run("secret-name", None).await;
+    let missing = PodSandboxStatusRequest {
+        pod_sandbox_id: "nope".into(),
+        verbose: false,
+    };
+    let mut client = daemon.client.clone();
+    client.pod_sandbox_status(missing).await.unwrap_err();
+    let text = get("/metrics");
+    assert!(
+        text.contains("content-type: text/plain; version=0.0.4"),
+        "{text}"
+    );
+    for line in [
+        r#"hull_rpc_seconds_count{code="Ok",method="RunPodSandbox",service="runtime.v1.RuntimeService"} 1"#,
+        r#"hull_rpc_seconds_count{code="NotFound",method="PodSandboxStatus",service="runtime.v1.RuntimeService"} 1"#,
+        r#"hull_sandbox_start_seconds_count{stage="total",start="boot"} 1"#,
+        r#"hull_agent_call_seconds_count{call="configure the guest",result="ok"} 1"#,
+        r#"hull_cni_seconds_count{command="ADD",plugin="bridge",result="ok"} 1"#,
+        r#"hull_sandboxes{state="ready"} 1"#,
+        r#"hull_containers{state="running"} 0"#,
+        "hull_adopted_sandboxes 0",
+        "hull_images 0",
+        "hull_info{",
+        r#"hull_vm_memory_bytes{memory="resident"} "#,
+        "hull_process_open_fds ",
+    ] {
+        assert!(text.contains(line), "no {line} in {text}");
+    }
+    assert!(
+        !text.contains("secret-name") && !text.contains(&pod),
+        "{text}"
+    );
+    assert!(get("/").starts_with("HTTP/1.1 404"));
+    daemon.end(&pod).await;
+    assert!(get("/metrics").contains(r#"hull_sandboxes{state="ready"} 0"#));
+    daemon.assert_nothing_left();
 }

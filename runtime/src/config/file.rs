@@ -1,6 +1,6 @@
 //! The file as it is written.
 
-use std::{collections::BTreeMap, path::PathBuf};
+use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf};
 
 use serde::Deserialize;
 
@@ -22,7 +22,11 @@ pub(super) struct File {
     pub(super) registries: RegistriesTable,
     pub(super) images: ImagesTable,
     pub(super) streaming: StreamingTable,
+    pub(super) metrics: MetricsTable,
+    pub(super) traces: TracesTable,
     pub(super) vm: Vm,
+    pub(super) default_handler: Option<String>,
+    pub(super) delegate_host_pods: Option<String>,
     pub(super) handlers: BTreeMap<String, HandlerTable>,
 }
 
@@ -48,8 +52,21 @@ pub(super) struct ImagesTable {
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
+pub(super) struct MetricsTable {
+    pub(super) address: Option<SocketAddr>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct TracesTable {
+    pub(super) endpoint: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 pub(super) struct Vm {
     pub(super) memory_mib: Option<u32>,
+    pub(super) max_memory_mib: Option<u32>,
     pub(super) overhead_mib: Option<u32>,
     pub(super) vcpus: Option<u8>,
     pub(super) scratch_mib: Option<u64>,
@@ -60,6 +77,7 @@ pub(super) struct Vm {
     pub(super) boot_timeout_seconds: Option<u64>,
     pub(super) first_user: Option<u32>,
     pub(super) users: Option<u32>,
+    pub(super) debug: bool,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -67,4 +85,5 @@ pub(super) struct Vm {
 pub(super) struct HandlerTable {
     pub(super) memory_mib: Option<u32>,
     pub(super) vcpus: Option<u8>,
+    pub(super) delegate: Option<PathBuf>,
 }

@@ -42,11 +42,13 @@ pub(crate) const KEYS: &[Key] = &[
     key("root", Is("\"/var/lib/hull\""), "Directory of images, records and disks of pods"),
     key("state", Is("\"/run/hull\""), "Directory of sockets; a reboot empties it"),
     key("listen", Says("`hull.sock` in `state`", "\"/run/hull/hull.sock\""), "The CRI socket"),
-    key("assets", Is("\"/usr/lib/hull\""), "Directory of hull-vmm, hull-fs, vmlinux and root.erofs; $HULL_ASSETS goes before it"),
+    key("assets", Is("\"/usr/lib/hull\""), "Directory of hull-vmm, hull-fs, vmlinux, root.erofs and root-debug.erofs; $HULL_ASSETS goes before it"),
     key("log", Says("`info` for the daemon", "\"info,hull_pod=debug\""), "What is logged: error, warn, info, debug, trace, or directives as of tracing's EnvFilter"),
     key("debug_console", Is("false"), "Keeps each guest's console in `console.log` of its run directory"),
     key("seccomp_default", Is("true"), "Confines containers that name no seccomp profile at all"),
     key("image_volumes", Is("\"bind\""), "What images declare as volumes: \"bind\", directories of each container's; \"ignore\", none"),
+    key("default_handler", Says("VMs with the sizes of `[vm]`", "\"small\""), "Handler for pods without a RuntimeClass"),
+    key("delegate_host_pods", Says("they are refused", "\"runc\""), "Handler with a `delegate` for pods that ask for namespaces of the host, whatever handler they name"),
     key("cni.conf_dir", Is("\"/etc/cni/net.d\""), "Directory of network configurations; the first by name counts"),
     key("cni.bin_dirs", Is("[\"/opt/cni/bin\", \"/usr/lib/cni\"]"), "Directories of CNI plugins"),
     key("cni.netns_dir", Says("`/run/netns`, or `netns` in another `state`", "\"/run/netns\""), "Directory of pods' network namespaces"),
@@ -57,8 +59,11 @@ pub(crate) const KEYS: &[Key] = &[
     key("streaming.tls_cert", Says("no TLS", "\"/etc/hull/tls.crt\""), "Certificate to serve https with; needs tls_key"),
     key("streaming.tls_key", Says("no TLS", "\"/etc/hull/tls.key\""), "Key of the certificate"),
     key("streaming.allow_plaintext", Is("false"), "Listens for other hosts without TLS"),
+    key("metrics.address", Says("no metrics", "\"127.0.0.1:9464\""), "Where Prometheus finds /metrics, over HTTP; whoever reaches it may read it"),
+    key("traces.endpoint", Says("no traces", "\"http://127.0.0.1:4317\""), "Collector that gets traces of calls, in OTLP over gRPC: http://HOST:PORT or unix:/PATH"),
     key("vm.memory_mib", Is("256"), "Memory of a VM whose pod names no limit, and the least of any VM, in MiB"),
-    key("vm.overhead_mib", Is("64"), "Memory for the guest itself where the pod names no overhead, in MiB"),
+    key("vm.max_memory_mib", Says("the host's memory", "4096"), "Most memory of a VM whose pod names no limit, which it gets when it needs it, in MiB; `vm.memory_mib`: it never gets more"),
+    key("vm.overhead_mib", Is("64"), "Memory for the guest itself where the pod names no overhead, if its cgroup has room for it, in MiB"),
     key("vm.vcpus", Is("1"), "Virtual CPUs of a VM whose pod names no quota"),
     key("vm.scratch_mib", Is("10240"), "Quota of what a pod writes, and of each emptyDir, in MiB"),
     key("vm.guest_volumes", Is("true"), "emptyDirs are disks of the guest; false: shared with the host"),
@@ -68,8 +73,10 @@ pub(crate) const KEYS: &[Key] = &[
     key("vm.boot_timeout_seconds", Is("60"), "How long a guest may take to start"),
     key("vm.first_user", Is("1879048192"), "First of the host's users and groups that VMMs run as; nobody else's"),
     key("vm.users", Is("65536"), "How many users there are: one for each pod, and one for images"),
+    key("vm.debug", Is("false"), "Pods are started with a shell on their guest's root, for `hull debug`"),
     key("handlers.small.memory_mib", Says("`vm.memory_mib`", "64"), "For pods of the RuntimeClass handler `small`: memory where the pod names no limit, in MiB"),
     key("handlers.small.vcpus", Says("`vm.vcpus`", "1"), "For pods of that handler: virtual CPUs where the pod names no quota"),
+    key("handlers.runc.delegate", Says("VMs", "\"/run/containerd/containerd.sock\""), "CRI socket of another runtime, which has the pods of the handler `runc` then"),
 ];
 
 impl Key {
@@ -129,10 +136,14 @@ pub(super) fn nearest(name: &str) -> Option<String> {
 /// A handler's key by the name of the example.
 fn as_listed(name: &str) -> String {
     let mut parts: Vec<&str> = name.split('.').collect();
-    if let [table, handler, ..] = parts.as_mut_slice()
+    if let [table, handler, rest @ ..] = parts.as_mut_slice()
         && *table == HANDLERS.0
     {
-        *handler = HANDLERS.1;
+        let mut all = KEYS
+            .iter()
+            .map(|key| key.name.split('.').collect::<Vec<_>>());
+        let listed = all.find(|key| key.first() == Some(table) && key.get(2..) == Some(rest));
+        *handler = listed.map_or(HANDLERS.1, |key| key[1]);
     }
     parts.join(".")
 }
@@ -220,6 +231,7 @@ mod tests {
             "registries",
             "images",
             "streaming",
+            "metrics",
             "vm",
             "handlers.small",
         ] {

@@ -9,15 +9,14 @@ use serde_json::json;
 use super::find::Found;
 use crate::{
     client::{Client, refused},
-    table,
+    table::{self, Format, Output},
 };
 
 /// What `hull events` is asked for.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct EventsArgs {
-    /// Print JSON objects, one a line
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    output: Output,
 }
 
 /// Prints what happens to pods and containers from now on.
@@ -26,12 +25,12 @@ pub(super) async fn events(client: &Client, arguments: &EventsArgs) -> Result<()
     let answer = runtime.get_container_events(GetEventsRequest {});
     let mut events = answer.await.map_err(refused("follow events"))?.into_inner();
     while let Some(event) = events.message().await.map_err(refused("follow events"))? {
-        table::print(&line(&event, arguments.json))?;
+        table::print(&line(&event, arguments.output.format))?;
     }
     Ok(())
 }
 
-fn line(event: &ContainerEventResponse, as_json: bool) -> String {
+fn line(event: &ContainerEventResponse, format: Format) -> String {
     let kind = match event.container_event_type() {
         ContainerEventType::ContainerCreatedEvent => "created",
         ContainerEventType::ContainerStartedEvent => "started",
@@ -62,7 +61,7 @@ fn line(event: &ContainerEventResponse, as_json: bool) -> String {
     };
     let exit_code = status.filter(|_| kind == "stopped").map(|s| s.exit_code);
     let at = table::time(event.created_at);
-    if as_json {
+    if format == Format::Json {
         let event = json!({
             "at": at, "what": what, "event": kind, "id": event.container_id, "name": name,
             "exit_code": exit_code,

@@ -9,9 +9,13 @@ use anyhow::{Context, Result, bail};
 use hull_proto_cri::v1::{ContainerState, ContainerStatus};
 use hull_streaming::client::{Detach, Left, Wants, interact};
 use tokio::signal::unix::{SignalKind, signal};
+use tonic::Code;
 
 use super::{find, streams::Streams};
-use crate::{client::Client, trailing};
+use crate::{
+    client::{Client, Refusal},
+    trailing,
+};
 
 /// How long a container may go on whose streams have ended, before it is told so.
 const MOMENT: Duration = Duration::from_secs(3);
@@ -74,7 +78,12 @@ pub(super) async fn exec(client: &Client, streams: &Streams, arguments: &ExecArg
         let status = status.context("the daemon does not tell how the command ended")?;
         match status.exit_code() {
             Some(code) => Ok(code),
-            None => bail!("{}", status.message),
+            None => Err(Refusal {
+                code: Code::Internal,
+                exit_code: status.not_executed(),
+                message: status.message,
+            }
+            .into()),
         }
     };
     until_signal(work).await
@@ -131,7 +140,7 @@ async fn exited(client: &Client, id: &str) -> Result<Option<ContainerStatus>> {
 
 /// Does it, unless a signal asks for our end: then what it holds is dropped, a terminal restored with
 /// it, and the exit code is a shell's.
-async fn until_signal(work: impl Future<Output = Result<u8>>) -> Result<u8> {
+pub(super) async fn until_signal(work: impl Future<Output = Result<u8>>) -> Result<u8> {
     let handler = |kind| signal(kind).context("install signal handlers");
     let mut interrupt = handler(SignalKind::interrupt())?;
     let mut terminate = handler(SignalKind::terminate())?;

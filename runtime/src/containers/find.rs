@@ -8,7 +8,7 @@ use hull_proto_cri::v1::{
 
 use super::own;
 use crate::{
-    client::{Client, refused},
+    client::{self, Client, refused},
     table::short,
 };
 
@@ -87,24 +87,37 @@ pub(super) async fn one(client: &Client, meant: &str) -> Result<Found> {
     choose(&all(client).await?, meant).cloned()
 }
 
-/// By id, name or the start of an id, in this order. A name is the youngest one's: earlier ones are
-/// those that it was restarted from.
-fn choose<'a>(all: &'a [Found], meant: &str) -> Result<&'a Found> {
-    let exact = all.iter().find(|found| found.container.id == meant);
-    if let Some(found) = exact.or_else(|| all.iter().find(|found| found.name() == meant)) {
+/// By id, name or the start of an id, in this order, of all with the youngest first. A name is the youngest one's:
+/// earlier ones are those that it was restarted from. None: those whose ids begin so.
+fn pick<'a, T>(
+    all: &'a [T],
+    meant: &str,
+    id: impl Fn(&T) -> &str,
+    name: impl Fn(&T) -> String,
+) -> Result<&'a T, Vec<&'a T>> {
+    let exact = all.iter().find(|one| id(one) == meant);
+    if let Some(found) = exact.or_else(|| all.iter().find(|one| name(one) == meant)) {
         return Ok(found);
     }
-    let starts = |found: &&Found| !meant.is_empty() && found.container.id.starts_with(meant);
+    let starts = |one: &&T| !meant.is_empty() && id(one).starts_with(meant);
     let candidates: Vec<_> = all.iter().filter(starts).collect();
     match candidates[..] {
         [found] => Ok(found),
-        [] if all.is_empty() => bail!("there is no container {meant:?}, and no other one"),
-        [] => bail!(
-            "there is no container {meant:?}; there are {}",
-            tell(all.iter())
-        ),
-        _ => bail!("{meant:?} may be any of {}", tell(candidates.into_iter())),
+        _ => Err(candidates),
     }
+}
+
+fn choose<'a>(all: &'a [Found], meant: &str) -> Result<&'a Found> {
+    pick(all, meant, |found| &found.container.id, Found::name).or_else(
+        |candidates| match candidates[..] {
+            [] if all.is_empty() => bail!("there is no container {meant:?}, and no other one"),
+            [] => bail!(
+                "there is no container {meant:?}; there are {}",
+                tell(all.iter())
+            ),
+            _ => bail!("{meant:?} may be any of {}", tell(candidates.into_iter())),
+        },
+    )
 }
 
 /// The first of them, by name and id.
@@ -116,6 +129,37 @@ fn tell<'a>(all: impl ExactSizeIterator<Item = &'a Found>) -> String {
         told.push(format!("{more} more"));
     }
     told.join(", ")
+}
+
+/// The pod that is meant.
+pub(super) async fn pod(client: &Client, meant: &str) -> Result<PodSandbox> {
+    let list = ListPodSandboxRequest::default();
+    let pods = client.runtime.clone().list_pod_sandbox(list).await;
+    let pods = pods.map_err(refused("list sandboxes"))?.into_inner().items;
+    choose_pod(&pods, meant).cloned()
+}
+
+/// What a person may call a pod.
+pub(super) fn pod_name(pod: &PodSandbox) -> String {
+    let metadata = pod.metadata.clone().unwrap_or_default();
+    if metadata.namespace == own::NAMESPACE {
+        return metadata.name;
+    }
+    format!("{}/{}", metadata.namespace, metadata.name)
+}
+
+fn choose_pod<'a>(pods: &'a [PodSandbox], meant: &str) -> Result<&'a PodSandbox> {
+    let mut pods: Vec<_> = pods.iter().collect();
+    pods.sort_by_key(|pod| std::cmp::Reverse(pod.created_at));
+    match pick(&pods, meant, |pod| &pod.id, |pod| pod_name(pod)) {
+        Ok(pod) => Ok(pod),
+        Err(several) if !several.is_empty() => {
+            bail!("several pods have an id that begins with {meant:?}")
+        }
+        Err(_) => {
+            bail!("there is no pod {meant:?}; `hull ps` and `crictl pods` list what there is")
+        }
+    }
 }
 
 /// The exit code that a client of a container ends with: 128 and the signal at most; anything else is a
@@ -137,8 +181,7 @@ pub(crate) async fn status(
     let answer = client.runtime.clone().container_status(request).await;
     let answer = answer.map_err(refused("ask for the container's state"))?;
     let answer = answer.into_inner();
-    let info = answer.info.get("info");
-    let info = info.and_then(|text| serde_json::from_str(text).ok());
+    let info = client::info(&answer.info);
     Ok((answer.status.unwrap_or_default(), info))
 }
 
@@ -208,5 +251,36 @@ mod tests {
             .collect();
         let told = choose(&many, "a").unwrap_err().to_string();
         assert!(told.ends_with("ns/p/4 (a4), 4 more"), "{told}");
+    }
+
+    #[test]
+    fn pods_are_found_by_id_and_name() {
+        let pod = |id: &str, namespace: &str, name: &str, created_at| PodSandbox {
+            id: id.to_owned(),
+            metadata: Some(PodSandboxMetadata {
+                name: name.to_owned(),
+                namespace: namespace.to_owned(),
+                ..Default::default()
+            }),
+            created_at,
+            ..Default::default()
+        };
+        let pods = [
+            pod("ab12", "default", "web", 1),
+            pod("ab34", "default", "web", 2),
+            pod("cd56", own::NAMESPACE, "db", 3),
+        ];
+        let id = |meant| choose_pod(&pods, meant).map(|pod| pod.id.as_str());
+        for (meant, expected) in [
+            ("ab12", "ab12"),
+            ("default/web", "ab34"),
+            ("db", "cd56"),
+            ("ab3", "ab34"),
+        ] {
+            assert_eq!(id(meant).unwrap(), expected, "{meant}");
+        }
+        for (meant, told) in [("ab", "several"), ("x", "no pod"), ("", "no pod")] {
+            assert!(id(meant).unwrap_err().to_string().contains(told), "{meant}");
+        }
     }
 }

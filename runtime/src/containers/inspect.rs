@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     client::{Client, refused},
-    table::{self, time},
+    table::{self, Column, Format, time},
 };
 
 /// What `hull inspect` is asked for.
@@ -19,15 +19,47 @@ pub(crate) struct InspectArgs {
     /// Containers
     #[arg(required = true, value_name = "CONTAINER")]
     containers: Vec<String>,
+    /// Form of what is printed; a table has the part that people ask for
+    #[arg(short, long, value_name = "FORM", default_value = "json")]
+    output: Format,
 }
 
-/// Prints all that is known of containers, as one JSON array.
+/// Prints what is known of containers.
 pub(super) async fn inspect(client: &Client, arguments: &InspectArgs) -> Result<()> {
     let mut all = Vec::new();
     for meant in &arguments.containers {
         all.push(known(client, &find::one(client, meant).await?).await?);
     }
-    table::print(&format!("{:#}\n", Value::from(all)))
+    table::print(&match arguments.output {
+        Format::Json => format!("{:#}\n", Value::from(all)),
+        Format::Table => all.iter().map(text).collect::<Vec<_>>().join("\n"),
+    })
+}
+
+/// A line for each thing that is known of one, but for `info`, which is for programs.
+fn text(known: &Value) -> String {
+    let mut rows = Vec::new();
+    for (name, value) in known.as_object().into_iter().flatten() {
+        match value {
+            _ if name == "info" => {}
+            Value::Object(parts) => {
+                let parts = parts.iter();
+                rows.extend(parts.map(|(part, value)| [format!("{name}.{part}"), word(value)]));
+            }
+            value => rows.push([name.clone(), word(value)]),
+        }
+    }
+    rows.retain(|[_, value]| !value.is_empty());
+    table::text(["WHAT", "VALUE"].map(Column::Left), &rows)
+}
+
+fn word(value: &Value) -> String {
+    match value {
+        Value::Null => String::new(),
+        Value::String(text) => text.clone(),
+        Value::Array(values) => values.iter().map(word).collect::<Vec<_>>().join(", "),
+        other => other.to_string(),
+    }
 }
 
 async fn known(client: &Client, found: &Found) -> Result<Value> {
@@ -74,4 +106,35 @@ async fn network(client: &Client, found: &Found) -> Result<PodSandboxNetworkStat
     let status = status.map_err(refused("ask for the sandbox's state"))?;
     let network = status.into_inner().status.and_then(|status| status.network);
     Ok(network.unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_person_is_told_a_thing_a_line_and_nothing_of_what_is_not_there() {
+        let known = json!({
+            "id": "ab", "pod": {"name": "p", "addresses": ["10.0.0.1", "fd00::1"], "uid": ""},
+            "exit_code": 0, "reason": "", "finished_at": null, "labels": {"a": "b"},
+            "info": {"much": "more"},
+        });
+        let text = text(&known);
+        let lines = text
+            .lines()
+            .map(|line| line.split_whitespace().collect::<Vec<_>>().join(" "));
+        let mut lines: Vec<_> = lines.collect();
+        lines[1..].sort();
+        assert_eq!(
+            lines,
+            [
+                "WHAT VALUE",
+                "exit_code 0",
+                "id ab",
+                "labels.a b",
+                "pod.addresses 10.0.0.1, fd00::1",
+                "pod.name p"
+            ]
+        );
+    }
 }

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::find::{self, Found};
 use crate::{
     client::Client,
-    table::{self, Column},
+    table::{self, Column, Format, Output},
 };
 
 /// What `hull ps` is asked for.
@@ -18,11 +18,10 @@ pub(crate) struct PsArgs {
     #[arg(short, long)]
     all: bool,
     /// Ids only
-    #[arg(short, long)]
+    #[arg(short, long, conflicts_with = "output")]
     quiet: bool,
-    /// Print one JSON array
-    #[arg(long, conflicts_with = "quiet")]
-    json: bool,
+    #[command(flatten)]
+    output: Output,
 }
 
 /// Lists containers.
@@ -33,6 +32,20 @@ pub(super) async fn ps(client: &Client, arguments: &PsArgs) -> Result<()> {
         let ids = all.into_iter().map(|found| found.container.id);
         return table::print(&table::lines(ids));
     }
+    let rows = with_exit_codes(client, all).await;
+    table::print(&match arguments.output.format {
+        Format::Json => table::json(rows.iter().map(json)),
+        Format::Table => text(&rows, clock::now_ns()),
+    })
+}
+
+/// All containers, as `hull ps -a -o json` prints them.
+pub(crate) async fn listed(client: &Client) -> Result<String> {
+    let rows = with_exit_codes(client, find::all(client).await?).await;
+    Ok(table::json(rows.iter().map(json)))
+}
+
+async fn with_exit_codes(client: &Client, all: Vec<Found>) -> Vec<(Found, Option<i32>)> {
     let mut rows = Vec::new();
     for found in all {
         let exit_code = match found.container.state() {
@@ -41,11 +54,7 @@ pub(super) async fn ps(client: &Client, arguments: &PsArgs) -> Result<()> {
         };
         rows.push((found, exit_code));
     }
-    table::print(&if arguments.json {
-        format!("{}\n", rows.iter().map(json).collect::<Value>())
-    } else {
-        text(&rows, clock::now_ns())
-    })
+    rows
 }
 
 /// None for one that has gone meanwhile.

@@ -3,6 +3,9 @@
 //! All are clients of the daemon that serves the socket. [`find`] tells which container is meant,
 //! [`own`] what `hull run` leaves to it, [`streams`] opens sessions, and [`log`] prints logs.
 
+mod console;
+mod copy;
+mod debug;
 mod events;
 mod exec;
 mod find;
@@ -15,12 +18,16 @@ mod ports;
 mod stats;
 mod stop;
 mod streams;
+mod top;
+mod trace;
 
 use anyhow::Result;
 
+pub(crate) use self::debug::NotToBeEntered;
 pub(crate) use self::{
     exec::check_terminal,
     find::{exit_code, status},
+    list::listed,
     log::{Show, follow},
     streams::Streams,
 };
@@ -42,12 +49,22 @@ pub(crate) enum ContainersCommand {
     Stop(stop::StopArgs),
     /// Remove containers, and the microVMs that `hull run` made for them
     Rm(stop::RmArgs),
-    /// Print what is known of containers, as one JSON array
+    /// Print what is known of containers
     Inspect(inspect::InspectArgs),
+    /// List the processes of a container
+    Top(top::TopArgs),
     /// Show what containers use
     Stats(stats::StatsArgs),
     /// Print what happens to pods and containers from now on
     Events(events::EventsArgs),
+    /// Print what the guest's kernel said, if debug_console is set
+    Console(console::ConsoleArgs),
+    /// Run a shell in a pod's guest itself, if it was started with vm.debug
+    Debug(debug::DebugArgs),
+    /// Copy files from or to a container, which needs a tar(1) for it
+    Cp(copy::CpArgs),
+    /// Draw the start of a pod by stage, as an SVG picture that browsers show
+    Trace(trace::TraceArgs),
     /// Forward ports of 127.0.0.1 to a container's pod, until interrupted
     PortForward(ports::PortForwardArgs),
 }
@@ -64,6 +81,9 @@ pub(crate) async fn run(settings: &Settings, command: ContainersCommand) -> Resu
         ContainersCommand::Attach(arguments) => {
             return exec::attach(&client, &streams, &arguments).await;
         }
+        ContainersCommand::Debug(arguments) => {
+            return debug::debug(&client, &settings.pods, &arguments).await;
+        }
         ContainersCommand::Stop(arguments) => return stop::stop(&client, &arguments).await,
         ContainersCommand::Rm(arguments) => {
             return stop::rm(&client, &settings.state, &arguments).await;
@@ -71,8 +91,14 @@ pub(crate) async fn run(settings: &Settings, command: ContainersCommand) -> Resu
         ContainersCommand::Ps(arguments) => list::ps(&client, &arguments).await?,
         ContainersCommand::Logs(arguments) => logs::logs(&client, &arguments).await?,
         ContainersCommand::Inspect(arguments) => inspect::inspect(&client, &arguments).await?,
+        ContainersCommand::Top(arguments) => top::top(&client, &arguments).await?,
         ContainersCommand::Stats(arguments) => stats::stats(&client, &arguments).await?,
         ContainersCommand::Events(arguments) => events::events(&client, &arguments).await?,
+        ContainersCommand::Console(arguments) => {
+            console::console(&client, &settings.state, &arguments).await?;
+        }
+        ContainersCommand::Cp(arguments) => copy::cp(&client, &streams, &arguments).await?,
+        ContainersCommand::Trace(arguments) => trace::trace(&client, &arguments).await?,
         ContainersCommand::PortForward(arguments) => {
             ports::port_forward(&client, &streams, &arguments).await?;
         }

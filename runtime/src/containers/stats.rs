@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use super::find::{self, Found};
 use crate::{
     client::{Client, refused},
-    table::{self, Column},
+    table::{self, Column, Format, Output},
 };
 
 /// Between two looks; what is told of CPUs is of this time.
@@ -27,9 +27,8 @@ pub(crate) struct StatsArgs {
     /// Once only
     #[arg(long)]
     no_stream: bool,
-    /// Print JSON arrays, one a line
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    output: Output,
 }
 
 /// What a container uses.
@@ -45,17 +44,17 @@ struct Usage {
 
 /// Shows what containers use.
 pub(super) async fn stats(client: &Client, arguments: &StatsArgs) -> Result<()> {
-    let clear = !arguments.no_stream && !arguments.json && io::stdout().is_terminal();
+    let format = arguments.output.format;
+    let clear = !arguments.no_stream && format == Format::Table && io::stdout().is_terminal();
     let mut before = ask(client).await?;
     loop {
         tokio::time::sleep(INTERVAL).await;
         let now = ask(client).await?;
         let all = usages(&find::all(client).await?, &before, &now);
         before = now;
-        let text = if arguments.json {
-            json(&all)
-        } else {
-            text(&all)
+        let text = match format {
+            Format::Json => table::json(all.iter().map(json)),
+            Format::Table => text(&all),
         };
         table::print(&if clear {
             format!("{CLEAR}{text}")
@@ -144,17 +143,14 @@ fn text(all: &[Usage]) -> String {
     table::text(columns, &all.iter().map(row).collect::<Vec<_>>())
 }
 
-fn json(all: &[Usage]) -> String {
-    let one = |usage: &Usage| {
-        json!({
-            "id": usage.id,
-            "name": usage.name,
-            "cpu_percent": usage.cpu_percent,
-            "memory_bytes": usage.memory,
-            "written_bytes": usage.written,
-        })
-    };
-    format!("{}\n", all.iter().map(one).collect::<Value>())
+fn json(usage: &Usage) -> Value {
+    json!({
+        "id": usage.id,
+        "name": usage.name,
+        "cpu_percent": usage.cpu_percent,
+        "memory_bytes": usage.memory,
+        "written_bytes": usage.written,
+    })
 }
 
 #[cfg(test)]

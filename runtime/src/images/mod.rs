@@ -3,6 +3,8 @@
 //! [`service`] is the daemon's side, the rest is the client's: [`progress`] shows how far a pull
 //! is, [`transfer`] moves archives, [`table`] prints lists.
 
+mod credentials;
+pub(crate) mod login;
 pub(crate) mod progress;
 pub(crate) mod service;
 mod table;
@@ -18,11 +20,12 @@ use std::{
 use anyhow::{Context, Result};
 use hull_proto_images::v1::{Image, ListRequest, PullRequest, RemoveRequest};
 
+pub(crate) use self::credentials::complete;
 use self::{progress::Show, table::Names};
 use crate::{
     client::{self, Client, refused},
     config::Settings,
-    table::{lines, print},
+    table::{Format, Output, json, lines, print},
 };
 
 /// Longest password or token read, bytes.
@@ -36,14 +39,13 @@ pub(crate) enum ImagesCommand {
         /// With those that are removed and still used by containers
         #[arg(short, long)]
         all: bool,
-        /// Print one JSON array
-        #[arg(long, conflicts_with = "quiet")]
-        json: bool,
+        #[command(flatten)]
+        output: Output,
         /// Ids only
-        #[arg(short, long)]
+        #[arg(short, long, conflicts_with = "output")]
         quiet: bool,
         /// Names with the digest at the registry, in place of those with a tag
-        #[arg(long, conflicts_with_all = ["json", "quiet"])]
+        #[arg(long, conflicts_with_all = ["output", "quiet"])]
         digests: bool,
     },
     /// Pull an image and print its id
@@ -119,6 +121,8 @@ impl Credentials {
             request.identity_token = secret(input)?;
         } else if self.registry_token_stdin {
             request.registry_token = secret(input)?;
+        } else {
+            complete(&mut request);
         }
         Ok(request)
     }
@@ -139,17 +143,17 @@ async fn execute(client: Client, command: ImagesCommand) -> Result<()> {
     match command {
         ImagesCommand::List {
             all,
-            json,
+            output,
             quiet,
             digests,
         } => {
             let images = list(&client, all).await?;
-            print(&if json {
-                table::json(&images)
-            } else if quiet {
-                lines(images.into_iter().map(|image| image.id))
-            } else {
-                table::text(&images, if digests { Names::Digests } else { Names::Tags })
+            print(&match output.format {
+                Format::Json => json(images.iter().map(table::json)),
+                Format::Table if quiet => lines(images.into_iter().map(|image| image.id)),
+                Format::Table => {
+                    table::text(&images, if digests { Names::Digests } else { Names::Tags })
+                }
             })
         }
         ImagesCommand::Pull(asked) => {

@@ -7,6 +7,7 @@ use std::{
 };
 
 use futures::{StreamExt, stream};
+use hull_base::stages::Call;
 use hull_image::{Auth, Image, ImageId, ImageStore, PullError, PullProgress, StoreError};
 use hull_proto_images::{
     PIECE,
@@ -81,13 +82,14 @@ impl Images for ImagesService {
             password,
             identity_token,
             registry_token,
+            server_address,
         } = request.into_inner();
         let span = info_span!("Images.Pull", image);
         let given = [&username, &identity_token, &registry_token];
         let auth = given.iter().any(|given| !given.is_empty()).then_some(Auth {
             username,
             password,
-            server_address: String::new(),
+            server_address,
             identity_token,
             registry_token,
         });
@@ -98,6 +100,28 @@ impl Images for ImagesService {
             Ok(vec![id])
         };
         Ok(Response::new(told(work, watched, span)))
+    }
+
+    async fn login(
+        &self,
+        request: Request<v1::LoginRequest>,
+    ) -> Result<Response<v1::LoginResponse>, Status> {
+        let v1::LoginRequest {
+            registry,
+            username,
+            password,
+        } = request.into_inner();
+        let span = info_span!("Images.Login", registry, username);
+        let auth = Auth {
+            username,
+            password,
+            ..Auth::default()
+        };
+        let login = async {
+            let registry = self.0.log_in(&registry, auth).await?;
+            Ok(v1::LoginResponse { registry })
+        };
+        cri::answer(span, login).await
     }
 
     type ImportStream = Answer<v1::Progress>;
@@ -176,7 +200,7 @@ fn told(
     span: Span,
 ) -> Answer<v1::Progress> {
     let started = Instant::now();
-    let work = work.instrument(span.clone());
+    let work = Call::current().of(work.instrument(span.clone()));
     let state = Some((Box::pin(work), watched));
     stream::unfold(state, move |state| {
         let span = span.clone();

@@ -1,7 +1,7 @@
 //! Lists of images, for people and for programs.
 
 use hull_proto_images::v1::Image;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::table::{self, Column};
 
@@ -43,19 +43,13 @@ pub(super) fn text(images: &[Image], names: Names) -> String {
     table::text(columns, &rows)
 }
 
-/// All of it, as one array.
-pub(super) fn json(images: &[Image]) -> String {
-    let images: Vec<_> = images
-        .iter()
-        .map(|image| {
-            json!({
-                "id": image.id, "tags": image.tags, "digests": image.digests,
-                "bytes": image.bytes, "pinned": image.pinned, "containers": image.containers,
-                "removed": image.removed,
-            })
-        })
-        .collect();
-    format!("{}\n", serde_json::Value::from(images))
+/// All of an image.
+pub(super) fn json(image: &Image) -> Value {
+    json!({
+        "id": image.id, "tags": image.tags, "digests": image.digests,
+        "bytes": image.bytes, "pinned": image.pinned, "containers": image.containers,
+        "removed": image.removed,
+    })
 }
 
 #[cfg(test)]
@@ -101,7 +95,6 @@ mod tests {
         assert_eq!(words(Names::Tags), expected);
         expected.splice(1..3, [format!("x/y@sha256:1 {a}")]);
         assert_eq!(words(Names::Digests), expected);
-        let json: serde_json::Value = serde_json::from_str(&json(&images)).unwrap();
-        assert_eq!(json[0]["tags"][1], "x/y:2");
+        assert_eq!(json(&images[0])["tags"][1], "x/y:2");
     }
 }

@@ -8,7 +8,7 @@ use tokio::{
 };
 
 /// Counts SIGINT, SIGTERM and SIGHUP.
-pub(super) fn count() -> io::Result<watch::Receiver<u32>> {
+pub(crate) fn count() -> io::Result<watch::Receiver<u32>> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut hang_up = signal(SignalKind::hangup())?;

@@ -5,7 +5,7 @@
 //! [`session`] is the way from pull to clean-up, [`streams`] what goes in and comes out.
 
 mod arguments;
-mod interrupts;
+pub(crate) mod interrupts;
 mod request;
 mod session;
 mod streams;

@@ -5,8 +5,8 @@ use std::path::Path;
 use hull_proto_cri::v1::{
     ContainerConfig, ContainerMetadata, ImageSpec, Int64Value, KeyValue, LinuxContainerConfig,
     LinuxContainerResources, LinuxContainerSecurityContext, LinuxPodSandboxConfig,
-    LinuxSandboxSecurityContext, Mount, PodSandboxConfig, PodSandboxMetadata, PortMapping,
-    Protocol as CriProtocol,
+    LinuxSandboxSecurityContext, Mount, NamespaceMode, NamespaceOption, PodSandboxConfig,
+    PodSandboxMetadata, PortMapping, Protocol as CriProtocol,
 };
 
 use super::{
@@ -51,6 +51,7 @@ pub(super) fn sandbox(arguments: &RunArgs, name: &str, directory: &Path) -> PodS
             resources: limits(arguments),
             security_context: Some(LinuxSandboxSecurityContext {
                 privileged: arguments.privileged,
+                namespace_options: Some(namespaces()),
                 ..Default::default()
             }),
             ..Default::default()
@@ -141,10 +142,19 @@ fn variable(variable: &Variable) -> Option<KeyValue> {
     })
 }
 
+/// As kubelet has it: the container's first process is the first of its pid namespace.
+fn namespaces() -> NamespaceOption {
+    NamespaceOption {
+        pid: NamespaceMode::Container.into(),
+        ..Default::default()
+    }
+}
+
 fn security(arguments: &RunArgs) -> LinuxContainerSecurityContext {
     let mut context = LinuxContainerSecurityContext {
         privileged: arguments.privileged,
         readonly_rootfs: arguments.read_only,
+        namespace_options: Some(namespaces()),
         ..Default::default()
     };
     if let Some(user) = &arguments.user {

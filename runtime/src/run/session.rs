@@ -28,7 +28,10 @@ use super::{arguments::RunArgs, interrupts, request, streams};
 use crate::{
     client::{Client, Daemon, refused},
     containers::{self, Show as ShowLog, Streams, own},
-    images::progress::{self, Show},
+    images::{
+        self,
+        progress::{self, Show},
+    },
     table,
 };
 
@@ -119,10 +122,11 @@ impl<'a> Session<'a> {
         }
         self.say(format_args!("pulling {}", self.arguments.image()));
         let started = Instant::now();
-        let request = PullRequest {
+        let mut request = PullRequest {
             image: self.arguments.image().to_owned(),
             ..Default::default()
         };
+        images::complete(&mut request);
         let show = Show::unless(self.arguments.quiet);
         let pulled = tokio::select! {
             pulled = progress::pull(&self.client, request, show) => pulled?,

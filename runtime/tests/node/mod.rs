@@ -1,7 +1,8 @@
 //! The daemon as a service of its node, and what scripts see of it.
 
 use std::{
-    os::unix::net::UnixDatagram,
+    fs::Permissions,
+    os::unix::{fs::PermissionsExt, net::UnixDatagram},
     process::{Command, Output},
     time::{Duration, Instant},
 };
@@ -91,8 +92,37 @@ async fn what_keeps_a_command_from_its_work_has_an_exit_code_and_one_line() {
     let wrong = dir.join("wrong.toml");
     std::fs::write(&wrong, "[vm]\nmemory_mb = 1\n").unwrap();
     let elsewhere = dir.join("elsewhere");
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let taken = taken.local_addr().unwrap();
+    // Another daemon's directories, with one thing in them that can't be.
+    let other = |name: &str, settings: &str| {
+        let own = dir.join(name);
+        std::fs::create_dir(&own).unwrap();
+        let text = format!(
+            "{settings}\nroot = \"{0}/root\"\nstate = \"{0}/state\"\ncni.conf_dir = \"{1}/net.d\"\n",
+            own.display(),
+            dir.display()
+        );
+        std::fs::write(own.join("hull.toml"), text).unwrap();
+        own.join("hull.toml")
+    };
+    let streaming = other("s", &format!("streaming.address = \"{taken}\""));
+    let metrics = other("m", &format!("metrics.address = \"{taken}\""));
+    std::fs::write(dir.join("no.pem"), "no certificate\n").unwrap();
+    let pem = dir.join("no.pem").display().to_string();
+    let tls = other(
+        "t",
+        &format!("streaming.tls_cert = \"{pem}\"\nstreaming.tls_key = \"{pem}\""),
+    );
+    let records = other("r", "");
+    std::fs::create_dir_all(dir.join("r/root/hull.redb")).unwrap();
+    std::fs::set_permissions(dir.join("r/root"), Permissions::from_mode(0o700)).unwrap();
     for (file, arguments, code, said) in [
-        (&config, &["serve"][..], 75, "another hull"),
+        (&streaming, &["serve"][..], 75, &*taken.to_string()),
+        (&metrics, &["serve"], 75, &*taken.to_string()),
+        (&tls, &["serve"], 78, "no.pem"),
+        (&records, &["serve"], 74, "hull.redb"),
+        (&config, &["serve"], 75, "another hull"),
         (&wrong, &["serve"], 78, "did you mean vm.memory_mib?"),
         (
             &wrong,
@@ -123,7 +153,20 @@ async fn what_keeps_a_command_from_its_work_has_an_exit_code_and_one_line() {
             "{arguments:?}: {output:?}"
         );
         let text = String::from_utf8(output.stderr).unwrap();
-        assert_eq!(text.lines().count(), 1, "{text}");
-        assert!(text.starts_with("hull: ") && text.contains(said), "{text}");
+        // A daemon that starts logs there too.
+        let told: Vec<&str> = text
+            .lines()
+            .filter(|line| line.starts_with("hull: "))
+            .collect();
+        assert!(matches!(told[..], [line] if line.contains(said)), "{text}");
+        let logged = text
+            .lines()
+            .all(|line| line.starts_with("hull: ") || line.starts_with("20"));
+        assert!(logged, "{text}");
     }
+    // What a person would begin with.
+    let default = hull(&["config", "default"]).stdout;
+    std::fs::write(&wrong, default).unwrap();
+    let output = hull(&["--config", wrong.to_str().unwrap(), "config", "check"]);
+    assert!(output.status.success(), "{output:?}");
 }

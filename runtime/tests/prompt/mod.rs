@@ -3,7 +3,9 @@
 mod terminal;
 
 use std::{
+    fs,
     io::{BufRead, BufReader, Write},
+    os::unix::fs::PermissionsExt,
     process::{Child, Command, Output, Stdio},
 };
 
@@ -13,15 +15,20 @@ use serde_json::Value;
 use crate::{Daemon, registry};
 
 /// A daemon and the name of an image that it has.
-struct Node {
-    daemon: Daemon,
+pub struct Node {
+    pub daemon: Daemon,
     image: String,
 }
 
 impl Node {
     /// `None` (said on stdout) where it can't be had.
     async fn start() -> Option<Self> {
-        let daemon = Daemon::start().await?;
+        Self::start_with("").await
+    }
+
+    /// The same with more in its configuration.
+    pub async fn start_with(settings: &str) -> Option<Self> {
+        let daemon = Daemon::start_with(settings).await?;
         let registry = registry::serve(daemon.child.id(), "user", "password");
         let image = format!("{}/app:1", registry.address);
         let request = PullImageRequest {
@@ -48,6 +55,7 @@ impl Node {
         let config = self.daemon.dir.path().join("hull.toml");
         line.push(config.to_str().unwrap());
         let mut command = Command::new(line[0]);
+        command.env("DOCKER_CONFIG", self.daemon.dir.path().join("docker"));
         command.args(&line[1..]).stdin(Stdio::null());
         command.args(arguments.iter().map(|&word| match word {
             "IMAGE" => &self.image,
@@ -57,7 +65,7 @@ impl Node {
     }
 
     /// Runs it with this input to its end.
-    fn fed(&self, input: &[u8], arguments: &[&str]) -> Output {
+    pub fn fed(&self, input: &[u8], arguments: &[&str]) -> Output {
         let mut command = self.command(&[], arguments);
         command.stdin(Stdio::piped());
         command.stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -74,7 +82,7 @@ impl Node {
     }
 
     /// What one that succeeds prints.
-    fn told(&self, arguments: &[&str]) -> String {
+    pub fn told(&self, arguments: &[&str]) -> String {
         let output = self.hull(arguments);
         let text = String::from_utf8(output.stdout.clone()).unwrap();
         assert!(output.status.success(), "{arguments:?}: {output:?}");
@@ -93,6 +101,20 @@ impl Node {
         let lines = text.lines().filter(|line| line.starts_with("hull: "));
         let lines: Vec<_> = lines.collect();
         lines.last().unwrap().to_string()
+    }
+
+    /// From now on the guest of this pod has a shell.
+    fn bring_shell(&self, name: &str) {
+        let list = self.json(&["ps", "-o", "json"]);
+        let mut all = list.as_array().unwrap().iter();
+        let found = all.find(|one| one["name"] == name).unwrap();
+        let pods = self.daemon.dir.path().join("state/pods");
+        let pod = pods.join(found["pod_id"].as_str().unwrap());
+        fs::write(pod.join("shell"), "").unwrap();
+    }
+
+    pub fn registry(&self) -> &str {
+        self.image.split('/').next().unwrap()
     }
 
     fn json(&self, arguments: &[&str]) -> Value {
@@ -141,7 +163,7 @@ async fn input_and_both_outputs_of_a_container_pass_byte_for_byte() {
     let output = node.hull(&["run", "-q", "IMAGE", "cat", "out:done\\n"]);
     assert_eq!(output.stdout, b"done\n", "{output:?}");
 
-    let missing = node.refused(125, &["run", "-q", "IMAGE", "cannot-start"]);
+    let missing = node.refused(127, &["run", "-q", "IMAGE", "cannot-start"]);
     assert!(missing.contains("not found"), "{missing}");
     // Who reads no more ends it.
     let (mut child, mut output) = node.start_piped(&["run", "-q", "IMAGE", "ticks:5"]);
@@ -158,7 +180,7 @@ async fn a_container_that_is_left_to_the_daemon_is_asked_for_by_name() {
     let Some(node) = Node::start().await else {
         return;
     };
-    let (mut watcher, mut events) = node.start_piped(&["events", "--json"]);
+    let (mut watcher, mut events) = node.start_piped(&["events", "--output", "json"]);
     let id = node.told(&[
         "run",
         "-q",
@@ -182,7 +204,7 @@ async fn a_container_that_is_left_to_the_daemon_is_asked_for_by_name() {
         [&id[..12], "db", &node.image, "running"],
         "{list}"
     );
-    assert_eq!(node.json(&["ps", "--json"])[0]["namespace"], "hull-run");
+    assert_eq!(node.json(&["ps", "-o", "json"])[0]["namespace"], "hull-run");
     let known = node.json(&["inspect", &id[..5]]);
     assert_eq!(
         (&known[0]["id"], &known[0]["state"]),
@@ -194,7 +216,15 @@ async fn a_container_that_is_left_to_the_daemon_is_asked_for_by_name() {
             .unwrap()
             .starts_with("10.222.")
     );
-    let used = node.json(&["stats", "--no-stream", "--json"]);
+    let processes = node.told(&["top", "db"]);
+    let init = processes.lines().nth(1).unwrap();
+    let words: Vec<_> = init.split_whitespace().collect();
+    assert_eq!(
+        words.join(" "),
+        r"1 0 0 S 1:01.00 3.0 MiB 7 s out:hello\n wait"
+    );
+    assert_eq!(node.json(&["top", "-o", "json", "db"])[0]["pid"], 1);
+    let used = node.json(&["stats", "--no-stream", "-o", "json"]);
     assert_eq!(used[0]["name"], "db", "{used}");
     // The fake guest uses more at each look.
     assert!(used[0]["cpu_percent"].as_f64().unwrap() > 0.0, "{used}");
@@ -206,8 +236,19 @@ async fn a_container_that_is_left_to_the_daemon_is_asked_for_by_name() {
         (&b"x"[..], &b"y"[..])
     );
     assert_eq!(node.fed(b"abc", &["exec", "-i", id, "cat"]).stdout, b"abc");
-    let missing = node.refused(125, &["exec", "db", "cannot-start"]);
+    let missing = node.refused(127, &["exec", "db", "cannot-start"]);
     assert!(missing.contains("not found"), "{missing}");
+
+    let no_console = node.refused(1, &["console", "db"]);
+    assert!(no_console.contains("debug_console"), "{no_console}");
+    let run_directory = format!("state/pods/{}", known[0]["pod"]["id"].as_str().unwrap());
+    let run_directory = node.daemon.dir.path().join(run_directory);
+    fs::write(run_directory.join("console.log"), "Linux\r\n").unwrap();
+    assert_eq!(node.told(&["console", "db"]), "Linux\r\n");
+    let (mut follower, mut console) = node.start_piped(&["console", "-f", "db"]);
+    assert_eq!(line(&mut console), "Linux\r\n");
+    follower.kill().unwrap();
+    follower.wait().unwrap();
 
     assert_eq!(node.told(&["logs", "db"]), "hello\n");
     assert_eq!(node.told(&["logs", "-n", "0", "db"]), "");
@@ -241,6 +282,7 @@ async fn a_container_that_is_left_to_the_daemon_is_asked_for_by_name() {
     assert!(follower.wait().unwrap().success());
     assert_eq!(line(&mut log), "");
     assert_eq!(node.told(&["ps"]).lines().count(), 1);
+    assert_eq!(node.refused(1, &["top", "db"]), "hull: db does not run");
     let list = node.told(&["ps", "-a"]);
     assert!(list.contains("exited (143)"), "{list}");
     // Its microVM has gone, its log has not.
@@ -271,6 +313,186 @@ async fn a_container_that_is_left_to_the_daemon_is_asked_for_by_name() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn files_are_copied_in_and_out_by_the_rules_of_docker() {
+    let Some(node) = Node::start().await else {
+        return;
+    };
+    node.told(&["run", "-q", "-d", "--name", "box", "IMAGE", "wait"]);
+    // The fake guest's files are this machine's.
+    let (guest, here) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let inside = |path: &str| format!("box:{}/{path}", guest.path().display());
+    let outside = |path: &str| format!("{}/{path}", here.path().display());
+    let copy = |from: &str, to: &str| node.told(&["cp", from, to]);
+    let read = |path: &str| fs::read_to_string(path).unwrap();
+    let in_guest = |path: &str| read(&format!("{}/{path}", guest.path().display()));
+    fs::create_dir_all(outside("tree/sub")).unwrap();
+    fs::write(outside("tree/sub/file"), "text").unwrap();
+    let large = vec![b'x'; 3 << 20];
+    fs::write(outside("tree/large"), &large).unwrap();
+
+    copy(&outside("tree"), &inside("new"));
+    assert_eq!(in_guest("new/sub/file"), "text");
+    copy(&outside("tree"), &inside("new"));
+    assert_eq!(in_guest("new/tree/sub/file"), "text");
+    copy(&outside("tree/."), &inside("new/sub"));
+    assert_eq!(in_guest("new/sub/large").len(), large.len());
+    copy(&outside("tree/sub/file"), &inside("renamed"));
+    copy(&outside("tree/sub/file"), &inside("new/"));
+    assert_eq!(
+        (in_guest("renamed"), in_guest("new/file")),
+        ("text".into(), "text".into())
+    );
+
+    copy(&inside("new"), &outside("copied"));
+    assert_eq!(fs::read(outside("copied/tree/large")).unwrap(), large);
+    copy(&inside("new/."), &outside("content"));
+    assert_eq!(read(&outside("content/sub/file")), "text");
+    copy(&inside("new/file"), &outside("copied"));
+    copy(&inside("renamed"), &outside("copied/file2"));
+    assert_eq!(
+        (
+            read(&outside("copied/file")),
+            read(&outside("copied/file2"))
+        ),
+        ("text".into(), "text".into())
+    );
+
+    // As archives.
+    let archive = node.hull(&["cp", &inside("new/file"), "-"]).stdout;
+    let unpacked = node.fed(&archive, &["cp", "-", &inside("new/tree")]);
+    assert!(unpacked.status.success(), "{unpacked:?}");
+    assert_eq!(in_guest("new/tree/file"), "text");
+
+    for (from, to, word) in [
+        (inside("none"), outside("x"), "none"),
+        (inside("new"), outside("copied/file"), "directory"),
+        (inside("renamed"), outside("none/"), "no such directory"),
+        (outside("none"), inside("x"), "none"),
+        (
+            outside("tree"),
+            inside("renamed"),
+            "no directory in the container",
+        ),
+        (outside("tree/sub/file"), inside("none/"), "no directory"),
+        (outside("tree"), outside("x"), "neither is in a container"),
+        (inside("new"), inside("x"), "both are in containers"),
+    ] {
+        let told = node.refused(1, &["cp", &from, &to]);
+        assert!(told.contains(word), "{from} {to}: {told}");
+    }
+    assert_eq!(node.told(&["rm", "-f", "box"]), "box\n");
+    node.daemon.assert_nothing_left();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_pod_takes_is_told_as_a_runtime_class() {
+    let Some(node) = Node::start().await else {
+        return;
+    };
+    let told = node.told(&["runtime-class", "--idle", "1"]);
+    assert!(told.contains("\nkind: RuntimeClass\n"), "{told}");
+    assert!(told.contains("\nhandler: hull\n"), "{told}");
+    assert!(told.contains("    memory: 36Mi\n    cpu: "), "{told}");
+    let refused = node.refused(1, &["runtime-class", "none"]);
+    assert!(
+        refused.contains("no handler none (there is: hull)"),
+        "{refused}"
+    );
+    node.daemon.assert_nothing_left();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_guest_is_entered_if_it_may_be() {
+    let Some(node) = Node::start().await else {
+        return;
+    };
+    node.told(&["run", "-q", "-d", "--name", "box", "IMAGE", "wait"]);
+    let told = node.refused(78, &["debug", "box"]);
+    assert!(told.contains("started without one"), "{told}");
+    assert!(told.contains("vm.debug = true"), "{told}");
+    let told = node.refused(1, &["debug", "none"]);
+    assert!(told.contains("there is no pod \"none\""), "{told}");
+    node.bring_shell("box");
+    let output = node.fed(b"ls; ps\n", &["debug", "box"]);
+    assert!(output.status.success(), "{output:?}");
+    assert_eq!(output.stdout, b"ls; ps\n");
+    node.told(&["rm", "-f", "box"]);
+    node.daemon.assert_nothing_left();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_password_that_is_kept_is_used_by_pulls() {
+    let Some(node) = Node::start().await else {
+        return;
+    };
+    let registry = node.registry();
+    let login = ["login", "-u", "user", "--password-stdin", registry];
+    let wrong = node.fed(b"wrong\n", &login);
+    assert_eq!(wrong.status.code(), Some(77), "{wrong:?}");
+    let told = node.refused(77, &["pull", "IMAGE"]);
+    assert!(told.contains("access denied"), "{told}");
+    let right = node.fed(b"password\n", &login);
+    assert!(right.status.success(), "{right:?}");
+    let file = node.daemon.dir.path().join("docker/config.json");
+    let mode = fs::metadata(&file).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    assert!(node.told(&["pull", "-q", "IMAGE"]).starts_with("sha256:"));
+    node.told(&["images", "rm", "IMAGE"]);
+    let ran = node.hull(&["run", "-q", "IMAGE", "exit:4"]);
+    assert_eq!(ran.status.code(), Some(4), "{ran:?}");
+    let told = node.told(&["logout", registry]);
+    assert_eq!(told, format!("logged out of {registry}\n"));
+    node.refused(77, &["pull", "IMAGE"]);
+    assert_eq!(
+        node.told(&["logout", registry]),
+        format!("not logged in to {registry}\n")
+    );
+    let told = node.refused(1, &["login", registry]);
+    assert!(told.contains("--password-stdin"), "{told}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_archive_for_support_has_what_helps_and_no_secrets() {
+    let Some(node) = Node::start().await else {
+        return;
+    };
+    let run = [
+        "run",
+        "-q",
+        "-d",
+        "--name",
+        "web",
+        "-e",
+        "KEY=hidden-secret",
+        "IMAGE",
+        "wait",
+    ];
+    node.told(&run);
+    let archive = node.daemon.dir.path().join("support.tar.gz");
+    let path = archive.to_str().unwrap();
+    assert_eq!(node.told(&["support", "-o", path]), format!("{path}\n"));
+    let mode = fs::metadata(&archive).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    let told = node.refused(1, &["support", "-o", path]);
+    assert!(told.contains("exists"), "{told}");
+    let unpacked = Command::new("tar").args(["-xzOf", path]).output().unwrap();
+    assert!(unpacked.status.success(), "{unpacked:?}");
+    let text = String::from_utf8_lossy(&unpacked.stdout);
+    for part in [
+        "RuntimeReady",
+        "\"name\": \"web\"",
+        "\"name\":\"web\"",
+        "vm.memory_mib",
+        "records ",
+    ] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+    assert!(!text.contains("hidden-secret"), "{text}");
+    assert_eq!(node.told(&["rm", "-f", "web"]), "web\n");
+    node.daemon.assert_nothing_left();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_can_not_be_is_said_in_a_line() {
     let Some(node) = Node::start().await else {
         return;
@@ -280,6 +502,8 @@ async fn what_can_not_be_is_said_in_a_line() {
         (125, "attach nobody"),
         (1, "logs nobody"),
         (1, "inspect nobody"),
+        (1, "top nobody"),
+        (1, "cp nobody:/x /tmp"),
         (1, "stop nobody"),
         (1, "rm -f nobody"),
         (1, "port-forward nobody 80"),

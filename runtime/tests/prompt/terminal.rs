@@ -131,7 +131,7 @@ async fn a_terminal_is_lent_to_a_container_and_given_back() {
     assert_eq!(child.wait().unwrap().code(), Some(0));
     terminal.expect("hull: shell goes on");
     terminal.assert_restored(&before);
-    assert_eq!(node.json(&["ps", "--json"])[0]["name"], "shell");
+    assert_eq!(node.json(&["ps", "-o", "json"])[0]["name"], "shell");
 
     // One that ends while a client is attached to it.
     let mut child = terminal.start(&node, &["attach", "shell"]);
@@ -154,6 +154,20 @@ async fn a_terminal_is_lent_to_a_container_and_given_back() {
     assert_eq!(child.wait().unwrap().code(), Some(143));
     terminal.assert_restored(&before);
     assert_eq!(node.told(&["rm", "-f", "other"]), "other\n");
+
+    // The guest itself.
+    node.told(&["run", "-q", "-d", "--name", "box", "IMAGE", "wait"]);
+    node.bring_shell("box");
+    terminal.resize(90, 20);
+    let mut child = terminal.start(&node, &["debug", "box"]);
+    terminal.expect("90x20");
+    assert!(terminal.is_raw());
+    terminal.send(b"typed\x03");
+    terminal.expect("typed\x03");
+    terminal.send(b"\x10\x11");
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    terminal.assert_restored(&before);
+    assert_eq!(node.told(&["rm", "-f", "box"]), "box\n");
 
     // One that ends by itself.
     let mut child = terminal.start(&node, &["run", "-q", "-it", "IMAGE", "out:bye", "exit:7"]);

@@ -37,13 +37,18 @@ pub fn basic(user: &str, password: &str) -> String {
 
 /// Serves `app:1` on loopback of the network of process `pid` until the test ends.
 pub fn serve(pid: u32, user: &str, password: &str) -> Registry {
+    serve_at(pid, ([127, 0, 0, 1], 0).into(), user, password)
+}
+
+/// The same at an address; port 0 takes a free one.
+pub fn serve_at(pid: u32, at: SocketAddr, user: &str, password: &str) -> Registry {
     let let_in = Arc::new(AtomicBool::new(false));
     let (told, address) = mpsc::channel();
     let (wanted, seen) = (basic(user, password), Arc::clone(&let_in));
     thread::spawn(move || {
         let network = fs::File::open(format!("/proc/{pid}/ns/net")).unwrap();
         setns(network, CloneFlags::CLONE_NEWNET).unwrap();
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let listener = TcpListener::bind(at).unwrap();
         told.send(listener.local_addr().unwrap()).unwrap();
         let content = content();
         for stream in listener.incoming() {
@@ -96,6 +101,8 @@ fn content() -> HashMap<String, (&'static str, Vec<u8>)> {
     HashMap::from([
         ("1".to_owned(), (manifest_type, manifest.clone())),
         (digest(&manifest), (manifest_type, manifest)),
+        // What it says of itself.
+        (String::new(), ("application/json", b"{}".to_vec())),
         blob(config.into_bytes()),
         blob(layer),
     ])
