@@ -3,7 +3,7 @@
 # make turns every failure into exit code 2; tests/host/run.sh CMD passes the code on as it is.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-package simulate mutants critest software bench hostile faults soak check fuzz host shell host-stop image build sbom deb tarball clean
+.PHONY: help demo test test-package simulate mutants critest delegate software bench hostile faults soak check fuzz host shell host-stop image build sbom deb tarball clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s  %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -15,7 +15,7 @@ demo: build ## a real image from a real registry as a container in a microVM, st
 test: ## all checks and tests; TESTS=WORD: only the integration tests of that name
 	@tests/run-all.sh
 
-test-package: sbom ## the Debian package on a fresh Debian under systemd: install, use, upgrade under a pod, remove, purge
+test-package: sbom ## [PART="deb tarball"]: the packages on a fresh Debian under systemd: install, use, upgrade under a pod, remove
 	@tests/package.sh
 
 simulate: ## SEEDS=10000 [FIRST=1]: runs of a node under a seed, killed and broken anywhere; SEED=N: one, with all that happens
@@ -26,6 +26,9 @@ mutants: ## [SEEDS=10000]: bugs put into the daemon, and the seed by which the s
 
 critest: build ## CRITEST=/path/to/critest [FOCUS=REGEX]: that critest against hull serve in the KVM host
 	@tests/critest.sh
+
+delegate: build ## pods of Debian's containerd and runc beside pods in VMs, by one socket, each daemon killed, in the KVM host
+	@tests/delegate.sh
 
 software: build ## [NAME="redis java"]: databases, servers, languages as their users run them, in the KVM host
 	@tests/software.sh $(NAME)
@@ -76,4 +79,4 @@ tarball: sbom ## the same for other distributions, with install.sh: target/packa
 clean: host-stop ## remove target/ and stop the emulated KVM host; the cache stays
 	cargo clean
 
-export SHARE TESTS PROFILE BENCH CRITEST FOCUS SKIP FLAGS MINUTES VMS INPUT KEEP
+export PART SHARE TESTS PROFILE BENCH CRITEST FOCUS SKIP FLAGS MINUTES VMS INPUT KEEP

@@ -1,14 +1,18 @@
 #!/bin/bash
-# build-root.sh AGENT OUT - make the guest's root, a small read-only EROFS: the static program AGENT
-# as /init and empty directories to mount on. The same AGENT bytes give the same OUT bytes.
+# build-root.sh AGENT OUT [BUSYBOX] - make the guest's root, a small read-only EROFS: the static program AGENT
+# as /init and empty directories to mount on. With BUSYBOX, a static one, it is the root of guests that may be
+# entered (vm.debug), which have it as /debug/busybox. The same bytes give the same OUT bytes.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 . "$here/common.sh"
 
-[ $# = 2 ] || die "usage: $0 AGENT OUT"
-agent=$1 out=$2
-[ -f "$agent" ] || die "no agent at $agent"
-! readelf -l "$agent" 2>/dev/null | grep -q INTERP || die "$agent is not static: nothing in the guest could load it"
+[ $# = 2 ] || [ $# = 3 ] || die "usage: $0 AGENT OUT [BUSYBOX]"
+agent=$1 out=$2 busybox=${3:-}
+for program in "$agent" ${busybox:+"$busybox"}; do
+    [ -f "$program" ] || die "no program at $program"
+    ! readelf -l "$program" 2>/dev/null | grep -q INTERP ||
+        die "$program is not static: nothing in the guest could load it"
+done
 need_packages erofs-utils
 
 umask 022
@@ -18,6 +22,7 @@ trap 'rm -rf "$stage" "$out.new"' EXIT
 mkdir "$stage"/{dev,etc,mnt,proc,run,sbin,sys,tmp,var}
 install -m 755 "$agent" "$stage/init"
 ln -s ../init "$stage/sbin/hull-agent"
+[ -z "$busybox" ] || install -D -m 755 "$busybox" "$stage/debug/busybox"
 
 # Fixed owner, times and UUID. No inline data: only whole pages can be mapped from pmem (DAX).
 mkfs.erofs --quiet --all-root -T0 -U 68756c6c-0000-4000-8000-000000000000 -x-1 -Enoinline_data "$out.new" "$stage" >&2

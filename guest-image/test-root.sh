@@ -49,5 +49,10 @@ drwxr-xr-x 0:0 0.0000000000 ./sys
 drwxr-xr-x 0:0 0.0000000000 ./tmp
 drwxr-xr-x 0:0 0.0000000000 ./var
 LIST
+check "build with a shell" "$here/build-root.sh" "$tmp/a/agent" "$tmp/s.erofs" "$tmp/a/agent"
+check "extract it" fsck.erofs --extract="$tmp/s" "$tmp/s.erofs"
+check "the shell is there, and nothing else" diff <(cd "$tmp/s" && find . -printf '%M %p\n' | LC_ALL=C sort -k2) \
+    <({ cd "$tmp/x" && find . -printf '%M %p\n'; echo 'drwxr-xr-x ./debug'; echo '-rwxr-xr-x ./debug/busybox'; } |
+        LC_ALL=C sort -k2)
 check "a dynamic agent is refused" bash -c "! '$here/build-root.sh' /bin/ls '$tmp/d.erofs'"
 exit $failed

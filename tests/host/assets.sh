@@ -1,7 +1,7 @@
 #!/bin/bash
 # assets.sh [image]: builds what Hull needs at run time and puts it into one directory, target/hull:
-# hull, hull-vmm, hull-fs, vmlinux, root.erofs, and hull-cri, the client of the demo. With `image`,
-# only the guest's kernel and root. PROFILE=dev builds the host's programs faster, and slower ones.
+# hull, hull-vmm, hull-fs, vmlinux, root.erofs, root-debug.erofs, and hull-cri, the client of the demo. With
+# `image`, only the guest's kernel and roots. PROFILE=dev builds the host's programs faster, and slower ones.
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 
@@ -12,9 +12,11 @@ image() {
     local kernel agent
     kernel=$("$REPO/guest-image/build-kernel.sh" | tail -n 1)
     agent=$("$REPO/guest-image/build-agent.sh" | tail -n 1)
-    "$REPO/guest-image/build-root.sh" "$agent" "$OUT/.root.erofs"
     ln -sfn "$kernel" "$OUT/vmlinux"
+    "$REPO/guest-image/build-root.sh" "$agent" "$OUT/.root.erofs"
     put "$OUT/.root.erofs" "$OUT/root.erofs"
+    "$REPO/guest-image/build-root.sh" "$agent" "$OUT/.root.erofs" "$TOOLS/busybox/busybox"
+    put "$OUT/.root.erofs" "$OUT/root-debug.erofs"
     rm -f "$OUT/.root.erofs"
 }
 

@@ -14,6 +14,22 @@ set -euo pipefail
 build() {
     # libseccomp-dev: the agent links libseccomp.a. The rest: cargo's C dependencies and our scripts.
     install_packages gcc libc6-dev make pkg-config libseccomp-dev curl jq python3 git
+    busybox
+}
+
+# The shell of guests that may be entered. Installed, it would take the place of another busybox.
+busybox() {
+    [ -x "$TOOLS/busybox/busybox" ] && return
+    local tmp; tmp=$(mktemp -d)
+    say "unpacking busybox into $TOOLS"
+    apt_update_once
+    (cd "$tmp" && apt -o APT::Sandbox::User=root download busybox-static && dpkg-deb -x busybox-static_*.deb tree)
+    mkdir "$tmp/new"
+    mv "$tmp"/tree/bin/busybox "$tmp/new/busybox" 2>/dev/null || mv "$tmp"/tree/usr/bin/busybox "$tmp/new/busybox"
+    dpkg-deb -W --showformat '${Package} ${Version}\n' "$tmp"/busybox-static_*.deb >"$tmp/new/package"
+    mkdir -p "$TOOLS"
+    mv -T "$tmp/new" "$TOOLS/busybox"
+    rm -rf "$tmp"
 }
 
 cargo-tools() {
