@@ -51,6 +51,39 @@ start_daemon() {
     return 1
 }
 
+# start_containerd DIR ROOT PAUSE: Debian's containerd, which keeps images in ROOT and has the network and registries of
+# the node in DIR; returns when it answers on DIR/containerd.sock. PAUSE is the image of its sandboxes.
+start_containerd() {
+    mkdir -p "$1/containerd"
+    cat >"$1/containerd/config.toml" <<T
+version = 2
+root = "$2"
+state = "$1/containerd/run"
+[grpc]
+address = "$1/containerd.sock"
+[plugins."io.containerd.internal.v1.opt"]
+path = "$1/containerd/opt"
+[plugins."io.containerd.grpc.v1.cri"]
+sandbox_image = "$3"
+[plugins."io.containerd.grpc.v1.cri".containerd]
+snapshotter = "overlayfs"
+[plugins."io.containerd.grpc.v1.cri".cni]
+bin_dir = "/usr/lib/cni"
+conf_dir = "$1/net.d"
+[plugins."io.containerd.grpc.v1.cri".registry]
+config_path = "$1/certs.d"
+T
+    setsid containerd --config "$1/containerd/config.toml" >>"$1/containerd/log" 2>&1 &
+    CONTAINERD=$!
+    for _ in {1..300}; do
+        if hull-cri -r "$1/containerd.sock" version >/dev/null 2>&1; then return 0; fi
+        kill -0 "$CONTAINERD" 2>/dev/null || break
+        sleep 0.2
+    done
+    tail -n 20 "$1/containerd/log"
+    die "containerd does not answer"
+}
+
 # The CRI client of the node in DIR.
 cri() { hull-cri -r "$DIR/hull.sock" "$@"; }
 

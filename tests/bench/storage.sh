@@ -64,7 +64,7 @@ inside() {
     # Twenty have to fit into the KVM host.
     printf '[vm]\nmemory_mib = 128\n' >>"$DIR/hull.toml"
     start_daemon "$DIR" || die "hull serve does not answer"
-    start_containerd
+    start_containerd "$DIR" "$DISK/containerd" bench.registry/bench/pause:latest
     local round peer
     for ((round = 0; round < HULL_ROUNDS; round++)); do
         for peer in "${PEERS[@]}"; do pull "$peer"; done
@@ -76,37 +76,6 @@ inside() {
     done
     for peer in "${PEERS[@]}"; do pods "$peer"; done
     report
-}
-
-start_containerd() {
-    mkdir "$DIR/containerd"
-    cat >"$DIR/containerd/config.toml" <<T
-version = 2
-root = "$DISK/containerd"
-state = "$DIR/containerd/run"
-[grpc]
-address = "$DIR/containerd.sock"
-[plugins."io.containerd.internal.v1.opt"]
-path = "$DIR/containerd/opt"
-[plugins."io.containerd.grpc.v1.cri"]
-sandbox_image = "bench.registry/bench/pause:latest"
-[plugins."io.containerd.grpc.v1.cri".containerd]
-snapshotter = "overlayfs"
-[plugins."io.containerd.grpc.v1.cri".cni]
-bin_dir = "/usr/lib/cni"
-conf_dir = "$DIR/net.d"
-[plugins."io.containerd.grpc.v1.cri".registry]
-config_path = "$DIR/certs.d"
-T
-    setsid containerd --config "$DIR/containerd/config.toml" >"$DIR/containerd/log" 2>&1 &
-    CONTAINERD=$!
-    for _ in {1..300}; do
-        if cri containerd version >/dev/null 2>&1; then return 0; fi
-        kill -0 "$CONTAINERD" 2>/dev/null || break
-        sleep 0.2
-    done
-    tail -n 20 "$DIR/containerd/log"
-    die "containerd does not answer"
 }
 
 # cri PEER COMMAND...

@@ -19,5 +19,6 @@ check "bill of materials" tests/host/sbom --check
 check layering tests/checks/layering
 check circles circles
 check points tests/checks/points
+check "documented commands" tests/checks/documented
 check mutants tests/mutants/run --check
 exit $failed

@@ -5,7 +5,10 @@ use std::{
     process::{Command, Output, Stdio},
 };
 
-use crate::harness::{BUSYBOX, Node};
+use crate::{
+    collector::{Collector, ENDPOINT},
+    harness::{BUSYBOX, Node},
+};
 
 /// Runs `hull` as a client of the node's daemon.
 pub fn hull(node: &Node, arguments: &[&str]) -> Output {
@@ -35,9 +38,13 @@ async fn check_finds_that_this_host_can_run_microvms() {
     node.finish().await;
 }
 
-#[tokio::test]
+// The collector answers while a command is waited for.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn run_passes_streams_and_exit_code_on_and_cleans_up() {
-    let node = Node::start().await;
+    let traces = tempfile::tempdir().unwrap();
+    let collector = Collector::serve(traces.path());
+    let endpoint = ENDPOINT.replace("DIR", traces.path().to_str().unwrap());
+    let node = Node::start_with(|text| endpoint + &text + "[vm]\ndebug = true\n").await;
     let output = hull(
         &node,
         &[
@@ -81,10 +88,80 @@ async fn run_passes_streams_and_exit_code_on_and_cleans_up() {
         (output.status.code(), &output.stdout[..]),
         (Some(3), &b"left\n"[..])
     );
+    let output = hull(&node, &["top", "left"]);
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(
+        text.lines().any(|line| {
+            let words: Vec<&str> = line.split_whitespace().collect();
+            words.starts_with(&["1", "0", "0"]) && line.ends_with("sleep 100000")
+        }),
+        "{text}{}",
+        said(&output)
+    );
+    let (here, back) = (node.dir.join("here"), node.dir.join("back"));
+    std::fs::write(&here, "copied").unwrap();
+    let [here, back] = [&here, &back].map(|path| path.to_str().unwrap());
+    for [from, to] in [[here, "left:/tmp/there"], ["left:/tmp/there", back]] {
+        let output = hull(&node, &["cp", from, to]);
+        assert!(output.status.success(), "{}", said(&output));
+    }
+    assert_eq!(std::fs::read_to_string(back).unwrap(), "copied");
+    for (code, program) in [(126, "/etc/passwd"), (126, "/bin"), (127, "nope")] {
+        let output = hull(&node, &["exec", "left", program]);
+        assert_eq!(output.status.code(), Some(code), "{}", said(&output));
+        assert!(said(&output).contains(program), "{}", said(&output));
+    }
+    let mut shell = command(&node, &["debug", "left"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let script = b"cat /proc/1/comm; ps; dmesg | head -n 1; touch /x; ip -o link\n";
+    shell.stdin.take().unwrap().write_all(script).unwrap();
+    let output = shell.wait_with_output().unwrap();
+    let text = said(&output);
+    assert!(output.status.success(), "{text}");
+    for told in [
+        "init\n",
+        "sleep 100000",
+        "Linux version",
+        "Read-only file system",
+        "eth0",
+    ] {
+        assert!(text.contains(told), "no {told:?} in {text}");
+    }
+    let picture = hull(&node, &["trace", "left"]);
+    let svg = String::from_utf8_lossy(&picture.stdout).into_owned();
+    for stage in ["cni: bridge ADD", "vmm: kernel", "guest: kernel"] {
+        assert!(svg.contains(&format!(">{stage}<")), "{svg}");
+    }
     let output = hull(&node, &["rm", "-f", "left"]);
     assert_eq!(output.stdout, b"left\n", "{}", said(&output));
+    // Of a real start too: the VMM and the guest tell what they did, within what was waited for them.
+    let run = collector
+        .span("runtime.v1.RuntimeService/RunPodSandbox")
+        .await;
+    let spans = collector.spans();
+    for [inner, outer] in [
+        ["vmm: jail", "spawn"],
+        ["vmm: kernel", "vm"],
+        ["guest: kernel", "agent"],
+    ] {
+        let find = |name: &str| {
+            let mut spans = spans.iter();
+            spans.find(|span| span.name == name && span.trace_id == run.trace_id)
+        };
+        let (inner, outer) = (find(inner).unwrap(), find(outer).unwrap());
+        assert_eq!(inner.parent_span_id, outer.span_id);
+        assert!(inner.start_time_unix_nano < inner.end_time_unix_nano);
+        // They are measured by two clocks.
+        assert!(inner.end_time_unix_nano < outer.end_time_unix_nano + 50_000_000);
+    }
     node.assert_no_pod_left();
 
+    let output = hull(&node, &["run", "-q", BUSYBOX, "nope"]);
+    assert_eq!(output.status.code(), Some(127), "{}", said(&output));
+    node.assert_no_pod_left();
     let output = hull(&node, &["run", "registry.test/demo/absent"]);
     assert!(!output.status.success());
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
@@ -170,7 +247,7 @@ async fn images_tells_of_containers_that_use_an_image() {
     );
     let container = node.run_script(&pod, "main", "sleep 100000").await;
     assert_eq!(listed(&node, BUSYBOX).unwrap()[4], "1");
-    let (json, _) = images(&node, &["list", "--json"]);
+    let (json, _) = images(&node, &["list", "-o", "json"]);
     assert!(json.contains(r#""containers":1"#), "{json}");
     assert!(
         json.contains("registry.test/demo/busybox@sha256:"),
@@ -183,9 +260,7 @@ async fn images_tells_of_containers_that_use_an_image() {
     let (all, _) = images(&node, &["list", "--all"]);
     let mut removed = all.lines().filter(|line| line.starts_with("(removed)"));
     assert!(removed.any(|line| line.contains(id.as_str())), "{all}");
-    let whole = node
-        .exec(&container, "find /bin -type f -exec cat {} + | wc -c")
-        .await;
+    let whole = node.exec(&container, "cat /bin/busybox | wc -c").await;
     assert_eq!(whole.exit_code, 0, "{whole:?}");
     node.stop_sandbox(&pod.id).await.unwrap();
     node.remove_sandbox(&pod.id).await.unwrap();

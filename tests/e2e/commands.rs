@@ -94,12 +94,12 @@ async fn many_commands_leave_nothing_behind() {
         assert_eq!(answer.exit_code, (n % 100) as i32);
         assert_eq!((answer.stdout, answer.stderr), (out.into(), err.into()));
     };
-    for n in 0..20 {
+    for n in 0..8 {
         round(n).await;
     }
     let (guest, daemon) = (in_guest().await, descriptors());
-    for chunk in 0..16 {
-        futures::future::join_all((0..4).map(|k| round(20 + chunk * 4 + k))).await;
+    for chunk in 0..8 {
+        futures::future::join_all((0..4).map(|k| round(8 + chunk * 4 + k))).await;
     }
     // Some that are killed, with children that would stay.
     for _ in 0..3 {

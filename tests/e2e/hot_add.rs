@@ -214,6 +214,7 @@ async fn nonsense_on_the_control_socket_harms_nothing() {
         vcpus: 1,
         boot_vcpus: 1,
         memory_mib: 64,
+        pluggable: None,
         kernel: FdIndex(0),
         initrd: None,
         cmdline: String::new(),

@@ -10,6 +10,8 @@
     reason = "a test stops at the first surprise"
 )]
 
+#[path = "../../runtime/tests/collector/mod.rs"]
+mod collector;
 mod harness;
 
 mod bad_input;

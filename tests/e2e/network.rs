@@ -24,7 +24,7 @@ const DUAL: &str = r#"{"cniVersion":"1.0.0","name":"test","plugins":[
              "routes":[{"dst":"0.0.0.0/0"},{"dst":"::/0"}]}},
     {"type":"portmap","capabilities":{"portMappings":true}}]}"#;
 /// How much a large transfer is, bytes.
-const LARGE: usize = 8 << 20;
+const LARGE: usize = 2 << 20;
 
 /// Runs a shell script on the host that must succeed.
 fn host(script: &str) -> String {

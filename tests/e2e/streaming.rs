@@ -725,9 +725,9 @@ async fn many_execs_leave_nothing_behind() {
         }
     };
     // What the first ones leave open is for all.
-    run(16).await;
+    run(8).await;
     let before = descriptors();
-    run(64).await;
+    run(32).await;
     for _ in 0..100 {
         if descriptors() <= before {
             break;

@@ -29,18 +29,22 @@ const AHEAD: i128 = 10_000_000;
 const ARRIVAL: i128 = 250_000_000;
 const MINUTE: i128 = 60_000_000_000;
 
-async fn is_clone(node: &Node, pod: &Pod) -> bool {
+/// What a pod's verbose status tells.
+pub async fn info(node: &Node, pod: &Pod) -> Value {
     let request = PodSandboxStatusRequest {
         pod_sandbox_id: pod.id.clone(),
         verbose: true,
     };
     let mut runtime = node.client.runtime.clone();
     let answer = runtime.pod_sandbox_status(request).await.unwrap();
-    let info: Value = serde_json::from_str(&answer.into_inner().info["info"]).unwrap();
-    info["cloned"].as_bool().unwrap()
+    serde_json::from_str(&answer.into_inner().info["info"]).unwrap()
 }
 
-async fn templates(node: &Node) -> Value {
+async fn is_clone(node: &Node, pod: &Pod) -> bool {
+    info(node, pod).await["cloned"].as_bool().unwrap()
+}
+
+pub async fn templates(node: &Node) -> Value {
     let mut runtime = node.client.runtime.clone();
     let status = runtime.status(StatusRequest { verbose: true }).await;
     let info: Value = serde_json::from_str(&status.unwrap().into_inner().info["info"]).unwrap();

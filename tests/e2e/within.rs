@@ -20,6 +20,8 @@ use crate::{
 
 /// How long a command may take while its guest is under attack.
 const PATIENCE: i64 = 60;
+/// How long an attack goes on that does not end by itself.
+const ATTACK: i64 = 20;
 
 /// A container that waits, with the attacks in /tools.
 async fn attacker(
@@ -84,7 +86,8 @@ async fn remove(node: &Node, pod: &Pod) {
 
 #[tokio::test]
 async fn a_hostile_container_gets_at_nothing_but_its_own() {
-    let node = Node::start().await;
+    // So that its memory comes to an end soon.
+    let node = Node::start_with(|text| text + "[vm]\nmax_memory_mib = 256\n").await;
     let pod = node.pod("plain").await;
     for (name, context, expected) in [
         (
@@ -197,7 +200,8 @@ const NOT_IN_ANY_GUEST: &[&str] = &[
 
 #[tokio::test]
 async fn a_hostile_container_leaves_the_agent_what_it_needs() {
-    let node = Node::start_with(|text| text + "[vm]\nmemory_mib = 128\n").await;
+    let node =
+        Node::start_with(|text| text + "[vm]\nmemory_mib = 128\nmax_memory_mib = 128\n").await;
     let pod = node.pod("greedy").await;
     let other = attacker(&node, &pod, "other", Default::default()).await;
     let id = attacker(&node, &pod, "files", Default::default()).await;
@@ -213,7 +217,7 @@ async fn a_hostile_container_leaves_the_agent_what_it_needs() {
     let crowd =
         "/tools/hull-hostile crowd > /tmp/crowd & while ! [ -s /tmp/crowd ]; do :; done; echo full";
     // A command that leaves something behind ends with its time.
-    let _ = node.exec_for(&id, crowd, 20).await;
+    let _ = node.exec_for(&id, crowd, ATTACK).await;
     node.exec_for(&other, "echo beside", PATIENCE)
         .await
         .unwrap();
@@ -226,7 +230,7 @@ async fn a_hostile_container_leaves_the_agent_what_it_needs() {
     ] {
         let id = attacker(&node, &pod, name, Default::default()).await;
         // Whoever of the containers the kernel ends, it is not the agent.
-        let _ = node.exec_for(&id, attack, PATIENCE).await;
+        let _ = node.exec_for(&id, attack, ATTACK).await;
         works(&node, &pod, &format!("after-{name}")).await;
         node.stop_container(&id, 0).await.unwrap();
     }

@@ -1,4 +1,4 @@
-"""The images of the storage benchmark, made from a Debian package and of nothing else.
+"""The images of the storage benchmark and of tests with containerd, made from a Debian package and of nothing else.
 
     bench.py http://127.0.0.1:PORT TREE PROGRAMS
 
@@ -7,6 +7,7 @@ TREE is as for images.py; PROGRAMS holds the static program `pause` (critest.c).
     bench/many    busybox, and 10 000 files of 1 to 16 KiB in ten layers, 100 to a directory: /many/L/D/F
     bench/large   busybox, and in one layer /large/0 of 160 MiB, /large/1 and /large/2 of 40 MiB
     bench/shared  busybox, and /shared of 40 MiB
+    bench/busybox busybox alone
     bench/pause   what containerd runs in a sandbox of its own
 """
 import pathlib
@@ -58,6 +59,7 @@ def main(url, tree, programs):
     shared = Layer().file("shared", contents.bytes(SHARED << 20))
     image("bench/shared", [base, shared.done()], {"Env": [PATH], "Cmd": ["sh"]})
 
+    image("bench/busybox", [base], {"Env": [PATH], "Cmd": ["sh"]})
     pause = Layer().file("pause", (programs / "pause").read_bytes(), 0o755).done()
     image("bench/pause", [pause], {"Env": [PATH], "Entrypoint": ["/pause"], "User": "65535:65535"})
 

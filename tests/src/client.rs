@@ -9,7 +9,7 @@ use hull_proto_cri::v1::{
     ListContainersRequest, ListPodSandboxRequest, PodSandbox, PodSandboxConfig, PodSandboxStatus,
     PodSandboxStatusRequest, PullImageRequest, RemoveContainerRequest, RemoveImageRequest,
     RemovePodSandboxRequest, RunPodSandboxRequest, StartContainerRequest, StopContainerRequest,
-    StopPodSandboxRequest, image_service_client::ImageServiceClient,
+    StopPodSandboxRequest, VersionRequest, image_service_client::ImageServiceClient,
     runtime_service_client::RuntimeServiceClient,
 };
 use tonic::{
@@ -59,7 +59,20 @@ impl Client {
         })
     }
 
-    /// As [`Client::connect`], but waits for a daemon that is still starting.
+    /// As [`Client::connect`] to a daemon that answers. A process that a killed daemon was just starting has its
+    /// socket until it executes its program, and connections to that are lost.
+    ///
+    /// # Errors
+    /// As [`Client::connect`], and that of the daemon's answer.
+    pub async fn connect_to_new(endpoint: &str) -> Result<Self> {
+        let client = Self::connect(endpoint).await?;
+        let mut runtime = client.runtime.clone();
+        let answer = runtime.version(VersionRequest::default()).await;
+        answer.context("ask for its version")?;
+        Ok(client)
+    }
+
+    /// As [`Client::connect_to_new`], but waits for a daemon that is still starting.
     ///
     /// # Errors
     /// The last attempt's, when `patience` has passed.
@@ -67,7 +80,7 @@ impl Client {
         let endpoint = socket.to_str().context("socket path is not UTF-8")?;
         let deadline = tokio::time::Instant::now() + patience;
         loop {
-            match Self::connect(endpoint).await {
+            match Self::connect_to_new(endpoint).await {
                 Ok(client) => return Ok(client),
                 Err(error) if tokio::time::Instant::now() >= deadline => return Err(error),
                 Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,

@@ -125,7 +125,7 @@ impl Daemon {
         let endpoint = self.socket.to_str().unwrap();
         let deadline = Instant::now() + PATIENCE;
         loop {
-            match Client::connect(endpoint).await {
+            match Client::connect_to_new(endpoint).await {
                 Ok(client) => return client,
                 Err(_) if Instant::now() < deadline && self.child.try_wait().unwrap().is_none() => {
                     tokio::time::sleep(Duration::from_millis(50)).await;

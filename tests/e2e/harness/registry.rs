@@ -2,7 +2,7 @@
 //! one that misbehaves.
 
 use std::{
-    fs,
+    env, fs,
     io::{BufRead, BufReader, Read, Write},
     net::{IpAddr, SocketAddr, TcpListener, TcpStream},
     path::Path,
@@ -22,17 +22,24 @@ pub const BUSYBOX: &str = "registry.test/demo/busybox:latest";
 /// busybox with the tools of those who set up networks: ip, iptables, nft, ping, socat; and inotifywait.
 pub const NETWORK_TOOLS: &str = "registry.test/demo/network:latest";
 
-/// A `docker-registry` that serves a directory read-only; ended when dropped.
+/// A `docker-registry` that serves a directory read-only; ended when dropped, if it was started.
 pub struct Registry {
-    child: Child,
+    child: Option<Child>,
     /// Where it listens.
     pub address: SocketAddr,
 }
 
 impl Registry {
     /// Serves the storage directory `images` at an address of this host; its configuration is
-    /// kept in `dir`.
+    /// kept in `dir`. For `127.0.0.1` there may be one that does already: `HULL_TEST_REGISTRY`.
     pub fn start(images: &Path, dir: &Path, at: IpAddr) -> Self {
+        let shared = env::var("HULL_TEST_REGISTRY").ok();
+        if let Some(address) = shared.filter(|_| at.is_loopback()) {
+            return Self {
+                child: None,
+                address: address.parse().unwrap(),
+            };
+        }
         let address = free_address(at);
         let config = dir.join("registry.yml");
         let text = format!(
@@ -49,7 +56,10 @@ impl Registry {
             .stderr(Stdio::null())
             .spawn()
             .expect("docker-registry is installed");
-        let registry = Self { child, address };
+        let registry = Self {
+            child: Some(child),
+            address,
+        };
         let deadline = Instant::now() + PATIENCE;
         while TcpStream::connect(address).is_err() {
             assert!(Instant::now() < deadline, "docker-registry does not listen");
@@ -61,8 +71,10 @@ impl Registry {
 
 impl Drop for Registry {
     fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        if let Some(child) = &mut self.child {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
     }
 }
 

@@ -81,6 +81,7 @@ impl Vm {
             vcpus: 1,
             boot_vcpus: 1,
             memory_mib: 256,
+            pluggable: None,
             kernel: FdIndex(0),
             initrd: None,
             cmdline: "root=/dev/vda rootfstype=erofs ro init=/init".into(),
