@@ -5,8 +5,8 @@ mod common;
 
 use std::fs;
 use std::path::Path;
-use std::process::Command;
 
+use common::certificates::{Signed, make_certificates};
 use common::registry::RealRegistry;
 use common::{Flavor, Packing, TestImage, TestStore, layer, noise};
 use hull_image::{Auth, Image, ImageStore, PinnedImages, PullError, PullProgress, StoreError};
@@ -283,59 +283,14 @@ async fn progress_and_usage_are_told() {
     assert!(usage.bytes - empty.bytes > 400_000, "{usage:?}");
 }
 
-/// How a registry's certificate is signed.
-#[derive(Debug, Clone, Copy)]
-enum Signed {
-    ByAnAuthority,
-    ByItself,
-}
-
-/// Makes a certificate `cert.pem` with `key.pem`, the `ca.pem` that vouches for it, and `htpasswd`
-/// with user:secret.
-fn make_certificate(directory: &Path, signed: Signed) {
-    let script = match signed {
-        Signed::ByAnAuthority => {
-            "openssl req -x509 $key -days 2 -subj /CN=authority -keyout ca.key -out ca.pem
-            openssl req $key -subj /CN=registry -keyout key.pem -out request.pem
-            echo subjectAltName=IP:127.0.0.1 > extensions
-            openssl x509 -req -in request.pem -CA ca.pem -CAkey ca.key -CAcreateserial -days 2 \
-                -extfile extensions -out cert.pem
-            openssl req $key -subj /CN=node -keyout client.key -out request.pem
-            openssl x509 -req -in request.pem -CA ca.pem -CAkey ca.key -CAcreateserial -days 2 \
-                -extfile extensions -out client.cert
-            cat client.cert client.key > client.pem"
-        }
-        Signed::ByItself => {
-            "openssl req -x509 $key -days 2 -subj /CN=registry -keyout key.pem -out cert.pem \
-                -addext subjectAltName=IP:127.0.0.1
-            cp cert.pem ca.pem"
-        }
-    };
-    let script = format!("key='-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes'\n{script}");
-    let made = Command::new("sh")
-        .args(["-euc", &script])
-        .current_dir(directory)
-        .output();
-    assert!(
-        made.as_ref().is_ok_and(|made| made.status.success()),
-        "openssl: {made:?}"
-    );
-    let line = "user:$2y$05$abcdefghijklmnopqrstuuOQiyCxlgf/oeuTqixKmWdcYUh4Hjl0a\n";
-    fs::write(directory.join("htpasswd"), line).unwrap();
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn tls_and_passwords_are_real() {
-    if Command::new("openssl").arg("version").output().is_err() {
-        println!("SKIPPED: make a certificate; install it with: apt-get install openssl");
-        return;
-    }
-    for signed in [Signed::ByAnAuthority, Signed::ByItself] {
+    for signed in [Signed::Authority, Signed::Itself] {
         let certificate = tempfile::tempdir().unwrap();
         let more = "  tls: {certificate: DIR/cert.pem, key: DIR/key.pem}\n\
                     auth:\n  htpasswd: {realm: hull, path: DIR/htpasswd}\n";
         let started = RealRegistry::start_with(more, |directory| {
-            make_certificate(directory, signed);
+            make_certificates(directory, signed);
             fs::copy(directory.join("ca.pem"), certificate.path().join("ca.pem")).unwrap();
         });
         let Some(registry) = started.await else {
@@ -347,16 +302,12 @@ async fn tls_and_passwords_are_real() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_registry_that_wants_a_certificate_gets_it() {
-    if Command::new("openssl").arg("version").output().is_err() {
-        println!("SKIPPED: make a certificate; install it with: apt-get install openssl");
-        return;
-    }
     let config = tempfile::tempdir().unwrap();
     let directory = config.path().join("secure.example");
     fs::create_dir(&directory).unwrap();
     let more = "  tls: {certificate: DIR/cert.pem, key: DIR/key.pem, clientcas: [DIR/ca.pem]}\n";
     let started = RealRegistry::start_with(more, |from| {
-        make_certificate(from, Signed::ByAnAuthority);
+        make_certificates(from, Signed::Authority);
         for file in ["ca.pem", "client.cert", "client.key", "client.pem"] {
             fs::copy(from.join(file), directory.join(file)).unwrap();
         }
@@ -428,8 +379,35 @@ async fn pull_with_tls(registry: &RealRegistry, certificate: &Path) {
         let text = text.replace("PORT", &registry.port.to_string());
         let error = pull(&text, Some(auth.clone())).await.unwrap_err();
         assert!(
-            matches!(&error, PullError::RegistryUnavailable { message, .. } if message.contains("certificate")),
+            matches!(&error, PullError::Untrusted { reason, .. } if reason.contains("authority") || reason.contains("name")),
             "{error:?}"
         );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_certificate_that_expired_is_not_trusted_and_told() {
+    for signed in [Signed::AuthorityLongAgo, Signed::ItselfLongAgo] {
+        let config = tempfile::tempdir().unwrap();
+        let directory = config.path().join("secure.example");
+        fs::create_dir(&directory).unwrap();
+        let more = "  tls: {certificate: DIR/cert.pem, key: DIR/key.pem}\n";
+        let started = RealRegistry::start_with(more, |from| {
+            make_certificates(from, signed);
+            fs::copy(from.join("ca.pem"), directory.join("ca.pem")).unwrap();
+        });
+        let Some(registry) = started.await else {
+            return;
+        };
+        let text = format!(
+            "server = \"https://{}\"\nca = \"ca.pem\"\n",
+            registry.address()
+        );
+        fs::write(directory.join("hosts.toml"), text).unwrap();
+        let test = TestStore::with(Some(config.path().into()), |_| {}).await;
+        let error = test.store.pull("secure.example/app:t", None).await;
+        let error = error.unwrap_err();
+        assert!(matches!(error, PullError::Untrusted { .. }), "{error:?}");
+        assert!(error.to_string().contains("expired 1 day ago"), "{error}");
     }
 }

@@ -4,6 +4,8 @@
 //! one machine have. Go's TLS takes it, rustls does not (it refuses any authority as a server), so
 //! such a certificate is compared byte by byte here.
 
+use std::error::Error;
+use std::io;
 use std::sync::Arc;
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -12,7 +14,9 @@ use rustls::crypto::{CryptoProvider, ring};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::server::ParsedCertificate;
-use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
+use rustls::{
+    CertificateError, ClientConfig, DigitallySignedStruct, OtherError, SignatureScheme,
+};
 
 use super::hosts::Tls;
 
@@ -52,6 +56,72 @@ pub(super) fn client_config(tls: &Tls) -> Result<ClientConfig, String> {
         .map_err(|e| format!("use client certificate: {e}"))
 }
 
+/// Why the server's certificate was not believed, and what mends that, if this or what caused it is that it was not.
+pub(super) fn distrust(error: &(dyn Error + 'static)) -> Option<String> {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if let Some(rustls::Error::InvalidCertificate(why)) = error.downcast_ref() {
+            return Some(in_words(why));
+        }
+        // An error that an I/O error holds, which may be another one, is not its source.
+        let held = error
+            .downcast_ref::<io::Error>()
+            .and_then(io::Error::get_ref);
+        next = match held {
+            Some(held) => Some(held),
+            None => error.source(),
+        };
+    }
+    None
+}
+
+fn is_of_time(error: &rustls::Error) -> bool {
+    use CertificateError::{Expired, ExpiredContext, NotValidYet, NotValidYetContext};
+    matches!(
+        error,
+        rustls::Error::InvalidCertificate(
+            Expired | ExpiredContext { .. } | NotValidYet | NotValidYetContext { .. }
+        )
+    )
+}
+
+fn in_words(why: &CertificateError) -> String {
+    const DAY: u64 = 24 * 60 * 60;
+    match why {
+        CertificateError::ExpiredContext { time, not_after } => {
+            let days = time.as_secs().saturating_sub(not_after.as_secs()) / DAY;
+            let s = if days == 1 { "" } else { "s" };
+            format!(
+                "it expired {days} day{s} ago; have it renewed, or set this machine's clock right"
+            )
+        }
+        // One that ends before it begins.
+        CertificateError::Expired => {
+            "it was never valid: it ends before it begins; have it made anew".into()
+        }
+        CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
+            "it is not valid yet; set this machine's clock right, or have it made anew".into()
+        }
+        CertificateError::Other(OtherError(other)) if is_authority(&**other) => {
+            "it is an authority's own, as those that sign themselves are; name it as `ca` in hosts.toml"
+                .into()
+        }
+        CertificateError::UnknownIssuer => {
+            "nobody whom this machine knows signed it; name its authority as `ca` in hosts.toml"
+                .into()
+        }
+        why => why.to_string(),
+    }
+}
+
+/// Whether what is wrong with a certificate is that it is an authority's, not a server's.
+fn is_authority(error: &(dyn Error + 'static)) -> bool {
+    matches!(
+        error.downcast_ref(),
+        Some(webpki::Error::CaUsedAsEndEntity)
+    )
+}
+
 #[derive(Debug)]
 struct Verifier {
     usual: rustls_platform_verifier::Verifier,
@@ -72,7 +142,11 @@ impl ServerCertVerifier for Verifier {
         let usual = &self.usual;
         let result =
             usual.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now);
-        if result.is_err() && self.named.iter().any(|named| named == end_entity) {
+        // The time is looked at before anything else, and counts for what was named too.
+        if let Err(error) = &result
+            && !is_of_time(error)
+            && self.named.iter().any(|named| named == end_entity)
+        {
             verify_server_name(&ParsedCertificate::try_from(end_entity)?, server_name)?;
             return Ok(ServerCertVerified::assertion());
         }

@@ -6,6 +6,7 @@
     reason = "as above: what is unused differs between programs"
 )]
 
+pub mod certificates;
 pub mod faulty;
 pub mod registry;
 pub mod worker;
