@@ -3,7 +3,7 @@
 # make turns every failure into exit code 2; tests/host/run.sh CMD passes the code on as it is.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-package simulate mutants critest delegate software bench hostile faults soak check fuzz host shell host-stop image build sbom deb tarball clean
+.PHONY: help demo test test-package simulate mutants critest delegate software bench hostile faults soak check fuzz host shell host-stop image build sbom deb tarball installer clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s  %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -15,7 +15,7 @@ demo: build ## a real image from a real registry as a container in a microVM, st
 test: ## all checks and tests; TESTS=WORD: only the integration tests of that name
 	@tests/run-all.sh
 
-test-package: sbom ## [PART="deb tarball"]: the packages on a fresh Debian under systemd: install, use, upgrade under a pod, remove
+test-package: sbom ## [PART="deb tarball node"]: the packages on a fresh Debian under systemd: install, use, upgrade under a pod, remove; node: a Kubernetes node, with your KUBELET=/path/to/kubelet
 	@tests/package.sh
 
 simulate: ## SEEDS=10000 [FIRST=1]: runs of a node under a seed, killed and broken anywhere; SEED=N: one, with all that happens
@@ -75,6 +75,9 @@ deb: sbom ## the Debian package: target/package/hull_VERSION_amd64.deb
 
 tarball: sbom ## the same for other distributions, with install.sh: target/package/hull-VERSION-x86_64.tar.xz
 	@packaging/build-tarball
+
+installer: sbom ## the image and DaemonSet that put Hull on nodes of Kubernetes: target/package/hull-installer-VERSION.tar, hull.yaml; IMAGE=its name in your registry
+	@packaging/build-image
 
 clean: host-stop ## remove target/ and stop the emulated KVM host; the cache stays
 	cargo clean

@@ -1,21 +1,22 @@
 #!/bin/bash
 # package.sh: the packages as an administrator has them, on a fresh Debian under systemd: the Debian package
-# (package/deb.sh) and the tarball (package/tarball.sh). PART names one of them: deb, tarball. In the KVM host, each in
-# a container of its own, whose system is a tree of Debian packages alone; for the tarball with what an administrator
-# would have installed before.
+# (package/deb.sh), the tarball (package/tarball.sh) and the installer of Kubernetes nodes (package/node.sh). PART names
+# some of them: deb, tarball, node. In the KVM host, each in a container of its own, whose system is a tree of Debian
+# packages alone; for the last two with what an administrator would have installed before. For node: KUBELET=FILE, a
+# kubelet that you have, as Debian has none; without one the part is left out.
 #
 # The package that is upgraded is that of an earlier commit: PREVIOUS=FILE, or the newest of those before HEAD
 # that was built once (packaging/build-deb keeps them), or else HEAD~1, which takes a whole build.
 set -euo pipefail
 . "$(dirname "$(realpath "$0")")/host/lib.sh"
-for file in lib deb tarball; do . "$REPO/tests/package/$file.sh"; done
+for file in lib deb tarball node; do . "$REPO/tests/package/$file.sh"; done
 
 KEPT=$HULL_CACHE/package
 IMAGE=demo.registry/demo/busybox:latest
-PART=${PART:-deb tarball}
+PART=${PART:-deb tarball${KUBELET:+ node}}
 
 outside() {
-    local part old bare ready tree
+    local part old bare ready node tree
     mkdir -p "$KEPT"
     for part in $PART; do
         case $part in
@@ -25,16 +26,23 @@ outside() {
                 cp "$old" "$KEPT/old.deb"
                 ;;
             tarball) "$REPO/packaging/build-tarball" "$KEPT/hull.tar.xz" ;;
+            node)
+                [ -x "${KUBELET:-}" ] || die "KUBELET is to be the path of a kubelet"
+                "$REPO/packaging/build-image" "$KEPT/installer.tar"
+                cp "$KUBELET" "$KEPT/kubelet"
+                ;;
             *) die "unknown: $part" ;;
         esac
     done
-    (cd "$KEPT" && ls -l -- *.deb hull.* | awk '{ print $5, $9 }') >&2
+    (cd "$KEPT" && ls -l -- *.deb hull.* installer.* 2>/dev/null | awk '{ print $5, $9 }') >&2
     bare=$(fresh_tree systemd-sysv,ca-certificates)
     ready=$(fresh_tree systemd-sysv,ca-certificates,containernetworking-plugins,iproute2,xz-utils)
-    HULL_TEST_IMAGES=$("$REPO/tests/images/build.sh")
-    export HULL_TEST_IMAGES
+    node=$(fresh_tree systemd-sysv,ca-certificates,containernetworking-plugins,iproute2,xz-utils,iptables,containerd,runc)
     for part in $PART; do
-        if [ "$part" = deb ]; then tree=$bare; else tree=$ready; fi
+        case $part in deb) tree=$bare ;; tarball) tree=$ready ;; node) tree=$node ;; esac
+        # Those of the node have an image for containerd's sandboxes.
+        if [ "$part" = node ]; then HULL_TEST_IMAGES=$("$REPO/tests/images/build.sh" bench); else HULL_TEST_IMAGES=$("$REPO/tests/images/build.sh"); fi
+        export HULL_TEST_IMAGES
         "$REPO/tests/host/run.sh" "$REPO/tests/package.sh" inside "$part" "$tree"
     done
 }

@@ -1,0 +1,173 @@
+#!/bin/sh
+# node.sh install | remove: gives the node whose systemd this is Hull beside the runtime that it has, or takes it away.
+# Layouts: a unit kubelet (kubeadm's and others'), or k3s and k3s-agent. Pods go on: the runtime that kubelet had becomes
+# Hull's delegate, and has all pods but those whose RuntimeClass is hull. When kubelet does not get well with Hull, it
+# gets back what it had.
+# remove: FORCE=1 also ends pods in microVMs. Exit codes: 2, wrong arguments; 69, kubelet or the daemon does not get well;
+# 71, this node lacks something; 75, pods in microVMs are running, or what is installed can't be taken over.
+set -eu
+
+here=$(cd "$(dirname "$0")" && pwd)
+busybox=$here/busybox
+version=$(cat "$here/root/usr/lib/hull/version")
+hull=unix:///run/hull/hull.sock
+ours=/etc/hull/config.d/10-node.toml
+
+say() { echo "node.sh: $*"; }
+# die CODE WORDS
+die() { code=$1; shift; say "$*" >&2; exit "$code"; }
+
+# Sets `unit`, which runs kubelet, `ours_of_kubelet`, the file that leads it to Hull, and where its runtime and networks are.
+find_layout() {
+    for unit in k3s k3s-agent kubelet ''; do
+        [ -z "$unit" ] || ! systemctl cat "$unit.service" >/dev/null 2>&1 || break
+    done
+    case $unit in
+        '') die 71 "neither kubelet.service nor k3s.service nor k3s-agent.service is here" ;;
+        kubelet) ours_of_kubelet=/etc/systemd/system/kubelet.service.d/90-hull.conf ;;
+        *)
+            ours_of_kubelet=/etc/rancher/k3s/config.yaml.d/90-hull.yaml
+            runtime=/run/k3s/containerd/containerd.sock
+            networks=/var/lib/rancher/k3s/agent/etc/cni/net.d
+            plugins=/var/lib/rancher/k3s/data/cni:/var/lib/rancher/k3s/data/current/bin
+            ;;
+    esac
+}
+
+# The commands that the unit starts kubelet with, a line each.
+commands() {
+    systemctl cat kubelet.service | awk '
+        /\\$/ { sub(/\\$/, ""); line = line $0; next }
+        { line = line $0 }
+        line ~ /^ExecStart=[[:space:]]*$/ { n = 0 }
+        line ~ /^ExecStart=[[:space:]]*[^[:space:]]/ { sub(/^ExecStart=/, "", line); command[n++] = line }
+        { line = "" }
+        END { for (i = 0; i < n; i++) print command[i] }'
+}
+
+# Sets `runtime`, the socket that kubelet has now, where its networks are as everybody's.
+find_runtime() {
+    [ "$unit" = kubelet ] || return 0
+    pid=$(systemctl show -P MainPID kubelet.service)
+    [ "$pid" != 0 ] || die 71 "kubelet is not running"
+    named=$(tr '\0' '\n' <"/proc/$pid/cmdline" | awk '
+        /^--container-runtime-endpoint=/ { sub(/^[^=]*=/, ""); print }
+        previous == "--container-runtime-endpoint" { print }
+        { previous = $0 }' | tail -n 1)
+    if [ -z "$named" ]; then
+        file=$(tr '\0' '\n' <"/proc/$pid/cmdline" | awk '/^--config=/ { sub(/^[^=]*=/, ""); print } previous == "--config" { print } { previous = $0 }' | tail -n 1)
+        [ -z "$file" ] || named=$(sed -n 's/^containerRuntimeEndpoint:[[:space:]]*//p' "$file" | tr -d "\"'")
+    fi
+    runtime=${named#unix://}
+    runtime=${runtime:-/run/containerd/containerd.sock}
+    networks='' plugins=''
+}
+
+# toml_list A:B: as a list.
+toml_list() { printf '%s' "$1" | sed 's/:/", "/g; s/.*/["&"]/'; }
+
+configuration() {
+    cat <<T
+# Written by Hull's installer; the file goes with it.
+default_handler = "runc"
+delegate_host_pods = "runc"
+[handlers.runc]
+delegate = "$runtime"
+T
+    [ -n "$networks" ] || return 0
+    cat <<T
+[cni]
+conf_dir = "$networks"
+bin_dirs = $(toml_list "$plugins")
+T
+}
+
+# Kubelet's numbers of pods are Hull's: cAdvisor can't see into a VM.
+lead_to_hull() {
+    mkdir -p "${ours_of_kubelet%/*}"
+    if [ "$unit" = kubelet ]; then
+        command=$(commands)
+        [ "$(printf '%s\n' "$command" | grep -c .)" = 1 ] || die 71 "kubelet.service does not start one command"
+        cat >"$ours_of_kubelet" <<T
+# Written by Hull's installer; the file goes with it.
+[Unit]
+Wants=hull.service
+After=hull.service
+[Service]
+ExecStart=
+ExecStart=$command --container-runtime-endpoint=$hull --feature-gates=PodAndContainerStatsFromCRI=true
+T
+    else
+        cat >"$ours_of_kubelet" <<T
+# Written by Hull's installer; the file goes with it.
+kubelet-arg+:
+  - container-runtime-endpoint=$hull
+  - feature-gates=PodAndContainerStatsFromCRI=true
+T
+    fi
+}
+
+# Whether kubelet is well within two minutes: it says so, or, where it does not tell, is the same process all the time.
+restart_kubelet() {
+    systemctl daemon-reload
+    systemctl reset-failed "$unit.service" 2>/dev/null || true
+    systemctl restart "$unit.service" || return 1
+    starts=$(systemctl show -P NRestarts "$unit.service") tries=0
+    while [ $tries -lt 120 ]; do
+        [ "$("$busybox" wget -q -T 2 -O - http://127.0.0.1:10248/healthz 2>/dev/null)" != ok ] || return 0
+        [ "$(systemctl show -P NRestarts "$unit.service")" = "$starts" ] || return 1
+        tries=$((tries + 1))
+        sleep 1
+    done
+    [ "$(systemctl is-active "$unit.service")" = active ]
+}
+
+install_all() {
+    find_layout
+    if [ -e "$ours_of_kubelet" ]; then
+        # It was led here before: kubelet's runtime is in the file.
+        runtime=$(sed -n 's/^delegate = "\(.*\)"/\1/p' "$ours")
+    else
+        find_runtime
+    fi
+    [ -S "$runtime" ] || die 71 "the runtime that kubelet has is not there: no socket $runtime"
+    if [ -e "$ours_of_kubelet" ] && [ "$(cat /usr/lib/hull/version 2>/dev/null)" = "$version" ] \
+        && [ "$(systemctl is-active hull.service)" = active ]; then
+        say "Hull $version is installed, and kubelet is led to it"
+        return
+    fi
+    if [ ! -e "$ours" ]; then
+        mkdir -p "${ours%/*}"
+        configuration >"$ours.new"
+        mv "$ours.new" "$ours"
+    fi
+    "$here/install.sh" || exit $?
+    missing=$(/usr/bin/hull check 2>&1) || { printf '%s\n' "$missing" >&2; die 71 "this node can't run microVMs; kubelet has what it had"; }
+    [ ! -e "$ours_of_kubelet" ] || { say "upgraded to $version"; return; }
+    lead_to_hull
+    if ! restart_kubelet; then
+        rm -f "$ours_of_kubelet"
+        restart_kubelet || true
+        die 69 "kubelet did not get well with Hull; it has what it had: $(journalctl -u "$unit" -n 1 -o cat)"
+    fi
+    say "installed $version: kubelet asks Hull, which asks $runtime for all pods without the RuntimeClass"
+}
+
+remove() {
+    find_layout
+    pods=$(find /run/hull/pods -mindepth 2 -maxdepth 2 -name vmm.process 2>/dev/null | wc -l)
+    [ "$pods" = 0 ] || [ "${FORCE:-}" = 1 ] || die 75 "pods in microVMs run here ($pods): end them first, or set FORCE=1"
+    if [ -e "$ours_of_kubelet" ]; then
+        rm -f "$ours_of_kubelet"
+        restart_kubelet || die 69 "kubelet does not get well: $(journalctl -u "$unit" -n 1 -o cat)"
+    fi
+    rm -f "$ours"
+    "$here/install.sh" --purge
+    say "removed; kubelet has the runtime that it had"
+}
+
+case ${1:-} in
+    install) install_all ;;
+    remove) remove ;;
+    *) die 2 "install or remove, not: ${1:-nothing}" ;;
+esac
