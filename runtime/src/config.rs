@@ -127,6 +127,15 @@ impl Handlers {
         self.by_name.get(name)
     }
 
+    /// The socket of the runtime that has a handler's pods, and the handler's name there; none: they are VMs, or there
+    /// is no such handler. One that is not configured is the other runtime's that has pods without a handler.
+    pub(crate) fn leads_to<'a>(&'a self, name: &'a str) -> Option<(&'a Path, &'a str)> {
+        match self.get(name) {
+            Some(handler) => Some((handler.delegate.as_deref()?, "")),
+            None => Some((self.get("")?.delegate.as_deref()?, name)),
+        }
+    }
+
     /// All names, sorted; the empty one first.
     pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
         self.by_name.keys().map(String::as_str)

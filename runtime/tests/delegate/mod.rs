@@ -21,10 +21,15 @@ struct Node {
 
 impl Node {
     async fn start() -> Option<Self> {
-        let other = Daemon::start().await?;
+        Self::start_with("", "").await
+    }
+
+    /// With settings of the other one and of the node.
+    async fn start_with(theirs: &str, ours: &str) -> Option<Self> {
+        let other = Daemon::start_with(theirs).await?;
         let socket = other.dir.path().join("state/hull.sock");
         let settings = format!(
-            "delegate_host_pods = 'other'\nhandlers.other.delegate = '{}'\n",
+            "{ours}delegate_host_pods = 'other'\nhandlers.other.delegate = '{}'\n",
             socket.display()
         );
         let node = Daemon::start_with(&settings).await?;
@@ -336,6 +341,36 @@ async fn one_socket_has_the_pods_of_two_runtimes() {
     assert_eq!(nobody.code(), Code::NotFound, "{nobody}");
     it.node.assert_nothing_left();
     it.other.assert_nothing_left();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn handlers_that_the_default_runtime_alone_knows_are_its_own() {
+    let theirs = "handlers.small.memory_mib = 64\n";
+    let Some(it) = Node::start_with(theirs, "default_handler = 'other'\n").await else {
+        return;
+    };
+    it.run("vm", "hull").await.unwrap();
+    it.run("system", "").await.unwrap();
+    let small = it.run("small", "small").await.unwrap();
+    let told = ["vm hull", "small small", "system other"];
+    assert_eq!(it.listed(&it.node).await, told);
+    assert_eq!(it.listed(&it.other).await, ["small small", "system "]);
+    let refused = it.run("none", "none").await.unwrap_err();
+    assert_eq!(refused.code(), Code::InvalidArgument);
+    assert!(refused.message().contains("hull.sock: "), "{refused}");
+    let request = PodSandboxStatusRequest {
+        pod_sandbox_id: small,
+        verbose: false,
+    };
+    let mut client = it.node.client.clone();
+    let status = client.pod_sandbox_status(request).await.unwrap();
+    let status = status.into_inner().status.unwrap();
+    assert_eq!(status.runtime_handler, "small");
+    let status = client.status(StatusRequest { verbose: false }).await;
+    let handlers = status.unwrap().into_inner().runtime_handlers;
+    let mut names: Vec<_> = handlers.into_iter().map(|handler| handler.name).collect();
+    names.sort_unstable();
+    assert_eq!(names, ["", "hull", "other", "small"]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -22,12 +22,12 @@ impl Router {
     /// The runtime of a handler.
     fn of_handler(&self, name: &str) -> Result<Holder, Status> {
         let handlers = self.own.0.handlers.borrow();
-        let Some(handler) = handlers.get(name) else {
+        let socket = handlers.leads_to(name).map(|(socket, _)| socket.to_owned());
+        if socket.is_none() && handlers.get(name).is_none() {
             let reason = format!("there is no handler {name:?} on this node");
             let error = CriError::invalid("image.runtime_handler", reason);
             return Err(Status::invalid_argument(error.to_string()));
-        };
-        let socket = handler.delegate.clone();
+        }
         drop(handlers);
         Ok(socket.and_then(|socket| self.delegate(&socket)))
     }

@@ -32,7 +32,7 @@ const MAX_ANSWER: usize = 256 << 20;
 #[derive(Debug)]
 pub(super) struct Delegate {
     socket: PathBuf,
-    /// The name of a handler that leads here, which its pods have.
+    /// The name of a handler that leads here, which its pods have that name none of its own.
     handler: String,
     channel: Channel,
     told: Mutex<Told>,
@@ -76,6 +76,13 @@ impl Delegate {
 
     pub(super) fn handler(&self) -> &str {
         &self.handler
+    }
+
+    /// Gives a pod that names none a handler of the node that leads here.
+    pub(super) fn name_handler(&self, told: &mut String) {
+        if told.is_empty() {
+            told.clone_from(&self.handler);
+        }
     }
 
     pub(super) fn runtime(&self) -> RuntimeServiceClient<Channel> {
@@ -166,7 +173,7 @@ impl Delegate {
                 .into_inner()
                 .items;
             for pod in &mut pods {
-                pod.runtime_handler.clone_from(&this.handler);
+                this.name_handler(&mut pod.runtime_handler);
             }
             this.told().pods = pods;
             Ok(())

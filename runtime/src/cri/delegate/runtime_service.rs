@@ -10,7 +10,7 @@ use tonic::{Code, Request, Response, Status, async_trait};
 use tracing::{debug, info};
 
 use super::{
-    images::{Holder, for_default_handler},
+    images::for_default_handler,
     peer::{Delegate, PATIENCE},
     router::Router,
 };
@@ -52,24 +52,35 @@ macro_rules! to_container {
     };
 }
 
+/// Where a pod is to be that is none of Hull's.
+struct Place {
+    delegate: Arc<Delegate>,
+    /// There.
+    handler: String,
+    /// It is there because it asks for namespaces of the host.
+    is_host_pod: bool,
+}
+
 impl Router {
-    /// Who is to have a pod, and whether that is because it asks for namespaces of the host.
-    fn of_new_pod(&self, request: &RunPodSandboxRequest) -> (Holder, bool) {
+    /// Which other runtime is to have a pod; none: Hull, which refuses one whose handler is not there.
+    fn of_new_pod(&self, request: &RunPodSandboxRequest) -> Option<Place> {
         let handlers = self.own.0.handlers.borrow();
-        // Hull refuses one that is not there.
-        let Some(handler) = handlers.get(&request.runtime_handler) else {
-            return (None, false);
-        };
-        let (socket, is_host_pod) = match (&handler.delegate, handlers.host_pods()) {
-            (Some(socket), _) => (Some(socket.clone()), false),
-            (None, Some(socket)) if wants_host(request) => (Some(socket.to_owned()), true),
-            _ => (None, false),
-        };
+        let name = &request.runtime_handler;
+        let led = handlers
+            .leads_to(name)
+            .map(|(socket, handler)| (socket, handler, false));
+        let (socket, handler, is_host_pod) = led.or_else(|| {
+            handlers.get(name)?;
+            let socket = handlers.host_pods()?;
+            wants_host(request).then_some((socket, "", true))
+        })?;
+        let (socket, handler) = (socket.to_owned(), handler.to_owned());
         drop(handlers);
-        (
-            socket.and_then(|socket| self.delegate(&socket)),
+        Some(Place {
+            delegate: self.delegate(&socket)?,
+            handler,
             is_host_pod,
-        )
+        })
     }
 
     /// Tells of the others what Hull can't know.
@@ -93,18 +104,27 @@ impl Router {
                 }
                 Err(status) => (Vec::new(), Some(status.message().to_owned())),
             };
-            let default = handlers.into_iter().find(|handler| handler.name.is_empty());
+            let default = handlers.iter().find(|handler| handler.name.is_empty());
             let features = default
                 .and_then(|handler| handler.features)
                 .unwrap_or_default();
             {
                 let known = self.own.0.handlers.borrow();
+                let leads_here = |name: &str| {
+                    known
+                        .leads_to(name)
+                        .is_some_and(|(to, _)| to == delegate.socket())
+                };
                 for handler in &mut status.runtime_handlers {
-                    let to = known.get(&handler.name).and_then(|h| h.delegate.as_deref());
-                    if to == Some(delegate.socket()) {
+                    if leads_here(&handler.name) {
                         handler.features = Some(features);
                     }
                 }
+                let others = handlers
+                    .into_iter()
+                    .filter(|handler| known.get(&handler.name).is_none());
+                let others = others.filter(|handler| leads_here(&handler.name));
+                status.runtime_handlers.extend(others);
             }
             told.push(json!({"socket": socket, "handler": delegate.handler(), "fault": fault}));
             faults.extend(fault.map(|fault| format!("{}: {fault}", delegate.handler())));
@@ -169,7 +189,7 @@ fn wants_host(request: &RunPodSandboxRequest) -> bool {
 }
 
 /// The pod that a request makes.
-fn made(id: &str, handler: &str, config: Option<PodSandboxConfig>) -> PodSandbox {
+fn made(id: &str, handler: String, config: Option<PodSandboxConfig>) -> PodSandbox {
     let config = config.unwrap_or_default();
     PodSandbox {
         id: id.to_owned(),
@@ -177,7 +197,7 @@ fn made(id: &str, handler: &str, config: Option<PodSandboxConfig>) -> PodSandbox
         state: PodSandboxState::SandboxReady.into(),
         labels: config.labels,
         annotations: config.annotations,
-        runtime_handler: handler.to_owned(),
+        runtime_handler: handler,
         created_at: hull_base::clock::now_ns(),
     }
 }
@@ -191,7 +211,7 @@ fn events(delegate: Arc<Delegate>) -> Answer<ContainerEventResponse> {
                 match open.message().await {
                     Ok(Some(mut event)) => {
                         if let Some(status) = &mut event.pod_sandbox_status {
-                            status.runtime_handler = delegate.handler().to_owned();
+                            delegate.name_handler(&mut status.runtime_handler);
                         }
                         return Some((Ok(event), (delegate, events)));
                     }
@@ -243,21 +263,24 @@ impl RuntimeService for Router {
         &self,
         request: Request<RunPodSandboxRequest>,
     ) -> Result<Response<RunPodSandboxResponse>, Status> {
-        let (Some(delegate), is_host_pod) = self.of_new_pod(request.get_ref()) else {
+        let Some(place) = self.of_new_pod(request.get_ref()) else {
             return self.own.run_pod_sandbox(request).await;
         };
+        let delegate = place.delegate;
         let mut request = request;
         let config = request.get_ref().config.clone();
-        if is_host_pod {
+        if place.is_host_pod {
             let metadata = config.as_ref().and_then(|config| config.metadata.as_ref());
             let pod = metadata.map(|meta| format!("{}/{}", meta.namespace, meta.name));
             let (pod, socket) = (pod.unwrap_or_default(), delegate.socket().display());
             info!(pod, %socket, "it asks for namespaces of the host, and is no VM");
         }
-        request.get_mut().runtime_handler = String::new();
+        let mut handler = place.handler;
+        request.get_mut().runtime_handler.clone_from(&handler);
         let answer = delegate.answer(delegate.runtime().run_pod_sandbox(request).await)?;
         let id = &answer.get_ref().pod_sandbox_id;
-        delegate.note(made(id, delegate.handler(), config));
+        delegate.name_handler(&mut handler);
+        delegate.note(made(id, handler, config));
         Ok(answer)
     }
 
@@ -287,7 +310,7 @@ impl RuntimeService for Router {
         let mut answer = delegate.answer(answer)?;
         let told = answer.get_mut();
         if let Some(status) = &mut told.status {
-            status.runtime_handler = delegate.handler().to_owned();
+            delegate.name_handler(&mut status.runtime_handler);
         }
         if verbose {
             let socket = delegate.socket().display().to_string();
