@@ -3,7 +3,8 @@
 # (package/deb.sh), the tarball (package/tarball.sh) and the installer of Kubernetes nodes (package/node.sh). PART names
 # some of them: deb, tarball, node. In the KVM host, each in a container of its own, whose system is a tree of Debian
 # packages alone; for the last two with what an administrator would have installed before. For node: KUBELET=FILE, a
-# kubelet that you have, as Debian has none; without one the part is left out.
+# kubelet that you have, as Debian has none; without one the part is left out. SUITE=trixie: that Debian, in place of
+# this machine's.
 #
 # The package that is upgraded is that of an earlier commit: PREVIOUS=FILE, or the newest of those before HEAD
 # that was built once (packaging/build-deb keeps them), or else HEAD~1, which takes a whole build.
@@ -66,7 +67,7 @@ previous() {
 # there is no network.
 fresh_tree() {
     local suite tree
-    suite=$(debian_suite)
+    suite=${SUITE:-$(debian_suite)}
     tree=$KEPT/$suite-$({ echo "$1"; sed -n '/^fresh_tree/,/^}/p' "$0"; } | sha256sum | cut -c 1-12)
     if [ ! -d "$tree" ]; then
         need_root "make a fresh Debian"

@@ -11,7 +11,7 @@ try_deb() {
     in_it apt-get install -y -qq /packages/old.deb >"$DIR/apt.log" 2>&1 || { cat "$DIR/apt.log"; fail "apt"; }
     active
     show systemctl show -p Type -p WatchdogUSec -p KillMode -p OOMScoreAdjust -p Delegate hull
-    expect 71 "install -Dm644 /usr/share/hull/99-hull.conflist -t /etc/cni/net.d" hull check
+    expect 72 "install -Dm644 /usr/share/hull/99-hull.conflist -t /etc/cni/net.d" hull check
     show install -Dm644 /usr/share/hull/99-hull.conflist -t /etc/cni/net.d
     expect 0 "a small guest ran" hull check
     mirror demo.registry

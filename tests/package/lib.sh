@@ -84,7 +84,7 @@ unboot() {
     wait "$UNSHARE" 2>/dev/null || true
     umount -l "$DIR/root" 2>/dev/null || true
     find /sys/fs/cgroup/package -depth -type d -exec rmdir {} + 2>/dev/null || true
-    ip link del hull0 2>/dev/null || true
+    for i in hull0 node0; do ip link del $i 2>/dev/null || true; done
     rm -rf "${DIR:?}"/{up,work,root}
 }
 
@@ -96,7 +96,7 @@ mirror() {
 
 # What the package, its daemon and pods may leave anywhere.
 left() {
-    in_it find / -xdev '(' -path /proc -o -path /sys -o -path /var/lib/dpkg -o -path /packages -o -path /var/cache ')' -prune -o -iname '*hull*' -print | sort
+    in_it find / -xdev '(' -path /proc -o -path /sys -o -path /var/lib/dpkg -o -path /packages -o -path /var/cache -o -name 'io.containerd.*' ')' -prune -o -iname '*hull*' -print | sort
     in_it find /run /var/lib/cni /etc/cni -xdev 2>/dev/null | grep -E 'hull|netns/|cni' | sort || true
     in_it find /sys/fs/cgroup -name '*hull*' | sort
     in_it dpkg-query -W -f '${Package} ${db:Status-Status}\n' 'hull*' 2>/dev/null | grep -v not-installed || true

@@ -77,7 +77,7 @@ T
 network() {
     cat <<J
 {"cniVersion": "1.0.0", "name": "node", "plugins": [
-  {"type": "bridge", "bridge": "hull0", "isGateway": true, "ipMasq": false,
+  {"type": "bridge", "bridge": "node0", "isGateway": true, "ipMasq": false,
    "ipam": {"type": "host-local", "ranges": [[{"subnet": "10.89.0.0/24"}]], "routes": [{"dst": "0.0.0.0/0"}]}},
   {"type": "portmap", "capabilities": {"portMappings": true}}]}
 J
@@ -190,7 +190,7 @@ J
     eventually running /run/hull/hull.sock vm
     [[ $(cri_exec vm uname -r) = *-hull ]] || fail "the pod is in no microVM"
     [ "$(cri_exec main uname -r)" = "$(uname -r)" ] || fail "the pod is in a microVM"
-    kubelet=$(in_it pgrep -x kubelet)
+    kubelet=$(processes kubelet)
 
     step "$name: the pod again, on a node that is installed"
     in_it rm /etc/kubernetes/manifests/installer.yaml
@@ -198,7 +198,7 @@ J
     in_it cp /etc/kubernetes/installer.yaml /etc/kubernetes/manifests
     eventually ready
     said "is installed, and kubelet is led to it" || fail "no such word"
-    [ "$(in_it pgrep -x kubelet)" = "$kubelet" ] || fail "kubelet was restarted"
+    [ "$(processes kubelet)" = "$kubelet" ] || fail "kubelet was restarted"
 
     step "$name: remove"
     in_it sed -i 's/value: install/value: remove/' /etc/kubernetes/installer.yaml
@@ -215,8 +215,11 @@ J
     eventually gone main
     eventually gone installer
     in_it systemctl stop "$UNIT"
-    in_it pkill -x containerd || true
-    in_it rm -rf /root/vm /var/log/pods /var/log/containers
+    in_it systemctl stop containerd
+    # That of k3s goes on when its unit ends.
+    kill $(processes containerd) 2>/dev/null || true
+    in_it rm -rf /root/vm /var/log/pods /var/log/containers /var/lib/cni/networks/node
+    ip link del node0
     left >"$DIR/after"
     diff "$DIR/before" "$DIR/after" || fail "something is left"
     echo "nothing is left"
@@ -239,7 +242,7 @@ cri_exec() {
     local name=$1; shift
     in_it /packages/hull-cri -r /run/hull/hull.sock exec --sync "$(container /run/hull/hull.sock "$name")" -- "$@"
 }
-led() { in_it sh -c "tr '\\0' '\\n' <\"/proc/\$(pgrep -x kubelet)/cmdline\"" | grep -qx -- '--container-runtime-endpoint=unix:///run/hull/hull.sock'; }
+led() { tr '\0' '\n' <"/proc/$(processes kubelet)/cmdline" | grep -qx -- '--container-runtime-endpoint=unix:///run/hull/hull.sock'; }
 ready() { CRI=/run/hull/hull.sock cri exec --sync "$(container /run/hull/hull.sock installer)" -- test -e /done; }
 said() { in_it sh -c 'cat /var/log/pods/kube-system_installer*/installer/*.log' | grep -qF "$1"; }
 removed() { ! in_it test -e /usr/bin/hull && in_it systemctl is-active "$UNIT" >/dev/null && ! led; }
