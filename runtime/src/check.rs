@@ -1,5 +1,6 @@
 //! `hull check`: whether this host can run microVMs, in plain words.
 
+mod certificate;
 mod daemon;
 
 use anyhow::Result;
@@ -25,14 +26,19 @@ pub(crate) async fn check(settings: &Settings, format: Format) -> Result<()> {
                 .map(|(what, finding)| to_json(what, finding)),
         ),
     })?;
-    let bad = findings
+    let bad: Vec<&str> = findings
         .iter()
         .filter(|(_, finding)| !finding.is_good())
-        .count();
-    if bad > 0 {
-        return Err(HostIncomplete(bad).into());
+        .map(|(what, _)| *what)
+        .collect();
+    if bad.is_empty() {
+        return Ok(());
     }
-    Ok(())
+    Err(HostIncomplete {
+        failed: bad.len(),
+        network_alone: bad.iter().all(|what| host::OF_NETWORK.contains(what)),
+    }
+    .into())
 }
 
 /// What [`check`] prints for people.
@@ -45,6 +51,9 @@ async fn find(settings: &Settings) -> Vec<(&'static str, Finding)> {
     let socket = daemon::socket(&settings.listen).await;
     let streaming = daemon::streaming(settings.streaming.address, &socket);
     findings.extend([("CRI socket", socket), ("streaming port", streaming)]);
+    if let Some(files) = &settings.streaming.tls {
+        findings.push(("streaming certificate", certificate::check(&files.cert)));
+    }
     findings
 }
 

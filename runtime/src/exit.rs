@@ -26,6 +26,7 @@ const NO_READER: u8 = 141;
 
 const NO_DAEMON: u8 = 69;
 const HOST_INCOMPLETE: u8 = 71;
+const NO_NETWORK: u8 = 72;
 const STORES: u8 = 74;
 const TAKEN: u8 = 75;
 const NOT_LET_IN: u8 = 77;
@@ -43,6 +44,10 @@ pub const EXIT_CODES: &[(u8, &str)] = &[
     (
         HOST_INCOMPLETE,
         "hull check: this host lacks something, or something of it.",
+    ),
+    (
+        NO_NETWORK,
+        "hull check: this host lacks a network for pods (CNI), and nothing else.",
     ),
     (
         STORES,
@@ -88,8 +93,13 @@ pub(crate) fn code(error: &anyhow::Error) -> u8 {
         if cause.is::<ConfigError>() || cause.is::<NotToBeEntered>() {
             return Some(CONFIGURATION);
         }
-        if cause.is::<HostIncomplete>() {
-            return Some(HOST_INCOMPLETE);
+        if let Some(incomplete) = cause.downcast_ref::<HostIncomplete>() {
+            let code = if incomplete.network_alone {
+                NO_NETWORK
+            } else {
+                HOST_INCOMPLETE
+            };
+            return Some(code);
         }
         if let Some(refusal) = cause.downcast_ref::<Refusal>() {
             return match refusal.code {

@@ -32,7 +32,7 @@ async fn check_finds_that_this_host_can_run_microvms() {
 
     std::fs::remove_file(node.dir.join("net.d/10-test.conflist")).unwrap();
     let output = hull(&node, &["check"]);
-    assert_eq!(output.status.code(), Some(71));
+    assert_eq!(output.status.code(), Some(72));
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(text.contains("FAIL") && text.contains("CNI"), "{text}");
     node.finish().await;

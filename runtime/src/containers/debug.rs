@@ -8,8 +8,8 @@ use hull_spec::{config::PodsConfig, error::PodError, id::PodId};
 use hull_streaming::client::relay;
 use rustix::termios::tcgetwinsize;
 
-use super::{exec::until_signal, find};
-use crate::client::Client;
+use super::find;
+use crate::{client::Client, signals::until_signal};
 
 /// What `hull debug` is asked for.
 #[derive(Debug, Clone, clap::Args)]

@@ -8,12 +8,12 @@ use std::{
 use anyhow::{Context, Result, bail};
 use hull_proto_cri::v1::{ContainerState, ContainerStatus};
 use hull_streaming::client::{Detach, Left, Wants, interact};
-use tokio::signal::unix::{SignalKind, signal};
 use tonic::Code;
 
 use super::{find, streams::Streams};
 use crate::{
     client::{Client, Refusal},
+    signals::until_signal,
     trailing,
 };
 
@@ -135,20 +135,5 @@ async fn exited(client: &Client, id: &str) -> Result<Option<ContainerStatus>> {
             return Ok(None);
         }
         tokio::time::sleep(POLL).await;
-    }
-}
-
-/// Does it, unless a signal asks for our end: then what it holds is dropped, a terminal restored with
-/// it, and the exit code is a shell's.
-pub(super) async fn until_signal(work: impl Future<Output = Result<u8>>) -> Result<u8> {
-    let handler = |kind| signal(kind).context("install signal handlers");
-    let mut interrupt = handler(SignalKind::interrupt())?;
-    let mut terminate = handler(SignalKind::terminate())?;
-    let mut hang_up = handler(SignalKind::hangup())?;
-    tokio::select! {
-        code = work => code,
-        _ = interrupt.recv() => Ok(130),
-        _ = terminate.recv() => Ok(143),
-        _ = hang_up.recv() => Ok(129),
     }
 }

@@ -30,5 +30,9 @@ impl Finding {
 
 /// Something that a host needs is not there.
 #[derive(Debug, thiserror::Error)]
-#[error("this host is not ready: {0} of the checks failed")]
-pub(crate) struct HostIncomplete(pub(crate) usize);
+#[error("this host is not ready: {failed} of the checks failed")]
+pub(crate) struct HostIncomplete {
+    pub(crate) failed: usize,
+    /// All else is there.
+    pub(crate) network_alone: bool,
+}

@@ -20,8 +20,12 @@ pub(crate) use self::{
     probe::Probe,
 };
 
+/// What is checked of the network, which a cluster brings later than the rest.
+pub(crate) const OF_NETWORK: [&str; 2] = ["CNI configuration", "CNI plugins"];
+
 /// Runs all checks, in an order in which a person would mend things.
 pub(crate) async fn check(settings: &Settings) -> Vec<(&'static str, Finding)> {
+    let [configuration, plugins] = OF_NETWORK;
     vec![
         ("user", tools::user()),
         ("kvm device", devices::kvm(Path::new("/dev/kvm"))),
@@ -33,11 +37,8 @@ pub(crate) async fn check(settings: &Settings) -> Vec<(&'static str, Finding)> {
         ("cgroups", cgroup::check(Path::new("/sys/fs/cgroup"))),
         ("tun device", devices::tun(Path::new("/dev/net/tun"))),
         ("kernel modules", modules::check()),
-        (
-            "CNI configuration",
-            network::configuration(&settings.network),
-        ),
-        ("CNI plugins", network::plugins(&settings.network)),
+        (configuration, network::configuration(&settings.network)),
+        (plugins, network::plugins(&settings.network)),
         ("mkfs.ext4", tools::program("mkfs.ext4", "e2fsprogs")),
         ("disk", disk::check(&settings.root)),
     ]

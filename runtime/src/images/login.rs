@@ -1,15 +1,20 @@
 //! `hull login` and `hull logout`.
 
-use std::io::{self, BufRead, IsTerminal, Read, Write};
+use std::{
+    io::{self, BufRead, IsTerminal, Read, Write},
+    thread,
+};
 
 use anyhow::{Context, Result, bail};
 use hull_proto_images::v1::LoginRequest;
 use rustix::termios::{LocalModes, OptionalActions, tcgetattr, tcsetattr};
+use tokio::sync::oneshot;
 
 use super::{credentials::File, secret};
 use crate::{
     client::{self, refused},
     config::Settings,
+    signals::until_signal,
     table::print,
 };
 
@@ -45,19 +50,27 @@ fn host(text: &str) -> Result<String, String> {
     }
 }
 
-/// Has the registry look at name and password, and keeps them if it takes them.
-pub(crate) async fn login(settings: Settings, arguments: LoginArgs) -> Result<()> {
+/// Has the registry look at name and password, and keeps them if it takes them; its exit code.
+pub(crate) async fn login(settings: Settings, arguments: LoginArgs) -> Result<u8> {
+    until_signal(async {
+        log_in(settings, arguments).await?;
+        Ok(0)
+    })
+    .await
+}
+
+async fn log_in(settings: Settings, arguments: LoginArgs) -> Result<()> {
     // Found out before anything is typed.
     let file = File::find()?.context("neither HOME nor DOCKER_CONFIG tells where to keep it")?;
     file.read()?;
     let username = match arguments.user {
         Some(user) => user,
-        None => ask("user: ", Echo::On)?,
+        None => ask("user: ", Echo::On).await?,
     };
     let password = if arguments.password_stdin {
-        secret(io::stdin())?
+        apart(|| secret(io::stdin())).await?
     } else {
-        ask("password: ", Echo::Off)?
+        ask("password: ", Echo::Off).await?
     };
     if username.is_empty() || username.contains(':') || password.is_empty() {
         bail!("there must be a name, without a colon, and a password");
@@ -99,9 +112,8 @@ enum Echo {
     Off,
 }
 
-fn ask(prompt: &str, echo: Echo) -> Result<String> {
-    let stdin = io::stdin();
-    if !stdin.is_terminal() {
+async fn ask(prompt: &str, echo: Echo) -> Result<String> {
+    if !io::stdin().is_terminal() {
         bail!("standard input is no terminal: use --user and --password-stdin");
     }
     let mut stderr = io::stderr();
@@ -110,17 +122,26 @@ fn ask(prompt: &str, echo: Echo) -> Result<String> {
         .and_then(|()| stderr.flush());
     asked.context("ask")?;
     let hidden = (echo == Echo::Off).then(Hidden::set).transpose()?;
-    let mut line = String::new();
-    let read = stdin
-        .lock()
-        .take(super::LONGEST_SECRET)
-        .read_line(&mut line);
+    let read = apart(|| {
+        let mut line = String::new();
+        let mut input = io::stdin().lock().take(super::LONGEST_SECRET);
+        let read = input.read_line(&mut line);
+        read.context("read standard input")?;
+        Ok(line)
+    });
+    let read = read.await;
     if hidden.is_some() {
         // The line end was hidden too.
         let _ = writeln!(stderr);
     }
-    read.context("read standard input")?;
-    Ok(line.trim_end_matches(['\r', '\n']).to_owned())
+    Ok(read?.trim_end_matches(['\r', '\n']).to_owned())
+}
+
+/// What `read` gives, by a thread that nobody waits for: a read can't be given up when a signal comes.
+async fn apart<T: Send + 'static>(read: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    let (sender, receiver) = oneshot::channel();
+    thread::spawn(move || sender.send(read()));
+    receiver.await.context("read standard input")?
 }
 
 /// A terminal that does not show what is typed, until this is dropped.

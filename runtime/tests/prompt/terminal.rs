@@ -177,6 +177,33 @@ async fn a_terminal_is_lent_to_a_container_and_given_back() {
     node.daemon.assert_nothing_left();
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_password_is_asked_for_and_not_shown() {
+    let Some(node) = Node::start().await else {
+        return;
+    };
+    let registry = node.registry();
+    let mut terminal = Terminal::open();
+    let before = terminal.settings();
+    let mut child = terminal.start(&node, &["login", registry]);
+    terminal.expect("user: ");
+    terminal.send(b"user\n");
+    terminal.expect("user\r\npassword: ");
+    terminal.send(b"password\n");
+    terminal.expect(&format!("\r\nlogged in to {registry}"));
+    assert!(!terminal.seen.contains("password"), "{}", terminal.seen);
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    terminal.assert_restored(&before);
+
+    // Somebody thinks better of it.
+    let mut child = terminal.start(&node, &["login", "-u", "user", registry]);
+    terminal.expect("password: ");
+    terminal.send(b"\x03");
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    terminal.assert_restored(&before);
+    node.told(&["logout", registry]);
+}
+
 /// The process behind setsid, which has become `hull`.
 fn client(setsid: u32) -> i32 {
     let path = format!("/proc/{setsid}/task/{setsid}/children");

@@ -14,9 +14,7 @@ use rustls::crypto::{CryptoProvider, ring};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::server::ParsedCertificate;
-use rustls::{
-    CertificateError, ClientConfig, DigitallySignedStruct, OtherError, SignatureScheme,
-};
+use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, OtherError, SignatureScheme};
 
 use super::hosts::Tls;
 
@@ -116,10 +114,7 @@ fn in_words(why: &CertificateError) -> String {
 
 /// Whether what is wrong with a certificate is that it is an authority's, not a server's.
 fn is_authority(error: &(dyn Error + 'static)) -> bool {
-    matches!(
-        error.downcast_ref(),
-        Some(webpki::Error::CaUsedAsEndEntity)
-    )
+    matches!(error.downcast_ref(), Some(webpki::Error::CaUsedAsEndEntity))
 }
 
 #[derive(Debug)]
