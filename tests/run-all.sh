@@ -79,7 +79,7 @@ compile() {
     HULL_TEST_IMAGES=$(tests/images/build.sh) || return
     HULL_POSIX=$(tests/posix/build.sh) || return
     export HULL_TEST_IMAGES HULL_POSIX
-    tests/host/install.sh cargo-tools || return
+    tests/host/install.sh cargo-tools grpcio prometheus || return
     cargo metadata --format-version 1 --locked >"$LOGS/workspace.json" || return
     "$TOOLS/cargo/bin/cargo-nextest" nextest list --locked --workspace --lib --bins --tests --examples --cargo-quiet \
         --list-type binaries-only --message-format json >"$LOGS/binaries.json"

@@ -13,11 +13,12 @@ use hull_spec::error::PodError;
 use hull_streaming::{StartError, Streaming};
 use opentelemetry_otlp::ExporterBuildError;
 use tokio::{net::UnixListener, sync::watch};
-use tokio_stream::wrappers::UnixListenerStream;
+use tokio_stream::{StreamExt, wrappers::UnixListenerStream};
 use tonic::transport::Server;
 use tracing::{info, warn};
 
 use crate::{
+    authority::WithAuthority,
     config::Settings,
     cri::{Backend, Cri, Times, delegate::Router},
     host::Probe,
@@ -158,6 +159,8 @@ impl App {
         let runtime = RuntimeServiceServer::new(router.clone());
         let images = ImagesServer::new(ImagesService(backend.images.clone()));
         let cri_images = ImageServiceServer::new(router);
+        let connections = UnixListenerStream::new(self.listener);
+        let connections = connections.map(|stream| stream.map(WithAuthority::new));
         let server = Server::builder()
             .layer(Times {
                 traced: self.traced,
@@ -165,7 +168,7 @@ impl App {
             .add_service(runtime.max_decoding_message_size(MAX_REQUEST))
             .add_service(cri_images.max_decoding_message_size(MAX_REQUEST))
             .add_service(images)
-            .serve_with_incoming_shutdown(UnixListenerStream::new(self.listener), stop);
+            .serve_with_incoming_shutdown(connections, stop);
         let drained = async {
             // An error means that the server is gone, and with it this wait.
             let _ = late.changed().await;

@@ -1,13 +1,17 @@
-//! Fuzz targets: requests of the CRI, up to where something would be done. `make fuzz` runs them
+//! Fuzz targets: bytes of a client, and requests of the CRI, up to where something would be done. `make fuzz` runs them
 //! (tests/fuzz), and the test below over kept inputs.
 
-use crate::cri::fuzz::{container, sandbox, update};
+use crate::{
+    authority,
+    cri::fuzz::{container, sandbox, update},
+};
 
 /// A target: its name, and what it does with an input.
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All of them.
 pub const TARGETS: &[Target] = &[
+    ("cri-authority", authority::fuzz),
     ("cri-container", container),
     ("cri-sandbox", sandbox),
     ("cri-update", update),

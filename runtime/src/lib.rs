@@ -12,6 +12,7 @@
 #![forbid(unsafe_code)]
 
 mod app;
+mod authority;
 mod check;
 mod cli;
 mod client;
@@ -31,6 +32,7 @@ mod run;
 mod runtime_class;
 mod service;
 mod shutdown;
+mod signals;
 mod socket;
 mod stream_backend;
 mod support;
@@ -122,8 +124,7 @@ fn execute(cli: Cli) -> Result<ExitCode> {
         }
         Command::Login(arguments) => {
             let (settings, runtime) = start("error")?;
-            runtime.block_on(images::login::login(settings, arguments))?;
-            0
+            runtime.block_on(images::login::login(settings, arguments))?
         }
         Command::Logout(arguments) => {
             images::login::logout(&arguments)?;

@@ -3,8 +3,10 @@
 
 #![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
+mod clients;
 mod collector;
 mod delegate;
+mod monitoring;
 mod node;
 mod prompt;
 mod registry;

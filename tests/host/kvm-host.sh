@@ -27,7 +27,7 @@ set -euo pipefail
 HERE=$REPO/tests/host
 PACKAGES=busybox-static,kmod,procps,util-linux,iproute2,iptables,nftables,iputils-ping,strace,socat,\
 openssh-server,jq,curl,ca-certificates,e2fsprogs,erofs-utils,containernetworking-plugins,\
-attr,docker-registry,openssl,tar,zstd${KVM_HOST_PACKAGES:+,$KVM_HOST_PACKAGES}
+attr,docker-registry,tar,zstd${KVM_HOST_PACKAGES:+,$KVM_HOST_PACKAGES}
 MEMORY=${KVM_HOST_MEMORY:-6144} CPUS=${KVM_HOST_CPUS:-2} IDLE=${KVM_HOST_IDLE:-120}
 QEMU=${KVM_HOST_QEMU:-$TOOLS/emulator/bin/qemu-system-x86_64}
 VIRTIOFSD=${KVM_HOST_VIRTIOFSD:-$TOOLS/emulator/bin/virtiofsd}

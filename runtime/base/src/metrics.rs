@@ -113,8 +113,12 @@ impl Family {
                 Self::Seconds(kept(HistogramVec::new(options, labels), registry)?)
             }
             Kind::Counter => {
-                let counter = IntCounterVec::new(Opts::new(name, about), labels);
-                Self::Counter(kept(counter, registry)?)
+                let counter = kept(IntCounterVec::new(Opts::new(name, about), labels), registry)?;
+                // A first failure is an increase only if there was a zero before it.
+                if labels.is_empty() {
+                    counter.get_metric_with_label_values(labels)?;
+                }
+                Self::Counter(counter)
             }
             Kind::Gauge => {
                 let gauge = GaugeVec::new(Opts::new(name, about), labels);
