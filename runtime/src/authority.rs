@@ -133,6 +133,9 @@ struct Filter {
     rewrites: bool,
 }
 
+/// Name and value.
+type Field = (Vec<u8>, Vec<u8>);
+
 /// What comes next.
 #[derive(Debug)]
 enum Stage {
@@ -291,7 +294,7 @@ impl Filter {
         Ok(())
     }
 
-    fn fields(&mut self, block: &[u8]) -> Result<Vec<(Vec<u8>, Vec<u8>)>, &'static str> {
+    fn fields(&mut self, block: &[u8]) -> Result<Vec<Field>, &'static str> {
         let mut fields = Vec::new();
         let mut length = 0_usize;
         let decoded = self.decoder.decode_with_cb(block, |name, value| {
@@ -354,7 +357,7 @@ impl Block {
     }
 
     /// Writes it with these fields, and with an authority that the server takes.
-    fn write(&self, fields: &[(Vec<u8>, Vec<u8>)], to: &mut BytesMut) {
+    fn write(&self, fields: &[Field], to: &mut BytesMut) {
         let mut block = BytesMut::new();
         for (name, value) in fields {
             let value: &[u8] = if name == b":authority" {

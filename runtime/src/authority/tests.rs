@@ -2,7 +2,7 @@ use loona_hpack::Encoder;
 
 use super::*;
 
-type Fields = Vec<(Vec<u8>, Vec<u8>)>;
+type Fields = Vec<Field>;
 
 /// The headers of a call, as gRPC's clients order them.
 fn call(authority: Option<&[u8]>, more: usize) -> Fields {

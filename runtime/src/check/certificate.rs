@@ -1,53 +1,64 @@
 //! The certificate of the streaming port, which clients stop to believe one day.
 
-use std::{fs, path::Path};
-
-use error_reporter::Report;
-use x509_parser::{
-    pem::Pem,
-    prelude::{ASN1Time, Validity},
+use std::{
+    fs,
+    path::Path,
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
+
+use x509_cert::{Certificate, time::Validity};
 
 use crate::host::Finding;
 
-const DAY: i64 = 24 * 60 * 60;
+/// In seconds.
+const DAY: u64 = 24 * 60 * 60;
 const RENEW: &str = "have it renewed, and `systemctl restart hull`";
 
 /// Whether the first certificate of a file, which is the server's, can be read and is valid now.
 pub(super) fn check(path: &Path) -> Finding {
-    let name = path.display();
+    let name = path.display().to_string();
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
     match validity(path) {
-        Ok(validity) => judge(&name.to_string(), &validity, ASN1Time::now()),
+        Ok(validity) => judge(&name, &validity, now),
         Err(why) => Finding::bad(format!("{name}: {why}"), "set `streaming.tls_cert`"),
     }
 }
 
 fn validity(path: &Path) -> Result<Validity, String> {
     let text = fs::read(path).map_err(|error| error.to_string())?;
-    let first = Pem::iter_from_buffer(&text).next();
-    let pem = first.ok_or("there is no certificate in it")?;
-    let pem = pem.map_err(|error| Report::new(error).to_string())?;
-    let certificate = pem.parse_x509().map_err(|error| error.to_string())?;
-    Ok(certificate.validity().clone())
+    let chain = Certificate::load_pem_chain(&text).map_err(|error| error.to_string())?;
+    let first = chain.first().ok_or("there is no certificate in it")?;
+    Ok(*first.tbs_certificate().validity())
 }
 
-fn judge(name: &str, validity: &Validity, now: ASN1Time) -> Finding {
-    let seconds = validity.not_after.timestamp() - now.timestamp();
-    if now < validity.not_before {
-        let detail = format!("{name} is not valid before {}", validity.not_before);
+/// `now` is since 1970.
+fn judge(name: &str, validity: &Validity, now: Duration) -> Finding {
+    let Validity {
+        not_before,
+        not_after,
+        ..
+    } = validity;
+    let (begin, end) = (not_before.to_unix_duration(), not_after.to_unix_duration());
+    if now < begin {
+        let detail = format!("{name} is not valid before {not_before}");
         return Finding::bad(
             detail,
             "set this machine's clock right, or have it made anew",
         );
     }
-    if seconds < 0 {
-        return Finding::bad(format!("{name} expired {} ago", days(-seconds)), RENEW);
+    match end.checked_sub(now) {
+        Some(left) => Finding::Good(format!("{name} is valid for {} yet", days(left))),
+        None => {
+            let ago = days(now.saturating_sub(end));
+            Finding::bad(format!("{name} expired {ago} ago"), RENEW)
+        }
     }
-    Finding::Good(format!("{name} is valid for {} yet", days(seconds)))
 }
 
-fn days(seconds: i64) -> String {
-    match seconds / DAY {
+fn days(time: Duration) -> String {
+    match time.as_secs() / DAY {
         1 => "1 day".into(),
         days => format!("{days} days"),
     }
@@ -55,8 +66,6 @@ fn days(seconds: i64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::time::{Duration, SystemTime};
-
     use rcgen::{CertificateParams, KeyPair};
 
     use super::*;
@@ -64,7 +73,7 @@ mod tests {
     /// What is found of a certificate that is valid between two moments, in days from now.
     fn found(from: i64, to: i64) -> Finding {
         let at = |days: i64| {
-            let day = Duration::from_secs(DAY as u64);
+            let day = Duration::from_secs(DAY);
             let by = day * u32::try_from(days.abs()).unwrap() + day / 2;
             let now = SystemTime::now();
             if days < 0 { now - by } else { now + by }
@@ -99,7 +108,7 @@ mod tests {
     #[test]
     fn a_file_that_has_no_certificate_is_told() {
         let file = tempfile::NamedTempFile::new().unwrap();
-        assert!(bad(check(file.path())).contains("there is no certificate in it"));
+        assert!(bad(check(file.path())).contains("streaming.tls_cert"));
         let broken = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
         fs::write(file.path(), broken).unwrap();
         assert!(bad(check(file.path())).contains("streaming.tls_cert"));
