@@ -3,9 +3,11 @@
 # Layouts: a unit kubelet (kubeadm's and others'), or k3s and k3s-agent. Pods go on: the runtime that kubelet had becomes
 # Hull's delegate, and has all pods but those whose RuntimeClass is hull. When kubelet does not get well with Hull, it
 # gets back what it had.
-# remove: FORCE=1 also ends pods in microVMs. Exit codes: 2, wrong arguments; 69, kubelet or the daemon does not get well;
+# KUBELET_ARGS: more for kubelet, as `feature-gates=X=true,Y=true v=4`. remove: FORCE=1 also ends pods in microVMs. Exit codes: 2, wrong arguments; 69, kubelet or the daemon does not get well;
 # 71, this node lacks something; 75, pods in microVMs are running, or what is installed can't be taken over.
 set -eu
+# Not that of the pod.
+PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 
 here=$(cd "$(dirname "$0")" && pwd)
 busybox=$here/busybox
@@ -34,9 +36,11 @@ find_layout() {
     esac
 }
 
-# The commands that the unit starts kubelet with, a line each.
+# The commands that the unit starts kubelet with, a line each, without what is ours.
 commands() {
-    systemctl cat kubelet.service | awk '
+    for file in $(systemctl show -P FragmentPath kubelet.service) $(systemctl show -P DropInPaths kubelet.service); do
+        [ "$file" = "$ours_of_kubelet" ] || cat "$file"
+    done | awk '
         /\\$/ { sub(/\\$/, ""); line = line $0; next }
         { line = line $0 }
         line ~ /^ExecStart=[[:space:]]*$/ { n = 0 }
@@ -82,28 +86,25 @@ bin_dirs = $(toml_list "$plugins")
 T
 }
 
-# Kubelet's numbers of pods are Hull's: cAdvisor can't see into a VM.
-lead_to_hull() {
-    mkdir -p "${ours_of_kubelet%/*}"
+# The file that leads kubelet to Hull.
+# shellcheck disable=SC2086 # Arguments are words.
+leading() {
+    args="container-runtime-endpoint=$hull image-service-endpoint=$hull ${KUBELET_ARGS:-}"
+    echo "# Written by Hull's installer; the file goes with it."
     if [ "$unit" = kubelet ]; then
         command=$(commands)
         [ "$(printf '%s\n' "$command" | grep -c .)" = 1 ] || die 71 "kubelet.service does not start one command"
-        cat >"$ours_of_kubelet" <<T
-# Written by Hull's installer; the file goes with it.
+        cat <<T
 [Unit]
 Wants=hull.service
 After=hull.service
 [Service]
 ExecStart=
-ExecStart=$command --container-runtime-endpoint=$hull --feature-gates=PodAndContainerStatsFromCRI=true
+ExecStart=$command$(printf ' --%s' $args)
 T
     else
-        cat >"$ours_of_kubelet" <<T
-# Written by Hull's installer; the file goes with it.
-kubelet-arg+:
-  - container-runtime-endpoint=$hull
-  - feature-gates=PodAndContainerStatsFromCRI=true
-T
+        echo "kubelet-arg+:"
+        printf '  - %s\n' $args
     fi
 }
 
@@ -131,20 +132,23 @@ install_all() {
         find_runtime
     fi
     [ -S "$runtime" ] || die 71 "the runtime that kubelet has is not there: no socket $runtime"
-    if [ -e "$ours_of_kubelet" ] && [ "$(cat /usr/lib/hull/version 2>/dev/null)" = "$version" ] \
-        && [ "$(systemctl is-active hull.service)" = active ]; then
-        say "Hull $version is installed, and kubelet is led to it"
-        return
-    fi
     if [ ! -e "$ours" ]; then
         mkdir -p "${ours%/*}"
         configuration >"$ours.new"
         mv "$ours.new" "$ours"
     fi
-    "$here/install.sh" || exit $?
+    if [ "$(cat /usr/lib/hull/version 2>/dev/null)" != "$version" ] || [ "$(systemctl is-active hull.service)" != active ]; then
+        "$here/install.sh" || exit $?
+    fi
     missing=$(/usr/bin/hull check 2>&1) || { printf '%s\n' "$missing" >&2; die 71 "this node can't run microVMs; kubelet has what it had"; }
-    [ ! -e "$ours_of_kubelet" ] || { say "upgraded to $version"; return; }
-    lead_to_hull
+    mkdir -p "${ours_of_kubelet%/*}"
+    leading >"$ours_of_kubelet.new"
+    if cmp -s "$ours_of_kubelet.new" "$ours_of_kubelet"; then
+        rm "$ours_of_kubelet.new"
+        say "Hull $version is installed, and kubelet is led to it"
+        return
+    fi
+    mv "$ours_of_kubelet.new" "$ours_of_kubelet"
     if ! restart_kubelet; then
         rm -f "$ours_of_kubelet"
         restart_kubelet || true
