@@ -17,7 +17,7 @@ IMAGE=demo.registry/demo/busybox:latest
 PART=${PART:-deb tarball${KUBELET:+ node}}
 
 outside() {
-    local part old bare ready node tree
+    local part old tree
     mkdir -p "$KEPT"
     for part in $PART; do
         case $part in
@@ -35,12 +35,9 @@ outside() {
             *) die "unknown: $part" ;;
         esac
     done
-    (cd "$KEPT" && ls -l -- *.deb hull.* installer.* 2>/dev/null | awk '{ print $5, $9 }') >&2
-    bare=$(fresh_tree systemd-sysv,ca-certificates)
-    ready=$(fresh_tree systemd-sysv,ca-certificates,containernetworking-plugins,iproute2,xz-utils)
-    node=$(fresh_tree systemd-sysv,ca-certificates,containernetworking-plugins,iproute2,xz-utils,iptables,containerd,runc)
+    find "$KEPT" -maxdepth 1 '(' -name '*.deb' -o -name 'hull.*' -o -name 'installer.*' ')' -printf '%s %f\n' >&2
     for part in $PART; do
-        case $part in deb) tree=$bare ;; tarball) tree=$ready ;; node) tree=$node ;; esac
+        tree=$(fresh_tree "$(packages "$part")")
         # Those of the node have an image for containerd's sandboxes.
         if [ "$part" = node ]; then HULL_TEST_IMAGES=$("$REPO/tests/images/build.sh" bench); else HULL_TEST_IMAGES=$("$REPO/tests/images/build.sh"); fi
         export HULL_TEST_IMAGES
@@ -61,6 +58,14 @@ previous() {
     (cd "$source" && CARGO_TARGET_DIR=$KEPT/target make --no-print-directory deb) >&2
     git -C "$REPO" worktree remove --force "$source"
     echo "$KEPT/$commit.deb"
+}
+
+# What an administrator has installed before a part.
+packages() {
+    local all=systemd-sysv,ca-certificates
+    [ "$1" = deb ] || all+=,containernetworking-plugins,iproute2,xz-utils
+    [ "$1" != node ] || all+=,iptables,containerd,runc
+    echo "$all"
 }
 
 # fresh_tree PACKAGE,PACKAGE...: a Debian with them, and in apt's cache what our package depends on and recommends, as
