@@ -56,7 +56,7 @@ boot() {
     mkdir -p "$root/packages"
     cp -- "$@" "$root/packages"
     # Its cgroup is the root of its hierarchy.
-    for i in cpu memory pids io cpuset; do echo "+$i" >/sys/fs/cgroup/cgroup.subtree_control 2>/dev/null || true; done
+    for i in cpu memory pids io cpuset hugetlb; do echo "+$i" >/sys/fs/cgroup/cgroup.subtree_control 2>/dev/null || true; done
     mkdir -p /sys/fs/cgroup/package
     # shellcheck disable=SC2016 # expands there
     sh -c 'echo $$ >/sys/fs/cgroup/package/cgroup.procs; exec unshare -p -f -m -C -u -i --propagation slave "$@"' sh \
@@ -68,6 +68,8 @@ boot() {
         >"$DIR/init.log" 2>&1 </dev/null &
     UNSHARE=$!
     for i in {1..100}; do INIT=$(pgrep -P $UNSHARE || true); [ -z "$INIT" ] || break; sleep 0.1; done
+    # What is in the cgroup itself keeps systemd from giving its units controllers.
+    echo $UNSHARE >/sys/fs/cgroup/cgroup.procs
     for i in {1..300}; do
         case $(in_it systemctl is-system-running 2>/dev/null) in running | degraded) break ;; esac
         [ "$i" -lt 300 ] || { cat "$DIR/init.log"; in_it systemctl list-jobs; fail "systemd did not come up"; }

@@ -19,6 +19,8 @@ set_up_kubernetes() {
     in_it install -m 755 /packages/kubelet /usr/local/bin/kubelet
     in_it mkdir -p /etc/kubernetes/manifests /var/lib/kubelet /etc/containerd /etc/registries/bench.registry /opt
     in_it tee /etc/registries/bench.registry/hosts.toml >/dev/null <<<"[host.\"http://127.0.0.1:$(cat "$DIR/registry/port")\"]"
+    # kubelet gives it to pods.
+    in_it tee /etc/resolv.conf >/dev/null <<<"nameserver 127.0.0.1"
     in_it tee /var/lib/kubelet/config.yaml >/dev/null <<Y
 apiVersion: kubelet.config.k8s.io/v1beta1
 kind: KubeletConfiguration
