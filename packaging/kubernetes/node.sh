@@ -22,10 +22,10 @@ die() { code=$1; shift; say "$*" >&2; exit "$code"; }
 # Sets `unit`, which runs kubelet, `ours_of_kubelet`, the file that leads it to Hull, and where its runtime and networks are.
 find_layout() {
     for unit in k3s k3s-agent kubelet ''; do
-        [ -z "$unit" ] || ! systemctl cat "$unit.service" >/dev/null 2>&1 || break
+        case $(systemctl show -P ActiveState "${unit:-none}.service") in active | activating | reloading) break ;; esac
     done
     case $unit in
-        '') die 71 "neither kubelet.service nor k3s.service nor k3s-agent.service is here" ;;
+        '') die 71 "none of kubelet.service, k3s.service and k3s-agent.service is running" ;;
         kubelet) ours_of_kubelet=/etc/systemd/system/kubelet.service.d/90-hull.conf ;;
         *)
             ours_of_kubelet=/etc/rancher/k3s/config.yaml.d/90-hull.yaml
