@@ -161,7 +161,7 @@ try_layout() {
     in_it mkdir -p "/run/systemd/system/$UNIT.service.d"
     in_it tee "/run/systemd/system/$UNIT.service.d/refuse.conf" >/dev/null <<'U'
 [Service]
-ExecStartPre=/bin/sh -c '! ls /etc/systemd/system/kubelet.service.d/90-hull.conf /etc/rancher/k3s/config.yaml.d/90-hull.yaml 2>/dev/null'
+ExecStartPre=/bin/sh -c '[ ! -e /etc/systemd/system/kubelet.service.d/90-hull.conf ] && [ ! -e /etc/rancher/k3s/config.yaml.d/90-hull.yaml ]'
 U
     in_it systemctl daemon-reload
     in_it cp /etc/kubernetes/installer.yaml /etc/kubernetes/manifests
