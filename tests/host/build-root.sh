@@ -43,6 +43,9 @@ kernel() {
     # /lib in the package, /usr/lib in the newer ones
     find "$apt/k" -path '*lib/modules/*' -prune -exec cp -a {} "$ROOT/usr/lib/modules/" \;
     cp "$apt"/k/boot/vmlinuz-* "$NEW/vmlinuz"
+    # Programs ask there what the kernel was built with.
+    mkdir -p "$ROOT/boot"
+    cp "$apt"/k/boot/config-* "$ROOT/boot"
     rm -rf "$apt"
 }
 
