@@ -18,14 +18,8 @@ inside() {
     command -v containerd >/dev/null || die "no containerd"
     DIR=$(mktemp -d /tmp/hull.XXXXXX)
     trap clean_up EXIT
-    mkdir "$DIR/containerd"
-    # Overlays are not mounted on a root that is one.
-    truncate -s 2G "$DIR/disk"
-    mkfs.ext4 -q "$DIR/disk"
-    mount -o loop "$DIR/disk" "$DIR/containerd"
     set_up_node "$DIR" "$HULL_TEST_IMAGES" bench.registry
-    sed -i "1i delegate_host_pods = \"runc\"\nhandlers.runc.delegate = \"$DIR/containerd.sock\"" "$DIR/hull.toml"
-    start_containerd "$DIR" "$DIR/containerd/root" bench.registry/bench/pause:latest
+    set_up_delegate "$DIR" bench.registry/bench/pause:latest
     start_daemon "$DIR" || die "hull serve does not answer"
     configure
 
@@ -116,13 +110,9 @@ J
 }
 
 clean_up() {
-    local code=$? pod
+    local code=$?
     if [ $code != 0 ]; then tail -n 20 "$DIR/hull.log" "$DIR/containerd/log" || true; fi
-    for pod in $(hull-cri -r "$DIR/containerd.sock" pods --quiet 2>/dev/null || true); do
-        hull-cri -r "$DIR/containerd.sock" stopp "$pod" && hull-cri -r "$DIR/containerd.sock" rmp "$pod"
-    done >/dev/null 2>&1 || true
-    kill "${CONTAINERD:-}" 2>/dev/null && wait "$CONTAINERD" 2>/dev/null || true
-    umount -l "$DIR/containerd" || true
+    take_down_delegate "$DIR"
     take_down_node "$DIR"
 }
 

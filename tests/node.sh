@@ -84,6 +84,28 @@ T
     die "containerd does not answer"
 }
 
+# set_up_delegate DIR PAUSE: starts containerd as above, for pods of the node in DIR that ask for namespaces of the
+# host. Before start_daemon.
+set_up_delegate() {
+    mkdir "$1/containerd"
+    # Overlays are not mounted on a root that is one.
+    truncate -s 2G "$1/disk"
+    mkfs.ext4 -q "$1/disk"
+    mount -o loop "$1/disk" "$1/containerd"
+    sed -i "1i delegate_host_pods = \"runc\"\nhandlers.runc.delegate = \"$1/containerd.sock\"" "$1/hull.toml"
+    start_containerd "$1" "$1/containerd/root" "$2"
+}
+
+# take_down_delegate DIR: what set_up_delegate made, and the pods in it. Before take_down_node.
+take_down_delegate() {
+    local cri=(hull-cri -r "$1/containerd.sock") pod
+    while read -r pod; do
+        { "${cri[@]}" stopp "$pod" && "${cri[@]}" rmp "$pod"; } >/dev/null 2>&1 || true
+    done < <("${cri[@]}" pods --quiet 2>/dev/null || true)
+    kill "${CONTAINERD:-}" 2>/dev/null && wait "$CONTAINERD" 2>/dev/null || true
+    umount -l "$1/containerd" || true
+}
+
 # The CRI client of the node in DIR.
 cri() { hull-cri -r "$DIR/hull.sock" "$@"; }
 
