@@ -3,10 +3,10 @@
 # make turns every failure into exit code 2; tests/host/run.sh CMD passes the code on as it is.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-package simulate mutants critest delegate software bench hostile faults soak check fuzz host shell host-stop image build sbom deb tarball installer clean
+.PHONY: help demo test test-package simulate mutants critest node-conformance delegate software bench hostile faults soak check fuzz host shell host-stop image build sbom deb tarball installer clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s  %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s  %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 	@echo; echo 'Cache (guest kernels, KVM hosts, images): $${HULL_CACHE:-~/.cache/hull}'
 
 demo: build ## a real image from a real registry as a container in a microVM, step by step
@@ -26,6 +26,9 @@ mutants: ## [SEEDS=10000]: bugs put into the daemon, and the seed by which the s
 
 critest: build ## CRITEST=/path/to/critest [FOCUS=REGEX]: that critest against hull serve in the KVM host
 	@tests/critest.sh
+
+node-conformance: build ## E2E=DIR [FOCUS=REGEX] [SKIP=REGEX] [PROCS=3] [MINUTES=N] [REST=1] [DELEGATE=1]: the Kubernetes node suite in DIR against hull serve in the KVM host; runs add up
+	@tests/node-conformance.sh
 
 delegate: build ## pods of Debian's containerd and runc beside pods in VMs, by one socket, each daemon killed, in the KVM host
 	@tests/delegate.sh
@@ -82,4 +85,4 @@ installer: sbom ## the image and DaemonSet that put Hull on nodes of Kubernetes:
 clean: host-stop ## remove target/ and stop the emulated KVM host; the cache stays
 	cargo clean
 
-export PART SHARE TESTS PROFILE BENCH CRITEST FOCUS SKIP FLAGS MINUTES VMS INPUT KEEP
+export PART SHARE TESTS PROFILE BENCH CRITEST E2E PROCS REST DELEGATE FOCUS SKIP FLAGS MINUTES VMS INPUT KEEP

@@ -80,8 +80,8 @@ class Registry:
     def __init__(self, url):
         self.url = url
 
-    def call(self, method, url, data=None, kind="application/octet-stream"):
-        headers = {"Content-Type": kind} if data is not None else {}
+    def call(self, method, url, data=None, kind="application/octet-stream", accept="*/*"):
+        headers = {"Accept": accept, **({"Content-Type": kind} if data is not None else {})}
         return urllib.request.urlopen(urllib.request.Request(url, data, headers, method=method))
 
     def blob(self, repository, data):
