@@ -2,9 +2,7 @@
 # node-conformance.sh: runs the Kubernetes node suite against `hull serve` in the KVM host: the suite brings an API
 # server and etcd, and starts a kubelet whose only runtime is Hull. Stand-ins are made for the images that it pulls.
 #
-#   E2E         directory with `kubelet`, `e2e_node.test`, `ginkgo` and `agnhost`, built without cgo of one Kubernetes:
-#               go build ./cmd/kubelet ./test/images/agnhost ./vendor/github.com/onsi/ginkgo/v2/ginkgo
-#               go test -c ./test/e2e_node
+#   E2E         directory with `kubelet`, `e2e_node.test`, `ginkgo` and `agnhost`, built without cgo of one Kubernetes
 #   FOCUS       only the specs whose names match this regular expression (\[NodeConformance\]);
 #   SKIP        not those that match this (\[Flaky\]|\[Slow\]|\[Serial\])
 #   REST=1      nor those that an earlier run found to pass or to skip themselves
