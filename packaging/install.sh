@@ -55,8 +55,8 @@ install_all() {
 }
 
 remove() {
-    if systemd; then systemctl disable --quiet --now hull.service || true; fi
-    # Nothing to end if it was removed before.
+    # Not there if it was removed before.
+    if systemd && [ -e /usr/lib/systemd/system/hull.service ]; then systemctl disable --quiet --now hull.service || true; fi
     if [ -z "$dest" ] && [ -e /var/lib/hull/hull.redb ] && [ -x /usr/bin/hull ]; then
         hull reset --force || echo "install.sh: some pods could not be ended; a reboot ends them" >&2
     fi

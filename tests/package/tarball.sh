@@ -44,7 +44,7 @@ try_tarball() {
     # Those of the test.
     in_it rm -rf /unpacked /small /root/formats /etc/cni/net.d/99-hull.conflist /var/lib/cni/networks/hull
     ip link del hull0
-    in_it rmdir --ignore-fail-on-non-empty -p /var/lib/cni/networks
+    in_it rmdir --ignore-fail-on-non-empty -p /var/lib/cni/networks /etc/cni/net.d
     left >"$DIR/after"
     diff "$DIR/before" "$DIR/after" || fail "something is left"
     echo "nothing is left"
