@@ -148,9 +148,11 @@ install_all() {
     fi
     mv "$ours_of_kubelet.new" "$ours_of_kubelet"
     if ! restart_kubelet; then
+        why=$(journalctl -u "$unit" -n 3 -o cat)
         rm -f "$ours_of_kubelet"
         restart_kubelet || true
-        die 69 "kubelet did not get well with Hull; it has what it had: $(journalctl -u "$unit" -n 1 -o cat)"
+        printf '%s\n' "$why" >&2
+        die 69 "kubelet did not get well with Hull; it has what it had"
     fi
     say "installed $version: kubelet asks Hull, which asks $runtime for all pods without the RuntimeClass"
 }
