@@ -81,7 +81,7 @@ fresh_tree() {
         rm -rf "$tree.new"
         debootstrap --variant=minbase --include="$1" "$suite" "$tree.new" "$MIRROR" >"$KEPT/debootstrap.log" 2>&1
         chroot "$tree.new" apt-get -qq update >&2
-        chroot "$tree.new" apt-get -qq -y --download-only install containernetworking-plugins iproute2 >&2
+        chroot "$tree.new" apt-get -qq -y --download-only install containernetworking-plugins iproute2 e2fsprogs >&2
         rm -f "$tree.new/etc/resolv.conf"
         # Waits for a terminal or device that is not there.
         ln -sf /dev/null "$tree.new/etc/systemd/system/console-getty.service"
