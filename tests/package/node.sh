@@ -139,7 +139,7 @@ U
 
 # try_layout NAME UNIT SOCKET
 try_layout() {
-    local name=$1 web kubelet vm
+    local name=$1 web kubelet
     UNIT=$2 SOCKET=$3
     step "$name: a node with containerd"
     if [ "$UNIT" = kubelet ]; then
@@ -177,18 +177,13 @@ U
     [ "$(container /run/hull/hull.sock main)" = "$web" ] || fail "the pod was made anew"
     in_it cat /etc/hull/config.d/10-node.toml
     mirror bench.registry
-    in_it systemctl reload hull
 
     step "$name: a pod in a microVM beside it"
-    in_it mkdir -p /root/vm
-    in_it tee /root/vm/pod.json >/dev/null <<<'{"metadata": {"name": "vm", "uid": "vm", "namespace": "default"}, "log_directory": "/root/vm", "linux": {}}'
-    in_it tee /root/vm/container.json >/dev/null <<J
-{"metadata": {"name": "vm"}, "image": {"image": "$NODE_IMAGE"}, "log_path": "vm.log", "command": ["sleep", "100000"], "linux": {}}
-J
+    # Without an API server kubelet knows no RuntimeClass.
+    in_it tee /etc/hull/config.d/20-test.toml >/dev/null <<<'default_handler = "hull"'
+    in_it systemctl reload hull
+    in_it sh -c "sed -e 's/name: web/name: vm/' -e 's/name: main/name: vm/' /etc/kubernetes/web.yaml >/etc/kubernetes/manifests/vm.yaml"
     CRI=/run/hull/hull.sock
-    cri pull "$NODE_IMAGE" >/dev/null
-    vm=$(cri runp --runtime hull /root/vm/pod.json)
-    cri start "$(cri create "$vm" /root/vm/container.json /root/vm/pod.json)" >/dev/null
     eventually running /run/hull/hull.sock vm
     [[ $(cri_exec vm uname -r) = *-hull ]] || fail "the pod is in no microVM"
     [ "$(cri_exec main uname -r)" = "$(uname -r)" ] || fail "the pod is in a microVM"
@@ -206,8 +201,7 @@ J
     in_it sed -i 's/value: install/value: remove/' /etc/kubernetes/installer.yaml
     in_it cp /etc/kubernetes/installer.yaml /etc/kubernetes/manifests
     eventually said "pods in microVMs run here (1)"
-    cri stopp "$vm" >/dev/null
-    cri rmp "$vm" >/dev/null
+    in_it rm /etc/kubernetes/manifests/vm.yaml
     eventually removed
     CRI=$SOCKET
     eventually running "$SOCKET" main
@@ -220,7 +214,7 @@ J
     in_it systemctl stop containerd
     # That of k3s goes on when its unit ends.
     kill $(processes containerd) 2>/dev/null || true
-    in_it rm -rf /root/vm /var/log/pods /var/log/containers /var/lib/cni/networks/node
+    in_it rm -rf /var/log/pods /var/log/containers /var/lib/cni/networks/node
     ip link del node0
     left >"$DIR/after"
     diff "$DIR/before" "$DIR/after" || fail "something is left"
