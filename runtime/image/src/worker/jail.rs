@@ -4,7 +4,7 @@ use std::ffi::{CString, OsStr};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use hull_jail::seccomp::List;
+use hull_jail::seccomp::{List, common::DROPPABLE};
 use hull_jail::{
     JailError, Reach, Root, become_user, call, confine, drop_oom_protection, empty_root,
     end_with_parent, hide_memory, leave_namespaces, limit,
@@ -46,6 +46,9 @@ const LIST: List = List {
         call!(SYS_brk),
         // Keys of hash maps.
         call!(SYS_getrandom),
+        call!(SYS_mmap).is(2, PROT_DATA).is(3, DROPPABLE),
+        call!(SYS_rt_sigprocmask),
+        call!(SYS_sched_getaffinity),
         call!(SYS_sigaltstack),
         call!(SYS_exit_group),
         #[cfg(debug_assertions)]

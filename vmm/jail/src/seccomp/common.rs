@@ -8,6 +8,11 @@ const PRIVATE: i64 = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS) as i64;
 /// The signal by which the C library has threads change their user; it is set up with the first thread.
 const SIGSETXID: i64 = 33;
 
+/// How memory is mapped that the kernel may forget (`MAP_DROPPABLE`, which libc has not). A C library from 2.41 on, which
+/// Debian has from trixie on, has its first random bytes made by the vDSO of Linux 6.11 or newer in such memory, with its
+/// signals blocked, and asks how many processors there are.
+pub const DROPPABLE: i64 = 0x08 | libc::MAP_ANONYMOUS as i64;
+
 const ALLOCATOR: &str = "the allocator's, as memory comes and goes";
 const FAULT: &str = "ends a process that touches memory it does not have";
 const PANIC: &str = "ends a process that panics";
@@ -39,6 +44,10 @@ pub const ANY: &[Call] = &[
         .is(2, 0)
         .is(3, PRIVATE | libc::MAP_NORESERVE as i64)
         .rare(ALLOCATOR),
+    call!(SYS_mmap)
+        .is(2, READ_WRITE)
+        .is(3, DROPPABLE)
+        .rare("random bytes, with a newer C library"),
     call!(SYS_munmap).rare(ALLOCATOR),
     call!(SYS_mprotect).within(2, READ_WRITE).rare(ALLOCATOR),
     call!(SYS_mremap)
