@@ -51,28 +51,34 @@ start_daemon() {
     return 1
 }
 
-# start_containerd DIR ROOT PAUSE: Debian's containerd, which keeps images in ROOT and has the network and registries of
-# the node in DIR; returns when it answers on DIR/containerd.sock. PAUSE is the image of its sandboxes.
-start_containerd() {
-    mkdir -p "$1/containerd"
-    cat >"$1/containerd/config.toml" <<T
+# containerd_config ROOT STATE SOCKET NETWORKS REGISTRIES PAUSE SNAPSHOTTER: prints the configuration of Debian's containerd.
+# PAUSE is the image of its sandboxes.
+containerd_config() {
+    cat <<T
 version = 2
-root = "$2"
-state = "$1/containerd/run"
+root = "$1"
+state = "$2"
 [grpc]
-address = "$1/containerd.sock"
+address = "$3"
 [plugins."io.containerd.internal.v1.opt"]
-path = "$1/containerd/opt"
+path = "${2%/*}/opt"
 [plugins."io.containerd.grpc.v1.cri"]
-sandbox_image = "$3"
+sandbox_image = "$6"
 [plugins."io.containerd.grpc.v1.cri".containerd]
-snapshotter = "overlayfs"
+snapshotter = "$7"
 [plugins."io.containerd.grpc.v1.cri".cni]
 bin_dir = "/usr/lib/cni"
-conf_dir = "$1/net.d"
+conf_dir = "$4"
 [plugins."io.containerd.grpc.v1.cri".registry]
-config_path = "$1/certs.d"
+config_path = "$5"
 T
+}
+
+# start_containerd DIR ROOT PAUSE: Debian's containerd, which keeps images in ROOT and has the network and registries of
+# the node in DIR; returns when it answers on DIR/containerd.sock.
+start_containerd() {
+    mkdir -p "$1/containerd"
+    containerd_config "$2" "$1/containerd/run" "$1/containerd.sock" "$1/net.d" "$1/certs.d" "$3" overlayfs >"$1/containerd/config.toml"
     setsid containerd --config "$1/containerd/config.toml" >>"$1/containerd/log" 2>&1 &
     CONTAINERD=$!
     for _ in {1..300}; do

@@ -10,6 +10,7 @@
 # that was built once (packaging/build-deb keeps them), or else HEAD~1, which takes a whole build.
 set -euo pipefail
 . "$(dirname "$(realpath "$0")")/host/lib.sh"
+. "$REPO/tests/node.sh"
 for file in lib deb tarball node; do . "$REPO/tests/package/$file.sh"; done
 
 KEPT=$HULL_CACHE/package
@@ -17,7 +18,7 @@ IMAGE=demo.registry/demo/busybox:latest
 PART=${PART:-deb tarball${KUBELET:+ node}}
 
 outside() {
-    local part old tree
+    local part old tree images
     mkdir -p "$KEPT"
     for part in $PART; do
         case $part in
@@ -39,7 +40,8 @@ outside() {
     for part in $PART; do
         tree=$(fresh_tree "$(packages "$part")")
         # Those of the node have an image for containerd's sandboxes.
-        if [ "$part" = node ]; then HULL_TEST_IMAGES=$("$REPO/tests/images/build.sh" bench); else HULL_TEST_IMAGES=$("$REPO/tests/images/build.sh"); fi
+        if [ "$part" = node ]; then images=bench; else images=images; fi
+        HULL_TEST_IMAGES=$("$REPO/tests/images/build.sh" $images)
         export HULL_TEST_IMAGES
         "$REPO/tests/host/run.sh" "$REPO/tests/package.sh" inside "$part" "$tree"
     done

@@ -3,8 +3,9 @@
 # Layouts: a unit kubelet (kubeadm's and others'), or k3s and k3s-agent. Pods go on: the runtime that kubelet had becomes
 # Hull's delegate, and has all pods but those whose RuntimeClass is hull. When kubelet does not get well with Hull, it
 # gets back what it had.
-# KUBELET_ARGS: more for kubelet, as `feature-gates=X=true,Y=true v=4`. remove: FORCE=1 also ends pods in microVMs. Exit codes: 2, wrong arguments; 69, kubelet or the daemon does not get well;
-# 71, this node lacks something; 75, pods in microVMs are running, or what is installed can't be taken over.
+# KUBELET_ARGS: more for kubelet, as `feature-gates=X=true,Y=true v=4`. remove: FORCE=1 also ends pods in microVMs.
+# Exit codes: 2, wrong arguments; 69, kubelet or the daemon does not get well; 71, this node lacks something; 75, pods in
+# microVMs are running, or what is installed can't be taken over.
 set -eu
 # Not that of the pod.
 PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
@@ -48,17 +49,23 @@ commands() {
         END { for (i = 0; i < n; i++) print command[i] }'
 }
 
+# flag PID NAME: the value of a flag that a process was started with; the last one counts.
+flag() {
+    tr '\0' '\n' <"/proc/$1/cmdline" | awk -v name="--$2" '
+        index($0, name "=") == 1 { value = substr($0, length(name) + 2) }
+        previous == name { value = $0 }
+        { previous = $0 }
+        END { print value }'
+}
+
 # Sets `runtime`, the socket that kubelet has now, where its networks are as everybody's.
 find_runtime() {
     [ "$unit" = kubelet ] || return 0
     pid=$(systemctl show -P MainPID kubelet.service)
     [ "$pid" != 0 ] || die 71 "kubelet is not running"
-    named=$(tr '\0' '\n' <"/proc/$pid/cmdline" | awk '
-        /^--container-runtime-endpoint=/ { sub(/^[^=]*=/, ""); print }
-        previous == "--container-runtime-endpoint" { print }
-        { previous = $0 }' | tail -n 1)
+    named=$(flag "$pid" container-runtime-endpoint)
     if [ -z "$named" ]; then
-        file=$(tr '\0' '\n' <"/proc/$pid/cmdline" | awk '/^--config=/ { sub(/^[^=]*=/, ""); print } previous == "--config" { print } { previous = $0 }' | tail -n 1)
+        file=$(flag "$pid" config)
         [ -z "$file" ] || named=$(sed -n 's/^containerRuntimeEndpoint:[[:space:]]*//p' "$file" | tr -d "\"'")
     fi
     runtime=${named#unix://}

@@ -50,25 +50,10 @@ Y
     set_up_k3s
 }
 
-# containerd_config SOCKET NETWORKS
-containerd_config() {
+# containerd_of_systemd SOCKET NETWORKS DIR: the configuration of a containerd whose cgroups are systemd's.
+containerd_of_systemd() {
+    containerd_config "$3/lib" "$3/run" "$1" "$2" /etc/registries bench.registry/bench/pause:latest native
     cat <<T
-version = 2
-root = "$3/lib"
-state = "$3/run"
-[grpc]
-address = "$1"
-[plugins."io.containerd.internal.v1.opt"]
-path = "$3/opt"
-[plugins."io.containerd.grpc.v1.cri"]
-sandbox_image = "bench.registry/bench/pause:latest"
-[plugins."io.containerd.grpc.v1.cri".cni]
-bin_dir = "/usr/lib/cni"
-conf_dir = "$2"
-[plugins."io.containerd.grpc.v1.cri".registry]
-config_path = "/etc/registries"
-[plugins."io.containerd.grpc.v1.cri".containerd]
-snapshotter = "native"
 [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
 runtime_type = "io.containerd.runc.v2"
 [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc.options]
@@ -89,7 +74,7 @@ J
 set_up_kubeadm() {
     in_it mkdir -p /usr/lib/systemd/system/kubelet.service.d /etc/cni/net.d
     network | in_it tee /etc/kubernetes/10-node.conflist >/dev/null
-    containerd_config /run/containerd/containerd.sock /etc/cni/net.d /var/lib/containerd \
+    containerd_of_systemd /run/containerd/containerd.sock /etc/cni/net.d /var/lib/containerd \
         | in_it tee /etc/containerd/config.toml >/dev/null
     in_it tee /usr/lib/systemd/system/kubelet.service >/dev/null <<'U'
 [Unit]
@@ -117,7 +102,7 @@ set_up_k3s() {
     in_it mkdir -p $data/agent/etc/cni/net.d $data/agent/etc/containerd $data/data/cni /etc/rancher/k3s
     in_it sh -c "ln -s /usr/lib/cni/* $data/data/cni"
     network | in_it tee $data/agent/etc/cni/net.d/10-flannel.conflist >/dev/null
-    containerd_config /run/k3s/containerd/containerd.sock $data/agent/etc/cni/net.d $data/agent/containerd \
+    containerd_of_systemd /run/k3s/containerd/containerd.sock $data/agent/etc/cni/net.d $data/agent/containerd \
         | in_it tee $data/agent/etc/containerd/config.toml >/dev/null
     in_it install -m 755 /dev/stdin /usr/local/bin/k3s <<S
 #!/bin/sh
