@@ -20,7 +20,7 @@ use std::{
         process::CommandExt,
     },
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{Child, Command, Output, Stdio},
     time::{Duration, Instant},
 };
 
@@ -199,6 +199,14 @@ impl Daemon {
         names
             .filter(|name| name != "lock" && !name.starts_with("last_reserved"))
             .collect()
+    }
+
+    /// What curl gets by these arguments in the daemon's network.
+    fn curl(&self, arguments: &[&str]) -> Output {
+        let pid = self.child.id().to_string();
+        let mut command = Command::new("nsenter");
+        command.args(["-n", "-t", &pid, "curl", "-sS", "--max-time", "20"]);
+        command.args(arguments).output().unwrap()
     }
 
     /// Processes of this node's VMs.
@@ -907,14 +915,7 @@ async fn metrics_tell_what_happened_and_name_nobody() {
         return;
     };
     let get = |path: &str| {
-        let pid = daemon.child.id().to_string();
-        let url = format!("http://127.0.0.1:9464{path}");
-        let curl = ["curl", "-sS", "-i", "--max-time", "20", &url];
-        let done = Command::new("nsenter")
-            .args(["-n", "-t", &pid])
-            .args(curl)
-            .output()
-            .unwrap();
+        let done = daemon.curl(&["-i", &format!("http://127.0.0.1:9464{path}")]);
         assert!(done.status.success(), "{done:?}");
         String::from_utf8(done.stdout).unwrap()
     };

@@ -68,13 +68,10 @@ impl<'a> Prometheus<'a> {
     }
 
     fn get(&self, path: &str, query: &str) -> Result<Value, String> {
-        let pid = self.daemon.child.id().to_string();
-        let done = Command::new("nsenter")
-            .args(["-n", "-t", &pid, "curl", "-sS", "-G", "--max-time", "20"])
-            .args(["--data-urlencode", &format!("query={query}")])
-            .arg(format!("http://127.0.0.1:9090/api/v1/{path}"))
-            .output()
-            .unwrap();
+        let query = format!("query={query}");
+        let url = format!("http://127.0.0.1:9090/api/v1/{path}");
+        let arguments = ["-G", "--data-urlencode", &query, &url];
+        let done = self.daemon.curl(&arguments);
         let answer: Value =
             serde_json::from_slice(&done.stdout).map_err(|_| format!("{done:?}"))?;
         match answer["status"].as_str() {
