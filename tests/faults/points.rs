@@ -103,7 +103,15 @@ impl Call {
             Self::Log | Self::ReopenContainerLog => true,
             Self::StopMute => point == "process-killed",
             Self::StopHung => point == "vm-stopped",
-            _ => !["log-write", "log-written", "log-noted", "note-write"].contains(&point),
+            // A guest that powers off may be gone before its VMM is asked to end it, or not.
+            _ => ![
+                "log-write",
+                "log-written",
+                "log-noted",
+                "note-write",
+                "vm-stopped",
+            ]
+            .contains(&point),
         }
     }
 }
