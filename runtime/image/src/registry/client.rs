@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::error::Error;
+use std::iter;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -122,9 +123,56 @@ impl Kind {
 
 /// The causes of the error, without its own text: that is the address, which the message has anyway.
 pub(super) fn describe(error: &reqwest::Error) -> String {
+    if is_turned_away(error) {
+        return "it ended the connection before a request was sent; where it wants a certificate of its \
+                clients, name that as `client` in hosts.toml"
+            .into();
+    }
     let text = match error.source() {
         Some(cause) => Report::new(cause).to_string(),
         None => error.to_string(),
     };
     shown::line(&text, 300)
+}
+
+/// Whether the connection was made and ended before it was used. A server of TLS 1.3 that wants a certificate
+/// does so, and its alert is lost when it comes before the request is written.
+fn is_turned_away(error: &(dyn Error + 'static)) -> bool {
+    iter::successors(Some(error), |&error| error.source())
+        .filter_map(|error| error.downcast_ref::<hyper::Error>())
+        .any(hyper::Error::is_canceled)
+}
+
+#[cfg(test)]
+mod tests {
+    use http_body_util::Empty;
+    use hyper::Request;
+    use hyper::client::conn::http1::handshake;
+    use hyper_util::rt::TokioIo;
+    use tokio::io::AsyncReadExt as _;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_connection_that_ended_unused_is_known() {
+        let (ours, _theirs) = tokio::io::duplex(1);
+        let (mut sender, connection) = handshake(TokioIo::new(ours)).await.unwrap();
+        drop(connection);
+        let request = Request::new(Empty::<&[u8]>::new());
+        let error = sender.send_request(request).await.unwrap_err();
+        assert!(is_turned_away(&error));
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_ended_in_an_answer_is_another() {
+        let (ours, theirs) = tokio::io::duplex(100);
+        let (mut sender, connection) = handshake(TokioIo::new(ours)).await.unwrap();
+        let request = Request::new(Empty::<&[u8]>::new());
+        let ended = async {
+            let mut theirs = theirs;
+            theirs.read_u8().await.unwrap();
+        };
+        let (answer, _, ()) = tokio::join!(sender.send_request(request), connection, ended);
+        assert!(!is_turned_away(&answer.unwrap_err()));
+    }
 }
