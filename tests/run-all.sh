@@ -90,13 +90,13 @@ here() {
     HULL_HOST=direct nextest here "default()"
 }
 
-# A node under 10,000 seeds, when the tests beside it leave processors idle: also those of the emulator, whose
-# session is another, so that it takes more than to be nice (sched(7), "The autogroup feature").
+# A node under 2,000 seeds (`make simulate` has more), when the tests beside it leave processors idle: also those
+# of the emulator, whose session is another, so that it takes more than to be nice (sched(7), "The autogroup feature").
 simulation() {
     nice -n 19 cargo build --locked --profile simulate -p hull-pod --example simulate || return
     # shellcheck disable=SC2016 # expands there
     setsid --wait sh -c 'echo 19 >/proc/self/autogroup 2>/dev/null; exec nice -n 19 "$@"' sh \
-        "$TARGET/simulate/examples/simulate" 1 10000
+        "$TARGET/simulate/examples/simulate" 1 2000
 }
 
 # Counts as one.
