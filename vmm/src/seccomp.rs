@@ -160,6 +160,9 @@ const CONTROL_ALONE: &[Call] = &[
     call!(SYS_ioctl).is(1, KVM_GET_CLOCK).rare(SAVE),
     call!(SYS_ftruncate).rare(SAVE),
     call!(SYS_pwrite64).rare(SAVE),
+    call!(SYS_madvise)
+        .is(2, libc::MADV_COLLAPSE as i64)
+        .rare(SAVE),
     // vCPUs that are to pause or stop.
     call!(SYS_tgkill).is(2, SIGRTMIN),
     call!(SYS_getpid),
