@@ -112,7 +112,7 @@ J
 clean_up() {
     local code=$?
     if [ $code != 0 ]; then tail -n 20 "$DIR/hull.log" "$DIR/containerd/log" || true; fi
-    take_down_delegate "$DIR"
+    take_down_containerd "$DIR"
     take_down_node "$DIR"
 }
 

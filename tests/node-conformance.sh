@@ -97,7 +97,7 @@ inside() {
     # shellcheck disable=SC2086
     install_packages ${HULL_PACKAGES//,/ }
     DIR=$(mktemp -d /tmp/node.XXXXXX)
-    trap 'save_logs; [ -z "$HULL_DELEGATE" ] || take_down_delegate "$DIR"; take_down_node "$DIR"' EXIT
+    trap 'save_logs; [ -z "$HULL_DELEGATE" ] || take_down_containerd "$DIR"; take_down_node "$DIR"' EXIT
     set_up_node "$DIR" "$HULL_TEST_IMAGES" registry.k8s.io
     # Specs want a container without a profile to be unconfined; Hull's own default is stricter.
     sed -i '1i seccomp_default = false' "$DIR/hull.toml"

@@ -51,6 +51,9 @@ start_daemon() {
     return 1
 }
 
+# Where CNI's plugins of containerd are.
+PLUGINS=/usr/lib/cni
+
 # containerd_config ROOT STATE SOCKET NETWORKS REGISTRIES PAUSE SNAPSHOTTER: prints the configuration of Debian's containerd.
 # PAUSE is the image of its sandboxes.
 containerd_config() {
@@ -67,7 +70,7 @@ sandbox_image = "$6"
 [plugins."io.containerd.grpc.v1.cri".containerd]
 snapshotter = "$7"
 [plugins."io.containerd.grpc.v1.cri".cni]
-bin_dir = "/usr/lib/cni"
+bin_dir = "$PLUGINS"
 conf_dir = "$4"
 [plugins."io.containerd.grpc.v1.cri".registry]
 config_path = "$5"
@@ -90,20 +93,24 @@ start_containerd() {
     die "containerd does not answer"
 }
 
-# set_up_delegate DIR PAUSE: starts containerd as above, for pods of the node in DIR that ask for namespaces of the
-# host. Before start_daemon.
-set_up_delegate() {
+# set_up_containerd DIR PAUSE: starts containerd as above, beside the node in DIR.
+set_up_containerd() {
     mkdir "$1/containerd"
     # Overlays are not mounted on a root that is one.
     truncate -s 2G "$1/disk"
     mkfs.ext4 -q "$1/disk"
     mount -o loop "$1/disk" "$1/containerd"
-    sed -i "1i delegate_host_pods = \"runc\"\nhandlers.runc.delegate = \"$1/containerd.sock\"" "$1/hull.toml"
     start_containerd "$1" "$1/containerd/root" "$2"
 }
 
-# take_down_delegate DIR: what set_up_delegate made, and the pods in it. Before take_down_node.
-take_down_delegate() {
+# set_up_delegate DIR PAUSE: the same, for pods of the node that ask for namespaces of the host. Before start_daemon.
+set_up_delegate() {
+    sed -i "1i delegate_host_pods = \"runc\"\nhandlers.runc.delegate = \"$1/containerd.sock\"" "$1/hull.toml"
+    set_up_containerd "$@"
+}
+
+# take_down_containerd DIR: what set_up_containerd made, and the pods in it. Before take_down_node.
+take_down_containerd() {
     local cri=(hull-cri -r "$1/containerd.sock") pod
     while read -r pod; do
         { "${cri[@]}" stopp "$pod" && "${cri[@]}" rmp "$pod"; } >/dev/null 2>&1 || true

@@ -1,40 +1,48 @@
 #!/bin/bash
-# pods.sh: what a pod costs whose VM boots, and one whose VM is a clone of a template. Two daemons in the same
-# KVM host, one with `[vm] template = true`; ROUNDS pods of each, in turn, one at a time, with a bridge of CNI.
+# pods.sh: what a pod costs whose VM is a clone of a template, one whose VM boots, and one of Debian's containerd and
+# runc. Three runtimes in the same KVM host, ROUNDS pods of each, in turn, one at a time, by the same client.
+# NETWORK=bridge is CNI's usual plugin; NETWORK=none one that makes an interface which leads nowhere.
 # Lines are
 #   bench pods-NAME hull=… peer=… ratio=… target=… ok|short
-# where hull is the clone and peer the pod that boots: medians, times in ms.
+# of medians, times in ms.
 #
-#   RunPodSandbox     time of the call
-#   stage-NAME        its parts as the daemon measures them: network, spawn (the VMM's process until it answers)
-#                     and scratch are side by side; vm (configured, or restored, and started), agent (until it
-#                     answers, or was woken and has its cards) and configure follow
-#   exits             exits to KVM until the pod is up;  faults  page faults of the VMM's process (minor)
-#   private           what the VMM has written and shares with nobody, KiB, 3 s after it was up;  mapped  with what
-#                     it shares or could (RSS);  template  what the template of all clones has, once
-#   create, start, exec, end
-#                     CreateContainer, StartContainer, ExecSync of `true`, and StopPodSandbox with
-#                     RemovePodSandbox
+#   RunPodSandbox, CreateContainer, StartContainer, ExecSync (of `true`), StopContainer, StopPodSandbox,
+#   RemovePodSandbox, life (all of these)
+#                     hull is the clone, peer containerd;  cold-NAME: hull boots
+#   stage-NAME        the parts of RunPodSandbox as the daemon measures them, hull the clone and peer a pod that boots:
+#                     network, spawn (the VMM's process until it answers) and scratch are side by side; vm
+#                     (configured, or restored, and started), agent (until it answers, or was woken and has its cards)
+#                     and configure follow
+#   exits             likewise: exits to KVM until the pod is up;  faults  page faults of the VMM's process (minor)
+#   private           likewise: what the VMM has written and shares with nobody, KiB, 3 s after it was up;  mapped  with
+#                     what it shares or could (RSS);  template  what the template of all clones has, once
 set -euo pipefail
 . "$(dirname "$(realpath "$0")")/../host/lib.sh"
 . "$REPO/tests/node.sh"
 . "$REPO/tests/bench/lib.sh"
 ROUNDS=${ROUNDS:-5}
+NETWORK=${NETWORK:-bridge}
+CALLS=(RunPodSandbox CreateContainer StartContainer ExecSync StopContainer StopPodSandbox RemovePodSandbox)
 
 outside() {
     local images
-    images=$("$REPO/tests/images/build.sh")
-    HULL_TEST_IMAGES=$images HULL_ROUNDS=$ROUNDS "$REPO/tests/host/run.sh" "$REPO/tests/bench/pods.sh" inside
+    # It has the image of containerd's sandboxes, too.
+    images=$("$REPO/tests/images/build.sh" bench)
+    HULL_TEST_IMAGES=$images HULL_ROUNDS=$ROUNDS HULL_NETWORK=$NETWORK KVM_HOST_PACKAGES=containerd,runc \
+        "$REPO/tests/host/run.sh" "$REPO/tests/bench/pods.sh" inside
 }
 
 # In the KVM host, as root.
 inside() {
+    command -v containerd >/dev/null || die "no containerd"
     DIR=$(mktemp -d /tmp/bench.XXXXXX)
     trap clean_up EXIT
     trap 'exit 143' TERM INT
     set_up_node "$DIR" "$HULL_TEST_IMAGES" bench.registry
     local mode number DAEMON
     DAEMONS=()
+    [ "$HULL_NETWORK" = bridge ] || lead_nowhere
+    set_up_containerd "$DIR" bench.registry/bench/pause:latest
     for mode in cold clone; do
         mkdir "$DIR/$mode"
         sed "s|^root = .*|root = \"$DIR/$mode/root\"|; s|^state = .*|state = \"$DIR/$mode/s\"|
@@ -42,7 +50,9 @@ inside() {
         [ $mode = cold ] || printf '[vm]\ntemplate = true\n' >>"$DIR/$mode/hull.toml"
         start_daemon "$DIR/$mode" || die "hull serve does not answer"
         DAEMONS+=("$DAEMON")
-        at $mode pull bench.registry/demo/busybox:latest >/dev/null
+    done
+    for mode in cold clone containerd; do
+        at $mode pull bench.registry/bench/busybox:latest >/dev/null
         # The first pod of a node is not one of those that are measured: it fills caches, and has the template made.
         pod $mode 0; end $mode
     done
@@ -51,24 +61,50 @@ inside() {
         sleep 0.2
     done
     for ((number = 1; number <= HULL_ROUNDS; number++)); do
-        for mode in cold clone; do measure $mode "$number"; done
+        for mode in cold clone containerd; do measure $mode "$number"; done
     done
     [ "$(at clone info | jq '.info.info | fromjson.templates.clones')" = "$HULL_ROUNDS" ] || die "not all are clones"
     note clone template $(($(stat -L -c %b "$(template)") / 2))
     report
 }
 
+# Has the pods' only plugin be one that does next to nothing: containerd and Hull want an interface.
+lead_nowhere() {
+    PLUGINS=$DIR/plugins
+    mkdir "$PLUGINS"
+    ln -s /usr/lib/cni/loopback "$PLUGINS"
+    cat >"$PLUGINS/nowhere" <<'S'
+#!/bin/sh
+case $CNI_COMMAND in
+    VERSION) echo '{"cniVersion":"1.0.0","supportedVersions":["1.0.0"]}' ;;
+    ADD)
+        nsenter --net="$CNI_NETNS" ip -batch - <<B
+link add $CNI_IFNAME type veth peer name nowhere
+addr add 10.87.0.2/24 dev $CNI_IFNAME
+link set $CNI_IFNAME up
+B
+        echo '{"cniVersion":"1.0.0","interfaces":[{"name":"'"$CNI_IFNAME"'","sandbox":"'"$CNI_NETNS"'"}],' \
+            '"ips":[{"interface":0,"address":"10.87.0.2/24"}]}'
+        ;;
+esac
+S
+    chmod 755 "$PLUGINS/nowhere"
+    echo '{"cniVersion": "1.0.0", "name": "node", "plugins": [{"type": "nowhere"}]}' >"$DIR/net.d/10-node.conflist"
+    sed -i "s|^bin_dirs = .*|bin_dirs = [\"$PLUGINS\"]|" "$DIR/hull.toml"
+}
+
 # The file with the template's memory, which the daemon of the clones holds.
 template() { find "/proc/${DAEMONS[1]}/fd" -lname '/memfd:template-memory*' -print -quit; }
 
 # at MODE COMMAND...: asks that daemon.
-at() { local mode=$1; shift; hull-cri -r "$DIR/$mode/hull.sock" "$@"; }
+at() { local mode=$1; shift; hull-cri -r "$(socket "$mode")" "$@"; }
+socket() { if [ "$1" = containerd ]; then echo "$DIR/containerd.sock"; else echo "$DIR/$1/hull.sock"; fi; }
 note() { echo "$2 $3" >>"$DIR/$1.figures"; }
-# timed MODE FIGURE COMMAND...: notes how long a call took, and prints what it prints.
+# timed MODE FIGURE COMMAND...: notes how long a command took, and prints what it prints.
 timed() {
     local mode=$1 figure=$2 begin; shift 2
     begin=$(now)
-    at "$mode" "$@"
+    "$@"
     note "$mode" "$figure" "$(awk -v ns=$(($(now) - begin)) 'BEGIN { printf "%.1f", ns / 1e6 }')"
 }
 
@@ -83,62 +119,80 @@ J
 end() { at "$1" stopp "$POD" >/dev/null && at "$1" rmp "$POD" >/dev/null; }
 
 measure() {
-    local mode=$1 number=$2 begin vmm container info
-    begin=$(now)
-    pod "$mode" "$number"
-    note "$mode" RunPodSandbox "$(awk -v ns=$(($(now) - begin)) 'BEGIN { printf "%.1f", ns / 1e6 }')"
+    local mode=$1 number=$2 container
+    timed "$mode" RunPodSandbox pod "$mode" "$number"
+    [ "$mode" = containerd ] || look_at_vm "$mode"
+    cat >"$DIR/container.json" <<J
+{"metadata": {"name": "main", "attempt": 0}, "image": {"image": "bench.registry/bench/busybox:latest"},
+ "log_path": "$mode-$number.log", "command": ["sleep", "1000"]}
+J
+    timed "$mode" CreateContainer at "$mode" create "$POD" "$DIR/container.json" "$DIR/pod.json" >"$DIR/container"
+    container=$(cat "$DIR/container")
+    timed "$mode" StartContainer at "$mode" start "$container" >/dev/null
+    timed "$mode" ExecSync at "$mode" exec --sync "$container" -- true
+    timed "$mode" StopContainer at "$mode" stop "$container" >/dev/null
+    timed "$mode" StopPodSandbox at "$mode" stopp "$POD" >/dev/null
+    timed "$mode" RemovePodSandbox at "$mode" rmp "$POD" >/dev/null
+    note "$mode" life "$(tail -n 200 "$DIR/$mode.figures" | awk -v calls="${CALLS[*]}" '
+        BEGIN { n = split(calls, name, " ") } { last[$1] = $2 }
+        END { for (i = 1; i <= n; i++) sum += last[name[i]]; printf "%.1f", sum }')"
+}
+
+# What the VM of POD has taken.
+look_at_vm() {
+    local mode=$1 vmm info
     vmm=$(pgrep -f "hull-vmm.*$POD")
     note "$mode" exits "$(cat /sys/kernel/debug/kvm/"$vmm"-*/exits)"
     note "$mode" faults "$(sed 's/.*) //' "/proc/$vmm/stat" | cut -d ' ' -f 8)"
     info=$(at "$mode" inspectp "$POD")
     jq -r '.info.info | fromjson.bootMicroseconds | to_entries[] | "stage-\(.key) \(.value / 1000)"' \
         <<<"$info" >>"$DIR/$mode.figures"
-    jq -r '.info.info | fromjson.metrics | (.start_ns[] | "vmm-\(.[0]) \(.[1] / 1000000)")' \
-        <<<"$info" >>"$DIR/$mode.figures" 2>/dev/null || true
     sleep 3
     # What is mapped of the template counts as private while no other clone is there, so it is not that.
     note "$mode" private "$(awk '$1 == "Anonymous:" { print $2 }' "/proc/$vmm/smaps_rollup")"
     note "$mode" mapped "$(awk '$1 == "Rss:" { print $2 }' "/proc/$vmm/smaps_rollup")"
-    cat >"$DIR/container.json" <<J
-{"metadata": {"name": "main", "attempt": 0}, "image": {"image": "bench.registry/demo/busybox:latest"},
- "log_path": "$mode-$number.log", "command": ["sleep", "1000"]}
-J
-    container=$(timed "$mode" create create "$POD" "$DIR/container.json" "$DIR/pod.json")
-    timed "$mode" start start "$container" >/dev/null
-    timed "$mode" exec exec "$container" -- true
-    begin=$(now)
-    end "$mode"
-    note "$mode" end "$(awk -v ns=$(($(now) - begin)) 'BEGIN { printf "%.1f", ns / 1e6 }')"
 }
 
 report() {
-    local figure clone cold
-    for figure in $(cut -d ' ' -f 1 "$DIR/clone.figures" "$DIR/cold.figures" | sort -u); do
-        clone=$(median clone "$figure") cold=$(median cold "$figure")
-        case $figure in
-            private) tell "$figure" "$clone" "$cold" 8192 "$clone" ;;
-            *) tell "$figure" "$clone" "$cold" ;;
-        esac
+    local call figure
+    declare -A targets=([RunPodSandbox]=0.5 [CreateContainer]=1.0 [StartContainer]=0.2 [ExecSync]=0.4 [life]=0.5)
+    [ "$HULL_NETWORK" = bridge ] || targets[RunPodSandbox]=0.2
+    for call in "${CALLS[@]}" life; do
+        tell "$call" "$(median clone "$call")" "$(median containerd "$call")" "${targets[$call]:-}"
     done
+    for call in "${CALLS[@]}" life; do tell "cold-$call" "$(median cold "$call")" "$(median containerd "$call")"; done
+    for figure in $(cut -d ' ' -f 1 "$DIR/clone.figures" | grep -xv -f <(printf '%s\n' "${CALLS[@]}" life) | sort -u); do
+        tell "$figure" "$(median clone "$figure")" "$(median cold "$figure")"
+    done
+    held clone-private "$(median clone private)" 8192
 }
 
-# tell NAME CLONE COLD [TARGET VALUE]: the value may be at most the target.
+# tell NAME HULL PEER [TARGET]: the ratio may be at most the target.
 tell() {
+    local ratio word=ok
+    ratio=$(ratio "${2:-0}" "${3:-0}")
+    [ -z "${4:-}" ] || awk -v v="$ratio" -v t="$4" 'BEGIN { exit !(v <= t) }' || word=short
+    echo "bench pods-$1 hull=${2:-none} peer=${3:-none} ratio=$ratio target=${4:-none} $word"
+}
+
+# held NAME HULL TARGET: the figure itself may be at most the target.
+held() {
     local word=ok
-    [ $# -lt 5 ] || awk -v v="$5" -v t="$4" 'BEGIN { exit !(v <= t) }' || word=short
-    echo "bench pods-$1 hull=${2:-none} peer=${3:-none} ratio=$(ratio "${2:-0}" "${3:-0}") target=${4:-none} $word"
+    [ "$2" -le "$3" ] || word=short
+    echo "bench pods-$1 hull=$2 peer=none ratio=none target=$3 $word"
 }
 
 clean_up() {
     local mode pod
-    for mode in cold clone; do
+    for mode in cold clone containerd; do
         while read -r pod; do
             { at $mode stopp "$pod" && at $mode rmp "$pod"; } >/dev/null || true
         done < <(at $mode pods --quiet 2>/dev/null || true)
-        [ -z "${HULL_BENCH_KEEP:-}" ] || cp "$DIR/$mode/hull.log" "$HULL_BENCH_KEEP/$mode.log" || true
+        [ -z "${HULL_BENCH_KEEP:-}" ] || cp "$DIR/$mode/hull.log" "$HULL_BENCH_KEEP/$mode.log" 2>/dev/null || true
     done
     kill "${DAEMONS[@]}" 2>/dev/null || true
     wait "${DAEMONS[@]}" 2>/dev/null || true
+    take_down_containerd "$DIR"
     DAEMON='' take_down_node "$DIR"
 }
 

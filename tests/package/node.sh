@@ -124,7 +124,7 @@ U
 
 # try_layout NAME UNIT SOCKET
 try_layout() {
-    local name=$1 web kubelet
+    local name=$1 web kubelet sandbox
     UNIT=$2 SOCKET=$3
     step "$name: a node with containerd"
     if [ "$UNIT" = kubelet ]; then
@@ -187,7 +187,8 @@ U
     in_it cp /etc/kubernetes/installer.yaml /etc/kubernetes/manifests
     eventually said "pods in microVMs run here (1)"
     in_it rm /etc/kubernetes/manifests/vm.yaml
-    eventually removed
+    eventually said "removed; kubelet has the runtime that it had"
+    removed || fail "something is still there, or kubelet is not led back"
     CRI=$SOCKET
     eventually running "$SOCKET" main
     [ "$(container "$SOCKET" main)" = "$web" ] || fail "the pod was made anew"
@@ -196,6 +197,8 @@ U
     eventually gone main
     eventually gone installer
     in_it systemctl stop "$UNIT"
+    # Kubelet takes its time over those that are empty.
+    for sandbox in $(cri pods --quiet); do cri stopp "$sandbox" && cri rmp "$sandbox"; done >/dev/null
     in_it systemctl stop containerd
     # That of k3s goes on when its unit ends.
     kill $(processes containerd) 2>/dev/null || true
