@@ -124,7 +124,7 @@ U
 
 # try_layout NAME UNIT SOCKET
 try_layout() {
-    local name=$1 web kubelet sandbox
+    local name=$1 web kubelet
     UNIT=$2 SOCKET=$3
     step "$name: a node with containerd"
     if [ "$UNIT" = kubelet ]; then
@@ -198,7 +198,7 @@ U
     eventually gone installer
     in_it systemctl stop "$UNIT"
     # Kubelet takes its time over those that are empty.
-    for sandbox in $(cri pods --quiet); do cri stopp "$sandbox" && cri rmp "$sandbox"; done >/dev/null
+    eventually no_sandboxes
     in_it systemctl stop containerd
     # That of k3s goes on when its unit ends.
     kill $(processes containerd) 2>/dev/null || true
@@ -216,6 +216,10 @@ eventually() {
     in_it journalctl --no-pager -n 60 -u hull -u "$UNIT" | cut -c 1-300
     in_it sh -c 'tail -n 30 /var/log/pods/*/*/*.log' || true
     fail "not within ten minutes: $*"
+}
+no_sandboxes() {
+    local sandbox
+    for sandbox in $(cri pods --quiet); do cri stopp "$sandbox" && cri rmp "$sandbox" || return 1; done >/dev/null
 }
 # cri ARG...: of the runtime whose socket is $CRI.
 cri() { in_it /packages/hull-cri -r "$CRI" "$@"; }

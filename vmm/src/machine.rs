@@ -312,6 +312,7 @@ impl Machine {
             Ok::<_, MachineError>(memory::restore(
                 state.memory_mib,
                 &fds.file(config.memory)?,
+                &config.written,
             )?)
         })?;
         let (all, pluggable) = add_pluggable(&memory, config.pluggable)?;

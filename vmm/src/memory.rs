@@ -60,6 +60,9 @@ pub enum MemoryError {
         /// What it should be.
         mib: u64,
     },
+    /// No whole pages of the file.
+    #[error("{0:#x?} are no whole pages of a snapshot's memory")]
+    Written(Range<u64>),
     /// A port that has no room for a number.
     #[error("{0:#x} is no port by which a guest could say how much memory it wants")]
     Port(u32),
@@ -114,14 +117,15 @@ pub fn allocate(mib: u64) -> Result<Memory, MemoryError> {
 
 /// Makes RAM of what [`save`] wrote to a file. What the guest writes is its own, page by page; what else
 /// has data in the file stays the file's, which must not change. The rest is as [`allocate`] gives it: a first
-/// touch there would put a page of zeros into the file, and copy that.
+/// touch there would put a page of zeros into the file, and copy that. It has its own pages of `written`, parts
+/// of the file, from the start.
 ///
 /// Advice that drops pages (`MADV_DONTNEED`) would bring the file's contents back: who takes memory from
 /// a guest has to map anonymous memory over it.
 ///
 /// # Errors
 /// [`MemoryError`]
-pub fn restore(mib: u64, file: &File) -> Result<Memory, MemoryError> {
+pub fn restore(mib: u64, file: &File, written: &[Range<u64>]) -> Result<Memory, MemoryError> {
     let length = file.metadata().map_err(MemoryError::File)?.len();
     if Some(length) != mib.checked_mul(MIB) {
         return Err(MemoryError::Length { length, mib });
@@ -133,9 +137,29 @@ pub fn restore(mib: u64, file: &File) -> Result<Memory, MemoryError> {
         for data in data(file, start..end).map_err(MemoryError::File)? {
             map(region, file, data.start - start, data).map_err(MemoryError::File)?;
         }
+        for part in written {
+            // Regions are more than pages, so that a part which is not in one is in none.
+            if (start..end).contains(&part.start) {
+                copy(region, part.start - start, part)?;
+            }
+        }
         start = end;
     }
-    Ok(memory)
+    match written.iter().find(|part| part.start >= start) {
+        Some(part) => Err(MemoryError::Written(part.clone())),
+        None => Ok(memory),
+    }
+}
+
+/// Has the guest's RAM from `offset` of a region on, this part of a file, be of pages of its own.
+fn copy(region: &GuestRegionMmap, offset: u64, part: &Range<u64>) -> Result<(), MemoryError> {
+    let wrong = || MemoryError::Written(part.clone());
+    let length = part.end.checked_sub(part.start).ok_or_else(wrong)?;
+    let (at, length) = pages(region, offset, length).map_err(|_| wrong())?;
+    // SAFETY: the pages are inside of the mapping that `region` owns; their contents stay as they are. Kernels
+    // before Linux 5.14 refuse, and the guest copies them later.
+    let _ = unsafe { libc::madvise(at.cast(), length, libc::MADV_POPULATE_WRITE) };
+    Ok(())
 }
 
 /// Returns where a range of a file has data, but for short holes.
@@ -416,8 +440,8 @@ mod tests {
         fill(&memory);
         let file = tempfile::tempfile().unwrap();
         save(&memory, MIN_MIB, &file).unwrap();
-        let restored = restore(MIN_MIB, &file).unwrap();
-        let clone = restore(MIN_MIB, &file).unwrap();
+        let restored = restore(MIN_MIB, &file, &[]).unwrap();
+        let clone = restore(MIN_MIB, &file, &[]).unwrap();
         fill(&clone);
         for (memory, backing) in [
             (memory, Backing::Own),
@@ -464,7 +488,7 @@ mod tests {
             pages(file.metadata().unwrap().blocks()),
             sparse + (512 - DENSE as u64)
         );
-        let restored = restore(MIN_MIB, &file).unwrap();
+        let restored = restore(MIN_MIB, &file, &[]).unwrap();
         for (start, page) in [(4 * MIB, 0), (4 * MIB, DENSE as u64 - 1), (8 * MIB, 7)] {
             let address = GuestAddress(start + page * PAGE as u64);
             assert_eq!(restored.read_obj::<u64>(address).unwrap(), page | 1);
@@ -491,7 +515,7 @@ mod tests {
             Err(MemoryError::Length { .. })
         ));
         for _ in 0..2 {
-            let restored = restore(MIN_MIB, &file).unwrap();
+            let restored = restore(MIN_MIB, &file, &[]).unwrap();
             for place in places {
                 let byte: u8 = restored.read_obj(GuestAddress(place)).unwrap();
                 assert_eq!(byte, place as u8 | 1);
@@ -503,8 +527,28 @@ mod tests {
             assert_eq!(file.metadata().unwrap().blocks(), saved.blocks());
             assert!(is_writable(&restored, GuestAddress(0)));
         }
+        let page = PAGE as u64;
+        let restored = restore(MIN_MIB, &file, &[0..page, 32 * MIB - page..32 * MIB]).unwrap();
+        for place in places {
+            let byte: u8 = restored.read_obj(GuestAddress(place)).unwrap();
+            assert_eq!(byte, place as u8 | 1);
+        }
+        assert_eq!(file.metadata().unwrap().blocks(), saved.blocks());
+        for wrong in [
+            1..page,
+            0..1,
+            page..page,
+            page..0,
+            32 * MIB - page..32 * MIB + page,
+            32 * MIB..33 * MIB,
+            0..u64::MAX,
+            u64::MAX - 1..u64::MAX,
+        ] {
+            let refused = restore(MIN_MIB, &file, &[0..page, wrong.clone()]);
+            assert!(matches!(refused, Err(MemoryError::Written(part)) if part == wrong));
+        }
         assert!(matches!(
-            restore(MIN_MIB + 1, &file),
+            restore(MIN_MIB + 1, &file, &[]),
             Err(MemoryError::Length { .. })
         ));
     }

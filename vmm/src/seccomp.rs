@@ -204,6 +204,9 @@ const STARTING: &[Call] = &[
     call!(SYS_ioctl).is(1, KVM_KVMCLOCK_CTRL).rare(RESTORE),
     call!(SYS_ioctl).is(1, KVM_SET_CLOCK).rare(RESTORE),
     call!(SYS_pread64).rare(RESTORE),
+    call!(SYS_madvise)
+        .is(2, libc::MADV_POPULATE_WRITE as i64)
+        .rare(RESTORE),
     call!(SYS_mmap)
         .is(2, READ_WRITE)
         .is(3, libc::MAP_PRIVATE as i64 | FIXED)

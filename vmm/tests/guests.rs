@@ -6,6 +6,7 @@ mod support;
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
+use std::ops::Range;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixListener;
 
@@ -397,6 +398,7 @@ fn save(control: &mut Control, label: &str) -> Snapshot {
     let snapshot = Snapshot {
         state: tempfile::tempfile().unwrap(),
         memory: tempfile::tempfile().unwrap(),
+        written: Vec::new(),
     };
     control.order(
         &Request::Save {
@@ -413,6 +415,8 @@ fn save(control: &mut Control, label: &str) -> Snapshot {
 struct Snapshot {
     state: File,
     memory: File,
+    /// What is said of what the guest will write.
+    written: Vec<Range<u64>>,
 }
 
 impl Snapshot {
@@ -429,6 +433,7 @@ impl Snapshot {
             label: label.into(),
             state: FdIndex(0),
             memory: FdIndex(1),
+            written: self.written.clone(),
             pluggable: None,
             serial: Some(FdIndex(2)),
             devices: devices.to_vec(),
@@ -491,13 +496,14 @@ fn a_guest_that_was_saved_goes_on_in_other_processes_and_in_its_own() {
     control.order(&Request::Pause, &[]);
     let printed = content(&serial);
     let before = *numbers(&printed).last().unwrap();
-    let snapshot = save(&mut control, "count");
+    let mut snapshot = save(&mut control, "count");
     let blocks = snapshot.memory.metadata().unwrap().blocks();
     assert!(blocks < 4096, "{blocks} blocks: zeros are holes");
     let memory = content(&snapshot.memory);
     // Its own process goes on, and others do from the same state; none sees what another writes.
     control.order(&Request::Resume, &[]);
-    for _ in 0..2 {
+    for written in [vec![], vec![0..4096, 2 << 20..(2 << 20) + 4096]] {
+        snapshot.written = written;
         let clone = Vmm::start();
         let mut control = clone.connect();
         let serial = tempfile::tempfile().unwrap();
@@ -586,10 +592,15 @@ fn a_snapshot_of_something_else_is_refused_and_the_vmm_can_be_used_all_the_same(
     assert!(missing.contains("slots [0, 7], and [0] are given"));
     let swapped = [(7, devices[0].1.clone()), (0, DeviceConfig::Rng)];
     assert!(refusal(&snapshot, "this", &swapped).contains("not the one that was saved"));
-    let mut short = Snapshot {
+    let copy = |memory: &File| Snapshot {
         state: snapshot.state.try_clone().unwrap(),
-        memory: tempfile::tempfile().unwrap(),
+        memory: memory.try_clone().unwrap(),
+        written: Vec::new(),
     };
+    let mut odd = copy(&snapshot.memory);
+    odd.written = vec![0..4096, 4096..4097];
+    assert!(refusal(&odd, "this", &devices).contains("0x1000..0x1001 are no whole pages"));
+    let mut short = copy(&tempfile::tempfile().unwrap());
     short.memory.set_len(33 << 20).unwrap();
     assert!(refusal(&short, "this", &devices).contains("34603008 bytes instead of 32 MiB"));
     other.set_len(4096).unwrap();

@@ -29,6 +29,7 @@
 pub mod fs;
 
 use std::fmt;
+use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 
@@ -203,6 +204,10 @@ pub struct RestoreConfig {
     /// The guest's memory, which nobody may change from now on. The guest's own writes don't reach the
     /// file.
     pub memory: FdIndex,
+    /// Parts of the memory's file, in bytes and whole pages, that the guest is going to write to: it gets its
+    /// copies of them at once, which costs less than one by one.
+    #[serde(default)]
+    pub written: Vec<Range<u64>>,
     /// As in [`VmConfig`]; the one that was saved had none.
     pub pluggable: Option<Pluggable>,
     /// Where the guest's serial console is written; none: discarded.

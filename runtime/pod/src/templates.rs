@@ -17,14 +17,17 @@
 
 use std::{
     collections::BTreeMap,
+    fs::File,
     io,
+    ops::Range,
     os::{fd::OwnedFd, unix::fs::MetadataExt},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     time::Duration,
 };
 
-use hull_base::metrics;
+use hull_base::{blocking, metrics};
 use hull_spec::{config::PodsConfig, id::PodId, info::TemplateCounts, size::VmSize};
+use hull_vm::private_pages::private_pages;
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
 use tokio::time::Instant;
 
@@ -34,6 +37,11 @@ const KEPT: usize = 4;
 /// wrong with the class costs a boot in so much time.
 const AFTER_FAILURE: Duration = Duration::from_secs(600);
 
+/// The most that clones copy at once, in bytes: some MiB are usual. More in more parts than a message has room for
+/// is not kept.
+const MAX_WRITTEN: u64 = 16 << 20;
+const MAX_PARTS: usize = 4096;
+
 /// A template.
 #[derive(Debug)]
 pub(crate) struct Template {
@@ -42,6 +50,8 @@ pub(crate) struct Template {
     /// What its VMM wrote.
     state: OwnedFd,
     memory: OwnedFd,
+    /// What its first clone has written of the memory until it was configured, and others will too.
+    written: OnceLock<Vec<Range<u64>>>,
 }
 
 impl Template {
@@ -55,6 +65,7 @@ impl Template {
             label: label.to_owned(),
             state: file("template-state")?,
             memory: file("template-memory")?,
+            written: OnceLock::new(),
         })
     }
 
@@ -74,6 +85,33 @@ impl Template {
     /// When the daemon has no more descriptors.
     pub(crate) fn files(&self) -> io::Result<[OwnedFd; 2]> {
         Ok([self.state.try_clone()?, self.memory.try_clone()?])
+    }
+
+    /// Returns what a clone is going to write of the memory, as far as that is known.
+    pub(crate) fn written(&self) -> Vec<Range<u64>> {
+        self.written.get().cloned().unwrap_or_default()
+    }
+
+    /// Looks at what the first clone, whose VMM is `pid`, has written. No program of a tenant has run in it.
+    pub(crate) async fn learn(self: &Arc<Self>, pid: u32) {
+        if self.written.get().is_some() {
+            return;
+        }
+        let template = Arc::clone(self);
+        let found = blocking(move || {
+            let memory = File::from(template.memory.try_clone()?).metadata()?;
+            private_pages(pid, &memory)
+        });
+        match found.await {
+            Ok(parts) => {
+                let bytes: u64 = parts.iter().map(|part| part.end - part.start).sum();
+                tracing::debug!(bytes, "what clones write is known");
+                if bytes <= MAX_WRITTEN && parts.len() <= MAX_PARTS {
+                    let _ = self.written.set(parts);
+                }
+            }
+            Err(error) => tracing::debug!(%error, "what clones write can't be looked at"),
+        }
     }
 }
 
@@ -256,7 +294,7 @@ pub(crate) fn label(config: &PodsConfig, scope: &str, size: VmSize) -> io::Resul
 
 #[cfg(test)]
 mod tests {
-    use std::{fs::File, os::unix::fs::FileExt};
+    use std::os::unix::fs::FileExt;
 
     use super::*;
 

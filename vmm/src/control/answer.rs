@@ -41,7 +41,7 @@ fn kind(error: &MachineError) -> ErrorKind {
         | MachineError::Cmdline(_)
         | MachineError::MpTable(_)
         | MachineError::Device { .. }
-        | MachineError::Memory(MemoryError::Length { .. })
+        | MachineError::Memory(MemoryError::Length { .. } | MemoryError::Written(_))
         | MachineError::Snapshot(_)
         | MachineError::Processor { .. }
         | MachineError::Devices { .. }

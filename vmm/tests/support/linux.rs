@@ -113,6 +113,7 @@ impl Linux {
             label,
             state: FdIndex(0),
             memory: FdIndex(self.files.len() as u32),
+            written: vec![0..2 << 20, 16 << 20..18 << 20],
             pluggable: None,
             serial: Some(FdIndex(1)),
             devices: self.devices.clone(),

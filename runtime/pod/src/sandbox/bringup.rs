@@ -646,6 +646,7 @@ impl<'a> Assembled<'a> {
             label: template.label.clone(),
             state: FdIndex(0),
             memory: FdIndex(1),
+            written: template.written(),
             pluggable: self.pluggable(),
             serial,
             devices,
@@ -794,7 +795,10 @@ impl Booted<'_> {
         if let Some(template) = template {
             let templates = &self.context.node.templates;
             match configured {
-                Ok(()) => templates.cloned(),
+                Ok(()) => {
+                    templates.cloned();
+                    template.learn(self.parts.vmm.identity().pid).await;
+                }
                 // Whether that is the clone's fault or the pod's is seen by one that boots.
                 Err(error) => {
                     self = self.boot_instead(&error).await?;
