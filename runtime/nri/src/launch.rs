@@ -12,7 +12,7 @@ use tokio::{net::UnixStream, process::Command};
 use tracing::warn;
 
 use crate::{
-    Config,
+    node::Config,
     plugin::{Launched, Name},
 };
 

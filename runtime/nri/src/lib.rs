@@ -8,7 +8,7 @@
 //! Plugins are the administrator's, but neither their bugs nor their end may harm pods: every call has a time
 //! limit, and who exceeds it, or says what can't be, is dropped.
 //!
-//! Not here: pods. What plugins want is asked of a [`Node`].
+//! Not here: pods. What plugins want is asked of a [`Node`] ([`node`]).
 
 #![forbid(unsafe_code)]
 
@@ -19,77 +19,14 @@ pub mod fuzz;
 mod launch;
 mod limits;
 mod mux;
+mod node;
 mod outcome;
 mod peer;
 mod plugin;
 mod plugins;
 
-use std::{fmt::Debug, path::PathBuf, time::Duration};
-
-use async_trait::async_trait;
-pub use hull_proto_nri::SOCKET;
-use hull_spec::{error::PodError, spec::Resources};
-
 pub use self::{
     describe::{Command, Pod, Told},
+    node::{Config, Node, Refusal, Times},
     plugins::{Creation, Plugins},
 };
-
-/// What plugins need of the node.
-#[async_trait]
-pub trait Node: Debug + Send + Sync + 'static {
-    /// All pods and containers.
-    async fn known(&self) -> (Vec<Pod>, Vec<Told>);
-
-    /// Changes limits of a container: those that are not zero or empty.
-    ///
-    /// # Errors
-    /// When there is no such container, or its VM can't have them.
-    async fn update(&self, container: &str, limits: Resources) -> Result<(), PodError>;
-
-    /// Begins to stop a container, because `plugin` wants it to end.
-    fn evict(&self, plugin: &str, container: &str, reason: &str);
-}
-
-/// Where plugins are found, and how long they may take.
-#[derive(Debug, Clone)]
-pub struct Config {
-    /// Directory of plugins that are started with the daemon; it need not be there.
-    pub plugins: PathBuf,
-    /// Directory of their configurations.
-    pub configs: PathBuf,
-    /// How long.
-    pub times: Times,
-}
-
-/// How long plugins may take.
-#[derive(Debug, Clone, Copy)]
-pub struct Times {
-    /// To register, and again to take in what there is.
-    pub registration: Duration,
-    /// For every other call.
-    pub request: Duration,
-}
-
-impl Default for Config {
-    /// What NRI names.
-    fn default() -> Self {
-        Self {
-            plugins: "/opt/nri/plugins".into(),
-            configs: "/etc/nri/conf.d".into(),
-            times: Times {
-                registration: Duration::from_secs(5),
-                request: Duration::from_secs(2),
-            },
-        }
-    }
-}
-
-/// A plugin refused, or wants what can't be.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("NRI plugin {plugin}: {what}: {reason}")]
-pub struct Refusal {
-    pub(crate) plugin: String,
-    pub(crate) what: String,
-    pub(crate) reason: String,
-}

@@ -30,8 +30,8 @@ use ttrpc::{
 };
 
 use crate::{
-    Node, Refusal, Times,
     limits::limits,
+    node::{Node, Refusal, Times},
     peer::{CallError, Peer, Serve},
 };
 

@@ -29,11 +29,11 @@ use tokio::{
 use tracing::{info, warn};
 
 use crate::{
-    Config, Node, Refusal,
     apply::apply,
     describe::{Pod, Told, resources},
     launch::{installed, launch},
     limits::Refused,
+    node::{Config, Node, Refusal},
     outcome::{Outcome, Update},
     plugin::{Launched, Plugin},
 };

@@ -22,7 +22,7 @@ use ttrpc::{
 
 use super::*;
 use crate::{
-    Times,
+    node::Times,
     peer::{Peer, Serve},
 };
 
