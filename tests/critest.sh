@@ -38,11 +38,13 @@ inside() {
     set_up_node "$DIR" "$HULL_TEST_IMAGES" registry.k8s.io gcr.io k8s.gcr.io
     # The contract calls a container without a profile unconfined, and critest asks for that; Hull's own
     # default is stricter.
-    sed -i '1i seccomp_default = false' "$DIR/hull.toml"
+    sed -i "1i seccomp_default = false\nnri.socket = \"$DIR/nri.sock\"" "$DIR/hull.toml"
     start_daemon "$DIR" || die "hull serve does not answer"
     read -ra flags <<<"$HULL_FLAGS"
     [ -z "$HULL_FOCUS" ] || flags+=(-ginkgo.focus "$HULL_FOCUS")
     [ -z "$HULL_SKIP" ] || flags+=(-ginkgo.skip "$HULL_SKIP")
+    # Older ones know of no plugins.
+    if "$HULL_CRITEST" -help 2>&1 | grep -e -nri-socket >/dev/null; then flags+=(-nri-socket "$DIR/nri.sock"); fi
     # Out of reach of its own configuration file; its working directory gets its scratch files.
     cd "$DIR"
     "$HULL_CRITEST" -runtime-endpoint "unix://$DIR/hull.sock" -image-endpoint "unix://$DIR/hull.sock" \

@@ -23,6 +23,7 @@ use crate::{
     cri::{Backend, Cri, Times, delegate::Router},
     host::Probe,
     images::service::ImagesService,
+    life::{self, Life},
     metrics,
     shutdown::{self, Stop},
     socket::{DirectoryLock, SocketError, listen},
@@ -103,8 +104,18 @@ impl App {
         let streams = StreamBackend::new(pods.clone());
         let streaming = Streaming::start(settings.streaming, Arc::new(streams)).await?;
         let (stop, stopping) = shutdown::channel();
+        let plugins = match &settings.nri {
+            Some(socket) => {
+                let listener = listen(socket)?;
+                info!(socket = %socket.display(), "serving NRI plugins");
+                Some(life::plugins(listener, &pods, &images).await)
+            }
+            None => None,
+        };
+        let life = Life::new(pods.clone(), images.clone(), plugins);
         let backend = Arc::new(Backend {
             pods,
+            life,
             images,
             network,
             handlers: watch::Sender::new(settings.handlers),

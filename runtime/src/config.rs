@@ -82,6 +82,8 @@ pub(crate) struct Settings {
     pub(crate) metrics: Option<SocketAddr>,
     /// Who gets traces; none: nobody.
     pub(crate) traces: Option<Endpoint>,
+    /// The socket of NRI plugins; none: there are no plugins.
+    pub(crate) nri: Option<PathBuf>,
     /// For `hull-streaming`.
     pub(crate) streaming: hull_streaming::Config,
     /// For `hull-pod`.
@@ -317,6 +319,7 @@ impl Settings {
             network: network(file.cni, &root, &state)?,
             metrics: file.metrics.address,
             traces: file.traces.endpoint.map(collector).transpose()?,
+            nri: file.nri.socket,
             streaming: file.streaming.check()?,
             images,
             pods,

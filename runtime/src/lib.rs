@@ -2,7 +2,7 @@
 //!
 //! Read in this order: [`cli`] (what can be asked for), [`config`] (settings),
 //! [`app`] (what `hull serve` is made of), [`service`] (what the service manager hears of it), [`cri`] (the
-//! services), [`reload`] (SIGHUP), [`metrics`] (`/metrics`), [`traces`]. [`host`] is
+//! services), [`life`] (plugins have their say), [`reload`] (SIGHUP), [`metrics`] (`/metrics`), [`traces`]. [`host`] is
 //! behind `hull check` and the node's status; [`run`] is `hull run`, [`containers`] what is asked
 //! of containers (`hull ps` and so on), and [`images`] `hull images`, all of them clients of the same
 //! socket ([`client`]).
@@ -24,6 +24,7 @@ mod exit;
 pub mod fuzz;
 mod host;
 mod images;
+mod life;
 mod metrics;
 pub mod reference;
 mod reload;

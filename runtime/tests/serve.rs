@@ -8,6 +8,7 @@ mod collector;
 mod delegate;
 mod monitoring;
 mod node;
+mod nri;
 mod prompt;
 mod registry;
 mod traces;

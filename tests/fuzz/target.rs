@@ -13,6 +13,7 @@ fn choose() {
         hull_fs::fuzz::TARGETS,
         hull_image::fuzz::TARGETS,
         hull_network::fuzz::TARGETS,
+        hull_nri::fuzz::TARGETS,
         hull_spdy::fuzz::TARGETS,
         hull_streaming::fuzz::TARGETS,
         hull_vm::fuzz::TARGETS,

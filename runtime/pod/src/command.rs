@@ -8,16 +8,22 @@ use std::{
     time::Duration,
 };
 
+use futures::future::BoxFuture;
 use tokio::sync::{oneshot, watch};
 
 use hull_spec::{
     error::{ObjectKind, PodError},
     id::ContainerId,
+    info::SandboxInfo,
     spec::{ContainerSpec, Resources},
 };
 use hull_vm::agent::{client::Agent, events::ProcessExit, stdio::OutputEnd};
 
 use crate::logs::{fanout::AttachedOutput, pump::LogHandle};
+
+/// Asked about a sandbox that is ready, before anybody sees it; a refusal takes it down again.
+pub type Admission =
+    Box<dyn FnOnce(SandboxInfo) -> BoxFuture<'static, Result<(), PodError>> + Send>;
 
 /// Where an answer goes; the caller may be gone.
 pub(crate) type Reply<T = ()> = oneshot::Sender<Result<T, PodError>>;
@@ -27,7 +33,8 @@ pub(crate) type Reply<T = ()> = oneshot::Sender<Result<T, PodError>>;
 pub(crate) enum Command {
     StopSandbox(Reply),
     RemoveSandbox(Reply),
-    CreateContainer(Arc<ContainerSpec>, Reply<CreatedContainer>),
+    /// The id is that of the container, unless the same one is being created already.
+    CreateContainer(ContainerId, Arc<ContainerSpec>, Reply<CreatedContainer>),
     StartContainer(ContainerId, Reply),
     StopContainer(ContainerId, Duration, Reply),
     RemoveContainer(ContainerId, Reply),

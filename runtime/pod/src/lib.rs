@@ -40,6 +40,7 @@ pub const FORMATS: [(&str, u32); 3] = [
     ("agent", hull_proto_agent::VERSION),
 ];
 
+pub use command::Admission;
 pub use events::{EventKind, Events, EventsLost, PodEvent};
 pub use pods::Pods;
 pub use ports::{PodImages, PodNetworking, PodProcesses};

@@ -17,7 +17,7 @@ use hull_spec::{
 };
 
 use crate::{
-    command::{Command, Reply, container_not_found, not_ready},
+    command::{Admission, Command, Reply, container_not_found, not_ready},
     driver::state::Driver,
     events::Events,
     exec,
@@ -88,6 +88,20 @@ impl Pods {
     /// # Errors
     /// See [`PodError`]; nothing of a sandbox that failed stays, but for [`PodError::Undo`].
     pub async fn run_sandbox(&self, spec: SandboxSpec) -> Result<PodId, PodError> {
+        self.run_sandbox_if(spec, None).await
+    }
+
+    /// As [`Pods::run_sandbox`], if `admission` agrees: it is asked when the sandbox is ready, and before
+    /// others see it. A call that joins another one does not ask.
+    ///
+    /// # Errors
+    /// As of [`Pods::run_sandbox`], and what `admission` says.
+    pub async fn run_sandbox_if(
+        &self,
+        spec: SandboxSpec,
+        admission: Option<Admission>,
+    ) -> Result<PodId, PodError> {
+        let mut admission = admission;
         validate::sandbox(&spec)?;
         let user = self.node.users.take()?;
         let record = SandboxRecord {
@@ -112,7 +126,7 @@ impl Pods {
         let entry = loop {
             match self.node.registry.reserve(new.clone())? {
                 None => {
-                    let start = driver.start(Call::current());
+                    let start = driver.start(Call::current(), admission.take());
                     recover::supervise(&self.node, new.id.clone(), start);
                     break new;
                 }
@@ -199,9 +213,24 @@ impl Pods {
         pod: &str,
         spec: ContainerSpec,
     ) -> Result<ContainerId, PodError> {
+        self.create_container_as(pod, ContainerId::random(), spec)
+            .await
+    }
+
+    /// As [`Pods::create_container`], with an id of the caller's, which nothing else has. Another one is
+    /// returned when this call joins one for the same container.
+    ///
+    /// # Errors
+    /// As of [`Pods::create_container`].
+    pub async fn create_container_as(
+        &self,
+        pod: &str,
+        id: ContainerId,
+        spec: ContainerSpec,
+    ) -> Result<ContainerId, PodError> {
         let entry = self.node.registry.sandbox(pod)?;
         let spec = Arc::new(spec);
-        let created = ask(&entry, |reply| Command::CreateContainer(spec, reply)).await?;
+        let created = ask(&entry, |reply| Command::CreateContainer(id, spec, reply)).await?;
         created.delivered.set();
         Ok(created.id)
     }

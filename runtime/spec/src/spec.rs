@@ -6,6 +6,7 @@ use std::{
     path::{Component, PathBuf},
 };
 
+use oci_spec::runtime::PosixRlimitType;
 use serde::{Deserialize, Serialize};
 
 use crate::{path::clean, signal::Signal};
@@ -235,6 +236,39 @@ pub struct ContainerSpec {
     /// The signal that asks it to end; none: the image's, else SIGTERM. On disk its name, or empty.
     #[serde(with = "crate::signal::optional_name")]
     pub stop_signal: Option<Signal>,
+    /// What plugins of the node want besides.
+    pub adjusted: Adjusted,
+}
+
+/// What plugins of the node want of a container, and a request can't say.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Adjusted {
+    /// Variables that it does not have, whoever sets them.
+    pub unset_env: Vec<String>,
+    /// Resource limits of its first process.
+    pub rlimits: Vec<Rlimit>,
+    /// Annotations that clients are not told of.
+    pub annotations: BTreeMap<String, String>,
+}
+
+/// A resource limit of a process (getrlimit(2)).
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rlimit {
+    /// `RLIMIT_NOFILE`.
+    pub kind: String,
+    /// What counts.
+    pub soft: u64,
+    /// What the process may raise it to.
+    pub hard: u64,
+}
+
+impl Rlimit {
+    /// Whether there is a limit of this kind.
+    #[must_use]
+    pub fn is_known(&self) -> bool {
+        self.kind.parse::<PosixRlimitType>().is_ok()
+    }
 }
 
 /// The name of a container. The pair is unique in its sandbox.

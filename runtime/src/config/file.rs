@@ -24,6 +24,7 @@ pub(super) struct File {
     pub(super) streaming: StreamingTable,
     pub(super) metrics: MetricsTable,
     pub(super) traces: TracesTable,
+    pub(super) nri: NriTable,
     pub(super) vm: Vm,
     pub(super) default_handler: Option<String>,
     pub(super) delegate_host_pods: Option<String>,
@@ -60,6 +61,12 @@ pub(super) struct MetricsTable {
 #[serde(default, deny_unknown_fields)]
 pub(super) struct TracesTable {
     pub(super) endpoint: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct NriTable {
+    pub(super) socket: Option<PathBuf>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -61,6 +61,7 @@ pub(crate) const KEYS: &[Key] = &[
     key("streaming.allow_plaintext", Is("false"), "Listens for other hosts without TLS"),
     key("metrics.address", Says("no metrics", "\"127.0.0.1:9464\""), "Where Prometheus finds /metrics, over HTTP; whoever reaches it may read it"),
     key("traces.endpoint", Says("no traces", "\"http://127.0.0.1:4317\""), "Collector that gets traces of calls, in OTLP over gRPC: http://HOST:PORT or unix:/PATH"),
+    key("nri.socket", Says("no plugins", "\"/var/run/nri/nri.sock\""), "Where NRI plugins register; with it, those in /opt/nri/plugins are started"),
     key("vm.memory_mib", Is("256"), "Memory of a VM whose pod names no limit, and the least of any VM, in MiB"),
     key("vm.max_memory_mib", Says("the host's memory", "4096"), "Most memory of a VM whose pod names no limit, which it gets when it needs it, in MiB; `vm.memory_mib`: it never gets more"),
     key("vm.overhead_mib", Is("64"), "Memory for the guest itself where the pod names no overhead, if its cgroup has room for it, in MiB"),
@@ -232,6 +233,7 @@ mod tests {
             "images",
             "streaming",
             "metrics",
+            "nri",
             "vm",
             "handlers.small",
         ] {

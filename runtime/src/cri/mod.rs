@@ -44,13 +44,15 @@ pub(crate) use self::{
     stream::Answer,
     times::Times,
 };
-use crate::{config::Handlers, host::Probe, shutdown::Stopping};
+use crate::{config::Handlers, host::Probe, life::Life, shutdown::Stopping};
 
 /// What the services work on.
 #[derive(Debug)]
 pub(crate) struct Backend {
     /// Pods and containers.
     pub(crate) pods: Pods,
+    /// What happens to them: plugins of the node may have a say in it.
+    pub(crate) life: Life,
     /// Images.
     pub(crate) images: ImageStore,
     /// Networks; asked for its status only.

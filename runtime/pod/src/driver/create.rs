@@ -38,6 +38,7 @@ impl Driver {
     /// Begins to create a container, or joins a creation of the same one.
     pub(super) async fn create_container(
         &mut self,
+        id: ContainerId,
         spec: Arc<ContainerSpec>,
         reply: Reply<CreatedContainer>,
     ) {
@@ -59,7 +60,7 @@ impl Driver {
             }
             return;
         }
-        match self.plan(spec).await {
+        match self.plan(id, spec).await {
             Ok((plan, mut container)) => {
                 container.creators.push(reply);
                 let id = plan.id.clone();
@@ -116,7 +117,11 @@ impl Driver {
     }
 
     /// Checks what was asked for; nothing is made.
-    async fn plan(&self, spec: Arc<ContainerSpec>) -> Result<(Creation, Container), PodError> {
+    async fn plan(
+        &self,
+        id: ContainerId,
+        spec: Arc<ContainerSpec>,
+    ) -> Result<(Creation, Container), PodError> {
         const ACTION: &str = "create the container";
         let running = match (&self.running, self.record.state) {
             (Some(running), sandbox::State::Ready) => running,
@@ -143,7 +148,6 @@ impl Driver {
             }
             _ => None,
         };
-        let id = ContainerId::random();
         let locals = self.find_locals(&spec).await;
         let kept: Vec<usize> = locals.iter().map(|(index, _)| *index).collect();
         let oci = build(Inputs {

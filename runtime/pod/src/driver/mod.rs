@@ -35,17 +35,17 @@ use self::{
     state::{Driver, next_input},
 };
 use crate::{
-    command::Command,
+    command::{Admission, Command},
     lifecycle::{container as container_life, sandbox as sandbox_life},
     registry::Phase,
 };
 
 impl Driver {
     /// Brings the sandbox up for a call, tells the result to those who wait, and then runs it.
-    pub(crate) async fn start(mut self, call: Call) {
+    pub(crate) async fn start(mut self, call: Call, admission: Option<Admission>) {
         // What is large and soon over is not a part of what runs as long as the pod: it gets memory of its
         // own.
-        let result = Box::pin(call.of(self.bring_up())).await;
+        let result = Box::pin(call.of(self.bring_up(admission))).await;
         if self.record.state != sandbox_life::State::Gone {
             self.phase = Phase::Up;
         }
@@ -87,7 +87,9 @@ impl Driver {
                 self.publish();
                 let _ = reply.send(result);
             }
-            Command::CreateContainer(spec, reply) => self.create_container(spec, reply).await,
+            Command::CreateContainer(id, spec, reply) => {
+                self.create_container(id, spec, reply).await;
+            }
             Command::StartContainer(id, reply) => {
                 let (wait, event) = (container_life::Wait::Started, container_life::Event::Start);
                 self.ask_container(&id, wait, event, reply).await;

@@ -29,6 +29,7 @@ use super::{
     vm_end::VmEnd,
 };
 use crate::{
+    command::Admission,
     container::unmake::{OnFailure, unmake},
     events::EventKind,
     lifecycle::{
@@ -58,7 +59,7 @@ pub(crate) struct Start {
 }
 
 impl Driver {
-    pub(super) async fn bring_up(&mut self) -> Result<(), PodError> {
+    pub(super) async fn bring_up(&mut self, admission: Option<Admission>) -> Result<(), PodError> {
         stages::attribute(stages::POD, self.id().as_str());
         let turn = async { Ok::<_, Infallible>(self.node.starts.turn().await) };
         let Ok(turn) = stage("turn", turn).await;
@@ -75,9 +76,14 @@ impl Driver {
                 };
                 let attachments = self.attachments(up.vm, up.agent);
                 self.go_live(attachments, Some(start)).await;
-                match self.sandbox_event(Event::BringUpDone).await {
+                let ready = match self.sandbox_event(Event::BringUpDone).await {
+                    Ok(()) => self.admit(admission).await,
+                    // Without its record it would not outlive the daemon.
+                    failed => failed,
+                };
+                match ready {
                     Ok(()) => Ok(()),
-                    // Without its record it would not outlive the daemon: it must not be there.
+                    // It must not be there.
                     Err(error) => Err(error.after_undo(self.sandbox_event(Event::Remove).await)),
                 }
             }
@@ -93,6 +99,15 @@ impl Driver {
                 Err(failed.error)
             }
         }
+    }
+
+    /// Asks whoever is to be asked before others see the sandbox.
+    async fn admit(&self, admission: Option<Admission>) -> Result<(), PodError> {
+        let Some(admission) = admission else {
+            return Ok(());
+        };
+        let info = self.public.view.borrow().sandbox.clone();
+        stage("admission", admission(info)).await
     }
 
     /// The VM of the sandbox, with nothing attached yet.

@@ -11,12 +11,12 @@ mod profile;
 mod resources;
 mod seccomp;
 
-use std::{collections::HashMap, path::PathBuf};
+use std::path::PathBuf;
 
 use hull_image::ImageConfig;
 use oci_spec::runtime::{
-    Linux, LinuxNamespace, LinuxNamespaceType, PosixRlimitBuilder, PosixRlimitType, Process, Root,
-    Spec, User, get_default_maskedpaths, get_default_readonly_paths,
+    Linux, LinuxNamespace, LinuxNamespaceType, PosixRlimit, PosixRlimitBuilder, PosixRlimitType,
+    Process, Root, Spec, User, get_default_maskedpaths, get_default_readonly_paths,
 };
 
 pub use self::{
@@ -25,7 +25,7 @@ pub use self::{
 use crate::{
     error::PodError,
     field::Field,
-    spec::{ContainerSpec, SandboxSpec},
+    spec::{ContainerSpec, Rlimit, SandboxSpec},
 };
 
 const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -107,8 +107,22 @@ pub fn build(inputs: Inputs<'_>) -> Result<Spec, PodError> {
     spec.set_mounts(Some(mounts));
     spec.set_hostname(None);
     spec.set_linux(Some(linux));
-    spec.set_annotations(Some(HashMap::new()));
+    let annotations = inputs.container.adjusted.annotations.clone();
+    spec.set_annotations(Some(annotations.into_iter().collect()));
     Ok(spec)
+}
+
+/// The command and the environment that a container gets.
+///
+/// # Errors
+/// [`PodError::InvalidArgument`] when there is no command.
+pub fn command_line(
+    sandbox: &SandboxSpec,
+    container: &ContainerSpec,
+    image: &ImageConfig,
+) -> Result<(Vec<String>, Vec<String>), PodError> {
+    let args = arguments(container, image)?;
+    Ok((args, environment(sandbox, container, image)))
 }
 
 fn process(inputs: Inputs<'_>) -> Result<Process, PodError> {
@@ -119,7 +133,7 @@ fn process(inputs: Inputs<'_>) -> Result<Process, PodError> {
     process.set_terminal(Some(container.tty));
     process.set_user(User::default());
     process.set_args(Some(arguments(container, image)?));
-    process.set_env(Some(environment(inputs)));
+    process.set_env(Some(environment(inputs.sandbox, container, image)));
     process.set_cwd(working_dir(container, image));
     process.set_capabilities(Some(capabilities::of(&container.security)?));
     process.set_no_new_privileges(container.security.no_new_privs.then_some(true));
@@ -130,14 +144,33 @@ fn process(inputs: Inputs<'_>) -> Result<Process, PodError> {
             .and_then(|r| i32::try_from(r.oom_score_adj).ok())
             .filter(|adj| (-1000..=1000).contains(adj)),
     );
-    let files = PosixRlimitBuilder::default()
-        .typ(PosixRlimitType::RlimitNofile)
-        .soft(OPEN_FILES)
-        .hard(OPEN_FILES)
-        .build()
-        .map_err(|e| PodError::internal("set the limit of open files", e))?;
-    process.set_rlimits(Some(vec![files]));
+    process.set_rlimits(Some(rlimits(&container.adjusted.rlimits)?));
     Ok(process)
+}
+
+/// Those that are asked for, and that of open files in any case.
+fn rlimits(asked: &[Rlimit]) -> Result<Vec<PosixRlimit>, PodError> {
+    let limit = |kind, soft, hard| {
+        let limit = PosixRlimitBuilder::default()
+            .typ(kind)
+            .soft(soft)
+            .hard(hard);
+        let limit = limit.build();
+        limit.map_err(|e| PodError::internal("set a limit of the container's process", e))
+    };
+    let mut limits = Vec::with_capacity(asked.len() + 1);
+    let files = PosixRlimitType::RlimitNofile;
+    let mut sets_files = false;
+    for Rlimit { kind, soft, hard } in asked {
+        let known = kind.parse::<PosixRlimitType>();
+        let kind = known.map_err(|e| PodError::internal("name a limit of a process", e))?;
+        sets_files |= kind == files;
+        limits.push(limit(kind, *soft, *hard)?);
+    }
+    if !sets_files {
+        limits.push(limit(files, OPEN_FILES, OPEN_FILES)?);
+    }
+    Ok(limits)
 }
 
 /// The command: `command` replaces the image's entrypoint, `args` its command; a `command` alone
@@ -166,31 +199,40 @@ fn arguments(container: &ContainerSpec, image: &ImageConfig) -> Result<Vec<Strin
 }
 
 /// Later settings replace earlier ones: default, image, request.
-fn environment(inputs: Inputs<'_>) -> Vec<String> {
+fn environment(
+    sandbox: &SandboxSpec,
+    container: &ContainerSpec,
+    image: &ImageConfig,
+) -> Vec<String> {
     let mut variables = vec![DEFAULT_PATH.to_owned()];
-    if inputs.container.tty {
+    if container.tty {
         set(&mut variables, "TERM=xterm".into());
     }
     set(
         &mut variables,
-        format!("HOSTNAME={}", inputs.sandbox.guest_hostname()),
+        format!("HOSTNAME={}", sandbox.guest_hostname()),
     );
-    for variable in &inputs.image.env {
+    for variable in &image.env {
         set(&mut variables, variable.clone());
     }
-    for (name, value) in &inputs.container.env {
+    for (name, value) in &container.env {
         set(&mut variables, format!("{name}={value}"));
     }
+    let unset = &container.adjusted.unset_env;
+    variables.retain(|variable| !unset.iter().any(|name| *name == name_of(variable)));
     variables
 }
 
 fn set(variables: &mut Vec<String>, variable: String) {
-    let name = |v: &str| v.split('=').next().unwrap_or_default().to_owned();
-    let new = name(&variable);
-    match variables.iter_mut().find(|v| name(v) == new) {
+    let new = name_of(&variable).to_owned();
+    match variables.iter_mut().find(|v| name_of(v) == new) {
         Some(old) => *old = variable,
         None => variables.push(variable),
     }
+}
+
+fn name_of(variable: &str) -> &str {
+    variable.split('=').next().unwrap_or_default()
 }
 
 fn working_dir(container: &ContainerSpec, image: &ImageConfig) -> PathBuf {

@@ -46,6 +46,42 @@ fn spec_in(
     Ok(serde_json::to_value(spec).unwrap())
 }
 
+#[test]
+fn what_plugins_want_goes_before_the_image_and_the_defaults() {
+    let limit = |kind: &str, soft, hard| Rlimit {
+        kind: kind.into(),
+        soft,
+        hard,
+    };
+    let mut container = ContainerSpec {
+        env: vec![("A".into(), "1".into())],
+        ..ContainerSpec::default()
+    };
+    container.adjusted.unset_env = vec!["LANG".into(), "NONE".into()];
+    container.adjusted.rlimits = vec![limit("RLIMIT_CORE", 0, 9)];
+    container.adjusted.annotations = [("k".to_owned(), "v".to_owned())].into();
+    let spec = spec_of(&container).unwrap();
+    let process = &spec["process"];
+    let env: Vec<&str> = process["env"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter_map(Value::as_str)
+        .collect();
+    assert_eq!(env, ["PATH=/bin", "HOSTNAME=web", "A=1"]);
+    let files = json!({"type": "RLIMIT_NOFILE", "hard": 1_048_576, "soft": 1_048_576});
+    let core = json!({"type": "RLIMIT_CORE", "hard": 9, "soft": 0});
+    assert_eq!(process["rlimits"], json!([core, files]));
+    assert_eq!(spec["annotations"], json!({"k": "v"}));
+    container.adjusted.rlimits = vec![limit("RLIMIT_NOFILE", 5, 6)];
+    let spec = spec_of(&container).unwrap();
+    let files = json!({"type": "RLIMIT_NOFILE", "hard": 6, "soft": 5});
+    assert_eq!(spec["process"]["rlimits"], json!([files]));
+    // A record of an earlier version has none of it, and means the same.
+    let earlier: ContainerSpec = serde_json::from_str("{}").unwrap();
+    assert_eq!(earlier.adjusted, crate::spec::Adjusted::default());
+}
+
 fn args(command: &[&str], args: &[&str]) -> Value {
     let words = |w: &[&str]| w.iter().map(|s| (*s).to_owned()).collect();
     let container = ContainerSpec {

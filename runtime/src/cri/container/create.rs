@@ -22,7 +22,7 @@ pub(crate) async fn create(
     let what = metadata.map(|metadata| format!("container {}", metadata.name));
     let create = async {
         let spec = container::spec(request.config)?;
-        Ok(backend.pods.create_container(pod, spec).await?)
+        Ok(backend.life.create_container(pod, spec).await?)
     };
     let id = create.await.map_err(|error: CriError| match what {
         Some(what) => error.about(what),

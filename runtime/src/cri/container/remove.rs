@@ -10,6 +10,6 @@ pub(crate) async fn remove(
     request: RemoveContainerRequest,
 ) -> Result<RemoveContainerResponse, CriError> {
     let id = id("container_id", &request.container_id)?;
-    backend.pods.remove_container(id).await?;
+    backend.life.remove_container(id).await?;
     Ok(RemoveContainerResponse {})
 }

@@ -10,6 +10,6 @@ pub(crate) async fn start(
     request: StartContainerRequest,
 ) -> Result<StartContainerResponse, CriError> {
     let id = id("container_id", &request.container_id)?;
-    backend.pods.start_container(id).await?;
+    backend.life.start_container(id).await?;
     Ok(StartContainerResponse {})
 }

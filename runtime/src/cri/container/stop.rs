@@ -14,6 +14,6 @@ pub(crate) async fn stop(
     let id = id("container_id", &request.container_id)?;
     // A negative grace is none, as with 0.
     let grace = Duration::from_secs(u64::try_from(request.timeout).unwrap_or(0));
-    backend.pods.stop_container(id, grace).await?;
+    backend.life.stop_container(id, grace).await?;
     Ok(StopContainerResponse {})
 }

@@ -20,6 +20,6 @@ pub(crate) async fn update(
     // Nothing is asked for then.
     let limits = request.linux.unwrap_or_default();
     let limits = resources::from_cri(limits);
-    backend.pods.update_container(id, limits).await?;
+    backend.life.update_container(id, limits).await?;
     Ok(UpdateContainerResourcesResponse {})
 }

@@ -5,7 +5,7 @@ use std::path::{Component, Path, PathBuf};
 use hull_proto_cri::v1;
 use hull_spec::{
     info::{ContainerInfo, ContainerState},
-    spec::{ContainerMetadata, ContainerSpec, DeviceSpec},
+    spec::{Adjusted, ContainerMetadata, ContainerSpec, DeviceSpec},
 };
 
 use super::{enumeration, image, mount, required, resources, security, signal};
@@ -55,6 +55,7 @@ pub(crate) fn spec(config: Option<v1::ContainerConfig>) -> Result<ContainerSpec,
         resources: linux.resources.map(resources::from_cri),
         security: security::of_container("config.linux.security_context", context)?,
         stop_signal: signal::from_cri(enumeration("config.stop_signal", config.stop_signal)?)?,
+        adjusted: Adjusted::default(),
     })
 }
 

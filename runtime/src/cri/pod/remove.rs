@@ -10,6 +10,6 @@ pub(crate) async fn remove(
     request: RemovePodSandboxRequest,
 ) -> Result<RemovePodSandboxResponse, CriError> {
     let id = id("pod_sandbox_id", &request.pod_sandbox_id)?;
-    backend.pods.remove_sandbox(id).await?;
+    backend.life.remove_sandbox(id).await?;
     Ok(RemovePodSandboxResponse {})
 }

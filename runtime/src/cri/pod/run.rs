@@ -24,7 +24,7 @@ pub(crate) async fn run(
             handler::choose(&backend.handlers.borrow(), &request.runtime_handler)?.clone();
         let mut spec = sandbox::spec(request.config, request.runtime_handler)?;
         handler::apply(&handler, &mut spec);
-        Ok(backend.pods.run_sandbox(spec).await?)
+        Ok(backend.life.run_sandbox(spec).await?)
     };
     let id = run.await.map_err(|error: CriError| match what {
         Some(what) => error.about(what),

@@ -10,6 +10,6 @@ pub(crate) async fn stop(
     request: StopPodSandboxRequest,
 ) -> Result<StopPodSandboxResponse, CriError> {
     let id = id("pod_sandbox_id", &request.pod_sandbox_id)?;
-    backend.pods.stop_sandbox(id).await?;
+    backend.life.stop_sandbox(id).await?;
     Ok(StopPodSandboxResponse {})
 }

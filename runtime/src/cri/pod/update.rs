@@ -12,6 +12,6 @@ pub(crate) async fn update(
     let id = id("pod_sandbox_id", &request.pod_sandbox_id)?;
     let overhead = request.overhead.map(resources::from_cri);
     let limits = request.resources.map(resources::from_cri);
-    backend.pods.update_sandbox(id, overhead, limits).await?;
+    backend.life.update_sandbox(id, overhead, limits).await?;
     Ok(UpdatePodSandboxResourcesResponse {})
 }
