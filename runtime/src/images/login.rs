@@ -116,12 +116,13 @@ async fn ask(prompt: &str, echo: Echo) -> Result<String> {
     if !io::stdin().is_terminal() {
         bail!("standard input is no terminal: use --user and --password-stdin");
     }
+    // Before somebody answers: what was typed until then is dropped.
+    let hidden = (echo == Echo::Off).then(Hidden::set).transpose()?;
     let mut stderr = io::stderr();
     let asked = stderr
         .write_all(prompt.as_bytes())
         .and_then(|()| stderr.flush());
     asked.context("ask")?;
-    let hidden = (echo == Echo::Off).then(Hidden::set).transpose()?;
     let read = apart(|| {
         let mut line = String::new();
         let mut input = io::stdin().lock().take(super::LONGEST_SECRET);
