@@ -105,5 +105,5 @@ left() {
     find /sys/class/net -mindepth 1 -printf '%f\n' | sort
     nft list ruleset 2>/dev/null | grep -c -i hull || true
     processes 'hull.*'
-    grep -c hull "/proc/$INIT/mounts" || true
+    awk '/hull/ { print "mounted: " $2 }' "/proc/$INIT/mounts" | sort
 }

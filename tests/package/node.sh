@@ -9,8 +9,9 @@ NODE_IMAGE=bench.registry/bench/busybox:latest
 try_node() {
     boot "$1" "$KEPT"/{installer.tar,kubelet,hull.yaml} "$(command -v hull-cri)"
     set_up_kubernetes
-    try_layout kubeadm kubelet /run/containerd/containerd.sock
-    try_layout k3s k3s /run/k3s/containerd/containerd.sock
+    # HULL_LAYOUTS: one of them.
+    case ${HULL_LAYOUTS:-kubeadm} in kubeadm) try_layout kubeadm kubelet /run/containerd/containerd.sock ;; esac
+    case ${HULL_LAYOUTS:-k3s} in k3s) try_layout k3s k3s /run/k3s/containerd/containerd.sock ;; esac
 }
 
 # What both layouts have.
@@ -135,6 +136,8 @@ try_layout() {
         in_it mv /usr/lib/systemd/system/kubelet.service /etc/kubernetes
     fi
     in_it systemctl daemon-reload
+    # Plugins of CNI leave them, whose ever pods they were for.
+    in_it mkdir -p /var/lib/cni/{networks,results}
     left >"$DIR/before"
     in_it cp /etc/kubernetes/web.yaml /etc/kubernetes/manifests
     show systemctl start "$UNIT"
