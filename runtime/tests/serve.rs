@@ -179,6 +179,26 @@ impl Daemon {
         status.network.unwrap().ip
     }
 
+    /// Pulls an image from a registry in its network.
+    async fn pulled(&self) -> ImageSpec {
+        let registry = registry::serve(self.child.id(), "user", "password");
+        let image = ImageSpec {
+            image: format!("{}/app:1", registry.address),
+            ..Default::default()
+        };
+        let request = PullImageRequest {
+            image: Some(image.clone()),
+            auth: Some(AuthConfig {
+                username: "user".into(),
+                password: "password".into(),
+                ..Default::default()
+            }),
+            sandbox_config: None,
+        };
+        self.images.clone().pull_image(request).await.unwrap();
+        image
+    }
+
     async fn end(&self, id: &str) {
         let pod_sandbox_id = id.to_owned();
         let request = StopPodSandboxRequest {
@@ -540,21 +560,7 @@ async fn a_client_that_never_reads_its_events_costs_little_memory_and_holds_nobo
     let Some(daemon) = Daemon::start().await else {
         return;
     };
-    let registry = registry::serve(daemon.child.id(), "user", "password");
-    let image = ImageSpec {
-        image: format!("{}/app:1", registry.address),
-        ..Default::default()
-    };
-    let request = PullImageRequest {
-        image: Some(image.clone()),
-        auth: Some(AuthConfig {
-            username: "user".into(),
-            password: "password".into(),
-            ..Default::default()
-        }),
-        sandbox_config: None,
-    };
-    daemon.images.clone().pull_image(request).await.unwrap();
+    let image = daemon.pulled().await;
     // Each event tells them.
     let annotations = [("ballast".to_owned(), "x".repeat(200 << 10))];
     let pod = PodSandboxConfig {

@@ -19,7 +19,7 @@ use hull_proto_nri::{
 use protobuf::Message as _;
 use ttrpc::proto::{MessageHeader, Request, Response};
 
-use super::{Daemon, registry};
+use super::Daemon;
 
 const SOCKET: &str = "nri.socket = 'DIR/nri.sock'\n";
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -192,21 +192,7 @@ async fn a_container_is_what_a_plugin_makes_of_it_or_refused_in_one_line() {
     let Some(daemon) = Daemon::start_with(SOCKET).await else {
         return;
     };
-    let registry = registry::serve(daemon.child.id(), "user", "password");
-    let image = ImageSpec {
-        image: format!("{}/app:1", registry.address),
-        ..Default::default()
-    };
-    let request = PullImageRequest {
-        image: Some(image.clone()),
-        auth: Some(AuthConfig {
-            username: "user".into(),
-            password: "password".into(),
-            ..Default::default()
-        }),
-        sandbox_config: None,
-    };
-    daemon.images.clone().pull_image(request).await.unwrap();
+    let image = daemon.pulled().await;
     let heard = plugin(&daemon, |method, payload| {
         if method != "CreateContainer" {
             return Ok(Vec::new());
