@@ -200,7 +200,9 @@ U
     eventually gone main
     eventually gone installer
     in_it systemctl stop "$UNIT"
-    # Kubelet takes its time over those that are empty.
+    # Kubelet mounts its directory on itself.
+    in_it umount /var/lib/kubelet
+    # And takes its time over sandboxes that are empty.
     eventually no_sandboxes
     in_it systemctl stop containerd
     # That of k3s goes on when its unit ends.
