@@ -46,6 +46,19 @@ const NOTER: &str = r#"#!/bin/sh
     [ $CNI_COMMAND != ADD ] || sed 's/.*"prevResult"://; s/,"runtimeConfig":.*//; s/,"type":.*//' \
         DIR/in.$CNI_CONTAINERID"#;
 
+/// The configuration of a pod that has nothing but a name.
+fn sandbox(name: &str) -> PodSandboxConfig {
+    PodSandboxConfig {
+        metadata: Some(PodSandboxMetadata {
+            name: name.into(),
+            uid: name.into(),
+            namespace: "default".into(),
+            attempt: 0,
+        }),
+        ..Default::default()
+    }
+}
+
 /// The daemon of a node that has no network but its own; what it mounts goes with it.
 struct Daemon {
     dir: TempDir,
@@ -150,16 +163,9 @@ impl Daemon {
     }
 
     async fn run(&self, name: &str, dns: Option<DnsConfig>) -> String {
-        let metadata = PodSandboxMetadata {
-            name: name.into(),
-            uid: name.into(),
-            namespace: "default".into(),
-            attempt: 0,
-        };
         let config = PodSandboxConfig {
-            metadata: Some(metadata),
             dns_config: dns,
-            ..Default::default()
+            ..sandbox(name)
         };
         let request = RunPodSandboxRequest {
             config: Some(config),
@@ -427,15 +433,9 @@ async fn secrets_are_in_no_log_no_trace_and_no_command_line() {
     };
     let annotations = [("note".to_owned(), secret("annotation"))];
     let pod = PodSandboxConfig {
-        metadata: Some(PodSandboxMetadata {
-            name: "web".into(),
-            uid: "web".into(),
-            namespace: "default".into(),
-            attempt: 0,
-        }),
         log_directory: dir.join("logs").display().to_string(),
         annotations: annotations.clone().into(),
-        ..Default::default()
+        ..sandbox("web")
     };
     let pull = async |password: &str| {
         let request = PullImageRequest {
@@ -564,14 +564,8 @@ async fn a_client_that_never_reads_its_events_costs_little_memory_and_holds_nobo
     // Each event tells them.
     let annotations = [("ballast".to_owned(), "x".repeat(200 << 10))];
     let pod = PodSandboxConfig {
-        metadata: Some(PodSandboxMetadata {
-            name: "web".into(),
-            uid: "web".into(),
-            namespace: "default".into(),
-            attempt: 0,
-        }),
         annotations: annotations.into(),
-        ..Default::default()
+        ..sandbox("web")
     };
     let request = RunPodSandboxRequest {
         config: Some(pod.clone()),

@@ -9,7 +9,7 @@ use nix::{
 };
 use tonic::{Code, Status};
 
-use crate::{Daemon, registry};
+use crate::{Daemon, registry, sandbox};
 
 /// A node with another runtime behind the handler `other`, and an image that only the node has, though both could.
 struct Node {
@@ -51,7 +51,7 @@ impl Node {
 
     async fn run(&self, name: &str, handler: &str) -> Result<String, Status> {
         let request = RunPodSandboxRequest {
-            config: Some(config(name)),
+            config: Some(sandbox(name)),
             runtime_handler: handler.into(),
         };
         let run = self.node.client.clone().run_pod_sandbox(request).await;
@@ -112,7 +112,7 @@ impl Node {
         let request = CreateContainerRequest {
             pod_sandbox_id: pod.into(),
             config: Some(config),
-            sandbox_config: Some(self::config(name)),
+            sandbox_config: Some(sandbox(name)),
         };
         let mut client = self.node.client.clone();
         let created = client.create_container(request).await.unwrap();
@@ -142,18 +142,6 @@ impl Node {
             .find(|one| one.r#type == "DelegatesReady")
             .unwrap()
             .status
-    }
-}
-
-fn config(name: &str) -> PodSandboxConfig {
-    PodSandboxConfig {
-        metadata: Some(PodSandboxMetadata {
-            name: name.into(),
-            uid: name.into(),
-            namespace: "default".into(),
-            attempt: 0,
-        }),
-        ..Default::default()
     }
 }
 
@@ -212,7 +200,7 @@ async fn one_socket_has_the_pods_of_two_runtimes() {
     assert!(told.contains(&vm) && told.contains(&system), "{told:?}");
 
     // The image is the node's; the other runtime pulls it as it was pulled when it needs it.
-    it.pull(Some(config("vm"))).await;
+    it.pull(Some(sandbox("vm"))).await;
     assert_eq!(
         (it.images(&it.node).await, it.images(&it.other).await),
         (1, 0)
@@ -283,7 +271,7 @@ async fn one_socket_has_the_pods_of_two_runtimes() {
         (it.images(&it.node).await, it.images(&it.other).await),
         (0, 0)
     );
-    it.pull(Some(config("system"))).await;
+    it.pull(Some(sandbox("system"))).await;
     assert_eq!(
         (it.images(&it.node).await, it.images(&it.other).await),
         (1, 1)
@@ -310,7 +298,7 @@ async fn one_socket_has_the_pods_of_two_runtimes() {
     it.container(&vm, "vm", &id, &["wait"]).await;
 
     // What asks for the host goes there, where it is refused here.
-    let mut host = config("host");
+    let mut host = sandbox("host");
     host.linux = Some(LinuxPodSandboxConfig {
         security_context: Some(LinuxSandboxSecurityContext {
             namespace_options: Some(NamespaceOption {

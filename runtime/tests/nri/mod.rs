@@ -19,7 +19,7 @@ use hull_proto_nri::{
 use protobuf::Message as _;
 use ttrpc::proto::{MessageHeader, Request, Response};
 
-use super::Daemon;
+use super::{Daemon, sandbox};
 
 const SOCKET: &str = "nri.socket = 'DIR/nri.sock'\n";
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -116,18 +116,6 @@ fn methods(heard: &Heard, number: usize) -> Vec<String> {
     (0..number).map(|_| next(heard).0).collect()
 }
 
-fn pod(name: &str) -> PodSandboxConfig {
-    PodSandboxConfig {
-        metadata: Some(PodSandboxMetadata {
-            name: name.into(),
-            uid: name.into(),
-            namespace: "default".into(),
-            attempt: 0,
-        }),
-        ..Default::default()
-    }
-}
-
 async fn ended(daemon: &Daemon, container: &str) {
     let mut client = daemon.client.clone();
     let container_id = container.to_owned();
@@ -154,7 +142,7 @@ async fn a_plugin_hears_of_a_pods_life_once_and_may_refuse_it() {
     });
     assert_eq!(methods(&heard, 2), ["Configure", "Synchronize"]);
     let request = RunPodSandboxRequest {
-        config: Some(pod("p")),
+        config: Some(sandbox("p")),
         runtime_handler: String::new(),
     };
     let mut client = daemon.client.clone();
@@ -234,7 +222,7 @@ async fn a_container_is_what_a_plugin_makes_of_it_or_refused_in_one_line() {
             command: vec!["wait".into()],
             ..Default::default()
         }),
-        sandbox_config: Some(pod("p")),
+        sandbox_config: Some(sandbox("p")),
     };
     let mut client = daemon.client.clone();
     let refused = client
