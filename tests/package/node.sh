@@ -9,9 +9,14 @@ NODE_IMAGE=bench.registry/bench/busybox:latest
 try_node() {
     boot "$1" "$KEPT"/{installer.tar,kubelet,hull.yaml} "$(command -v hull-cri)"
     set_up_kubernetes
-    # HULL_LAYOUTS: one of them.
-    case ${HULL_LAYOUTS:-kubeadm} in kubeadm) try_layout kubeadm kubelet /run/containerd/containerd.sock ;; esac
-    case ${HULL_LAYOUTS:-k3s} in k3s) try_layout k3s k3s /run/k3s/containerd/containerd.sock ;; esac
+    local layout
+    for layout in ${HULL_LAYOUTS:-kubeadm k3s}; do
+        case $layout in
+            kubeadm) try_layout kubeadm kubelet /run/containerd/containerd.sock ;;
+            k3s) try_layout k3s k3s /run/k3s/containerd/containerd.sock ;;
+            *) fail "unknown layout: $layout" ;;
+        esac
+    done
 }
 
 # What both layouts have.
