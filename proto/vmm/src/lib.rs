@@ -203,11 +203,12 @@ pub struct RestoreConfig {
     /// The guest's memory, which nobody may change from now on. The guest's own writes don't reach the
     /// file.
     pub memory: FdIndex,
-    /// As in [`VmConfig`]; the one that was saved had none.
+    /// As in [`VmConfig`]: as much of it as the one had that was saved, if it had any.
     pub pluggable: Option<Pluggable>,
     /// Where the guest's serial console is written; none: discarded.
     pub serial: Option<FdIndex>,
-    /// What is behind the slots that had a device: the same ones, whose files may be others.
+    /// What is behind the slots that had a device: the same ones, whose files may be others. A network card
+    /// may have no taps: then its link is down, and address and MTU are those that were saved.
     pub devices: Vec<(u8, DeviceConfig)>,
 }
 
