@@ -12,7 +12,7 @@ use sha2::{Digest, Sha256};
 
 /// Bytes of a block. Part of the digest's definition.
 const BLOCK: usize = 64 << 10;
-const ZEROS: [u8; BLOCK] = [0; BLOCK];
+static ZEROS: [u8; BLOCK] = [0; BLOCK];
 
 /// The digest of a file, in hexadecimal. Moves its position. Blocks.
 ///

@@ -21,8 +21,8 @@ pub(crate) async fn saved_image(
 ) -> Result<SavedImage, PodError> {
     let found = images.get(id.as_str()).await;
     let found = found.map_err(|e| PodError::internal("look for the image", e))?;
-    let names = found.iter().flat_map(|image| &image.repo_tags);
-    let name = names.cloned().next().unwrap_or_default();
+    let mut names = found.iter().flat_map(|image| &image.repo_tags);
+    let name = names.next().cloned().unwrap_or_default();
     let extents = images.disk(id).await;
     let extents = extents.map_err(|e| PodError::internal("find the image's disk", e))?;
     let layout = blocking(move || layout(&extents)).await;

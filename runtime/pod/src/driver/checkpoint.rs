@@ -155,7 +155,8 @@ impl Driver {
             Err(error) => Err(error.into()),
         };
         let thawed = go_on(vm, GoOn::Containers).await;
-        let saved = saved.and(self.went_on(thawed));
+        let went_on = self.went_on(thawed);
+        let saved = saved.and(went_on);
         faults::point(Point::CheckpointSaved);
         saved
     }
@@ -183,7 +184,8 @@ impl Driver {
                 let copied = blocking(move || scratch::copy(&disk, &copy));
                 let (saved, copied, logs) =
                     tokio::join!(saved, stage("scratch", copied), self.note_outputs(manifest));
-                saved.and(copied.map_err(PodError::from)).and(logs)
+                let copied = copied.map_err(PodError::from);
+                saved.and(copied).and(logs)
             }
             Err(error) => Err(error.into()),
         };
@@ -192,7 +194,8 @@ impl Driver {
         let paused = begin.elapsed();
         manifest.paused_us = u64::try_from(paused.as_micros()).unwrap_or(u64::MAX);
         tracing::info!(pod = %self.id(), ?paused, "the VM stood still for a checkpoint");
-        saved.and(self.went_on(resumed))
+        let went_on = self.went_on(resumed);
+        saved.and(went_on)
     }
 
     /// Ends a VM that does not go on.

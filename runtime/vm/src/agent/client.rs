@@ -379,7 +379,7 @@ impl Agent {
     /// When the agent refuses or does not answer, or the user is none that can be.
     pub async fn create(&self, mut request: CreateRequest) -> Result<ContainerUser, GuestError> {
         const CALL: &str = "create the container in the guest";
-        request.pid_target = self.names.to_guest(&request.pid_target);
+        request.pid_target = self.names.tell(&request.pid_target);
         let client = self.client();
         let response = self
             .ask(
@@ -408,7 +408,7 @@ impl Agent {
     /// When the agent refuses or does not answer.
     pub async fn start(&self, container: &str) -> Result<(), GuestError> {
         let request = StartRequest {
-            container_id: self.names.to_guest(container),
+            container_id: self.names.tell(container),
             ..StartRequest::default()
         };
         let client = self.client();
@@ -438,7 +438,7 @@ impl Agent {
             SignalTarget::Exec(id) => (id, true, ""),
         };
         let request = SignalRequest {
-            container_id: self.names.to_guest(container),
+            container_id: self.names.tell(container),
             exec_id,
             signal: signal.number(),
             all,
@@ -462,7 +462,7 @@ impl Agent {
     /// When the agent refuses or does not answer.
     pub async fn delete(&self, container: &str) -> Result<(), GuestError> {
         let request = DeleteRequest {
-            container_id: self.names.to_guest(container),
+            container_id: self.names.tell(container),
             force: true,
             ..DeleteRequest::default()
         };
@@ -491,7 +491,7 @@ impl Agent {
             u64::try_from(t.as_millis()).unwrap_or(u64::MAX).max(1)
         });
         let request = ExecRequest {
-            container_id: self.names.to_guest(exec.container),
+            container_id: self.names.tell(exec.container),
             exec_id: exec.id.into(),
             args: exec.args,
             tty: exec.tty,
@@ -527,7 +527,7 @@ impl Agent {
             reason: "the limits can't be encoded",
         })?;
         let request = UpdateRequest {
-            container_id: self.names.to_guest(container),
+            container_id: self.names.tell(container),
             resources,
             oom_score_adj: i32::try_from(oom_score_adj).ok().filter(|adj| *adj != 0),
             ..UpdateRequest::default()
@@ -550,7 +550,7 @@ impl Agent {
         rows: u16,
     ) -> Result<(), GuestError> {
         let request = ResizeTtyRequest {
-            container_id: self.names.to_guest(container),
+            container_id: self.names.tell(container),
             exec_id: exec.into(),
             rows: rows.into(),
             columns: columns.into(),
@@ -592,7 +592,7 @@ impl Agent {
         // Counting changes nothing: there is no point.
         let mut told = ask("count what the guest uses", limit, &request, call).await?;
         for container in &mut told.containers {
-            self.names.from_guest(&mut container.container_id);
+            self.names.hear(&mut container.container_id);
         }
         Ok(told)
     }
@@ -607,7 +607,7 @@ impl Agent {
         limit: Duration,
     ) -> Result<Processes, GuestError> {
         let request = ProcessesRequest {
-            container_id: self.names.to_guest(container),
+            container_id: self.names.tell(container),
             ..ProcessesRequest::default()
         };
         let client = self.client();

@@ -140,7 +140,7 @@ async fn pump(agent: &Agent, sender: &mpsc::Sender<GuestEvent>) -> String {
                     match event {
                         Ok(Some(mut event)) => {
                             if let Some(Kind::Exited(exited)) = &mut event.kind {
-                                agent.names().from_guest(&mut exited.container_id);
+                                agent.names().hear(&mut exited.container_id);
                             }
                             loss.heard(event.seq > progress.seen);
                             if let Err(error) = deliver(event, &mut progress, sender) {

@@ -16,8 +16,8 @@ impl Names {
         self.names().insert(container.to_owned(), guest.to_owned());
     }
 
-    /// What the guest calls a container.
-    pub(crate) fn to_guest(&self, container: &str) -> String {
+    /// What the guest calls a container, to tell it.
+    pub(crate) fn tell(&self, container: &str) -> String {
         let names = self.names();
         names
             .get(container)
@@ -25,8 +25,8 @@ impl Names {
             .to_owned()
     }
 
-    /// Makes what the guest calls a container the container's id.
-    pub(crate) fn from_guest(&self, guest: &mut String) {
+    /// Makes the container's id of what the guest was heard to call it.
+    pub(crate) fn hear(&self, guest: &mut String) {
         let names = self.names();
         if let Some((container, _)) = names.iter().find(|(_, name)| *name == guest) {
             container.clone_into(guest);
@@ -46,11 +46,11 @@ mod tests {
     fn containers_have_their_own_names_but_for_those_that_were_noted() {
         let names = Names::default();
         names.note("new", "old");
-        assert_eq!(names.to_guest("new"), "old");
-        assert_eq!(names.clone().to_guest("other"), "other");
+        assert_eq!(names.tell("new"), "old");
+        assert_eq!(names.clone().tell("other"), "other");
         for (guest, container) in [("old", "new"), ("other", "other")] {
             let mut name = guest.to_owned();
-            names.from_guest(&mut name);
+            names.hear(&mut name);
             assert_eq!(name, container);
         }
     }
