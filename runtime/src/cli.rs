@@ -10,7 +10,7 @@ use crate::{
         login::{LoginArgs, LogoutArgs},
     },
     reset::ResetArgs,
-    run::RunArgs,
+    run::{RestoreArgs, RunArgs},
     runtime_class::RuntimeClassArgs,
     support::SupportArgs,
     table::Output,
@@ -37,6 +37,8 @@ pub(crate) enum Command {
     },
     /// Run one container in a microVM of its own, and clean up when it has ended
     Run(Box<RunArgs>),
+    /// Start a pod that goes on from a checkpoint, any number of times; the daemon has it until `hull rm -f`
+    Restore(RestoreArgs),
     #[command(flatten)]
     Containers(ContainersCommand),
     /// Pull an image and print its id, as `hull images pull` does
@@ -102,6 +104,8 @@ mod tests {
             "hull events -o json",
             "hull inspect -o table x",
             "hull check -o json",
+            "hull checkpoint web ./web",
+            "hull restore ./web --name other --no-start",
         ] {
             assert!(parse(line).is_ok(), "{line}");
         }
@@ -112,6 +116,9 @@ mod tests {
             "hull run --name a/b busybox",
             "hull run -p 80 busybox",
             "hull exec container",
+            "hull checkpoint web",
+            "hull restore",
+            "hull restore ./web --name a/b",
             "hull stop",
             "hull rm -f",
             "hull port-forward container",

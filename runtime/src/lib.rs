@@ -114,6 +114,11 @@ fn execute(cli: Cli) -> Result<ExitCode> {
             let (settings, runtime) = start("error")?;
             runtime.block_on(run::run(settings, *arguments))?
         }
+        Command::Restore(arguments) => {
+            let (settings, runtime) = start("error")?;
+            runtime.block_on(run::restore(&settings, &arguments))?;
+            0
+        }
         Command::Containers(command) => {
             let (settings, runtime) = start("error")?;
             runtime.block_on(containers::run(&settings, command))?

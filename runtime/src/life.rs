@@ -5,6 +5,7 @@
 
 use std::{
     collections::HashMap,
+    path::Path,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -153,6 +154,21 @@ impl Life {
         let ran = self.known.pods.run_sandbox_if(spec, Some(admission)).await;
         drop(kept);
         ran
+    }
+
+    /// See [`Pods::restore_sandbox`]; refused where plugins are, who could not adjust what runs already.
+    pub(crate) async fn restore_sandbox(
+        &self,
+        checkpoint: &Path,
+        spec: Option<SandboxSpec>,
+        containers: Vec<ContainerSpec>,
+    ) -> Result<(PodId, Vec<(String, ContainerId)>), PodError> {
+        if self.plugins.is_some() {
+            let reason = "NRI is on, and its plugins can't adjust containers that run already";
+            return Err(PodError::precondition("restore the sandbox", reason));
+        }
+        let pods = &self.known.pods;
+        pods.restore_sandbox(checkpoint, spec, containers).await
     }
 
     /// See [`Pods::stop_sandbox`].

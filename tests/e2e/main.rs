@@ -15,6 +15,7 @@ mod collector;
 mod harness;
 
 mod bad_input;
+mod checkpoints;
 mod command_line;
 mod commands;
 mod containers;

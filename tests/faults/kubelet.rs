@@ -163,6 +163,65 @@ impl Kubelet {
         }
     }
 
+    /// The same without the directory, which can be in no checkpoint.
+    pub fn lone_container(&self, name: &str, work: Work) -> ContainerConfig {
+        ContainerConfig {
+            mounts: Vec::new(),
+            ..self.container(name, work)
+        }
+    }
+
+    /// Where the checkpoint of this name is.
+    pub fn checkpoint_path(&self, name: &str) -> PathBuf {
+        self.dir.join("checkpoints").join(name)
+    }
+
+    /// Writes a checkpoint of a pod.
+    pub async fn checkpoint(&self, pod: &str, path: &Path) -> Result<(), Status> {
+        let request = CheckpointPodRequest {
+            pod_sandbox_id: pod.to_owned(),
+            output_path: path.display().to_string(),
+            ..Default::default()
+        };
+        self.runtime.clone().checkpoint_pod(request).await.map(drop)
+    }
+
+    /// Restores a pod from a checkpoint.
+    pub async fn restore(&self, path: &Path, config: PodSandboxConfig) -> Result<Pod, Status> {
+        let request = RestorePodRequest {
+            checkpoint_path: path.display().to_string(),
+            config: Some(config.clone()),
+            ..Default::default()
+        };
+        let restored = self.runtime.clone().restore_pod(request).await?;
+        let id = restored.into_inner().pod_sandbox_id;
+        Ok(Pod { id, config })
+    }
+
+    /// A restored pod works: its container goes on when it is started. Then it ends.
+    pub async fn goes_on(&self, pod: &Pod) -> Result<()> {
+        let containers = self.containers_of(pod).await?;
+        ensure!(containers.len() == 1, "it has {containers:?}");
+        let id = &containers[0].id;
+        self.start_container(id).await.context("let it go on")?;
+        self.exec(id).await.context("run a command in it")?;
+        self.end(pod).await
+    }
+
+    /// Nothing is there but whole checkpoints, of which there are some from now on no more.
+    pub fn clear_checkpoints(&self) -> Result<()> {
+        let all = self.dir.join("checkpoints");
+        for name in left::names(&all) {
+            let path = all.join(&name);
+            ensure!(
+                !name.starts_with('.') && path.join("manifest").exists(),
+                "a part of a checkpoint is left: {name}"
+            );
+            fs::remove_dir_all(path)?;
+        }
+        Ok(())
+    }
+
     /// A pod whose agent can be killed, if that takes a container of it.
     pub async fn run_mortal(&self, name: &str) -> Result<Pod> {
         let mut config = self.sandbox(name);
@@ -312,6 +371,15 @@ impl Kubelet {
 
     /// Runs a pod whose start may have failed, as kubelet does.
     pub async fn run_again(&self, config: &PodSandboxConfig) -> Result<Pod> {
+        if let Some(pod) = self.again(config).await? {
+            return Ok(pod);
+        }
+        let run = self.run_sandbox(config.clone()).await;
+        run.context("run the pod again")
+    }
+
+    /// The pod if it is there and works; what is there of one that does not is ended.
+    pub async fn again(&self, config: &PodSandboxConfig) -> Result<Option<Pod>> {
         let name = &config.metadata.as_ref().context("a name")?.name;
         let listed = self.sandboxes_named(name).await?;
         ensure!(listed.len() <= 1, "the pod is there {} times", listed.len());
@@ -321,12 +389,11 @@ impl Kubelet {
                 config: config.clone(),
             };
             if self.is_ready(&pod).await? {
-                return Ok(pod);
+                return Ok(Some(pod));
             }
             self.end(&pod).await?;
         }
-        let run = self.run_sandbox(config.clone()).await;
-        run.context("run the pod again")
+        Ok(None)
     }
 
     pub async fn is_ready(&self, pod: &Pod) -> Result<bool, Status> {

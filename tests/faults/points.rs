@@ -2,6 +2,7 @@
 
 use std::{
     future::Future,
+    path::PathBuf,
     time::{Duration, Instant},
 };
 
@@ -39,6 +40,8 @@ pub enum Call {
     UpdatePodSandboxResources,
     StopPodSandbox,
     RemovePodSandbox,
+    CheckpointPod,
+    RestorePod,
     PullImage,
     RemoveImage,
     /// `StopPodSandbox` of a VM that stands still.
@@ -50,7 +53,7 @@ pub enum Call {
 }
 
 impl Call {
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 20] = [
         Self::PullImage,
         Self::RemoveImage,
         Self::CreateContainer,
@@ -65,6 +68,8 @@ impl Call {
         Self::UpdatePodSandboxResources,
         Self::Start,
         Self::RunPodSandbox,
+        Self::CheckpointPod,
+        Self::RestorePod,
         Self::StopPodSandbox,
         Self::StopMute,
         Self::StopHung,
@@ -80,6 +85,8 @@ impl Call {
         matches!(
             self,
             Self::RunPodSandbox
+                | Self::CheckpointPod
+                | Self::RestorePod
                 | Self::StopPodSandbox
                 | Self::StopMute
                 | Self::StopHung
@@ -211,6 +218,10 @@ impl Pods {
         if call == Call::RunPodSandbox {
             return Ok(subject);
         }
+        if matches!(call, Call::CheckpointPod | Call::RestorePod) {
+            subject.pod = self.prepare_checkpoint(node, &subject).await?;
+            return Ok(subject);
+        }
         if call.has_own_pod() {
             if call == Call::StopHung {
                 node.script(r#"{"hang_once":["shutdown"]}"#)?;
@@ -258,7 +269,34 @@ impl Pods {
     }
 }
 
+impl Pods {
+    /// A pod that a checkpoint can be made of; or that checkpoint, and no pod.
+    async fn prepare_checkpoint(&self, node: &Node, subject: &Subject) -> Result<Option<Pod>> {
+        let pod = node.run_sandbox(subject.config.clone()).await;
+        let pod = pod.context("prepare a pod")?;
+        let container = node.lone_container(&subject.name, Work::Waits);
+        let id = node.create(&pod, container).await;
+        let id = id.context("prepare a container")?;
+        node.start_container(&id).await.context("prepare it")?;
+        let path = subject.checkpoint(node);
+        std::fs::create_dir_all(path.parent().context("a directory")?)?;
+        if subject.call == Call::CheckpointPod {
+            return Ok(Some(pod));
+        }
+        node.checkpoint(&pod.id, &path)
+            .await
+            .context("prepare a checkpoint")?;
+        node.end(&pod).await.context("prepare a checkpoint")?;
+        Ok(None)
+    }
+}
+
 impl Subject {
+    /// Where its checkpoint is.
+    fn checkpoint(&self, node: &Kubelet) -> PathBuf {
+        node.checkpoint_path(&self.name)
+    }
+
     fn pod(&self) -> Result<&Pod> {
         self.pod.as_ref().context("a pod")
     }
@@ -303,6 +341,14 @@ impl Subject {
             Call::UpdatePodSandboxResources => {
                 spawn(async move { kubelet.update_sandbox(&pod_id).await })
             }
+            Call::CheckpointPod => {
+                let path = self.checkpoint(node);
+                spawn(async move { kubelet.checkpoint(&pod_id, &path).await })
+            }
+            Call::RestorePod => {
+                let (path, config) = (self.checkpoint(node), self.config.clone());
+                spawn(async move { kubelet.restore(&path, config).await })
+            }
             Call::StopContainer => spawn(async move { kubelet.stop_container(&id, 1).await }),
             Call::RemoveContainer => spawn(async move { kubelet.remove_container(&id).await }),
             Call::StopPodSandbox | Call::StopMute | Call::StopHung => {
@@ -322,6 +368,35 @@ impl Subject {
                 let pod = node.run_again(&self.config).await?;
                 node.works(&pod).await?;
                 node.end(&pod).await
+            }
+            Call::CheckpointPod => {
+                let pod = self.pod()?;
+                if node.is_ready(pod).await? {
+                    // It goes on, and it can be had again, elsewhere and here.
+                    node.exec(&self.only_container(node, pod).await?).await?;
+                    node.clear_checkpoints()?;
+                    let path = self.checkpoint(node);
+                    let again = node.checkpoint(&pod.id, &path).await;
+                    again.context("write it again")?;
+                    node.end(pod).await?;
+                    let restored = node.restore(&path, self.config.clone()).await;
+                    node.goes_on(&restored.context("restore it")?).await?;
+                } else {
+                    node.end(pod).await?;
+                }
+                node.clear_checkpoints()
+            }
+            Call::RestorePod => {
+                let pod = match node.again(&self.config).await? {
+                    Some(pod) => pod,
+                    None => {
+                        let path = self.checkpoint(node);
+                        let restored = node.restore(&path, self.config.clone()).await;
+                        restored.context("restore it again")?
+                    }
+                };
+                node.goes_on(&pod).await?;
+                node.clear_checkpoints()
             }
             Call::StopPodSandbox | Call::StopMute | Call::StopHung | Call::RemovePodSandbox => {
                 let pod = self.pod()?;
@@ -427,6 +502,11 @@ impl Subject {
                 self.remove(node, id).await
             }
         }
+    }
+
+    async fn only_container(&self, node: &Node, pod: &Pod) -> Result<String> {
+        let mut containers = node.containers_of(pod).await?.into_iter();
+        Ok(containers.next().context("its container")?.id)
     }
 
     async fn runs(&self, node: &Node) -> Result<bool> {

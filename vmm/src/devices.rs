@@ -52,6 +52,9 @@ pub enum DeviceConfigError {
     /// There is nothing to plug.
     #[error("create memory device")]
     Memory(#[from] mem::Taken),
+    /// The pluggable memory is not that which was saved.
+    #[error("restore memory device")]
+    RestoreMemory(#[from] mem::RestoreError),
     /// The files can't be memory of the guest.
     #[error("map files as guest memory")]
     FileRegion(#[from] FileRegionError),
@@ -117,12 +120,20 @@ pub fn restore(
             let disk = disk(extents, true, fds)?;
             Box::new(Pmem::restore(state, areas.files.map(disk.extents())?)?)
         }
+        // Nothing is at the end of its cable, and it is told so: a guest that is to get other cards.
+        (DeviceConfig::Net { taps, .. }, DeviceState::Net(state)) if taps.is_empty() => {
+            Box::new(Net::unplugged(state)?)
+        }
         (DeviceConfig::Net { taps, mac, mtu }, DeviceState::Net(state))
             if (mac, mtu) == (&state.mac, &state.mtu) =>
         {
             Box::new(Net::restore(state, ports(taps, fds)?)?)
         }
         (DeviceConfig::Rng, DeviceState::Rng(state)) => Box::new(Rng::restore(state)),
+        (DeviceConfig::Memory, DeviceState::Memory(state)) => {
+            let memory = areas.pluggable.as_ref().ok_or(mem::Taken)?;
+            Box::new(Mem::restore(state, memory)?)
+        }
         (DeviceConfig::Balloon, DeviceState::Balloon(state)) => {
             Box::new(Balloon::restore(state, areas.backing))
         }

@@ -38,7 +38,9 @@ use crate::seccomp::{DISKS, NETWORK};
 use crate::service::Worker;
 use crate::slots::{SlotError, Slots};
 use crate::snapshot::{self, MachineState, SnapshotError};
-use crate::virtio::state::DeviceState;
+use crate::virtio::mem;
+use crate::virtio::mmio;
+use crate::virtio::state::{DeviceState, MemoryState};
 
 /// Clocks of processors that differ by less than one in so many are the same one, measured twice.
 const TSC_TOLERANCE: u32 = 4000;
@@ -132,9 +134,14 @@ pub enum MachineError {
     /// The serial port's state is not possible.
     #[error("restore the serial port")]
     Serial,
-    /// Memory that comes and goes is in no snapshot.
-    #[error("a VM with pluggable memory can't be saved")]
-    Pluggable,
+    /// The memory beside RAM is not that of the snapshot.
+    #[error("the snapshot has {saved} MiB of pluggable memory, and {given} MiB are given")]
+    Pluggable {
+        /// In the snapshot.
+        saved: u64,
+        /// In the configuration.
+        given: u64,
+    },
     /// A vCPU does not stop.
     #[error("vCPUs do not leave the guest")]
     Stuck,
@@ -254,7 +261,7 @@ impl Machine {
         let mut phases = Phases::default();
 
         let memory = phases.time("memory", || memory::allocate(config.memory_mib))?;
-        let (all, pluggable) = add_pluggable(&memory, config.pluggable)?;
+        let (all, pluggable) = add_pluggable(&memory, config.pluggable, Backing::Own)?;
         let (vm, vcpus, platform) = phases.time("kvm", || create(kvm, &all, total))?;
         phases.time("kernel_load", || {
             load(config, fds, &memory, &vcpus, &cmdline)
@@ -308,14 +315,26 @@ impl Machine {
         }
         let serial = config.serial.map(|index| fds.file(index)).transpose()?;
         let epolls = Epolls::new(Arc::clone(epoll), total).map_err(MachineError::Start)?;
-        let memory = phases.time("memory", || {
-            Ok::<_, MachineError>(memory::restore(
-                state.memory_mib,
-                &fds.file(config.memory)?,
-                &config.written,
-            )?)
+        let beside_mib = state.pluggable_mib;
+        let given = config.pluggable.map_or(0, |pluggable| pluggable.mib);
+        if beside_mib > 0 && beside_mib != given {
+            let saved = beside_mib;
+            return Err(MachineError::Pluggable { saved, given });
+        }
+        let (all, pluggable) = phases.time("memory", || {
+            let file = fds.file(config.memory)?;
+            let memory = memory::restore(state.memory_mib, beside_mib, &file, &config.written)?;
+            let (all, pluggable) = add_pluggable(&memory, config.pluggable, Backing::Snapshot)?;
+            if let (Some(pluggable), Some(saved)) = (&pluggable, plugged(&state.slots)) {
+                let end = pluggable.length();
+                let parts: Vec<_> = mem::parts(&saved.plugged);
+                // Else the device is refused later.
+                if parts.iter().all(|part| part.end <= end) {
+                    pluggable.restore(&parts, &file, state.memory_mib << 20)?;
+                }
+            }
+            Ok::<_, MachineError>((all, pluggable))
         })?;
-        let (all, pluggable) = add_pluggable(&memory, config.pluggable)?;
         let (vm, vcpus, platform) = phases.time("kvm", || create(kvm, &all, total))?;
         phases.time("vcpus", || restore_vcpus(&state, &vm, &vcpus, &platform))?;
         let (memory, areas) = add_files(&all, &platform, &vm, Backing::Snapshot, pluggable)?;
@@ -341,9 +360,6 @@ impl Machine {
     /// # Errors
     /// [`MachineError`]; the files are of no use then.
     pub fn save(&self, label: &str, state: &File, memory: &File) -> Result<(), MachineError> {
-        if self.areas.pluggable.is_some() {
-            return Err(MachineError::Pluggable);
-        }
         let vcpus = self.vcpus().ok_or(MachineError::Stuck)?;
         // What was in flight at the pause may have been answered since.
         if !self.hardware.slots.drain() {
@@ -355,18 +371,34 @@ impl Machine {
             Ok((state, cpuid::tsc_khz(vcpu)))
         });
         let saved = saved.map_err(stuck)?;
+        let slots = self.hardware.slots.states();
+        let beside = match (&self.areas.pluggable, plugged(&slots)) {
+            (Some(pluggable), Some(state)) => memory::Beside {
+                start: pluggable.start(),
+                mib: pluggable.length() >> 20,
+                parts: mem::parts(&state.plugged),
+            },
+            // Without its device the guest never had any.
+            _ => memory::Beside::default(),
+        };
         let machine = MachineState {
             memory_mib: self.memory_mib,
+            pluggable_mib: beside.mib,
             cpuid: self.platform.cpuid.saved(),
             tsc_khz: saved.first().map_or(0, |(_, khz)| *khz),
             clock: self.vm.clock()?,
             vcpus: saved.into_iter().map(|(state, _)| state).collect(),
             ioapic: self.hardware.ioapic.state(),
             com1: self.hardware.com1.state(),
-            slots: self.hardware.slots.states(),
+            slots,
         };
         snapshot::write(&machine, label, state)?;
-        Ok(memory::save(&self.memory, self.memory_mib, memory)?)
+        Ok(memory::save(
+            &self.memory,
+            self.memory_mib,
+            &beside,
+            memory,
+        )?)
     }
 
     /// Starts the processors. Nothing happens if they are.
@@ -571,15 +603,24 @@ fn describe(cpuid: &[kvm_cpuid_entry2], tsc_khz: u32) -> String {
     format!("{name:?}, {tsc_khz} kHz, features {features:08x}")
 }
 
+/// Returns what was saved of the device of pluggable memory, if there is one.
+fn plugged(slots: &[(u8, mmio::State)]) -> Option<&MemoryState> {
+    slots.iter().find_map(|(_, saved)| match &saved.device {
+        DeviceState::Memory(state) => Some(state),
+        _ => None,
+    })
+}
+
 /// Returns RAM and what may be plugged beside it, if there is anything.
 fn add_pluggable(
     ram: &Memory,
     config: Option<hull_proto_vmm::Pluggable>,
+    backing: Backing,
 ) -> Result<(Memory, Option<Arc<Pluggable>>), MemoryError> {
     let Some(config) = config else {
         return Ok((ram.clone(), None));
     };
-    let (memory, pluggable) = Pluggable::new(ram, config)?;
+    let (memory, pluggable) = Pluggable::new(ram, config, backing)?;
     Ok((memory, Some(pluggable)))
 }
 

@@ -123,20 +123,27 @@ pub fn allocate(mib: u64) -> Result<Memory, MemoryError> {
 /// Advice that drops pages (`MADV_DONTNEED`) would bring the file's contents back: who takes memory from
 /// a guest has to map anonymous memory over it.
 ///
+/// The file has `beside_mib` more behind RAM, for [`restore_part`].
+///
 /// # Errors
 /// [`MemoryError`]
-pub fn restore(mib: u64, file: &File, written: &[Range<u64>]) -> Result<Memory, MemoryError> {
+pub fn restore(
+    mib: u64,
+    beside_mib: u64,
+    file: &File,
+    written: &[Range<u64>],
+) -> Result<Memory, MemoryError> {
     let length = file.metadata().map_err(MemoryError::File)?.len();
-    if Some(length) != mib.checked_mul(MIB) {
+    let all = mib.checked_add(beside_mib);
+    if Some(length) != all.and_then(|all| all.checked_mul(MIB)) {
+        let mib = all.unwrap_or(u64::MAX);
         return Err(MemoryError::Length { length, mib });
     }
     let memory = allocate(mib)?;
     let mut start = 0;
     for region in memory.iter() {
         let end = start + region.len();
-        for data in data(file, start..end).map_err(MemoryError::File)? {
-            map(region, file, data.start - start, data).map_err(MemoryError::File)?;
-        }
+        restore_part(region, 0..region.len(), file, start)?;
         for part in written {
             // Regions are more than pages, so that a part which is not in one is in none.
             if (start..end).contains(&part.start) {
@@ -159,6 +166,23 @@ fn copy(region: &GuestRegionMmap, offset: u64, part: &Range<u64>) -> Result<(), 
     // SAFETY: the pages are inside of the mapping that `region` owns; their contents stay as they are. Kernels
     // before Linux 5.14 refuse, and the guest copies them later.
     let _ = unsafe { libc::madvise(at.cast(), length, libc::MADV_POPULATE_WRITE) };
+    Ok(())
+}
+
+/// As [`restore`], for a part of a region whose first byte is at `start` of the file.
+///
+/// # Errors
+/// [`MemoryError::File`]
+pub fn restore_part(
+    region: &GuestRegionMmap,
+    part: Range<u64>,
+    file: &File,
+    start: u64,
+) -> Result<(), MemoryError> {
+    let wanted = start + part.start..start + part.end;
+    for data in data(file, wanted).map_err(MemoryError::File)? {
+        map(region, file, data.start - start, data).map_err(MemoryError::File)?;
+    }
     Ok(())
 }
 
@@ -209,23 +233,45 @@ fn map(region: &GuestRegionMmap, file: &File, offset: u64, part: Range<u64>) -> 
     Ok(())
 }
 
-/// Writes the `mib` MiB of RAM of a guest that stands still to an empty file, with holes for zeros. What has few
-/// of them is huge pages of a file in memory, if the host's kernel can (Linux 6.1): a guest that only reads there,
-/// as it does its kernel's code, then faults once for 512 pages.
+/// Memory beside RAM that is saved with it.
+#[derive(Debug, Default)]
+pub struct Beside {
+    /// Its address in the guest.
+    pub start: u64,
+    /// How much of it there is, in MiB.
+    pub mib: u64,
+    /// The parts that the guest has, in bytes from its start.
+    pub parts: Vec<Range<u64>>,
+}
+
+/// Writes the `mib` MiB of RAM of a guest that stands still to an empty file, and what is beside it behind
+/// that, with holes for zeros. What has few of them is huge pages of a file in memory, if the host's kernel can
+/// (Linux 6.1): a guest that only reads there, as it does its kernel's code, then faults once for 512 pages.
 ///
 /// # Errors
 /// [`MemoryError::File`], [`MemoryError::Length`]
-pub fn save(memory: &Memory, mib: u64, file: &File) -> Result<(), MemoryError> {
+pub fn save(memory: &Memory, mib: u64, beside: &Beside, file: &File) -> Result<(), MemoryError> {
     let length = file.metadata().map_err(MemoryError::File)?.len();
     if length != 0 {
         return Err(MemoryError::Length { length, mib: 0 });
     }
-    file.set_len(mib * MIB).map_err(MemoryError::File)?;
-    let mut buffer = vec![0; CHUNK];
+    let all = (mib + beside.mib) * MIB;
+    file.set_len(all).map_err(MemoryError::File)?;
+    let mut parts = Vec::new();
     let mut offset = 0;
     // Pages with data of the huge page that is being written.
     let mut pages = 0;
     for (address, size) in ranges(mib) {
+        parts.push((address, size, offset));
+        offset += size;
+    }
+    let beside = beside.parts.iter().map(|part| {
+        let (address, size) = (beside.start + part.start, part.end - part.start);
+        (address, size, offset + part.start)
+    });
+    parts.extend(beside);
+    let mut buffer = vec![0; CHUNK];
+    for (address, size, offset) in parts {
         for start in (0..size).step_by(CHUNK) {
             let read = memory.read_slice(&mut buffer, GuestAddress(address + start));
             read.map_err(|_| MemoryError::Arrange)?;
@@ -240,7 +286,6 @@ pub fn save(memory: &Memory, mib: u64, file: &File) -> Result<(), MemoryError> {
                 pages = 0;
             }
         }
-        offset += size;
     }
     Ok(())
 }
@@ -343,7 +388,10 @@ pub fn drop_pages(region: &GuestRegionMmap, offset: u64, length: u64) -> io::Res
 }
 
 /// As [`drop_pages`], where a file may be mapped, whose contents would be there again.
-fn replace_pages(region: &GuestRegionMmap, offset: u64, length: u64) -> io::Result<()> {
+///
+/// # Errors
+/// As for [`give_back`].
+pub fn replace_pages(region: &GuestRegionMmap, offset: u64, length: u64) -> io::Result<()> {
     let (at, length) = pages(region, offset, length)?;
     // SAFETY: as for `drop_pages`; what is there is replaced in one step, so it is mapped all the time.
     let result = unsafe {
@@ -439,9 +487,9 @@ mod tests {
         };
         fill(&memory);
         let file = tempfile::tempfile().unwrap();
-        save(&memory, MIN_MIB, &file).unwrap();
-        let restored = restore(MIN_MIB, &file, &[]).unwrap();
-        let clone = restore(MIN_MIB, &file, &[]).unwrap();
+        save(&memory, MIN_MIB, &Beside::default(), &file).unwrap();
+        let restored = restore(MIN_MIB, 0, &file, &[]).unwrap();
+        let clone = restore(MIN_MIB, 0, &file, &[]).unwrap();
         fill(&clone);
         for (memory, backing) in [
             (memory, Backing::Own),
@@ -477,7 +525,7 @@ mod tests {
         fill(4 * MIB, DENSE as u64);
         fill(8 * MIB, DENSE as u64 - 1);
         let file = File::from(memfd_create("memory", MemfdFlags::CLOEXEC).unwrap());
-        save(&memory, MIN_MIB, &file).unwrap();
+        save(&memory, MIN_MIB, &Beside::default(), &file).unwrap();
         let pages = |blocks: u64| blocks * 512 / PAGE as u64;
         let sparse = 2 * DENSE as u64 - 1;
         if pages(file.metadata().unwrap().blocks()) == sparse {
@@ -488,7 +536,7 @@ mod tests {
             pages(file.metadata().unwrap().blocks()),
             sparse + (512 - DENSE as u64)
         );
-        let restored = restore(MIN_MIB, &file, &[]).unwrap();
+        let restored = restore(MIN_MIB, 0, &file, &[]).unwrap();
         for (start, page) in [(4 * MIB, 0), (4 * MIB, DENSE as u64 - 1), (8 * MIB, 7)] {
             let address = GuestAddress(start + page * PAGE as u64);
             assert_eq!(restored.read_obj::<u64>(address).unwrap(), page | 1);
@@ -507,15 +555,15 @@ mod tests {
                 .unwrap();
         }
         let file = tempfile::tempfile().unwrap();
-        save(&memory, MIN_MIB, &file).unwrap();
+        save(&memory, MIN_MIB, &Beside::default(), &file).unwrap();
         let saved = file.metadata().unwrap();
         assert!(saved.blocks() <= 4 * 8, "{} blocks", saved.blocks());
         assert!(matches!(
-            save(&memory, MIN_MIB, &file),
+            save(&memory, MIN_MIB, &Beside::default(), &file),
             Err(MemoryError::Length { .. })
         ));
         for _ in 0..2 {
-            let restored = restore(MIN_MIB, &file, &[]).unwrap();
+            let restored = restore(MIN_MIB, 0, &file, &[]).unwrap();
             for place in places {
                 let byte: u8 = restored.read_obj(GuestAddress(place)).unwrap();
                 assert_eq!(byte, place as u8 | 1);
@@ -528,7 +576,8 @@ mod tests {
             assert!(is_writable(&restored, GuestAddress(0)));
         }
         let page = PAGE as u64;
-        let restored = restore(MIN_MIB, &file, &[0..page, 32 * MIB - page..32 * MIB]).unwrap();
+        let written = [0..page, 32 * MIB - page..32 * MIB];
+        let restored = restore(MIN_MIB, 0, &file, &written).unwrap();
         for place in places {
             let byte: u8 = restored.read_obj(GuestAddress(place)).unwrap();
             assert_eq!(byte, place as u8 | 1);
@@ -544,11 +593,11 @@ mod tests {
             0..u64::MAX,
             u64::MAX - 1..u64::MAX,
         ] {
-            let refused = restore(MIN_MIB, &file, &[0..page, wrong.clone()]);
+            let refused = restore(MIN_MIB, 0, &file, &[0..page, wrong.clone()]);
             assert!(matches!(refused, Err(MemoryError::Written(part)) if part == wrong));
         }
         assert!(matches!(
-            restore(MIN_MIB + 1, &file, &[]),
+            restore(MIN_MIB, 1, &file, &[]),
             Err(MemoryError::Length { .. })
         ));
     }

@@ -11,7 +11,9 @@
 //! least and most (control) ─────┘
 //! ```
 
+use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -22,7 +24,7 @@ use vm_memory::{GuestAddress, GuestMemoryRegion, GuestRegionMmap};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::layout::FOUR_GIB;
-use crate::memory::{self, MAX_MIB, Memory, MemoryError};
+use crate::memory::{self, Backing, MAX_MIB, Memory, MemoryError};
 use crate::sync::lock;
 
 const MIB: u64 = 1 << 20;
@@ -51,6 +53,8 @@ impl Bounds {
 #[derive(Debug)]
 pub struct Pluggable {
     region: Arc<GuestRegionMmap>,
+    /// What is behind it.
+    backing: Backing,
     port: u32,
     bounds: Mutex<Bounds>,
     /// Readable when what is requested may have changed.
@@ -69,6 +73,7 @@ impl Pluggable {
     pub fn new(
         ram: &Memory,
         config: hull_proto_vmm::Pluggable,
+        backing: Backing,
     ) -> Result<(Memory, Arc<Self>), MemoryError> {
         let mib = config.mib;
         if mib == 0 || mib > MAX_MIB || !mib.is_multiple_of(PLUG_MIB) {
@@ -92,6 +97,7 @@ impl Pluggable {
         let all = ram.insert_region(Arc::clone(&region));
         let pluggable = Self {
             region,
+            backing,
             port,
             bounds: Mutex::default(),
             changed: EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)
@@ -100,6 +106,15 @@ impl Pluggable {
             taken: AtomicBool::new(false),
         };
         Ok((all.map_err(|_| MemoryError::Arrange)?, Arc::new(pluggable)))
+    }
+
+    /// Has parts of it be private copies of those of a file that has them from `at` on.
+    ///
+    /// # Errors
+    /// [`MemoryError::File`]
+    pub fn restore(&self, parts: &[Range<u64>], file: &File, at: u64) -> Result<(), MemoryError> {
+        let mut parts = parts.iter();
+        parts.try_for_each(|part| memory::restore_part(&self.region, part.clone(), file, at))
     }
 
     /// Returns its address in the guest.
@@ -143,6 +158,19 @@ impl Pluggable {
         let _ = self.changed.write(1);
     }
 
+    /// Returns how much the guest wants, and has at least and at most, in MiB.
+    #[must_use]
+    pub fn bounds(&self) -> (u64, u64, u64) {
+        let bounds = lock(&self.bounds);
+        (bounds.wanted, bounds.least, bounds.most)
+    }
+
+    /// Takes over what [`Pluggable::bounds`] told of another VM.
+    pub fn take_over(&self, (wanted, least_mib, most_mib): (u64, u64, u64)) {
+        lock(&self.bounds).wanted = wanted.min(MAX_MIB);
+        self.bound(least_mib, most_mib);
+    }
+
     /// Takes what the guest says by asking for a connection to a port.
     pub fn hear(&self, port: u32) {
         let mib = port & ((1 << PORT_BITS) - 1);
@@ -169,7 +197,10 @@ impl Pluggable {
     /// # Errors
     /// What the host says.
     pub fn give_back(&self, offset: u64, length: u64) -> io::Result<()> {
-        memory::drop_pages(&self.region, offset, length)
+        match self.backing {
+            Backing::Own => memory::drop_pages(&self.region, offset, length),
+            Backing::Snapshot => memory::replace_pages(&self.region, offset, length),
+        }
     }
 }
 
@@ -184,7 +215,7 @@ mod tests {
 
     fn pluggable(mib: u64) -> (Memory, Arc<Pluggable>) {
         let config = hull_proto_vmm::Pluggable { mib, port: PORT };
-        Pluggable::new(&memory(0x20000), config).unwrap()
+        Pluggable::new(&memory(0x20000), config, Backing::Own).unwrap()
     }
 
     #[test]
@@ -237,7 +268,10 @@ mod tests {
             (128, 1 << 20),
         ] {
             let config = hull_proto_vmm::Pluggable { mib, port };
-            assert!(Pluggable::new(&ram, config).is_err(), "{config:?}");
+            assert!(
+                Pluggable::new(&ram, config, Backing::Own).is_err(),
+                "{config:?}"
+            );
         }
     }
 }

@@ -39,7 +39,7 @@ use crate::virtio::mmio;
 
 const MAGIC: [u8; 8] = *b"HULLSNAP";
 /// Raised when what is saved changes.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 /// What this program was built of (build.rs).
 const BUILD: &str = env!("HULL_VMM_BUILD");
 const HEADER: usize = 32;
@@ -49,8 +49,10 @@ const MAX_STATE: u64 = 8 << 20;
 /// A machine.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct MachineState {
-    /// Memory in MiB.
+    /// RAM in MiB.
     pub memory_mib: u64,
+    /// How much pluggable memory there can be beside it, in MiB; 0: the machine has no device for it.
+    pub pluggable_mib: u64,
     /// What the first vCPU is told of itself ([`crate::kvm::cpuid::Template::saved`]).
     pub cpuid: Vec<kvm_cpuid_entry2>,
     /// The rate of the time stamp counter in kHz; 0: not known.

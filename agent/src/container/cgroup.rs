@@ -4,6 +4,10 @@ use std::{
     fs, io,
     os::unix::fs::chown,
     path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -21,34 +25,41 @@ const EMPTY_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A cgroup directory. Dropping it leaves the directory.
 #[derive(Debug, Clone)]
-pub(crate) struct Cgroup(PathBuf);
+pub(crate) struct Cgroup {
+    path: PathBuf,
+    /// Its processes are to stand still, whoever else stops them for a moment.
+    held: Arc<AtomicBool>,
+}
 
 impl Cgroup {
     /// Names the cgroup at `path`.
     pub(crate) fn at(path: PathBuf) -> Self {
-        Self(path)
+        Self {
+            path,
+            held: Arc::default(),
+        }
     }
 
     /// Makes the directory; one that exists is fine.
     pub(crate) fn create(path: PathBuf) -> io::Result<Self> {
         match fs::create_dir(&path) {
             Err(e) if e.kind() != io::ErrorKind::AlreadyExists => Err(e),
-            _ => Ok(Self(path)),
+            _ => Ok(Self::at(path)),
         }
     }
 
     /// Bounds how deep cgroups below it are.
     pub(crate) fn limit_depth(&self) -> io::Result<()> {
-        fs::write(self.0.join("cgroup.max.depth"), DEPTH.to_string())
+        fs::write(self.path.join("cgroup.max.depth"), DEPTH.to_string())
     }
 
     /// Lets another user make cgroups below it, and move processes there; its limits are not theirs to
     /// change (cgroup v2, "Delegation").
     pub(crate) fn delegate(&self, uid: u32, gid: u32) -> io::Result<()> {
         let files = fs::read_to_string(DELEGATED)?;
-        chown(&self.0, Some(uid), Some(gid))?;
+        chown(&self.path, Some(uid), Some(gid))?;
         for file in files.lines() {
-            match chown(self.0.join(file), Some(uid), Some(gid)) {
+            match chown(self.path.join(file), Some(uid), Some(gid)) {
                 // Of a controller that is not there.
                 Err(e) if e.kind() == io::ErrorKind::NotFound => {}
                 done => done?,
@@ -59,18 +70,47 @@ impl Cgroup {
 
     /// Returns its directory.
     pub(crate) fn path(&self) -> &Path {
-        &self.0
+        &self.path
     }
 
     /// Kills every process in it and below. Absent is as good as empty.
     pub(crate) fn kill(&self) -> io::Result<()> {
-        absent_is_fine(fs::write(self.0.join("cgroup.kill"), "1"))
+        absent_is_fine(fs::write(self.path.join("cgroup.kill"), "1"))
     }
 
     /// Stops all processes in it and below where they are, or lets them go on. It does not wait until they stand.
+    /// Those that are held stay.
     pub(crate) fn freeze(&self, frozen: bool) -> io::Result<()> {
+        if self.held.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        self.write_freeze(frozen)
+    }
+
+    /// Has all processes in it and below stand still until [`Self::let_go`]; tells whether they were free.
+    pub(crate) fn hold(&self) -> io::Result<bool> {
+        let was_free = !self.held.swap(true, Ordering::Relaxed);
+        self.write_freeze(true)?;
+        Ok(was_free)
+    }
+
+    /// Lets processes go on that are held.
+    pub(crate) fn let_go(&self) -> io::Result<()> {
+        if self.held.swap(false, Ordering::Relaxed) {
+            self.write_freeze(false)?;
+        }
+        Ok(())
+    }
+
+    /// Returns whether all processes in it and below stand still. One that is gone has none.
+    pub(crate) fn is_still(&self) -> bool {
+        fs::read_to_string(self.path.join("cgroup.events"))
+            .map_or(true, |text| value(&text, "frozen") != Some(0))
+    }
+
+    fn write_freeze(&self, frozen: bool) -> io::Result<()> {
         let value = if frozen { "1" } else { "0" };
-        absent_is_fine(fs::write(self.0.join("cgroup.freeze"), value))
+        absent_is_fine(fs::write(self.path.join("cgroup.freeze"), value))
     }
 
     /// Opens the processes in it and below.
@@ -88,7 +128,7 @@ impl Cgroup {
     /// Returns the pids of the processes in it and below.
     pub(crate) fn processes(&self) -> io::Result<Vec<i32>> {
         let mut pids = Vec::new();
-        let mut todo = vec![self.0.clone()];
+        let mut todo = vec![self.path.clone()];
         while let Some(dir) = todo.pop() {
             let text = match fs::read_to_string(dir.join("cgroup.procs")) {
                 Ok(text) => text,
@@ -103,7 +143,7 @@ impl Cgroup {
 
     /// Returns whether there is a process in it or below.
     pub(crate) fn populated(&self) -> bool {
-        fs::read_to_string(self.0.join("cgroup.events"))
+        fs::read_to_string(self.path.join("cgroup.events"))
             .is_ok_and(|text| value(&text, "populated") == Some(1))
     }
 
@@ -123,12 +163,12 @@ impl Cgroup {
 
     /// Removes it and all below it; its processes must be gone.
     pub(crate) fn remove(&self) -> io::Result<()> {
-        remove_tree(&self.0)
+        remove_tree(&self.path)
     }
 
     /// Returns how many of its processes the kernel killed for lack of memory.
     pub(crate) fn oom_kills(&self) -> u64 {
-        fs::read_to_string(self.0.join("memory.events"))
+        fs::read_to_string(self.path.join("memory.events"))
             .ok()
             .and_then(|text| value(&text, "oom_kill"))
             .unwrap_or(0)
@@ -178,6 +218,29 @@ mod tests {
         assert_eq!(value(text, "oom"), Some(3));
         assert_eq!(value(text, "bad"), None);
         assert_eq!(value(text, "none"), None);
+    }
+
+    #[test]
+    fn who_is_held_is_not_let_go_by_others() {
+        let dir = tempfile::tempdir().unwrap();
+        let cgroup = Cgroup::at(dir.path().to_owned());
+        let frozen = || fs::read_to_string(dir.path().join("cgroup.freeze")).unwrap();
+        cgroup.freeze(true).unwrap();
+        cgroup.freeze(false).unwrap();
+        assert_eq!(frozen(), "0");
+        assert!(cgroup.hold().unwrap());
+        assert!(!cgroup.clone().hold().unwrap());
+        cgroup.freeze(true).unwrap();
+        cgroup.clone().freeze(false).unwrap();
+        assert_eq!(frozen(), "1");
+        cgroup.let_go().unwrap();
+        assert_eq!(frozen(), "0");
+        // The kernel says when all of them stand.
+        assert!(cgroup.is_still());
+        for (text, still) in [("populated 1\nfrozen 0\n", false), ("frozen 1\n", true)] {
+            fs::write(dir.path().join("cgroup.events"), text).unwrap();
+            assert_eq!(cgroup.is_still(), still);
+        }
     }
 
     #[test]

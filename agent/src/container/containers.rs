@@ -1,13 +1,16 @@
 //! All containers of the pod, by their ids.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use hull_proto_agent::agent::{CreateRequest, ExecRequest, PidNamespace};
-use tokio::sync::{mpsc, oneshot};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::{Instant, sleep},
+};
 
 use super::{
     context::Context,
@@ -24,6 +27,11 @@ use crate::{
 
 /// Commands that may wait for a container's task.
 const QUEUE: usize = 64;
+/// How long processes may take to come to a stand: one in the middle of a system call that can't be
+/// interrupted goes on.
+const STAND_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long it takes until it is looked again whether they do.
+const STAND_PAUSE: Duration = Duration::from_millis(1);
 
 /// All containers of the pod.
 #[derive(Debug)]
@@ -31,6 +39,8 @@ pub(crate) struct Containers {
     context: Arc<Context>,
     /// Held for look-ups only.
     all: Arc<Mutex<HashMap<Id, Handle>>>,
+    /// Those that stand still for a snapshot.
+    frozen: tokio::sync::Mutex<HashSet<Id>>,
 }
 
 /// The way to a container's task.
@@ -47,6 +57,7 @@ impl Containers {
         Self {
             context,
             all: Arc::default(),
+            frozen: tokio::sync::Mutex::default(),
         }
     }
 
@@ -169,6 +180,65 @@ impl Containers {
             reply,
         })
         .await
+    }
+
+    /// Has all containers stand still until [`Self::thaw`]. None does if one can't.
+    pub(crate) async fn freeze(&self) -> Result<(), ContainerError> {
+        let mut frozen = self.frozen.lock().await;
+        let still = self.stand_still(&mut frozen).await;
+        if still.is_err() {
+            self.let_go(&mut frozen)?;
+        }
+        still
+    }
+
+    /// Lets containers go on that [`Self::freeze`] stopped.
+    pub(crate) async fn thaw(&self) -> Result<(), ContainerError> {
+        self.let_go(&mut *self.frozen.lock().await)
+    }
+
+    /// Leaves those as they are that stood still for the snapshot that this guest comes from: each waits for
+    /// its start.
+    pub(crate) async fn restored(&self) {
+        self.frozen.lock().await.clear();
+    }
+
+    async fn stand_still(&self, frozen: &mut HashSet<Id>) -> Result<(), ContainerError> {
+        let made = self.made(&[]);
+        for (id, Made { cgroup, .. }) in &made {
+            let failed = |source| ContainerError::Freeze {
+                id: id.clone(),
+                source,
+            };
+            // Before it is tried, so that a half is undone.
+            frozen.insert(id.clone());
+            if !cgroup.hold().map_err(failed)? {
+                frozen.remove(id);
+            }
+        }
+        let deadline = Instant::now() + STAND_TIMEOUT;
+        for (id, Made { cgroup, .. }) in made {
+            while !cgroup.is_still() {
+                if Instant::now() > deadline {
+                    return Err(ContainerError::Restless(id));
+                }
+                sleep(STAND_PAUSE).await;
+            }
+        }
+        Ok(())
+    }
+
+    fn let_go(&self, frozen: &mut HashSet<Id>) -> Result<(), ContainerError> {
+        let mut result = Ok(());
+        for (id, Made { cgroup, .. }) in self.made(&[]) {
+            if frozen.remove(&id)
+                && let Err(source) = cgroup.let_go()
+            {
+                result = result.and(Err(ContainerError::Freeze { id, source }));
+            }
+        }
+        frozen.clear();
+        result
     }
 
     /// Returns the made containers, all or those of `ids`.

@@ -103,6 +103,14 @@ pub(crate) enum ContainerError {
         #[source]
         source: io::Error,
     },
+    #[error("have container {id} stand still, or go on")]
+    Freeze {
+        id: Id,
+        #[source]
+        source: io::Error,
+    },
+    #[error("processes of container {0} do not come to a stand")]
+    Restless(Id),
     #[error("resize the terminal")]
     Resize(#[source] io::Error),
     #[error("container {0} does not end")]

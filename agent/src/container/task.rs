@@ -232,8 +232,14 @@ impl Task {
         })
     }
 
-    /// Lets the first process execute its command and waits until it did.
+    /// Lets the first process execute its command and waits until it did; or lets all processes go on, if it
+    /// comes from a snapshot.
     async fn start(&mut self) -> Result<(), ContainerError> {
+        let let_go = self.created.made.cgroup.let_go();
+        let_go.map_err(|source| ContainerError::Freeze {
+            id: self.id.clone(),
+            source,
+        })?;
         let started = match &self.started {
             Some(started) => started.clone(),
             None => {

@@ -85,7 +85,26 @@ impl rpc::Agent for Service {
         _: &TtrpcContext,
         request: proto::WakeRequest,
     ) -> ttrpc::Result<proto::Empty> {
-        complete(async move { done(sandbox::wake(&request)) }).await
+        let (sandbox, containers) = (Arc::clone(&self.sandbox), Arc::clone(&self.containers));
+        complete(async move {
+            let woken = sandbox::wake(&request);
+            if woken.is_ok() && request.restored {
+                containers.restored().await;
+                sandbox.forget().await;
+            }
+            done(woken)
+        })
+        .await
+    }
+
+    async fn freeze(&self, _: &TtrpcContext, _: proto::Empty) -> ttrpc::Result<proto::Empty> {
+        let containers = Arc::clone(&self.containers);
+        complete(async move { done(containers.freeze().await) }).await
+    }
+
+    async fn thaw(&self, _: &TtrpcContext, _: proto::Empty) -> ttrpc::Result<proto::Empty> {
+        let containers = Arc::clone(&self.containers);
+        complete(async move { done(containers.thaw().await) }).await
     }
 
     async fn configure(

@@ -82,6 +82,7 @@ impl Classified for ContainerError {
             Self::NoStorage(_)
             | Self::WrongState { .. }
             | Self::HugePages(_)
+            | Self::Restless(_)
             | Self::Start { .. }
             | Self::Exec { .. } => Code::FAILED_PRECONDITION,
             Self::Rootfs(_)
@@ -92,6 +93,7 @@ impl Classified for ContainerError {
             | Self::Create(_)
             | Self::Notify { .. }
             | Self::Signal { .. }
+            | Self::Freeze { .. }
             | Self::Resize(_)
             | Self::Unkillable(_)
             | Self::Update { .. } => Code::INTERNAL,

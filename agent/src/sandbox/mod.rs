@@ -171,6 +171,12 @@ impl Sandbox {
         Ok(())
     }
 
+    /// Has the guest, which comes from a snapshot of a pod, take another identity. What it has of the network
+    /// goes with the next one.
+    pub(crate) async fn forget(&self) {
+        self.configured.lock().await.id = None;
+    }
+
     /// Makes the network what `request` says. What could not be done is tried again by the next.
     pub(crate) async fn update_network(
         &self,

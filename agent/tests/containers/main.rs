@@ -398,6 +398,52 @@ agent_tests! {
         agent.delete("c1").await;
     }
 
+    async fn containers_stand_still_for_a_snapshot_and_until_they_are_started(agent) {
+        agent.run("c1", "while :; do sleep 0.02; done").await;
+        agent.create(&container("c2", "echo hello; sleep 1000")).await;
+        let frozen = || ["c1", "c2"].map(|id| {
+            let events = agent.cgroup().join(id).join("cgroup.events");
+            fs::read_to_string(events).unwrap().contains("frozen 1")
+        });
+        let mut exec = exec_request("c1", "e1", "sleep 1000");
+        exec.timeout_ms = 2000;
+        agent.client.exec(context(), &exec).await.unwrap();
+        let (freeze, thaw) = (proto::Empty::new(), proto::Empty::new());
+        for _ in 0..2 {
+            agent.client.freeze(context(), &freeze).await.unwrap();
+            assert_eq!(frozen(), [true, true]);
+        }
+        // Who is killed meanwhile lets go of nobody.
+        assert!(agent.exited("c1", "e1").await.timed_out);
+        assert_eq!(frozen(), [true, true]);
+        agent.client.thaw(context(), &thaw).await.unwrap();
+        assert_eq!(frozen(), [false, false]);
+
+        // As in a snapshot.
+        agent.client.freeze(context(), &freeze).await.unwrap();
+        let wake = proto::WakeRequest {
+            entropy: vec![7; 32],
+            restored: true,
+            ..proto::WakeRequest::default()
+        };
+        agent.client.wake(context(), &wake).await.unwrap();
+        agent.client.thaw(context(), &thaw).await.unwrap();
+        assert_eq!(frozen(), [true, true]);
+        agent.client.freeze(context(), &freeze).await.unwrap();
+        agent.client.thaw(context(), &thaw).await.unwrap();
+        assert_eq!(frozen(), [true, true], "they wait for their start whatever comes");
+        agent.start_container("c1").await.unwrap();
+        assert_eq!(frozen(), [false, true]);
+        agent.start_container("c2").await.unwrap();
+        let (mut output, _) = agent.open_output(StreamKind::Stdout, "c2", "", 0).await.unwrap();
+        assert_eq!(output.read_exact(6).await, b"hello\n");
+        // One that waits can be removed as well.
+        agent.client.freeze(context(), &freeze).await.unwrap();
+        agent.client.wake(context(), &wake).await.unwrap();
+        agent.delete("c1").await;
+        agent.delete("c2").await;
+    }
+
     async fn lack_of_memory_is_told_apart_from_a_kill(agent) {
         let mut small = spec(&["sh", "-c", "dd if=/dev/zero of=/dev/null bs=60M count=1"]);
         small["linux"]["resources"]["memory"] = json!({"limit": 15_728_640, "swap": 15_728_640});

@@ -208,11 +208,12 @@ pub struct RestoreConfig {
     /// copies of them at once, which costs less than one by one.
     #[serde(default)]
     pub written: Vec<Range<u64>>,
-    /// As in [`VmConfig`]; the one that was saved had none.
+    /// As in [`VmConfig`]: as much of it as the one had that was saved, if it had any.
     pub pluggable: Option<Pluggable>,
     /// Where the guest's serial console is written; none: discarded.
     pub serial: Option<FdIndex>,
-    /// What is behind the slots that had a device: the same ones, whose files may be others.
+    /// What is behind the slots that had a device: the same ones, whose files may be others. A network card
+    /// may have no taps: then its link is down, and address and MTU are those that were saved.
     pub devices: Vec<(u8, DeviceConfig)>,
 }
 

@@ -116,6 +116,12 @@ points! {
     VmPlugged(Effect) = "vm-plugged",
     /// The VM has a device less.
     VmDetached(Effect) = "vm-detached",
+    /// The VM stands still.
+    VmPaused(Effect) = "vm-paused",
+    /// The VM that stands still is written to files.
+    VmSaved(Effect) = "vm-saved",
+    /// The VM goes on.
+    VmResumed(Effect) = "vm-resumed",
     /// The VMM was told to end.
     VmStopped(Effect) = "vm-stopped",
     /// The VMM was asked something that changes nothing.
@@ -142,6 +148,10 @@ points! {
     GuestFollowed(Effect) = "guest-followed",
     /// The guest powers off.
     GuestShutDown(Effect) = "guest-shut-down",
+    /// The guest's containers stand still.
+    GuestFrozen(Effect) = "guest-frozen",
+    /// They go on.
+    GuestThawed(Effect) = "guest-thawed",
     /// The guest has other limits, links, routes or copies of volumes than before.
     GuestChanged(Effect) = "guest-changed",
     /// The file server has shared paths of the host.
@@ -152,6 +162,10 @@ points! {
     LogWritten(Effect) = "log-written",
     /// The note says how far the log is.
     LogNoted(Effect) = "log-noted",
+    /// A checkpoint has its files, aside.
+    CheckpointSaved(Effect) = "checkpoint-saved",
+    /// A checkpoint is at its place.
+    CheckpointKept(Effect) = "checkpoint-kept",
     /// A layer, or an image's disk, is at its place.
     ImageKept(Effect) = "image-kept",
     /// The records of images are changed.
@@ -185,6 +199,8 @@ points! {
     ProcessWrite(Write) = "process-write",
     /// How far CNI came is written.
     CniWrite(Write) = "cni-write",
+    /// A checkpoint is completed.
+    CheckpointWrite(Write) = "checkpoint-write",
     /// A scratch disk is written.
     ScratchWrite(Write) = "scratch-write",
 }

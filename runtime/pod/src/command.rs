@@ -1,6 +1,7 @@
 //! What a pod's task is asked, and what it answers with.
 
 use std::{
+    path::PathBuf,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -46,6 +47,8 @@ pub(crate) enum Command {
     UpdateContainer(ContainerId, Box<Resources>, Reply),
     /// Changes overhead and resources of the sandbox.
     UpdateSandbox(Box<(Option<Resources>, Option<Resources>)>, Reply),
+    /// Writes a checkpoint to this directory; answers how long the VM stood still.
+    Checkpoint(PathBuf, Reply<Duration>),
     /// The log of a running container.
     Log(ContainerId, Reply<LogHandle>),
 }

@@ -9,6 +9,7 @@
 
 #![forbid(unsafe_code)]
 
+mod checkpoint;
 mod command;
 mod container;
 mod copies;
@@ -40,6 +41,7 @@ pub const FORMATS: [(&str, u32); 3] = [
     ("agent", hull_proto_agent::VERSION),
 ];
 
+pub use checkpoint::checkpoint_pause;
 pub use command::Admission;
 pub use events::{EventKind, Events, EventsLost, PodEvent};
 pub use pods::Pods;

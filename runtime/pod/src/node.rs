@@ -8,6 +8,7 @@ use hull_base::clock::Steps;
 use hull_spec::config::PodsConfig;
 
 use crate::{
+    checkpoint::class::Classes,
     events::Hub,
     ports::{PodImages, PodNetworking, PodProcesses},
     record::Records,
@@ -41,6 +42,7 @@ pub(crate) struct Node {
     /// What guests' clocks follow at once.
     pub clock_steps: Steps,
     pub templates: Templates,
+    pub classes: Classes,
 }
 
 impl Node {
@@ -68,6 +70,7 @@ impl Node {
             starts: Starts::new(),
             clock_steps: Steps::watch(),
             templates: Templates::default(),
+            classes: Classes::default(),
         }
     }
 }

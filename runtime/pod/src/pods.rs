@@ -1,6 +1,6 @@
 //! All pods of this node: what callers use.
 
-use std::{cmp::Reverse, collections::HashSet, sync::Arc, time::Duration};
+use std::{cmp::Reverse, collections::HashSet, path::Path, sync::Arc, time::Duration};
 
 use tokio::{sync::oneshot, time::timeout};
 
@@ -18,6 +18,7 @@ use hull_spec::{
 
 use crate::{
     command::{Admission, Command, Reply, container_not_found, not_ready},
+    container::restored::Restore,
     driver::state::Driver,
     events::Events,
     exec,
@@ -27,6 +28,7 @@ use crate::{
     record::SandboxRecord,
     recover,
     registry::{Phase, PodEntry},
+    sandbox::restore::Checkpoint,
     session::{self, AttachSession, ExecSession, PodConnection, SessionStreams},
     stats::{
         gather::{Scope, gather},
@@ -101,7 +103,40 @@ impl Pods {
         spec: SandboxSpec,
         admission: Option<Admission>,
     ) -> Result<PodId, PodError> {
-        let mut admission = admission;
+        let entry = self.bring_up(spec, None, admission).await?;
+        Ok(entry.id)
+    }
+
+    /// Starts a sandbox that goes on from a checkpoint, and returns when it is ready, with its containers by
+    /// name: each is created, and goes on where it was once it is started. `spec` is that of the checkpoint if
+    /// there is none; of it, and of what is asked for containers, by their names, only what is not the guest's
+    /// counts.
+    ///
+    /// # Errors
+    /// [`PodError::FailedPrecondition`] when the checkpoint can't be used, with the reason; see [`PodError`] for
+    /// others. Nothing of a sandbox that failed stays, but for [`PodError::Undo`].
+    pub async fn restore_sandbox(
+        &self,
+        checkpoint: &Path,
+        spec: Option<SandboxSpec>,
+        containers: Vec<ContainerSpec>,
+    ) -> Result<(PodId, Vec<(String, ContainerId)>), PodError> {
+        let checkpoint = Checkpoint::open(&self.node, checkpoint).await?;
+        let spec = checkpoint.spec(spec)?;
+        let restore = Restore::plan(checkpoint, &containers)?;
+        let entry = self.bring_up(spec, Some(restore), None).await?;
+        let view = Arc::clone(&entry.view.borrow());
+        let named = view.containers.values();
+        let named = named.map(|c| (c.spec.metadata.name.clone(), c.id.clone()));
+        Ok((entry.id, named.collect()))
+    }
+
+    async fn bring_up(
+        &self,
+        spec: SandboxSpec,
+        restore: Option<Restore>,
+        mut admission: Option<Admission>,
+    ) -> Result<PodEntry, PodError> {
         validate::sandbox(&spec)?;
         let user = self.node.users.take()?;
         let record = SandboxRecord {
@@ -119,8 +154,10 @@ impl Pods {
             guest: None,
             resources: None,
             overhead: None,
+            checkpoint: None,
         };
-        let (driver, new) = Driver::new(Arc::clone(&self.node), record, Phase::Starting);
+        let (mut driver, new) = Driver::new(Arc::clone(&self.node), record, Phase::Starting);
+        driver.restore = restore;
         // The driver holds it.
         drop(user);
         let entry = loop {
@@ -149,7 +186,7 @@ impl Pods {
             ))
         })?;
         entry.delivered.set();
-        Ok(entry.id)
+        Ok(entry)
     }
 
     /// Ends a sandbox's containers, VM and network. A sandbox that is stopped or unknown is
@@ -169,6 +206,18 @@ impl Pods {
     pub async fn remove_sandbox(&self, id: &str) -> Result<(), PodError> {
         let entry = self.node.registry.sandbox(id);
         absent_is_done(async { ask(&entry?, Command::RemoveSandbox).await }.await)
+    }
+
+    /// Writes a checkpoint of a sandbox and its containers to a directory that is not there yet, while they
+    /// go on. Returns how long the VM stood still.
+    ///
+    /// # Errors
+    /// [`PodError::FailedPrecondition`] names what can't be in a checkpoint; see [`PodError`] for others. The
+    /// sandbox goes on, and nothing is at `output`.
+    pub async fn checkpoint_sandbox(&self, id: &str, output: &Path) -> Result<Duration, PodError> {
+        let entry = self.node.registry.sandbox(id)?;
+        let output = output.to_owned();
+        ask(&entry, |reply| Command::Checkpoint(output, reply)).await
     }
 
     /// Tells about a sandbox.

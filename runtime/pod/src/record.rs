@@ -132,6 +132,9 @@ pub(crate) struct SandboxRecord {
     pub resources: Option<Resources>,
     #[serde(default)]
     pub overhead: Option<Resources>,
+    /// Where a checkpoint of it is being written; none: there is none on its way.
+    #[serde(default)]
+    pub checkpoint: Option<PathBuf>,
 }
 
 /// A VM on disk.
@@ -146,6 +149,9 @@ pub(crate) struct VmRecord {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct ContainerRecord {
     pub id: ContainerId,
+    /// What the guest calls it; none: by its id.
+    #[serde(default)]
+    pub guest_id: Option<ContainerId>,
     pub pod: PodId,
     pub spec: Arc<ContainerSpec>,
     pub image_id: ImageId,
@@ -702,6 +708,7 @@ fn stand_in(id: PodId, bytes: &[u8], reason: &Unreadable) -> SandboxRecord {
         guest: None,
         resources: None,
         overhead: None,
+        checkpoint: part(bytes, "checkpoint"),
         id,
     }
 }

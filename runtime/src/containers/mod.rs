@@ -3,6 +3,7 @@
 //! All are clients of the daemon that serves the socket. [`find`] tells which container is meant,
 //! [`own`] what `hull run` leaves to it, [`streams`] opens sessions, and [`log`] prints logs.
 
+mod checkpoint;
 mod console;
 mod copy;
 mod debug;
@@ -23,6 +24,7 @@ mod trace;
 
 use anyhow::Result;
 
+pub(crate) use self::checkpoint::path_of;
 pub(crate) use self::debug::NotToBeEntered;
 pub(crate) use self::{
     exec::check_terminal,
@@ -63,6 +65,8 @@ pub(crate) enum ContainersCommand {
     Debug(debug::DebugArgs),
     /// Copy files from or to a container, which needs a tar(1) for it
     Cp(copy::CpArgs),
+    /// Write a pod's memory and disk to a directory, while it goes on; `hull restore` goes on from there
+    Checkpoint(checkpoint::CheckpointArgs),
     /// Draw the start of a pod by stage, as an SVG picture that browsers show
     Trace(trace::TraceArgs),
     /// Forward ports of 127.0.0.1 to a container's pod, until interrupted
@@ -98,6 +102,9 @@ pub(crate) async fn run(settings: &Settings, command: ContainersCommand) -> Resu
             console::console(&client, &settings.state, &arguments).await?;
         }
         ContainersCommand::Cp(arguments) => copy::cp(&client, &streams, &arguments).await?,
+        ContainersCommand::Checkpoint(arguments) => {
+            checkpoint::checkpoint(&client, &arguments).await?;
+        }
         ContainersCommand::Trace(arguments) => trace::trace(&client, &arguments).await?,
         ContainersCommand::PortForward(arguments) => {
             ports::port_forward(&client, &streams, &arguments).await?;

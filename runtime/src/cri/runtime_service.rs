@@ -1,5 +1,4 @@
-//! The runtime service: every RPC with its span. Those at the end are not served
-//! yet and say so.
+//! The runtime service: every RPC with its span. One is not served and says so.
 
 use std::future::ready;
 
@@ -284,7 +283,28 @@ impl RuntimeService for Cri {
         answer(span, pod::metrics::list(&self.0)).await
     }
 
-    // Not served yet.
+    async fn checkpoint_pod(
+        &self,
+        request: Request<CheckpointPodRequest>,
+    ) -> Result<Response<CheckpointPodResponse>, Status> {
+        let request = request.into_inner();
+        let span = info_span!("CheckpointPod", pod = request.pod_sandbox_id);
+        answer(span, pod::checkpoint::checkpoint(&self.0, request)).await
+    }
+
+    async fn restore_pod(
+        &self,
+        request: Request<RestorePodRequest>,
+    ) -> Result<Response<RestorePodResponse>, Status> {
+        let request = request.into_inner();
+        let span = info_span!(
+            "RestorePod",
+            checkpoint = request.checkpoint_path,
+            handler = request.runtime_handler,
+            pod = field::Empty,
+        );
+        answer(span, pod::checkpoint::restore(&self.0, request)).await
+    }
 
     async fn checkpoint_container(
         &self,
@@ -292,29 +312,7 @@ impl RuntimeService for Cri {
     ) -> Result<Response<CheckpointContainerResponse>, Status> {
         refuse(
             "CheckpointContainer",
-            "needs VM snapshots, which this version does not have",
-        )
-        .await
-    }
-
-    async fn checkpoint_pod(
-        &self,
-        _: Request<CheckpointPodRequest>,
-    ) -> Result<Response<CheckpointPodResponse>, Status> {
-        refuse(
-            "CheckpointPod",
-            "needs VM snapshots, which this version does not have",
-        )
-        .await
-    }
-
-    async fn restore_pod(
-        &self,
-        _: Request<RestorePodRequest>,
-    ) -> Result<Response<RestorePodResponse>, Status> {
-        refuse(
-            "RestorePod",
-            "needs VM snapshots, which this version does not have",
+            "a checkpoint is of a VM, and so of a whole pod: CheckpointPod makes one",
         )
         .await
     }

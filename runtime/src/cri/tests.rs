@@ -470,11 +470,7 @@ async fn calls_that_are_not_served_say_so() {
             [$((stringify!($method), refused($client.$method($request::default())).await)),*]
         };
     }
-    let answers = refusals![
-        r.checkpoint_container(CheckpointContainerRequest),
-        r.checkpoint_pod(CheckpointPodRequest),
-        r.restore_pod(RestorePodRequest),
-    ];
+    let answers = refusals![r.checkpoint_container(CheckpointContainerRequest),];
     for (method, (code, message)) in answers {
         assert_eq!(code, Code::Unimplemented, "{method}");
         // The generator's own answer would have no text.
@@ -482,6 +478,47 @@ async fn calls_that_are_not_served_say_so() {
         assert_eq!(name, method.replace('_', ""), "{message}");
         assert!(message.len() > name.len() + 2, "{message}");
     }
+    daemon.end().await;
+}
+
+#[tokio::test]
+async fn checkpoints_need_a_place_and_nothing_that_is_not_known() {
+    let mut daemon = Daemon::start().await;
+    let r = &mut daemon.runtime;
+    let checkpoint = |output: &str| CheckpointPodRequest {
+        pod_sandbox_id: "none".into(),
+        output_path: output.into(),
+        ..Default::default()
+    };
+    let (code, message) = refused(r.checkpoint_pod(checkpoint("here"))).await;
+    assert_eq!(code, Code::InvalidArgument);
+    assert_eq!(message, "output_path: \"here\" is no absolute path");
+    let unknown = CheckpointPodRequest {
+        options: [("fast".to_owned(), String::new())].into(),
+        ..checkpoint("/x")
+    };
+    let (code, message) = refused(r.checkpoint_pod(unknown)).await;
+    assert_eq!(code, Code::Unimplemented);
+    assert!(message.starts_with("options[\"fast\"]"), "{message}");
+    let (code, _) = refused(r.checkpoint_pod(checkpoint("/x"))).await;
+    assert_eq!(code, Code::NotFound);
+    let restore = RestorePodRequest {
+        checkpoint_path: "/nonexistent/checkpoint".into(),
+        ..Default::default()
+    };
+    let (code, message) = refused(r.restore_pod(restore.clone())).await;
+    assert_eq!(code, Code::FailedPrecondition);
+    assert!(
+        message.contains("/nonexistent/checkpoint: open it"),
+        "{message}"
+    );
+    let unnamed = RestorePodRequest {
+        config: Some(PodSandboxConfig::default()),
+        ..restore
+    };
+    let (code, message) = refused(r.restore_pod(unnamed)).await;
+    assert_eq!(code, Code::InvalidArgument);
+    assert_eq!(message, "config.metadata: is missing");
     daemon.end().await;
 }
 

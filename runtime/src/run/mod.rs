@@ -7,14 +7,18 @@
 mod arguments;
 pub(crate) mod interrupts;
 mod request;
+mod restore;
 mod session;
 mod streams;
 mod values;
 
 use anyhow::Result;
 
-pub(crate) use self::arguments::RunArgs;
 use self::session::Session;
+pub(crate) use self::{
+    arguments::RunArgs,
+    restore::{RestoreArgs, restore},
+};
 use crate::{
     client,
     config::Settings,

@@ -61,7 +61,7 @@ enum Outcome {
     Left(String),
 }
 
-fn unique_name() -> String {
+pub(super) fn unique_name() -> String {
     let now = SystemTime::now().duration_since(UNIX_EPOCH);
     let now = now.map_or(0, |now| now.as_nanos());
     format!("run-{}-{now:x}", std::process::id())

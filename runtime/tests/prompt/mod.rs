@@ -385,6 +385,55 @@ async fn files_are_copied_in_and_out_by_the_rules_of_docker() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pod_is_written_to_a_directory_and_goes_on_from_there_twice() {
+    let Some(node) = Node::start().await else {
+        return;
+    };
+    node.told(&["run", "-d", "--name", "web", "IMAGE", "ticks:20"]);
+    let place = node.daemon.dir.path().join("web.ckpt");
+    let place = place.to_str().unwrap();
+    let told = node.told(&["checkpoint", "web", place]);
+    assert!(
+        told.starts_with(&format!("{place}: web stood still for ")),
+        "{told}"
+    );
+    let there = node.refused(1, &["checkpoint", "web", place]);
+    assert!(there.ends_with("is there already"), "{there}");
+    let first = |name: &str| {
+        let (mut child, mut output) = node.start_piped(&["logs", "-f", name]);
+        let text = line(&mut output);
+        child.kill().unwrap();
+        child.wait().unwrap();
+        text.trim()
+            .strip_prefix("line ")
+            .unwrap()
+            .parse::<u64>()
+            .unwrap()
+    };
+    assert_eq!(first("web"), 0);
+    let mut ids = Vec::new();
+    for name in ["second", "third"] {
+        ids.push(node.told(&["restore", place, "--name", name]));
+        assert!(first(name) > 0, "it does not begin anew");
+    }
+    assert_ne!(ids[0], ids[1]);
+    let taken = node.refused(1, &["restore", place, "--name", "second"]);
+    assert!(taken.contains("the name second is taken"), "{taken}");
+    // Under a name of its own, and still.
+    let still = node.told(&["restore", place, "--no-start"]);
+    let list = node.json(&["ps", "-a", "-o", "json"]);
+    let mut all = list.as_array().unwrap().iter();
+    let still = all.find(|one| one["id"] == still.trim()).unwrap();
+    assert_eq!(still["state"], "created", "{still}");
+    let nothing = node.refused(1, &["restore", "/nonexistent"]);
+    assert!(nothing.contains("/nonexistent: open it"), "{nothing}");
+    for name in ["web", "second", "third", still["name"].as_str().unwrap()] {
+        assert_eq!(node.told(&["rm", "-f", name]), format!("{name}\n"));
+    }
+    node.daemon.assert_nothing_left();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_a_pod_takes_is_told_as_a_runtime_class() {
     let Some(node) = Node::start().await else {
         return;

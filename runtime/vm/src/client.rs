@@ -161,7 +161,18 @@ impl VmClient {
         self.done("pause the VM", Request::Pause, Vec::new()).await
     }
 
-    /// Writes a snapshot of the paused VM to two empty files.
+    /// Lets the VM's processors and devices go on, within this time.
+    ///
+    /// # Errors
+    /// When the VMM refuses or does not answer.
+    pub async fn resume(&self, limit: Duration) -> Result<(), VmError> {
+        const ACTION: &str = "resume the VM";
+        let answer = self.call(ACTION, Request::Resume, Vec::new(), limit);
+        done(ACTION, &answer.await?)
+    }
+
+    /// Writes a snapshot of the paused VM to two empty files, within this time. The VMM answers nothing else
+    /// meanwhile.
     ///
     /// # Errors
     /// When the VMM refuses or does not answer.
@@ -170,13 +181,16 @@ impl VmClient {
         label: String,
         state: OwnedFd,
         memory: OwnedFd,
+        limit: Duration,
     ) -> Result<(), VmError> {
+        const ACTION: &str = "save the VM";
         let request = Request::Save {
             label,
             state: FdIndex(0),
             memory: FdIndex(1),
         };
-        self.done("save the VM", request, vec![state, memory]).await
+        let answer = self.call(ACTION, request, vec![state, memory], limit);
+        done(ACTION, &answer.await?)
     }
 
     /// Boots the VM, or lets one that was restored go on.
@@ -356,11 +370,10 @@ fn point_of(request: &Request) -> Point {
         Request::Plug { .. } => Point::VmPlugged,
         Request::Detach { .. } => Point::VmDetached,
         Request::Stop => Point::VmStopped,
-        Request::Hello { .. }
-        | Request::Pause
-        | Request::Resume
-        | Request::Save { .. }
-        | Request::Metrics => Point::VmAsked,
+        Request::Pause => Point::VmPaused,
+        Request::Save { .. } => Point::VmSaved,
+        Request::Resume => Point::VmResumed,
+        Request::Hello { .. } | Request::Metrics => Point::VmAsked,
     }
 }
 

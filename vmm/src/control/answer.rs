@@ -47,7 +47,7 @@ fn kind(error: &MachineError) -> ErrorKind {
         | MachineError::Devices { .. }
         | MachineError::Vcpu { .. }
         | MachineError::Serial
-        | MachineError::Pluggable
+        | MachineError::Pluggable { .. }
         | MachineError::Slot(
             SlotError::NoSuchSlot(_) | SlotError::Empty(_) | SlotError::Restore { .. },
         ) => ErrorKind::Invalid,

@@ -7,7 +7,7 @@ use super::*;
 use crate::virtio::counters::Counters;
 use crate::virtio::queue::QueueRecord;
 use crate::virtio::state::{
-    BlockState, DeviceState, FsState, NetState, PmemState, RngState, VsockState,
+    BlockState, DeviceState, FsState, MemoryState, NetState, PmemState, RngState, VsockState,
 };
 
 /// A state that has a value in each field. All of them are named, so that this does not compile when there is
@@ -46,6 +46,7 @@ fn example(seed: u64) -> MachineState {
             DeviceState::Net(NetState {
                 mac: [2, 0, 0, 0, 0, byte],
                 mtu: Some(1500),
+                pairs: 2,
                 used_pairs: 1,
             }),
             2,
@@ -73,6 +74,15 @@ fn example(seed: u64) -> MachineState {
             }),
             1,
         ),
+        (
+            DeviceState::Memory(MemoryState {
+                plugged: vec![true, false, seed & 1 == 0],
+                requested: seed,
+                bounds: (1, 2, 3),
+                counters,
+            }),
+            1,
+        ),
     ];
     let slot = |(device, queues)| mmio::State {
         status: 15,
@@ -96,6 +106,7 @@ fn example(seed: u64) -> MachineState {
     ioapic.pending[5] = true;
     MachineState {
         memory_mib: 64,
+        pluggable_mib: 128,
         cpuid: vec![kvm_cpuid_entry2 {
             function: 1,
             index: 2,

@@ -46,7 +46,9 @@ pub struct NetState {
     pub mac: [u8; 6],
     /// The MTU offered to the guest.
     pub mtu: Option<u16>,
-    /// How many pairs of queues the driver uses.
+    /// How many pairs of queues it has.
+    pub pairs: u16,
+    /// How many of them the driver uses.
     pub used_pairs: u16,
 }
 
@@ -87,9 +89,15 @@ pub struct PmemState {
     pub counters: Counters,
 }
 
-/// What is kept of pluggable memory: a VM that has some is not saved.
+/// What is kept of pluggable memory. Its contents are in the file of the guest's memory.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MemoryState {
+    /// Which blocks the guest has.
+    pub plugged: Vec<bool>,
+    /// How much it is to have, in bytes, as it can read.
+    pub requested: u64,
+    /// How much it wants, and has at least and at most, in MiB.
+    pub bounds: (u64, u64, u64),
     /// What was counted so far.
     pub counters: Counters,
 }

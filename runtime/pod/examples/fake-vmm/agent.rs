@@ -28,7 +28,7 @@ use ttrpc::{
 };
 
 use crate::{
-    guest::{Container, Guest, not_executed, refusal},
+    guest::{Container, Guest, SavedGuest, not_executed, refusal},
     process::{End, Process},
     report,
     script::Script,
@@ -36,8 +36,17 @@ use crate::{
 };
 
 /// Serves the guest behind a vsock listener.
-pub fn serve(listener: StdListener, script: Script, report: PathBuf) {
+pub fn serve(
+    listener: StdListener,
+    script: Script,
+    report: PathBuf,
+    saved: Option<SavedGuest>,
+) -> Arc<Guest> {
     let guest = Arc::new(Guest::new(script, report));
+    if let Some(saved) = saved {
+        guest.restore(saved);
+    }
+    let served = Arc::clone(&guest);
     listener.set_nonblocking(true).unwrap();
     let listener = UnixListener::from_std(listener).unwrap();
     tokio::spawn(async move {
@@ -84,6 +93,7 @@ pub fn serve(listener: StdListener, script: Script, report: PathBuf) {
             }
         }
     });
+    served
 }
 
 /// All the numbers that there are, of everything.
@@ -215,6 +225,20 @@ impl Agent for Rpc {
         assert!(request.entropy.len() >= 32 && request.realtime_ns > 0);
         self.0.begin("wake").await?;
         self.0.done("wake").await
+    }
+
+    async fn freeze(&self, _: &TtrpcContext, _: Empty) -> ttrpc::Result<Empty> {
+        self.0.begin("freeze").await?;
+        self.0.note("calls", "freeze");
+        self.0.hold(true);
+        self.0.done("freeze").await
+    }
+
+    async fn thaw(&self, _: &TtrpcContext, _: Empty) -> ttrpc::Result<Empty> {
+        self.0.begin("thaw").await?;
+        self.0.note("calls", "thaw");
+        self.0.hold(false);
+        self.0.done("thaw").await
     }
 
     async fn configure(
@@ -370,6 +394,7 @@ impl Agent for Rpc {
             },
             start: None,
             execs: HashMap::new(),
+            restored: false,
             atomic_volumes: request
                 .storage_mounts
                 .into_iter()
@@ -400,7 +425,10 @@ impl Agent for Rpc {
             let container = containers
                 .get_mut(&id)
                 .ok_or_else(|| refusal(Code::NOT_FOUND, "no such container"))?;
+            container.init.held.send_replace(false);
+            let goes_on = std::mem::take(&mut container.restored);
             match container.start {
+                Some(true) if goes_on => {}
                 Some(true) => return Ok(Empty::new()),
                 Some(false) => {
                     return Err(refusal(

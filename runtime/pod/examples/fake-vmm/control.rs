@@ -23,7 +23,15 @@ use tokio::{
     signal::unix::{SignalKind, signal},
 };
 
-use crate::{agent, report::end, script::Script};
+use crate::{
+    agent,
+    guest::{Guest, SavedGuest},
+    report::end,
+    script::Script,
+};
+
+/// What is written of a VM.
+type Saved = (String, Script, Vec<u8>, SavedGuest);
 
 #[derive(Default)]
 struct Vm {
@@ -34,6 +42,9 @@ struct Vm {
     slots: BTreeMap<u8, &'static str>,
     /// How much memory there is beside that of the start, at least and at most.
     plugged: (u64, u64),
+    guest: Option<Arc<Guest>>,
+    /// Of the guest that it is restored from.
+    saved: Option<SavedGuest>,
     /// The end of the file server's socket.
     files: Vec<OwnedFd>,
 }
@@ -58,7 +69,11 @@ async fn connection(mut stream: UnixStream, vm: Arc<Mutex<Vm>>, report: std::pat
     while let Some((request, fds)) = receive(&stream).await {
         let stop = request == Request::Stop;
         let configures = matches!(request, Request::Configure(_));
+        let pauses = request == Request::Pause;
         let response = handle(&vm, request, fds);
+        if pauses && std::mem::take(&mut vm.lock().unwrap().script.lose_pause) {
+            std::future::pending::<()>().await;
+        }
         if configures {
             // A test may change the script for the next VM now.
             std::fs::write(report.with_file_name("configured"), "").unwrap();
@@ -80,7 +95,9 @@ async fn connection(mut stream: UnixStream, vm: Arc<Mutex<Vm>>, report: std::pat
             if script.die_at_start {
                 end(&report, ExitReason::GuestPanic, "no init found");
             }
-            agent::serve(listener, script, report.clone());
+            let mut vm = vm.lock().unwrap();
+            let saved = vm.saved.take();
+            vm.guest = Some(agent::serve(listener, script, report.clone(), saved));
         }
     }
 }
@@ -183,9 +200,14 @@ fn handle(vm: &Mutex<Vm>, request: Request, fds: Vec<OwnedFd>) -> Response {
                 // It is killed before that.
                 std::thread::sleep(Duration::from_secs(600));
             }
+            assert_eq!(vm.state, Some(VmState::Paused));
+            note(&vm, "save");
             // The script goes on with the clones.
-            let script = serde_json::to_vec(&(label, &vm.script)).unwrap();
-            file(&fds, state).write_all_at(&script, 0).unwrap();
+            let guest = vm.guest.as_ref().map(|guest| guest.saved());
+            let slots = Vec::from_iter(vm.slots.keys().copied());
+            let saved: Saved = (label, vm.script.clone(), slots, guest.unwrap_or_default());
+            let saved = serde_json::to_vec(&saved).unwrap();
+            file(&fds, state).write_all_at(&saved, 0).unwrap();
             file(&fds, memory).write_all_at(b"memory", 0).unwrap();
             Response::Ok
         }
@@ -198,8 +220,9 @@ fn handle(vm: &Mutex<Vm>, request: Request, fds: Vec<OwnedFd>) -> Response {
             let state = file(&fds, config.state);
             let mut bytes = vec![0; state.metadata().unwrap().len() as usize];
             state.read_exact_at(&mut bytes, 0).unwrap();
-            let (label, script): (String, Script) = serde_json::from_slice(&bytes).unwrap();
+            let (label, script, slots, guest): Saved = serde_json::from_slice(&bytes).unwrap();
             assert_eq!(label, config.label);
+            vm.saved = Some(guest);
             vm.script = match script.clone {
                 Some(clone) => *clone,
                 None => script,
@@ -209,7 +232,7 @@ fn handle(vm: &Mutex<Vm>, request: Request, fds: Vec<OwnedFd>) -> Response {
                 return refuse(kind);
             }
             plug(&mut vm, &config.devices, fds);
-            assert_eq!(Vec::from_iter(vm.slots.keys().copied()), [0, 1, 2, 7]);
+            assert_eq!(Vec::from_iter(vm.slots.keys().copied()), slots);
             Response::Ok
         }
         Request::Plug {
@@ -222,7 +245,30 @@ fn handle(vm: &Mutex<Vm>, request: Request, fds: Vec<OwnedFd>) -> Response {
             vm.plugged = (least_mib, most_mib);
             Response::Ok
         }
-        Request::Pause | Request::Resume | Request::Stop => Response::Ok,
+        Request::Pause => match vm.script.refuse_pause {
+            Some(kind) => refuse(kind),
+            None => {
+                note(&vm, "pause");
+                vm.state = Some(VmState::Paused);
+                Response::Ok
+            }
+        },
+        Request::Resume => match vm.script.refuse_resume.take() {
+            Some(kind) => refuse(kind),
+            None => {
+                note(&vm, "resume");
+                vm.state = Some(VmState::Running);
+                Response::Ok
+            }
+        },
+        Request::Stop => Response::Ok,
+    }
+}
+
+/// Leaves a line among the guest's calls.
+fn note(vm: &Vm, line: &str) {
+    if let Some(guest) = &vm.guest {
+        guest.note("calls", line);
     }
 }
 

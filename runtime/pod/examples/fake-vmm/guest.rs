@@ -12,11 +12,12 @@ use std::{
 };
 
 use hull_proto_agent::agent::{Empty, Event, Exited, event::Kind};
+use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use ttrpc::proto::Code;
 
 use crate::{
-    process::{End, Process},
+    process::{End, Process, SavedProcess},
     script::Script,
 };
 
@@ -46,11 +47,54 @@ pub struct Container {
     /// Whether it was started, or killed before that.
     pub start: Option<bool>,
     pub execs: HashMap<String, Arc<Process>>,
+    /// It comes from a snapshot, where its process ran or waited.
+    pub restored: bool,
     /// Volumes that it has copies of.
     pub atomic_volumes: Vec<String>,
 }
 
+/// What a snapshot keeps of a guest.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub struct SavedGuest {
+    /// By id: the process, and whether it was started.
+    containers: Vec<(String, SavedProcess, Option<bool>)>,
+    storage: HashMap<String, u32>,
+}
+
 impl Guest {
+    pub fn saved(&self) -> SavedGuest {
+        let containers = self.containers.lock().unwrap();
+        let containers = containers
+            .iter()
+            .map(|(id, container)| (id.clone(), container.init.saved(), container.start));
+        SavedGuest {
+            containers: containers.collect(),
+            storage: self.storage.lock().unwrap().clone(),
+        }
+    }
+
+    pub fn restore(&self, saved: SavedGuest) {
+        *self.storage.lock().unwrap() = saved.storage;
+        let mut containers = self.containers.lock().unwrap();
+        for (id, process, start) in saved.containers {
+            let container = Container {
+                init: Process::restored(process),
+                start,
+                execs: HashMap::new(),
+                restored: true,
+                atomic_volumes: Vec::new(),
+            };
+            containers.insert(id, container);
+        }
+    }
+
+    /// Has the processes of all containers stand still, or go on.
+    pub fn hold(&self, held: bool) {
+        for container in self.containers.lock().unwrap().values() {
+            container.init.held.send_replace(held);
+        }
+    }
+
     pub fn new(script: Script, report: PathBuf) -> Self {
         Self {
             clock_ahead_ns: AtomicI64::new(script.clock_ahead_ns),

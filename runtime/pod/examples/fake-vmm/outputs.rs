@@ -1,9 +1,10 @@
 //! What a process wrote and nobody has acknowledged yet.
 
+use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 /// One output. Readers follow it through the watch channel.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct OutputState {
     /// Offset of the first byte kept.
     pub first: u64,
@@ -49,6 +50,16 @@ impl OutputBuffer {
             state.kept.drain(..gone.min(state.kept.len()));
             state.first += gone as u64;
         });
+    }
+
+    /// What is kept of it in a snapshot.
+    pub fn saved(&self) -> OutputState {
+        self.0.borrow().clone()
+    }
+
+    /// One that goes on from there.
+    pub fn restored(state: OutputState) -> Self {
+        Self(watch::channel(state).0)
     }
 
     pub fn subscribe(&self) -> watch::Receiver<OutputState> {

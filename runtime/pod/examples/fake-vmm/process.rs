@@ -21,18 +21,22 @@
 use std::{
     collections::HashSet,
     process::Stdio,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
 use hull_jail::seccomp::List;
+use serde::{Deserialize, Serialize};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWriteExt},
-    sync::mpsc,
+    sync::{mpsc, watch},
     time::sleep,
 };
 
-use crate::outputs::OutputBuffer;
+use crate::outputs::{OutputBuffer, OutputState};
 
 /// What a busy guest may take.
 const LATE: Duration = Duration::from_millis(1500);
@@ -51,7 +55,20 @@ pub struct Process {
     pub input: Mutex<Option<mpsc::UnboundedSender<Vec<u8>>>>,
     /// The end of a connection is the end of the input.
     pub input_closes: bool,
+    /// It stands still, as far as it writes lines.
+    pub held: watch::Sender<bool>,
+    /// How many of its ticks it has written.
+    pub ticks: AtomicU64,
     pub received: tokio::sync::Mutex<Option<mpsc::UnboundedReceiver<Vec<u8>>>>,
+}
+
+/// What a snapshot keeps of a process that runs or waits.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct SavedProcess {
+    args: Vec<String>,
+    stdout: OutputState,
+    stderr: OutputState,
+    ticks: u64,
 }
 
 /// How it ended.
@@ -78,6 +95,27 @@ impl Process {
             input: Mutex::new(Some(input)),
             input_closes,
             received: tokio::sync::Mutex::new(Some(received)),
+            ..Self::default()
+        })
+    }
+
+    pub fn saved(&self) -> SavedProcess {
+        SavedProcess {
+            args: self.args.clone(),
+            stdout: self.stdout.saved(),
+            stderr: self.stderr.saved(),
+            ticks: self.ticks.load(Ordering::Relaxed),
+        }
+    }
+
+    /// One that stands still where it was saved.
+    pub fn restored(saved: SavedProcess) -> Arc<Self> {
+        Arc::new(Self {
+            args: saved.args,
+            stdout: OutputBuffer::restored(saved.stdout),
+            stderr: OutputBuffer::restored(saved.stderr),
+            ticks: AtomicU64::new(saved.ticks),
+            held: watch::channel(true).0,
             ..Self::default()
         })
     }
@@ -143,12 +181,12 @@ impl Process {
                         sleep(Duration::from_millis(1)).await;
                     }
                 }
-                "ticks" => {
-                    for n in 0_u64.. {
-                        self.stdout.write(format!("line {n}\n").as_bytes());
-                        sleep(Duration::from_millis(number())).await;
-                    }
-                }
+                "ticks" => loop {
+                    let _ = self.held.subscribe().wait_for(|held| !held).await;
+                    let n = self.ticks.fetch_add(1, Ordering::Relaxed);
+                    self.stdout.write(format!("line {n}\n").as_bytes());
+                    sleep(Duration::from_millis(number())).await;
+                },
                 "flood" => self.stdout.write(&vec![b'x'; number() as usize]),
                 "yes" => {
                     let lines = format!("{value}\n").repeat((64 << 10) / (value.len() + 1) + 1);

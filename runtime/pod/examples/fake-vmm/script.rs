@@ -9,6 +9,12 @@ use serde::{Deserialize, Serialize};
 pub struct Script {
     /// `Configure`, or `Restore`, fails with this.
     pub refuse_configure: Option<ErrorKind>,
+    /// `Pause` fails with this.
+    pub refuse_pause: Option<ErrorKind>,
+    /// `Pause` has its effect, and the first one is never answered.
+    pub lose_pause: bool,
+    /// `Resume` fails with this the first time.
+    pub refuse_resume: Option<ErrorKind>,
     /// `Save` fails with this.
     pub refuse_save: Option<ErrorKind>,
     /// `Save` is never answered.

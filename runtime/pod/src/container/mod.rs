@@ -3,4 +3,5 @@
 pub(crate) mod create;
 pub(crate) mod find;
 pub(crate) mod request;
+pub(crate) mod restored;
 pub(crate) mod unmake;

@@ -26,7 +26,10 @@ use crate::{
         container::{Event, State},
         sandbox,
     },
-    logs::{file::LogPath, pump::LogTarget},
+    logs::{
+        file::{LogPath, log_path},
+        pump::LogTarget,
+    },
     record::{ContainerRecord, RecordedState, VolumeRecord},
     storage::{
         empty_dir::{self, InUse, LocalVolume},
@@ -168,12 +171,11 @@ impl Driver {
         let devices = find_devices(&id, &spec, &mut request).await?;
 
         let log_directory = &self.record.spec.log_directory;
-        let log_path = (!spec.log_path.as_os_str().is_empty()
-            && !log_directory.as_os_str().is_empty())
-        .then(|| log_directory.join(&spec.log_path));
+        let log_path = log_path(&self.record.spec, &spec);
         let run = RunDir::of(&self.node.config, &self.record.id);
         let record = ContainerRecord {
             id: id.clone(),
+            guest_id: None,
             pod: self.record.id.clone(),
             spec: Arc::clone(&spec),
             image_ref: image

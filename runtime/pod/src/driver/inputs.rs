@@ -15,6 +15,9 @@ impl Driver {
             Input::Done(Done::Created(id, result)) => self.created(id, result).await,
             Input::Done(Done::Event(id, event)) => self.container_event(&id, event).await,
             Input::Done(Done::Updated(id, result)) => self.updated(&id, result).await,
+            Input::Done(Done::Checkpointed(result, reply)) => {
+                self.checkpointed(result, reply).await;
+            }
             Input::Done(Done::Panicked(panic)) => panic.resume(),
             Input::Done(Done::FilesEnded) => self.files_ended(),
             Input::Done(Done::Network(news)) => self.network_changed(news).await,

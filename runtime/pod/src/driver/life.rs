@@ -349,7 +349,7 @@ impl Driver {
         })
     }
 
-    fn announce_container(&self, id: &ContainerId, news: News) {
+    pub(super) fn announce_container(&self, id: &ContainerId, news: News) {
         let kind = match news {
             News::Created => EventKind::Created,
             News::Started => EventKind::Started,

@@ -16,12 +16,14 @@
 //! pod is taken over from its record as after a restart of the daemon, but for its VM, which is
 //! killed ([`crate::recover::supervise`]).
 
+mod checkpoint;
 pub(crate) mod container;
 mod create;
 mod inputs;
 mod life;
 mod network;
 mod operations;
+mod restore;
 mod sandbox;
 pub(crate) mod state;
 mod streams;
@@ -114,6 +116,7 @@ impl Driver {
                 let (overhead, resources) = *sizes;
                 let _ = reply.send(self.update_sandbox(overhead, resources).await);
             }
+            Command::Checkpoint(output, reply) => self.checkpoint(&output, reply).await,
             Command::Log(id, reply) => {
                 let _ = reply.send(self.log(&id));
             }

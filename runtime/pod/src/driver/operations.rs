@@ -1,5 +1,7 @@
 //! Work beside a pod's task, and what reaches the task besides commands.
 
+use std::time::Duration;
+
 use tokio::{sync::mpsc, task::JoinSet};
 
 use hull_base::{
@@ -9,7 +11,9 @@ use hull_base::{
 use hull_spec::{error::PodError, id::ContainerId, spec::Resources};
 use hull_vm::agent::events::GuestEvent;
 
-use crate::{container::create::Created, lifecycle::container::Event, network::NetworkNews};
+use crate::{
+    command::Reply, container::create::Created, lifecycle::container::Event, network::NetworkNews,
+};
 
 /// What an operation came to.
 #[derive(Debug)]
@@ -17,6 +21,8 @@ pub(super) enum Done {
     Created(ContainerId, Result<Box<Created>, PodError>),
     Event(ContainerId, Event),
     Updated(ContainerId, Result<Resources, PodError>),
+    /// How long the VM stood still.
+    Checkpointed(Result<Duration, PodError>, Reply<Duration>),
     FilesEnded,
     Network(NetworkNews),
     /// What is wrong with copies of volumes; empty: nothing.

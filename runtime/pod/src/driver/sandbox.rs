@@ -47,6 +47,8 @@ use crate::{
 
 /// How long containers may take to end after they were killed, and their logs to be completed.
 const CONTAINERS_END: Duration = Duration::from_secs(15);
+/// How long a checkpoint may take to be completed when its sandbox is removed: all of it is read once.
+const CHECKPOINT_END: Duration = Duration::from_secs(300);
 /// How long the guest may take to power off before its VM is ended.
 const GUEST_END: Duration = Duration::from_secs(2);
 
@@ -63,7 +65,11 @@ impl Driver {
         stages::attribute(stages::POD, self.id().as_str());
         let turn = async { Ok::<_, Infallible>(self.node.starts.turn().await) };
         let Ok(turn) = stage("turn", turn).await;
-        let brought_up = bringup::bring_up(&self.node, self.record.clone(), turn).await;
+        let restore = self.restore.take();
+        let checkpoint = restore
+            .as_ref()
+            .map(|restore| Arc::clone(&restore.checkpoint));
+        let brought_up = bringup::bring_up(&self.node, self.record.clone(), checkpoint, turn).await;
         match brought_up {
             Ok(up) => {
                 let times: Vec<_> = up.times.parts().collect();
@@ -75,14 +81,30 @@ impl Driver {
                     network: up.network,
                 };
                 let attachments = self.attachments(up.vm, up.agent);
+                if let Some(restore) = &restore {
+                    restore.name(&attachments.vm.agent);
+                }
                 self.go_live(attachments, Some(start)).await;
-                let ready = match self.sandbox_event(Event::BringUpDone).await {
+                let taken = match &restore {
+                    Some(restore) => self.take_containers(restore).await,
+                    None => Ok(()),
+                };
+                let done = match taken {
+                    Ok(()) => self.sandbox_event(Event::BringUpDone).await,
+                    failed => failed,
+                };
+                let ready = match done {
                     Ok(()) => self.admit(admission).await,
                     // Without its record it would not outlive the daemon.
                     failed => failed,
                 };
                 match ready {
-                    Ok(()) => Ok(()),
+                    Ok(()) => {
+                        if let Some(restore) = &restore {
+                            self.announce_taken(restore);
+                        }
+                        Ok(())
+                    }
                     // It must not be there.
                     Err(error) => Err(error.after_undo(self.sandbox_event(Event::Remove).await)),
                 }
@@ -306,9 +328,24 @@ impl Driver {
         }
     }
 
+    /// Handles what comes in until no checkpoint is being completed, which can't be stopped, for a limited time.
+    async fn settle_checkpoint(&mut self) {
+        let deadline = Instant::now() + CHECKPOINT_END;
+        while self.is_saving {
+            let next = next_input(&mut self.running, &mut self.operations);
+            let Ok((input, call)) = timeout_at(deadline, next).await else {
+                tracing::warn!(pod = %self.id(), "a checkpoint was not completed in time");
+                return;
+            };
+            Box::pin(call.of(self.quiet_input(input))).await;
+        }
+    }
+
     /// Removes what is left of a stopped sandbox. May be repeated.
     async fn delete(&mut self) -> Result<(), PodError> {
+        self.settle_checkpoint().await;
         self.operations.shutdown().await;
+        self.forget_checkpoint().await?;
         for id in self.containers.keys() {
             unmake(&*self.node.images, None, id, OnFailure::Stop).await?;
         }

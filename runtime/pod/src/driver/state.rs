@@ -30,6 +30,7 @@ use super::{
 };
 use crate::{
     command::{Command, Delivered, not_ready},
+    container::restored::Restore,
     events::{EventKind, PodEvent},
     lifecycle::sandbox as lifecycle,
     logs::{pump::ContainerLog, share::Share},
@@ -91,6 +92,10 @@ pub(crate) struct Driver {
     pub(super) files: Arc<Mutex<HostFiles>>,
     /// Whether the end of the file server is waited for, or was seen.
     pub(super) watches_files: bool,
+    /// What it goes on from when it is brought up; none: from nothing.
+    pub(crate) restore: Option<Restore>,
+    /// Whether a checkpoint of it is being completed.
+    pub(super) is_saving: bool,
     /// Its record can't be read, so what it has may be more than its record says.
     pub(super) stands_in: bool,
     pub(super) warnings: Warnings,
@@ -152,6 +157,8 @@ impl Driver {
             running: None,
             files: Arc::default(),
             watches_files: false,
+            restore: None,
+            is_saving: false,
             stands_in: false,
             warnings: Warnings::default(),
             containers: BTreeMap::new(),

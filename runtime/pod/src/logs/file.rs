@@ -20,6 +20,7 @@ use hull_base::{
     beneath::{self, Directory},
     faults::{self, Point},
 };
+use hull_spec::spec::{ContainerSpec, SandboxSpec};
 use hull_vm::agent::stdio::OutputKind;
 
 use super::LogError;
@@ -94,6 +95,13 @@ impl LogPath {
     fn name(&self) -> &Path {
         Path::new(self.file.file_name().unwrap_or_default())
     }
+}
+
+/// Where a container's log is.
+pub(crate) fn log_path(sandbox: &SandboxSpec, container: &ContainerSpec) -> Option<PathBuf> {
+    let directory = &sandbox.log_directory;
+    let is_there = !container.log_path.as_os_str().is_empty() && !directory.as_os_str().is_empty();
+    is_there.then(|| directory.join(&container.log_path))
 }
 
 /// A log file that is written by this process alone. All methods block.
@@ -231,6 +239,25 @@ impl LogFile {
     }
 }
 
+/// Notes that so much of the outputs is not to be in the log that begins: another one has it. Blocks.
+///
+/// # Errors
+/// When it can't be noted.
+pub(crate) fn begin_at(position_path: &Path, stdout: u64, stderr: u64) -> Result<(), LogError> {
+    let position = Position {
+        stdout,
+        stderr,
+        ..Position::default()
+    };
+    let note = || -> io::Result<()> {
+        let (run, name) = beneath::split(position_path)?;
+        let file = run.file_or_new(name, OFlags::RDWR, 0o600)?;
+        faults::write(Point::NoteWrite)?;
+        file.write_all_at(&position.encode(), 0)
+    };
+    note().map_err(failed("write", position_path))
+}
+
 /// Cuts a batch that was not noted out of a log that was renamed while nobody wrote it: a file
 /// beside it, whose name begins with the log's own.
 fn cut_back_renamed(path: &LogPath, noted: Position) -> Result<(), LogError> {
@@ -317,6 +344,21 @@ mod tests {
         assert_eq!(file.written(OutputKind::Stderr), 4);
         file.append(b"three\n", OutputKind::Stdout, 6).unwrap();
         assert_eq!(fs::read(&log).unwrap(), b"one\ntwo\nthree\n");
+    }
+
+    #[test]
+    fn a_log_may_begin_where_another_one_ended() {
+        let dir = tempfile::tempdir().unwrap();
+        let (log, position) = (dir.path().join("0.log"), dir.path().join("p"));
+        begin_at(&position, 4, 7).unwrap();
+        let mut file = open(&log, &position).unwrap();
+        let written =
+            |file: &LogFile| [OutputKind::Stdout, OutputKind::Stderr].map(|k| file.written(k));
+        assert_eq!(written(&file), [4, 7]);
+        file.append(b"two\n", OutputKind::Stdout, 4).unwrap();
+        drop(file);
+        assert_eq!(written(&open(&log, &position).unwrap()), [8, 7]);
+        assert_eq!(fs::read(&log).unwrap(), b"two\n");
     }
 
     #[test]

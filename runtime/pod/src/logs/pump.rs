@@ -103,6 +103,22 @@ impl LogHandle {
         }
     }
 
+    /// How much of standard output and of standard error is in the file, in bytes.
+    ///
+    /// # Errors
+    /// When it can't be opened.
+    pub(crate) async fn written(&self) -> Result<(u64, u64), LogError> {
+        let file = self.open().await?;
+        let written = move || {
+            let file = file.lock().unwrap_or_else(PoisonError::into_inner);
+            (
+                file.written(OutputKind::Stdout),
+                file.written(OutputKind::Stderr),
+            )
+        };
+        Ok(blocking(written).await)
+    }
+
     /// Goes on in a new file, after the old one was renamed.
     ///
     /// # Errors

@@ -19,6 +19,7 @@ fn sandbox() -> SandboxRecord {
         guest: None,
         resources: None,
         overhead: None,
+        checkpoint: None,
     }
 }
 
@@ -29,6 +30,7 @@ fn image(digit: &str) -> ImageId {
 fn container() -> ContainerRecord {
     ContainerRecord {
         id: ContainerId::try_from("b".repeat(64)).unwrap(),
+        guest_id: None,
         pod: sandbox().id,
         spec: Arc::new(ContainerSpec::default()),
         image_id: image("0"),

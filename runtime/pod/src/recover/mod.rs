@@ -28,6 +28,7 @@ use hull_base::{
     blocking,
     panics::{Panic, caught},
 };
+use hull_proto_vmm::VmState;
 use hull_spec::{
     config::PodsConfig,
     error::PodError,
@@ -36,6 +37,7 @@ use hull_spec::{
 use hull_vm::{
     agent::client::Agent,
     client::{self, VmClient},
+    error::VmError,
     process::Process,
     rundir::{DataDir, RunDir},
 };
@@ -325,6 +327,8 @@ impl Recovery {
                 self.driver.end_lost_vm(UNKNOWN_EXIT).await;
             }
         }
+        // Of one whose VM is gone.
+        self.driver.end_checkpoint().await;
         let todo = match self.was {
             State::Starting | State::Removing | State::Stopping(After::Remove) => {
                 Some(Event::Remove)
@@ -384,6 +388,7 @@ impl Recovery {
         devices.reconcile(vm).await;
         drop(devices);
         self.driver.go_live(attachments, None).await;
+        self.driver.end_checkpoint().await;
         self.driver.resume_stops();
         self.driver.watch_volumes().await;
         let mut kept = self.containers.iter();
@@ -402,13 +407,25 @@ impl Recovery {
         let (socket, report) = (run.control_socket(), run.exit_report());
         let vmm = vmm.ok_or_else(|| client::read_report(&report))?;
         let connected = VmClient::connect(&socket, &report, deadline, &vmm).await;
-        let (vm, _) = connected.map_err(|error| Report::new(PodError::from(error)).to_string())?;
+        let told = |error: VmError| Report::new(PodError::from(error)).to_string();
+        let (vm, state) = connected.map_err(told)?;
+        if state == VmState::Paused {
+            // The earlier daemon ended while it made a checkpoint.
+            vm.resume(self.node.config.boot_timeout)
+                .await
+                .map_err(told)?;
+        }
         let vsock = run.vsock_socket();
         let greeted = tokio::select! {
             greeted = Agent::connect(&vsock, self.node.config.agent_timeout, deadline) => greeted,
             () = vm.gone() => return Err(vm.report()),
         };
         let (agent, _) = greeted.map_err(|error| Report::new(PodError::from(error)).to_string())?;
+        for container in &self.containers {
+            if let Some(guest) = &container.guest_id {
+                agent.note_name(container.id.as_str(), guest.as_str());
+            }
+        }
         Ok(self.driver.attachments(vm, agent))
     }
 }

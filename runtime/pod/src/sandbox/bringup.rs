@@ -53,7 +53,7 @@ use hull_vm::{
     slots,
 };
 
-use super::{CMDLINE, SPAWN, make_dir, teardown, template};
+use super::{CMDLINE, SPAWN, make_dir, restore::Checkpoint, teardown, template};
 use crate::{
     node::Node,
     ports::network_error,
@@ -120,9 +120,11 @@ struct Left {
 pub(crate) async fn bring_up(
     node: &Arc<Node>,
     mut record: SandboxRecord,
+    checkpoint: Option<Arc<Checkpoint>>,
     turn: Turn,
 ) -> Result<Up, Failed> {
-    let size = check(node, &mut record).map_err(untouched)?;
+    let restored = checkpoint.is_some();
+    let size = check(node, &mut record, checkpoint.as_deref()).map_err(untouched)?;
     let kept = Kept::default();
     let context = Context {
         node,
@@ -131,12 +133,15 @@ pub(crate) async fn bring_up(
         record,
         size,
         template: None,
+        checkpoint,
     };
     let mut up = kept.of(in_stages(context, turn)).await?;
     let (stages, total_us) = kept.stages();
     (up.times.stages, up.times.total_us) = (stages.into(), total_us);
-    let namespace = &up.record.spec.metadata.namespace;
-    template::provide(node, namespace, size);
+    if !restored {
+        let namespace = &up.record.spec.metadata.namespace;
+        template::provide(node, namespace, size);
+    }
     Ok(up)
 }
 
@@ -184,7 +189,11 @@ fn failed(error: PodError, undo: Result<(), Left>) -> Failed {
 }
 
 /// What can be known to fail before anything is made. Plans the cgroup, whose limits are the VM's.
-fn check(node: &Node, record: &mut SandboxRecord) -> Result<VmSize, PodError> {
+fn check(
+    node: &Node,
+    record: &mut SandboxRecord,
+    checkpoint: Option<&Checkpoint>,
+) -> Result<VmSize, PodError> {
     let config = &node.config;
     let spec = &record.spec;
     for (what, path) in [
@@ -210,7 +219,10 @@ fn check(node: &Node, record: &mut SandboxRecord) -> Result<VmSize, PodError> {
         cgroup = PodCgroup::plan(root, "", &record.id)?;
         room = cgroup::room(root, cgroup.as_ref());
     }
-    let size = VmSize::of(spec, config, host::cpus(), room);
+    let size = match checkpoint {
+        Some(checkpoint) => checkpoint.size(room)?,
+        None => VmSize::of(spec, config, host::cpus(), room),
+    };
     record.cgroup = cgroup;
     size.check_memory(host::available_mib())?;
     Ok(size)
@@ -225,6 +237,8 @@ struct Context<'a> {
     size: VmSize,
     /// What its VM is a clone of.
     template: Option<Arc<Template>>,
+    /// What it goes on from.
+    checkpoint: Option<Arc<Checkpoint>>,
 }
 
 impl Context<'_> {
@@ -408,7 +422,13 @@ impl<'a> Prepared<'a> {
 
     async fn scratch(&self) -> Result<File, PodError> {
         let (config, path) = (self.0.node.config.clone(), self.0.data.scratch());
-        let disk = blocking(move || scratch::create(&config, &path)).await?;
+        let from = self.0.checkpoint.as_ref();
+        let from = from.map(|checkpoint| checkpoint.scratch.clone());
+        let disk = blocking(move || match from {
+            Some(from) => scratch::copy_new(&from, &path),
+            None => scratch::create(&config, &path),
+        });
+        let disk = disk.await?;
         faults::point(Point::ScratchMade);
         Ok(disk)
     }
@@ -481,6 +501,10 @@ impl<'a> Assembled<'a> {
 
     /// Starts the VM: a clone if it can be one, else one that boots.
     async fn start(&mut self) -> Result<(Agent, GuestInfo), PodError> {
+        if let Some(checkpoint) = self.context.checkpoint.clone() {
+            stage("vm", self.restore_pod(&checkpoint)).await?;
+            return stage("agent", self.wake_pod(&checkpoint)).await;
+        }
         let Context {
             node, record, size, ..
         } = &self.context;
@@ -668,6 +692,61 @@ impl<'a> Assembled<'a> {
         Ok(())
     }
 
+    /// Makes the VM the one of a checkpoint, whose guest is in no network, and lets it go on.
+    async fn restore_pod(&self, checkpoint: &Checkpoint) -> Result<(), PodError> {
+        let begin = Instant::now();
+        let files = checkpoint.files();
+        let files = files.map_err(|e| PodError::internal("duplicate a file descriptor", e))?;
+        let mut fds = Vec::from(files);
+        let mut send = |fd: OwnedFd| {
+            fds.push(fd);
+            FdIndex(fds.len() as u32 - 1)
+        };
+        let serial = self.console()?.map(|file| send(file.into()));
+        let mut devices = self.base_devices(&self.listen()?, &mut send)?;
+        devices.append(&mut self.disk_and_memory(&mut send)?);
+        devices.append(&mut checkpoint.devices(&mut send)?);
+        let config = RestoreConfig {
+            label: checkpoint.manifest.id.clone(),
+            state: FdIndex(0),
+            memory: FdIndex(1),
+            // What it is going to write is not known.
+            written: Vec::new(),
+            pluggable: self.pluggable(),
+            serial,
+            devices,
+        };
+        self.parts.vm.restore(config, fds).await?;
+        self.parts.vm.start().await?;
+        self.tell_phases(begin).await;
+        Ok(())
+    }
+
+    /// Makes the guest of a checkpoint another one than all others, and gives it the pod's cards in place of
+    /// those that it had. Its containers stand still.
+    async fn wake_pod(&self, checkpoint: &Checkpoint) -> Result<(Agent, GuestInfo), PodError> {
+        let (agent, guest) = self.greet().await?;
+        agent.wake(configure::wake(true)).await?;
+        let vm = &self.parts.vm;
+        for slot in checkpoint.cards() {
+            agent.detach_link(slot).await?;
+            vm.detach(slot).await?;
+        }
+        let mut fds: Vec<OwnedFd> = Vec::new();
+        let cards = self.cards(&mut |fd: OwnedFd| {
+            fds.push(fd);
+            FdIndex(fds.len() as u32 - 1)
+        })?;
+        for (slot, device) in cards {
+            // Each has all descriptors, and uses its own.
+            let fds: io::Result<Vec<_>> = fds.iter().map(OwnedFd::try_clone).collect();
+            let fds = fds.map_err(|e| PodError::internal("duplicate a file descriptor", e))?;
+            vm.attach(slot, device, fds).await?;
+            agent.attach_device(slot).await?;
+        }
+        Ok((agent, guest))
+    }
+
     /// Memory that the guest may have beside that of its start.
     fn pluggable(&self) -> Option<Pluggable> {
         let mib = self.context.size.pluggable_mib;
@@ -681,7 +760,7 @@ impl<'a> Assembled<'a> {
     /// then its driver takes the cards, which the template did not have.
     async fn wake(&self) -> Result<(Agent, GuestInfo), PodError> {
         let (agent, guest) = self.greet().await?;
-        agent.wake(configure::wake()).await?;
+        agent.wake(configure::wake(false)).await?;
         for (number, _) in (0..).zip(&self.parts.network.links) {
             agent.attach_device(slots::net(number)).await?;
         }
@@ -745,14 +824,31 @@ impl<'a> Assembled<'a> {
         &self,
         send: &mut impl FnMut(OwnedFd) -> FdIndex,
     ) -> Result<Vec<(u8, DeviceConfig)>, PodError> {
-        let scratch = self.parts.scratch.try_clone();
-        let scratch = scratch.map_err(|e| PodError::internal("duplicate the scratch disk", e))?;
-        let length = self.context.node.config.scratch_bytes;
+        let mut devices = self.disk_and_memory(send)?;
+        devices.append(&mut self.cards(send)?);
+        Ok(devices)
+    }
+
+    fn disk_and_memory(
+        &self,
+        send: &mut impl FnMut(OwnedFd) -> FdIndex,
+    ) -> Result<Vec<(u8, DeviceConfig)>, PodError> {
+        let failed = |e| PodError::internal("duplicate the scratch disk", e);
+        let scratch = self.parts.scratch.try_clone().map_err(failed)?;
+        let length = scratch.metadata().map_err(failed)?.len();
         let scratch = template::disk("scratch", false, send(scratch.into()), length);
         let mut devices = vec![(slots::SCRATCH, scratch)];
         if self.pluggable().is_some() {
             devices.push((slots::MEMORY, DeviceConfig::Memory));
         }
+        Ok(devices)
+    }
+
+    fn cards(
+        &self,
+        send: &mut impl FnMut(OwnedFd) -> FdIndex,
+    ) -> Result<Vec<(u8, DeviceConfig)>, PodError> {
+        let mut devices = Vec::new();
         for (number, link) in (0..).zip(&self.parts.network.links) {
             let taps: io::Result<Vec<_>> = link.taps.iter().map(OwnedFd::try_clone).collect();
             let taps = taps.map_err(|e| PodError::internal("duplicate the tap", e))?;

@@ -3,6 +3,7 @@
 use std::{fs, io, os::unix::fs::DirBuilderExt, path::Path, time::Duration};
 
 pub(crate) mod bringup;
+pub(crate) mod restore;
 pub(crate) mod teardown;
 mod template;
 

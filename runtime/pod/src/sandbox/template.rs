@@ -22,7 +22,7 @@ use hull_spec::{
 };
 use hull_vm::{
     agent::client::Agent,
-    client::VmClient,
+    client::{CALL_TIMEOUT, VmClient},
     process::Process,
     rundir::{DataDir, RunDir},
     slots,
@@ -235,6 +235,7 @@ async fn save(vm: &VmClient, label: &str) -> Result<Template, PodError> {
         .files()
         .map_err(|e| PodError::internal("duplicate a template's file", e))?;
     vm.pause().await?;
-    vm.save(label.to_owned(), state, memory).await?;
+    vm.save(label.to_owned(), state, memory, CALL_TIMEOUT)
+        .await?;
     Ok(template)
 }

@@ -448,7 +448,10 @@ impl Devices {
 }
 
 /// Opens the files of a disk, each once, and describes it.
-fn device(
+///
+/// # Errors
+/// When it is no disk, or a file can't be opened.
+pub(crate) fn device(
     image: &ImageId,
     extents: &[DiskExtent],
     device: ImageDevice,

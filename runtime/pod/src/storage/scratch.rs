@@ -13,6 +13,7 @@ use std::{
 };
 
 use nix::unistd::{Whence, lseek64};
+use rustix::fs::ioctl_ficlone;
 
 use hull_base::faults::{self, Point};
 use hull_spec::config::PodsConfig;
@@ -57,6 +58,23 @@ pub(crate) fn create(config: &PodsConfig, path: &Path) -> Result<File, StorageEr
     let template = open_template(config, Kind::Scratch)?;
     let disk = open_new(path)?;
     copy_sparse(&template, &disk).map_err(failed("copy", path))?;
+    Ok(disk)
+}
+
+/// Copies a disk to an empty file: its blocks are shared if the file system can do that, and holes are left
+/// out if not. Blocks.
+pub(crate) fn copy(from: &Path, to: &File) -> Result<(), StorageError> {
+    let disk = File::open(from).map_err(failed("open", from))?;
+    if ioctl_ficlone(to, &disk).is_ok() {
+        return Ok(());
+    }
+    copy_sparse(&disk, to).map_err(failed("copy", from))
+}
+
+/// As [`copy`], to `path`, where nothing is yet. Blocks.
+pub(crate) fn copy_new(from: &Path, path: &Path) -> Result<File, StorageError> {
+    let disk = open_new(path)?;
+    copy(from, &disk)?;
     Ok(disk)
 }
 

@@ -1,5 +1,6 @@
 //! Pod sandboxes: one file per verb, and the choice of the handler.
 
+pub(crate) mod checkpoint;
 pub(crate) mod handler;
 pub(crate) mod list;
 pub(crate) mod metrics;

@@ -45,6 +45,7 @@ use crate::agent::{
     connect,
     error::GuestError,
     fault::Fault,
+    names::Names,
     wire::{EventStream, Window, Wire},
 };
 
@@ -68,6 +69,7 @@ pub struct Agent {
     connection: Arc<Mutex<Connection>>,
     timeout: Duration,
     fault: Fault,
+    names: Names,
 }
 
 /// A connection that was greeted.
@@ -103,6 +105,7 @@ impl Agent {
             connection: Arc::new(Mutex::new(connection)),
             timeout,
             fault,
+            names: Names::default(),
         };
         Ok((agent, info))
     }
@@ -119,6 +122,16 @@ impl Agent {
             .unwrap_or_else(PoisonError::into_inner);
         *current = connection;
         Ok(())
+    }
+
+    /// Notes that the guest has a container under another name, from before it was this pod's.
+    pub fn note_name(&self, container: &str, guest: &str) {
+        self.names.note(container, guest);
+    }
+
+    /// What the guest calls containers.
+    pub(crate) fn names(&self) -> &Names {
+        &self.names
     }
 
     /// The socket that stands for the guest's vsock.
@@ -155,6 +168,30 @@ impl Agent {
         let client = self.client();
         let call = client.wake(Context::default(), &request);
         self.done(Point::GuestChanged, "wake a clone", &request, call)
+            .await
+    }
+
+    /// Has all containers stand still, and returns when they do.
+    ///
+    /// # Errors
+    /// When the agent refuses or does not answer.
+    pub async fn freeze(&self) -> Result<(), GuestError> {
+        let (client, empty) = (self.client(), Empty::new());
+        let call = client.freeze(Context::default(), &empty);
+        const CALL: &str = "have the guest's containers stand still";
+        self.done_quickly(Point::GuestFrozen, CALL, &empty, call)
+            .await
+    }
+
+    /// Lets containers go on that [`Agent::freeze`] stopped.
+    ///
+    /// # Errors
+    /// When the agent refuses or does not answer.
+    pub async fn thaw(&self) -> Result<(), GuestError> {
+        let (client, empty) = (self.client(), Empty::new());
+        let call = client.thaw(Context::default(), &empty);
+        const CALL: &str = "let the guest's containers go on";
+        self.done_quickly(Point::GuestThawed, CALL, &empty, call)
             .await
     }
 
@@ -340,8 +377,9 @@ impl Agent {
     ///
     /// # Errors
     /// When the agent refuses or does not answer, or the user is none that can be.
-    pub async fn create(&self, request: CreateRequest) -> Result<ContainerUser, GuestError> {
+    pub async fn create(&self, mut request: CreateRequest) -> Result<ContainerUser, GuestError> {
         const CALL: &str = "create the container in the guest";
+        request.pid_target = self.names.tell(&request.pid_target);
         let client = self.client();
         let response = self
             .ask(
@@ -370,7 +408,7 @@ impl Agent {
     /// When the agent refuses or does not answer.
     pub async fn start(&self, container: &str) -> Result<(), GuestError> {
         let request = StartRequest {
-            container_id: container.into(),
+            container_id: self.names.tell(container),
             ..StartRequest::default()
         };
         let client = self.client();
@@ -400,7 +438,7 @@ impl Agent {
             SignalTarget::Exec(id) => (id, true, ""),
         };
         let request = SignalRequest {
-            container_id: container.into(),
+            container_id: self.names.tell(container),
             exec_id,
             signal: signal.number(),
             all,
@@ -424,7 +462,7 @@ impl Agent {
     /// When the agent refuses or does not answer.
     pub async fn delete(&self, container: &str) -> Result<(), GuestError> {
         let request = DeleteRequest {
-            container_id: container.into(),
+            container_id: self.names.tell(container),
             force: true,
             ..DeleteRequest::default()
         };
@@ -453,7 +491,7 @@ impl Agent {
             u64::try_from(t.as_millis()).unwrap_or(u64::MAX).max(1)
         });
         let request = ExecRequest {
-            container_id: exec.container.into(),
+            container_id: self.names.tell(exec.container),
             exec_id: exec.id.into(),
             args: exec.args,
             tty: exec.tty,
@@ -489,7 +527,7 @@ impl Agent {
             reason: "the limits can't be encoded",
         })?;
         let request = UpdateRequest {
-            container_id: container.into(),
+            container_id: self.names.tell(container),
             resources,
             oom_score_adj: i32::try_from(oom_score_adj).ok().filter(|adj| *adj != 0),
             ..UpdateRequest::default()
@@ -512,7 +550,7 @@ impl Agent {
         rows: u16,
     ) -> Result<(), GuestError> {
         let request = ResizeTtyRequest {
-            container_id: container.into(),
+            container_id: self.names.tell(container),
             exec_id: exec.into(),
             rows: rows.into(),
             columns: columns.into(),
@@ -552,7 +590,11 @@ impl Agent {
         let (client, request) = (self.client(), super::stats::request());
         let call = client.stats(Context::default(), &request);
         // Counting changes nothing: there is no point.
-        ask("count what the guest uses", limit, &request, call).await
+        let mut told = ask("count what the guest uses", limit, &request, call).await?;
+        for container in &mut told.containers {
+            self.names.hear(&mut container.container_id);
+        }
+        Ok(told)
     }
 
     /// The processes of a container, within this time.
@@ -565,7 +607,7 @@ impl Agent {
         limit: Duration,
     ) -> Result<Processes, GuestError> {
         let request = ProcessesRequest {
-            container_id: container.into(),
+            container_id: self.names.tell(container),
             ..ProcessesRequest::default()
         };
         let client = self.client();

@@ -48,10 +48,12 @@ pub fn request(
     }
 }
 
-/// The request that makes a clone another one than its template.
+/// The request that makes a clone another one than its template; with `restored` it comes from a checkpoint of
+/// a pod.
 #[must_use]
-pub fn wake() -> WakeRequest {
+pub fn wake(restored: bool) -> WakeRequest {
     WakeRequest {
+        restored,
         realtime_ns: clock::now_ns().unsigned_abs(),
         entropy: entropy(),
         ..WakeRequest::default()

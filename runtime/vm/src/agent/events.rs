@@ -138,7 +138,10 @@ async fn pump(agent: &Agent, sender: &mpsc::Sender<GuestEvent>) -> String {
                         () = sender.closed() => return String::new(),
                     };
                     match event {
-                        Ok(Some(event)) => {
+                        Ok(Some(mut event)) => {
+                            if let Some(Kind::Exited(exited)) = &mut event.kind {
+                                agent.names().hear(&mut exited.container_id);
+                            }
                             loss.heard(event.seq > progress.seen);
                             if let Err(error) = deliver(event, &mut progress, sender) {
                                 return error.to_string();

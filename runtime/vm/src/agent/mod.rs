@@ -9,6 +9,7 @@ pub(crate) mod connect;
 pub mod error;
 pub mod events;
 pub(crate) mod fault;
+mod names;
 mod processes;
 pub mod stats;
 pub mod stdio;

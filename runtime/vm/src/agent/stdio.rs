@@ -126,7 +126,7 @@ impl Output {
                     OutputKind::Stdout => StreamKind::Stdout,
                     OutputKind::Stderr => StreamKind::Stderr,
                 },
-                container: container.into(),
+                container: agent.names().tell(container),
                 exec: exec.into(),
                 offset,
             },
@@ -303,7 +303,7 @@ pub async fn open_input(
 ) -> Result<UnixStream, GuestError> {
     let header = StreamHeader {
         kind: StreamKind::Stdin,
-        container: container.into(),
+        container: agent.names().tell(container),
         exec: exec.into(),
         offset: 0,
     };

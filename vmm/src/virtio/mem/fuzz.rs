@@ -6,6 +6,7 @@ use arbitrary::{Result, Unstructured};
 
 use super::{BLOCK, Mem, REQUEST, RESPONSE};
 use crate::fuzz::guest::{Guest, World, drive_in, number, ram};
+use crate::memory::Backing;
 use crate::pluggable::Pluggable;
 use crate::virtio::device::VirtioDevice;
 use crate::virtio::test_driver::Segment;
@@ -23,7 +24,7 @@ pub(crate) fn device(input: &[u8]) {
         mib: 128,
         port: PORT,
     };
-    let (memory, pluggable) = Pluggable::new(&ram(), config).expect("memory");
+    let (memory, pluggable) = Pluggable::new(&ram(), config, Backing::Own).expect("memory");
     let device = Mem::new(&pluggable).expect("the only device");
     let mut world = Plugging {
         device,

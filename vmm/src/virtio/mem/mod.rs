@@ -84,6 +84,32 @@ struct Blocks {
 #[error("the VM has no pluggable memory, or a device for it")]
 pub struct Taken;
 
+/// Why there is no device as it was saved.
+#[derive(Debug, thiserror::Error)]
+pub enum RestoreError {
+    /// There is no memory for it.
+    #[error(transparent)]
+    Taken(#[from] Taken),
+    /// The memory is another one than the saved state's.
+    #[error("pluggable memory does not match its saved state")]
+    Mismatch,
+}
+
+/// Returns which parts of the memory these blocks are, in bytes from its start.
+#[must_use]
+pub fn parts(plugged: &[bool]) -> Vec<Range<u64>> {
+    let mut parts = Vec::new();
+    let mut start = 0_u64;
+    for run in plugged.chunk_by(PartialEq::eq) {
+        let end = start.saturating_add((run.len() as u64).saturating_mul(BLOCK));
+        if run.first() == Some(&true) {
+            parts.push(start..end);
+        }
+        start = end;
+    }
+    parts
+}
+
 impl Mem {
     /// Creates an idle device with nothing plugged.
     ///
@@ -93,6 +119,36 @@ impl Mem {
         if !memory.take() {
             return Err(Taken);
         }
+        Ok(Self::of(memory))
+    }
+
+    /// Creates an idle device from what was saved, with the memory of that.
+    ///
+    /// # Errors
+    /// [`RestoreError`]
+    pub fn restore(state: &MemoryState, memory: &Arc<Pluggable>) -> Result<Self, RestoreError> {
+        if !memory.take() {
+            return Err(Taken.into());
+        }
+        memory.take_over(state.bounds);
+        let mut device = Self::of(memory);
+        let blocks = &mut device.blocks;
+        if state.plugged.len() != blocks.plugged.len()
+            || state.requested > memory.length()
+            || !state.requested.is_multiple_of(BLOCK)
+        {
+            return Err(RestoreError::Mismatch);
+        }
+        blocks.plugged.clone_from(&state.plugged);
+        blocks.count = state.plugged.iter().filter(|plugged| **plugged).count() as u64;
+        blocks.requested = state.requested;
+        memory.note(blocks.bytes());
+        device.counters = state.counters;
+        Ok(device)
+    }
+
+    /// A device with nothing plugged.
+    fn of(memory: &Arc<Pluggable>) -> Self {
         let count = memory.length().checked_div(BLOCK).unwrap_or_default();
         let blocks = Blocks {
             memory: Arc::clone(memory),
@@ -100,12 +156,12 @@ impl Mem {
             count: 0,
             requested: memory.requested(),
         };
-        Ok(Self {
+        Self {
             memory: Arc::clone(memory),
             blocks,
             counters: Counters::default(),
             active: None,
-        })
+        }
     }
 }
 
@@ -187,6 +243,9 @@ impl VirtioDevice for Mem {
 
     fn state(&self) -> DeviceState {
         DeviceState::Memory(MemoryState {
+            plugged: self.blocks.plugged.clone(),
+            requested: self.blocks.requested,
+            bounds: self.memory.bounds(),
             counters: self.counters,
         })
     }

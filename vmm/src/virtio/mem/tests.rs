@@ -4,7 +4,7 @@ use vm_memory::GuestAddress;
 use vmm_sys_util::epoll::Epoll;
 
 use super::*;
-use crate::memory::Memory;
+use crate::memory::{Backing, Memory};
 use crate::virtio::interrupt::CountingInterrupt;
 use crate::virtio::test_driver::{DriverQueue, memory, readable, serve_ready, writable};
 use crate::virtio::watch::Watcher;
@@ -29,7 +29,7 @@ fn start(requested_mib: u64) -> Setup {
         mib: 512,
         port: PORT,
     };
-    let (memory, pluggable) = Pluggable::new(&memory(0x20000), config).unwrap();
+    let (memory, pluggable) = Pluggable::new(&memory(0x20000), config, Backing::Own).unwrap();
     pluggable.bound(requested_mib, requested_mib);
     let queue = DriverQueue::new(&memory, 0, QUEUE_SIZE);
     let interrupt = Arc::new(CountingInterrupt::default());
@@ -242,4 +242,82 @@ fn a_reset_leaves_memory_where_it_is_and_there_is_one_device() {
     setup.device.on_kick(0).unwrap();
     assert_eq!((setup.byte(1), setup.sizes()), (7, [4, 128]));
     assert!(Mem::new(&setup.pluggable).is_err());
+}
+
+#[test]
+fn what_was_saved_is_plugged_and_what_is_unplugged_then_is_zeros() {
+    use crate::memory::{self, Beside};
+
+    let mut setup = start(128);
+    setup.pluggable.bound(0, 128);
+    setup.pluggable.hear(PORT + 100);
+    assert_eq!(setup.ask(PLUG, 1, 2), (ACK, 0));
+    assert_eq!(setup.ask(PLUG, 7, 1), (ACK, 0));
+    // What it touches beside that is not kept.
+    for block in [1, 2, 3, 7] {
+        setup.touch(block);
+    }
+    let DeviceState::Memory(state) = setup.device.state() else {
+        panic!("another device's state");
+    };
+    assert_eq!(state.bounds, (100, 0, 128));
+    let parts = parts(&state.plugged);
+    assert_eq!(parts, [BLOCK..3 * BLOCK, 7 * BLOCK..8 * BLOCK]);
+    let file = tempfile::tempfile().unwrap();
+    let beside = Beside {
+        start: setup.pluggable.start(),
+        mib: 512,
+        parts: parts.clone(),
+    };
+    // A guest without RAM, for once.
+    memory::save(&setup.memory, 0, &beside, &file).unwrap();
+    assert_eq!(file.metadata().unwrap().len(), 512 * MIB);
+
+    let config = hull_proto_vmm::Pluggable {
+        mib: 512,
+        port: PORT,
+    };
+    let restored = || {
+        let ram = memory(0x20000);
+        let (memory, pluggable) = Pluggable::new(&ram, config, Backing::Snapshot).unwrap();
+        pluggable.restore(&parts, &file, 0).unwrap();
+        let device = Mem::restore(&state, &pluggable).unwrap();
+        assert_eq!(pluggable.metrics(), (6, 128));
+        (memory, pluggable, device)
+    };
+    for _ in 0..2 {
+        let (memory, pluggable, mut device) = restored();
+        assert_eq!(device.state(), DeviceState::Memory(state.clone()));
+        let byte = |block: u64| {
+            let at = GuestAddress(pluggable.start() + block * BLOCK + 5);
+            memory.read_obj::<u8>(at).unwrap()
+        };
+        assert_eq!([1, 2, 3, 7].map(byte), [7, 7, 0, 7]);
+        assert_eq!(device.blocks.unplug(pluggable.start() + BLOCK, 2), ACK);
+        assert_eq!([1, 2, 7].map(byte), [0, 0, 7]);
+    }
+    let (_, taken, _) = restored();
+    assert!(matches!(
+        Mem::restore(&state, &taken),
+        Err(RestoreError::Taken(_))
+    ));
+    for wrong in [
+        MemoryState {
+            plugged: vec![true],
+            ..state.clone()
+        },
+        MemoryState {
+            requested: 1024 * MIB,
+            ..state.clone()
+        },
+        MemoryState {
+            requested: 1,
+            ..state.clone()
+        },
+    ] {
+        let ram = memory(0x20000);
+        let (_, pluggable) = Pluggable::new(&ram, config, Backing::Snapshot).unwrap();
+        let refused = Mem::restore(&wrong, &pluggable);
+        assert!(matches!(refused, Err(RestoreError::Mismatch)));
+    }
 }

@@ -16,7 +16,7 @@ use vmm_sys_util::epoll::EventSet;
 use super::control::Control;
 use super::pair::{CONFIG, Link, Pair};
 use super::rate_limit::RateLimit;
-use super::tap::{Port, Tap, offloads};
+use super::tap::{Port, Tap, Unplugged, offloads};
 use crate::log;
 use crate::sync::lock;
 use crate::virtio::counters::Counters;
@@ -69,6 +69,23 @@ pub struct Net<P = Tap> {
     /// Which frames may come out of the cable (`TUN_F_*`); none: not known.
     offloads: Option<u32>,
     changes: RateLimit,
+}
+
+impl Net<Unplugged> {
+    /// Creates the device from a snapshot, without a cable: its link is down.
+    ///
+    /// # Errors
+    /// [`NetError`].
+    pub fn unplugged(state: &NetState) -> Result<Self, NetError> {
+        let count = usize::from(state.pairs);
+        if !(1..=MAX_QUEUE_PAIRS).contains(&count) {
+            return Err(NetError::Pairs(count));
+        }
+        let ports: io::Result<Vec<_>> = (0..count).map(|_| Unplugged::new()).collect();
+        let net = Self::restore(state, ports.map_err(NetError::Clock)?)?;
+        net.link.end();
+        Ok(net)
+    }
 }
 
 impl<P: Port> Net<P> {
@@ -333,6 +350,7 @@ impl<P: Port + 'static> VirtioDevice for Net<P> {
         DeviceState::Net(NetState {
             mac: self.mac,
             mtu: self.mtu,
+            pairs: self.pairs.len() as u16,
             used_pairs: self.used_pairs,
         })
     }

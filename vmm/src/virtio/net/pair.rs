@@ -83,7 +83,7 @@ impl Link {
     }
 
     /// Takes the link down. Tells whether it was up.
-    fn end(&self) -> bool {
+    pub fn end(&self) -> bool {
         !self.down.swap(true, Ordering::SeqCst)
     }
 }
@@ -354,7 +354,12 @@ impl<P: Port> Pair<P> {
             let sent = buffers
                 .refill(chain, memory, MAX_DESCRIPTORS)
                 .map_err(io::Error::other)
-                .and_then(|()| send(&self.port, &mut buffers.readable, active.features));
+                .and_then(|()| {
+                    if self.link.is_down() {
+                        return Err(ErrorKind::NotConnected.into());
+                    }
+                    send(&self.port, &mut buffers.readable, active.features)
+                });
             match sent {
                 Ok(len) => {
                     self.counters.bytes_out += len as u64;

@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 
+use rustix::event::{EventfdFlags, eventfd};
 use rustix::io::ioctl_fionbio;
 use virtio_bindings::virtio_net::{
     VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_ECN, VIRTIO_NET_F_GUEST_TSO4,
@@ -145,6 +146,40 @@ impl Port for Tap {
         };
         // SAFETY: TUNSETQUEUE reads one ifreq, which outlives the call.
         check(unsafe { libc::ioctl(self.file.as_raw_fd(), libc::TUNSETQUEUE, &raw const request) })
+    }
+}
+
+/// The end of a cable that leads nowhere, for a card whose link is down.
+#[derive(Debug)]
+pub struct Unplugged {
+    /// Nothing is read from it or written to it.
+    file: File,
+}
+
+impl Unplugged {
+    /// Makes one.
+    ///
+    /// # Errors
+    /// When the host has no more descriptors.
+    pub fn new() -> io::Result<Self> {
+        let flags = EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC;
+        Ok(Self {
+            file: eventfd(0, flags)?.into(),
+        })
+    }
+}
+
+impl Port for Unplugged {
+    fn file(&self) -> &File {
+        &self.file
+    }
+
+    fn set_offloads(&self, _: u32) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn switch(&self, _: bool) -> io::Result<()> {
+        Ok(())
     }
 }
 

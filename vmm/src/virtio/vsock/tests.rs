@@ -470,7 +470,8 @@ mod handshake {
             mib: 1024,
             port: 0x1000_0000,
         };
-        let (_, pluggable) = Pluggable::new(&memory(0x20000), config).unwrap();
+        let (_, pluggable) =
+            Pluggable::new(&memory(0x20000), config, crate::memory::Backing::Own).unwrap();
         pluggable.bound(0, 1024);
         let mut guest = Guest::idle(|listener| {
             let vsock = Vsock::new(CID, listener).unwrap();

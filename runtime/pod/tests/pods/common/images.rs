@@ -25,6 +25,8 @@ pub struct FakeImages {
     /// Size of the disk, bytes.
     pub length: AtomicU64,
     leases: Mutex<BTreeSet<String>>,
+    /// There are none.
+    pub missing: AtomicBool,
     /// The next lease panics.
     pub panic: AtomicBool,
 }
@@ -38,6 +40,7 @@ impl FakeImages {
             disk,
             length: AtomicU64::new(8192),
             leases: Mutex::default(),
+            missing: AtomicBool::new(false),
             panic: AtomicBool::new(false),
         }
     }
@@ -54,15 +57,19 @@ impl FakeImages {
 #[async_trait]
 impl PodImages for FakeImages {
     async fn get(&self, name_or_id: &str) -> Result<Option<Image>, StoreError> {
-        let byte = match name_or_id {
-            IMAGE => "1f",
-            VOLUME => "2f",
-            _ => return Ok(None),
+        let id = |byte: &str| ImageId::try_from(format!("sha256:{}", byte.repeat(32))).unwrap();
+        let mut all = [(IMAGE, id("1f")), (VOLUME, id("2f"))].into_iter();
+        let is_meant =
+            |(name, id): &(&str, ImageId)| name_or_id == *name || name_or_id == id.as_str();
+        let Some((name, id)) = all.find(is_meant) else {
+            return Ok(None);
         };
-        let id = ImageId::try_from(format!("sha256:{}", byte.repeat(32))).unwrap();
-        let (repository, _) = name_or_id.rsplit_once(':').unwrap();
+        if self.missing.load(Ordering::Relaxed) {
+            return Ok(None);
+        }
+        let (repository, _) = name.rsplit_once(':').unwrap();
         Ok(Some(Image {
-            repo_tags: vec![name_or_id.into()],
+            repo_tags: vec![name.into()],
             repo_digests: vec![format!("{repository}@{id}")],
             id,
             size: 1,

@@ -487,6 +487,26 @@ fn a_snapshot_knows_the_pairs_in_use() {
     }
 }
 
+#[test]
+fn a_card_comes_back_without_its_cable() {
+    let (ports, _far, _) = cables();
+    let mut card = Card::new(ports, MULTI);
+    assert_eq!(card.set_pairs(2), OK);
+    let DeviceState::Net(mut state) = card.device.state() else {
+        panic!("another device's state");
+    };
+    let again = Net::unplugged(&state).unwrap();
+    assert_eq!(again.features(), card.device.features());
+    assert_eq!(again.queue_sizes(), card.device.queue_sizes());
+    assert_eq!(again.state(), card.device.state());
+    assert_eq!(again.config()[6..8], [0, 0], "its link is down");
+    assert_eq!(again.config()[..6], card.device.config()[..6]);
+    for impossible in [0, 9, u16::MAX] {
+        state.pairs = impossible;
+        assert!(matches!(Net::unplugged(&state), Err(NetError::Pairs(_))));
+    }
+}
+
 /// Opens a tap's queues and a packet socket on it.
 fn multiqueue_tap(name: &str, queues: usize) -> io::Result<(Vec<OwnedFd>, File)> {
     let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR | libc::IFF_MULTI_QUEUE;
