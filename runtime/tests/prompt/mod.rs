@@ -398,7 +398,7 @@ async fn a_pod_is_written_to_a_directory_and_goes_on_from_there_twice() {
         "{told}"
     );
     let there = node.refused(1, &["checkpoint", "web", place]);
-    assert!(there.ends_with("is there already"), "{there}");
+    assert!(there.contains(": {place} is there already ("), "{there}");
     let first = |name: &str| {
         let (mut child, mut output) = node.start_piped(&["logs", "-f", name]);
         let text = line(&mut output);
