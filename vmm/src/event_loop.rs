@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 use std::io;
+use std::ops::Range;
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixListener;
 use std::sync::Arc;
@@ -13,7 +14,7 @@ use std::time::{Duration, Instant};
 use error_reporter::Report;
 use hull_jail::JailError;
 use hull_proto_vmm::{
-    ErrorKind, ExitReason, ExitReport, FdIndex, Metrics, Request, Response, RestoreConfig, VERSION,
+    CopiedMemory,     ErrorKind, ExitReason, ExitReport, FdIndex, Metrics, Request, Response, RestoreConfig, VERSION,
     VmConfig, VmState,
 };
 use nix::sys::signalfd::SignalFd;
@@ -365,12 +366,22 @@ impl EventLoop {
                 VmState::Running => Ok(()),
                 _ => return self.wrong_state("resume"),
             },
+            Request::Copy { memory } => match (self.state, &self.machine) {
+                (VmState::Running, Some(machine)) => match copy(machine, *memory, fds) {
+                    Ok(parts) => return Response::Copied(parts),
+                    Err(error) => Err(error),
+                },
+                _ => return self.wrong_state("copy the memory of"),
+            },
             Request::Save {
                 label,
                 state,
                 memory,
+                changed,
             } => match (self.state, &self.machine) {
-                (VmState::Paused, Some(machine)) => save(machine, label, *state, *memory, fds),
+                (VmState::Paused, Some(machine)) => {
+                    save(machine, label, [*state, *memory], changed.as_deref(), fds)
+                }
                 _ => return self.wrong_state("save"),
             },
             Request::Attach { slot, device } => match &self.machine {
@@ -477,15 +488,20 @@ impl EventLoop {
     }
 }
 
+fn copy(machine: &Machine, memory: FdIndex, fds: &Fds) -> Result<Vec<CopiedMemory>, LoopError> {
+    let file = fds.file(memory).map_err(MachineError::from)?;
+    Ok(machine.copy(&file)?)
+}
+
 fn save(
     machine: &Machine,
     label: &str,
-    state: FdIndex,
-    memory: FdIndex,
+    [state, memory]: [FdIndex; 2],
+    changed: Option<&[Range<u64>]>,
     fds: &Fds,
 ) -> Result<(), LoopError> {
     let file = |index| fds.file(index).map_err(MachineError::from);
-    Ok(machine.save(label, &file(state)?, &file(memory)?)?)
+    Ok(machine.save(label, &file(state)?, &file(memory)?, changed)?)
 }
 
 fn stopped(how: &str) -> ExitReport {

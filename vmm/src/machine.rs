@@ -2,10 +2,11 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use hull_proto_vmm::{DeviceConfig, Metrics, RestoreConfig, VmConfig};
+use hull_proto_vmm::{CopiedMemory, DeviceConfig, Metrics, RestoreConfig, VmConfig};
 use kvm_bindings::kvm_cpuid_entry2;
 use kvm_ioctls::VcpuFd;
 use vm_memory::GuestMemoryError;
@@ -355,11 +356,41 @@ impl Machine {
         })
     }
 
-    /// Writes a snapshot of the machine, which is paused.
+    /// Writes the memory of the machine, which goes on, to an empty file. Returns where it stands.
+    ///
+    /// # Errors
+    /// [`MachineError::Memory`]; the file is of no use then.
+    pub fn copy(&self, file: &File) -> Result<Vec<CopiedMemory>, MachineError> {
+        let beside = self.beside(&self.hardware.slots.states());
+        memory::save(&self.memory, self.memory_mib, &beside, file, None)?;
+        Ok(memory::copied(&self.memory, self.memory_mib, &beside)?)
+    }
+
+    /// Pluggable memory that is a snapshot's, by the states of devices.
+    fn beside(&self, slots: &[(u8, mmio::State)]) -> memory::Beside {
+        match (&self.areas.pluggable, plugged(slots)) {
+            (Some(pluggable), Some(state)) => memory::Beside {
+                start: pluggable.start(),
+                mib: pluggable.length() >> 20,
+                parts: mem::parts(&state.plugged),
+            },
+            // Without its device the guest never had any.
+            _ => memory::Beside::default(),
+        }
+    }
+
+    /// Writes a snapshot of the machine, which is paused. Of its memory only what has `changed` is written, if
+    /// [`Machine::copy`] wrote the file.
     ///
     /// # Errors
     /// [`MachineError`]; the files are of no use then.
-    pub fn save(&self, label: &str, state: &File, memory: &File) -> Result<(), MachineError> {
+    pub fn save(
+        &self,
+        label: &str,
+        state: &File,
+        memory: &File,
+        changed: Option<&[Range<u64>]>,
+    ) -> Result<(), MachineError> {
         let vcpus = self.vcpus().ok_or(MachineError::Stuck)?;
         // What was in flight at the pause may have been answered since.
         if !self.hardware.slots.drain() {
@@ -372,15 +403,7 @@ impl Machine {
         });
         let saved = saved.map_err(stuck)?;
         let slots = self.hardware.slots.states();
-        let beside = match (&self.areas.pluggable, plugged(&slots)) {
-            (Some(pluggable), Some(state)) => memory::Beside {
-                start: pluggable.start(),
-                mib: pluggable.length() >> 20,
-                parts: mem::parts(&state.plugged),
-            },
-            // Without its device the guest never had any.
-            _ => memory::Beside::default(),
-        };
+        let beside = self.beside(&slots);
         let machine = MachineState {
             memory_mib: self.memory_mib,
             pluggable_mib: beside.mib,
@@ -398,6 +421,7 @@ impl Machine {
             self.memory_mib,
             &beside,
             memory,
+            changed,
         )?)
     }
 

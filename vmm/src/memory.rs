@@ -6,6 +6,7 @@ use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 
+use hull_proto_vmm::CopiedMemory;
 use rustix::fs::{SeekFrom, seek};
 use rustix::io::Errno;
 use vm_memory::mmap::{MmapRegionBuilder, MmapRegionError};
@@ -244,34 +245,62 @@ pub struct Beside {
     pub parts: Vec<Range<u64>>,
 }
 
-/// Writes the `mib` MiB of RAM of a guest that stands still to an empty file, and what is beside it behind
-/// that, with holes for zeros. What has few of them is huge pages of a file in memory, if the host's kernel can
-/// (Linux 6.1): a guest that only reads there, as it does its kernel's code, then faults once for 512 pages.
+impl Beside {
+    /// What is saved with `mib` MiB of RAM: (address in the guest, length, offset in the file), in bytes.
+    fn parts(&self, mib: u64) -> Vec<(u64, u64, u64)> {
+        let mut offset = 0;
+        let ram = ranges(mib).into_iter().map(|(address, size)| {
+            offset += size;
+            (address, size, offset - size)
+        });
+        let mut parts: Vec<_> = ram.collect();
+        let beside = self.parts.iter().map(|part| {
+            let (address, size) = (self.start + part.start, part.end - part.start);
+            (address, size, mib * MIB + part.start)
+        });
+        parts.extend(beside);
+        parts
+    }
+}
+
+/// Writes the `mib` MiB of RAM of a guest to an empty file, and what is beside it behind that, with holes for
+/// zeros. What has few of them is huge pages of a file in memory, if the host's kernel can (Linux 6.1): a guest
+/// that only reads there, as it does its kernel's code, then faults once for 512 pages.
+///
+/// A file that was written before is told what has `changed` since, in bytes and whole pages. The guest stands
+/// still, but for a file that this will be done with.
 ///
 /// # Errors
-/// [`MemoryError::File`], [`MemoryError::Length`]
-pub fn save(memory: &Memory, mib: u64, beside: &Beside, file: &File) -> Result<(), MemoryError> {
+/// [`MemoryError::File`], [`MemoryError::Length`]; [`MemoryError::Written`] for a change that is not in the file.
+pub fn save(
+    memory: &Memory,
+    mib: u64,
+    beside: &Beside,
+    file: &File,
+    changed: Option<&[Range<u64>]>,
+) -> Result<(), MemoryError> {
     let length = file.metadata().map_err(MemoryError::File)?.len();
-    if length != 0 {
-        return Err(MemoryError::Length { length, mib: 0 });
-    }
     let all = (mib + beside.mib) * MIB;
-    file.set_len(all).map_err(MemoryError::File)?;
-    let mut parts = Vec::new();
-    let mut offset = 0;
+    let parts = beside.parts(mib);
+    match changed {
+        None if length == 0 => {
+            file.set_len(all).map_err(MemoryError::File)?;
+            write(memory, &parts, file)
+        }
+        Some(changed) if length == all => rewrite(memory, &parts, file, changed),
+        None => Err(MemoryError::Length { length, mib: 0 }),
+        Some(_) => {
+            let mib = all / MIB;
+            Err(MemoryError::Length { length, mib })
+        }
+    }
+}
+
+fn write(memory: &Memory, parts: &[(u64, u64, u64)], file: &File) -> Result<(), MemoryError> {
+    let mut buffer = vec![0; CHUNK];
     // Pages with data of the huge page that is being written.
     let mut pages = 0;
-    for (address, size) in ranges(mib) {
-        parts.push((address, size, offset));
-        offset += size;
-    }
-    let beside = beside.parts.iter().map(|part| {
-        let (address, size) = (beside.start + part.start, part.end - part.start);
-        (address, size, offset + part.start)
-    });
-    parts.extend(beside);
-    let mut buffer = vec![0; CHUNK];
-    for (address, size, offset) in parts {
+    for &(address, size, offset) in parts {
         for start in (0..size).step_by(CHUNK) {
             let read = memory.read_slice(&mut buffer, GuestAddress(address + start));
             read.map_err(|_| MemoryError::Arrange)?;
@@ -288,6 +317,57 @@ pub fn save(memory: &Memory, mib: u64, beside: &Beside, file: &File) -> Result<(
         }
     }
     Ok(())
+}
+
+/// Writes what has changed, zeros too; what is in none of `parts` the guest does not have.
+fn rewrite(
+    memory: &Memory,
+    parts: &[(u64, u64, u64)],
+    file: &File,
+    changed: &[Range<u64>],
+) -> Result<(), MemoryError> {
+    let length = file.metadata().map_err(MemoryError::File)?.len();
+    let page = PAGE as u64;
+    let mut buffer = vec![0; CHUNK];
+    for change in changed {
+        let is_whole = change.start.is_multiple_of(page) && change.end.is_multiple_of(page);
+        if !is_whole || change.start >= change.end || change.end > length {
+            return Err(MemoryError::Written(change.clone()));
+        }
+        for &(address, size, offset) in parts {
+            let (mut at, end) = (change.start.max(offset), change.end.min(offset + size));
+            while at < end {
+                let count = usize::try_from(end - at).map_or(CHUNK, |left| left.min(CHUNK));
+                let (buffer, from) = (&mut buffer[..count], GuestAddress(address + at - offset));
+                let read = memory.read_slice(buffer, from);
+                read.map_err(|_| MemoryError::Arrange)?;
+                file.write_all_at(buffer, at).map_err(MemoryError::File)?;
+                at += count as u64;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Where what [`save`] writes stands in this process, parts of the file that the guest does not have too.
+///
+/// # Errors
+/// [`MemoryError::Arrange`]
+pub fn copied(memory: &Memory, mib: u64, beside: &Beside) -> Result<Vec<CopiedMemory>, MemoryError> {
+    let whole = Beside {
+        parts: Vec::from_iter((beside.mib > 0).then_some(0..beside.mib * MIB)),
+        ..*beside
+    };
+    let place = |(guest, length, offset)| {
+        let address = memory.get_host_address(GuestAddress(guest));
+        let address = address.map_err(|_| MemoryError::Arrange)?;
+        Ok(CopiedMemory {
+            offset,
+            address: address.expose_provenance() as u64,
+            length,
+        })
+    };
+    whole.parts(mib).into_iter().map(place).collect()
 }
 
 /// Writes the pages that are not zeros, in as few calls as that takes; returns how many there are.
@@ -487,7 +567,7 @@ mod tests {
         };
         fill(&memory);
         let file = tempfile::tempfile().unwrap();
-        save(&memory, MIN_MIB, &Beside::default(), &file).unwrap();
+        save(&memory, MIN_MIB, &Beside::default(), &file, None).unwrap();
         let restored = restore(MIN_MIB, 0, &file, &[]).unwrap();
         let clone = restore(MIN_MIB, 0, &file, &[]).unwrap();
         fill(&clone);
@@ -525,7 +605,7 @@ mod tests {
         fill(4 * MIB, DENSE as u64);
         fill(8 * MIB, DENSE as u64 - 1);
         let file = File::from(memfd_create("memory", MemfdFlags::CLOEXEC).unwrap());
-        save(&memory, MIN_MIB, &Beside::default(), &file).unwrap();
+        save(&memory, MIN_MIB, &Beside::default(), &file, None).unwrap();
         let pages = |blocks: u64| blocks * 512 / PAGE as u64;
         let sparse = 2 * DENSE as u64 - 1;
         if pages(file.metadata().unwrap().blocks()) == sparse {
@@ -555,13 +635,38 @@ mod tests {
                 .unwrap();
         }
         let file = tempfile::tempfile().unwrap();
-        save(&memory, MIN_MIB, &Beside::default(), &file).unwrap();
+        save(&memory, MIN_MIB, &Beside::default(), &file, None).unwrap();
         let saved = file.metadata().unwrap();
         assert!(saved.blocks() <= 4 * 8, "{} blocks", saved.blocks());
         assert!(matches!(
-            save(&memory, MIN_MIB, &Beside::default(), &file),
+            save(&memory, MIN_MIB, &Beside::default(), &file, None),
             Err(MemoryError::Length { .. })
         ));
+        // What changed since a file was written, zeros too, and nothing else.
+        let ahead = tempfile::tempfile().unwrap();
+        let page = PAGE as u64;
+        for place in [3 * page, 9 * page] {
+            memory.write_obj(7u8, GuestAddress(place)).unwrap();
+        }
+        save(&memory, MIN_MIB, &Beside::default(), &ahead, None).unwrap();
+        for place in [3 * page, 9 * page] {
+            memory.write_obj(0u8, GuestAddress(place)).unwrap();
+        }
+        let save_changed =
+            |changed| save(&memory, MIN_MIB, &Beside::default(), &ahead, Some(changed));
+        save_changed(&[3 * page..4 * page]).unwrap();
+        let byte = |at| {
+            let mut byte = [0];
+            ahead.read_exact_at(&mut byte, at).unwrap();
+            byte[0]
+        };
+        assert_eq!((byte(3 * page), byte(9 * page)), (0, 7));
+        save_changed(&[0..32 * MIB]).unwrap();
+        assert_eq!((byte(9 * page), byte(32 * MIB - 1)), (0, 255));
+        for wrong in [1..page, page..page, 32 * MIB..33 * MIB, 0..u64::MAX] {
+            let refused = save_changed(&[0..page, wrong.clone()]);
+            assert!(matches!(refused, Err(MemoryError::Written(part)) if part == wrong));
+        }
         for _ in 0..2 {
             let restored = restore(MIN_MIB, 0, &file, &[]).unwrap();
             for place in places {
@@ -575,7 +680,6 @@ mod tests {
             assert_eq!(file.metadata().unwrap().blocks(), saved.blocks());
             assert!(is_writable(&restored, GuestAddress(0)));
         }
-        let page = PAGE as u64;
         let written = [0..page, 32 * MIB - page..32 * MIB];
         let restored = restore(MIN_MIB, 0, &file, &written).unwrap();
         for place in places {

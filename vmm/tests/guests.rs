@@ -400,14 +400,8 @@ fn save(control: &mut Control, label: &str) -> Snapshot {
         memory: tempfile::tempfile().unwrap(),
         written: Vec::new(),
     };
-    control.order(
-        &Request::Save {
-            label: label.into(),
-            state: FdIndex(0),
-            memory: FdIndex(1),
-        },
-        &[&snapshot.state, &snapshot.memory],
-    );
+    let saved = snapshot.save(control, label, None);
+    assert_eq!(saved, Response::Ok);
     snapshot
 }
 
@@ -420,6 +414,21 @@ struct Snapshot {
 }
 
 impl Snapshot {
+    fn save(
+        &self,
+        control: &mut Control,
+        label: &str,
+        changed: Option<Vec<Range<u64>>>,
+    ) -> Response {
+        let save = Request::Save {
+            label: label.into(),
+            state: FdIndex(0),
+            memory: FdIndex(1),
+            changed,
+        };
+        control.ask(&save, &[&self.state, &self.memory])
+    }
+
     /// Asks a VMM to go on with it; serial output goes to `serial`, what devices have is from descriptor 3 on.
     fn restore(
         &self,
@@ -493,10 +502,45 @@ fn a_guest_that_was_saved_goes_on_in_other_processes_and_in_its_own() {
         ErrorKind::State,
         "it runs"
     );
+    let ahead = tempfile::tempfile().unwrap();
+    let copy = Request::Copy { memory: FdIndex(0) };
+    let Response::Copied(parts) = control.ask(&copy, &[&ahead]) else {
+        panic!("it runs, and the file is empty");
+    };
+    let [part] = &parts[..] else {
+        panic!("{parts:?}");
+    };
+    assert_eq!((part.offset, part.length), (0, 32 << 20));
+    assert_ne!(part.address, 0);
+    let again = control.ask(&copy, &[&ahead]);
+    assert_eq!(refused(&again), ErrorKind::Invalid, "it is not empty");
     control.order(&Request::Pause, &[]);
+    assert_eq!(
+        refused(&control.ask(&copy, &[&ahead])),
+        ErrorKind::State,
+        "it stands still"
+    );
     let printed = content(&serial);
     let before = *numbers(&printed).last().unwrap();
     let mut snapshot = save(&mut control, "count");
+    // What the guest counts in is all that changes.
+    let ahead = Snapshot {
+        state: tempfile::tempfile().unwrap(),
+        memory: ahead,
+        written: Vec::new(),
+    };
+    for wrong in [0..1, 0..64 << 20, 4096..4096] {
+        let saved = ahead.save(&mut control, "count", Some(vec![wrong]));
+        assert_eq!(refused(&saved), ErrorKind::Invalid);
+    }
+    let changed = Some(vec![0x20_0000..0x20_1000]);
+    let saved = ahead.save(&mut control, "count", changed);
+    assert_eq!(saved, Response::Ok);
+    assert!(content(&ahead.memory) == content(&snapshot.memory));
+    let empty = tempfile::tempfile().unwrap();
+    let empty = Snapshot { memory: empty, ..ahead };
+    let saved = empty.save(&mut control, "count", Some(Vec::new()));
+    assert_eq!(refused(&saved), ErrorKind::Invalid, "nothing is in it");
     let blocks = snapshot.memory.metadata().unwrap().blocks();
     assert!(blocks < 4096, "{blocks} blocks: zeros are holes");
     let memory = content(&snapshot.memory);

@@ -97,6 +97,12 @@ pub enum Request {
     Pause,
     /// Lets the vCPUs run again; no effect when running.
     Resume,
+    /// Writes the guest's memory to an empty file while it runs, for a [`Request::Save`] that has less to
+    /// write: answered with [`Response::Copied`]. What the guest writes meanwhile may be in the file or not.
+    Copy {
+        /// As in [`Request::Save`].
+        memory: FdIndex,
+    },
     /// Writes a snapshot of a VM that is paused, which stays so. Refused as long as a device waits for
     /// another process.
     Save {
@@ -106,6 +112,10 @@ pub enum Request {
         state: FdIndex,
         /// An empty file for the guest's memory. It has holes where memory is zeros.
         memory: FdIndex,
+        /// Parts of the file, in bytes and whole pages, that the guest may have written to since
+        /// [`Request::Copy`] began to write the file; none: nothing did, and it is empty.
+        #[serde(default)]
+        changed: Option<Vec<Range<u64>>>,
     },
     /// Asks for counters.
     Metrics,
@@ -128,6 +138,8 @@ pub enum Response {
     },
     /// To [`Request::Metrics`].
     Metrics(Box<Metrics>),
+    /// To [`Request::Copy`]: where what is in the file stands in the VMM's memory.
+    Copied(Vec<CopiedMemory>),
     /// The request failed and had no effect.
     Error {
         /// What kind of failure.
@@ -135,6 +147,17 @@ pub enum Response {
         /// Why, for a person.
         message: String,
     },
+}
+
+/// A part of a guest's memory in a file and in the VMM, in bytes and whole pages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CopiedMemory {
+    /// Where it begins in the file.
+    pub offset: u64,
+    /// Where it begins in the VMM's memory.
+    pub address: u64,
+    /// Its length.
+    pub length: u64,
 }
 
 /// Where a VM is in its life.

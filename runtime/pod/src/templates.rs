@@ -27,7 +27,7 @@ use std::{
 
 use hull_base::{blocking, metrics};
 use hull_spec::{config::PodsConfig, id::PodId, info::TemplateCounts, size::VmSize};
-use hull_vm::private_pages::private_pages;
+use hull_vm::pagemap::private_pages;
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
 use tokio::time::Instant;
 

@@ -7,6 +7,7 @@
 
 use std::{
     io::{self, IoSlice, Read},
+    ops::Range,
     os::fd::{AsRawFd, OwnedFd, RawFd},
     path::{Path, PathBuf},
     time::Duration,
@@ -14,7 +15,7 @@ use std::{
 
 use backon::{ConstantBuilder, Retryable};
 use hull_proto_vmm::{
-    DeviceConfig, ErrorKind, ExitReport, FdIndex, Metrics, Request, Response, RestoreConfig,
+    CopiedMemory, DeviceConfig, ErrorKind, ExitReport, FdIndex, Metrics, Request, Response, RestoreConfig,
     VERSION, VmConfig, VmState,
 };
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
@@ -171,8 +172,26 @@ impl VmClient {
         done(ACTION, &answer.await?)
     }
 
-    /// Writes a snapshot of the paused VM to two empty files, within this time. The VMM answers nothing else
-    /// meanwhile.
+    /// Writes the VM's memory to an empty file while it goes on, within this time. Returns where it stands in the
+    /// VMM, which answers nothing else meanwhile.
+    ///
+    /// # Errors
+    /// When the VMM refuses or does not answer.
+    pub async fn copy(
+        &self,
+        memory: OwnedFd,
+        limit: Duration,
+    ) -> Result<Vec<CopiedMemory>, VmError> {
+        const ACTION: &str = "copy the VM's memory";
+        let request = Request::Copy { memory: FdIndex(0) };
+        match self.call(ACTION, request, vec![memory], limit).await? {
+            Response::Copied(parts) => Ok(parts),
+            _ => Err(VmError::Unexpected { action: ACTION }),
+        }
+    }
+
+    /// Writes a snapshot of the paused VM to two files, within this time. That for its memory is empty, or
+    /// [`VmClient::copy`] wrote it and this much has `changed`. The VMM answers nothing else meanwhile.
     ///
     /// # Errors
     /// When the VMM refuses or does not answer.
@@ -181,6 +200,7 @@ impl VmClient {
         label: String,
         state: OwnedFd,
         memory: OwnedFd,
+        changed: Option<Vec<Range<u64>>>,
         limit: Duration,
     ) -> Result<(), VmError> {
         const ACTION: &str = "save the VM";
@@ -188,6 +208,7 @@ impl VmClient {
             label,
             state: FdIndex(0),
             memory: FdIndex(1),
+            changed,
         };
         let answer = self.call(ACTION, request, vec![state, memory], limit);
         done(ACTION, &answer.await?)
@@ -371,6 +392,7 @@ fn point_of(request: &Request) -> Point {
         Request::Detach { .. } => Point::VmDetached,
         Request::Stop => Point::VmStopped,
         Request::Pause => Point::VmPaused,
+        Request::Copy { .. } => Point::VmCopied,
         Request::Save { .. } => Point::VmSaved,
         Request::Resume => Point::VmResumed,
         Request::Hello { .. } | Request::Metrics => Point::VmAsked,

@@ -3,7 +3,7 @@
 //!
 //! Read in this order: [`rundir`] (where a pod's files are), [`process`] and [`identity`] (VMM and file
 //! server as processes), [`cgroup`], [`client`] (the control socket), [`slots`] (of devices), [`agent`]
-//! (calls, events, streams); [`private_pages`] stands alone.
+//! (calls, events, streams); [`pagemap`] stands alone.
 //!
 //! Everything that VMM and guest send is checked here and turned into types of this crate or
 //! `hull-spec`. Requests have the types of the contracts; `hull-pod` fills them in.
@@ -33,7 +33,7 @@ pub mod error;
 #[cfg(any(test, fuzzing))]
 pub mod fuzz;
 pub mod identity;
-pub mod private_pages;
+pub mod pagemap;
 pub mod process;
 pub mod rundir;
 pub mod running;

@@ -188,10 +188,20 @@ fn handle(vm: &Mutex<Vm>, request: Request, fds: Vec<OwnedFd>) -> Response {
                 })
                 .collect(),
         })),
+        Request::Copy { memory } => {
+            if let Some(kind) = vm.script.refuse_copy {
+                return refuse(kind);
+            }
+            note(&vm, "copy");
+            // Other than it is saved.
+            file(&fds, memory).write_all_at(b"copied", 0).unwrap();
+            Response::Copied(Vec::new())
+        }
         Request::Save {
             label,
             state,
             memory,
+            changed,
         } => {
             if let Some(kind) = vm.script.refuse_save {
                 return refuse(kind);
@@ -208,7 +218,10 @@ fn handle(vm: &Mutex<Vm>, request: Request, fds: Vec<OwnedFd>) -> Response {
             let saved: Saved = (label, vm.script.clone(), slots, guest.unwrap_or_default());
             let saved = serde_json::to_vec(&saved).unwrap();
             file(&fds, state).write_all_at(&saved, 0).unwrap();
-            file(&fds, memory).write_all_at(b"memory", 0).unwrap();
+            let memory = file(&fds, memory);
+            let written = if changed.is_some() { 6 } else { 0 };
+            assert_eq!(memory.metadata().unwrap().len(), written);
+            memory.write_all_at(b"memory", 0).unwrap();
             Response::Ok
         }
         Request::Restore(config) => {

@@ -15,6 +15,8 @@ pub struct Script {
     pub lose_pause: bool,
     /// `Resume` fails with this the first time.
     pub refuse_resume: Option<ErrorKind>,
+    /// `Copy` fails with this.
+    pub refuse_copy: Option<ErrorKind>,
     /// `Save` fails with this.
     pub refuse_save: Option<ErrorKind>,
     /// `Save` is never answered.

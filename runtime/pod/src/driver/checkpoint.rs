@@ -1,18 +1,20 @@
 //! A checkpoint of the pod, while it goes on:
 //!
 //! ```text
-//! refused? ─▶ recorded ─▶ containers ─▶ VM stands ─▶ memory, state ─▶ VM goes ─▶ containers ─▶ digests, ─▶ at its
-//!             where it    stand still   still        and disk         on         go on         manifest    place
-//!             is written                             written
+//! refused? ─▶ recorded ─▶ memory ─▶ containers ─▶ VM ────▶ what of it ─▶ VM goes ─▶ containers ─▶ digests, ─▶ at
+//!             where it    written   stand still   stands   changed,      on         go on         manifest    its
+//!             is written                          still    state, disk                                        place
 //! ```
-//! Up to where containers go on it is a part of the task, so that nothing else is asked of the guest; the rest is
-//! beside it. Whatever fails, the pod goes on and what was written is removed; a daemon that is killed leaves
+//! Where containers and VM stand still it is a part of the task, so that nothing else is asked of the guest; the
+//! rest is beside it. A kernel that does not note which pages are written to (`MEM_SOFT_DIRTY`) has all memory
+//! written while the VM stands still. Whatever fails, the pod goes on and what was written is removed; a daemon that is killed leaves
 //! that to the next one, which finds in the record where it was written. A pod that does not go on within
 //! [`PATIENCE`] is ended, and says so: one that stands still for ever helps nobody.
 
-use std::{fs::File, path::Path, sync::Arc, time::Duration};
+use std::{fs::File, io, ops::Range, os::fd::OwnedFd, path::Path, sync::Arc, time::Duration};
 
 use hull_image::ImageId;
+use hull_proto_vmm::CopiedMemory;
 use tokio::time::{Instant, sleep};
 
 use hull_base::{
@@ -25,7 +27,7 @@ use hull_spec::{
     id::ContainerId,
     spec::{MountSource, SandboxSpec},
 };
-use hull_vm::{client::CALL_TIMEOUT, rundir::DataDir, running::RunningVm, slots};
+use hull_vm::{client::CALL_TIMEOUT, pagemap, rundir::DataDir, running::RunningVm, slots};
 
 use super::{container::Container, operations::Done, state::Driver};
 use crate::{
@@ -43,13 +45,41 @@ use crate::{
 const LONGEST: Duration = Duration::from_secs(60);
 /// How long it is tried to let the pod go on.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// The most parts of memory that are named to a VMM: its messages have room for some more.
+const MOST_PARTS: usize = 8192;
 /// The pause before it is tried again.
 const RETRY: Duration = Duration::from_millis(500);
 
 impl Driver {
     /// Begins a checkpoint; the pod goes on when this returns.
     pub(super) async fn checkpoint(&mut self, output: &Path, reply: Reply<Duration>) {
-        match self.cut(output).await {
+        match self.plan_aside(output).await {
+            Ok((vm, aside)) => {
+                self.is_saving = true;
+                let process = self.vmm().map(|vmm| vmm.identity().pid);
+                self.operations.spawn(async move {
+                    let ahead = copy_ahead(&vm, process, aside).await;
+                    Done::Copied(ahead.map(Box::new), reply)
+                });
+            }
+            Err(error) => {
+                // The caller may be gone.
+                let _ = reply.send(Err(error));
+            }
+        }
+    }
+
+    /// Goes on with a checkpoint once memory was written; the pod goes on when this returns.
+    pub(super) async fn copied(
+        &mut self,
+        ahead: Result<Box<Ahead>, PodError>,
+        reply: Reply<Duration>,
+    ) {
+        let cut = match ahead {
+            Ok(ahead) => self.cut(*ahead).await,
+            Err(error) => Err(error),
+        };
+        match cut {
             Ok((aside, manifest)) => {
                 let paused = Duration::from_micros(manifest.paused_us);
                 self.operations.spawn(async move {
@@ -57,10 +87,7 @@ impl Driver {
                     Done::Checkpointed(finished.map(|()| paused), reply)
                 });
             }
-            Err(error) => {
-                // The caller may be gone.
-                let _ = reply.send(Err(error));
-            }
+            Err(error) => self.checkpointed(Err(error), reply).await,
         }
     }
 
@@ -112,76 +139,67 @@ impl Driver {
         self.save().await
     }
 
-    /// Writes all but digests and manifest.
-    async fn cut(&mut self, output: &Path) -> Result<(Aside, Manifest), PodError> {
+    /// Refuses what can't be, and records where a checkpoint will be written.
+    async fn plan_aside(&mut self, output: &Path) -> Result<(RunningVm, Aside), PodError> {
         if self.is_saving {
             return Err(refused("another checkpoint of it is being written"));
         }
         // What could not be removed before.
         self.forget_checkpoint().await?;
-        let (vm, mut manifest) = self.plan_checkpoint().await?;
+        let (vm, _) = self.plan_checkpoint().await?;
         let output = output.to_owned();
         let aside = blocking(move || Aside::plan(&output)).await?;
         self.record.checkpoint = Some(aside.path().to_owned());
-        let cut = match self.save().await {
-            Ok(()) => self.cut_aside(&vm, &aside, &mut manifest).await,
-            Err(error) => Err(error),
-        };
-        match cut {
-            Ok(()) => {
-                self.is_saving = true;
-                Ok((aside, manifest))
-            }
+        match self.save().await {
+            Ok(()) => Ok((vm, aside)),
             Err(error) => Err(error.after_undo(self.forget_checkpoint().await)),
         }
     }
 
-    async fn cut_aside(
-        &mut self,
-        vm: &RunningVm,
-        aside: &Aside,
-        manifest: &mut Manifest,
-    ) -> Result<(), PodError> {
-        let to = aside.clone();
-        let files = blocking(move || {
-            to.make()?;
-            Ok::<_, PodError>([aside::STATE, aside::MEMORY, aside::SCRATCH].map(|n| to.file(n)))
-        });
-        let [state, memory, scratch] = files.await?;
-        let files = [state?, memory?, scratch?];
+    /// Writes all but digests and manifest.
+    async fn cut(&mut self, ahead: Ahead) -> Result<(Aside, Manifest), PodError> {
+        // Containers may have come and gone.
+        let (vm, mut manifest) = self.plan_checkpoint().await?;
+        let aside = ahead.aside.clone();
         let disk = DataDir::of(&self.node.config, &self.record.id).scratch();
         let saved = match vm.agent.freeze().await {
-            Ok(()) => self.while_frozen(vm, files, &disk, manifest).await,
+            Ok(()) => self.while_frozen(&vm, ahead, &disk, &mut manifest).await,
             Err(error) => Err(error.into()),
         };
-        let thawed = go_on(vm, GoOn::Containers).await;
+        let thawed = go_on(&vm, GoOn::Containers).await;
         let went_on = self.went_on(thawed);
         let saved = saved.and(went_on);
         faults::point(Point::CheckpointSaved);
-        saved
+        saved.map(|()| (aside, manifest))
     }
 
     /// What is done while containers stand still: the VM stands still too, for as long as it must.
     async fn while_frozen(
         &mut self,
         vm: &RunningVm,
-        [state, memory, copy]: [File; 3],
+        ahead: Ahead,
         disk: &Path,
         manifest: &mut Manifest,
     ) -> Result<(), PodError> {
         let begin = Instant::now();
         let saved = match vm.control.pause().await {
             Ok(()) => {
+                let Ahead {
+                    state,
+                    memory,
+                    scratch,
+                    copied,
+                    ..
+                } = ahead;
                 let label = manifest.id.clone();
+                let bytes = (manifest.size.memory_mib + manifest.size.pluggable_mib) << 20;
                 let saved = async {
-                    let saved = vm
-                        .control
-                        .save(label, state.into(), memory.into(), LONGEST)
-                        .await;
-                    saved.map_err(PodError::from)
+                    let (memory, changed) = changed(memory, copied, bytes).await?;
+                    let saved = vm.control.save(label, state.into(), memory, changed, LONGEST);
+                    Ok::<_, PodError>(saved.await?)
                 };
                 let disk = disk.to_owned();
-                let copied = blocking(move || scratch::copy(&disk, &copy));
+                let copied = blocking(move || scratch::copy(&disk, &scratch));
                 let (saved, copied, logs) =
                     tokio::join!(saved, stage("scratch", copied), self.note_outputs(manifest));
                 let copied = copied.map_err(PodError::from);
@@ -367,6 +385,85 @@ impl Driver {
         }
         Ok(devices)
     }
+}
+
+/// A checkpoint whose memory was written while the VM went on, if the kernel notes what is written to.
+#[derive(Debug)]
+pub(super) struct Ahead {
+    aside: Aside,
+    state: File,
+    memory: File,
+    scratch: File,
+    /// The VMM's process, and where in its memory stands what is in the file.
+    copied: Option<(u32, Vec<CopiedMemory>)>,
+}
+
+/// Makes the files of a checkpoint, and writes memory as far as that helps. What fails of the latter is done
+/// while the VM stands still.
+async fn copy_ahead(
+    vm: &RunningVm,
+    process: Option<u32>,
+    aside: Aside,
+) -> Result<Ahead, PodError> {
+    let ahead = blocking(move || {
+        aside.make()?;
+        let file = |name| aside.file(name);
+        Ok::<_, PodError>(Ahead {
+            state: file(aside::STATE)?,
+            memory: file(aside::MEMORY)?,
+            scratch: file(aside::SCRATCH)?,
+            copied: None,
+            aside,
+        })
+    });
+    let mut ahead = ahead.await?;
+    let Some(process) = process else {
+        return Ok(ahead);
+    };
+    let begun = blocking(move || pagemap::notes_writes() && pagemap::forget_writes(process).is_ok());
+    if !begun.await {
+        return Ok(ahead);
+    }
+    let emptied = |e| PodError::internal("use the file of a checkpoint", e);
+    let file = ahead.memory.try_clone().map_err(emptied)?;
+    match vm.control.copy(file.into(), LONGEST).await {
+        Ok(parts) => ahead.copied = Some((process, parts)),
+        Err(error) => {
+            let error = &error as &dyn std::error::Error;
+            tracing::warn!(pod = %vm.pod, error, "all memory is written while the VM stands still");
+            // It may have begun.
+            ahead.memory.set_len(0).map_err(emptied)?;
+        }
+    }
+    Ok(ahead)
+}
+
+/// What a VM that stands still has written to since its memory was; none: all is to be written, to an empty file.
+async fn changed(
+    memory: File,
+    copied: Option<(u32, Vec<CopiedMemory>)>,
+    bytes: u64,
+) -> Result<(OwnedFd, Option<Vec<Range<u64>>>), PodError> {
+    let Some((process, parts)) = copied else {
+        return Ok((memory.into(), None));
+    };
+    let found = blocking(move || {
+        let found = pagemap::written(process, &parts, bytes, MOST_PARTS);
+        if found.is_err() {
+            memory.set_len(0)?;
+        }
+        Ok::<_, io::Error>((memory, found))
+    });
+    let failed = |e| PodError::internal("use the file of a checkpoint", e);
+    let (memory, found) = found.await.map_err(failed)?;
+    match &found {
+        Ok(parts) => {
+            let bytes: u64 = parts.iter().map(|part| part.end - part.start).sum();
+            tracing::debug!(bytes, parts = parts.len(), "memory that is written again");
+        }
+        Err(error) => tracing::warn!(%error, "what was written to is not known"),
+    }
+    Ok((memory.into(), found.ok()))
 }
 
 impl Container {

@@ -15,6 +15,7 @@ impl Driver {
             Input::Done(Done::Created(id, result)) => self.created(id, result).await,
             Input::Done(Done::Event(id, event)) => self.container_event(&id, event).await,
             Input::Done(Done::Updated(id, result)) => self.updated(&id, result).await,
+            Input::Done(Done::Copied(ahead, reply)) => self.copied(ahead, reply).await,
             Input::Done(Done::Checkpointed(result, reply)) => {
                 self.checkpointed(result, reply).await;
             }

@@ -11,6 +11,7 @@ use hull_base::{
 use hull_spec::{error::PodError, id::ContainerId, spec::Resources};
 use hull_vm::agent::events::GuestEvent;
 
+use super::checkpoint::Ahead;
 use crate::{
     command::Reply, container::create::Created, lifecycle::container::Event, network::NetworkNews,
 };
@@ -21,6 +22,8 @@ pub(super) enum Done {
     Created(ContainerId, Result<Box<Created>, PodError>),
     Event(ContainerId, Event),
     Updated(ContainerId, Result<Resources, PodError>),
+    /// Memory was written, for a checkpoint.
+    Copied(Result<Box<Ahead>, PodError>, Reply<Duration>),
     /// How long the VM stood still.
     Checkpointed(Result<Duration, PodError>, Reply<Duration>),
     FilesEnded,

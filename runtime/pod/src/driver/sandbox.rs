@@ -328,7 +328,7 @@ impl Driver {
         }
     }
 
-    /// Handles what comes in until no checkpoint is being completed, which can't be stopped, for a limited time.
+    /// Handles what comes in until no checkpoint is being written, which can't be stopped, for a limited time.
     async fn settle_checkpoint(&mut self) {
         let deadline = Instant::now() + CHECKPOINT_END;
         while self.is_saving {

@@ -94,7 +94,7 @@ pub(crate) struct Driver {
     pub(super) watches_files: bool,
     /// What it goes on from when it is brought up; none: from nothing.
     pub(crate) restore: Option<Restore>,
-    /// Whether a checkpoint of it is being completed.
+    /// Whether a checkpoint of it is being written.
     pub(super) is_saving: bool,
     /// Its record can't be read, so what it has may be more than its record says.
     pub(super) stands_in: bool,

@@ -235,7 +235,7 @@ async fn save(vm: &VmClient, label: &str) -> Result<Template, PodError> {
         .files()
         .map_err(|e| PodError::internal("duplicate a template's file", e))?;
     vm.pause().await?;
-    vm.save(label.to_owned(), state, memory, CALL_TIMEOUT)
+    vm.save(label.to_owned(), state, memory, None, CALL_TIMEOUT)
         .await?;
     Ok(template)
 }

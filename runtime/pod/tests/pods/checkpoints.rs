@@ -246,6 +246,7 @@ async fn a_pod_goes_on_whatever_fails() {
         (r#"{"refuse": ["freeze"]}"#, false),
         (r#"{"hang_once": ["freeze"]}"#, false),
         (r#"{"refuse_pause": "busy"}"#, false),
+        (r#"{"refuse_copy": "busy"}"#, true),
         (r#"{"refuse_save": "internal"}"#, false),
         (r#"{"refuse_resume": "internal"}"#, true),
         (r#"{"lose_once": ["thaw"]}"#, true),

@@ -270,7 +270,7 @@ fn what_was_saved_is_plugged_and_what_is_unplugged_then_is_zeros() {
         parts: parts.clone(),
     };
     // A guest without RAM, for once.
-    memory::save(&setup.memory, 0, &beside, &file).unwrap();
+    memory::save(&setup.memory, 0, &beside, &file, None).unwrap();
     assert_eq!(file.metadata().unwrap().len(), 512 * MIB);
 
     let config = hull_proto_vmm::Pluggable {
