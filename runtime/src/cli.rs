@@ -106,6 +106,8 @@ mod tests {
             "hull check -o json",
             "hull checkpoint web ./web",
             "hull restore ./web --name other --no-start",
+            "hull suspend web ./web",
+            "hull resume ./web",
         ] {
             assert!(parse(line).is_ok(), "{line}");
         }
@@ -118,6 +120,8 @@ mod tests {
             "hull exec container",
             "hull checkpoint web",
             "hull restore",
+            "hull suspend web",
+            "hull resume",
             "hull restore ./web --name a/b",
             "hull stop",
             "hull rm -f",

@@ -22,11 +22,11 @@ pub(crate) struct CheckpointArgs {
     directory: PathBuf,
 }
 
-/// Writes a checkpoint of a pod, which goes on.
-pub(super) async fn checkpoint(client: &Client, arguments: &CheckpointArgs) -> Result<()> {
+/// Writes a checkpoint of a pod, which goes on. Returns its id.
+pub(super) async fn checkpoint(client: &Client, arguments: &CheckpointArgs) -> Result<String> {
     let pod = find::pod(client, &arguments.pod).await?;
     let request = CheckpointPodRequest {
-        pod_sandbox_id: pod.id,
+        pod_sandbox_id: pod.id.clone(),
         output_path: path_of(&arguments.directory)?,
         ..Default::default()
     };
@@ -36,7 +36,8 @@ pub(super) async fn checkpoint(client: &Client, arguments: &CheckpointArgs) -> R
     table::print(&match hull_pod::checkpoint_pause(&arguments.directory) {
         Some(paused) => format!("{shown}: {} stood still for {paused:.1?}\n", arguments.pod),
         None => format!("{shown}\n"),
-    })
+    })?;
+    Ok(pod.id)
 }
 
 /// The path of a checkpoint, for a daemon.

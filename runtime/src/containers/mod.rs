@@ -19,6 +19,7 @@ mod ports;
 mod stats;
 mod stop;
 mod streams;
+mod suspend;
 mod top;
 mod trace;
 
@@ -32,6 +33,7 @@ pub(crate) use self::{
     list::listed,
     log::{Show, follow},
     streams::Streams,
+    suspend::start,
 };
 use crate::{client, config::Settings};
 
@@ -67,6 +69,10 @@ pub(crate) enum ContainersCommand {
     Cp(copy::CpArgs),
     /// Write a pod's memory and disk to a directory, while it goes on; `hull restore` goes on from there
     Checkpoint(checkpoint::CheckpointArgs),
+    /// Write a pod's memory and disk to a directory, and end it; `hull resume` has it go on as what it was
+    Suspend(checkpoint::CheckpointArgs),
+    /// Have a pod go on that `hull suspend` wrote
+    Resume(suspend::ResumeArgs),
     /// Draw the start of a pod by stage, as an SVG picture that browsers show
     Trace(trace::TraceArgs),
     /// Forward ports of 127.0.0.1 to a container's pod, until interrupted
@@ -105,6 +111,8 @@ pub(crate) async fn run(settings: &Settings, command: ContainersCommand) -> Resu
         ContainersCommand::Checkpoint(arguments) => {
             checkpoint::checkpoint(&client, &arguments).await?;
         }
+        ContainersCommand::Suspend(arguments) => suspend::suspend(&client, &arguments).await?,
+        ContainersCommand::Resume(arguments) => suspend::resume(&client, &arguments).await?,
         ContainersCommand::Trace(arguments) => trace::trace(&client, &arguments).await?,
         ContainersCommand::PortForward(arguments) => {
             ports::port_forward(&client, &streams, &arguments).await?;

@@ -6,14 +6,14 @@
 use std::path::PathBuf;
 
 use anyhow::{Result, anyhow};
-use hull_proto_cri::v1::{RestorePodRequest, StartContainerRequest};
+use hull_proto_cri::v1::RestorePodRequest;
 use tonic::Code;
 
 use super::{arguments::RunArgs, request, session::unique_name, values};
 use crate::{
-    client::{self, Client, refused},
+    client::{self, refused},
     config::Settings,
-    containers::{own, path_of},
+    containers::{own, path_of, start},
     table,
 };
 
@@ -68,15 +68,4 @@ pub(crate) async fn restore(settings: &Settings, arguments: &RestoreArgs) -> Res
     }
     ids.iter()
         .try_for_each(|id| table::print(&format!("{id}\n")))
-}
-
-async fn start(client: &Client, ids: &[String]) -> Result<()> {
-    for id in ids {
-        let request = StartContainerRequest {
-            container_id: id.clone(),
-        };
-        let started = client.runtime.clone().start_container(request).await;
-        started.map_err(refused("start the container"))?;
-    }
-    Ok(())
 }

@@ -6,6 +6,7 @@ use std::{
     fs,
     io::{BufRead, BufReader, Write},
     os::unix::fs::PermissionsExt,
+    path::Path,
     process::{Child, Command, Output, Stdio},
 };
 
@@ -427,6 +428,23 @@ async fn a_pod_is_written_to_a_directory_and_goes_on_from_there_twice() {
     assert_eq!(still["state"], "created", "{still}");
     let nothing = node.refused(1, &["restore", "/nonexistent"]);
     assert!(nothing.contains("/nonexistent: open it"), "{nothing}");
+
+    // One that costs nothing, and is what it was afterwards.
+    let suspended = node.daemon.dir.path().join("suspended");
+    let directory = suspended.to_str().unwrap();
+    let told = node.told(&["suspend", "web", directory]);
+    assert!(told.starts_with(&format!("{directory}: web stood ")));
+    let gone = node.refused(1, &["exec", "web", "true"]);
+    assert!(gone.contains("web"), "{gone}");
+    let resumed = node.told(&["resume", directory]);
+    let list = node.json(&["ps", "-o", "json"]);
+    let mut all = list.as_array().unwrap().iter();
+    let web = all.find(|one| one["name"] == "web").unwrap();
+    assert_eq!((&web["id"], &web["state"]), (&resumed.trim().into(), &"running".into()));
+    assert!(!suspended.exists());
+    let twice = node.refused(1, &["resume", place]);
+    assert!(twice.contains("the pod is there: "), "{twice}");
+    assert!(Path::new(place).exists());
     for name in ["web", "second", "third", still["name"].as_str().unwrap()] {
         assert_eq!(node.told(&["rm", "-f", name]), format!("{name}\n"));
     }
