@@ -14,8 +14,8 @@ use std::time::{Duration, Instant};
 use error_reporter::Report;
 use hull_jail::JailError;
 use hull_proto_vmm::{
-    CopiedMemory,     ErrorKind, ExitReason, ExitReport, FdIndex, Metrics, Request, Response, RestoreConfig, VERSION,
-    VmConfig, VmState,
+    CopiedMemory, ErrorKind, ExitReason, ExitReport, FdIndex, Metrics, Request, Response,
+    RestoreConfig, VERSION, VmConfig, VmState,
 };
 use nix::sys::signalfd::SignalFd;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};

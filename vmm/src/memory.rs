@@ -353,7 +353,11 @@ fn rewrite(
 ///
 /// # Errors
 /// [`MemoryError::Arrange`]
-pub fn copied(memory: &Memory, mib: u64, beside: &Beside) -> Result<Vec<CopiedMemory>, MemoryError> {
+pub fn copied(
+    memory: &Memory,
+    mib: u64,
+    beside: &Beside,
+) -> Result<Vec<CopiedMemory>, MemoryError> {
     let whole = Beside {
         parts: Vec::from_iter((beside.mib > 0).then_some(0..beside.mib * MIB)),
         ..*beside

@@ -538,7 +538,10 @@ fn a_guest_that_was_saved_goes_on_in_other_processes_and_in_its_own() {
     assert_eq!(saved, Response::Ok);
     assert!(content(&ahead.memory) == content(&snapshot.memory));
     let empty = tempfile::tempfile().unwrap();
-    let empty = Snapshot { memory: empty, ..ahead };
+    let empty = Snapshot {
+        memory: empty,
+        ..ahead
+    };
     let saved = empty.save(&mut control, "count", Some(Vec::new()));
     assert_eq!(refused(&saved), ErrorKind::Invalid, "nothing is in it");
     let blocks = snapshot.memory.metadata().unwrap().blocks();

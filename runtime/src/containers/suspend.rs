@@ -31,7 +31,7 @@ pub(crate) struct ResumeArgs {
 pub(super) async fn suspend(client: &Client, arguments: &CheckpointArgs) -> Result<()> {
     let pod = checkpoint(client, arguments).await?;
     let ended = own::end(client, &pod).await;
-    ended.with_context(|| format!("{} is written", arguments.directory.display()))
+    ended.context("the checkpoint is written")
 }
 
 /// Has a pod be what it was, by all its names, and go on; removes its directory.
@@ -59,7 +59,8 @@ pub(super) async fn resume(client: &Client, arguments: &ResumeArgs) -> Result<()
         let directory = arguments.directory.display();
         format!("the pod goes on, and {directory} is still there: remove it")
     })?;
-    ids.iter().try_for_each(|id| table::print(&format!("{id}\n")))
+    ids.iter()
+        .try_for_each(|id| table::print(&format!("{id}\n")))
 }
 
 /// Lets restored containers go on.

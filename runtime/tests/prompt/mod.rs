@@ -440,7 +440,10 @@ async fn a_pod_is_written_to_a_directory_and_goes_on_from_there_twice() {
     let list = node.json(&["ps", "-o", "json"]);
     let mut all = list.as_array().unwrap().iter();
     let web = all.find(|one| one["name"] == "web").unwrap();
-    assert_eq!((&web["id"], &web["state"]), (&resumed.trim().into(), &"running".into()));
+    assert_eq!(
+        (&web["id"], &web["state"]),
+        (&resumed.trim().into(), &"running".into())
+    );
     assert!(!suspended.exists());
     let twice = node.refused(1, &["resume", place]);
     assert!(twice.contains("the pod is there: "), "{twice}");

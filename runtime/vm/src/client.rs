@@ -15,8 +15,8 @@ use std::{
 
 use backon::{ConstantBuilder, Retryable};
 use hull_proto_vmm::{
-    CopiedMemory, DeviceConfig, ErrorKind, ExitReport, FdIndex, Metrics, Request, Response, RestoreConfig,
-    VERSION, VmConfig, VmState,
+    CopiedMemory, DeviceConfig, ErrorKind, ExitReport, FdIndex, Metrics, Request, Response,
+    RestoreConfig, VERSION, VmConfig, VmState,
 };
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use rustix::fs::OFlags;

@@ -18,7 +18,7 @@ const OF_FILE: u64 = 1 << 61;
 /// It was written to since [`forget_writes`].
 const SOFT_DIRTY: u64 = 1 << 55;
 /// Pages whose words are read at once.
-const AT_ONCE: u64 = 1 << 16;
+const AT_ONCE: usize = 1 << 16;
 
 /// A part of the file that is mapped.
 #[derive(Debug, PartialEq, Eq)]
@@ -52,11 +52,11 @@ pub fn private_pages(pid: u32, file: &Metadata) -> io::Result<Vec<Range<u64>>> {
 /// Whether the kernel notes which pages are written to.
 #[must_use]
 pub fn notes_writes() -> bool {
-    // A page that was just written to.
-    let page = vec![1_u8; 2 * PAGE as usize];
-    let at = page.as_ptr().expose_provenance() as u64 / PAGE + 1;
-    let mut word = [0; 8];
-    let read = File::open("/proc/self/pagemap").and_then(|it| it.read_exact_at(&mut word, at * 8));
+    // The stack was just written to.
+    let mut word = [1; 8];
+    let at = word.as_ptr().expose_provenance() as u64 / PAGE;
+    let pagemap = File::open("/proc/self/pagemap");
+    let read = pagemap.and_then(|it| it.read_exact_at(&mut word, at.saturating_mul(8)));
     read.is_ok() && u64::from_ne_bytes(word) & SOFT_DIRTY != 0
 }
 
@@ -90,21 +90,20 @@ pub fn written(
             return Err(wrong());
         }
         left = left.checked_sub(part.length).ok_or_else(wrong)?;
-        let end = part.address.checked_add(part.length).ok_or_else(wrong)?;
-        let mut address = part.address;
-        while address < end {
-            let pages = ((end - address) / PAGE).min(AT_ONCE);
-            words.resize(pages as usize * 8, 0);
-            pagemap.read_exact_at(&mut words, address / PAGE * 8)?;
-            let offset = part.offset.checked_add(address - part.address);
+        let (first, count) = (part.address / PAGE, part.length / PAGE);
+        for done in (0..count).step_by(AT_ONCE) {
+            let pages = usize::try_from(count.saturating_sub(done)).map_err(|_| wrong())?;
+            words.resize(pages.min(AT_ONCE).saturating_mul(8), 0);
+            let page = first.checked_add(done).ok_or_else(wrong)?;
+            pagemap.read_exact_at(&mut words, page.saturating_mul(8))?;
+            let offset = part.offset.saturating_add(done.saturating_mul(PAGE));
             let is_dirty = |word| word & SOFT_DIRTY != 0;
-            collect(&words, offset.ok_or_else(wrong)?, is_dirty, &mut found);
-            address += pages * PAGE;
+            collect(&words, offset, is_dirty, &mut found);
         }
     }
     let mut gap = PAGE;
     while found.len() > most {
-        gap *= 2;
+        gap = gap.saturating_mul(2);
         join(&mut found, gap);
     }
     Ok(found)
@@ -113,7 +112,10 @@ pub fn written(
 /// Makes one of neighbours with at most `gap` bytes between them.
 fn join(parts: &mut Vec<Range<u64>>, gap: u64) {
     parts.dedup_by(|next, last| {
-        let is_near = next.start.checked_sub(last.end).is_some_and(|between| between <= gap);
+        let is_near = next
+            .start
+            .checked_sub(last.end)
+            .is_some_and(|between| between <= gap);
         if is_near {
             last.end = next.end;
         }
@@ -146,12 +148,7 @@ fn hexadecimal(word: &str) -> Option<u64> {
 }
 
 /// Adds to `found` the pages of these words of pagemap that are `wanted`; the first one is of `offset`.
-fn collect(
-    words: &[u8],
-    offset: u64,
-    wanted: impl Fn(u64) -> bool,
-    found: &mut Vec<Range<u64>>,
-) {
+fn collect(words: &[u8], offset: u64, wanted: impl Fn(u64) -> bool, found: &mut Vec<Range<u64>>) {
     let mut end = offset;
     for word in words.as_chunks::<8>().0 {
         let at = end;
@@ -233,17 +230,29 @@ mod tests {
         let places = parts(&memory);
         let all = pages as u64 * PAGE;
         let (low, high) = (1 << 30, 4 << 30);
-        let expected = [low + 3 * PAGE..low + 5 * PAGE, high + 8 * PAGE..high + 9 * PAGE];
+        let expected = [
+            low + 3 * PAGE..low + 5 * PAGE,
+            high + 8 * PAGE..high + 9 * PAGE,
+        ];
         let found = |bytes, most| written(ours, &places, bytes, most);
         assert_eq!(found(all, 2).unwrap(), expected);
         assert_eq!(found(all, 1).unwrap(), [expected[0].start..expected[1].end]);
         assert!(found(all - 1, 2).is_err(), "more than there is");
-        let odd = CopiedMemory { address: 1, ..places[0] };
+        let odd = CopiedMemory {
+            address: 1,
+            ..places[0]
+        };
         assert!(written(ours, &[odd], all, 2).is_err());
-        let nowhere = CopiedMemory { address: 0, ..places[0] };
+        let nowhere = CopiedMemory {
+            address: 0,
+            ..places[0]
+        };
         // What is not mapped was not written to.
         assert_eq!(written(ours, &[nowhere], all, 2).unwrap(), []);
-        let endless = CopiedMemory { address: u64::MAX - PAGE + 1, ..places[0] };
+        let endless = CopiedMemory {
+            address: u64::MAX - PAGE + 1,
+            ..places[0]
+        };
         assert!(written(ours, &[endless], all, 2).is_err());
     }
 

@@ -195,7 +195,9 @@ impl Driver {
                 let bytes = (manifest.size.memory_mib + manifest.size.pluggable_mib) << 20;
                 let saved = async {
                     let (memory, changed) = changed(memory, copied, bytes).await?;
-                    let saved = vm.control.save(label, state.into(), memory, changed, LONGEST);
+                    let saved = vm
+                        .control
+                        .save(label, state.into(), memory, changed, LONGEST);
                     Ok::<_, PodError>(saved.await?)
                 };
                 let disk = disk.to_owned();
@@ -400,11 +402,7 @@ pub(super) struct Ahead {
 
 /// Makes the files of a checkpoint, and writes memory as far as that helps. What fails of the latter is done
 /// while the VM stands still.
-async fn copy_ahead(
-    vm: &RunningVm,
-    process: Option<u32>,
-    aside: Aside,
-) -> Result<Ahead, PodError> {
+async fn copy_ahead(vm: &RunningVm, process: Option<u32>, aside: Aside) -> Result<Ahead, PodError> {
     let ahead = blocking(move || {
         aside.make()?;
         let file = |name| aside.file(name);
@@ -420,7 +418,8 @@ async fn copy_ahead(
     let Some(process) = process else {
         return Ok(ahead);
     };
-    let begun = blocking(move || pagemap::notes_writes() && pagemap::forget_writes(process).is_ok());
+    let begun =
+        blocking(move || pagemap::notes_writes() && pagemap::forget_writes(process).is_ok());
     if !begun.await {
         return Ok(ahead);
     }
