@@ -656,8 +656,9 @@ mod tests {
         for place in [3 * page, 9 * page] {
             memory.write_obj(0u8, GuestAddress(place)).unwrap();
         }
-        let save_changed =
-            |changed| save(&memory, MIN_MIB, &Beside::default(), &ahead, Some(changed));
+        let save_changed = |changed: &[Range<u64>]| {
+            save(&memory, MIN_MIB, &Beside::default(), &ahead, Some(changed))
+        };
         save_changed(&[3 * page..4 * page]).unwrap();
         let byte = |at| {
             let mut byte = [0];

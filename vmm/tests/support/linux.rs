@@ -102,6 +102,7 @@ impl Linux {
             label: label.clone(),
             state: FdIndex(0),
             memory: FdIndex(1),
+            changed: None,
         };
         self.control.order(&save, &[&state, &memory]);
         self.control.order(&Request::Stop, &[]);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use hull_spec::{
     error::PodError,
     id::ContainerId,
-    spec::{ContainerMetadata, ContainerSpec},
+    spec::{ContainerMetadata, ContainerSecurity, ContainerSpec},
 };
 use hull_vm::agent::client::Agent;
 
@@ -97,11 +97,20 @@ fn like(container: &SavedContainer, asked: &ContainerSpec) -> Result<ContainerSp
         container.image_ref.as_str(),
         container.image_id.as_str(),
     ];
+    // What is not said is as it was.
     let is_other = |asked: &[String], saved: &[String]| !asked.is_empty() && asked != saved;
+    let is_guarded_otherwise =
+        asked.security != saved.security && asked.security != ContainerSecurity::default();
     let what = if !names.contains(&image) {
         "image"
     } else if is_other(&asked.command, &saved.command) || is_other(&asked.args, &saved.args) {
         "command"
+    } else if !asked.working_dir.is_empty() && asked.working_dir != saved.working_dir {
+        "working directory"
+    } else if !asked.env.is_empty() && asked.env != saved.env {
+        "environment"
+    } else if is_guarded_otherwise {
+        "security context"
     } else if asked.tty != saved.tty {
         "terminal"
     } else if asked.stdin != saved.stdin {

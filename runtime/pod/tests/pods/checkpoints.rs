@@ -370,12 +370,30 @@ async fn a_checkpoint_that_was_changed_or_is_of_elsewhere_is_refused() {
         told.contains(r#"has no container "other"; it has ["first"]"#),
         "{told}"
     );
-    let mut commanded = renamed("first", "o.log");
-    commanded[0].command = vec!["wait".into()];
-    let spec = Some(node.sandbox("second"));
-    let other = pods.restore_sandbox(&checkpoint, spec, commanded).await;
-    let told = other.unwrap_err().to_string();
-    assert!(told.ends_with("can't get another command"), "{told}");
+    type Change = fn(&mut ContainerSpec);
+    let changes: [(Change, &str); 4] = [
+        (|spec| spec.command = vec!["wait".into()], "command"),
+        (
+            |spec| spec.env = vec![("A".into(), "b".into())],
+            "environment",
+        ),
+        (
+            |spec| spec.working_dir = "/other".into(),
+            "working directory",
+        ),
+        (|spec| spec.security.privileged = true, "security context"),
+    ];
+    for (change, what) in changes {
+        let mut changed = renamed("first", "o.log");
+        change(&mut changed[0]);
+        let spec = Some(node.sandbox("second"));
+        let other = pods.restore_sandbox(&checkpoint, spec, changed).await;
+        let told = other.unwrap_err().to_string();
+        assert!(
+            told.ends_with(&format!("can't get another {what}")),
+            "{told}"
+        );
+    }
     let none = pods.restore_sandbox(&place(&node), None, Vec::new()).await;
     let told = none.unwrap_err().to_string();
     assert!(told.contains("read its manifest"), "{told}");

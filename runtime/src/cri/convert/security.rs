@@ -397,6 +397,13 @@ mod tests {
         }
     }
 
+    /// A restored container is compared with what is said of it.
+    #[test]
+    fn what_is_not_said_is_the_default() {
+        let said = of_container("f", v1::LinuxContainerSecurityContext::default());
+        assert_eq!(said.unwrap(), ContainerSecurity::default());
+    }
+
     #[test]
     fn a_target_must_be_named() {
         let options = v1::NamespaceOption {
