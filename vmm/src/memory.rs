@@ -659,14 +659,14 @@ mod tests {
         let save_changed = |changed: &[Range<u64>]| {
             save(&memory, MIN_MIB, &Beside::default(), &ahead, Some(changed))
         };
-        save_changed(&[3 * page..4 * page]).unwrap();
+        save_changed(&[3 * page..4 * page, 20 * page..21 * page]).unwrap();
         let byte = |at| {
             let mut byte = [0];
             ahead.read_exact_at(&mut byte, at).unwrap();
             byte[0]
         };
         assert_eq!((byte(3 * page), byte(9 * page)), (0, 7));
-        save_changed(&[0..32 * MIB]).unwrap();
+        save_changed(&[0..16 * MIB, 16 * MIB..32 * MIB]).unwrap();
         assert_eq!((byte(9 * page), byte(32 * MIB - 1)), (0, 255));
         for wrong in [1..page, page..page, 32 * MIB..33 * MIB, 0..u64::MAX] {
             let refused = save_changed(&[0..page, wrong.clone()]);

@@ -495,7 +495,8 @@ fn a_guest_that_was_saved_goes_on_in_other_processes_and_in_its_own() {
             &Request::Save {
                 label: String::new(),
                 state: FdIndex(0),
-                memory: FdIndex(1)
+                memory: FdIndex(1),
+                changed: None,
             },
             &[&serial, &serial]
         )),
@@ -530,10 +531,10 @@ fn a_guest_that_was_saved_goes_on_in_other_processes_and_in_its_own() {
         written: Vec::new(),
     };
     for wrong in [0..1, 0..64 << 20, 4096..4096] {
-        let saved = ahead.save(&mut control, "count", Some(vec![wrong]));
+        let saved = ahead.save(&mut control, "count", Some(vec![0..4096, wrong]));
         assert_eq!(refused(&saved), ErrorKind::Invalid);
     }
-    let changed = Some(vec![0x20_0000..0x20_1000]);
+    let changed = Some(vec![0..0x1000, 0x20_0000..0x20_1000]);
     let saved = ahead.save(&mut control, "count", changed);
     assert_eq!(saved, Response::Ok);
     assert!(content(&ahead.memory) == content(&snapshot.memory));
