@@ -525,7 +525,7 @@ fn a_guest_that_was_saved_goes_on_in_other_processes_and_in_its_own() {
     let before = *numbers(&printed).last().unwrap();
     let mut snapshot = save(&mut control, "count");
     // What the guest counts in is all that changes.
-    let ahead = Snapshot {
+    let mut ahead = Snapshot {
         state: tempfile::tempfile().unwrap(),
         memory: ahead,
         written: Vec::new(),
@@ -533,6 +533,7 @@ fn a_guest_that_was_saved_goes_on_in_other_processes_and_in_its_own() {
     for wrong in [0..1, 0..64 << 20, 4096..4096] {
         let saved = ahead.save(&mut control, "count", Some(vec![0..4096, wrong]));
         assert_eq!(refused(&saved), ErrorKind::Invalid);
+        ahead.state = tempfile::tempfile().unwrap();
     }
     let changed = Some(vec![0..0x1000, 0x20_0000..0x20_1000]);
     let saved = ahead.save(&mut control, "count", changed);
@@ -540,8 +541,9 @@ fn a_guest_that_was_saved_goes_on_in_other_processes_and_in_its_own() {
     assert!(content(&ahead.memory) == content(&snapshot.memory));
     let empty = tempfile::tempfile().unwrap();
     let empty = Snapshot {
+        state: tempfile::tempfile().unwrap(),
         memory: empty,
-        ..ahead
+        written: Vec::new(),
     };
     let saved = empty.save(&mut control, "count", Some(Vec::new()));
     assert_eq!(refused(&saved), ErrorKind::Invalid, "nothing is in it");

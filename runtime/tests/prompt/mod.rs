@@ -399,7 +399,8 @@ async fn a_pod_is_written_to_a_directory_and_goes_on_from_there_twice() {
         "{told}"
     );
     let there = node.refused(1, &["checkpoint", "web", place]);
-    assert!(there.contains(": {place} is there already ("), "{there}");
+    let expected = format!(": {place} is there already (");
+    assert!(there.contains(&expected), "{there}");
     let first = |name: &str| {
         let (mut child, mut output) = node.start_piped(&["logs", "-f", name]);
         let text = line(&mut output);
@@ -434,7 +435,7 @@ async fn a_pod_is_written_to_a_directory_and_goes_on_from_there_twice() {
     let directory = suspended.to_str().unwrap();
     let told = node.told(&["suspend", "web", directory]);
     assert!(told.starts_with(&format!("{directory}: web stood ")));
-    let gone = node.refused(1, &["exec", "web", "true"]);
+    let gone = node.refused(125, &["exec", "web", "true"]);
     assert!(gone.contains("web"), "{gone}");
     let resumed = node.told(&["resume", directory]);
     let list = node.json(&["ps", "-o", "json"]);
