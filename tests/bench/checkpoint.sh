@@ -6,7 +6,7 @@
 #
 #   pause-dirty       how long the VM stood still whose container has DIRTY MiB in memory;  pause-idle  the idle one
 #   again-dirty, …    memory that was written while the VM stood still, as it had changed meanwhile, KiB
-#   checkpoint-…      `hull checkpoint`, until all is on the disk with its digests
+#   time-…            `hull checkpoint`, until all is on the disk with its digests
 #   size-…            what the checkpoint occupies on the disk, KiB
 #   restore-…         `hull restore` until the container goes on; the peer is `hull run -d` of the idle one
 set -euo pipefail
@@ -62,7 +62,7 @@ timed() {
 # save KIND NUMBER: a checkpoint of that pod, and one that goes on from it; none stays.
 save() {
     local place=$DIR/$1-$2
-    timed hull "checkpoint-$1" hull checkpoint "$1" "$place" >/dev/null
+    timed hull "time-$1" hull checkpoint "$1" "$place" >/dev/null
     note hull "pause-$1" "$(tail -n +2 "$place/manifest" | jq '.paused_us / 1000')"
     note hull "size-$1" "$(du -k -s "$place" | cut -f 1)"
     note hull "again-$1" "$(sed 's/\x1b\[[0-9;]*m//g' "$DIR/hull.log" |
@@ -76,7 +76,7 @@ save() {
 
 report() {
     tell "pause-$1" "$(median hull "pause-$1")" none 100
-    for figure in again checkpoint size; do tell "$figure-$1" "$(median hull "$figure-$1")" none; done
+    for figure in again time size; do tell "$figure-$1" "$(median hull "$figure-$1")" none; done
     tell "restore-$1" "$(median hull "restore-$1")" "$(median hull run)"
 }
 
