@@ -11,10 +11,9 @@
 //! that to the next one, which finds in the record where it was written. A pod that does not go on within
 //! [`PATIENCE`] is ended, and says so: one that stands still for ever helps nobody.
 
-use std::{fs::File, io, ops::Range, os::fd::OwnedFd, path::Path, sync::Arc, time::Duration};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use hull_image::ImageId;
-use hull_proto_vmm::CopiedMemory;
 use tokio::time::{Instant, sleep};
 
 use hull_base::{
@@ -27,11 +26,12 @@ use hull_spec::{
     id::ContainerId,
     spec::{MountSource, SandboxSpec},
 };
-use hull_vm::{client::CALL_TIMEOUT, pagemap, rundir::DataDir, running::RunningVm, slots};
+use hull_vm::{client::CALL_TIMEOUT, rundir::DataDir, running::RunningVm, slots};
 
 use super::{container::Container, operations::Done, state::Driver};
 use crate::{
     checkpoint::{
+        ahead::{self, Ahead, LONGEST},
         aside::{self, ACTION, Aside},
         image::saved_image,
         manifest::{EndedContainer, Files, Manifest, SavedContainer, SavedDevice, SavedKind},
@@ -41,12 +41,8 @@ use crate::{
     storage::scratch,
 };
 
-/// How long the VM may take to write its memory.
-const LONGEST: Duration = Duration::from_secs(60);
 /// How long it is tried to let the pod go on.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// The most parts of memory that are named to a VMM: its messages have room for some more.
-const MOST_PARTS: usize = 8192;
 /// The pause before it is tried again.
 const RETRY: Duration = Duration::from_millis(500);
 
@@ -58,7 +54,7 @@ impl Driver {
                 self.is_saving = true;
                 let process = self.vmm().map(|vmm| vmm.identity().pid);
                 self.operations.spawn(async move {
-                    let ahead = copy_ahead(&vm, process, aside).await;
+                    let ahead = ahead::copy(&vm, process, aside).await;
                     Done::Copied(ahead.map(Box::new), reply)
                 });
             }
@@ -194,7 +190,7 @@ impl Driver {
                 let label = manifest.id.clone();
                 let bytes = (manifest.size.memory_mib + manifest.size.pluggable_mib) << 20;
                 let saved = async {
-                    let (memory, changed) = changed(memory, copied, bytes).await?;
+                    let (memory, changed) = ahead::changed(memory, copied, bytes).await?;
                     let saved = vm
                         .control
                         .save(label, state.into(), memory, changed, LONGEST);
@@ -387,82 +383,6 @@ impl Driver {
         }
         Ok(devices)
     }
-}
-
-/// A checkpoint whose memory was written while the VM went on, if the kernel notes what is written to.
-#[derive(Debug)]
-pub(super) struct Ahead {
-    aside: Aside,
-    state: File,
-    memory: File,
-    scratch: File,
-    /// The VMM's process, and where in its memory stands what is in the file.
-    copied: Option<(u32, Vec<CopiedMemory>)>,
-}
-
-/// Makes the files of a checkpoint, and writes memory as far as that helps. What fails of the latter is done
-/// while the VM stands still.
-async fn copy_ahead(vm: &RunningVm, process: Option<u32>, aside: Aside) -> Result<Ahead, PodError> {
-    let ahead = blocking(move || {
-        aside.make()?;
-        let file = |name| aside.file(name);
-        Ok::<_, PodError>(Ahead {
-            state: file(aside::STATE)?,
-            memory: file(aside::MEMORY)?,
-            scratch: file(aside::SCRATCH)?,
-            copied: None,
-            aside,
-        })
-    });
-    let mut ahead = ahead.await?;
-    let Some(process) = process else {
-        return Ok(ahead);
-    };
-    let begun =
-        blocking(move || pagemap::notes_writes() && pagemap::forget_writes(process).is_ok());
-    if !begun.await {
-        return Ok(ahead);
-    }
-    let emptied = |e| PodError::internal("use the file of a checkpoint", e);
-    let file = ahead.memory.try_clone().map_err(emptied)?;
-    match vm.control.copy(file.into(), LONGEST).await {
-        Ok(parts) => ahead.copied = Some((process, parts)),
-        Err(error) => {
-            let error = &error as &dyn std::error::Error;
-            tracing::warn!(pod = %vm.pod, error, "all memory is written while the VM stands still");
-            // It may have begun.
-            ahead.memory.set_len(0).map_err(emptied)?;
-        }
-    }
-    Ok(ahead)
-}
-
-/// What a VM that stands still has written to since its memory was; none: all is to be written, to an empty file.
-async fn changed(
-    memory: File,
-    copied: Option<(u32, Vec<CopiedMemory>)>,
-    bytes: u64,
-) -> Result<(OwnedFd, Option<Vec<Range<u64>>>), PodError> {
-    let Some((process, parts)) = copied else {
-        return Ok((memory.into(), None));
-    };
-    let found = blocking(move || {
-        let found = pagemap::written(process, &parts, bytes, MOST_PARTS);
-        if found.is_err() {
-            memory.set_len(0)?;
-        }
-        Ok::<_, io::Error>((memory, found))
-    });
-    let failed = |e| PodError::internal("use the file of a checkpoint", e);
-    let (memory, found) = found.await.map_err(failed)?;
-    match &found {
-        Ok(parts) => {
-            let bytes: u64 = parts.iter().map(|part| part.end - part.start).sum();
-            tracing::debug!(bytes, parts = parts.len(), "memory that is written again");
-        }
-        Err(error) => tracing::warn!(%error, "what was written to is not known"),
-    }
-    Ok((memory.into(), found.ok()))
 }
 
 impl Container {

@@ -11,9 +11,9 @@ use hull_base::{
 use hull_spec::{error::PodError, id::ContainerId, spec::Resources};
 use hull_vm::agent::events::GuestEvent;
 
-use super::checkpoint::Ahead;
 use crate::{
-    command::Reply, container::create::Created, lifecycle::container::Event, network::NetworkNews,
+    checkpoint::ahead::Ahead, command::Reply, container::create::Created,
+    lifecycle::container::Event, network::NetworkNews,
 };
 
 /// What an operation came to.
