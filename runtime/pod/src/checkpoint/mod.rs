@@ -6,9 +6,10 @@
 //! DIR/memory       the guest's memory, with holes for zeros
 //! DIR/scratch      the pod's scratch disk, likewise
 //! ```
-//! It is written aside and renamed ([`aside`]), memory before the pod stands still ([`ahead`]), so that a part of one is never taken for one. Which node can
-//! restore it is a matter of programs and files of the node ([`class`]), and of its processors, which the VMM
-//! compares. Every file is known by a digest of its contents, wherever its holes are ([`digest`]).
+//! It is written aside and renamed ([`aside`]), memory before the pod stands still ([`ahead`]), so that a part of
+//! one is never taken for one. Which node can restore it is a matter of programs and files of the node
+//! ([`class`]), and of its processors, which the VMM compares. Every file is known by a digest of its contents,
+//! wherever its holes are ([`digest`]).
 //!
 //! Not here: how a pod comes to stand still ([`crate::driver`]), and how one goes on ([`crate::sandbox`]).
 
