@@ -63,6 +63,7 @@ pub enum ServerError {
 /// [`ServerError`]
 pub fn run(root: &Path) -> Result<(), ServerError> {
     jail::enter(root)?;
+    bound_arenas();
     let own = |fd: std::os::fd::BorrowedFd<'_>| fd.try_clone_to_owned().map_err(ServerError::Start);
     let fuse = Arc::new(own(io::stdin().as_fd())?);
     let manager = Arc::new(UnixStream::from(own(io::stdout().as_fd())?));
@@ -91,6 +92,15 @@ pub fn run(root: &Path) -> Result<(), ServerError> {
             .map_err(ServerError::Start)?;
     }
     serve_manager(&manager, &files).map_err(ServerError::Manager)
+}
+
+/// Has the C library's allocator keep one arena for all threads. To give back memory of another, it would
+/// read whether the host overcommits, which a thread that takes requests may not.
+fn bound_arenas() {
+    // SAFETY: there is one thread, and the setting is one of mallopt(3).
+    if unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) } != 1 {
+        eprintln!("hull-fs: the allocator takes no bound of its arenas");
+    }
 }
 
 /// Carries out the manager's commands until there are no more.

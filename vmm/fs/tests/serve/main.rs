@@ -719,6 +719,25 @@ fn nothing_is_left_of_files_that_were_forgotten() {
 }
 
 #[test]
+fn threads_have_no_memory_that_they_could_not_give_back() {
+    let host = host(false);
+    let mut server = Server::start();
+    let root = server.share(host.path());
+    for at in 0..100 {
+        server.create(root, &format!("f{at}"), 0o100_600).unwrap();
+    }
+    // Of a thread's own arena, the C library reserves a heap of 64 MiB.
+    let maps = fs::read_to_string(format!("/proc/{}/maps", server.serving())).unwrap();
+    let reserved = maps.lines().filter(|line| {
+        let (range, rest) = line.split_once(' ').unwrap();
+        let (begin, end) = range.split_once('-').unwrap();
+        let address = |text| u64::from_str_radix(text, 16).unwrap();
+        rest.starts_with("---p") && address(end) - address(begin) > 32 << 20
+    });
+    assert_eq!(reserved.count(), 0, "{maps}");
+}
+
+#[test]
 fn a_share_whose_files_are_never_forgotten_leaves_room_for_others() {
     let host = host(false);
     for name in ["a", "b"] {
