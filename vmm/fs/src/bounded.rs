@@ -309,7 +309,7 @@ impl FileSystem for Bounded {
         if flags & libc::O_TRUNC as u32 != 0 {
             self.held.told(inode, None);
         } else if let Ok((now, _)) = self.host.getattr(context, inode, None)
-            && self.held.is_news(inode, version(&now))
+            && self.held.refuses(inode, version(&now))
         {
             return Err(io::Error::from_raw_os_error(libc::ESTALE));
         }

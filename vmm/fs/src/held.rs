@@ -16,10 +16,10 @@ use std::collections::HashMap;
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::SystemTime;
+use std::time::{Instant, SystemTime};
 
 use crate::keep_cache::{self, ChangeTime};
-use crate::life::{Told, Version};
+use crate::life::{Belief, Version};
 
 /// Files that all shares together may have before no more of them get a life in the guest. Each pins an
 /// inode of the host's kernel, some 2 KiB in all.
@@ -136,7 +136,7 @@ struct Node {
     /// See [`keep_cache`].
     changed: Option<ChangeTime>,
     /// See [`crate::life`].
-    told: Option<Told>,
+    belief: Belief,
 }
 
 impl Node {
@@ -253,7 +253,7 @@ impl Held {
         node.lookups = node.lookups.saturating_add(1);
         node.served = node.served.saturating_add(1);
         node.kind = kind;
-        node.told = version.map(Told::now);
+        node.belief.tell(version, Instant::now());
         Known {
             generation: node.generation,
             lives,
@@ -383,22 +383,15 @@ impl Held {
     /// Notes which version of a file the guest was told of; none if it changed the file itself.
     pub fn told(&self, number: u64, version: Option<Version>) {
         if let Some(node) = self.state().nodes.get_mut(&number) {
-            node.told = version.map(Told::now);
+            node.belief.tell(version, Instant::now());
         }
     }
 
-    /// Whether the guest believes in another version of the file, of which it was told not long ago. It
-    /// is not asked twice: the guest that is told so asks for the file's attributes.
-    pub fn is_news(&self, number: u64, version: Version) -> bool {
+    /// Whether the guest is to be refused to open this version of a file, see [`crate::life`].
+    pub fn refuses(&self, number: u64, version: Version) -> bool {
         let mut state = self.state();
         let node = state.nodes.get_mut(&number);
-        node.is_some_and(|node| {
-            let is_news = node.told.as_ref().is_some_and(|told| told.belies(version));
-            if is_news {
-                node.told = None;
-            }
-            is_news
-        })
+        node.is_some_and(|node| node.belief.refuses(version, Instant::now()))
     }
 
     /// Notes that the guest holds nothing any more.

@@ -580,46 +580,58 @@ fn who_opens_a_file_sees_what_the_host_made_of_it() {
     let node = server.lookup(root, "file").unwrap();
     let read = |server: &mut Server| server.open(OPEN, node, libc::O_RDONLY);
     read(&mut server).unwrap();
+    // For a moment, who looked is who opens.
+    let wait = || std::thread::sleep(std::time::Duration::from_millis(30));
+    wait();
     // The guest believes in three bytes, and is to ask.
     fs::write(&path, "new and longer").unwrap();
     assert_eq!(read(&mut server), stale);
     let entry = server.entry(root, "file").unwrap();
     assert_eq!((entry.node, entry.size), (node, 14));
     read(&mut server).unwrap();
-    // A process that has no path to walk again asks once more.
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+    // Who comes back is not refused again, though the host changed it once more.
+    wait();
+    fs::write(&path, "newer").unwrap();
     assert_eq!(read(&mut server), stale);
+    server.entry(root, "file").unwrap();
+    wait();
+    fs::write(&path, "newest").unwrap();
     let handle = read(&mut server).unwrap();
-    assert_eq!(server.read(node, handle, 0, 99).unwrap(), b"new and longer");
+    assert_eq!(server.read(node, handle, 0, 99).unwrap(), b"newest");
+    assert_eq!(read(&mut server), stale, "this one was not here before");
 
     // What the guest did itself is no news to it.
-    server.call(GETATTR, node, &[0; 16]).unwrap();
-    let handle = server.open(OPEN, node, libc::O_RDWR).unwrap();
-    server.write(node, handle, 14, b" by the guest").unwrap();
+    let (node, handle) = server.create(root, "own", 0o100_600).unwrap();
+    let read = |server: &mut Server| server.open(OPEN, node, libc::O_RDONLY);
+    wait();
+    server.write(node, handle, 0, b"by the guest").unwrap();
     read(&mut server).unwrap();
     let mut size = vec![0; 88];
     size[0] = 8;
     server.call(SETATTR, node, &size).unwrap();
+    wait();
     read(&mut server).unwrap();
     let body = [&[1, 0, 0, 0, 0, 0, 0, 0][..], b"user.a\0x"].concat();
     server.call(SETXATTR, node, &body).unwrap();
     read(&mut server).unwrap();
     server.call(GETATTR, node, &[0; 16]).unwrap();
-    server
-        .open(OPEN, node, libc::O_WRONLY | libc::O_TRUNC)
-        .unwrap();
+    wait();
+    let flags = libc::O_WRONLY | libc::O_TRUNC;
+    server.open(OPEN, node, flags).unwrap();
     read(&mut server).unwrap();
 
     // Another file in its place, and none.
     server.call(GETATTR, node, &[0; 16]).unwrap();
     fs::write(host.path().join("other"), "another").unwrap();
-    fs::rename(host.path().join("other"), &path).unwrap();
+    fs::rename(host.path().join("other"), host.path().join("own")).unwrap();
+    wait();
     assert_eq!(read(&mut server), stale);
-    let other = server.entry(root, "file").unwrap();
+    let other = server.entry(root, "own").unwrap();
     assert!(other.node != node && other.size == 7, "{other:?}");
-    fs::remove_file(&path).unwrap();
+    fs::remove_file(host.path().join("own")).unwrap();
+    wait();
     assert_eq!(server.open(OPEN, other.node, libc::O_RDONLY), stale);
-    assert_eq!(server.entry(root, "file"), Err(libc::ENOENT));
+    assert_eq!(server.entry(root, "own"), Err(libc::ENOENT));
 }
 
 #[test]
@@ -1031,6 +1043,57 @@ fn a_share_whose_files_are_never_forgotten_leaves_room_for_others() {
         server.release(RELEASE, node, handle).unwrap();
     }
     assert_eq!(server.cat_node(node).unwrap(), "x");
+}
+
+#[test]
+fn forgetting_too_much_harms_nobody() {
+    let host = host(false);
+    fs::write(host.path().join("file"), "x").unwrap();
+    let mut server = Server::start();
+    let root = server.share(host.path());
+    let before = server.descriptors();
+    for _ in 0..20 {
+        let node = server.lookup(root, "file").unwrap();
+        let flood: Vec<_> = (0..4000).map(|at| (node + at, u64::MAX - at)).collect();
+        server.forget(&flood);
+        server.forget(&[(node, 0), (node, u64::MAX), (root, 0), (ROOT, 7)]);
+        server.forget(&[(u64::MAX, 1)]);
+    }
+    let begin = std::time::Instant::now();
+    while server.descriptors() > before {
+        assert!(begin.elapsed().as_secs() < 10, "the file is held");
+    }
+    // Another thread may be faster than those that still forget.
+    let read = (0..1000).find_map(|_| server.cat(root, "file").ok());
+    assert_eq!(read.as_deref(), Some("x"));
+}
+
+#[test]
+fn names_are_any_bytes_and_as_long_as_the_hosts() {
+    let host = host(false);
+    let mut server = Server::start();
+    let root = server.share(host.path());
+    let file = [libc::S_IFREG | 0o600, 0, 0, 0]
+        .map(u32::to_le_bytes)
+        .concat();
+    let make = |name: &[u8]| [&file[..], name, &[0]].concat();
+    let long = [0xff; 255];
+    let made = server.call(MKNOD, root, &make(&long)).unwrap();
+    let found = server.call(LOOKUP, root, &[&long[..], &[0]].concat());
+    assert_eq!(Entry::read(&found.unwrap()), Entry::read(&made));
+    let longer = server.call(MKNOD, root, &make(&[b'x'; 256]));
+    assert_eq!(longer, Err(libc::ENAMETOOLONG));
+    let names: Vec<_> = fs::read_dir(host.path()).unwrap().flatten().collect();
+    let names: Vec<_> = names.iter().map(|entry| entry.file_name()).collect();
+    assert_eq!(names[0].as_encoded_bytes(), long);
+    // 100 directories in each other.
+    let mut parent = root;
+    for _ in 0..100 {
+        let made = server.call(MKDIR, parent, b"\xed\x01\0\0\0\0\0\0d\0");
+        parent = Entry::read(&made.unwrap()).node;
+    }
+    server.create(parent, "deep", 0o100_600).unwrap();
+    assert!(host.path().join("d/".repeat(100)).join("deep").exists());
 }
 
 #[test]
