@@ -186,6 +186,61 @@ async fn a_directory_is_shared_both_ways_with_owners_and_modes() {
     end(node, pod).await;
 }
 
+/// Bytes that the file server of this share has read so far.
+fn bytes_served(dir: &Path) -> u64 {
+    // As from the root of its file system, which may be mounted at /tmp.
+    let node = dir.parent().and_then(Path::file_name).unwrap();
+    let root = Path::new(node).join(dir.file_name().unwrap());
+    let root = root.to_str().unwrap();
+    let pids = fs::read_dir("/proc").unwrap().flatten();
+    let serves = |pid: &PathBuf| {
+        let comm = fs::read_to_string(pid.join("comm")).unwrap_or_default();
+        let mounts = fs::read_to_string(pid.join("mountinfo")).unwrap_or_default();
+        comm.starts_with("hull-fs") && mounts.contains(root)
+    };
+    let read = |pid: PathBuf| {
+        let io = fs::read_to_string(pid.join("io")).unwrap();
+        let line = io.lines().find_map(|line| line.strip_prefix("rchar: "));
+        line.unwrap().parse::<u64>().unwrap()
+    };
+    pids.map(|pid| pid.path()).filter(serves).map(read).sum()
+}
+
+#[tokio::test]
+async fn a_file_that_is_read_again_is_in_the_guests_memory() {
+    const SIZE: u64 = 4 << 20;
+    let node = Node::start().await;
+    let dir = HostDir::new(&node, "data");
+    dir.write("file", &"x".repeat(SIZE as usize));
+    let pod = node.pod("again").await;
+    let id = idle(&node, &pod, "root", vec![mount("/data", &dir.0)]).await;
+    let ahead = "while read -r id parent device root at rest; do if [ $at = /data ]; then \
+                 cat /sys/class/bdi/$device/read_ahead_kb; fi; done < /proc/self/mountinfo";
+    assert_eq!(run(&node, &id, ahead).await, "1024\n");
+    // It is closed each time, and by the second it is older than a tick of any file system.
+    let read = async || {
+        let before = bytes_served(&dir.0);
+        let script = "sleep 3; sha256sum < /data/file";
+        let sum = run(&node, &id, script).await;
+        (sum, bytes_served(&dir.0) - before)
+    };
+    let (sum, first) = read().await;
+    assert!(first >= SIZE, "{first}");
+    let mut again = (String::new(), u64::MAX);
+    for _ in 0..2 {
+        again = read().await;
+        assert_eq!(again.0, sum);
+    }
+    assert!(again.1 < SIZE / 100, "{} bytes were read again", again.1);
+
+    // As long, and changed by the host.
+    let file = fs::File::options().write(true).open(dir.path("file"));
+    std::os::unix::fs::FileExt::write_all_at(&file.unwrap(), b"y", SIZE / 2).unwrap();
+    let (changed, bytes) = read().await;
+    assert!(changed != sum && bytes >= SIZE, "{bytes}");
+    end(node, pod).await;
+}
+
 /// Of kubelet's: 65536 ids of a pod's own.
 const IDS: IdMapping = IdMapping {
     host_id: 100_000,

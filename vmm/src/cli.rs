@@ -97,12 +97,11 @@ fn abort_on_panic() {
     }));
 }
 
-/// Has the C library's allocator make no more arenas than this. Else the eighth thread or so would
-/// look for the number of CPUs, in files that it can't open by then.
+/// Has the C library's allocator keep one arena for all threads. For another it would look for the number of CPUs,
+/// and to give back memory of it, whether the host overcommits: in files that threads can't open by then.
 fn bound_arenas() {
-    const ARENAS: libc::c_int = 8;
     // SAFETY: there is one thread, and the setting is one of mallopt(3).
-    if unsafe { libc::mallopt(libc::M_ARENA_MAX, ARENAS) } != 1 {
+    if unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) } != 1 {
         log::note("the allocator takes no bound of its arenas");
     }
 }

@@ -6,6 +6,9 @@
 //! NAME=read:FILE           all of it in order, MB/s (10^6 bytes)
 //! NAME=random:FILE:COUNT   so many blocks of 4 KiB anywhere in it, per second
 //! NAME=walk:DIRECTORY      finds and reads all files below it, files per second
+//! NAME=stat:DIRECTORY      lists it and asks for the attributes of each file in it, files per second
+//! NAME=create:DIRECTORY:COUNT  makes it with so many files of 1 KiB, files per second
+//! NAME=unlink:DIRECTORY    removes it and the files in it, files per second
 //! NAME=write:FILE:MIB      writes it in order and syncs it once, MB/s
 //! NAME=sync:FILE:COUNT     writes so many blocks of 4 KiB and syncs each, per second
 //! NAME=forget:FILE         drops the file's pages from this kernel's cache; has no figure
@@ -17,7 +20,7 @@
 
 use std::{
     env,
-    fs::File,
+    fs::{self, File},
     io::{self, Read, Write},
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
@@ -34,6 +37,9 @@ const BLOCK: usize = 128 << 10;
 /// A small block, bytes.
 const SMALL: usize = 4 << 10;
 
+/// A file of a directory, bytes.
+const FILE: usize = 1 << 10;
+
 /// What is measured, and what the figure is called.
 #[derive(Debug, PartialEq)]
 struct Step {
@@ -47,6 +53,9 @@ enum Kind {
     Read,
     Random { blocks: u64 },
     Walk,
+    Stat,
+    Create { files: u64 },
+    Unlink,
     Write { mib: u64 },
     Sync { blocks: u64 },
     Forget,
@@ -72,6 +81,9 @@ impl FromStr for Step {
             "read" => (Kind::Read, rest),
             "random" => counted(|blocks| Kind::Random { blocks })?,
             "walk" => (Kind::Walk, rest),
+            "stat" => (Kind::Stat, rest),
+            "create" => counted(|files| Kind::Create { files })?,
+            "unlink" => (Kind::Unlink, rest),
             "write" => counted(|mib| Kind::Write { mib })?,
             "sync" => counted(|blocks| Kind::Sync { blocks })?,
             "forget" => (Kind::Forget, rest),
@@ -108,6 +120,9 @@ impl Step {
             Kind::Read => megabytes(read(&self.path, &mut [0; BLOCK])?),
             Kind::Random { blocks } => random(&self.path, blocks)?,
             Kind::Walk => walk(&self.path)?,
+            Kind::Stat => stat(&self.path)?,
+            Kind::Create { files } => create(&self.path, files)?,
+            Kind::Unlink => unlink(&self.path)?,
             Kind::Write { mib } => megabytes(write(&self.path, mib << 20)?),
             Kind::Sync { blocks } => sync(&self.path, blocks)?,
             Kind::Forget => {
@@ -170,6 +185,37 @@ fn walk(directory: &Path) -> io::Result<f64> {
     Ok(f64::from(files))
 }
 
+/// The number of files.
+fn stat(directory: &Path) -> io::Result<f64> {
+    let mut files = 0_u32;
+    for entry in fs::read_dir(directory)? {
+        if entry?.metadata()?.is_file() {
+            files += 1;
+        }
+    }
+    Ok(f64::from(files))
+}
+
+fn create(directory: &Path, files: u64) -> io::Result<f64> {
+    fs::create_dir(directory)?;
+    for number in 0..files {
+        let mut file = File::create_new(directory.join(number.to_string()))?;
+        file.write_all(&[number as u8; FILE])?;
+    }
+    Ok(files as f64)
+}
+
+/// The number of files.
+fn unlink(directory: &Path) -> io::Result<f64> {
+    let mut files = 0_u32;
+    for entry in fs::read_dir(directory)? {
+        fs::remove_file(entry?.path())?;
+        files += 1;
+    }
+    fs::remove_dir(directory)?;
+    Ok(f64::from(files))
+}
+
 /// Random bytes, so that nothing below can leave them out.
 fn write(path: &Path, bytes: u64) -> io::Result<u64> {
     let mut block = [0; BLOCK];
@@ -227,6 +273,18 @@ mod tests {
     }
 
     #[test]
+    fn files_are_made_counted_and_removed() {
+        let directory = tempfile::tempdir().unwrap();
+        let many = directory.path().join("many");
+        assert_eq!(create(&many, 7).unwrap(), 7.0);
+        assert!(create(&many, 7).is_err(), "it is there");
+        assert_eq!(fs::metadata(many.join("6")).unwrap().len(), FILE as u64);
+        assert_eq!(stat(&many).unwrap(), 7.0);
+        assert_eq!(unlink(&many).unwrap(), 7.0);
+        assert!(!many.exists());
+    }
+
+    #[test]
     fn nothing_has_no_figure() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path();
@@ -236,6 +294,8 @@ mod tests {
             ("random", path.join("empty:1")),
             ("read", path.join("missing")),
             ("walk", path.join("missing")),
+            ("stat", path.join("missing")),
+            ("unlink", path.join("missing")),
         ] {
             let step = format!("x={kind}:{}", path.display());
             let step: Step = step.parse().unwrap();
@@ -252,6 +312,7 @@ mod tests {
             "x=mend:/a",
             "x=write:/a",
             "x=sync:/a:0",
+            "x=create:/a",
             "x=random:/a:b",
         ] {
             assert!(step.parse::<Step>().is_err(), "{step}");

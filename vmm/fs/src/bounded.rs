@@ -1,8 +1,10 @@
-//! A file system of the host of which a guest holds no more than it may, see [`crate::held`].
+//! A file system of the host of which a guest holds no more than it may, see [`crate::held`], and
+//! believes nothing for longer than it may, see [`crate::life`].
 
 use std::any::Any;
 use std::ffi::CStr;
 use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::time::{Duration, SystemTime};
 
 use fuse_backend_rs::abi::fuse_abi::{CreateIn, stat64, statvfs64};
@@ -13,12 +15,19 @@ use fuse_backend_rs::api::filesystem::{
 };
 use fuse_backend_rs::passthrough::PassthroughFs;
 
-use crate::held::Held;
+use crate::held::{Held, Kind, Known, Numbers};
 use crate::keep_cache;
+use crate::life::Version;
 
 /// An opened file: its handle, and how the guest is to use it.
 type Opened = (Option<u64>, OpenOptions, Option<u32>);
 
+/// The root of each file system: its entries are the shares of an owner.
+const ROOT: u64 = 1;
+/// What is closed has nothing to flush (FOPEN_NOFLUSH), a flag of open files that the library lacks.
+const NO_FLUSH: u32 = 1 << 5;
+/// Follows the path of a descriptor whose name is gone (`d_path`).
+const DELETED: &[u8] = b" (deleted)";
 /// How many times a file is looked for and made, while the host makes and removes it.
 const ATTEMPTS: u32 = 8;
 
@@ -43,10 +52,55 @@ impl Bounded {
         Self { host, held }
     }
 
-    /// Runs a request whose answer makes a file known to the guest, and counts that.
-    fn entry(&self, request: impl FnOnce() -> io::Result<Entry>) -> io::Result<Entry> {
+    /// Runs a request whose answer makes a file in `parent` known to the guest, and counts that.
+    fn entry(&self, parent: u64, request: impl FnOnce() -> io::Result<Entry>) -> io::Result<Entry> {
         self.held.room()?;
-        request().inspect(|entry| self.held.looked_up(entry.inode))
+        let entry = request()?;
+        let version = Some(version(&entry.attr));
+        let known = self
+            .held
+            .looked_up(entry.inode, version, kind(parent, &entry.attr));
+        Ok(told(entry, known))
+    }
+
+    /// Tells of a request that failed because the file was let go of that this is so.
+    fn or_stale<T>(&self, inode: u64, result: io::Result<T>) -> io::Result<T> {
+        result.map_err(|error| match error.raw_os_error() {
+            Some(libc::EBADF) if self.held.is_gone(inode) => {
+                io::Error::from_raw_os_error(libc::ESTALE)
+            }
+            _ => error,
+        })
+    }
+
+    /// Lets go of what the host deleted: else the guest, which may not hear of it, would keep the space
+    /// of each such file from the host.
+    pub fn let_go_of_deleted(&self) {
+        let context = Context::default();
+        for inode in self.held.idle() {
+            if self.is_deleted(&context, inode) {
+                let count = self.held.let_go(inode);
+                if count > 0 {
+                    self.host.forget(&context, inode, count);
+                }
+            }
+        }
+    }
+
+    /// Whether a file was deleted, or at least the name by which it is held. Does not wait for the server
+    /// of a network file system.
+    fn is_deleted(&self, context: &Context, inode: u64) -> bool {
+        let path = self.host.readlinkat_proc_file(inode);
+        let is_unlinked = path.is_ok_and(|path| path.as_os_str().as_bytes().ends_with(DELETED));
+        // Another name of a local file may be left, and a name may look like that.
+        is_unlinked
+            && match self.held.numbering() {
+                Numbers::Own => true,
+                Numbers::Hosts => {
+                    let now = self.host.getattr(context, inode, None);
+                    now.is_ok_and(|(now, _)| now.st_nlink == 0)
+                }
+            }
     }
 
     /// Whether the host's kernel makes a file when it is read, as those of /proc: they have no size, by
@@ -66,16 +120,60 @@ impl Bounded {
         flags: u32,
         fuse_flags: u32,
     ) -> io::Result<Opened> {
-        self.held.room()?;
-        let opened = self.host.open(context, inode, flags, fuse_flags)?;
-        self.held.opened();
-        Ok(opened)
+        self.held.opening(inode)?;
+        let opened = self.host.open(context, inode, flags, fuse_flags);
+        if opened.is_err() {
+            self.held.released(inode);
+        }
+        opened
+    }
+}
+
+fn no_flush() -> OpenOptions {
+    // SAFETY: the type is a word, and any word is a value of it; the answer has it as it is.
+    unsafe { OpenOptions::from_bits_unchecked(NO_FLUSH) }
+}
+
+/// What tells this version of a file from others.
+fn version(attributes: &stat64) -> Version {
+    Version {
+        changed: keep_cache::change_time(attributes),
+        size: attributes.st_size,
+    }
+}
+
+/// What a file is that is found in `parent`.
+fn kind(parent: u64, attributes: &stat64) -> Kind {
+    if parent == ROOT {
+        Kind::Share
+    } else if attributes.st_mode & libc::S_IFMT == libc::S_IFDIR {
+        Kind::Directory
+    } else {
+        Kind::File
+    }
+}
+
+/// An entry as the guest is told of it.
+fn told(entry: Entry, known: Known) -> Entry {
+    let entry_timeout = if known.lives {
+        entry.entry_timeout
+    } else {
+        Duration::ZERO
+    };
+    Entry {
+        generation: known.generation,
+        entry_timeout,
+        ..entry
     }
 }
 
 impl BackendFileSystem for Bounded {
     fn mount(&self) -> io::Result<(Entry, u64)> {
-        self.host.mount()
+        // Owners come and go.
+        self.host.mount().map(|(mut entry, last)| {
+            entry.entry_timeout = Duration::ZERO;
+            (entry, last)
+        })
     }
 
     fn as_any(&self) -> &dyn Any {
@@ -97,12 +195,14 @@ impl FileSystem for Bounded {
     }
 
     fn lookup(&self, context: &Context, parent: u64, name: &CStr) -> io::Result<Entry> {
-        self.entry(|| self.host.lookup(context, parent, name))
+        self.entry(parent, || self.host.lookup(context, parent, name))
     }
 
     fn forget(&self, context: &Context, inode: u64, count: u64) {
-        self.held.forgotten(inode, count);
-        self.host.forget(context, inode, count);
+        let count = self.held.forgotten(inode, count);
+        if count > 0 {
+            self.host.forget(context, inode, count);
+        }
     }
 
     fn getattr(
@@ -111,7 +211,9 @@ impl FileSystem for Bounded {
         inode: u64,
         handle: Option<u64>,
     ) -> io::Result<(stat64, Duration)> {
-        self.host.getattr(context, inode, handle)
+        let answer = self.or_stale(inode, self.host.getattr(context, inode, handle))?;
+        self.held.told(inode, Some(version(&answer.0)));
+        Ok(answer)
     }
 
     fn setattr(
@@ -122,11 +224,14 @@ impl FileSystem for Bounded {
         handle: Option<u64>,
         valid: SetattrValid,
     ) -> io::Result<(stat64, Duration)> {
-        self.host.setattr(context, inode, attributes, handle, valid)
+        let set = self.host.setattr(context, inode, attributes, handle, valid);
+        let version = set.as_ref().ok().map(|(now, _)| version(now));
+        self.held.told(inode, version);
+        self.or_stale(inode, set)
     }
 
     fn readlink(&self, context: &Context, inode: u64) -> io::Result<Vec<u8>> {
-        self.host.readlink(context, inode)
+        self.or_stale(inode, self.host.readlink(context, inode))
     }
 
     fn symlink(
@@ -136,7 +241,7 @@ impl FileSystem for Bounded {
         parent: u64,
         name: &CStr,
     ) -> io::Result<Entry> {
-        self.entry(|| self.host.symlink(context, target, parent, name))
+        self.entry(parent, || self.host.symlink(context, target, parent, name))
     }
 
     fn mknod(
@@ -148,7 +253,9 @@ impl FileSystem for Bounded {
         device: u32,
         mask: u32,
     ) -> io::Result<Entry> {
-        self.entry(|| self.host.mknod(context, parent, name, mode, device, mask))
+        self.entry(parent, || {
+            self.host.mknod(context, parent, name, mode, device, mask)
+        })
     }
 
     fn mkdir(
@@ -159,7 +266,9 @@ impl FileSystem for Bounded {
         mode: u32,
         mask: u32,
     ) -> io::Result<Entry> {
-        self.entry(|| self.host.mkdir(context, parent, name, mode, mask))
+        self.entry(parent, || {
+            self.host.mkdir(context, parent, name, mode, mask)
+        })
     }
 
     fn unlink(&self, context: &Context, parent: u64, name: &CStr) -> io::Result<()> {
@@ -184,7 +293,9 @@ impl FileSystem for Bounded {
     }
 
     fn link(&self, context: &Context, inode: u64, parent: u64, name: &CStr) -> io::Result<Entry> {
-        self.entry(|| self.host.link(context, inode, parent, name))
+        self.entry(parent, || {
+            self.or_stale(inode, self.host.link(context, inode, parent, name))
+        })
     }
 
     fn open(
@@ -194,6 +305,14 @@ impl FileSystem for Bounded {
         flags: u32,
         fuse_flags: u32,
     ) -> io::Result<Opened> {
+        // What the guest itself is about to change, it does not believe in afterwards.
+        if flags & libc::O_TRUNC as u32 != 0 {
+            self.held.told(inode, None);
+        } else if let Ok((now, _)) = self.host.getattr(context, inode, None)
+            && self.held.refuses(inode, version(&now))
+        {
+            return Err(io::Error::from_raw_os_error(libc::ESTALE));
+        }
         let (handle, mut options, backing) = self.open_file(context, inode, flags, fuse_flags)?;
         let now = self.host.getattr(context, inode, None);
         let now = now.ok().map(|(now, _)| now);
@@ -203,6 +322,9 @@ impl FileSystem for Bounded {
         }
         if now.is_some_and(|now| self.is_made_when_read(context, inode, &now)) {
             options |= OpenOptions::DIRECT_IO;
+        }
+        if flags & libc::O_ACCMODE as u32 == libc::O_RDONLY as u32 {
+            options |= no_flush();
         }
         Ok((handle, options, backing))
     }
@@ -242,10 +364,10 @@ impl FileSystem for Bounded {
             match self.host.create(context, parent, name, arguments) {
                 Err(error) if may_exist && error.raw_os_error() == Some(libc::EEXIST) => {}
                 Err(error) => return Err(error),
-                Ok(created) => {
-                    self.held.looked_up(created.0.inode);
-                    self.held.opened();
-                    return Ok(created);
+                Ok((entry, handle, options, backing)) => {
+                    let version = Some(version(&entry.attr));
+                    let known = self.held.created(entry.inode, version);
+                    return Ok((told(entry, known), handle, options, backing));
                 }
             }
         }
@@ -281,6 +403,7 @@ impl FileSystem for Bounded {
         flags: u32,
         fuse_flags: u32,
     ) -> io::Result<usize> {
+        self.held.told(inode, None);
         self.host.write(
             context, inode, handle, reader, size, offset, lock_owner, delayed, flags, fuse_flags,
         )
@@ -303,6 +426,7 @@ impl FileSystem for Bounded {
         offset: u64,
         length: u64,
     ) -> io::Result<()> {
+        self.held.told(inode, None);
         self.host
             .fallocate(context, inode, handle, mode, offset, length)
     }
@@ -319,11 +443,11 @@ impl FileSystem for Bounded {
     ) -> io::Result<()> {
         self.host
             .release(context, inode, flags, handle, flush, flock, lock_owner)
-            .inspect(|()| self.held.released())
+            .inspect(|()| self.held.released(inode))
     }
 
     fn statfs(&self, context: &Context, inode: u64) -> io::Result<statvfs64> {
-        self.host.statfs(context, inode)
+        self.or_stale(inode, self.host.statfs(context, inode))
     }
 
     fn setxattr(
@@ -334,7 +458,11 @@ impl FileSystem for Bounded {
         value: &[u8],
         flags: u32,
     ) -> io::Result<()> {
-        self.host.setxattr(context, inode, name, value, flags)
+        self.held.told(inode, None);
+        self.or_stale(
+            inode,
+            self.host.setxattr(context, inode, name, value, flags),
+        )
     }
 
     fn getxattr(
@@ -344,15 +472,16 @@ impl FileSystem for Bounded {
         name: &CStr,
         size: u32,
     ) -> io::Result<GetxattrReply> {
-        self.host.getxattr(context, inode, name, size)
+        self.or_stale(inode, self.host.getxattr(context, inode, name, size))
     }
 
     fn listxattr(&self, context: &Context, inode: u64, size: u32) -> io::Result<ListxattrReply> {
-        self.host.listxattr(context, inode, size)
+        self.or_stale(inode, self.host.listxattr(context, inode, size))
     }
 
     fn removexattr(&self, context: &Context, inode: u64, name: &CStr) -> io::Result<()> {
-        self.host.removexattr(context, inode, name)
+        self.held.told(inode, None);
+        self.or_stale(inode, self.host.removexattr(context, inode, name))
     }
 
     fn opendir(
@@ -361,10 +490,12 @@ impl FileSystem for Bounded {
         inode: u64,
         flags: u32,
     ) -> io::Result<(Option<u64>, OpenOptions)> {
-        self.held.room()?;
-        let opened = self.host.opendir(context, inode, flags)?;
-        self.held.opened();
-        Ok(opened)
+        self.held.opening(inode)?;
+        let opened = self.host.opendir(context, inode, flags);
+        if opened.is_err() {
+            self.held.released(inode);
+        }
+        opened
     }
 
     fn readdir(
@@ -400,19 +531,28 @@ impl FileSystem for Bounded {
         let mut is_empty = true;
         let mut add = |listed: DirEntry<'_>, entry: Entry| {
             let number = entry.inode;
-            let added = self.held.room().and_then(|()| add_entry(listed, entry));
-            match added {
-                Ok(0) => return Ok(0),
-                Ok(length) => {
-                    is_empty = false;
-                    self.held.looked_up(number);
-                    return Ok(length);
+            let added = self.held.room().and_then(|()| {
+                let version = Some(version(&entry.attr));
+                let kind = kind(inode, &entry.attr);
+                let known = self.held.looked_up(number, version, kind);
+                let added = add_entry(listed, told(entry, known));
+                // An entry of which nothing was added is forgotten there.
+                if !matches!(added, Ok(length) if length > 0) {
+                    self.held.not_told(number);
                 }
-                Err(error) => refused = Some(error),
+                added
+            });
+            match added {
+                Ok(length) => {
+                    is_empty &= length == 0;
+                    Ok(length)
+                }
+                Err(error) => {
+                    self.held.saw(number);
+                    refused = Some(error);
+                    Ok(0)
+                }
             }
-            // An entry of which nothing was added is forgotten there.
-            self.held.saw(number);
-            Ok(0)
         };
         self.host
             .readdirplus(context, inode, handle, size, offset, &mut add)?;
@@ -436,11 +576,11 @@ impl FileSystem for Bounded {
     fn releasedir(&self, context: &Context, inode: u64, flags: u32, handle: u64) -> io::Result<()> {
         self.host
             .releasedir(context, inode, flags, handle)
-            .inspect(|()| self.held.released())
+            .inspect(|()| self.held.released(inode))
     }
 
     fn access(&self, context: &Context, inode: u64, mask: u32) -> io::Result<()> {
-        self.host.access(context, inode, mask)
+        self.or_stale(inode, self.host.access(context, inode, mask))
     }
 
     fn lseek(

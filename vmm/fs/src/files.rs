@@ -4,7 +4,6 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Arc, PoisonError, RwLock};
-use std::time::Duration;
 use std::{fs, io};
 
 use fuse_backend_rs::abi::fuse_abi::FsOptions;
@@ -15,11 +14,10 @@ use rustix::process::{Resource, getrlimit};
 use rustix::thread::{CapabilitySet, CapabilitySets, capabilities, set_capabilities};
 
 use crate::bounded::Bounded;
-use crate::held::{Budget, Held, Numbers};
+use crate::held::{Budget, Held, Limits, Numbers};
+use crate::life::LIFE;
 use crate::packet::{IN_HEADER, double_word, word};
 
-/// How long a guest may believe in attributes.
-const ATTRIBUTES: Duration = Duration::from_secs(1);
 /// Where a node's number has that of its file system.
 const INDEX_SHIFT: u32 = 56;
 /// Descriptors for all else than what a guest holds: two for each of 255 owners, and what a request
@@ -28,6 +26,8 @@ const OTHER_DESCRIPTORS: u64 = 1024;
 /// Files whose numbers are remembered ([`Numbers::Own`]). One takes some 60 bytes, of what
 /// [`crate::jail`] allows.
 const REMEMBERED: u64 = 10 << 20;
+/// Files that were let go of and that the guest may not have forgotten yet. One takes some 60 bytes, too.
+const GONE: u64 = 1 << 20;
 /// Mounts of an owner whose files can be numbered as on the host. The file system tells 254 mounts, and
 /// devices in them, apart.
 const MOUNTS: usize = 128;
@@ -42,10 +42,8 @@ const PLAIN: [&str; 12] = [
 pub struct Files {
     /// Finds the file system of a request.
     pub vfs: Arc<Vfs>,
-    /// The descriptors that the guest may hold of all owners' files.
-    held: Arc<Budget>,
-    /// The numbers that all file systems may remember of files that the guest forgot.
-    remembered: Arc<Budget>,
+    /// What the guest may hold of all owners' files.
+    limits: Limits,
     /// The path of each, by its number.
     paths: RwLock<BTreeMap<VfsIndex, String>>,
 }
@@ -85,8 +83,11 @@ impl Default for Files {
         vfs.set_remove_pseudo_root();
         Self {
             vfs: Arc::new(vfs),
-            held: Budget::new(descriptors.saturating_sub(OTHER_DESCRIPTORS)),
-            remembered: Budget::new(REMEMBERED),
+            limits: Limits {
+                files: Budget::new(descriptors.saturating_sub(OTHER_DESCRIPTORS)),
+                numbers: Budget::new(REMEMBERED),
+                gone: Budget::new(GONE),
+            },
             paths: RwLock::default(),
         }
     }
@@ -105,11 +106,8 @@ impl Files {
             root_dir: path.clone(),
             do_import: false,
             use_host_ino: numbers == Numbers::Hosts,
-            // Every walk of a path asks here, and brings fresh attributes along: what the host
-            // changes is seen at once. An open file's are kept for a moment, or each read would
-            // ask for them.
-            entry_timeout: Duration::ZERO,
-            attr_timeout: ATTRIBUTES,
+            entry_timeout: LIFE,
+            attr_timeout: LIFE,
             cache_policy: CachePolicy::Auto,
             xattr: true,
             killpriv_v2: true,
@@ -117,7 +115,7 @@ impl Files {
         };
         let share = PassthroughFs::<()>::new(config).map_err(|e| e.to_string())?;
         share.import().map_err(|e| e.to_string())?;
-        let held = Held::new(numbers, &self.held, &self.remembered);
+        let held = Held::new(numbers, &self.limits);
         let mounted = self.vfs.mount(Box::new(Bounded::new(share, held)), &path);
         let index = mounted.map_err(|e| e.to_string())?;
         let mut paths = self.paths.write().unwrap_or_else(PoisonError::into_inner);
@@ -139,6 +137,19 @@ impl Files {
                 Ok(())
             }
             _ => Ok(()),
+        }
+    }
+
+    /// Lets go of files that the host deleted, so that their space is the host's again.
+    pub fn let_go_of_deleted(&self) {
+        let paths = self.paths.read().unwrap_or_else(PoisonError::into_inner);
+        let paths: Vec<_> = paths.values().cloned().collect();
+        for path in paths {
+            if let Ok(Some((share, _))) = self.vfs.get_rootfs(&path)
+                && let Some(share) = share.as_any().downcast_ref::<Bounded>()
+            {
+                share.let_go_of_deleted();
+            }
         }
     }
 

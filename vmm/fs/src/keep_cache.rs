@@ -6,9 +6,8 @@
 //! the same tick of the file system's clock. What is written on the host through a mapping has no
 //! time of its own: it is seen when the host's kernel writes it back, as on a network file system.
 //!
-//! A file that nobody has open is read anew: with entries that are not to be believed (see
-//! [`crate::files`]) the guest lets go of it. If it did not, this server would hold it open, and
-//! what the host deletes would occupy the host's disk until the pod ends.
+//! What was asked last is remembered for as long as the guest knows the file: it keeps what it read of a
+//! closed file too, until it wants the memory for something else.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 

@@ -9,8 +9,9 @@
 //!
 //! Read in this order: [`manager`] (privileged; reads nothing that a guest wrote), [`share`] (what
 //! a share is to the kernel), [`jail`] (what the server may do), [`server`] (its threads), [`files`]
-//! (what it serves), [`bounded`] and [`held`] (how much of that at a time), [`filter`] (which FUSE requests
-//! it handles at all), [`session`] (how the guest's kernel and it begin).
+//! (what it serves), [`bounded`] and [`held`] (how much of that at a time), [`life`] and [`keep_cache`]
+//! (for how long the guest may believe it), [`filter`] (which FUSE requests it handles at all),
+//! [`session`] (how the guest's kernel and it begin).
 //!
 //! A share is a detached clone of the host's mounts that is moved into the server's mount
 //! namespace: nothing is ever mounted on the host, and all of it dies with the server. What is
@@ -28,6 +29,7 @@ pub mod fuzz;
 mod held;
 mod jail;
 mod keep_cache;
+mod life;
 mod manager;
 mod owners;
 mod packet;

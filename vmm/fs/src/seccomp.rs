@@ -4,8 +4,8 @@
 //! manager ─ starts the server, listens ─▶ MANAGER
 //! server ─ in its jail ─▶ SERVER ─ each thread that takes requests ─▶ REQUESTS
 //! ```
-//! The main thread of the server keeps what it started threads with: it reads what the manager says, and
-//! nothing of a guest. What is rare says why, so that a list has nothing else in it that is never used
+//! The main thread of the server keeps what it started threads with: it reads what the manager says,
+//! nothing of a guest, and lets go of files that the host deleted. What is rare says why, so that a list has nothing else in it that is never used
 //! (tests/checks/syscalls). To open files by handle is on none of them: it finds those outside of a share.
 
 use hull_jail::call;
@@ -91,6 +91,7 @@ const REQUESTS_ALONE: &[Call] = &[
 /// What starting threads takes beyond what they go on to call.
 const SERVER_ALONE: &[Call] = &[
     call!(SYS_read),
+    call!(SYS_ppoll),
     call!(SYS_prlimit64),
     call!(SYS_fcntl).is(1, libc::F_DUPFD_CLOEXEC as i64),
     call!(SYS_unshare).is(0, libc::CLONE_FS as i64),

@@ -11,6 +11,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
 use std::thread;
+use std::time::{Duration, Instant};
 
 use fuse_backend_rs::api::Vfs;
 use fuse_backend_rs::api::filesystem::FileSystem;
@@ -18,6 +19,7 @@ use fuse_backend_rs::api::server::Server;
 use fuse_backend_rs::transport::{FuseBuf, FuseDevWriter, Reader};
 use hull_jail::JailError;
 use hull_proto_vmm::fs::MAX_PACKET;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::Mode;
 use rustix::io::Errno;
 use rustix::net::{
@@ -37,6 +39,9 @@ use crate::session;
 const THREADS: usize = 4;
 /// The stack of such a thread. Only what is touched costs memory.
 const STACK: usize = 512 << 10;
+/// How often files are let go of that the host deleted. For each that the guest holds and has not open,
+/// it takes a microsecond or two.
+const SWEEP: Duration = Duration::from_secs(5);
 /// What the server says when it is ready for commands.
 pub const READY: &str = "ready";
 /// What the server answers to a command that it carried out.
@@ -63,6 +68,7 @@ pub enum ServerError {
 /// [`ServerError`]
 pub fn run(root: &Path) -> Result<(), ServerError> {
     jail::enter(root)?;
+    bound_arenas();
     let own = |fd: std::os::fd::BorrowedFd<'_>| fd.try_clone_to_owned().map_err(ServerError::Start);
     let fuse = Arc::new(own(io::stdin().as_fd())?);
     let manager = Arc::new(UnixStream::from(own(io::stdout().as_fd())?));
@@ -93,12 +99,34 @@ pub fn run(root: &Path) -> Result<(), ServerError> {
     serve_manager(&manager, &files).map_err(ServerError::Manager)
 }
 
-/// Carries out the manager's commands until there are no more.
+/// Has the C library's allocator keep one arena for all threads. To give back memory of another, it would
+/// read whether the host overcommits, which a thread that takes requests may not.
+fn bound_arenas() {
+    // SAFETY: there is one thread, and the setting is one of mallopt(3).
+    if unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) } != 1 {
+        eprintln!("hull-fs: the allocator takes no bound of its arenas");
+    }
+}
+
+/// Carries out the manager's commands until there are no more. Between them, lets go of what the host
+/// deleted: on this thread, so that a share is not removed meanwhile.
 fn serve_manager(manager: &UnixStream, files: &Files) -> io::Result<()> {
     let mut replies: &UnixStream = manager;
     writeln!(replies, "{READY}")?;
-    for line in BufReader::new(manager).lines() {
-        let done = match line?.split_once(' ') {
+    let mut commands = BufReader::new(manager);
+    let mut line = String::new();
+    let mut next = Instant::now() + SWEEP;
+    loop {
+        if commands.buffer().is_empty() && !wait(manager, next)? {
+            files.let_go_of_deleted();
+            next = Instant::now() + SWEEP;
+            continue;
+        }
+        line.clear();
+        if commands.read_line(&mut line)? == 0 {
+            return Ok(());
+        }
+        let done = match line.trim_end_matches('\n').split_once(' ') {
             Some(("add", owner)) => files.add(owner),
             Some(("remove", owner)) => files.remove(owner),
             _ => Err("no such command".to_owned()),
@@ -108,7 +136,19 @@ fn serve_manager(manager: &UnixStream, files: &Files) -> io::Result<()> {
             Err(error) => writeln!(replies, "{}", error.replace('\n', " "))?,
         }
     }
-    Ok(())
+}
+
+/// Waits until something is there to read, or its end. False: it is `end` first.
+fn wait(manager: &UnixStream, end: Instant) -> io::Result<bool> {
+    loop {
+        let left = end.saturating_duration_since(Instant::now());
+        let left = Timespec::try_from(left).ok();
+        match poll(&mut [PollFd::new(manager, PollFlags::IN)], left.as_ref()) {
+            Ok(count) => return Ok(count > 0),
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
 }
 
 /// Takes and answers requests until the other end is closed.

@@ -221,6 +221,12 @@ impl Server {
         Ok(u64_at(&entry, 0))
     }
 
+    /// What a lookup finds.
+    pub fn entry(&mut self, parent: u64, name: &str) -> Result<Entry, i32> {
+        self.call(LOOKUP, parent, &text(name))
+            .map(|entry| Entry::read(&entry))
+    }
+
     /// Mode, user and group of what a lookup finds.
     pub fn attributes(&mut self, parent: u64, name: &str) -> Result<(u32, u32, u32), i32> {
         let entry = self.call(LOOKUP, parent, &text(name))?;
@@ -368,6 +374,29 @@ impl Drop for Server {
     fn drop(&mut self) {
         let _ = self.process.kill();
         let _ = self.process.wait();
+    }
+}
+
+/// What the guest is told of a file: a `fuse_entry_out`, as far as it matters here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Entry {
+    pub node: u64,
+    pub generation: u64,
+    /// How long the entry and the attributes may be believed, in nanoseconds.
+    pub lives: [u64; 2],
+    pub size: u64,
+}
+
+impl Entry {
+    pub fn read(entry: &[u8]) -> Self {
+        let life =
+            |seconds, rest| u64_at(entry, seconds) * 1_000_000_000 + u64::from(u32_at(entry, rest));
+        Self {
+            node: u64_at(entry, 0),
+            generation: u64_at(entry, 8),
+            lives: [life(16, 32), life(24, 36)],
+            size: u64_at(entry, 48),
+        }
     }
 }
 

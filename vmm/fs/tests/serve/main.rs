@@ -519,8 +519,11 @@ fn mounts_made_later_appear_in_a_slave_alone() {
     }
 }
 
+/// A second, in nanoseconds.
+const SECOND: u64 = 1_000_000_000;
+
 #[test]
-fn changes_of_the_host_are_seen_at_once() {
+fn changes_of_the_host_are_seen_within_a_second() {
     let host = host(false);
     for (dir, text) in [("v1", "one"), ("v2", "two")] {
         fs::create_dir(host.path().join(dir)).unwrap();
@@ -535,12 +538,202 @@ fn changes_of_the_host_are_seen_at_once() {
     fs::rename(host.path().join("..tmp"), host.path().join("..data")).unwrap();
     let data = server.lookup(root, "..data").unwrap();
     assert_eq!(server.call(READLINK, data, &[]).unwrap(), b"v2");
-    // No entry may be kept, so that each walk brings new attributes.
-    let entry = server.call(LOOKUP, root, &text("v1")).unwrap();
-    assert_eq!(entry[16..24], [0; 8]);
-    assert_eq!(entry[32..36], [0; 4]);
+
+    // What is there may be believed for a second, and nothing for longer. That nothing is there is an
+    // error, which is not believed at all.
+    for name in ["v1", "..data"] {
+        let entry = server.entry(root, name).unwrap();
+        assert_eq!((entry.lives, entry.generation), ([SECOND; 2], 0), "{name}");
+    }
+    let v1 = server.lookup(root, "v1").unwrap();
+    let key = server.entry(v1, "key").unwrap();
+    assert_eq!((key.lives, key.size), ([SECOND; 2], 3));
+    assert_eq!(server.entry(root, "later"), Err(libc::ENOENT));
     let attributes = server.call(GETATTR, root, &[0; 16]).unwrap();
-    assert_eq!(attributes[..8], 1_u64.to_le_bytes());
+    assert_eq!(attributes[..12], [1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+    let (node, _) = server.create(v1, "new", 0o100_600).unwrap();
+    let body = [&node.to_le_bytes()[..], b"link\0"].concat();
+    let linked = server.call(LINK, v1, &body).unwrap();
+    assert_eq!(Entry::read(&linked).lives, [SECOND; 2]);
+    // A listing tells of each file as a lookup does, and is not cached itself.
+    let opened = server.call(OPENDIR, v1, &[0; 8]).unwrap();
+    assert_eq!(opened[8..12], [0; 4], "FOPEN_CACHE_DIR or FOPEN_KEEP_CACHE");
+    let handle = u64::from_le_bytes(opened[..8].try_into().unwrap());
+    let listed = server
+        .call(READDIRPLUS, v1, &transfer(handle, 0, 4096))
+        .unwrap();
+    assert_eq!(Entry::read(&listed).lives, [SECOND; 2]);
+    // Owners come and go, and so do their shares.
+    let owner = server.entry(ROOT, "o").unwrap();
+    assert_eq!(owner.lives, [0, SECOND]);
+    assert_eq!(server.entry(owner.node, "0").unwrap().lives, [0, SECOND]);
+}
+
+#[test]
+fn who_opens_a_file_sees_what_the_host_made_of_it() {
+    let host = host(false);
+    let path = host.path().join("file");
+    fs::write(&path, "old").unwrap();
+    let mut server = Server::start();
+    let root = server.share(host.path());
+    let stale = Err(libc::ESTALE);
+    let node = server.lookup(root, "file").unwrap();
+    let read = |server: &mut Server| server.open(OPEN, node, libc::O_RDONLY);
+    read(&mut server).unwrap();
+    // For a moment, who looked is who opens.
+    let wait = || std::thread::sleep(std::time::Duration::from_millis(30));
+    wait();
+    // The guest believes in three bytes, and is to ask.
+    fs::write(&path, "new and longer").unwrap();
+    assert_eq!(read(&mut server), stale);
+    let entry = server.entry(root, "file").unwrap();
+    assert_eq!((entry.node, entry.size), (node, 14));
+    read(&mut server).unwrap();
+    // Who comes back is not refused again, though the host changed it once more.
+    wait();
+    fs::write(&path, "newer").unwrap();
+    assert_eq!(read(&mut server), stale);
+    server.entry(root, "file").unwrap();
+    wait();
+    fs::write(&path, "newest").unwrap();
+    let handle = read(&mut server).unwrap();
+    assert_eq!(server.read(node, handle, 0, 99).unwrap(), b"newest");
+    assert_eq!(read(&mut server), stale, "this one was not here before");
+
+    // What the guest did itself is no news to it.
+    let (node, handle) = server.create(root, "own", 0o100_600).unwrap();
+    let read = |server: &mut Server| server.open(OPEN, node, libc::O_RDONLY);
+    wait();
+    server.write(node, handle, 0, b"by the guest").unwrap();
+    read(&mut server).unwrap();
+    let mut size = vec![0; 88];
+    size[0] = 8;
+    server.call(SETATTR, node, &size).unwrap();
+    wait();
+    read(&mut server).unwrap();
+    let body = [&[1, 0, 0, 0, 0, 0, 0, 0][..], b"user.a\0x"].concat();
+    server.call(SETXATTR, node, &body).unwrap();
+    read(&mut server).unwrap();
+    server.call(GETATTR, node, &[0; 16]).unwrap();
+    wait();
+    let flags = libc::O_WRONLY | libc::O_TRUNC;
+    server.open(OPEN, node, flags).unwrap();
+    read(&mut server).unwrap();
+
+    // Another file in its place, and none.
+    server.call(GETATTR, node, &[0; 16]).unwrap();
+    fs::write(host.path().join("other"), "another").unwrap();
+    fs::rename(host.path().join("other"), host.path().join("own")).unwrap();
+    wait();
+    assert_eq!(read(&mut server), stale);
+    let other = server.entry(root, "own").unwrap();
+    assert!(other.node != node && other.size == 7, "{other:?}");
+    fs::remove_file(host.path().join("own")).unwrap();
+    wait();
+    assert_eq!(server.open(OPEN, other.node, libc::O_RDONLY), stale);
+    assert_eq!(server.entry(root, "own"), Err(libc::ENOENT));
+}
+
+#[test]
+fn what_the_host_deletes_is_let_go_of_while_the_guest_remembers_it() {
+    let host = host(false);
+    let disk = host.path().join("disk");
+    fs::create_dir_all(&disk).unwrap();
+    tmpfs(&disk);
+    for name in ["a", "linked", "open", "share", "b (deleted)"] {
+        fs::write(disk.join(name), vec![b'x'; 1 << 20]).unwrap();
+    }
+    fs::hard_link(disk.join("linked"), disk.join("link")).unwrap();
+    fs::create_dir(disk.join("dir")).unwrap();
+    symlink("a", disk.join("symlink")).unwrap();
+    let mut server = Server::start();
+    let way = |path| (path, Access::ReadWrite, Propagation::Private);
+    let share = disk.join("share");
+    server.add("o", &[way(disk.as_path()), way(share.as_path())]);
+    let owner = server.lookup(ROOT, "o").unwrap();
+    let root = server.lookup(owner, "0").unwrap();
+    let mounted = server.lookup(owner, "1").unwrap();
+    let names = ["a", "linked", "open", "b (deleted)", "dir", "symlink"];
+    let nodes = names.map(|name| server.lookup(root, name).unwrap());
+    let [a, linked, open, suffixed, dir, link] = nodes;
+    server.lookup(root, "a").unwrap();
+    let handle = server.open(OPEN, open, libc::O_RDWR).unwrap();
+    for name in ["a", "linked", "open", "share", "symlink"] {
+        fs::remove_file(disk.join(name)).unwrap();
+    }
+    fs::remove_dir(disk.join("dir")).unwrap();
+
+    // The sweep comes by itself.
+    let pages = |disk: &Path| rustix::fs::statvfs(disk).map(|fs| fs.f_blocks - fs.f_bfree);
+    let before = pages(&disk).unwrap();
+    let begin = std::time::Instant::now();
+    while server.call(GETATTR, a, &[0; 16]) != Err(libc::ESTALE) {
+        assert!(begin.elapsed().as_secs() < 30, "it is not let go of");
+        std::thread::sleep(std::time::Duration::from_millis(100));
+    }
+    let begin = std::time::Instant::now();
+    while server.call(GETATTR, link, &[0; 16]) != Err(libc::ESTALE) {
+        assert!(begin.elapsed().as_secs() < 1, "in the same sweep");
+    }
+    assert!(pages(&disk).unwrap() + 200 < before, "the space is there");
+    let stale = Err(libc::ESTALE);
+    assert_eq!(server.open(OPEN, a, libc::O_RDONLY).map(drop), stale);
+    assert_eq!(server.call(READLINK, link, &[]).map(drop), stale);
+    for opcode in [SETATTR, GETXATTR] {
+        let body = [&[0; 88][..], b"user.a\0"].concat();
+        let at = if opcode == SETATTR { 0 } else { 80 };
+        assert_eq!(server.call(opcode, a, &body[at..]).map(drop), stale);
+    }
+    // What is in use, has another name, is only called so, or is a share, is as it was.
+    assert_eq!(server.read(open, handle, 0, 1).unwrap(), b"x");
+    for node in [open, linked, suffixed, dir, mounted] {
+        server.call(GETATTR, node, &[0; 16]).unwrap();
+    }
+    let handle = server.open(OPEN, mounted, libc::O_RDONLY).unwrap();
+    assert_eq!(server.read(mounted, handle, 0, 1).unwrap(), b"x");
+    // The guest forgets what it knew twice.
+    server.forget(&[(a, 1), (a, 1)]);
+    let begin = std::time::Instant::now();
+    while server.call(GETATTR, a, &[0; 16]) != Err(libc::EBADF) {
+        assert!(begin.elapsed().as_secs() < 10, "nobody knows it");
+    }
+}
+
+#[test]
+fn a_number_that_the_host_uses_again_is_another_file() {
+    let host = host(false);
+    // In an ext4, the next file gets the number of the last that was deleted.
+    let image = host.path().join("image");
+    fs::File::create(&image).unwrap().set_len(16 << 20).unwrap();
+    let disk = host.path().join("disk");
+    fs::create_dir(&disk).unwrap();
+    let run = |name: &str, arguments: &[&Path]| {
+        let status = std::process::Command::new(name).args(arguments).status();
+        assert!(status.unwrap().success(), "{name}");
+    };
+    run("mkfs.ext4", &[Path::new("-q"), &image]);
+    run("mount", &[Path::new("-oloop"), &image, &disk]);
+    let file = disk.join("file");
+    fs::write(&file, "first").unwrap();
+    let mut server = Server::start();
+    let root = server.share(&disk);
+    let first = server.entry(root, "file").unwrap();
+    fs::remove_file(&file).unwrap();
+    let begin = std::time::Instant::now();
+    while server.call(GETATTR, first.node, &[0; 16]) != Err(libc::ESTALE) {
+        assert!(begin.elapsed().as_secs() < 30, "it is not let go of");
+        std::thread::sleep(std::time::Duration::from_millis(100));
+    }
+    fs::write(&file, "second").unwrap();
+    let second = server.entry(root, "file").unwrap();
+    assert_eq!((second.node, second.size), (first.node, 6), "so it is");
+    assert_eq!([first.generation, second.generation], [0, 1]);
+    // The guest forgets the first.
+    server.forget(&[(first.node, 1)]);
+    assert_eq!(server.cat(root, "file").unwrap(), "second");
+    assert_eq!(server.entry(root, "file").unwrap().generation, 1);
+    drop(server);
+    unmount(&disk, UnmountFlags::DETACH).unwrap();
 }
 
 #[test]
@@ -719,6 +912,25 @@ fn nothing_is_left_of_files_that_were_forgotten() {
 }
 
 #[test]
+fn threads_have_no_memory_that_they_could_not_give_back() {
+    let host = host(false);
+    let mut server = Server::start();
+    let root = server.share(host.path());
+    for at in 0..100 {
+        server.create(root, &format!("f{at}"), 0o100_600).unwrap();
+    }
+    // Of a thread's own arena, the C library reserves a heap of 64 MiB.
+    let maps = fs::read_to_string(format!("/proc/{}/maps", server.serving())).unwrap();
+    let reserved = maps.lines().filter(|line| {
+        let (range, rest) = line.split_once(' ').unwrap();
+        let (begin, end) = range.split_once('-').unwrap();
+        let address = |text| u64::from_str_radix(text, 16).unwrap();
+        rest.starts_with("---p") && address(end) - address(begin) > 32 << 20
+    });
+    assert_eq!(reserved.count(), 0, "{maps}");
+}
+
+#[test]
 fn a_share_whose_files_are_never_forgotten_leaves_room_for_others() {
     let host = host(false);
     for name in ["a", "b"] {
@@ -743,15 +955,27 @@ fn a_share_whose_files_are_never_forgotten_leaves_room_for_others() {
     // Each way to be told of a file.
     let directory = |at: u64| [&0o755_u64.to_le_bytes()[..], &text(&format!("d{at}"))].concat();
     let mut known = Vec::new();
+    let mut living = 0;
     let refused = loop {
         match server.call(MKDIR, root, &directory(known.len() as u64)) {
-            Ok(entry) => known.push((u64::from_le_bytes(entry[..8].try_into().unwrap()), 1)),
+            Ok(entry) => {
+                let entry = Entry::read(&entry);
+                known.push((entry.node, 1));
+                living += entry.lives[0] / SECOND;
+            }
             Err(error) => break error,
         }
         assert!(known.len() < 5000);
     };
     assert_eq!(refused, libc::ENFILE);
     assert!(known.len() > 1000, "{}", known.len());
+    // A guest keeps what may be believed, and does not go on to keep more.
+    let part = (4096 - 1024) / 4;
+    assert!(
+        (part - 10..=part).contains(&living),
+        "{living} of {}",
+        known.len()
+    );
     let more = format!("d{}", known.len());
     assert!(
         !host.path().join("a").join(&more).exists(),
@@ -819,6 +1043,57 @@ fn a_share_whose_files_are_never_forgotten_leaves_room_for_others() {
         server.release(RELEASE, node, handle).unwrap();
     }
     assert_eq!(server.cat_node(node).unwrap(), "x");
+}
+
+#[test]
+fn forgetting_too_much_harms_nobody() {
+    let host = host(false);
+    fs::write(host.path().join("file"), "x").unwrap();
+    let mut server = Server::start();
+    let root = server.share(host.path());
+    let before = server.descriptors();
+    for _ in 0..20 {
+        let node = server.lookup(root, "file").unwrap();
+        let flood: Vec<_> = (0..4000).map(|at| (node + at, u64::MAX - at)).collect();
+        server.forget(&flood);
+        server.forget(&[(node, 0), (node, u64::MAX), (root, 0), (ROOT, 7)]);
+        server.forget(&[(u64::MAX, 1)]);
+    }
+    let begin = std::time::Instant::now();
+    while server.descriptors() > before {
+        assert!(begin.elapsed().as_secs() < 10, "the file is held");
+    }
+    // Another thread may be faster than those that still forget.
+    let read = (0..1000).find_map(|_| server.cat(root, "file").ok());
+    assert_eq!(read.as_deref(), Some("x"));
+}
+
+#[test]
+fn names_are_any_bytes_and_as_long_as_the_hosts() {
+    let host = host(false);
+    let mut server = Server::start();
+    let root = server.share(host.path());
+    let file = [libc::S_IFREG | 0o600, 0, 0, 0]
+        .map(u32::to_le_bytes)
+        .concat();
+    let make = |name: &[u8]| [&file[..], name, &[0]].concat();
+    let long = [0xff; 255];
+    let made = server.call(MKNOD, root, &make(&long)).unwrap();
+    let found = server.call(LOOKUP, root, &[&long[..], &[0]].concat());
+    assert_eq!(Entry::read(&found.unwrap()), Entry::read(&made));
+    let longer = server.call(MKNOD, root, &make(&[b'x'; 256]));
+    assert_eq!(longer, Err(libc::ENAMETOOLONG));
+    let names: Vec<_> = fs::read_dir(host.path()).unwrap().flatten().collect();
+    let names: Vec<_> = names.iter().map(|entry| entry.file_name()).collect();
+    assert_eq!(names[0].as_encoded_bytes(), long);
+    // 100 directories in each other.
+    let mut parent = root;
+    for _ in 0..100 {
+        let made = server.call(MKDIR, parent, b"\xed\x01\0\0\0\0\0\0d\0");
+        parent = Entry::read(&made.unwrap()).node;
+    }
+    server.create(parent, "deep", 0o100_600).unwrap();
+    assert!(host.path().join("d/".repeat(100)).join("deep").exists());
 }
 
 #[test]
