@@ -405,6 +405,15 @@ agent_tests! {
             let events = agent.cgroup().join(id).join("cgroup.events");
             fs::read_to_string(events).unwrap().contains("frozen 1")
         });
+        // Processes that may go on do when their turn comes.
+        let until_free = async |which| {
+            let free = async {
+                while frozen() != which {
+                    sleep(Duration::from_millis(5)).await;
+                }
+            };
+            timeout(LIMIT, free).await.unwrap();
+        };
         let mut exec = exec_request("c1", "e1", "sleep 1000");
         exec.timeout_ms = 2000;
         agent.client.exec(context(), &exec).await.unwrap();
@@ -417,7 +426,7 @@ agent_tests! {
         assert!(agent.exited("c1", "e1").await.timed_out);
         assert_eq!(frozen(), [true, true]);
         agent.client.thaw(context(), &thaw).await.unwrap();
-        assert_eq!(frozen(), [false, false]);
+        until_free([false, false]).await;
 
         // As in a snapshot.
         agent.client.freeze(context(), &freeze).await.unwrap();
@@ -433,7 +442,7 @@ agent_tests! {
         agent.client.thaw(context(), &thaw).await.unwrap();
         assert_eq!(frozen(), [true, true], "they wait for their start whatever comes");
         agent.start_container("c1").await.unwrap();
-        assert_eq!(frozen(), [false, true]);
+        until_free([false, true]).await;
         agent.start_container("c2").await.unwrap();
         let (mut output, _) = agent.open_output(StreamKind::Stdout, "c2", "", 0).await.unwrap();
         assert_eq!(output.read_exact(6).await, b"hello\n");

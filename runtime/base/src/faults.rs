@@ -118,8 +118,6 @@ points! {
     VmDetached(Effect) = "vm-detached",
     /// The VM stands still.
     VmPaused(Effect) = "vm-paused",
-    /// The memory of a VM that runs was copied.
-    VmCopied(Effect) = "vm-copied",
     /// The VM that stands still is written to files.
     VmSaved(Effect) = "vm-saved",
     /// The VM goes on.

@@ -392,10 +392,9 @@ fn point_of(request: &Request) -> Point {
         Request::Detach { .. } => Point::VmDetached,
         Request::Stop => Point::VmStopped,
         Request::Pause => Point::VmPaused,
-        Request::Copy { .. } => Point::VmCopied,
         Request::Save { .. } => Point::VmSaved,
         Request::Resume => Point::VmResumed,
-        Request::Hello { .. } | Request::Metrics => Point::VmAsked,
+        Request::Hello { .. } | Request::Metrics | Request::Copy { .. } => Point::VmAsked,
     }
 }
 
