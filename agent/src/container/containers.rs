@@ -211,8 +211,9 @@ impl Containers {
                 source,
             };
             // Before it is tried, so that a half is undone.
-            frozen.insert(id.clone());
-            if !cgroup.hold().map_err(failed)? {
+            let is_new = frozen.insert(id.clone());
+            // Who waits for its start does so afterwards, too.
+            if !cgroup.hold().map_err(failed)? && is_new {
                 frozen.remove(id);
             }
         }
