@@ -619,9 +619,13 @@ async fn mounts_made_later_on_the_host_appear_where_they_should() {
     run(&node, &id, "ls /slave/point /private/point").await;
     dir.tmpfs("point");
     dir.write("point/late", "late\n");
+    // A guest believes for a second in what it was told of a directory.
+    let unlearned = Duration::from_millis(1500);
+    tokio::time::sleep(unlearned).await;
     assert_eq!(run(&node, &id, "cat /slave/point/late").await, "late\n");
     assert_eq!(run(&node, &id, "ls /private/point").await, "");
     host("umount", &["-l", dir.path("point").to_str().unwrap()]);
+    tokio::time::sleep(unlearned).await;
     assert_eq!(run(&node, &id, "ls /slave/point").await, "");
     dir.unmount();
     end(node, pod).await;
