@@ -49,15 +49,7 @@ inside() {
 IMAGE=bench.registry/bench/busybox:latest
 SHORT=0
 hull() { command hull --config "$DIR/hull.toml" "$@"; }
-note() { echo "$2 $3" >>"$DIR/$1.figures"; }
 run() { hull run -d --name "$1" --memory 512m "$IMAGE" sh -c "$2" >/dev/null; }
-# timed PEER FIGURE COMMAND...
-timed() {
-    local peer=$1 figure=$2 begin; shift 2
-    begin=$(now)
-    "$@"
-    note "$peer" "$figure" "$(awk -v ns=$(($(now) - begin)) 'BEGIN { printf "%.1f", ns / 1e6 }')"
-}
 
 # save KIND NUMBER: a checkpoint of that pod, and one that goes on from it; none stays.
 save() {

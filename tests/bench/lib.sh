@@ -12,3 +12,14 @@ median() { awk -v name="$2" '$1 == name { print $2 }' "$DIR/$1.figures" | sort -
 
 # The time, ns.
 now() { date +%s%N; }
+
+# note PEER FIGURE VALUE
+note() { echo "$2 $3" >>"$DIR/$1.figures"; }
+
+# timed PEER FIGURE COMMAND...: notes how long a command took, in ms, and prints what it prints.
+timed() {
+    local peer=$1 figure=$2 begin; shift 2
+    begin=$(now)
+    "$@"
+    note "$peer" "$figure" "$(awk -v ns=$(($(now) - begin)) 'BEGIN { printf "%.1f", ns / 1e6 }')"
+}

@@ -91,7 +91,6 @@ J
     VMM=$(pgrep -f "hull-vmm.*$POD")
 }
 
-note() { echo "$2 $3" >>"$DIR/$1.figures"; }
 # load MODE FIGURE ARGUMENT...: time and exits of one load in the container.
 load() {
     local mode=$1 figure=$2 before after; shift 2

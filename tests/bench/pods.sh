@@ -99,14 +99,6 @@ template() { find "/proc/${DAEMONS[1]}/fd" -lname '/memfd:template-memory*' -pri
 # at MODE COMMAND...: asks that daemon.
 at() { local mode=$1; shift; hull-cri -r "$(socket "$mode")" "$@"; }
 socket() { if [ "$1" = containerd ]; then echo "$DIR/containerd.sock"; else echo "$DIR/$1/hull.sock"; fi; }
-note() { echo "$2 $3" >>"$DIR/$1.figures"; }
-# timed MODE FIGURE COMMAND...: notes how long a command took, and prints what it prints.
-timed() {
-    local mode=$1 figure=$2 begin; shift 2
-    begin=$(now)
-    "$@"
-    note "$mode" "$figure" "$(awk -v ns=$(($(now) - begin)) 'BEGIN { printf "%.1f", ns / 1e6 }')"
-}
 
 # pod MODE NUMBER: runs one; sets POD.
 pod() {

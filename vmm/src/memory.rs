@@ -287,7 +287,7 @@ pub fn save(
             file.set_len(all).map_err(MemoryError::File)?;
             write(memory, &parts, file)
         }
-        Some(changed) if length == all => rewrite(memory, &parts, file, changed),
+        Some(changed) if length == all => rewrite(memory, &parts, file, length, changed),
         None => Err(MemoryError::Length { length, mib: 0 }),
         Some(_) => {
             let mib = all / MIB;
@@ -319,14 +319,14 @@ fn write(memory: &Memory, parts: &[(u64, u64, u64)], file: &File) -> Result<(), 
     Ok(())
 }
 
-/// Writes what has changed, zeros too; what is in none of `parts` the guest does not have.
+/// Writes what has changed to a file of this length, zeros too; what is in none of `parts` the guest does not have.
 fn rewrite(
     memory: &Memory,
     parts: &[(u64, u64, u64)],
     file: &File,
+    length: u64,
     changed: &[Range<u64>],
 ) -> Result<(), MemoryError> {
-    let length = file.metadata().map_err(MemoryError::File)?.len();
     let page = PAGE as u64;
     let mut buffer = vec![0; CHUNK];
     for change in changed {

@@ -48,12 +48,7 @@ pub(super) async fn resume(client: &Client, arguments: &ResumeArgs) -> Result<()
     let restored = restored.into_inner();
     let ids = restored.restored_containers.into_iter();
     let ids: Vec<String> = ids.map(|container| container.container_id).collect();
-    if let Err(error) = start(client, &ids).await {
-        return match own::end(client, &restored.pod_sandbox_id).await {
-            Ok(()) => Err(error),
-            Err(removal) => Err(error.context(format!("also: {removal:#}"))),
-        };
-    }
+    start(client, &ids, own::end(client, &restored.pod_sandbox_id)).await?;
     let removed = fs::remove_dir_all(&arguments.directory).await;
     removed.with_context(|| {
         let directory = arguments.directory.display();
@@ -63,8 +58,22 @@ pub(super) async fn resume(client: &Client, arguments: &ResumeArgs) -> Result<()
         .try_for_each(|id| table::print(&format!("{id}\n")))
 }
 
-/// Lets restored containers go on.
-pub(crate) async fn start(client: &Client, ids: &[String]) -> Result<()> {
+/// Lets restored containers go on; if one does not, `end` is what ends their pod.
+pub(crate) async fn start(
+    client: &Client,
+    ids: &[String],
+    end: impl Future<Output = Result<()>>,
+) -> Result<()> {
+    let Err(error) = start_all(client, ids).await else {
+        return Ok(());
+    };
+    match end.await {
+        Ok(()) => Err(error),
+        Err(removal) => Err(error.context(format!("also: {removal:#}"))),
+    }
+}
+
+async fn start_all(client: &Client, ids: &[String]) -> Result<()> {
     for id in ids {
         let request = StartContainerRequest {
             container_id: id.clone(),

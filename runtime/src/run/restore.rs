@@ -55,16 +55,8 @@ pub(crate) async fn restore(settings: &Settings, arguments: &RestoreArgs) -> Res
     let pod = restored.pod_sandbox_id;
     let ids = restored.restored_containers.into_iter();
     let ids: Vec<String> = ids.map(|container| container.container_id).collect();
-    let started = if arguments.no_start {
-        Ok(())
-    } else {
-        start(&client, &ids).await
-    };
-    if let Err(error) = started {
-        return match own::remove(&client, &pod, &logs).await {
-            Ok(()) => Err(error),
-            Err(removal) => Err(error.context(format!("also: {removal:#}"))),
-        };
+    if !arguments.no_start {
+        start(&client, &ids, own::remove(&client, &pod, &logs)).await?;
     }
     ids.iter()
         .try_for_each(|id| table::print(&format!("{id}\n")))

@@ -7,8 +7,9 @@ use std::{
     os::unix::fs::FileExt,
 };
 
-use nix::unistd::{Whence, lseek64};
 use sha2::{Digest, Sha256};
+
+use crate::storage::holes;
 
 /// Bytes of a block. Part of the digest's definition.
 const BLOCK: usize = 64 << 10;
@@ -24,12 +25,11 @@ pub(crate) fn of_file(file: &File) -> io::Result<String> {
     let mut block = vec![0; BLOCK];
     let mut at = 0;
     while at < length {
-        let Some(data) = seek(file, at, Whence::SeekData)? else {
+        let Some(data) = holes::data(file, at, length)? else {
             break;
         };
-        let end = seek(file, data, Whence::SeekHole)?.unwrap_or(length);
-        at = at.max(data - data % BLOCK as u64);
-        while at < end.min(length) {
+        at = at.max(data.start - data.start % BLOCK as u64);
+        while at < data.end.min(length) {
             let size = usize::try_from(length - at).map_or(BLOCK, |left| left.min(BLOCK));
             let bytes = &mut block[..size];
             file.read_exact_at(bytes, at)?;
@@ -70,16 +70,6 @@ impl Write for Hashing {
 fn hex(hasher: Sha256) -> String {
     let bytes = hasher.finalize();
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-/// The next data or hole at or behind `at`; none behind the last (ENXIO of lseek(2)).
-fn seek(file: &File, at: u64, whence: Whence) -> io::Result<Option<u64>> {
-    let offset = i64::try_from(at).map_err(io::Error::other)?;
-    match lseek64(file, offset, whence) {
-        Ok(found) => Ok(u64::try_from(found).ok()),
-        Err(nix::Error::ENXIO) => Ok(None),
-        Err(error) => Err(error.into()),
-    }
 }
 
 #[cfg(test)]

@@ -683,9 +683,7 @@ impl<'a> Assembled<'a> {
             FdIndex(fds.len() as u32 - 1)
         })?;
         for (slot, device) in own {
-            // Each has all descriptors, and uses its own.
-            let fds: io::Result<Vec<_>> = fds.iter().map(OwnedFd::try_clone).collect();
-            vm.attach(slot, device, fds.map_err(duplicate)?).await?;
+            self.attach(slot, device, &fds).await?;
         }
         vm.start().await?;
         self.tell_phases(begin).await;
@@ -738,13 +736,22 @@ impl<'a> Assembled<'a> {
             FdIndex(fds.len() as u32 - 1)
         })?;
         for (slot, device) in cards {
-            // Each has all descriptors, and uses its own.
-            let fds: io::Result<Vec<_>> = fds.iter().map(OwnedFd::try_clone).collect();
-            let fds = fds.map_err(|e| PodError::internal("duplicate a file descriptor", e))?;
-            vm.attach(slot, device, fds).await?;
+            self.attach(slot, device, &fds).await?;
             agent.attach_device(slot).await?;
         }
         Ok((agent, guest))
+    }
+
+    /// Puts a device behind a slot; it has all descriptors of those that are attached with it, and uses its own.
+    async fn attach(
+        &self,
+        slot: u8,
+        device: DeviceConfig,
+        fds: &[OwnedFd],
+    ) -> Result<(), PodError> {
+        let fds: io::Result<Vec<_>> = fds.iter().map(OwnedFd::try_clone).collect();
+        let fds = fds.map_err(|e| PodError::internal("duplicate a file descriptor", e))?;
+        Ok(self.parts.vm.attach(slot, device, fds).await?)
     }
 
     /// Memory that the guest may have beside that of its start.

@@ -6,6 +6,7 @@ pub(crate) mod atomic_volumes;
 pub(crate) mod attachments;
 pub(crate) mod devices;
 pub(crate) mod empty_dir;
+pub(crate) mod holes;
 pub(crate) mod host_device;
 pub(crate) mod host_files;
 pub(crate) mod scratch;

@@ -12,13 +12,12 @@ use std::{
     process::{Command, Stdio},
 };
 
-use nix::unistd::{Whence, lseek64};
 use rustix::fs::ioctl_ficlone;
 
 use hull_base::faults::{self, Point};
 use hull_spec::config::PodsConfig;
 
-use super::StorageError;
+use super::{StorageError, holes};
 
 /// What an image is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -165,27 +164,16 @@ fn copy_sparse(mut from: &File, mut to: &File) -> io::Result<()> {
     to.set_len(length)?;
     let mut at = 0;
     faults::write(Point::ScratchWrite)?;
-    while let Some(data) = seek(from, at, Whence::SeekData)? {
-        let hole = seek(from, data, Whence::SeekHole)?.unwrap_or(length);
-        from.seek(SeekFrom::Start(data))?;
-        to.seek(SeekFrom::Start(data))?;
-        let copied = io::copy(&mut from.take(hole - data), &mut to)?;
-        if copied != hole - data {
+    while let Some(data) = holes::data(from, at, length)? {
+        from.seek(SeekFrom::Start(data.start))?;
+        to.seek(SeekFrom::Start(data.start))?;
+        let size = data.end - data.start;
+        if io::copy(&mut from.take(size), &mut to)? != size {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
-        at = hole;
+        at = data.end;
     }
     to.flush()
-}
-
-/// The next data or hole at or behind `at`; none behind the last (ENXIO of lseek(2)).
-fn seek(file: &File, at: u64, whence: Whence) -> io::Result<Option<u64>> {
-    let offset = i64::try_from(at).map_err(io::Error::other)?;
-    match lseek64(file, offset, whence) {
-        Ok(found) => Ok(u64::try_from(found).ok()),
-        Err(nix::Error::ENXIO) => Ok(None),
-        Err(error) => Err(error.into()),
-    }
 }
 
 fn failed<'a>(action: &'static str, path: &'a Path) -> impl Fn(io::Error) -> StorageError + 'a {
