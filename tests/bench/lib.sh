@@ -10,6 +10,12 @@ ratio() { awk -v a="$1" -v b="$2" 'BEGIN { printf "%.3f", (b > 0 ? a / b : 0) }'
 # median PEER FIGURE
 median() { awk -v name="$2" '$1 == name { print $2 }' "$DIR/$1.figures" | sort -g | awk '{ v[NR] = $1 } END { print v[int((NR + 1) / 2)] }'; }
 
+# percentile PEER FIGURE PERCENT: the least of the values that so many are not above.
+percentile() {
+    awk -v name="$2" '$1 == name { print $2 }' "$DIR/$1.figures" | sort -g |
+        awk -v p="$3" '{ v[NR] = $1 } END { n = NR * p / 100; print v[n == int(n) ? n : int(n) + 1] }'
+}
+
 # The time, ns.
 now() { date +%s%N; }
 

@@ -83,12 +83,14 @@ smaller() { awk -v a="$1" -v b="$2" 'BEGIN { exit !(a < b) }'; }
 report() {
     local name SHORT=0
     while read -r name; do line "$name"; done < <(awk '$1 != "-" && !seen[$1]++ { print $1 }' "$DIR/hull.figures")
+    if declare -F last_line >/dev/null; then last_line; fi
     [ -z "${HULL_BENCH_KEEP:-}" ] || (cd "$DIR" && grep . ./*.figures)
     return $SHORT
 }
 
 clean_up() {
     local pod
+    if declare -F stop_guests >/dev/null; then stop_guests; fi
     if [ -n "${CONTAINERD:-}" ]; then
         while read -r pod; do end_pod containerd "$pod" || true; done < <(cri containerd pods --quiet || true)
         kill "$CONTAINERD" 2>/dev/null || true
@@ -97,5 +99,5 @@ clean_up() {
         rmdir /run/containerd/{s,runc/k8s.io,runc,} 2>/dev/null || true
     fi
     take_down_node "$DIR"
-    umount "$DISK" && rmdir "$DISK"
+    umount -R "$DISK" && rmdir "$DISK"
 }

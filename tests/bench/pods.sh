@@ -20,48 +20,23 @@ set -euo pipefail
 . "$(dirname "$(realpath "$0")")/../host/lib.sh"
 . "$REPO/tests/node.sh"
 . "$REPO/tests/bench/lib.sh"
-ROUNDS=${ROUNDS:-5}
+. "$REPO/tests/bench/modes.sh"
+ROUNDS=${ROUNDS:-5} BENCH=pods
 NETWORK=${NETWORK:-bridge}
 CALLS=(RunPodSandbox CreateContainer StartContainer ExecSync StopContainer StopPodSandbox RemovePodSandbox)
 
 outside() {
-    local images
-    # It has the image of containerd's sandboxes, too.
-    images=$("$REPO/tests/images/build.sh" bench)
-    HULL_TEST_IMAGES=$images HULL_ROUNDS=$ROUNDS HULL_NETWORK=$NETWORK KVM_HOST_PACKAGES=containerd,runc \
-        "$REPO/tests/host/run.sh" "$REPO/tests/bench/pods.sh" inside
+    HULL_ROUNDS=$ROUNDS HULL_NETWORK=$NETWORK run_in_host tests/bench/pods.sh
 }
 
 # In the KVM host, as root.
 inside() {
-    command -v containerd >/dev/null || die "no containerd"
-    DIR=$(mktemp -d /tmp/bench.XXXXXX)
-    trap clean_up EXIT
-    trap 'exit 143' TERM INT
-    set_up_node "$DIR" "$HULL_TEST_IMAGES" bench.registry
-    local mode number DAEMON
-    DAEMONS=()
+    set_up_modes
+    local mode number
     [ "$HULL_NETWORK" = bridge ] || lead_nowhere
-    set_up_containerd "$DIR" bench.registry/bench/pause:latest
-    for mode in cold clone; do
-        mkdir "$DIR/$mode"
-        sed "s|^root = .*|root = \"$DIR/$mode/root\"|; s|^state = .*|state = \"$DIR/$mode/s\"|
-             s|^listen = .*|listen = \"$DIR/$mode/hull.sock\"|" "$DIR/hull.toml" >"$DIR/$mode/hull.toml"
-        [ $mode = cold ] || printf '[vm]\ntemplate = true\n' >>"$DIR/$mode/hull.toml"
-        start_daemon "$DIR/$mode" || die "hull serve does not answer"
-        DAEMONS+=("$DAEMON")
-    done
-    for mode in cold clone containerd; do
-        at $mode pull bench.registry/bench/busybox:latest >/dev/null
-        # The first pod of a node is not one of those that are measured: it fills caches, and has the template made.
-        pod $mode 0; end $mode
-    done
-    for _ in {1..600}; do
-        [ "$(at clone info | jq '.info.info | fromjson.templates.ready')" = 0 ] || break
-        sleep 0.2
-    done
+    start_modes
     for ((number = 1; number <= HULL_ROUNDS; number++)); do
-        for mode in cold clone containerd; do measure $mode "$number"; done
+        for mode in "${MODES[@]}"; do measure "$mode" "$number"; done
     done
     [ "$(at clone info | jq '.info.info | fromjson.templates.clones')" = "$HULL_ROUNDS" ] || die "not all are clones"
     note clone template $(($(stat -L -c %b "$(template)") / 2))
@@ -93,32 +68,12 @@ S
     sed -i "s|^bin_dirs = .*|bin_dirs = [\"$PLUGINS\"]|" "$DIR/hull.toml"
 }
 
-# The file with the template's memory, which the daemon of the clones holds.
-template() { find "/proc/${DAEMONS[1]}/fd" -lname '/memfd:template-memory*' -print -quit; }
-
-# at MODE COMMAND...: asks that daemon.
-at() { local mode=$1; shift; hull-cri -r "$(socket "$mode")" "$@"; }
-socket() { if [ "$1" = containerd ]; then echo "$DIR/containerd.sock"; else echo "$DIR/$1/hull.sock"; fi; }
-
-# pod MODE NUMBER: runs one; sets POD.
-pod() {
-    cat >"$DIR/pod.json" <<J
-{"metadata": {"name": "$1-$2", "uid": "$1-$2", "namespace": "bench", "attempt": 0}, "log_directory": "$DIR/logs", "linux": {}}
-J
-    POD=$(at "$1" runp "$DIR/pod.json")
-}
-
-end() { at "$1" stopp "$POD" >/dev/null && at "$1" rmp "$POD" >/dev/null; }
-
 measure() {
     local mode=$1 number=$2 container
     timed "$mode" RunPodSandbox pod "$mode" "$number"
     [ "$mode" = containerd ] || look_at_vm "$mode"
-    cat >"$DIR/container.json" <<J
-{"metadata": {"name": "main", "attempt": 0}, "image": {"image": "bench.registry/bench/busybox:latest"},
- "log_path": "$mode-$number.log", "command": ["sleep", "1000"]}
-J
-    timed "$mode" CreateContainer at "$mode" create "$POD" "$DIR/container.json" "$DIR/pod.json" >"$DIR/container"
+    describe "$mode-$number" sleep 1000
+    timed "$mode" CreateContainer at "$mode" create "$POD" "$DIR/container.json" "$DIR/$mode-$number.pod" >"$DIR/container"
     container=$(cat "$DIR/container")
     timed "$mode" StartContainer at "$mode" start "$container" >/dev/null
     timed "$mode" ExecSync at "$mode" exec --sync "$container" -- true
@@ -150,42 +105,14 @@ report() {
     declare -A targets=([RunPodSandbox]=0.5 [CreateContainer]=1.0 [StartContainer]=0.2 [ExecSync]=0.4 [life]=0.5)
     [ "$HULL_NETWORK" = bridge ] || targets[RunPodSandbox]=0.2
     for call in "${CALLS[@]}" life; do
-        tell "$call" "$(median clone "$call")" "$(median containerd "$call")" "${targets[$call]:-}"
+        at_most "$call" "$(median clone "$call")" "$(median containerd "$call")" "${targets[$call]:-}"
     done
-    for call in "${CALLS[@]}" life; do tell "cold-$call" "$(median cold "$call")" "$(median containerd "$call")"; done
+    for call in "${CALLS[@]}" life; do at_most "cold-$call" "$(median cold "$call")" "$(median containerd "$call")"; done
     for figure in $(cut -d ' ' -f 1 "$DIR/clone.figures" | grep -xv -f <(printf '%s\n' "${CALLS[@]}" life) | sort -u); do
-        tell "$figure" "$(median clone "$figure")" "$(median cold "$figure")"
+        at_most "$figure" "$(median clone "$figure")" "$(median cold "$figure")"
     done
     held clone-private "$(median clone private)" 8192
-}
-
-# tell NAME HULL PEER [TARGET]: the ratio may be at most the target.
-tell() {
-    local ratio word=ok
-    ratio=$(ratio "${2:-0}" "${3:-0}")
-    [ -z "${4:-}" ] || awk -v v="$ratio" -v t="$4" 'BEGIN { exit !(v <= t) }' || word=short
-    echo "bench pods-$1 hull=${2:-none} peer=${3:-none} ratio=$ratio target=${4:-none} $word"
-}
-
-# held NAME HULL TARGET: the figure itself may be at most the target.
-held() {
-    local word=ok
-    [ "$2" -le "$3" ] || word=short
-    echo "bench pods-$1 hull=$2 peer=none ratio=none target=$3 $word"
-}
-
-clean_up() {
-    local mode pod
-    for mode in cold clone containerd; do
-        while read -r pod; do
-            { at $mode stopp "$pod" && at $mode rmp "$pod"; } >/dev/null || true
-        done < <(at $mode pods --quiet 2>/dev/null || true)
-        [ -z "${HULL_BENCH_KEEP:-}" ] || cp "$DIR/$mode/hull.log" "$HULL_BENCH_KEEP/$mode.log" 2>/dev/null || true
-    done
-    kill "${DAEMONS[@]}" 2>/dev/null || true
-    wait "${DAEMONS[@]}" 2>/dev/null || true
-    take_down_containerd "$DIR"
-    DAEMON='' take_down_node "$DIR"
+    return $SHORT
 }
 
 case ${1:-} in

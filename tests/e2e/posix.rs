@@ -21,6 +21,9 @@ use crate::{
     volumes::{HostDir, end, fails, host, idle, mount, readonly, run},
 };
 
+/// Of a file system that is checked, in bytes.
+const SIZE: u64 = 1 << 30;
+
 /// What a check came to: `ok`, `FAILED` or `skipped`, and why, where it is told.
 type Results = BTreeMap<String, (String, String)>;
 
@@ -72,21 +75,6 @@ fn is_the_kernels(name: &str) -> bool {
         "::exdev",
     ];
     FOUND.iter().any(|error| name.contains(error))
-}
-
-/// A directory of the host with a file system of its own, as a volume has.
-fn disk(node: &Node, name: &str) -> HostDir {
-    let dir = HostDir::new(node, name);
-    let image = node.dir.join(format!("{name}.img"));
-    fs::File::create(&image)
-        .and_then(|file| file.set_len(1 << 30))
-        .unwrap();
-    let image = image.to_str().unwrap();
-    host("mkfs.ext4", &["-q", "-E", "lazy_itable_init=1", image]);
-    host("mount", &["-o", "loop", image, dir.0.to_str().unwrap()]);
-    fs::remove_dir(dir.path("lost+found")).unwrap();
-    fs::set_permissions(&dir.0, fs::Permissions::from_mode(0o755)).unwrap();
-    dir
 }
 
 /// The suites' programs, and what they read.
@@ -247,7 +235,8 @@ fn listed(list: &[(&str, &str)], name: &str) -> bool {
 async fn names_modes_and_owners_of_a_share_are_posix() {
     let node = Node::start().await;
     let tools = tools(&node);
-    let disk = disk(&node, "disk");
+    // What the guest believes for longest.
+    let disk = HostDir::volume(&node, "posix", SIZE);
     let pod = node.pod("posix").await;
     let id = checker(&node, &pod, &tools, vec![mount("/data", &disk.0)]).await;
 
@@ -271,49 +260,54 @@ async fn names_modes_and_owners_of_a_share_are_posix() {
 async fn content_locks_and_attributes_of_a_share_are_posix() {
     let node = Node::start().await;
     let tools = tools(&node);
-    let disk = disk(&node, "disk");
+    // Of the second, the guest believes for longer what it was told.
+    let disks = [
+        ("/data", HostDir::disk(&node, "disk", SIZE)),
+        ("/volume", HostDir::volume(&node, "posix", SIZE)),
+    ];
     let pod = node.pod("posix").await;
-    let id = checker(&node, &pod, &tools, vec![mount("/data", &disk.0)]).await;
+    let mounts = disks.iter().map(|(at, disk)| mount(at, &disk.0));
+    let id = checker(&node, &pod, &tools, mounts.collect()).await;
 
     let own = |at, other| format!("mkdir {at}/own && /tools/hull-posix run {at}/own {other}");
-    let guests = suite(&node, &id, &own("/dev/shm", "/data")).await;
-    let shared = suite(&node, &id, &own("/data", "/dev/shm")).await;
-    let (guests, shared) = (own_results(&guests), own_results(&shared));
+    let guests = own_results(&suite(&node, &id, &own("/dev/shm", "/data")).await);
     assert!(guests.len() >= 70, "{} checks ran", guests.len());
-    compare(
-        &guests,
-        &shared,
-        |name| listed(OVER_TMPFS, name),
-        |name| listed(OVER_FUSE, name),
-    );
+    check_content(&node, &id, "/dev/shm").await;
+    for (at, disk) in &disks {
+        let shared = suite(&node, &id, &own(at, "/dev/shm")).await;
+        compare(
+            &guests,
+            &own_results(&shared),
+            |name| listed(OVER_TMPFS, name),
+            |name| listed(OVER_FUSE, name),
+        );
+        check_content(&node, &id, at).await;
 
-    for at in ["/dev/shm", "/data"] {
-        let done = run(
-            &node,
-            &id,
-            &format!(
-                "/tools/fsx -f /tools/fsx.toml -N 400 -S 7 -P /tmp {at}/small 2>&1 && \
-                 /tools/fsx -f /tools/large.toml -N 40 -S 8 -P /tmp {at}/large 2>&1"
-            ),
-        )
-        .await;
-        assert_eq!(done.matches("A-OK").count(), 2, "{done}");
+        // The host sees what the guest sees: names, modes, owners, times, content, attributes.
+        let seen = run(&node, &id, &format!("/tools/hull-posix list {at}")).await;
+        let mut list = Command::new(tools.path("hull-posix"));
+        let there = list.arg("list").arg(&disk.0).output().unwrap();
+        assert!(there.status.success());
+        let there = String::from_utf8(there.stdout).unwrap();
+        assert!(seen.lines().count() > 300, "{}", seen.lines().count());
+        println!("{} files are the same", seen.lines().count());
+        for (guest, host) in seen.lines().zip(there.lines()) {
+            assert_eq!(guest, host);
+        }
+        assert_eq!(seen.lines().count(), there.lines().count());
+        disk.unmount();
     }
-
-    // The host sees what the guest sees: names, modes, owners, times, content, attributes.
-    let seen = run(&node, &id, "/tools/hull-posix list /data").await;
-    let mut list = Command::new(tools.path("hull-posix"));
-    let there = list.arg("list").arg(&disk.0).output().unwrap();
-    assert!(there.status.success());
-    let there = String::from_utf8(there.stdout).unwrap();
-    assert!(seen.lines().count() > 300, "{}", seen.lines().count());
-    println!("{} files are the same", seen.lines().count());
-    for (guest, host) in seen.lines().zip(there.lines()) {
-        assert_eq!(guest, host);
-    }
-    assert_eq!(seen.lines().count(), there.lines().count());
-    disk.unmount();
     end(node, pod).await;
+}
+
+/// Writes, maps and cuts files at random, and compares what is in them.
+async fn check_content(node: &Node, id: &str, at: &str) {
+    let script = format!(
+        "/tools/fsx -f /tools/fsx.toml -N 400 -S 7 -P /tmp {at}/small 2>&1 && \
+         /tools/fsx -f /tools/large.toml -N 40 -S 8 -P /tmp {at}/large 2>&1"
+    );
+    let done = run(node, id, &script).await;
+    assert_eq!(done.matches("A-OK").count(), 2, "{done}");
 }
 
 #[tokio::test]

@@ -74,8 +74,29 @@ pub struct HostDir(pub PathBuf);
 impl HostDir {
     pub fn new(node: &Node, name: &str) -> Self {
         let dir = node.dir.join(name);
-        fs::create_dir(&dir).unwrap();
+        fs::create_dir_all(&dir).unwrap();
         Self(dir)
+    }
+
+    /// A new ext4, as large as `size` bytes.
+    pub fn disk(node: &Node, name: &str, size: u64) -> Self {
+        let dir = Self::new(node, name);
+        let image = node.dir.join(format!("{}.img", name.replace('/', "-")));
+        fs::File::create(&image)
+            .and_then(|file| file.set_len(size))
+            .unwrap();
+        let image = image.to_str().unwrap();
+        host("mkfs.ext4", &["-q", "-E", "lazy_itable_init=1", image]);
+        host("mount", &["-o", "loop", image, dir.0.to_str().unwrap()]);
+        fs::remove_dir(dir.path("lost+found")).unwrap();
+        fs::set_permissions(&dir.0, fs::Permissions::from_mode(0o755)).unwrap();
+        dir
+    }
+
+    /// The same, where kubelet mounts a volume for a pod of this name.
+    pub fn volume(node: &Node, pod: &str, size: u64) -> Self {
+        let volumes = format!("kubelet/pods/{pod}-uid/volumes");
+        Self::disk(node, &format!("{volumes}/kubernetes.io~csi/pv/mount"), size)
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
@@ -238,6 +259,56 @@ async fn a_file_that_is_read_again_is_in_the_guests_memory() {
     std::os::unix::fs::FileExt::write_all_at(&file.unwrap(), b"y", SIZE / 2).unwrap();
     let (changed, bytes) = read().await;
     assert!(changed != sum && bytes >= SIZE, "{bytes}");
+    end(node, pod).await;
+}
+
+#[tokio::test]
+async fn what_no_other_pod_has_is_believed_for_longer() {
+    let node = Node::start().await;
+    let [volume, plain] = [
+        HostDir::volume(&node, "alone", 16 << 20),
+        HostDir::disk(&node, "plain", 16 << 20),
+    ];
+    for dir in [&volume, &plain] {
+        dir.write("file", "first");
+    }
+    let pod = node.pod("alone").await;
+    let mounts = vec![mount("/volume", &volume.0), mount("/plain", &plain.0)];
+    let id = idle(&node, &pod, "root", mounts).await;
+    let sees = async |script: &str| run(&node, &id, script).await;
+    let look = "for dir in /volume /plain; do stat -c %s $dir/file; ls $dir | wc -l; done";
+    assert_eq!(sees(look).await, "5\n1\n5\n1\n");
+    // Nobody should.
+    for dir in [&volume, &plain] {
+        dir.write("file", "longer");
+        dir.write("more", "");
+    }
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    assert_eq!(sees(look).await, "5\n1\n6\n2\n");
+    // Who opens it sees what is there.
+    assert_eq!(sees("cat /volume/file /plain/file").await, "longerlonger");
+    // What the guest does it knows.
+    let own = "cd /volume; echo x > new; mv new newer; rm file; mkdir sub; ln newer sub/link; echo y >> sub/link; \
+               ls; cat newer; cat new || stat file || stat -c %h newer";
+    assert_eq!(sees(own).await, "more\nnewer\nsub\nx\ny\n2\n");
+    assert_eq!(volume.read("newer"), "x\ny\n");
+
+    // Another pod gets the volume: what the guest is told from now on it believes for a second.
+    let other = HostDir::new(
+        &node,
+        "kubelet/pods/other/volumes/kubernetes.io~csi/pv/mount",
+    );
+    let [from, to] = [&volume, &other].map(|dir| dir.0.to_str().unwrap());
+    host("mount", &["--bind", from, to]);
+    volume.write("unseen", "1");
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!(sees("stat -c %s /volume/unseen").await, "1\n");
+    volume.write("unseen", "22");
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    assert_eq!(sees("stat -c %s /volume/unseen").await, "2\n");
+    other.unmount();
+    volume.unmount();
+    plain.unmount();
     end(node, pod).await;
 }
 

@@ -45,6 +45,9 @@ pub enum Request {
         owner: String,
         /// The shares.
         shares: Vec<Share>,
+        /// kubelet's id of the pod, by which its own volumes are known; empty: it has none.
+        #[serde(default)]
+        uid: String,
     },
     /// Ends all shares of an owner; one that is unknown has none.
     Remove {
@@ -148,11 +151,17 @@ mod tests {
                 access: Access::RecursiveReadOnly,
                 propagation: Propagation::Slave,
             }],
+            uid: "7".into(),
         };
-        let json = r#"{"add":{"owner":"abc","shares":[{"path":"/srv","access":"recursive_read_only","propagation":"slave"}]}}"#;
+        let json = r#"{"add":{"owner":"abc","shares":[{"path":"/srv","access":"recursive_read_only","propagation":"slave"}],"uid":"7"}}"#;
         assert_eq!(serde_json::to_string(&request).unwrap(), json);
         let frame = crate::encode(&request).unwrap();
         assert_eq!(crate::decode::<Request>(&frame[4..]).unwrap(), request);
+        let older = r#"{"add":{"owner":"abc","shares":[]}}"#;
+        assert!(matches!(
+            serde_json::from_str(older).unwrap(),
+            Request::Add { uid, .. } if uid.is_empty()
+        ));
         let older = r#"{"added":{"directories":[true]}}"#;
         let added = Response::Added {
             directories: vec![true],

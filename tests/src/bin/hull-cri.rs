@@ -146,6 +146,8 @@ enum Command {
         #[arg(short, long)]
         quiet: bool,
     },
+    /// Show what all containers use, as JSON
+    Stats,
     /// List pod sandboxes
     Pods {
         /// Ids only
@@ -478,6 +480,13 @@ async fn containers(mut client: Client, command: Command) -> Result<()> {
             }
             Ok(())
         }
+        Command::Stats => json(
+            &client
+                .runtime
+                .list_container_stats(ListContainerStatsRequest::default())
+                .await?
+                .into_inner(),
+        ),
         Command::Ps { all, quiet } => ps(client, all, quiet).await,
         other => unreachable!("{other:?} is no container command"),
     }

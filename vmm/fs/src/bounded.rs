@@ -1,10 +1,11 @@
 //! A file system of the host of which a guest holds no more than it may, see [`crate::held`], and
-//! believes nothing for longer than it may, see [`crate::life`].
+//! believes nothing for longer than it may, see [`crate::life`] and [`crate::private`].
 
 use std::any::Any;
 use std::ffi::CStr;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use fuse_backend_rs::abi::fuse_abi::{CreateIn, stat64, statvfs64};
@@ -17,7 +18,8 @@ use fuse_backend_rs::passthrough::PassthroughFs;
 
 use crate::held::{Held, Kind, Known, Numbers};
 use crate::keep_cache;
-use crate::life::Version;
+use crate::life::{LIFE, PRIVATE_LIFE, Version};
+use crate::private::Devices;
 
 /// An opened file: its handle, and how the guest is to use it.
 type Opened = (Option<u64>, OpenOptions, Option<u32>);
@@ -35,6 +37,7 @@ const ATTEMPTS: u32 = 8;
 pub struct Bounded {
     host: PassthroughFs<()>,
     held: Held,
+    private: Arc<Devices>,
 }
 
 impl std::fmt::Debug for Bounded {
@@ -46,21 +49,53 @@ impl std::fmt::Debug for Bounded {
 }
 
 impl Bounded {
-    /// Counts in `held` what a guest gets of `host`.
+    /// Counts in `held` what a guest gets of `host`, which it may believe for longer on the devices that are
+    /// `private`.
     #[must_use]
-    pub fn new(host: PassthroughFs<()>, held: Held) -> Self {
-        Self { host, held }
+    pub fn new(host: PassthroughFs<()>, held: Held, private: Arc<Devices>) -> Self {
+        Self {
+            host,
+            held,
+            private,
+        }
+    }
+
+    /// For how long the guest may believe what it is told of a file.
+    fn life(&self, attributes: &stat64) -> Duration {
+        if self.private.has(attributes.st_dev) {
+            PRIVATE_LIFE
+        } else {
+            LIFE
+        }
+    }
+
+    /// Whether a file is of a volume that no other pod has.
+    fn is_private(&self, context: &Context, inode: u64) -> bool {
+        !self.private.is_empty()
+            && self
+                .host
+                .getattr(context, inode, None)
+                .is_ok_and(|(attributes, _)| self.private.has(attributes.st_dev))
+    }
+
+    /// Notes that the guest is told of a file in `parent`; returns the entry as it is told.
+    fn tell(&self, parent: u64, entry: Entry) -> Entry {
+        let attributes = &entry.attr;
+        let (version, life) = (version(attributes), self.life(attributes));
+        let kind = kind(parent, attributes);
+        let known = self.held.looked_up(entry.inode, version, life, kind);
+        told(entry, known, life)
+    }
+
+    fn find(&self, context: &Context, parent: u64, name: &CStr) -> io::Result<Entry> {
+        self.entry(parent, || self.host.lookup(context, parent, name))
     }
 
     /// Runs a request whose answer makes a file in `parent` known to the guest, and counts that.
     fn entry(&self, parent: u64, request: impl FnOnce() -> io::Result<Entry>) -> io::Result<Entry> {
         self.held.room()?;
         let entry = request()?;
-        let version = Some(version(&entry.attr));
-        let known = self
-            .held
-            .looked_up(entry.inode, version, kind(parent, &entry.attr));
-        Ok(told(entry, known))
+        Ok(self.tell(parent, entry))
     }
 
     /// Tells of a request that failed because the file was let go of that this is so.
@@ -122,10 +157,7 @@ impl Bounded {
     ) -> io::Result<Opened> {
         self.held.opening(inode)?;
         let opened = self.host.open(context, inode, flags, fuse_flags);
-        if opened.is_err() {
-            self.held.released(inode);
-        }
-        opened
+        opened.inspect_err(|_| self.held.released(inode))
     }
 }
 
@@ -154,15 +186,11 @@ fn kind(parent: u64, attributes: &stat64) -> Kind {
 }
 
 /// An entry as the guest is told of it.
-fn told(entry: Entry, known: Known) -> Entry {
-    let entry_timeout = if known.lives {
-        entry.entry_timeout
-    } else {
-        Duration::ZERO
-    };
+fn told(entry: Entry, known: Known, life: Duration) -> Entry {
     Entry {
         generation: known.generation,
-        entry_timeout,
+        attr_timeout: life,
+        entry_timeout: if known.lives { life } else { Duration::ZERO },
         ..entry
     }
 }
@@ -195,7 +223,16 @@ impl FileSystem for Bounded {
     }
 
     fn lookup(&self, context: &Context, parent: u64, name: &CStr) -> io::Result<Entry> {
-        self.entry(parent, || self.host.lookup(context, parent, name))
+        let found = self.find(context, parent, name);
+        let is_absent = |error: &io::Error| error.raw_os_error() == Some(libc::ENOENT);
+        if found.as_ref().is_err_and(is_absent) && self.is_private(context, parent) {
+            // An entry without a file is believed, an error is not.
+            return Ok(Entry {
+                entry_timeout: PRIVATE_LIFE,
+                ..Entry::default()
+            });
+        }
+        found
     }
 
     fn forget(&self, context: &Context, inode: u64, count: u64) {
@@ -211,9 +248,10 @@ impl FileSystem for Bounded {
         inode: u64,
         handle: Option<u64>,
     ) -> io::Result<(stat64, Duration)> {
-        let answer = self.or_stale(inode, self.host.getattr(context, inode, handle))?;
-        self.held.told(inode, Some(version(&answer.0)));
-        Ok(answer)
+        let (now, _) = self.or_stale(inode, self.host.getattr(context, inode, handle))?;
+        let life = self.life(&now);
+        self.held.told(inode, version(&now), life);
+        Ok((now, life))
     }
 
     fn setattr(
@@ -225,9 +263,11 @@ impl FileSystem for Bounded {
         valid: SetattrValid,
     ) -> io::Result<(stat64, Duration)> {
         let set = self.host.setattr(context, inode, attributes, handle, valid);
-        let version = set.as_ref().ok().map(|(now, _)| version(now));
-        self.held.told(inode, version);
-        self.or_stale(inode, set)
+        self.held.changed(inode);
+        let (now, _) = self.or_stale(inode, set)?;
+        let life = self.life(&now);
+        self.held.told(inode, version(&now), life);
+        Ok((now, life))
     }
 
     fn readlink(&self, context: &Context, inode: u64) -> io::Result<Vec<u8>> {
@@ -307,7 +347,7 @@ impl FileSystem for Bounded {
     ) -> io::Result<Opened> {
         // What the guest itself is about to change, it does not believe in afterwards.
         if flags & libc::O_TRUNC as u32 != 0 {
-            self.held.told(inode, None);
+            self.held.changed(inode);
         } else if let Ok((now, _)) = self.host.getattr(context, inode, None)
             && self.held.refuses(inode, version(&now))
         {
@@ -317,13 +357,17 @@ impl FileSystem for Bounded {
         let now = self.host.getattr(context, inode, None);
         let now = now.ok().map(|(now, _)| now);
         let changed = now.as_ref().and_then(keep_cache::change_time);
-        if self.held.keeps(inode, changed, SystemTime::now()) {
+        let is_private = now.is_some_and(|now| self.private.has(now.st_dev));
+        if self.held.keeps(inode, changed, SystemTime::now())
+            || is_private && !self.held.was_refused(inode)
+        {
             options |= OpenOptions::KEEP_CACHE;
         }
         if now.is_some_and(|now| self.is_made_when_read(context, inode, &now)) {
             options |= OpenOptions::DIRECT_IO;
         }
-        if flags & libc::O_ACCMODE as u32 == libc::O_RDONLY as u32 {
+        // Local file systems have no errors left for it.
+        if is_private || flags & libc::O_ACCMODE as u32 == libc::O_RDONLY as u32 {
             options |= no_flush();
         }
         Ok((handle, options, backing))
@@ -342,7 +386,7 @@ impl FileSystem for Bounded {
         let may_exist = arguments.flags & exclusive == 0;
         for _ in 0..ATTEMPTS {
             if may_exist {
-                match self.lookup(context, parent, name) {
+                match self.find(context, parent, name) {
                     Ok(entry) => {
                         let (flags, fuse_flags) = (arguments.flags, arguments.fuse_flags);
                         let opened = self.open_file(context, entry.inode, flags, fuse_flags);
@@ -364,10 +408,14 @@ impl FileSystem for Bounded {
             match self.host.create(context, parent, name, arguments) {
                 Err(error) if may_exist && error.raw_os_error() == Some(libc::EEXIST) => {}
                 Err(error) => return Err(error),
-                Ok((entry, handle, options, backing)) => {
-                    let version = Some(version(&entry.attr));
-                    let known = self.held.created(entry.inode, version);
-                    return Ok((told(entry, known), handle, options, backing));
+                Ok((entry, handle, mut options, backing)) => {
+                    let life = self.life(&entry.attr);
+                    let version = version(&entry.attr);
+                    let known = self.held.created(entry.inode, version, life);
+                    if self.private.has(entry.attr.st_dev) {
+                        options |= no_flush();
+                    }
+                    return Ok((told(entry, known, life), handle, options, backing));
                 }
             }
         }
@@ -403,7 +451,7 @@ impl FileSystem for Bounded {
         flags: u32,
         fuse_flags: u32,
     ) -> io::Result<usize> {
-        self.held.told(inode, None);
+        self.held.changed(inode);
         self.host.write(
             context, inode, handle, reader, size, offset, lock_owner, delayed, flags, fuse_flags,
         )
@@ -426,7 +474,7 @@ impl FileSystem for Bounded {
         offset: u64,
         length: u64,
     ) -> io::Result<()> {
-        self.held.told(inode, None);
+        self.held.changed(inode);
         self.host
             .fallocate(context, inode, handle, mode, offset, length)
     }
@@ -458,7 +506,7 @@ impl FileSystem for Bounded {
         value: &[u8],
         flags: u32,
     ) -> io::Result<()> {
-        self.held.told(inode, None);
+        self.held.changed(inode);
         self.or_stale(
             inode,
             self.host.setxattr(context, inode, name, value, flags),
@@ -480,7 +528,7 @@ impl FileSystem for Bounded {
     }
 
     fn removexattr(&self, context: &Context, inode: u64, name: &CStr) -> io::Result<()> {
-        self.held.told(inode, None);
+        self.held.changed(inode);
         self.or_stale(inode, self.host.removexattr(context, inode, name))
     }
 
@@ -492,10 +540,11 @@ impl FileSystem for Bounded {
     ) -> io::Result<(Option<u64>, OpenOptions)> {
         self.held.opening(inode)?;
         let opened = self.host.opendir(context, inode, flags);
-        if opened.is_err() {
-            self.held.released(inode);
+        let (handle, mut options) = opened.inspect_err(|_| self.held.released(inode))?;
+        if self.is_private(context, inode) {
+            options |= OpenOptions::CACHE_DIR | OpenOptions::KEEP_CACHE;
         }
-        opened
+        Ok((handle, options))
     }
 
     fn readdir(
@@ -532,10 +581,7 @@ impl FileSystem for Bounded {
         let mut add = |listed: DirEntry<'_>, entry: Entry| {
             let number = entry.inode;
             let added = self.held.room().and_then(|()| {
-                let version = Some(version(&entry.attr));
-                let kind = kind(inode, &entry.attr);
-                let known = self.held.looked_up(number, version, kind);
-                let added = add_entry(listed, told(entry, known));
+                let added = add_entry(listed, self.tell(inode, entry));
                 // An entry of which nothing was added is forgotten there.
                 if !matches!(added, Ok(length) if length > 0) {
                     self.held.not_told(number);

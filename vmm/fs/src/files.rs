@@ -17,6 +17,7 @@ use crate::bounded::Bounded;
 use crate::held::{Budget, Held, Limits, Numbers};
 use crate::life::LIFE;
 use crate::packet::{IN_HEADER, double_word, word};
+use crate::private::Devices;
 
 /// Where a node's number has that of its file system.
 const INDEX_SHIFT: u32 = 56;
@@ -46,6 +47,8 @@ pub struct Files {
     limits: Limits,
     /// The path of each, by its number.
     paths: RwLock<BTreeMap<VfsIndex, String>>,
+    /// The devices of volumes that no other pod has.
+    pub private: Arc<Devices>,
 }
 
 impl std::fmt::Debug for Files {
@@ -89,6 +92,7 @@ impl Default for Files {
                 gone: Budget::new(GONE),
             },
             paths: RwLock::default(),
+            private: Arc::default(),
         }
     }
 }
@@ -116,7 +120,10 @@ impl Files {
         let share = PassthroughFs::<()>::new(config).map_err(|e| e.to_string())?;
         share.import().map_err(|e| e.to_string())?;
         let held = Held::new(numbers, &self.limits);
-        let mounted = self.vfs.mount(Box::new(Bounded::new(share, held)), &path);
+        let private = Arc::clone(&self.private);
+        let mounted = self
+            .vfs
+            .mount(Box::new(Bounded::new(share, held, private)), &path);
         let index = mounted.map_err(|e| e.to_string())?;
         let mut paths = self.paths.write().unwrap_or_else(PoisonError::into_inner);
         paths.insert(index, path);

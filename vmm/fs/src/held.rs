@@ -16,7 +16,7 @@ use std::collections::HashMap;
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use crate::keep_cache::{self, ChangeTime};
 use crate::life::{Belief, Version};
@@ -236,8 +236,8 @@ impl Held {
         }
     }
 
-    /// Notes that the guest is told of a file, and of which version of it.
-    pub fn looked_up(&self, number: u64, version: Option<Version>, kind: Kind) -> Known {
+    /// Notes that the guest is told of a file, of which version of it, and for how long it may believe that.
+    pub fn looked_up(&self, number: u64, version: Version, life: Duration, kind: Kind) -> Known {
         self.saw(number);
         let state = &mut *self.state();
         let is_new = !state.nodes.contains_key(&number);
@@ -253,7 +253,7 @@ impl Held {
         node.lookups = node.lookups.saturating_add(1);
         node.served = node.served.saturating_add(1);
         node.kind = kind;
-        node.belief.tell(version, Instant::now());
+        node.belief.tell(version, life, Instant::now());
         Known {
             generation: node.generation,
             lives,
@@ -327,8 +327,8 @@ impl Held {
     }
 
     /// Notes that a file was made, of which the guest is told, and that it is open.
-    pub fn created(&self, number: u64, version: Option<Version>) -> Known {
-        let known = self.looked_up(number, version, Kind::File);
+    pub fn created(&self, number: u64, version: Version, life: Duration) -> Known {
+        let known = self.looked_up(number, version, life, Kind::File);
         // It is the guest's, whatever is left.
         let state = &mut *self.state();
         if let Some(node) = state.nodes.get_mut(&number) {
@@ -380,11 +380,25 @@ impl Held {
         node.is_some_and(|node| keep_cache::is_same(&mut node.changed, changed, now))
     }
 
-    /// Notes which version of a file the guest was told of; none if it changed the file itself.
-    pub fn told(&self, number: u64, version: Option<Version>) {
+    /// Notes which version of a file the guest is told of, and for how long it may believe that.
+    pub fn told(&self, number: u64, version: Version, life: Duration) {
         if let Some(node) = self.state().nodes.get_mut(&number) {
-            node.belief.tell(version, Instant::now());
+            node.belief.tell(version, life, Instant::now());
         }
+    }
+
+    /// Notes that the guest changes a file itself.
+    pub fn changed(&self, number: u64) {
+        if let Some(node) = self.state().nodes.get_mut(&number) {
+            node.belief.change();
+        }
+    }
+
+    /// Whether the guest was just refused to open a version of a file.
+    pub fn was_refused(&self, number: u64) -> bool {
+        let state = self.state();
+        let node = state.nodes.get(&number);
+        node.is_some_and(|node| node.belief.was_refused(Instant::now()))
     }
 
     /// Whether the guest is to be refused to open this version of a file, see [`crate::life`].
@@ -406,8 +420,6 @@ impl Held {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     fn limits(files: &Arc<Budget>) -> Limits {
@@ -424,7 +436,15 @@ mod tests {
 
     /// Looks up a file that is no share.
     fn look_up(held: &Held, number: u64) -> Known {
-        held.looked_up(number, None, Kind::File)
+        look_up_as(held, number, Kind::File)
+    }
+
+    fn look_up_as(held: &Held, number: u64, kind: Kind) -> Known {
+        let version = Version {
+            changed: None,
+            size: 0,
+        };
+        held.looked_up(number, version, Duration::ZERO, kind)
     }
 
     /// Looks up new files until it is refused; returns how many those were.
@@ -513,7 +533,7 @@ mod tests {
         assert!(lives(1), "it is held anyway");
         assert_eq!(held.forgotten(1, 2) + held.forgotten(2, 1), 3);
         assert!(lives(28));
-        assert!(!held.looked_up(29, None, Kind::Share).lives, "a share");
+        assert!(!look_up_as(&held, 29, Kind::Share).lives, "a share");
     }
 
     #[test]
@@ -521,8 +541,8 @@ mod tests {
         let files = Budget::new(10);
         let held = held(&files);
         let taken = || files.taken.load(Ordering::Relaxed);
-        held.looked_up(1, None, Kind::Share);
-        held.looked_up(2, None, Kind::Directory);
+        look_up_as(&held, 1, Kind::Share);
+        look_up_as(&held, 2, Kind::Directory);
         for _ in 0..2 {
             assert_eq!(look_up(&held, 7).generation, 0);
         }

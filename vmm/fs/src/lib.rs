@@ -9,7 +9,7 @@
 //!
 //! Read in this order: [`manager`] (privileged; reads nothing that a guest wrote), [`share`] (what
 //! a share is to the kernel), [`jail`] (what the server may do), [`server`] (its threads), [`files`]
-//! (what it serves), [`bounded`] and [`held`] (how much of that at a time), [`life`] and [`keep_cache`]
+//! (what it serves), [`bounded`] and [`held`] (how much of that at a time), [`life`], [`private`] and [`keep_cache`]
 //! (for how long the guest may believe it), [`filter`] (which FUSE requests it handles at all),
 //! [`session`] (how the guest's kernel and it begin).
 //!
@@ -33,6 +33,7 @@ mod life;
 mod manager;
 mod owners;
 mod packet;
+mod private;
 mod seccomp;
 mod server;
 mod session;

@@ -24,6 +24,7 @@ use rustix::thread::{UnshareFlags, unshare_unsafe};
 
 use crate::jail;
 use crate::owners::Owners;
+use crate::private;
 use crate::server::{OK, READY};
 use crate::share::{Detached, Identity, MountNamespace, ShareError};
 
@@ -33,6 +34,8 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 const SERVER_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long no connections are taken when the process has no descriptor for one.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// The host's mounts, see proc_pid_mountinfo(5).
+const MOUNTS: &str = "/proc/self/mountinfo";
 /// Longest name of an owner, in bytes.
 const OWNER_MAX: usize = 128;
 
@@ -112,27 +115,35 @@ pub fn run(socket: &Path, cgroup: Option<&Path>) -> Result<(), ManagerError> {
 }
 
 fn serve(listener: &UnixListener, server: &mut ServerProcess) -> Result<(), ManagerError> {
-    let mut owners = Owners::default();
+    let mut shares = Shares::open()?;
     loop {
-        let mut waiting = [
+        let mut waiting = vec![
             PollFd::new(listener, PollFlags::IN),
             PollFd::new(server.commands.get_ref(), PollFlags::RDHUP),
         ];
+        // Whether others mount them matters to volumes that nobody else has.
+        if !shares.private.is_empty() {
+            waiting.push(PollFd::new(&shares.mounts, PollFlags::PRI));
+        }
         match poll(&mut waiting, None) {
             Ok(_) => {}
             Err(Errno::INTR) => continue,
             Err(error) => return Err(io_error("wait")(error.into())),
         }
-        let [connection, end] = waiting.map(|fd| fd.revents());
-        if !end.is_empty() {
+        let happened = |at: usize| waiting.get(at).is_some_and(|fd| !fd.revents().is_empty());
+        let [connection, end, mounts] = [0, 1, 2].map(happened);
+        if end {
             return Ok(());
         }
-        if connection.is_empty() {
+        if mounts {
+            shares.find_private(server)?;
+        }
+        if !connection {
             continue;
         }
         match listener.accept() {
             Ok((stream, _)) => {
-                if let Err(error) = handle_connection(&stream, server, &mut owners) {
+                if let Err(error) = handle_connection(&stream, server, &mut shares) {
                     eprintln!("hull-fs: {}", Report::new(error));
                 }
             }
@@ -145,7 +156,7 @@ fn serve(listener: &UnixListener, server: &mut ServerProcess) -> Result<(), Mana
 fn handle_connection(
     mut stream: &UnixStream,
     server: &mut ServerProcess,
-    owners: &mut Owners<Identity>,
+    shares: &mut Shares,
 ) -> Result<(), ManagerError> {
     stream
         .set_read_timeout(Some(REQUEST_TIMEOUT))
@@ -160,7 +171,7 @@ fn handle_connection(
         .read_exact(&mut body)
         .map_err(io_error("read request"))?;
     let response = match decode(&body) {
-        Ok(request) => answer(request, server, owners),
+        Ok(request) => answer(request, server, shares),
         Err(error) => Err(error.into()),
     };
     let response = response.unwrap_or_else(|error| refusal(&error));
@@ -172,19 +183,61 @@ fn handle_connection(
 fn answer(
     request: Request,
     server: &mut ServerProcess,
-    owners: &mut Owners<Identity>,
+    all: &mut Shares,
 ) -> Result<Response, ManagerError> {
     match request {
         Request::Hello { .. } => Ok(Response::Hello {
             version: VERSION,
-            owners: owners.names().map(str::to_owned).collect(),
+            owners: all.owners.names().map(str::to_owned).collect(),
         }),
-        Request::Add { owner, shares } => add(owner, &shares, server, owners),
+        Request::Add { owner, shares, uid } => {
+            let added = add(owner, &shares, server, &mut all.owners)?;
+            all.uid = uid;
+            all.find_private(server)?;
+            Ok(added)
+        }
         Request::Remove { owner } => {
             check_owner(&owner)?;
-            end(&owner, server, owners)?;
+            end(&owner, server, &mut all.owners)?;
+            all.find_private(server)?;
             Ok(Response::Ok)
         }
+    }
+}
+
+/// All shares of the guest.
+#[derive(Debug)]
+struct Shares {
+    owners: Owners<Identity>,
+    /// kubelet's id of the pod.
+    uid: String,
+    /// The devices of volumes that no other pod has, as the server knows them.
+    private: BTreeSet<String>,
+    /// The host's mounts, by which changes of them are noticed.
+    mounts: fs::File,
+}
+
+impl Shares {
+    fn open() -> Result<Self, ManagerError> {
+        Ok(Self {
+            owners: Owners::default(),
+            uid: String::new(),
+            private: BTreeSet::new(),
+            mounts: fs::File::open(MOUNTS).map_err(io_error("watch the host's mounts"))?,
+        })
+    }
+
+    /// Finds out which volumes no other pod has, and tells the server of changes.
+    fn find_private(&mut self, server: &mut ServerProcess) -> Result<(), ManagerError> {
+        // Of what can't be read none are.
+        let table = fs::read(MOUNTS).unwrap_or_default();
+        let found = private::devices(&table, &self.uid, self.owners.shares());
+        if found != self.private {
+            let told: Vec<_> = found.iter().map(String::as_str).collect();
+            server.command("private", &told.join(" "))?;
+            self.private = found;
+        }
+        Ok(())
     }
 }
 
@@ -354,9 +407,9 @@ impl ServerProcess {
         result
     }
 
-    fn command(&mut self, verb: &str, owner: &str) -> Result<(), ManagerError> {
+    fn command(&mut self, verb: &str, what: &str) -> Result<(), ManagerError> {
         let mut stream: &UnixStream = self.commands.get_ref();
-        writeln!(stream, "{verb} {owner}").map_err(io_error("command the server"))?;
+        writeln!(stream, "{verb} {what}").map_err(io_error("command the server"))?;
         self.expect(OK)
     }
 

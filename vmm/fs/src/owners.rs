@@ -46,6 +46,11 @@ impl<S: PartialEq> Owners<S> {
         })
     }
 
+    /// All shares that are mounted.
+    pub fn shares(&self) -> impl Iterator<Item = &S> {
+        self.0.values().flat_map(|owner| &owner.shares)
+    }
+
     /// Notes a new owner.
     pub fn add(&mut self, name: String, shares: Vec<S>, uses: BTreeSet<String>) {
         let has_ended = false;

@@ -129,6 +129,7 @@ fn serve_manager(manager: &UnixStream, files: &Files) -> io::Result<()> {
         let done = match line.trim_end_matches('\n').split_once(' ') {
             Some(("add", owner)) => files.add(owner),
             Some(("remove", owner)) => files.remove(owner),
+            Some(("private", devices)) => files.private.set(devices),
             _ => Err("no such command".to_owned()),
         };
         match done {

@@ -64,6 +64,8 @@ pub struct Identity {
     /// The mount that it is in and all that are below it, as proc_pid_mountinfo(5) tells them: what
     /// is mounted there later is seen by later shares alone.
     mounts: Vec<Vec<u8>>,
+    /// Which of them it is in. None may be, when another process unmounts it.
+    own: Option<usize>,
 }
 
 impl Identity {
@@ -74,19 +76,93 @@ impl Identity {
         let mount = about.lines().find_map(|line| line.strip_prefix("mnt_id:"));
         let mount = mount.map(str::trim).unwrap_or_default();
         let all = fs::read("/proc/self/mountinfo")?;
-        let mounts = all.split(|byte| *byte == b'\n');
-        let seen = mounts.filter(|line| {
-            let mut fields = line.split(|byte| *byte == b' ');
-            fields.next() == Some(mount.as_bytes())
-                || fields
-                    .nth(3)
-                    .is_some_and(|point| unescape(point).starts_with(&path))
-        });
+        let mut own = None;
+        let mut mounts = Vec::new();
+        for line in all.split(|byte| *byte == b'\n') {
+            let Some(parsed) = MountLine::parse(line) else {
+                continue;
+            };
+            let is_own = parsed.id == mount.as_bytes();
+            if is_own {
+                own = Some(mounts.len());
+            }
+            if is_own || parsed.point.starts_with(&path) {
+                mounts.push(line.to_vec());
+            }
+        }
         Ok(Self {
             file,
             access: share.access,
             propagation: share.propagation,
-            mounts: seen.map(<[u8]>::to_vec).collect(),
+            mounts,
+            own,
+        })
+    }
+
+    /// One of a share in a file system that is mounted as these lines say, of which `own` is the mount
+    /// that it is in.
+    #[cfg(test)]
+    pub fn new(
+        file: (u64, u64),
+        access: Access,
+        propagation: Propagation,
+        mounts: Vec<Vec<u8>>,
+        own: usize,
+    ) -> Self {
+        Self {
+            file,
+            access,
+            propagation,
+            mounts,
+            own: Some(own),
+        }
+    }
+
+    /// The mounts that it shows, as lines of proc_pid_mountinfo(5).
+    pub fn mounts(&self) -> impl Iterator<Item = &[u8]> {
+        self.mounts.iter().map(Vec::as_slice)
+    }
+
+    /// The one that it is in.
+    #[must_use]
+    pub fn mount(&self) -> Option<&[u8]> {
+        self.mounts.get(self.own?).map(Vec::as_slice)
+    }
+
+    /// Whether mounts that the host makes later appear in it.
+    #[must_use]
+    pub fn follows_host(&self) -> bool {
+        self.propagation == Propagation::Slave
+    }
+}
+
+/// A line of proc_pid_mountinfo(5), as far as it matters here.
+#[derive(Debug)]
+pub struct MountLine<'a> {
+    /// The mount's id.
+    pub id: &'a [u8],
+    /// Of the file system, `MAJOR:MINOR`.
+    pub device: &'a [u8],
+    /// Where it is mounted.
+    pub point: PathBuf,
+    /// The file system's type.
+    pub kind: &'a [u8],
+}
+
+impl<'a> MountLine<'a> {
+    /// Reads a line; none if it is not one.
+    #[must_use]
+    pub fn parse(line: &'a [u8]) -> Option<Self> {
+        let mut fields = line.split(|byte| *byte == b' ');
+        let (id, device) = (fields.next()?, fields.nth(1)?);
+        let point = unescape(fields.nth(1)?);
+        // Optional fields end with a hyphen.
+        let kind = fields.skip_while(|field| *field != b"-").nth(1)?;
+        Some(Self {
+            id,
+            device,
+            point,
+            kind,
         })
     }
 }

@@ -30,7 +30,7 @@ pub async fn serve(socket: &Path) {
                     version: VERSION,
                     owners: Vec::new(),
                 },
-                Request::Add { owner, shares } => Response::Added {
+                Request::Add { owner, shares, .. } => Response::Added {
                     directories: vec![true; shares.len()],
                     places: (0..shares.len()).map(|n| format!("{owner}/{n}")).collect(),
                 },

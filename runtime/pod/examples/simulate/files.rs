@@ -83,7 +83,7 @@ fn handle(pid: u32, request: Request) -> Response {
                 version: VERSION,
                 owners: owners.iter().cloned().collect(),
             },
-            Request::Add { owner, shares } => {
+            Request::Add { owner, shares, .. } => {
                 let places = (0..shares.len()).map(|n| format!("{owner}/{n}")).collect();
                 if !owners.insert(owner.clone()) {
                     fault(format!("{owner} has shares twice"));

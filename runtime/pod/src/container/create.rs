@@ -46,6 +46,8 @@ pub(crate) struct Creation {
     pub id: ContainerId,
     pub spec: Arc<ContainerSpec>,
     pub sources: Sources,
+    /// kubelet's id of the pod.
+    pub pod_uid: String,
     /// Where the mounts that were asked for are in its OCI specification.
     pub mounts: HashMap<usize, u32>,
     pub request: CreateRequest,
@@ -178,7 +180,7 @@ impl Creation {
             program: &self.node.config.file_server,
         };
         let mut files = files.lock().await;
-        let places = files.add(host, vm, &self.id, shares).await?;
+        let places = files.add(host, vm, &self.id, &self.pod_uid, shares).await?;
         drop(files);
         let (node, spec, changed) = (
             Arc::clone(&self.node),

@@ -217,6 +217,7 @@ impl Driver {
                 locals,
                 devices,
             },
+            pod_uid: self.record.spec.metadata.uid.clone(),
             mounts,
             request,
             log: LogTarget {

@@ -130,7 +130,7 @@ impl HostFiles {
     }
 
     /// Shares what a container mounts of the host, by a server that is started unless it runs; returns
-    /// where each is, below the mount in the guest.
+    /// where each is, below the mount in the guest. By kubelet's id of the pod its own volumes are known.
     ///
     /// # Errors
     /// [`PodError::InvalidArgument`] with the field of a path that can't be shared. Nothing is
@@ -140,12 +140,14 @@ impl HostFiles {
         host: Host<'_>,
         vm: &RunningVm,
         container: &ContainerId,
+        pod_uid: &str,
         wanted: &[(usize, Share)],
     ) -> Result<Vec<String>, PodError> {
         self.ensure(host, vm).await?;
         let request = Request::Add {
             owner: container.to_string(),
             shares: wanted.iter().map(|(_, share)| share.clone()).collect(),
+            uid: pod_uid.to_owned(),
         };
         let answer = self.ask(vm, &request).await;
         faults::point(Point::PathsShared);

@@ -57,6 +57,8 @@ pub struct Server {
     unique: u64,
     pub uid: u32,
     pub gid: u32,
+    /// kubelet's id of the pod whose files are shared next.
+    pub pod_uid: String,
 }
 
 impl Server {
@@ -120,6 +122,7 @@ impl Server {
             unique: 0,
             uid: 0,
             gid: 0,
+            pod_uid: String::new(),
         };
         let deadline = Instant::now() + Duration::from_secs(30);
         while UnixStream::connect(server.socket()).is_err() {
@@ -157,6 +160,7 @@ impl Server {
                     propagation: *propagation,
                 })
                 .collect(),
+            uid: self.pod_uid.clone(),
         })
     }
 
@@ -241,8 +245,13 @@ impl Server {
 
     /// Opens a file or directory; returns its handle.
     pub fn open(&mut self, opcode: u32, node: u64, flags: i32) -> Result<u64, i32> {
+        Ok(self.opened(opcode, node, flags)?.handle)
+    }
+
+    /// Opens a file or directory; returns all that is told of it.
+    pub fn opened(&mut self, opcode: u32, node: u64, flags: i32) -> Result<Opened, i32> {
         let body = [(flags as u32).to_le_bytes(), [0; 4]].concat();
-        Ok(u64_at(&self.call(opcode, node, &body)?, 0))
+        Ok(Opened::read(&self.call(opcode, node, &body)?))
     }
 
     pub fn read(&mut self, node: u64, handle: u64, offset: u64, size: u32) -> Answer {
@@ -278,13 +287,23 @@ impl Server {
         mode: u32,
         mask: u32,
     ) -> Result<(u64, u64), i32> {
+        let reply = self.request_create(parent, name, mode, mask)?;
+        Ok((u64_at(&reply, 0), u64_at(&reply, 128)))
+    }
+
+    /// Creates and opens a file; returns all that is told of it.
+    pub fn make(&mut self, parent: u64, name: &str) -> Result<(Entry, Opened), i32> {
+        let reply = self.request_create(parent, name, 0o100_600, 0)?;
+        Ok((Entry::read(&reply), Opened::read(&reply[128..])))
+    }
+
+    fn request_create(&mut self, parent: u64, name: &str, mode: u32, mask: u32) -> Answer {
         let mut body = Vec::new();
         for word in [(libc::O_RDWR | libc::O_CREAT) as u32, mode, mask, 0] {
             body.extend_from_slice(&word.to_le_bytes());
         }
         body.extend_from_slice(&text(name));
-        let reply = self.call(CREATE, parent, &body)?;
-        Ok((u64_at(&reply, 0), u64_at(&reply, 128)))
+        self.call(CREATE, parent, &body)
     }
 
     /// The whole of a small file.
@@ -396,6 +415,23 @@ impl Entry {
             generation: u64_at(entry, 8),
             lives: [life(16, 32), life(24, 36)],
             size: u64_at(entry, 48),
+        }
+    }
+}
+
+/// A `fuse_open_out`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Opened {
+    pub handle: u64,
+    /// FOPEN_ flags.
+    pub flags: u32,
+}
+
+impl Opened {
+    fn read(reply: &[u8]) -> Self {
+        Self {
+            handle: u64_at(reply, 0),
+            flags: u32_at(reply, 8),
         }
     }
 }

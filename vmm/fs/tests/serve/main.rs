@@ -30,6 +30,18 @@ fn host(shared: bool) -> tempfile::TempDir {
     dir
 }
 
+/// Mounts a new ext4, in a file, at a path that is made.
+fn ext4(image: &Path, point: &Path) {
+    let run = |name: &str, arguments: &[&Path]| {
+        let status = std::process::Command::new(name).args(arguments).status();
+        assert!(status.unwrap().success(), "{name}");
+    };
+    fs::File::create(image).unwrap().set_len(16 << 20).unwrap();
+    fs::create_dir_all(point).unwrap();
+    run("mkfs.ext4", &[Path::new("-q"), image]);
+    run("mount", &[Path::new("-oloop"), image, point]);
+}
+
 fn tmpfs(path: &Path) {
     mount("tmpfs", path, "tmpfs", MountFlags::empty(), c"").unwrap();
 }
@@ -570,6 +582,67 @@ fn changes_of_the_host_are_seen_within_a_second() {
 }
 
 #[test]
+fn what_a_volume_has_is_believed_while_no_other_pod_has_it() {
+    let host = host(false);
+    let kubelet = host.path().join("kubelet");
+    let volume = |uid| {
+        let volumes = kubelet.join("pods").join(uid).join("volumes");
+        volumes.join("kubernetes.io~csi/pv/mount")
+    };
+    let [ours, theirs] = ["uid", "other"].map(volume);
+    ext4(&host.path().join("image"), &ours);
+    fs::write(ours.join("file"), "one").unwrap();
+    let mut server = Server::start();
+    let plain = server.share(&ours);
+    assert_eq!(server.entry(plain, "file").unwrap().lives, [SECOND; 2]);
+    server.ask(&Request::Remove { owner: "o".into() });
+    server.pod_uid = "uid".into();
+    let root = server.share(&ours);
+
+    let long = [60 * SECOND; 2];
+    assert_eq!(server.entry(root, "file").unwrap().lives, long);
+    let absent = server.entry(root, "absent").unwrap();
+    assert_eq!((absent.node, absent.lives[0]), (0, long[0]));
+    let (file, opened) = server.make(root, "absent").unwrap();
+    assert_eq!(file.lives, long);
+    // What is closed has nothing to flush, and what was read stays, listings too.
+    let no_flush = 1 << 5;
+    assert_eq!(opened.flags & no_flush, no_flush);
+    let keep_cache = 1 << 1;
+    for (opcode, node, flags) in [
+        (OPEN, file.node, keep_cache | no_flush),
+        (OPENDIR, root, keep_cache | 1 << 3),
+    ] {
+        let opened = server.opened(opcode, node, libc::O_RDONLY).unwrap();
+        assert_eq!(opened.flags & flags, flags, "{opcode}");
+    }
+    // What another makes of a file all the same is seen when it is opened.
+    let told = server.entry(root, "file").unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(50));
+    fs::write(ours.join("file"), "another").unwrap();
+    let opened = server.opened(OPEN, told.node, libc::O_RDONLY);
+    assert_eq!(opened.unwrap_err(), libc::ESTALE);
+    assert_eq!(server.entry(root, "file").unwrap().size, 7);
+    let opened = server.opened(OPEN, told.node, libc::O_RDONLY).unwrap();
+    assert_eq!(opened.flags & keep_cache, 0);
+
+    // A second pod gets the volume.
+    fs::create_dir_all(&theirs).unwrap();
+    mount_bind(&ours, &theirs).unwrap();
+    let begin = std::time::Instant::now();
+    while server.entry(root, "file").unwrap().lives != [SECOND; 2] {
+        assert!(begin.elapsed().as_secs() < 30, "it is believed still");
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    assert_eq!(server.entry(root, "nothing"), Err(libc::ENOENT));
+    let attributes = server.call(GETATTR, file.node, &[0; 16]).unwrap();
+    assert_eq!(attributes[..8], 1_u64.to_le_bytes());
+    drop(server);
+    unmount(&theirs, UnmountFlags::DETACH).unwrap();
+    unmount(&ours, UnmountFlags::DETACH).unwrap();
+}
+
+#[test]
 fn who_opens_a_file_sees_what_the_host_made_of_it() {
     let host = host(false);
     let path = host.path().join("file");
@@ -703,16 +776,8 @@ fn what_the_host_deletes_is_let_go_of_while_the_guest_remembers_it() {
 fn a_number_that_the_host_uses_again_is_another_file() {
     let host = host(false);
     // In an ext4, the next file gets the number of the last that was deleted.
-    let image = host.path().join("image");
-    fs::File::create(&image).unwrap().set_len(16 << 20).unwrap();
     let disk = host.path().join("disk");
-    fs::create_dir(&disk).unwrap();
-    let run = |name: &str, arguments: &[&Path]| {
-        let status = std::process::Command::new(name).args(arguments).status();
-        assert!(status.unwrap().success(), "{name}");
-    };
-    run("mkfs.ext4", &[Path::new("-q"), &image]);
-    run("mount", &[Path::new("-oloop"), &image, &disk]);
+    ext4(&host.path().join("image"), &disk);
     let file = disk.join("file");
     fs::write(&file, "first").unwrap();
     let mut server = Server::start();
