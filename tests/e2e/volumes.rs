@@ -306,6 +306,15 @@ async fn what_no_other_pod_has_is_believed_for_longer() {
     volume.write("unseen", "22");
     tokio::time::sleep(Duration::from_millis(1500)).await;
     assert_eq!(sees("stat -c %s /volume/unseen").await, "2\n");
+
+    // What was written is the host's, also if its VM is killed before anything is closed or synced.
+    let held = "cd /volume; (exec 3> held; echo held >&3; sleep 1000) > /dev/null 2>&1 & \
+                while [ ! -s /volume/held ]; do sleep 0.1; done";
+    sees(held).await;
+    for pid in node.vmms() {
+        host("kill", &["-9", &pid.to_string()]);
+    }
+    assert_eq!(volume.read("held"), "held\n");
     other.unmount();
     volume.unmount();
     plain.unmount();

@@ -69,6 +69,12 @@ impl Bounded {
         }
     }
 
+    /// Whether closing a file that was written does anything (FUSE_FLUSH). To the file systems that number
+    /// files plainly it does not: they have told of errors before.
+    fn flushes(&self) -> bool {
+        self.held.numbering() == Numbers::Own
+    }
+
     /// Whether a file is of a volume that no other pod has.
     fn is_private(&self, context: &Context, inode: u64) -> bool {
         !self.private.is_empty()
@@ -366,8 +372,7 @@ impl FileSystem for Bounded {
         if now.is_some_and(|now| self.is_made_when_read(context, inode, &now)) {
             options |= OpenOptions::DIRECT_IO;
         }
-        // Local file systems have no errors left for it.
-        if is_private || flags & libc::O_ACCMODE as u32 == libc::O_RDONLY as u32 {
+        if !self.flushes() || flags & libc::O_ACCMODE as u32 == libc::O_RDONLY as u32 {
             options |= no_flush();
         }
         Ok((handle, options, backing))
@@ -412,7 +417,7 @@ impl FileSystem for Bounded {
                     let life = self.life(&entry.attr);
                     let version = version(&entry.attr);
                     let known = self.held.created(entry.inode, version, life);
-                    if self.private.has(entry.attr.st_dev) {
+                    if !self.flushes() {
                         options |= no_flush();
                     }
                     return Ok((told(entry, known, life), handle, options, backing));

@@ -180,7 +180,8 @@ fn name(bytes: &[u8]) -> Verdict {
 fn node(packet: &[u8]) -> Verdict {
     let kind = word(packet, IN_HEADER).map(|mode| mode & libc::S_IFMT);
     match kind {
-        Some(0 | libc::S_IFREG | libc::S_IFIFO | libc::S_IFSOCK) => Verdict::Pass,
+        // Linux names the kind of a regular file, too.
+        Some(libc::S_IFREG | libc::S_IFIFO | libc::S_IFSOCK) => Verdict::Pass,
         _ => Verdict::Refuse(libc::EPERM),
     }
 }
@@ -246,6 +247,7 @@ mod tests {
         for (kind, expected) in [
             (libc::S_IFCHR, Verdict::Refuse(libc::EPERM)),
             (libc::S_IFBLK, Verdict::Refuse(libc::EPERM)),
+            (0, Verdict::Refuse(libc::EPERM)),
             (libc::S_IFREG, Verdict::Pass),
             (libc::S_IFIFO, Verdict::Pass),
         ] {

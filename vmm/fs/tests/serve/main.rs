@@ -171,7 +171,8 @@ fn devices_are_neither_made_nor_opened_nor_shared() {
     let host = host(false);
     let mut server = Server::start();
     let root = server.share(host.path());
-    for kind in [libc::S_IFCHR, libc::S_IFBLK] {
+    // Of no kind there is nothing.
+    for kind in [libc::S_IFCHR, libc::S_IFBLK, 0] {
         let mut body = Vec::new();
         for word in [kind | 0o666, libc::makedev(1, 3) as u32, 0, 0] {
             body.extend_from_slice(&word.to_le_bytes());
@@ -605,12 +606,11 @@ fn what_a_volume_has_is_believed_while_no_other_pod_has_it() {
     assert_eq!((absent.node, absent.lives[0]), (0, long[0]));
     let (file, opened) = server.make(root, "absent").unwrap();
     assert_eq!(file.lives, long);
-    // What is closed has nothing to flush, and what was read stays, listings too.
-    let no_flush = 1 << 5;
-    assert_eq!(opened.flags & no_flush, no_flush);
+    assert_eq!(opened.flags & 1 << 3, 0, "of listings alone");
+    // What was read stays, listings too.
     let keep_cache = 1 << 1;
     for (opcode, node, flags) in [
-        (OPEN, file.node, keep_cache | no_flush),
+        (OPEN, file.node, keep_cache),
         (OPENDIR, root, keep_cache | 1 << 3),
     ] {
         let opened = server.opened(opcode, node, libc::O_RDONLY).unwrap();
@@ -640,6 +640,28 @@ fn what_a_volume_has_is_believed_while_no_other_pod_has_it() {
     drop(server);
     unmount(&theirs, UnmountFlags::DETACH).unwrap();
     unmount(&ours, UnmountFlags::DETACH).unwrap();
+}
+
+#[test]
+fn only_what_may_be_of_another_machine_is_flushed_when_it_is_closed() {
+    let host = host(true);
+    fs::write(host.path().join("file"), "").unwrap();
+    let no_flush = 1 << 5;
+    // What the host mounts later below a slave may be of any kind.
+    for (propagation, flushed) in [(Propagation::Private, false), (Propagation::Slave, true)] {
+        let mut server = Server::start();
+        let root = server.share_as(host.path(), Access::ReadWrite, propagation);
+        let node = server.lookup(root, "file").unwrap();
+        let mut flushes = |flags| {
+            let opened = server.opened(OPEN, node, flags).unwrap();
+            opened.flags & no_flush == 0
+        };
+        assert_eq!(flushes(libc::O_RDWR), flushed, "{propagation:?}");
+        assert!(!flushes(libc::O_RDONLY));
+        let name = format!("{propagation:?}");
+        let (_, opened) = server.make(root, &name).unwrap();
+        assert_eq!(opened.flags & no_flush == 0, flushed, "{propagation:?}");
+    }
 }
 
 #[test]
@@ -1057,7 +1079,10 @@ fn a_share_whose_files_are_never_forgotten_leaves_room_for_others() {
     for (opcode, body) in [
         (SYMLINK, &b"link\0to\0"[..]),
         (LINK, &link),
-        (MKNOD, &[&[0; 16], &b"n\0"[..]].concat()),
+        (
+            MKNOD,
+            &[&libc::S_IFREG.to_le_bytes()[..], &[0; 12], b"n\0"].concat(),
+        ),
     ] {
         assert_eq!(
             server.call(opcode, root, body).map(drop),
