@@ -66,8 +66,7 @@ stats() {
     local mode=$1 number
     pod "$mode" stats
     for ((number = 0; number < HULL_CONTAINERS; number++)); do
-        describe "$mode-stats" sleep 1000000
-        sed -i "s/\"name\": \"main\"/\"name\": \"main$number\"/" "$DIR/container.json"
+        describe "$mode-stats-$number" sleep 1000000
         at "$mode" start "$(at "$mode" create "$POD" "$DIR/container.json" "$DIR/$mode-stats.pod")" >/dev/null
     done
     for _ in {1..5}; do timed "$mode" stats at "$mode" stats >/dev/null; done

@@ -76,12 +76,12 @@ container() {
     at "$mode" start "$CONTAINER" >/dev/null
 }
 
-# describe LOG COMMAND...: writes $DIR/container.json.
+# describe NAME COMMAND...: writes $DIR/container.json.
 describe() {
-    local log=$1; shift
+    local name=$1; shift
     cat >"$DIR/container.json" <<J
-{"metadata": {"name": "main", "attempt": 0}, "image": {"image": "bench.registry/bench/busybox:latest"},
- "log_path": "$log.log", "command": $(jq -cn '$ARGS.positional' --args -- "$@")}
+{"metadata": {"name": "$name", "attempt": 0}, "image": {"image": "bench.registry/bench/busybox:latest"},
+ "log_path": "$name.log", "command": $(jq -cn '$ARGS.positional' --args -- "$@")}
 J
 }
 
