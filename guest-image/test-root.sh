@@ -39,6 +39,8 @@ check "modes and owners" diff <(cd "$tmp/x" && find . -printf '%M %U:%G %T@ %p\n
 drwxr-xr-x 0:0 0.0000000000 .
 drwxr-xr-x 0:0 0.0000000000 ./dev
 drwxr-xr-x 0:0 0.0000000000 ./etc
+drwxr-xr-x 0:0 0.0000000000 ./etc/apparmor
+-rw-r--r-- 0:0 0.0000000000 ./etc/apparmor/hull-default
 -rwxr-xr-x 0:0 0.0000000000 ./init
 drwxr-xr-x 0:0 0.0000000000 ./mnt
 drwxr-xr-x 0:0 0.0000000000 ./proc

@@ -51,7 +51,7 @@ struct Mount {
 }
 
 /// In the order in which they are mounted.
-fn mounts() -> [Mount; 10] {
+fn mounts() -> [Mount; 11] {
     let safe = MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC | MsFlags::MS_NODEV;
     let need = |fstype, path, flags, data| Mount {
         fstype,
@@ -65,6 +65,11 @@ fn mounts() -> [Mount; 10] {
     [
         need("proc", "/proc", safe, ""),
         need("sysfs", "/sys", safe, ""),
+        // Policies of AppArmor are given to the kernel there.
+        Mount {
+            optional: true,
+            ..need("securityfs", "/sys/kernel/security", safe, "")
+        },
         need("devtmpfs", "/dev", nosuid, "mode=0755"),
         need("devpts", "/dev/pts", devices, "gid=5,mode=620,ptmxmode=666"),
         need("tmpfs", "/dev/shm", safe, "mode=1777"),

@@ -1,6 +1,6 @@
 //! `hull-agent`: PID 1 of a pod's microVM.
 //!
-//! It brings the guest up ([`boot`]), gives it its identity ([`sandbox`],
+//! It brings the guest up ([`boot`], [`apparmor`]), gives it its identity ([`sandbox`],
 //! [`network`]), attaches what the host plugs in ([`mmio`], [`storage`]), copies
 //! volumes that change ([`atomic_volumes`]), runs containers ([`container`]) and carries
 //! their bytes ([`stdio`]). The host speaks to it in the contract of
@@ -21,6 +21,7 @@
 
 #![deny(unsafe_code)]
 
+mod apparmor;
 mod atomic_volumes;
 mod blocking;
 mod boot;
@@ -65,6 +66,7 @@ use tokio_vsock::VMADDR_CID_HOST;
 use tracing::{error, info, warn};
 
 use self::{
+    apparmor::AppArmor,
     atomic_volumes::AtomicVolumes,
     container::{
         Containers, Context, HugePages, child,
@@ -176,10 +178,18 @@ fn guest(kernel_ns: u64, host: u32) -> Result<(), AnyError> {
     boot::kernel_limits();
     let layout = Layout::default();
     boot::cgroups(&layout)?;
-    run(kernel_ns, layout, SHELL.as_ref(), Some(host), || {
-        let rpc = Listener::vsock(RPC_PORT, host)?;
-        Ok((rpc, Listener::vsock(STREAM_PORT, host)?))
-    })?;
+    let apparmor = AppArmor::of_guest()?;
+    run(
+        kernel_ns,
+        layout,
+        apparmor,
+        SHELL.as_ref(),
+        Some(host),
+        || {
+            let rpc = Listener::vsock(RPC_PORT, host)?;
+            Ok((rpc, Listener::vsock(STREAM_PORT, host)?))
+        },
+    )?;
     shutdown::stop();
     Ok(())
 }
@@ -193,10 +203,19 @@ fn outside(kernel_ns: u64, dir: &Path) -> Result<(), AnyError> {
     let name = format!("hull-{}", own.trim_start_matches('.'));
     let layout = Layout::new(dir.join("run"), name);
     boot::cgroups(&layout)?;
-    run(kernel_ns, layout, &dir.join("busybox"), None, || {
-        let rpc = Listener::unix(&dir.join("rpc.sock"))?;
-        Ok((rpc, Listener::unix(&dir.join("stream.sock"))?))
-    })
+    // That of the machine is not the agent's.
+    let apparmor = AppArmor::default();
+    run(
+        kernel_ns,
+        layout,
+        apparmor,
+        &dir.join("busybox"),
+        None,
+        || {
+            let rpc = Listener::unix(&dir.join("rpc.sock"))?;
+            Ok((rpc, Listener::unix(&dir.join("stream.sock"))?))
+        },
+    )
 }
 
 /// Serves the host, which has this context id, until it asks for the end. Without one this is no guest.
@@ -204,6 +223,7 @@ fn outside(kernel_ns: u64, dir: &Path) -> Result<(), AnyError> {
 fn run(
     kernel_ns: u64,
     layout: Layout,
+    apparmor: AppArmor,
     shell: &Path,
     host: Option<u32>,
     listen: impl FnOnce() -> Result<(Listener, Listener), AnyError>,
@@ -220,6 +240,7 @@ fn run(
             atomic_volumes: Arc::new(AtomicVolumes::new(layout.atomic_volumes())),
             huge_pages: Arc::new(HugePages::new(&layout.pod_cgroup())),
             layout: layout.clone(),
+            apparmor: Arc::new(apparmor),
             reaper: Arc::clone(&reaper),
             events: Arc::default(),
             pod: Arc::clone(&pod),

@@ -21,7 +21,7 @@ use crate::{
     authority::WithAuthority,
     config::Settings,
     cri::{Backend, Cri, Times, delegate::Router},
-    host::Probe,
+    host::{Probe, apparmor_policies},
     images::service::ImagesService,
     life::{self, Life},
     metrics,
@@ -76,7 +76,8 @@ pub(crate) struct App {
 impl App {
     /// Takes the directories, opens stores, adopts running pods and listens
     /// on the socket. Nobody can connect before all that is done.
-    pub(crate) async fn start(settings: Settings) -> Result<Self, AppError> {
+    pub(crate) async fn start(mut settings: Settings) -> Result<Self, AppError> {
+        settings.pods.apparmor = apparmor_policies();
         // Both: what has no record in this root is removed from this state directory.
         let locks = [
             DirectoryLock::take(&settings.root)?,

@@ -4,6 +4,8 @@
 
 # With more, guests die and connections stand still in all peers, most likely by faults of the emulation.
 export KVM_HOST_CPUS=${KVM_HOST_CPUS:-1}
+# Numbers are of guests without AppArmor: peers' have none, and neither had those that were measured before.
+export KVM_HOST_APPARMOR=${KVM_HOST_APPARMOR:-0}
 
 ratio() { awk -v a="$1" -v b="$2" 'BEGIN { printf "%.3f", (b > 0 ? a / b : 0) }'; }
 

@@ -6,7 +6,8 @@ use std::{
     io::{Read, Write},
     net::TcpStream,
     path::Path,
-    time::Duration,
+    process::{self, Command},
+    time::{Duration, Instant},
 };
 
 use hull_proto_cri::v1::{
@@ -18,7 +19,10 @@ use hull_proto_cri::v1::{
 };
 use tonic::{Code, Status};
 
-use crate::harness::{BUSYBOX, Node, Pod};
+use crate::{
+    harness::{BUSYBOX, Node, Pod},
+    templates::templates,
+};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 const SLEEP: &str = "sleep 1000";
@@ -349,18 +353,158 @@ async fn seccomp_profiles_are_those_that_are_asked_for() {
         let error = refused(&node, &pod, profile(ProfileType::Localhost, path)).await;
         assert_eq!(error.code(), Code::InvalidArgument, "{error}");
     }
-    let apparmor = LinuxContainerSecurityContext {
+    end(node, &pod).await;
+}
+
+/// Under this AppArmor profile.
+fn under(kind: ProfileType, profile: &str) -> LinuxContainerSecurityContext {
+    LinuxContainerSecurityContext {
         apparmor: Some(SecurityProfile {
-            profile_type: ProfileType::Localhost.into(),
-            localhost_ref: "mine".into(),
+            profile_type: kind.into(),
+            localhost_ref: profile.into(),
         }),
         ..Default::default()
+    }
+}
+
+/// Whether this host has AppArmor on, and so guests have.
+fn has_apparmor() -> bool {
+    let enabled = fs::read("/sys/module/apparmor/parameters/enabled");
+    enabled.is_ok_and(|text| text.starts_with(b"Y"))
+}
+
+/// What a container's first process and a command in it are under.
+async fn label(node: &Node, id: &str) -> String {
+    let script = "cat /proc/1/attr/apparmor/current /proc/self/attr/apparmor/current | uniq";
+    said(node, id, script).await
+}
+
+#[tokio::test]
+async fn containers_are_under_the_default_apparmor_profile_where_the_host_has_apparmor() {
+    use ProfileType::{RuntimeDefault, Unconfined};
+    let node = Node::start_with(|text| text + "[vm]\ntemplate = true\n").await;
+    node.client.pull(BUSYBOX).await.unwrap();
+    let mut config = node.sandbox("default");
+    let linux = config.linux.get_or_insert_default();
+    linux.security_context = Some(LinuxSandboxSecurityContext {
+        privileged: true,
+        ..Default::default()
+    });
+    // The second pod is a clone, which is the same.
+    for attempt in 0..2 {
+        config.metadata.get_or_insert_default().attempt = attempt;
+        let pod = node.run_sandbox(config.clone()).await.unwrap();
+        let mounts = |mut context: LinuxContainerSecurityContext| {
+            context.capabilities = Some(Capability {
+                add_capabilities: names(&["SYS_ADMIN"]),
+                ..Default::default()
+            });
+            context
+        };
+        let privileged = LinuxContainerSecurityContext {
+            privileged: true,
+            ..Default::default()
+        };
+        let all = [
+            ("unset", mounts(Default::default())),
+            ("default", mounts(under(RuntimeDefault, ""))),
+            ("unconfined", mounts(under(Unconfined, ""))),
+            ("privileged", privileged),
+        ];
+        for (name, context) in all {
+            let id = run(&node, &pod, name, context).await;
+            let confined = has_apparmor() && ["unset", "default"].contains(&name);
+            if has_apparmor() {
+                let expected = match confined {
+                    true => "hull-default (enforce)\n",
+                    false => "unconfined\n",
+                };
+                assert_eq!(label(&node, &id).await, expected, "{name}");
+            }
+            let script = "mount -t tmpfs x /mnt 2>/dev/null && echo mounted || echo denied; \
+                kill -0 1 && touch /x && echo works";
+            let expected = match confined {
+                true => "denied\nworks\n",
+                false => "mounted\nworks\n",
+            };
+            assert_eq!(said(&node, &id, script).await, expected, "{name}");
+        }
+        if attempt == 0 {
+            let begun = Instant::now();
+            while templates(&node).await["ready"] != 1 {
+                assert!(begun.elapsed() < PATIENCE, "{}", templates(&node).await);
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        } else {
+            assert_eq!(templates(&node).await["clones"], 1);
+        }
+        node.stop_sandbox(&pod.id).await.unwrap();
+        node.remove_sandbox(&pod.id).await.unwrap();
+    }
+    node.finish().await;
+}
+
+/// Has the host's kernel take this policy (`--replace`), or drop it (`--remove`).
+fn apparmor_parser(how: &str, policy: &Path) {
+    let parser = Command::new("apparmor_parser")
+        .args([how, "--skip-cache"])
+        .arg(policy)
+        .status();
+    assert!(parser.unwrap().success());
+}
+
+#[tokio::test]
+async fn apparmor_profiles_of_the_host_hold_in_guests() {
+    use ProfileType::Localhost;
+    let node = Node::start().await;
+    let pod = node.pod("localhost").await;
+    let name = format!("hull-test-{}", process::id());
+    let error = refused(&node, &pod, under(Localhost, &name)).await;
+    let text = error.message();
+    assert!(text.contains("security_context.apparmor"), "{error}");
+    if !has_apparmor() {
+        assert!(text.contains("AppArmor is off in the node's"), "{error}");
+        println!("SKIPPED: profiles of the host: it has no AppArmor");
+        return end(node, &pod).await;
+    }
+    assert!(text.contains("it is not loaded on the node"), "{error}");
+    assert_eq!(error.code(), Code::InvalidArgument);
+
+    let policy = node.dir.join("policy");
+    let load = |rule: &str| {
+        let text = format!(
+            "profile {name} flags=(attach_disconnected) {{\n  file,\n  signal,\n  capability,\n  {rule},\n}}\n"
+        );
+        fs::write(&policy, text).unwrap();
+        apparmor_parser("--replace", &policy);
     };
-    let error = refused(&node, &pod, apparmor).await;
-    assert!(
-        error.message().contains("security_context.apparmor"),
-        "{error}"
+    // Times of a file that is there are nothing that AppArmor looks at, so no "touch".
+    let script = "for dir in srv tmp; do (echo x >/$dir/x) 2>/dev/null && echo $dir; done; true";
+    load("deny /srv/** w");
+    let config = with(
+        node.script("first", &format!("{script}; exec {SLEEP}")),
+        under(Localhost, &format!("localhost/{name}")),
     );
+    let first = node.create(&pod, config).await.unwrap();
+    node.start_container(&first).await.unwrap();
+    let expected = format!("{name} (enforce)\n");
+    assert_eq!(label(&node, &first).await, expected);
+    assert_eq!(said(&node, &first, script).await, "tmp\n");
+    node.wait_log("first", "tmp\n").await;
+    // Changed on the host, it is the changed one that a later container gets; and so has a process under it, as there.
+    load("deny /tmp/** w");
+    let second = run(&node, &pod, "second", under(Localhost, &name)).await;
+    for id in [&first, &second] {
+        assert_eq!(said(&node, id, script).await, "srv\n");
+    }
+    // Policy is not theirs to change, nor the profile theirs to leave.
+    let escape = "echo changeprofile unconfined > /proc/self/attr/apparmor/current; \
+        mount -t securityfs x /mnt; ls /sys/kernel/security; true";
+    assert_eq!(said(&node, &second, escape).await, "");
+    apparmor_parser("--remove", &policy);
+    let error = refused(&node, &pod, under(Localhost, &name)).await;
+    assert!(error.message().contains("not loaded"), "{error}");
+    assert_eq!(label(&node, &second).await, expected);
     end(node, &pod).await;
 }
 

@@ -20,6 +20,7 @@
 #   KVM_HOST_NAME      more than one machine per checkout        KVM_HOST_MEMORY  MiB (6144)
 #   KVM_HOST_PACKAGES  more Debian packages, comma-separated     KVM_HOST_CPUS    (2)
 #   KVM_HOST_IDLE      minutes until it turns itself off, 0 = never (120)
+#   KVM_HOST_APPARMOR  0: off, as on machines without it
 #   KVM_HOST_QEMU, KVM_HOST_VIRTIOFSD   other programs;  KVM_HOST_APPEND  kernel arguments
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"
@@ -27,7 +28,7 @@ set -euo pipefail
 HERE=$REPO/tests/host
 PACKAGES=busybox-static,kmod,procps,util-linux,iproute2,iptables,nftables,iputils-ping,strace,socat,\
 openssh-server,jq,curl,ca-certificates,e2fsprogs,erofs-utils,containernetworking-plugins,\
-attr,docker-registry,tar,zstd${KVM_HOST_PACKAGES:+,$KVM_HOST_PACKAGES}
+attr,docker-registry,tar,zstd,apparmor${KVM_HOST_PACKAGES:+,$KVM_HOST_PACKAGES}
 MEMORY=${KVM_HOST_MEMORY:-6144} CPUS=${KVM_HOST_CPUS:-2} IDLE=${KVM_HOST_IDLE:-120}
 QEMU=${KVM_HOST_QEMU:-$TOOLS/emulator/bin/qemu-system-x86_64}
 VIRTIOFSD=${KVM_HOST_VIRTIOFSD:-$TOOLS/emulator/bin/virtiofsd}
@@ -48,6 +49,8 @@ tree() {
     local suite; suite=$(debian_suite)
     echo "$HULL_CACHE/kvm-host/$(cat "$HERE/build-root.sh" - <<<"$suite $PACKAGES" | sha256sum | cut -c 1-16)"
 }
+# The kernel argument that says whether AppArmor is on.
+apparmor() { echo "apparmor=${KVM_HOST_APPARMOR:-1}"; }
 recipe() { cat "$HERE/build-root.sh" "$HERE/init" "$HERE/install.sh" - <<<"$PACKAGES" | sha256sum | cut -c 1-16; }
 
 build() {
@@ -110,7 +113,7 @@ serve() {
 qemu() {
     local init=$1 tree=$2
     # thread=single hangs nested guests. Of the kernel arguments, those about mitigations and the timer
-    # only save time; AppArmor is off because nothing here has its tools, which critest asks for.
+    # only save time. AppArmor is on, as it is on Debian's machines, and so it is in guests.
     spawn "$RUN/qemu.log" "$QEMU" -name "hull-kvm-host,process=hull-kvm-host" \
         -accel tcg,thread=multi,tb-size=512 -M q35,memory-backend=mem,hpet=off \
         -cpu EPYC,+svm -smp "$CPUS" -m "$MEMORY" \
@@ -121,7 +124,7 @@ qemu() {
         -netdev user,id=n0,hostfwd=tcp:127.0.0.1:"$PORT"-:22 -device virtio-net-pci,netdev=n0,romfile= \
         -fw_cfg name=opt/hull/fstab,file="$RUN/fstab" -fw_cfg name=opt/hull/idle,string="$IDLE" \
         -kernel "$tree/vmlinuz" \
-        -append "root=root rootfstype=virtiofs ro init=$init console=ttyS0 quiet panic=-1 net.ifnames=0 mitigations=off apparmor=0 tsc=reliable $(tsc_frequency) no_timer_check ${KVM_HOST_APPEND:-}"
+        -append "root=root rootfstype=virtiofs ro init=$init console=ttyS0 quiet panic=-1 net.ifnames=0 mitigations=off $(apparmor) tsc=reliable $(tsc_frequency) no_timer_check ${KVM_HOST_APPEND:-}"
     tail -n 1 "$RUN/pids" >"$RUN/qemu.pid"
 }
 
@@ -156,7 +159,7 @@ boot() {
     halt
     mkdir -p "$RUN"; chmod 700 "$RUN"
     cp "$tree/id" "$RUN/id"
-    recipe >"$RUN/recipe"; echo "$PACKAGES" >"$RUN/packages"; : >"$RUN/ctl"
+    recipe >"$RUN/recipe"; echo "$PACKAGES" >"$RUN/packages"; apparmor >"$RUN/apparmor"; : >"$RUN/ctl"
     # The init of this checkout, under a name that another checkout's does not have.
     init=/sbin/hull-init-$(sha256sum "$HERE/init" | cut -c 1-12)
     if [ ! -x "$tree/root$init" ]; then
@@ -222,6 +225,7 @@ halt() {
 mismatch() {
     if [ "$(cat "$RUN/recipe" 2>/dev/null)" != "$(recipe)" ]; then echo "was built from other scripts"; fi
     if [ -n "$SHARE" ] && ! visible "$SHARE"; then echo "does not show $SHARE"; fi
+    if [ "$(cat "$RUN/apparmor" 2>/dev/null)" != "$(apparmor)" ]; then echo "was not booted with $(apparmor)"; fi
     local p
     for p in ${KVM_HOST_PACKAGES:+${KVM_HOST_PACKAGES//,/ }}; do
         case ",$(cat "$RUN/packages")," in *",$p,"*) ;; *) echo "lacks the package $p" ;; esac

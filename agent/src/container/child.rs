@@ -51,8 +51,8 @@ use serde::{Deserialize, Serialize};
 use super::{
     descriptors,
     make::{
-        Container, Ids, Process, Root, StepError, Streams, Terminal, doing, enter_cgroup,
-        enter_cgroup_beside, join,
+        Attributes, Container, Ids, Process, Root, StepError, Streams, Terminal, doing,
+        enter_cgroup, enter_cgroup_beside, join,
     },
 };
 use crate::sys;
@@ -147,6 +147,8 @@ enum Made {
 /// What a process has of the agent.
 struct Ends {
     gate: fs::File,
+    /// Where it says which AppArmor profile it is under, if it is.
+    attributes: Option<Attributes>,
     /// One for the terminal's master, or three.
     streams: Vec<OwnedFd>,
 }
@@ -163,6 +165,8 @@ fn serve(request: Request, fds: Vec<OwnedFd>, agent: &UnixStream) -> Result<Exit
     let adjustment = process.and_then(OciProcess::oom_score_adj).unwrap_or(0);
     fs::write("/proc/self/oom_score_adj", adjustment.to_string())
         .map_err(doing("set oom_score_adj"))?;
+    let profile = process.and_then(|process| process.apparmor_profile().as_ref());
+    let attributes = profile.map(|_| Attributes::of_guest()).transpose()?;
     let made = match request.action {
         Action::Create {
             spec,
@@ -198,6 +202,7 @@ fn serve(request: Request, fds: Vec<OwnedFd>, agent: &UnixStream) -> Result<Exit
     };
     let ends = Ends {
         gate,
+        attributes,
         streams: fds.collect(),
     };
     match sys::fork().map_err(doing("fork"))? {
@@ -261,7 +266,7 @@ fn process_of(
             Streams::Pipes(streams.map_err(|_| refused("a descriptor is missing"))?)
         }
     };
-    process.settle(streams)?;
+    process.settle(streams, ends.attributes.as_ref())?;
     Report::Waiting
         .send(agent)
         .map_err(doing("talk to the agent"))?;

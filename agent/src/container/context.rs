@@ -4,14 +4,15 @@ use std::sync::Arc;
 
 use super::{huge_pages::HugePages, pause::PodNamespaces};
 use crate::{
-    atomic_volumes::AtomicVolumes, events::Events, layout::Layout, reaper::Reaper,
-    storage::Storages,
+    apparmor::AppArmor, atomic_volumes::AtomicVolumes, events::Events, layout::Layout,
+    reaper::Reaper, storage::Storages,
 };
 
 /// What all containers use.
 #[derive(Debug)]
 pub(crate) struct Context {
     pub(crate) layout: Layout,
+    pub(crate) apparmor: Arc<AppArmor>,
     pub(crate) reaper: Arc<Reaper>,
     pub(crate) events: Arc<Events>,
     pub(crate) storages: Arc<Storages>,

@@ -172,6 +172,13 @@ async fn stages(
     remains: &mut Remains,
 ) -> Result<Launched, ContainerError> {
     let mut asked = spec::parse(&request.spec)?;
+    if let Some(profile) = spec::apparmor_profile(&asked).map(str::to_owned) {
+        let (apparmor, policy) = (
+            Arc::clone(&context.apparmor),
+            request.apparmor_policy.clone(),
+        );
+        blocking(move || apparmor.provide(&profile, &policy)).await?;
+    }
     let sources = volumes::Sources {
         wanted: request.storage_mounts.clone(),
         storages: Arc::clone(&context.storages),

@@ -7,6 +7,7 @@ use super::{
     rootfs::RootfsError, spec::SpecError, user::UserError,
 };
 use crate::{
+    apparmor::AppArmorError,
     ident::{Id, IdError},
     tree::CopyError,
 };
@@ -67,6 +68,8 @@ pub(crate) enum ContainerError {
     },
     #[error(transparent)]
     Limit(#[from] LimitError),
+    #[error(transparent)]
+    AppArmor(#[from] AppArmorError),
     #[error(transparent)]
     HugePages(#[from] HugePageError),
     #[error("id {0} is not in the pod's user namespace")]

@@ -114,6 +114,11 @@ pub(super) fn profile(spec: &Spec) -> Option<&LinuxSeccomp> {
     spec.linux().as_ref()?.seccomp().as_ref()
 }
 
+/// The AppArmor profile of a container's processes.
+pub(super) fn apparmor_profile(spec: &Spec) -> Option<&str> {
+    spec.process().as_ref()?.apparmor_profile().as_deref()
+}
+
 fn set_default(env: &mut Vec<String>, key: &str, value: &str) {
     let is_key = |entry: &String| entry.split_once('=').is_some_and(|(k, _)| k == key);
     if !env.iter().any(is_key) {

@@ -6,7 +6,7 @@ mod status;
 use std::{future::Future, path::PathBuf, sync::Arc};
 
 use async_trait::async_trait;
-use hull_proto_agent::{VERSION, agent as proto, rpc};
+use hull_proto_agent::{APPARMOR, VERSION, agent as proto, rpc};
 use tokio::sync::Notify;
 use tracing::debug;
 use ttrpc::r#async::{ServerStreamSender, TtrpcContext};
@@ -66,9 +66,11 @@ impl rpc::Agent for Service {
     ) -> ttrpc::Result<proto::HelloResponse> {
         debug!(host = request.version, "hello");
         let kernel = nix::sys::utsname::uname();
+        let apparmor = self.context.apparmor.is_on().then_some(&APPARMOR);
+        let features = FEATURES.iter().chain(apparmor);
         Ok(proto::HelloResponse {
             version: VERSION,
-            features: FEATURES.iter().map(|f| (*f).to_owned()).collect(),
+            features: features.map(|f| (*f).to_owned()).collect(),
             agent_version: env!("CARGO_PKG_VERSION").to_owned(),
             kernel_release: kernel.map_or_else(
                 |_| String::new(),

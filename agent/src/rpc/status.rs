@@ -82,6 +82,7 @@ impl Classified for ContainerError {
             Self::NoStorage(_)
             | Self::WrongState { .. }
             | Self::HugePages(_)
+            | Self::AppArmor(_)
             | Self::Restless(_)
             | Self::Start { .. }
             | Self::Exec { .. } => Code::FAILED_PRECONDITION,

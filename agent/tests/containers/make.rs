@@ -140,8 +140,6 @@ agent_tests! {
         hooks["hooks"] = json!({"createRuntime": [{"path": "/bin/true"}]});
         let mut sysctls = spec(&["true"]);
         sysctls["linux"]["sysctl"] = json!({"net.core.somaxconn": "1"});
-        let mut label = spec(&["true"]);
-        label["process"]["apparmorProfile"] = json!("profile");
         let with = |of: &str, name: &str, value| {
             let mut wanted = spec(&["true"]);
             wanted[of][name] = value;
@@ -149,7 +147,7 @@ agent_tests! {
         };
         let seccomp = json!({"defaultAction": "SCMP_ACT_ALLOW", "listenerPath": "/x"});
         for (wanted, what) in [
-            (hooks, "hooks"), (sysctls, "sysctls"), (label, "AppArmor"),
+            (hooks, "hooks"), (sysctls, "sysctls"),
             (with("process", "selinuxLabel", json!("label")), "SELinux"),
             (with("process", "scheduler", json!({"policy": "SCHED_BATCH"})), "scheduling"),
             (with("process", "ioPriority", json!({"class": "IOPRIO_CLASS_IDLE", "priority": 0})), "I/O"),
@@ -166,6 +164,9 @@ agent_tests! {
             (with("process", "rlimits", json!([limit, limit])), "make the container's first process: RLIMIT_CORE is set twice"),
             (with("linux", "namespaces", json!([{"type": "pid"}, {"type": "mount"}, {"type": "pid"}])),
                 "the OCI specification has two namespaces of the type pid"),
+            // That of the machine is not the agent's to use.
+            (with("process", "apparmorProfile", json!("p")),
+                "AppArmor is off in the guest's kernel: there is no profile p"),
         ] {
             let (_, text) = message(agent.client.create(context(), &container_with("c1", &wanted)).await);
             assert_eq!(text, why);

@@ -30,6 +30,10 @@ pub mod rpc {
 
 /// The contract version that this build speaks (`HelloRequest.version`).
 pub const VERSION: u32 = 2;
+/// The feature (`HelloResponse.features`) of guests whose kernel has AppArmor on.
+pub const APPARMOR: &str = "apparmor";
+/// The AppArmor profile that such a guest has from its boot on, for containers that name none.
+pub const DEFAULT_PROFILE: &str = "hull-default";
 /// The vsock port of the agent's ttrpc server.
 pub const RPC_PORT: u32 = 1024;
 /// The vsock port of the agent's byte streams.

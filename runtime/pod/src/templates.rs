@@ -7,7 +7,7 @@
 //!                             └─────────────────┘
 //! ```
 //!
-//! A class is what clones must have in common: VMM, kernel, guest root, vCPUs, memory, and who may share.
+//! A class is what clones must have in common: VMM, kernel, guest root, AppArmor, vCPUs, memory, and who may share.
 //! Each is told by what the file system says of the file, so that an update is another class. What else
 //! must fit, the VMM's build and the processor, the VMM refuses by itself.
 //!
@@ -286,6 +286,9 @@ pub(crate) fn label(config: &PodsConfig, scope: &str, size: VmSize) -> io::Resul
         let seconds = file.mtime();
         label += &format!(", {what} {device:x}.{inode:x}.{size:x}.{seconds:x}.{nanos:x}");
     }
+    if config.apparmor.is_some() {
+        label += ", AppArmor";
+    }
     if !scope.is_empty() {
         label += &format!(", {scope}");
     }
@@ -361,7 +364,12 @@ mod tests {
             label(&config, "", VmSize { vcpus: 2, ..size }).unwrap(),
         ];
         assert_eq!(label(&config, "", size).unwrap(), labels[0]);
-        let longest = label(&config, &"n".repeat(63), VmSize::UNKNOWN).unwrap();
+        let confined = PodsConfig {
+            apparmor: Some(dir.path().into()),
+            ..config.clone()
+        };
+        labels.push(label(&confined, "", size).unwrap());
+        let longest = label(&confined, &"n".repeat(63), VmSize::UNKNOWN).unwrap();
         assert!(longest.len() <= hull_proto_vmm::MAX_LABEL, "{longest}");
         for file in [&config.vmm, &config.kernel, &config.guest_root] {
             let new = file.with_extension("new");

@@ -115,6 +115,8 @@ pub struct PodsConfig {
     pub seccomp_default: bool,
     /// Containers get the volumes that their image declares.
     pub image_volumes: bool,
+    /// Where the host's kernel tells of its AppArmor policy; none: AppArmor is off, and so it is in guests.
+    pub apparmor: Option<PathBuf>,
 }
 
 impl PodsConfig {
@@ -148,6 +150,7 @@ impl PodsConfig {
             serial_console: false,
             seccomp_default: true,
             image_volumes: true,
+            apparmor: None,
         }
     }
 }

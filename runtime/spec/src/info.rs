@@ -67,7 +67,7 @@ pub struct VmInfo {
     pub warning: String,
 }
 
-/// What the agent told about the guest; from a hostile source, for display only.
+/// What the agent told about the guest when it was greeted, before a container was in it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GuestInfo {
     /// `uname -r`.
@@ -78,6 +78,10 @@ pub struct GuestInfo {
     pub kernel_ns: u64,
     /// From the kernel's start to the agent's socket, in nanoseconds.
     pub ready_ns: u64,
+    /// Its kernel has AppArmor on, so containers get profiles. A guest that lies confines its own pod less, or can't
+    /// make its containers.
+    #[serde(default)]
+    pub apparmor: bool,
 }
 
 /// How long a sandbox's start took, and its stages.

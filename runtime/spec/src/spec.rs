@@ -161,9 +161,9 @@ pub struct IdRange {
 pub struct SandboxSecurity {
     /// A container of the pod may be privileged.
     pub privileged: bool,
-    /// AppArmor profile.
+    /// AppArmor profile; has no effect, because a sandbox has no process of its own.
     pub apparmor: AppArmor,
-    /// Seccomp profile; has no effect, because a sandbox has no process of its own.
+    /// Seccomp profile; has no effect, for the same reason.
     pub seccomp: Seccomp,
 }
 
@@ -176,7 +176,7 @@ pub enum AppArmor {
     RuntimeDefault,
     /// None.
     Unconfined,
-    /// A profile of the node; refused, because the guest has none.
+    /// A profile that is loaded on the node, by its name.
     Localhost(String),
 }
 

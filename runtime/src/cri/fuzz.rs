@@ -58,6 +58,7 @@ pub(crate) fn container(input: &[u8]) {
         image: &ImageConfig::default(),
         locals: &[],
         localhost_seccomp: None,
+        apparmor: None,
         seccomp_default: true,
     });
     let Ok(built) = built else { return };

@@ -1,6 +1,7 @@
 //! What this host offers. Each check looks at one thing and says in plain words
 //! what is there, or what is missing and what to do.
 
+mod apparmor;
 mod assets;
 mod cgroup;
 mod devices;
@@ -16,6 +17,7 @@ use std::path::Path;
 use crate::config::Settings;
 
 pub(crate) use self::{
+    apparmor::policies as apparmor_policies,
     finding::{Finding, HostIncomplete},
     probe::Probe,
 };

@@ -11,11 +11,11 @@
 //!              Process::execute
 //! ```
 //! An exec has no root to build. Read in this order: this file, [`mounts`], [`root`] (how a path is found),
-//! [`devices`], [`hide`], [`terminal`], [`identity`], [`filter`], [`command`].
+//! [`devices`], [`hide`], [`terminal`], [`label`], [`identity`], [`filter`], [`command`].
 //!
 //! The guest is one known kernel with cgroup v2, and the caller is its root: there is no other way than
-//! the one here. Not here: network, IPC, host name and sysctls, which are the pod's; hooks and labels, which
-//! are refused.
+//! the one here. Not here: network, IPC, host name and sysctls, which are the pod's; hooks and labels of
+//! SELinux, which are refused.
 
 mod command;
 mod devices;
@@ -23,6 +23,7 @@ mod error;
 mod filter;
 mod hide;
 mod identity;
+mod label;
 mod mounts;
 mod options;
 mod root;
@@ -51,6 +52,7 @@ use self::{
 };
 pub(super) use self::{
     error::{StepError, doing},
+    label::Attributes,
     mounts::copy,
     root::{DEV, Kind, Root},
     terminal::Terminal,
@@ -235,10 +237,6 @@ fn check(spec: &Spec) -> Result<(), StepError> {
             "sysctls of a container's own",
         ),
         (
-            of_process(|process| process.apparmor_profile().is_some()),
-            "AppArmor profiles",
-        ),
-        (
             of_process(|process| process.selinux_label().is_some())
                 || of_linux(|linux| linux.mount_label().is_some()),
             "SELinux labels",
@@ -342,8 +340,18 @@ impl Process {
         })
     }
 
-    /// Takes up the streams and gives all powers away that the command shall not have.
-    pub(super) fn settle(&self, streams: Streams) -> Result<(), StepError> {
+    /// Takes up the streams and gives all powers away that the command shall not have. `attributes` are there for
+    /// one under an AppArmor profile.
+    pub(super) fn settle(
+        &self,
+        streams: Streams,
+        attributes: Option<&Attributes>,
+    ) -> Result<(), StepError> {
+        if let Some(profile) = self.process.apparmor_profile() {
+            let attributes = attributes
+                .ok_or_else(|| StepError::Refused("the guest's /proc is not held".to_owned()))?;
+            attributes.confine(profile)?;
+        }
         setsid().map_err(doing("begin a session"))?;
         streams.take()?;
         identity::limit(&self.process)?;

@@ -11,7 +11,7 @@ use std::{
 
 use async_trait::async_trait;
 use hull_proto_agent::{
-    RPC_PORT, VERSION,
+    APPARMOR, RPC_PORT, VERSION,
     agent::{self as message, Empty, Event, Exited, event::Kind},
     rpc::{Agent, create_agent},
 };
@@ -217,6 +217,10 @@ impl Agent for Rpc {
             version: self.0.script.version.unwrap_or(VERSION),
             agent_version: "fake".into(),
             kernel_release: "6.0-fake".into(),
+            features: match self.0.script.apparmor {
+                true => vec![APPARMOR.into()],
+                false => Vec::new(),
+            },
             ..message::HelloResponse::default()
         })
     }
@@ -384,6 +388,11 @@ impl Agent for Rpc {
             assert!(mounts.all(|mount| storage.contains_key(&mount.storage)));
         }
         let spec: serde_json::Value = serde_json::from_slice(&request.spec).unwrap();
+        if let Some(profile) = spec["process"]["apparmorProfile"].as_str() {
+            assert!(self.0.script.apparmor);
+            let policy = String::from_utf8_lossy(&request.apparmor_policy);
+            self.0.note("apparmor", &format!("{profile} {policy}"));
+        }
         let args = spec["process"]["args"].as_array().unwrap();
         let args = args.iter().map(|a| a.as_str().unwrap().to_owned());
         let container = Container {

@@ -236,11 +236,13 @@ fn handle(vm: &Mutex<Vm>, request: Request, fds: Vec<OwnedFd>) -> Response {
             let (label, script, slots, guest): Saved = serde_json::from_slice(&bytes).unwrap();
             assert_eq!(label, config.label);
             vm.saved = Some(guest);
+            let apparmor = script.apparmor;
             vm.script = match script.clone {
                 Some(clone) => *clone,
                 None => script,
             };
             vm.script.asleep = true;
+            vm.script.apparmor = apparmor;
             if let Some(kind) = vm.script.refuse_configure {
                 return refuse(kind);
             }
@@ -292,6 +294,7 @@ fn configure(vm: &mut Vm, config: &VmConfig, fds: Vec<OwnedFd>) {
     if !text.is_empty() {
         vm.script = serde_json::from_str(&text).unwrap();
     }
+    vm.script.apparmor = config.cmdline.contains("apparmor");
     plug(vm, &config.devices, fds);
     let slots = Vec::from_iter(vm.slots.keys().copied());
     // A template has neither scratch disk nor card.

@@ -51,4 +51,6 @@ pub struct Script {
     pub refuse_plug: Option<ErrorKind>,
     /// `Attach` fails with this.
     pub refuse_attach: Option<ErrorKind>,
+    /// The guest's kernel has AppArmor on, as the VM's command line says.
+    pub apparmor: bool,
 }

@@ -18,6 +18,7 @@ use super::{container::Container, operations::Done, state::Driver};
 use crate::{
     command::{CreatedContainer, Reply},
     container::{
+        apparmor::confinement,
         create::{Created, Creation, Sources},
         find::{find_devices, find_image, find_volumes, read_profile},
         request::{asked_mounts, create_request, storage_mounts},
@@ -151,6 +152,9 @@ impl Driver {
             }
             _ => None,
         };
+        let in_guest = self.record.guest.as_ref().is_some_and(|it| it.apparmor);
+        let host = self.node.config.apparmor.as_deref();
+        let confined = confinement(&spec.security, host, in_guest).await?;
         let locals = self.find_locals(&spec).await;
         let kept: Vec<usize> = locals.iter().map(|(index, _)| *index).collect();
         let oci = build(Inputs {
@@ -159,12 +163,14 @@ impl Driver {
             image: &image.config,
             locals: &kept,
             localhost_seccomp: profile.as_ref(),
+            apparmor: confined.as_ref().map(|it| it.profile.as_str()),
             seccomp_default: self.node.config.seccomp_default,
         })?;
         let volumes = find_volumes(&self.node, &spec).await?;
         let mounts = asked_mounts(&oci);
         let mut request = create_request(&id, &oci, &spec, &image)?;
         request.storage_mounts = storage_mounts(&mounts, &spec, &volumes, &locals);
+        request.apparmor_policy = confined.map(|it| it.policy).unwrap_or_default();
         if self.node.config.image_volumes {
             request.volumes = declared_volumes(&image.config, &oci)?;
         }

@@ -53,7 +53,7 @@ use hull_vm::{
     slots,
 };
 
-use super::{CMDLINE, SPAWN, make_dir, restore::Checkpoint, teardown, template};
+use super::{SPAWN, cmdline, make_dir, restore::Checkpoint, teardown, template};
 use crate::{
     node::Node,
     ports::network_error,
@@ -794,7 +794,7 @@ impl<'a> Assembled<'a> {
             pluggable: self.pluggable(),
             kernel: send(template::open(&node.config.kernel)?.into()),
             initrd: None,
-            cmdline: CMDLINE.into(),
+            cmdline: cmdline(&node.config),
             serial,
             devices,
         };

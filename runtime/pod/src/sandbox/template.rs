@@ -28,7 +28,7 @@ use hull_vm::{
     slots,
 };
 
-use super::{CMDLINE, SPAWN, make_dir, teardown};
+use super::{SPAWN, cmdline, make_dir, teardown};
 use crate::{
     node::Node,
     templates::{Cold, Template, label},
@@ -169,7 +169,7 @@ async fn boot(node: &Node, run: &RunDir, vm: &VmClient, size: VmSize) -> Result<
         pluggable: None,
         kernel: send(open(&config.kernel)?.into()),
         initrd: None,
-        cmdline: CMDLINE.into(),
+        cmdline: cmdline(config),
         serial: None,
         devices,
     };

@@ -3,6 +3,7 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests")]
 
+mod apparmor;
 mod checkpoints;
 mod common;
 mod faults;

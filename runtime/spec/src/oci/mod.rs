@@ -45,6 +45,8 @@ pub struct Inputs<'a> {
     pub locals: &'a [usize],
     /// The profile that was read from the node, for `Seccomp::Localhost`.
     pub localhost_seccomp: Option<&'a ProfileFile>,
+    /// The AppArmor profile of its processes.
+    pub apparmor: Option<&'a str>,
     /// Whether a container that names no profile gets the default one.
     pub seccomp_default: bool,
 }
@@ -144,6 +146,7 @@ fn process(inputs: Inputs<'_>) -> Result<Process, PodError> {
             .and_then(|r| i32::try_from(r.oom_score_adj).ok())
             .filter(|adj| (-1000..=1000).contains(adj)),
     );
+    process.set_apparmor_profile(inputs.apparmor.map(str::to_owned));
     process.set_rlimits(Some(rlimits(&container.adjusted.rlimits)?));
     Ok(process)
 }

@@ -41,6 +41,7 @@ fn spec_in(
         image: &image(),
         locals: &[5],
         localhost_seccomp: None,
+        apparmor: Some("profile"),
         seccomp_default: true,
     })?;
     Ok(serde_json::to_value(spec).unwrap())
@@ -135,6 +136,7 @@ fn a_plain_container_has_this_specification() {
             "args": ["/entry", "default"],
             "env": ["PATH=/bin", "HOSTNAME=web", "LANG=C"],
             "cwd": "/srv",
+            "apparmorProfile": "profile",
             "capabilities": {
                 "bounding": 14, "effective": 14, "permitted": 14, "inheritable": [], "ambient": [],
             },
@@ -170,6 +172,7 @@ fn without_any_command_the_container_is_refused() {
         image: &empty,
         locals: &[],
         localhost_seccomp: None,
+        apparmor: None,
         seccomp_default: true,
     });
     assert!(matches!(error, Err(PodError::InvalidArgument { .. })));

@@ -249,17 +249,21 @@ fn apparmor(
     deprecated: &str,
 ) -> Result<AppArmor, CriError> {
     let field = format!("{field}.apparmor");
+    // With the old prefix or without.
+    let localhost = |name: &str| {
+        AppArmor::Localhost(name.strip_prefix("localhost/").unwrap_or(name).to_owned())
+    };
     let Some(profile) = profile else {
         return Ok(match deprecated {
             "" | "runtime/default" => AppArmor::RuntimeDefault,
             "unconfined" => AppArmor::Unconfined,
-            other => AppArmor::Localhost(other.trim_start_matches("localhost/").to_owned()),
+            other => localhost(other),
         });
     };
     Ok(match profile_type(&field, profile)? {
         ProfileType::RuntimeDefault => AppArmor::RuntimeDefault,
         ProfileType::Unconfined => AppArmor::Unconfined,
-        ProfileType::Localhost => AppArmor::Localhost(profile.localhost_ref.clone()),
+        ProfileType::Localhost => localhost(&profile.localhost_ref),
     })
 }
 

@@ -7,7 +7,7 @@ use std::{
 };
 
 use hull_proto_agent::{
-    RPC_PORT, VERSION,
+    APPARMOR, RPC_PORT, VERSION,
     agent::{
         AdjustClockRequest, AttachDeviceRequest, AttachStorageRequest, ConfigureRequest,
         CreateRequest, DeleteRequest, DetachDeviceRequest, DetachStorageRequest, Directory, Empty,
@@ -765,6 +765,7 @@ async fn greet(
         agent_version: printable(&response.agent_version, NAME_MAX),
         kernel_ns: response.kernel_ns,
         ready_ns: response.ready_ns,
+        apparmor: response.features.iter().any(|feature| feature == APPARMOR),
     };
     Ok((connection, info))
 }
