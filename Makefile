@@ -36,7 +36,7 @@ delegate: build ## pods of Debian's containerd and runc beside pods in VMs, by o
 software: build ## [NAME="redis java"]: databases, servers, languages as their users run them, in the KVM host
 	@tests/software.sh $(NAME)
 
-bench: build ## BENCH=network, storage, files, pmem, pods, checkpoint, burst or neighbours: measures Hull and its peers in the KVM host; node, logs, pull: the daemon with many pods, with much output, pulls, here
+bench: build ## BENCH=network, storage, files, pmem, pods, boot, exec, memory, parallel, checkpoint, burst or neighbours: measures Hull and its peers in the KVM host; node, logs, pull: the daemon with many pods, with much output, pulls, here
 	@tests/bench/$(or $(BENCH),network).sh
 
 hostile: ## [SECONDS=N] [SEED=N]: the hostile guest's attacks at random on the VMM's devices, one seed after another, here
