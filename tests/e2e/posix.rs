@@ -14,6 +14,7 @@ use std::{
 
 use hull_proto_cri::v1::{
     Capability, ContainerConfig, LinuxContainerConfig, LinuxContainerSecurityContext, Mount,
+    SecurityProfile, security_profile::ProfileType,
 };
 
 use crate::{
@@ -122,6 +123,11 @@ async fn checker(node: &Node, pod: &Pod, tools: &HostDir, mut mounts: Vec<Mount>
             security_context: Some(LinuxContainerSecurityContext {
                 capabilities: Some(Capability {
                     add_capabilities: vec!["SYS_ADMIN".into(), "MKNOD".into()],
+                    ..Default::default()
+                }),
+                // The default one denies mounts.
+                apparmor: Some(SecurityProfile {
+                    profile_type: ProfileType::Unconfined.into(),
                     ..Default::default()
                 }),
                 ..Default::default()
