@@ -86,7 +86,10 @@ impl Usage {
             Ok(i64::try_from(fs::read_dir(proc.join(name))?.count())?)
         };
         let rollup = fs::read_to_string(proc.join("smaps_rollup"))?;
-        let pss = rollup.lines().find_map(|line| line.strip_prefix("Pss:"));
+        // Its own. How much it has of its program, which others run too, changes with them.
+        let pss = rollup
+            .lines()
+            .find_map(|line| line.strip_prefix("Pss_Anon:"));
         let pss = pss.and_then(|rest| rest.split_ascii_whitespace().next());
         let used = |name: &str| -> Result<i64> {
             let fs = rustix::fs::statvfs(node.dir.join(name))?;
