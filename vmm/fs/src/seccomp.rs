@@ -58,7 +58,7 @@ const REQUESTS_ALONE: &[Call] = &[
     call!(SYS_fallocate),
     call!(SYS_fsync),
     call!(SYS_fdatasync),
-    call!(SYS_dup),
+    call!(SYS_dup).rare("FUSE_FLUSH, of file systems of other machines"),
     call!(SYS_fcntl).is(1, libc::F_SETFL as i64),
     // Their attributes.
     call!(SYS_newfstatat),
