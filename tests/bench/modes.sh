@@ -9,7 +9,7 @@ run_in_host() {
     local images
     # It has the image of containerd's sandboxes, too.
     images=$("$REPO/tests/images/build.sh" bench)
-    HULL_TEST_IMAGES=$images KVM_HOST_PACKAGES=containerd,runc${PACKAGES:+,$PACKAGES} "$REPO/tests/host/run.sh" "$REPO/$1" inside
+    HULL_TEST_IMAGES=$images KVM_HOST_PACKAGES=containerd,runc "$REPO/tests/host/run.sh" "$REPO/$1" inside
 }
 
 # Before start_modes, $DIR/hull.toml and the network of the node may be changed.

@@ -56,7 +56,7 @@ pub fn devices<'a>(
 }
 
 /// Where kubelet keeps a pod's volumes.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 struct Kubelet {
     volumes: PathBuf,
     plugins: PathBuf,
