@@ -80,6 +80,19 @@ async fn an_image_can_be_a_volume() {
         "<h1>hello from a microVM</h1>\n"
     );
 
+    // As kubelet asks for bindMountOptions.
+    let limited = Mount {
+        mount_options: vec!["noexec".into(), "nodev".into()],
+        ..volume(STATIC, "")
+    };
+    let limited = run(&node, &pod, with("limited", limited)).await;
+    let script = "/mnt/volume/bin/busybox echo runs 2>&1; grep /mnt/volume /proc/self/mountinfo";
+    let told = said(&node, &limited, script).await;
+    assert!(told.contains("Permission denied"), "{told}");
+    assert!(told.contains("ro,nodev,noexec"), "{told}");
+    let status = node.client.container_status(&limited).await.unwrap();
+    assert_eq!(status.mounts[0].mount_options, ["noexec", "nodev"]);
+
     let mut writable = volume(STATIC, "");
     writable.readonly = false;
     for (wrong, field) in [

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use hull_proto_nri::{ContainerAdjustment, Mount};
 use hull_spec::{
     resources::merge,
-    spec::{ContainerSpec, MountPropagation, MountSource, MountSpec, Resources, Rlimit},
+    spec::{ContainerSpec, MountFlag, MountPropagation, MountSource, MountSpec, Resources, Rlimit},
 };
 
 use crate::{limits::Refused, outcome::removal};
@@ -112,6 +112,7 @@ fn bind(mount: &Mount) -> Result<MountSpec, Refused> {
         recursive_readonly: false,
         propagation: MountPropagation::Private,
         selinux_relabel: false,
+        flags: Vec::new(),
         owners: None,
     };
     let mut is_bind = mount.type_ == "bind";
@@ -123,11 +124,14 @@ fn bind(mount: &Mount) -> Result<MountSpec, Refused> {
             "rw" | "private" | "rprivate" => {}
             "slave" | "rslave" => spec.propagation = MountPropagation::HostToContainer,
             "shared" | "rshared" => spec.propagation = MountPropagation::Bidirectional,
-            other => {
-                return refuse(format!(
-                    "option {other:?} is not known to paths of the node"
-                ));
-            }
+            other => match MountFlag::of_option(other) {
+                Some(flag) => spec.flags.push(flag),
+                None => {
+                    return refuse(format!(
+                        "option {other:?} is not known to paths of the node"
+                    ));
+                }
+            },
         }
     }
     if !is_bind {
@@ -168,9 +172,13 @@ mod tests {
             mounts,
             ..ContainerAdjustment::default()
         };
-        let two = asked(vec![mount("/a", &["rbind", "ro"]), mount("/a/b", &[])]);
+        let two = asked(vec![
+            mount("/a", &["rbind", "ro"]),
+            mount("/a/b", &["nosuid"]),
+        ]);
         let spec = applied(&ContainerSpec::default(), &two).unwrap();
         assert!(spec.mounts[0].readonly && !spec.mounts[1].readonly);
+        assert_eq!(spec.mounts[1].flags, [MountFlag::NoSuid]);
         let other = Mount {
             source: "/other".into(),
             ..mount("/a", &["rw"])

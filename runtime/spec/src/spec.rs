@@ -307,10 +307,45 @@ pub struct MountSpec {
     pub propagation: MountPropagation,
     /// SELinux relabelling was asked for; has no effect.
     pub selinux_relabel: bool,
+    /// What the mount forbids besides, in the container alone.
+    #[serde(default)]
+    pub flags: Vec<MountFlag>,
     /// The user namespace whose ids the owners of its files are, as they are on the host; must be
     /// the pod's. None: they are ids outside of it. An image's files are the pod's anyway.
     #[serde(default)]
     pub owners: Option<UserNamespace>,
+}
+
+/// What a mount forbids (mount(8), options of all file systems).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MountFlag {
+    /// Devices are not opened.
+    NoDev,
+    /// Programs are not run.
+    NoExec,
+    /// Set-user-ID and set-group-ID bits and capabilities of files have no effect.
+    NoSuid,
+}
+
+impl MountFlag {
+    /// Reads a mount option; none if it is another one.
+    #[must_use]
+    pub fn of_option(option: &str) -> Option<Self> {
+        [Self::NoDev, Self::NoExec, Self::NoSuid]
+            .into_iter()
+            .find(|flag| flag.option() == option)
+    }
+
+    /// The mount option.
+    #[must_use]
+    pub fn option(self) -> &'static str {
+        match self {
+            Self::NoDev => "nodev",
+            Self::NoExec => "noexec",
+            Self::NoSuid => "nosuid",
+        }
+    }
 }
 
 impl MountSpec {
@@ -489,6 +524,7 @@ mod tests {
             recursive_readonly: false,
             propagation: MountPropagation::Private,
             selinux_relabel: false,
+            flags: Vec::new(),
             owners: None,
         }
     }

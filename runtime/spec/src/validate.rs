@@ -411,6 +411,7 @@ mod tests {
             recursive_readonly: true,
             propagation: MountPropagation::Private,
             selinux_relabel: false,
+            flags: Vec::new(),
             owners: None,
         };
         let check = |mount: MountSpec| {
@@ -465,6 +466,7 @@ mod tests {
                 recursive_readonly: false,
                 propagation: MountPropagation::Private,
                 selinux_relabel: false,
+                flags: Vec::new(),
                 owners: None,
             }];
             container(&spec, &sandbox)
@@ -514,6 +516,7 @@ mod tests {
                 recursive_readonly: false,
                 propagation: MountPropagation::Private,
                 selinux_relabel: false,
+                flags: Vec::new(),
                 owners,
             };
             let spec = ContainerSpec {

@@ -722,6 +722,7 @@ fn mount((source, number): (&MountSource, u32)) -> MountSpec {
         recursive_readonly: false,
         propagation: MountPropagation::Private,
         selinux_relabel: false,
+        flags: Vec::new(),
         owners: None,
     }
 }

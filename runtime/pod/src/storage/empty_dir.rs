@@ -377,6 +377,7 @@ mod tests {
             recursive_readonly: false,
             propagation: MountPropagation::Private,
             selinux_relabel: false,
+            flags: Vec::new(),
             owners: None,
         }
     }

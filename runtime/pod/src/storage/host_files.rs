@@ -385,6 +385,7 @@ mod tests {
             recursive_readonly: recursive,
             propagation: MountPropagation::HostToContainer,
             selinux_relabel: false,
+            flags: Vec::new(),
             owners: None,
         }
     }

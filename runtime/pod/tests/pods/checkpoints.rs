@@ -223,6 +223,7 @@ async fn what_cannot_be_in_a_checkpoint_is_refused_before_anything_stands_still(
         recursive_readonly: false,
         propagation: MountPropagation::Private,
         selinux_relabel: false,
+        flags: Vec::new(),
         owners: None,
     });
     let shared = pods.create_container(pod.as_str(), shared).await.unwrap();

@@ -277,6 +277,7 @@ async fn wrong_requests_are_refused_by_field() {
         recursive_readonly: false,
         propagation: MountPropagation::Bidirectional,
         selinux_relabel: false,
+        flags: Vec::new(),
         owners: None,
     });
     for (spec, kind, text) in [

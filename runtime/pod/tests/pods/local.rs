@@ -29,6 +29,7 @@ fn with(name: &str, directories: &[&Path]) -> ContainerSpec {
         recursive_readonly: false,
         propagation: MountPropagation::Private,
         selinux_relabel: false,
+        flags: Vec::new(),
         owners: None,
     });
     ContainerSpec {

@@ -53,6 +53,7 @@ fn share() -> MountSpec {
         recursive_readonly: false,
         propagation: MountPropagation::Private,
         selinux_relabel: false,
+        flags: Vec::new(),
         owners: None,
     }
 }

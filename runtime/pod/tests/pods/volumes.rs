@@ -49,6 +49,7 @@ impl Volume {
             recursive_readonly: false,
             propagation: MountPropagation::Private,
             selinux_relabel: false,
+            flags: Vec::new(),
             owners: None,
         }
     }

@@ -64,14 +64,19 @@ fn asked(container: &ContainerSpec, locals: &[usize], owners: Option<&Owners>) -
     mounts
         .map(|(index, asked)| {
             let at = asked.container_path.to_string_lossy();
+            let flags = asked.flags.iter().map(|flag| flag.option());
             if let Some(path) = asked.of_devices() {
                 // What is made or removed there is so for the whole guest.
                 let writable = container.security.privileged && !asked.readonly;
                 let access = if writable { "rw" } else { "ro" };
                 let path = path.to_string_lossy();
-                return mount(&at, "bind", &path, &["bind", "rprivate", access]);
+                let options: Vec<_> = ["bind", "rprivate", access]
+                    .into_iter()
+                    .chain(flags)
+                    .collect();
+                return mount(&at, "bind", &path, &options);
             }
-            let (options, owners) = match asked.source {
+            let (mut options, owners) = match asked.source {
                 MountSource::Host(_) => {
                     // The host refuses writes. The guest would also to what is mounted below,
                     // which a mount that is not recursively read-only allows: here, all is one
@@ -91,6 +96,7 @@ fn asked(container: &ContainerSpec, locals: &[usize], owners: Option<&Owners>) -
                 }
                 MountSource::Image { .. } => (vec!["ro"], owners),
             };
+            options.extend(flags);
             let source = format!("{ASKED_SOURCE}{index}");
             bind(&at, &source, &options, owners)
         })

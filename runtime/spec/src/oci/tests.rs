@@ -2,8 +2,8 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::spec::{
-    ContainerSecurity, IdRange, ImageRequest, MountPropagation, MountSource, MountSpec, Namespaces,
-    Resources, SandboxMetadata, Seccomp, UserNamespace,
+    ContainerSecurity, IdRange, ImageRequest, MountFlag, MountPropagation, MountSource, MountSpec,
+    Namespaces, Resources, SandboxMetadata, Seccomp, UserNamespace,
 };
 
 fn image() -> ImageConfig {
@@ -258,6 +258,7 @@ fn asked_mounts_replace_standard_ones_and_come_after_their_parents() {
         recursive_readonly,
         propagation: MountPropagation::Private,
         selinux_relabel: false,
+        flags: Vec::new(),
         owners: None,
     };
     let container = ContainerSpec {
@@ -267,7 +268,10 @@ fn asked_mounts_replace_standard_ones_and_come_after_their_parents() {
             mount("/data/", false),
             mount("/dev/termination-log", false),
             mount("/dev/shm/", false),
-            mount("/volume", false),
+            MountSpec {
+                flags: vec![MountFlag::NoExec, MountFlag::NoSuid],
+                ..mount("/volume", false)
+            },
         ],
         ..ContainerSpec::default()
     };
@@ -300,7 +304,7 @@ fn asked_mounts_replace_standard_ones_and_come_after_their_parents() {
     // Nobody but the guest can refuse writes to what it keeps by itself.
     assert_eq!(
         mounts[place("/volume")].2,
-        &json!(["rbind", "rprivate", "ro"])
+        &json!(["rbind", "rprivate", "ro", "noexec", "nosuid"])
     );
     assert_eq!(
         mounts[place("/data/deep/below")].2,
@@ -326,6 +330,7 @@ fn a_volume_of_devices_is_the_guests() {
             recursive_readonly: false,
             propagation: MountPropagation::HostToContainer,
             selinux_relabel: false,
+            flags: Vec::new(),
             owners: None,
         };
         let container = ContainerSpec {
@@ -379,6 +384,7 @@ fn in_a_user_namespace_all_is_the_pods_but_what_is_asked_to_be_the_hosts() {
         recursive_readonly: false,
         propagation: MountPropagation::Private,
         selinux_relabel: false,
+        flags: Vec::new(),
         owners,
     };
     let host = || MountSource::Host("/host".into());

@@ -4,7 +4,9 @@ use std::path::PathBuf;
 
 use hull_image::ImageId;
 use hull_proto_cri::v1;
-use hull_spec::spec::{IdRange, MountPropagation, MountSource, MountSpec, UserNamespace};
+use hull_spec::spec::{
+    IdRange, MountFlag, MountPropagation, MountSource, MountSpec, UserNamespace,
+};
 
 use super::{enumeration, image, security};
 use crate::cri::error::CriError;
@@ -17,12 +19,15 @@ pub(crate) fn from_cri(field: &str, mount: v1::Mount) -> Result<MountSpec, CriEr
             format!("{:?} is not an absolute path", mount.container_path),
         ));
     }
-    if !mount.mount_options.is_empty() {
-        return Err(CriError::unsupported(
-            format!("{field}.mount_options"),
-            "mount options are not supported",
-        ));
-    }
+    let flags = mount.mount_options.iter().map(|option| {
+        MountFlag::of_option(option).ok_or_else(|| {
+            CriError::unsupported(
+                format!("{field}.mount_options"),
+                format!("{option:?} is none of nodev, noexec and nosuid"),
+            )
+        })
+    });
+    let flags = flags.collect::<Result<_, _>>()?;
     let propagation = match enumeration(&format!("{field}.propagation"), mount.propagation)? {
         v1::MountPropagation::PropagationPrivate => MountPropagation::Private,
         v1::MountPropagation::PropagationHostToContainer => MountPropagation::HostToContainer,
@@ -50,6 +55,7 @@ pub(crate) fn from_cri(field: &str, mount: v1::Mount) -> Result<MountSpec, CriEr
         recursive_readonly: mount.recursive_read_only,
         propagation,
         selinux_relabel: mount.selinux_relabel,
+        flags,
         owners,
     })
 }
@@ -105,7 +111,11 @@ pub(crate) fn to_cri(mount: &MountSpec, image_id: Option<&ImageId>) -> v1::Mount
         image_sub_path,
         uid_mappings: mappings(mount.owners.map(|owners| owners.uids)),
         gid_mappings: mappings(mount.owners.map(|owners| owners.gids)),
-        ..Default::default()
+        mount_options: mount
+            .flags
+            .iter()
+            .map(|flag| flag.option().to_owned())
+            .collect(),
     }
 }
 
@@ -155,7 +165,11 @@ mod tests {
             gid_mappings: vec![mapping(0)],
             ..host()
         };
-        for sent in [host(), read_only, of_image, mapped] {
+        let limited = v1::Mount {
+            mount_options: ["noexec", "nodev", "nosuid"].map(str::to_owned).to_vec(),
+            ..host()
+        };
+        for sent in [host(), read_only, of_image, mapped, limited] {
             assert_eq!(to_cri(&from_cri("m", sent.clone()).unwrap(), None), sent);
         }
     }
@@ -193,7 +207,7 @@ mod tests {
             ),
             (
                 v1::Mount {
-                    mount_options: vec!["noexec".into()],
+                    mount_options: vec!["noexec".into(), "suid".into()],
                     ..host()
                 },
                 "m.mount_options",

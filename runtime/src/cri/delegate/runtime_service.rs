@@ -98,9 +98,16 @@ impl Router {
             };
             let answer = delegate.within(STATUS, asked).await;
             let (handlers, fault) = match answer {
-                Ok((status, config)) => {
-                    let fault = fault(status.status).or_else(|| other_driver(config));
-                    (status.runtime_handlers, fault)
+                Ok((theirs, config)) => {
+                    // What kubelet asks of the node, a pod of each runtime must get.
+                    let features = theirs.features.unwrap_or_default();
+                    if let Some(node) = &mut status.features {
+                        node.supplemental_groups_policy &= features.supplemental_groups_policy;
+                        node.user_namespaces_host_network &= features.user_namespaces_host_network;
+                        node.mount_options &= features.mount_options;
+                    }
+                    let fault = fault(theirs.status).or_else(|| other_driver(config));
+                    (theirs.runtime_handlers, fault)
                 }
                 Err(status) => (Vec::new(), Some(status.message().to_owned())),
             };

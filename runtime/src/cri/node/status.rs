@@ -50,6 +50,7 @@ pub(crate) async fn status(
             .collect(),
         features: Some(RuntimeFeatures {
             supplemental_groups_policy: true,
+            mount_options: true,
             ..Default::default()
         }),
         info: if request.verbose {
