@@ -27,6 +27,8 @@ pub const MAX_PACKET: usize = MAX_DATA + 4096;
 /// What each end's send buffer must hold, in bytes: a few packets with the
 /// kernel's own overhead.
 pub const SEND_BUFFER: usize = 4 << 20;
+/// The most bytes of what a guest knows ([`Request::Save`]): some 100 for each of the files that it may know.
+pub const MAX_STATE: u64 = 64 << 20;
 /// The most shares of one owner.
 pub const MAX_SHARES: usize = 1024;
 
@@ -54,6 +56,32 @@ pub enum Request {
         /// Whose.
         owner: String,
     },
+    /// Asks for all shares and for what the guest knows of them, to go on with in another server. The VM stands
+    /// still.
+    Save,
+    /// Goes on with what a guest knew of another server. There are no shares yet. After the message there are `bytes`
+    /// bytes of what it knew, as they followed [`Response::Saved`].
+    Resume {
+        /// The shares that it had; their paths may be others.
+        owners: Vec<Owner>,
+        /// As in [`Request::Add`].
+        uid: String,
+        /// How many bytes follow, at most [`MAX_STATE`].
+        bytes: u64,
+    },
+}
+
+/// An owner and its shares.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Owner {
+    /// Whose they are.
+    pub name: String,
+    /// Those that are its own, by their index.
+    pub shares: Vec<Share>,
+    /// Other owners whose shares it uses.
+    pub uses: Vec<String>,
+    /// Whether it has ended, and others use its shares.
+    pub has_ended: bool,
 }
 
 /// A file or directory of the host, with what is mounted below it.
@@ -112,7 +140,19 @@ pub enum Response {
         #[serde(default)]
         places: Vec<String>,
     },
-    /// The request failed and had no effect.
+    /// To [`Request::Save`]. After the message there are `bytes` bytes of what the guest knows.
+    Saved {
+        /// All owners.
+        owners: Vec<Owner>,
+        /// How many bytes follow, at most [`MAX_STATE`].
+        bytes: u64,
+    },
+    /// To [`Request::Resume`].
+    Resumed {
+        /// How many files, and open files, are not there any more.
+        lost: u64,
+    },
+    /// The request failed and had no effect; one that was to resume leaves a server of no use.
     Error {
         /// What kind of failure.
         kind: ErrorKind,

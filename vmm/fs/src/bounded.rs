@@ -5,6 +5,7 @@ use std::any::Any;
 use std::ffi::CStr;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -16,7 +17,7 @@ use fuse_backend_rs::api::filesystem::{
 };
 use fuse_backend_rs::passthrough::PassthroughFs;
 
-use crate::held::{Held, Kind, Known, Numbers};
+use crate::held::{Held, Kind, Known, Numbers, Open};
 use crate::keep_cache;
 use crate::life::{LIFE, PRIVATE_LIFE, Version};
 use crate::private::Devices;
@@ -32,6 +33,21 @@ const NO_FLUSH: u32 = 1 << 5;
 const DELETED: &[u8] = b" (deleted)";
 /// How many times a file is looked for and made, while the host makes and removes it.
 const ATTEMPTS: u32 = 8;
+
+/// A file that the guest knows.
+#[derive(Debug)]
+pub struct Named {
+    /// Its number.
+    pub number: u64,
+    /// Tells it from others that had its number.
+    pub generation: u64,
+    /// How many times the guest was told of it, less how many times it forgot it.
+    pub lookups: u64,
+    /// Its type (S_IFMT).
+    pub kind: u32,
+    /// Where it is in the server's root.
+    pub path: PathBuf,
+}
 
 /// A file system that counts what the guest holds of it.
 pub struct Bounded {
@@ -128,6 +144,32 @@ impl Bounded {
         }
     }
 
+    /// All that the guest knows, with where it is; what was deleted is nowhere.
+    pub fn known(&self) -> Vec<Named> {
+        let context = Context::default();
+        let known = self.held.known().into_iter().filter_map(|known| {
+            let (number, generation, lookups) = known;
+            if self.is_deleted(&context, number) {
+                return None;
+            }
+            let path = self.host.readlinkat_proc_file(number).ok()?;
+            let (attributes, _) = self.host.getattr(&context, number, None).ok()?;
+            Some(Named {
+                number,
+                generation,
+                lookups,
+                kind: attributes.st_mode & libc::S_IFMT,
+                path,
+            })
+        });
+        known.collect()
+    }
+
+    /// All files that are open, by their handles.
+    pub fn all_open(&self) -> Vec<(u64, Open)> {
+        self.held.all_open()
+    }
+
     /// Whether a file was deleted, or at least the name by which it is held. Does not wait for the server
     /// of a network file system.
     fn is_deleted(&self, context: &Context, inode: u64) -> bool {
@@ -163,7 +205,18 @@ impl Bounded {
     ) -> io::Result<Opened> {
         self.held.opening(inode)?;
         let opened = self.host.open(context, inode, flags, fuse_flags);
-        opened.inspect_err(|_| self.held.released(inode))
+        let opened = opened.inspect_err(|_| self.held.not_opened(inode))?;
+        self.held.opened(opened.0, file(inode, flags));
+        Ok(opened)
+    }
+}
+
+/// A file as it is opened.
+fn file(number: u64, flags: u32) -> Open {
+    Open {
+        number,
+        flags,
+        directory: false,
     }
 }
 
@@ -417,6 +470,7 @@ impl FileSystem for Bounded {
                     let life = self.life(&entry.attr);
                     let version = version(&entry.attr);
                     let known = self.held.created(entry.inode, version, life);
+                    self.held.opened(handle, file(entry.inode, arguments.flags));
                     if !self.flushes() {
                         options |= no_flush();
                     }
@@ -496,7 +550,7 @@ impl FileSystem for Bounded {
     ) -> io::Result<()> {
         self.host
             .release(context, inode, flags, handle, flush, flock, lock_owner)
-            .inspect(|()| self.held.released(inode))
+            .inspect(|()| self.held.released(handle, inode))
     }
 
     fn statfs(&self, context: &Context, inode: u64) -> io::Result<statvfs64> {
@@ -545,7 +599,12 @@ impl FileSystem for Bounded {
     ) -> io::Result<(Option<u64>, OpenOptions)> {
         self.held.opening(inode)?;
         let opened = self.host.opendir(context, inode, flags);
-        let (handle, mut options) = opened.inspect_err(|_| self.held.released(inode))?;
+        let (handle, mut options) = opened.inspect_err(|_| self.held.not_opened(inode))?;
+        let directory = Open {
+            directory: true,
+            ..file(inode, flags)
+        };
+        self.held.opened(handle, directory);
         if self.is_private(context, inode) {
             options |= OpenOptions::CACHE_DIR | OpenOptions::KEEP_CACHE;
         }
@@ -627,7 +686,7 @@ impl FileSystem for Bounded {
     fn releasedir(&self, context: &Context, inode: u64, flags: u32, handle: u64) -> io::Result<()> {
         self.host
             .releasedir(context, inode, flags, handle)
-            .inspect(|()| self.held.released(inode))
+            .inspect(|()| self.held.released(handle, inode))
     }
 
     fn access(&self, context: &Context, inode: u64, mask: u32) -> io::Result<()> {

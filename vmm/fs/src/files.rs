@@ -2,13 +2,13 @@
 //! systems' own code would get wrong.
 
 use std::collections::BTreeMap;
-use std::path::Path;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::{fs, io};
 
 use fuse_backend_rs::abi::fuse_abi::FsOptions;
-use fuse_backend_rs::api::filesystem::Context;
-use fuse_backend_rs::api::{Vfs, VfsIndex, VfsOptions};
+use fuse_backend_rs::api::filesystem::{Context, FileSystem};
+use fuse_backend_rs::api::{BackFileSystem, Vfs, VfsIndex, VfsOptions};
 use fuse_backend_rs::passthrough::{CachePolicy, Config, PassthroughFs};
 use rustix::process::{Resource, getrlimit};
 use rustix::thread::{CapabilitySet, CapabilitySets, capabilities, set_capabilities};
@@ -18,6 +18,7 @@ use crate::held::{Budget, Held, Limits, Numbers};
 use crate::life::LIFE;
 use crate::packet::{IN_HEADER, double_word, word};
 use crate::private::Devices;
+use crate::renumber::Renumbered;
 
 /// Where a node's number has that of its file system.
 const INDEX_SHIFT: u32 = 56;
@@ -39,6 +40,18 @@ const PLAIN: [&str; 12] = [
     "zfs",
 ];
 
+/// The index of the owner whose a node is.
+#[must_use]
+pub fn owner_index(node: u64) -> VfsIndex {
+    (node >> INDEX_SHIFT) as VfsIndex
+}
+
+/// The number of an owner's node among those of all.
+#[must_use]
+pub fn node_of(index: VfsIndex, number: u64) -> u64 {
+    u64::from(index) << INDEX_SHIFT | number
+}
+
 /// All owners' file systems, under one root.
 pub struct Files {
     /// Finds the file system of a request.
@@ -49,6 +62,16 @@ pub struct Files {
     paths: RwLock<BTreeMap<VfsIndex, String>>,
     /// The devices of volumes that no other pod has.
     pub private: Arc<Devices>,
+    session: Mutex<Session>,
+}
+
+/// How the guest's kernel speaks with the server.
+#[derive(Debug, Default)]
+struct Session {
+    /// How it began (FUSE_INIT); empty: it did not.
+    init: Vec<u8>,
+    /// Its numbers, if it began with another server.
+    renumbered: Option<Arc<Renumbered>>,
 }
 
 impl std::fmt::Debug for Files {
@@ -93,6 +116,7 @@ impl Default for Files {
             },
             paths: RwLock::default(),
             private: Arc::default(),
+            session: Mutex::default(),
         }
     }
 }
@@ -147,14 +171,51 @@ impl Files {
         }
     }
 
+    fn session(&self) -> MutexGuard<'_, Session> {
+        self.session.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes that a session begins with this FUSE_INIT. One that was not ended goes with the guest's kernel that
+    /// had it.
+    pub fn begin(&self, init: &[u8]) {
+        self.vfs.destroy();
+        let mut session = self.session();
+        session.init = init.to_vec();
+        session.renumbered = None;
+    }
+
+    /// How the session began.
+    #[must_use]
+    pub fn begun(&self) -> Vec<u8> {
+        self.session().init.clone()
+    }
+
+    /// The numbers of a guest that began with another server.
+    #[must_use]
+    pub fn renumbered(&self) -> Option<Arc<Renumbered>> {
+        self.session().renumbered.clone()
+    }
+
+    /// Notes the numbers of a guest that began with another server.
+    pub fn renumber(&self, numbers: Renumbered) {
+        self.session().renumbered = Some(Arc::new(numbers));
+    }
+
+    /// The file system of each owner, with its index and path.
+    #[must_use]
+    pub fn all(&self) -> Vec<(VfsIndex, PathBuf, Arc<BackFileSystem>)> {
+        let paths = self.paths.read().unwrap_or_else(PoisonError::into_inner);
+        let all = paths.iter().filter_map(|(index, path)| {
+            let (share, _) = self.vfs.get_rootfs(path).ok().flatten()?;
+            Some((*index, path.into(), share))
+        });
+        all.collect()
+    }
+
     /// Lets go of files that the host deleted, so that their space is the host's again.
     pub fn let_go_of_deleted(&self) {
-        let paths = self.paths.read().unwrap_or_else(PoisonError::into_inner);
-        let paths: Vec<_> = paths.values().cloned().collect();
-        for path in paths {
-            if let Ok(Some((share, _))) = self.vfs.get_rootfs(&path)
-                && let Some(share) = share.as_any().downcast_ref::<Bounded>()
-            {
+        for (_, _, share) in self.all() {
+            if let Some(share) = share.as_any().downcast_ref::<Bounded>() {
                 share.let_go_of_deleted();
             }
         }
@@ -177,7 +238,7 @@ impl Files {
         if ![libc::SEEK_DATA, libc::SEEK_HOLE].contains(&whence.cast_signed()) {
             return Err(libc::EINVAL);
         }
-        let index = (node >> INDEX_SHIFT) as VfsIndex;
+        let index = owner_index(node);
         let share = {
             let paths = self.paths.read().unwrap_or_else(PoisonError::into_inner);
             let path = paths.get(&index).ok_or(libc::EBADF)?;

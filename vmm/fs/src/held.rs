@@ -146,6 +146,17 @@ impl Node {
     }
 }
 
+/// An open file or directory, as it was opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Open {
+    /// The file's number.
+    pub number: u64,
+    /// Of open(2).
+    pub flags: u32,
+    /// Whether it is a directory.
+    pub directory: bool,
+}
+
 /// A file that was let go of.
 #[derive(Debug)]
 struct Gone {
@@ -159,6 +170,8 @@ struct Gone {
 struct State {
     nodes: HashMap<u64, Node>,
     gone: HashMap<u64, Gone>,
+    /// By their handles.
+    open: HashMap<u64, Open>,
     /// Files that are known, and files that are open.
     files: Part,
     /// Numbers that the file system remembers.
@@ -194,6 +207,7 @@ impl Held {
         let state = State {
             nodes: HashMap::new(),
             gone: HashMap::new(),
+            open: HashMap::new(),
             files: Part::new(&limits.files),
             numbers: Part::new(&limits.numbers),
             let_go: Part::new(&limits.gone),
@@ -300,7 +314,8 @@ impl Held {
         }
     }
 
-    /// Asks for room to open a file, and takes it: to be given back with [`Held::released`].
+    /// Asks for room to open a file, and takes it: to be given back with [`Held::released`], or
+    /// [`Held::not_opened`].
     ///
     /// # Errors
     /// ENFILE: there is none. ESTALE: the file was let go of.
@@ -317,8 +332,21 @@ impl Held {
         Ok(())
     }
 
-    /// Notes that an open file was released, or could not be opened.
-    pub fn released(&self, number: u64) {
+    /// Notes by which handle a file is open.
+    pub fn opened(&self, handle: Option<u64>, open: Open) {
+        if let Some(handle) = handle {
+            self.state().open.insert(handle, open);
+        }
+    }
+
+    /// Notes that an open file was released.
+    pub fn released(&self, handle: u64, number: u64) {
+        self.state().open.remove(&handle);
+        self.not_opened(number);
+    }
+
+    /// Notes that a file could not be opened.
+    pub fn not_opened(&self, number: u64) {
         let state = &mut *self.state();
         if let Some(node) = state.nodes.get_mut(&number) {
             node.open = node.open.saturating_sub(1);
@@ -336,6 +364,26 @@ impl Held {
         }
         state.files.take(1);
         known
+    }
+
+    /// All files that the guest knows: their numbers, generations, and how many times it was told of them.
+    #[must_use]
+    pub fn known(&self) -> Vec<(u64, u64, u64)> {
+        let state = self.state();
+        let nodes = state.nodes.iter();
+        let known = nodes.map(|(number, node)| (*number, node.generation, node.lookups));
+        known.collect()
+    }
+
+    /// All files that are open, by their handles.
+    #[must_use]
+    pub fn all_open(&self) -> Vec<(u64, Open)> {
+        let state = self.state();
+        state
+            .open
+            .iter()
+            .map(|(handle, open)| (*handle, *open))
+            .collect()
     }
 
     /// Whether a file was let go of.
@@ -413,6 +461,7 @@ impl Held {
         let state = &mut *self.state();
         state.nodes = HashMap::new();
         state.gone = HashMap::new();
+        state.open = HashMap::new();
         state.files.give_back(u64::MAX);
         state.let_go.give_back(u64::MAX);
     }
@@ -485,8 +534,8 @@ mod tests {
         assert_eq!(held.forgotten(7, u64::MAX), 1);
         assert_eq!(held.forgotten(7, 1), 0);
         assert_eq!(taken(), 1);
-        held.released(7);
-        held.released(7);
+        held.released(1, 7);
+        held.not_opened(7);
         assert_eq!(taken(), 0);
         assert!(held.state().nodes.is_empty());
     }
@@ -549,7 +598,7 @@ mod tests {
         held.opening(7).unwrap();
         assert_eq!((held.idle(), taken()), (vec![], 4));
         assert_eq!([1, 2, 7, 8].map(|number| held.let_go(number)), [0; 4]);
-        held.released(7);
+        held.released(1, 7);
         assert_eq!(held.idle(), [7]);
         assert_eq!(held.let_go(7), 2, "all that the file system counts");
         assert_eq!(held.let_go(7), 0);
@@ -578,7 +627,7 @@ mod tests {
         // In any order, the new file is not forgotten before the guest knows of neither.
         assert_eq!(held.forgotten(7, 5), 0);
         held.opening(7).unwrap();
-        held.released(7);
+        held.released(1, 7);
         assert_eq!(held.forgotten(7, 3), 3);
         for _ in 0..2 {
             look_up(&held, 7);

@@ -11,7 +11,8 @@
 //! a share is to the kernel), [`jail`] (what the server may do), [`server`] (its threads), [`files`]
 //! (what it serves), [`bounded`] and [`held`] (how much of that at a time), [`life`], [`private`] and [`keep_cache`]
 //! (for how long the guest may believe it), [`filter`] (which FUSE requests it handles at all),
-//! [`session`] (how the guest's kernel and it begin).
+//! [`session`] (how the guest's kernel and it begin), [`saved`] and [`renumber`] (how a guest goes on that began
+//! with another server).
 //!
 //! A share is a detached clone of the host's mounts that is moved into the server's mount
 //! namespace: nothing is ever mounted on the host, and all of it dies with the server. What is
@@ -34,6 +35,8 @@ mod manager;
 mod owners;
 mod packet;
 mod private;
+mod renumber;
+mod saved;
 mod seccomp;
 mod server;
 mod session;

@@ -13,7 +13,9 @@ use std::{fs, thread};
 
 use error_reporter::Report;
 use hull_jail::JailError;
-use hull_proto_vmm::fs::{ErrorKind, MAX_SHARES, Request, Response, Share, VERSION};
+use hull_proto_vmm::fs::{
+    ErrorKind, MAX_SHARES, MAX_STATE, Owner, Request, Response, Share, VERSION,
+};
 use hull_proto_vmm::{CodecError, body_length, decode, encode};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::Mode;
@@ -170,14 +172,81 @@ fn handle_connection(
     stream
         .read_exact(&mut body)
         .map_err(io_error("read request"))?;
+    let mut state = Vec::new();
     let response = match decode(&body) {
+        Ok(Request::Save) => save(server, shares, &mut state),
+        Ok(Request::Resume { owners, uid, bytes }) => {
+            let (read, mut limited) = (&mut state, stream.take(bytes.min(MAX_STATE)));
+            limited
+                .read_to_end(read)
+                .map_err(io_error("read request"))?;
+            let resumed = resume(owners, uid, &state, server, shares);
+            state.clear();
+            resumed
+        }
         Ok(request) => answer(request, server, shares),
         Err(error) => Err(error.into()),
     };
     let response = response.unwrap_or_else(|error| refusal(&error));
-    stream
-        .write_all(&encode(&response)?)
-        .map_err(io_error("send answer"))
+    let mut send = |bytes: &[u8]| stream.write_all(bytes).map_err(io_error("send answer"));
+    send(&encode(&response)?)?;
+    send(&state)
+}
+
+/// Tells of all shares, and writes what the guest knows of them to `state`.
+fn save(
+    server: &mut ServerProcess,
+    shares: &Shares,
+    state: &mut Vec<u8>,
+) -> Result<Response, ManagerError> {
+    let owners = shares
+        .owners
+        .all()
+        .map(|(name, mounted, uses, has_ended)| Owner {
+            name: name.to_owned(),
+            shares: mounted
+                .iter()
+                .map(|mounted| mounted.share.clone())
+                .collect(),
+            uses: uses.iter().cloned().collect(),
+            has_ended,
+        });
+    let owners = owners.collect();
+    *state = server.save()?;
+    let bytes = state.len() as u64;
+    Ok(Response::Saved { owners, bytes })
+}
+
+/// Mounts all shares that a guest had, and goes on with what it knew of them.
+fn resume(
+    owners: Vec<Owner>,
+    uid: String,
+    state: &[u8],
+    server: &mut ServerProcess,
+    all: &mut Shares,
+) -> Result<Response, ManagerError> {
+    if all.owners.shares().next().is_some() {
+        return Err(ManagerError::Invalid("there are shares".into()));
+    }
+    for owner in owners {
+        check_owner(&owner.name)?;
+        check_count(&owner.shares)?;
+        let clones = clone_all(&owner.shares)?;
+        let own: Vec<_> = owner.shares.iter().zip(clones).collect();
+        if !own.is_empty() {
+            server.add(&owner.name, &own)?;
+        }
+        let mounted = own.into_iter().map(Mounted::of).collect();
+        let uses = owner.uses.into_iter().collect();
+        all.owners.add(owner.name.clone(), mounted, uses);
+        if owner.has_ended {
+            all.owners.end(&owner.name);
+        }
+    }
+    let lost = server.resume(state)?;
+    all.uid = uid;
+    all.find_private(server)?;
+    Ok(Response::Resumed { lost })
 }
 
 fn answer(
@@ -202,13 +271,33 @@ fn answer(
             all.find_private(server)?;
             Ok(Response::Ok)
         }
+        Request::Save | Request::Resume { .. } => {
+            Err(ManagerError::Invalid("it has more to it".into()))
+        }
+    }
+}
+
+/// A share that is mounted.
+#[derive(Debug)]
+struct Mounted {
+    /// As it was asked for.
+    share: Share,
+    identity: Identity,
+}
+
+impl Mounted {
+    fn of((share, clone): (&Share, Detached)) -> Self {
+        Self {
+            share: share.clone(),
+            identity: clone.identity,
+        }
     }
 }
 
 /// All shares of the guest.
 #[derive(Debug)]
 struct Shares {
-    owners: Owners<Identity>,
+    owners: Owners<Mounted>,
     /// kubelet's id of the pod.
     uid: String,
     /// The devices of volumes that no other pod has, as the server knows them.
@@ -231,7 +320,8 @@ impl Shares {
     fn find_private(&mut self, server: &mut ServerProcess) -> Result<(), ManagerError> {
         // Of what can't be read none are.
         let table = fs::read(MOUNTS).unwrap_or_default();
-        let found = private::devices(&table, &self.uid, self.owners.shares());
+        let shares = self.owners.shares().map(|mounted| &mounted.identity);
+        let found = private::devices(&table, &self.uid, shares);
         if found != self.private {
             let told: Vec<_> = found.iter().map(String::as_str).collect();
             server.command("private", &told.join(" "))?;
@@ -246,30 +336,21 @@ fn add(
     owner: String,
     shares: &[Share],
     server: &mut ServerProcess,
-    owners: &mut Owners<Identity>,
+    owners: &mut Owners<Mounted>,
 ) -> Result<Response, ManagerError> {
     check_owner(&owner)?;
-    if shares.len() > MAX_SHARES {
-        let message = format!("{} shares are more than {MAX_SHARES}", shares.len());
-        return Err(ManagerError::Invalid(message));
-    }
+    check_count(shares)?;
     // Asked again by a daemon that did not get the answer.
     end(&owner, server, owners)?;
     if owners.knows(&owner) {
         let message = format!("{owner} has ended, and others use its shares");
         return Err(ManagerError::Invalid(message));
     }
-    let clones = shares
-        .iter()
-        .enumerate()
-        .map(|(index, share)| {
-            Detached::clone_of(share).map_err(|source| ManagerError::Share { index, source })
-        })
-        .collect::<Result<Vec<_>, _>>()?;
+    let clones = clone_all(shares)?;
     let directories = clones.iter().map(|clone| clone.directory).collect();
     let (mut own, mut places, mut uses) = (Vec::new(), Vec::new(), BTreeSet::new());
     for (share, clone) in shares.iter().zip(clones) {
-        if let Some((other, number)) = owners.find(&clone.identity) {
+        if let Some((other, number)) = owners.find(|mounted| mounted.identity == clone.identity) {
             places.push(format!("{other}/{number}"));
             uses.insert(other.to_owned());
         } else {
@@ -280,7 +361,7 @@ fn add(
     if !own.is_empty() {
         server.add(&owner, &own)?;
     }
-    let own = own.into_iter().map(|(_, clone)| clone.identity);
+    let own = own.into_iter().map(Mounted::of);
     owners.add(owner, own.collect(), uses);
     Ok(Response::Added {
         directories,
@@ -288,11 +369,27 @@ fn add(
     })
 }
 
+fn clone_all(shares: &[Share]) -> Result<Vec<Detached>, ManagerError> {
+    let shares = shares.iter().enumerate();
+    let clones = shares.map(|(index, share)| {
+        Detached::clone_of(share).map_err(|source| ManagerError::Share { index, source })
+    });
+    clones.collect()
+}
+
+fn check_count(shares: &[Share]) -> Result<(), ManagerError> {
+    if shares.len() > MAX_SHARES {
+        let message = format!("{} shares are more than {MAX_SHARES}", shares.len());
+        return Err(ManagerError::Invalid(message));
+    }
+    Ok(())
+}
+
 /// Ends an owner. Its shares are unmounted once nobody uses them, and so are those that it used of others.
 fn end(
     owner: &str,
     server: &mut ServerProcess,
-    owners: &mut Owners<Identity>,
+    owners: &mut Owners<Mounted>,
 ) -> Result<(), ManagerError> {
     owners.end(owner);
     while let Some((unused, count)) = owners.unused() {
@@ -408,22 +505,48 @@ impl ServerProcess {
     }
 
     fn command(&mut self, verb: &str, what: &str) -> Result<(), ManagerError> {
-        let mut stream: &UnixStream = self.commands.get_ref();
-        writeln!(stream, "{verb} {what}").map_err(io_error("command the server"))?;
-        self.expect(OK)
+        self.send(format!("{verb} {what}\n").as_bytes())?;
+        self.expect(OK).map(drop)
     }
 
-    fn expect(&mut self, wanted: &str) -> Result<(), ManagerError> {
+    /// Asks what the guest knows of all shares.
+    fn save(&mut self) -> Result<Vec<u8>, ManagerError> {
+        self.send(b"save all\n")?;
+        let length = self.expect(OK)?;
+        let length = length.parse().ok().filter(|length| *length <= MAX_STATE);
+        let length = length.ok_or_else(|| ManagerError::Server("no length".into()))?;
+        let mut state = Vec::new();
+        let read = self.commands.by_ref().take(length).read_to_end(&mut state);
+        read.map_err(io_error("listen to the server"))?;
+        Ok(state)
+    }
+
+    /// Has the server go on with what a guest knew; returns how much of that is not there.
+    fn resume(&mut self, state: &[u8]) -> Result<u64, ManagerError> {
+        self.send(format!("resume {}\n", state.len()).as_bytes())?;
+        self.send(state)?;
+        Ok(self.expect(OK)?.parse().unwrap_or_default())
+    }
+
+    fn send(&self, bytes: &[u8]) -> Result<(), ManagerError> {
+        let mut stream: &UnixStream = self.commands.get_ref();
+        let sent = stream.write_all(bytes);
+        sent.map_err(io_error("command the server"))
+    }
+
+    /// Waits for a line that begins with this word; returns the rest.
+    fn expect(&mut self, wanted: &str) -> Result<String, ManagerError> {
         let mut line = String::new();
         // What the server says is bounded by what it is: ours, if it is not lost to its guest.
         let mut limited = self.commands.by_ref().take(4096);
         limited
             .read_line(&mut line)
             .map_err(io_error("listen to the server"))?;
-        match line.trim_end() {
-            line if line == wanted => Ok(()),
-            "" => Err(ManagerError::Server("nothing, it is gone".into())),
-            other => Err(ManagerError::Server(other.to_owned())),
+        let line = line.trim_end();
+        match line.split_once(' ').unwrap_or((line, "")) {
+            (word, rest) if word == wanted => Ok(rest.to_owned()),
+            ("", _) => Err(ManagerError::Server("nothing, it is gone".into())),
+            _ => Err(ManagerError::Server(line.to_owned())),
         }
     }
 }

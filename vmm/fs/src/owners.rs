@@ -24,7 +24,7 @@ impl<S> Default for Owners<S> {
     }
 }
 
-impl<S: PartialEq> Owners<S> {
+impl<S> Owners<S> {
     /// The owners that have not ended.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         let present = self.0.iter().filter(|(_, owner)| !owner.has_ended);
@@ -37,13 +37,19 @@ impl<S: PartialEq> Owners<S> {
         self.0.contains_key(name)
     }
 
-    /// The owner that has the same share, and the share's number among its own.
+    /// The owner of a share that is wanted, and the share's number among its own.
     #[must_use]
-    pub fn find(&self, share: &S) -> Option<(&str, usize)> {
+    pub fn find(&self, is_wanted: impl Fn(&S) -> bool) -> Option<(&str, usize)> {
         self.0.iter().find_map(|(name, owner)| {
-            let number = owner.shares.iter().position(|other| other == share)?;
+            let number = owner.shares.iter().position(&is_wanted)?;
             Some((name.as_str(), number))
         })
+    }
+
+    /// All owners, also those that have ended: their names, shares, whose shares they use, and whether they have.
+    pub fn all(&self) -> impl Iterator<Item = (&str, &[S], &BTreeSet<String>, bool)> {
+        let owners = self.0.iter();
+        owners.map(|(name, owner)| (&**name, &*owner.shares, &owner.uses, owner.has_ended))
     }
 
     /// All shares that are mounted.
@@ -109,7 +115,7 @@ mod tests {
     fn shares_outlive_their_owner_while_others_use_them() {
         let mut owners = Owners::default();
         owners.add("a".into(), vec!['x', 'y'], uses(&[]));
-        assert_eq!(owners.find(&'y'), Some(("a", 1)));
+        assert_eq!(owners.find(|share| *share == 'y'), Some(("a", 1)));
         owners.add("b".into(), vec!['z'], uses(&["a"]));
         owners.add("c".into(), vec![], uses(&["a", "b"]));
         assert_eq!(owners.unused(), None);
@@ -117,13 +123,13 @@ mod tests {
         assert_eq!(owners.names().collect::<Vec<_>>(), ["b", "c"]);
         assert!(owners.knows("a"));
         // Still there for the next one.
-        assert_eq!(owners.find(&'x'), Some(("a", 0)));
+        assert_eq!(owners.find(|share| *share == 'x'), Some(("a", 0)));
         assert_eq!(collect(&mut owners), [""; 0]);
         owners.end("b");
         assert_eq!(collect(&mut owners), [""; 0], "used by c, both");
         owners.end("c");
         assert_eq!(collect(&mut owners), ["a", "b", "c"]);
-        assert_eq!(owners.find(&'x'), None);
+        assert_eq!(owners.find(|share| *share == 'x'), None);
     }
 
     #[test]

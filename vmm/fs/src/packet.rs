@@ -40,6 +40,13 @@ pub fn double_word(packet: &[u8], offset: usize) -> Option<u64> {
     bytes.try_into().ok().map(u64::from_le_bytes)
 }
 
+/// Writes a little-endian double word at `offset`, if the packet is as long.
+pub fn put(packet: &mut [u8], offset: usize, value: u64) {
+    if let Some(place) = packet.get_mut(offset..offset + 8) {
+        place.copy_from_slice(&value.to_le_bytes());
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

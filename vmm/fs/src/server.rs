@@ -4,7 +4,7 @@
 //! Each owner has a file system of its own, so that all that the guest holds of an owner's files
 //! is let go of when its shares end: else the host could not take away what is mounted there.
 
-use std::io::{self, BufRead, BufReader, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::Shutdown;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -14,7 +14,6 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use fuse_backend_rs::api::Vfs;
-use fuse_backend_rs::api::filesystem::FileSystem;
 use fuse_backend_rs::api::server::Server;
 use fuse_backend_rs::transport::{FuseBuf, FuseDevWriter, Reader};
 use hull_jail::JailError;
@@ -32,6 +31,8 @@ use crate::files::{Files, WithoutFsetid};
 use crate::filter::{self, Verdict};
 use crate::jail;
 use crate::packet::{self, IN_HEADER};
+use crate::renumber::{Known, Renumbered};
+use crate::saved;
 use crate::seccomp::REQUESTS;
 use crate::session;
 
@@ -44,7 +45,7 @@ const STACK: usize = 512 << 10;
 const SWEEP: Duration = Duration::from_secs(5);
 /// What the server says when it is ready for commands.
 pub const READY: &str = "ready";
-/// What the server answers to a command that it carried out.
+/// How the server's answer to a command begins that it carried out.
 pub const OK: &str = "ok";
 
 /// Why the server ended, or did not start.
@@ -96,7 +97,12 @@ pub fn run(root: &Path) -> Result<(), ServerError> {
             })
             .map_err(ServerError::Start)?;
     }
-    serve_manager(&manager, &files).map_err(ServerError::Manager)
+    let serving = Serving {
+        files: &files,
+        server: &server,
+        inside: Inside::new().map_err(|error| ServerError::Start(error.into()))?,
+    };
+    serve_manager(&manager, &serving).map_err(ServerError::Manager)
 }
 
 /// Has the C library's allocator keep one arena for all threads. To give back memory of another, it would
@@ -108,9 +114,36 @@ fn bound_arenas() {
     }
 }
 
+/// What the manager's commands are about.
+struct Serving<'a> {
+    files: &'a Files,
+    server: &'a Server<Arc<Vfs>>,
+    inside: Inside,
+}
+
+impl Serving<'_> {
+    /// Goes on with what a guest knew of another server; returns how much of it is not there.
+    fn resume(&self, state: &[u8]) -> Result<String, String> {
+        let mut reply = vec![0; MAX_PACKET];
+        let begin = |init: &mut [u8]| {
+            self.files.begin(init);
+            self.inside
+                .carry_out(self.server, init, &mut reply)
+                .is_some()
+        };
+        let (numbers, lost) = saved::resume(self.files, state, begin)?;
+        self.files.renumber(numbers);
+        Ok(lost.to_string())
+    }
+}
+
 /// Carries out the manager's commands until there are no more. Between them, lets go of what the host
 /// deleted: on this thread, so that a share is not removed meanwhile.
-fn serve_manager(manager: &UnixStream, files: &Files) -> io::Result<()> {
+///
+/// A command is a line; so is the answer, which begins with [`OK`] or says why not. After the lines of `resume` and
+/// `save` there are as many bytes as they say.
+fn serve_manager(manager: &UnixStream, serving: &Serving<'_>) -> io::Result<()> {
+    let files = serving.files;
     let mut replies: &UnixStream = manager;
     writeln!(replies, "{READY}")?;
     let mut commands = BufReader::new(manager);
@@ -126,16 +159,27 @@ fn serve_manager(manager: &UnixStream, files: &Files) -> io::Result<()> {
         if commands.read_line(&mut line)? == 0 {
             return Ok(());
         }
+        let mut state = Vec::new();
         let done = match line.trim_end_matches('\n').split_once(' ') {
-            Some(("add", owner)) => files.add(owner),
-            Some(("remove", owner)) => files.remove(owner),
-            Some(("private", devices)) => files.private.set(devices),
+            Some(("add", owner)) => files.add(owner).map(|()| String::new()),
+            Some(("remove", owner)) => files.remove(owner).map(|()| String::new()),
+            Some(("private", devices)) => files.private.set(devices).map(|()| String::new()),
+            Some(("save", _)) => saved::save(files).map(|saved| {
+                state = saved;
+                state.len().to_string()
+            }),
+            Some(("resume", length)) => {
+                let length = length.parse().unwrap_or_default();
+                commands.by_ref().take(length).read_to_end(&mut state)?;
+                serving.resume(&std::mem::take(&mut state))
+            }
             _ => Err("no such command".to_owned()),
         };
         match done {
-            Ok(()) => writeln!(replies, "{OK}")?,
+            Ok(answer) => writeln!(replies, "{OK} {answer}")?,
             Err(error) => writeln!(replies, "{}", error.replace('\n', " "))?,
         }
+        replies.write_all(&state)?;
     }
 }
 
@@ -172,11 +216,19 @@ fn serve(fuse: &OwnedFd, files: &Files, server: &Server<Arc<Vfs>>, inside: &Insi
                 let _ = send(fuse, &packet::refusal(packet, error), SendFlags::NOSIGNAL);
                 continue;
             }
-            // A session that was not ended goes with the guest's kernel that had it.
-            Verdict::Begin => files.vfs.destroy(),
+            Verdict::Begin => files.begin(packet),
             Verdict::Pass | Verdict::Lower | Verdict::Seek | Verdict::Acl => {}
         }
         let header = packet[..IN_HEADER].to_vec();
+        let numbers = files.renumbered();
+        match numbers.as_ref().map(|numbers| numbers.request(packet)) {
+            None | Some(Known::All) => {}
+            Some(Known::Nothing) => continue,
+            Some(Known::Lost(error)) => {
+                let _ = send(fuse, &packet::refusal(&header, error), SendFlags::NOSIGNAL);
+                continue;
+            }
+        }
         if let Some(mask) = filter::take_mask(packet) {
             umask(Mode::from_raw_mode(mask));
         }
@@ -194,7 +246,13 @@ fn serve(fuse: &OwnedFd, files: &Files, server: &Server<Arc<Vfs>>, inside: &Insi
                 Ok(_until_answered) => handle(fuse, server, packet, &mut reply),
                 Err(_) => false,
             },
-            _ => handle(fuse, server, packet, &mut reply),
+            _ => match numbers.filter(|_| Renumbered::is_told(&header)) {
+                Some(numbers) => {
+                    let change = |answer: &mut [u8]| numbers.answer(&header, answer);
+                    inside.handle(fuse, server, packet, &mut reply, change)
+                }
+                None => handle(fuse, server, packet, &mut reply),
+            },
         };
         if !handled && filter::is_answered(&header) {
             // Not a request, or its answer could not be sent whole. A second answer is ignored.
@@ -244,16 +302,27 @@ impl Inside {
         reply: &mut [u8],
         change: impl FnOnce(&mut [u8]),
     ) -> bool {
-        if !handle(&self.theirs, server, packet, reply) {
-            // If there is an answer all the same, it is not that to the next request.
-            while recv(&self.ours, &mut *reply, RecvFlags::DONTWAIT).is_ok() {}
-            return false;
-        }
-        let Ok((_, length)) = recv(&self.ours, &mut *reply, RecvFlags::DONTWAIT) else {
+        let Some(length) = self.carry_out(server, packet, reply) else {
             return false;
         };
         let answer = &mut reply[..length];
         change(answer);
         send(fuse, answer, SendFlags::NOSIGNAL).is_ok()
+    }
+
+    /// Handles a request as [`handle`] does; returns how long its answer is, in `reply`.
+    fn carry_out(
+        &self,
+        server: &Server<Arc<Vfs>>,
+        packet: &mut [u8],
+        reply: &mut [u8],
+    ) -> Option<usize> {
+        if !handle(&self.theirs, server, packet, reply) {
+            // If there is an answer all the same, it is not that to the next request.
+            while recv(&self.ours, &mut *reply, RecvFlags::DONTWAIT).is_ok() {}
+            return None;
+        }
+        let received = recv(&self.ours, &mut *reply, RecvFlags::DONTWAIT);
+        received.ok().map(|(_, length)| length)
     }
 }

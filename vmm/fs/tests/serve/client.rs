@@ -8,7 +8,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use hull_proto_vmm::fs::{Access, MAX_PACKET, Propagation, Request, Response, SEND_BUFFER, Share};
+use hull_proto_vmm::fs::{
+    Access, MAX_PACKET, Owner, Propagation, Request, Response, SEND_BUFFER, Share,
+};
 use hull_proto_vmm::{body_length, decode, encode};
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, sockopt};
 use rustix::process::{Resource, Rlimit, setrlimit};
@@ -48,6 +50,12 @@ pub const ROOT: u64 = 1;
 
 /// What a request came to: the reply's body, or an error number.
 pub type Answer = Result<Vec<u8>, i32>;
+
+/// What a guest knew of a server.
+pub struct Saved {
+    pub owners: Vec<Owner>,
+    pub state: Vec<u8>,
+}
 
 /// A running server and the other ends of its sockets.
 pub struct Server {
@@ -96,6 +104,46 @@ impl Server {
     }
 
     fn start_in(run: tempfile::TempDir, prepare: impl FnOnce(&mut Command)) -> Self {
+        let mut server = Self::spawn(run, prepare);
+        assert!(server.init(0).is_ok());
+        server
+    }
+
+    /// Starts one that a guest goes on with which had another. Its shares have these paths instead; returns the
+    /// answer, too.
+    pub fn resume(saved: &Saved, path: impl Fn(&Path) -> PathBuf) -> (Self, Response) {
+        let server = Self::spawn(tempfile::tempdir().unwrap(), |_| {});
+        let mut owners = saved.owners.clone();
+        for share in owners.iter_mut().flat_map(|owner| &mut owner.shares) {
+            share.path = path(&share.path);
+        }
+        let state = saved.state.clone();
+        let answer = server.resumed(&Saved { owners, state });
+        (server, answer)
+    }
+
+    /// Asks it to go on with what a guest knew of another.
+    pub fn resumed(&self, saved: &Saved) -> Response {
+        let request = Request::Resume {
+            owners: saved.owners.clone(),
+            uid: String::new(),
+            bytes: saved.state.len() as u64,
+        };
+        self.exchange(&request, &saved.state).0
+    }
+
+    /// What another is to go on with.
+    pub fn save(&self) -> Saved {
+        match self.exchange(&Request::Save, &[]) {
+            (Response::Saved { owners, bytes }, state) => {
+                assert_eq!(state.len() as u64, bytes);
+                Saved { owners, state }
+            }
+            (other, _) => panic!("{other:?}"),
+        }
+    }
+
+    fn spawn(run: tempfile::TempDir, prepare: impl FnOnce(&mut Command)) -> Self {
         let (vm, theirs) = rustix::net::socketpair(
             AddressFamily::UNIX,
             SocketType::SEQPACKET,
@@ -130,7 +178,6 @@ impl Server {
             assert!(server.process.try_wait().unwrap().is_none(), "it ended");
             std::thread::sleep(Duration::from_millis(5));
         }
-        assert!(server.init(0).is_ok());
         server
     }
 
@@ -140,13 +187,21 @@ impl Server {
 
     /// Asks what the daemon asks.
     pub fn ask(&self, request: &Request) -> Response {
+        self.exchange(request, &[]).0
+    }
+
+    /// Asks with bytes that follow the request; returns those that follow the answer, too.
+    fn exchange(&self, request: &Request, more: &[u8]) -> (Response, Vec<u8>) {
         let mut stream = UnixStream::connect(self.socket()).unwrap();
         stream.write_all(&encode(request).unwrap()).unwrap();
+        stream.write_all(more).unwrap();
         let mut prefix = [0; 4];
         stream.read_exact(&mut prefix).unwrap();
         let mut body = vec![0; body_length(prefix).unwrap()];
         stream.read_exact(&mut body).unwrap();
-        decode(&body).unwrap()
+        let mut rest = Vec::new();
+        stream.read_to_end(&mut rest).unwrap();
+        (decode(&body).unwrap(), rest)
     }
 
     pub fn add(&self, owner: &str, shares: &[(&Path, Access, Propagation)]) -> Response {
