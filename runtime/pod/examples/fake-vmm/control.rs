@@ -312,6 +312,11 @@ fn plug(vm: &mut Vm, devices: &[(u8, DeviceConfig)], mut fds: Vec<OwnedFd>) {
         .iter()
         .map(|(slot, device)| (*slot, kind(device)))
         .collect();
+    let files = devices.iter().filter_map(|(_, device)| match device {
+        DeviceConfig::Fs { socket, .. } => Some(fds[socket.0 as usize].try_clone().unwrap()),
+        _ => None,
+    });
+    vm.files = files.collect();
     vm.listener = Some(StdListener::from(fds.swap_remove(vsock.unwrap())));
 }
 

@@ -97,6 +97,12 @@ fn handle(pid: u32, request: Request) -> Response {
                 owners.remove(&owner);
                 Response::Ok
             }
+            // Nobody here asks for a checkpoint.
+            Request::Save | Request::Resume { .. } => Response::Error {
+                kind: ErrorKind::Invalid,
+                share: None,
+                message: "this guest can't be saved".into(),
+            },
         }
     })
 }

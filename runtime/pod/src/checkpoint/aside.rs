@@ -29,6 +29,8 @@ pub(crate) const ACTION: &str = "checkpoint the pod";
 pub(crate) const STATE: &str = "state";
 pub(crate) const MEMORY: &str = "memory";
 pub(crate) const SCRATCH: &str = "scratch";
+/// What the guest knows of the host's files; not there if it has none.
+pub(crate) const SHARES: &str = "shares";
 
 /// Where a checkpoint will be, and where it is written.
 #[derive(Debug, Clone)]
@@ -107,6 +109,10 @@ impl Aside {
                 state: digest(STATE)?,
                 memory: digest(MEMORY)?,
                 scratch: digest(SCRATCH)?,
+                shares: match manifest.has_shares() {
+                    true => Some(digest(SHARES)?),
+                    false => None,
+                },
             };
             let text = manifest.encode().map_err(io::Error::other)?;
             let mut file = at.create(Path::new(manifest::NAME), OFlags::WRONLY, 0o600)?;

@@ -15,6 +15,7 @@ use std::{
 
 use hull_base::beneath::Directory;
 use hull_image::ImageId;
+use hull_proto_vmm::fs::Owner;
 use rustix::fs::OFlags;
 use serde::{Deserialize, Serialize};
 
@@ -54,6 +55,9 @@ pub(crate) struct Manifest {
     pub containers: Vec<SavedContainer>,
     /// Containers that had ended, which the guest still has something of.
     pub ended: Vec<EndedContainer>,
+    /// The paths of the host that the guest has, if its VM has any.
+    #[serde(default)]
+    pub owners: Option<Vec<Owner>>,
     pub files: Files,
 }
 
@@ -73,6 +77,8 @@ pub(crate) enum SavedKind {
     Card,
     Scratch,
     Image(SavedImage),
+    /// The paths of the host.
+    Shares,
 }
 
 /// The disk of an image.
@@ -121,6 +127,8 @@ pub(crate) struct Files {
     pub state: String,
     pub memory: String,
     pub scratch: String,
+    #[serde(default)]
+    pub shares: Option<String>,
 }
 
 /// Why there is no manifest to go by.
@@ -139,6 +147,12 @@ pub(crate) enum ManifestError {
 }
 
 impl Manifest {
+    /// Whether the VM has paths of the host.
+    pub(crate) fn has_shares(&self) -> bool {
+        let mut devices = self.devices.iter();
+        devices.any(|device| device.kind == SavedKind::Shares)
+    }
+
     /// The text of the file.
     ///
     /// # Errors
@@ -189,6 +203,7 @@ impl Manifest {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use hull_proto_vmm::fs::{Access, Propagation, Share};
     use hull_spec::spec::{ContainerMetadata, SandboxMetadata};
 
     /// One with a value in each field.
@@ -246,6 +261,10 @@ mod tests {
                     kind: SavedKind::Scratch,
                 },
                 SavedDevice {
+                    slot: 6,
+                    kind: SavedKind::Shares,
+                },
+                SavedDevice {
                     slot: 8,
                     kind: SavedKind::Image(SavedImage {
                         id: image_id.clone(),
@@ -279,10 +298,21 @@ mod tests {
                 image_slot: Some(8),
                 volumes,
             }],
+            owners: Some(vec![Owner {
+                name: "1f".into(),
+                shares: vec![Share {
+                    path: "/srv".into(),
+                    access: Access::ReadWrite,
+                    propagation: Propagation::Private,
+                }],
+                uses: vec!["2f".into()],
+                has_ended: false,
+            }]),
             files: Files {
                 state: "e".into(),
                 memory: "f".into(),
                 scratch: "g".into(),
+                shares: Some("h".into()),
             },
         }
     }

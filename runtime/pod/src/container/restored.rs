@@ -1,11 +1,11 @@
 //! Containers of a checkpoint, as they will be here: what the guest has, under ids of their own.
 
-use std::sync::Arc;
+use std::{collections::HashMap, path::PathBuf, sync::Arc};
 
 use hull_spec::{
     error::PodError,
     id::ContainerId,
-    spec::{ContainerMetadata, ContainerSecurity, ContainerSpec},
+    spec::{ContainerMetadata, ContainerSecurity, ContainerSpec, MountSource, MountSpec},
 };
 use hull_vm::agent::client::Agent;
 
@@ -36,8 +36,12 @@ impl Restore {
     ///
     /// # Errors
     /// When what is asked for is not what the guest has.
-    pub(crate) fn plan(checkpoint: Checkpoint, asked: &[ContainerSpec]) -> Result<Self, PodError> {
+    pub(crate) fn plan(
+        mut checkpoint: Checkpoint,
+        asked: &[ContainerSpec],
+    ) -> Result<Self, PodError> {
         let containers = planned(&checkpoint.manifest, asked)?;
+        checkpoint.move_shares(&moved(&containers)?);
         let ended = checkpoint.manifest.ended.iter();
         let ended = ended.map(|ended| (ContainerId::random(), ended.clone()));
         Ok(Self {
@@ -87,7 +91,69 @@ fn planned(manifest: &Manifest, asked: &[ContainerSpec]) -> Result<Vec<Planned>,
     Ok(planned)
 }
 
-/// What was saved, under another name and with another log: all that can be other.
+/// Where paths of the host are for this pod, by where they were. What two containers had as one stays one.
+fn moved(containers: &[Planned]) -> Result<HashMap<PathBuf, PathBuf>, PodError> {
+    let mut moved: HashMap<PathBuf, PathBuf> = HashMap::new();
+    for Planned { spec, saved, .. } in containers {
+        for (new, old) in spec.mounts.iter().zip(&saved.spec.mounts) {
+            let (MountSource::Host(new), MountSource::Host(old)) = (&new.source, &old.source)
+            else {
+                continue;
+            };
+            let before = moved.insert(old.clone(), new.clone());
+            if let Some(other) = before.filter(|before| before != new) {
+                let [old, new, other] = [old, new, &other].map(|path| path.display());
+                let reason =
+                    format!("containers share {old}, which can't be both {other} and {new}");
+                return Err(PodError::precondition(ACTION, reason));
+            }
+        }
+    }
+    Ok(moved)
+}
+
+/// The mounts of a container that runs: what it has, from where it is asked for. Those that are not asked for are
+/// from where they were; none: it would be another mount.
+fn mounts(saved: &[MountSpec], asked: &[MountSpec]) -> Option<Vec<MountSpec>> {
+    let is_known = |asked: &MountSpec| {
+        let mut saved = saved.iter();
+        saved.any(|saved| saved.container_path == asked.container_path)
+    };
+    let mount = |saved: &MountSpec| {
+        let mut asked = asked.iter();
+        let Some(asked) = asked.find(|asked| asked.container_path == saved.container_path) else {
+            return Some(saved.clone());
+        };
+        let source = match (&saved.source, &asked.source) {
+            // What stands for a directory of devices is the guest's.
+            (MountSource::Host(_), MountSource::Host(_))
+                if saved.of_devices() == asked.of_devices() =>
+            {
+                asked.source.clone()
+            }
+            (MountSource::Image { .. }, MountSource::Image { .. }) => saved.source.clone(),
+            _ => return None,
+        };
+        let mount = MountSpec {
+            source,
+            ..saved.clone()
+        };
+        let wanted = MountSpec {
+            source: mount.source.clone(),
+            selinux_relabel: saved.selinux_relabel,
+            ..asked.clone()
+        };
+        (mount == wanted).then_some(mount)
+    };
+    let is_all_known = asked.iter().all(is_known);
+    saved
+        .iter()
+        .map(mount)
+        .collect::<Option<_>>()
+        .filter(|_| is_all_known)
+}
+
+/// What was saved, under another name, with another log and other paths of the host: all that can be other.
 fn like(container: &SavedContainer, asked: &ContainerSpec) -> Result<ContainerSpec, PodError> {
     let saved = &container.spec;
     let image = asked.image.image.as_str();
@@ -101,6 +167,7 @@ fn like(container: &SavedContainer, asked: &ContainerSpec) -> Result<ContainerSp
     let is_other = |asked: &[String], saved: &[String]| !asked.is_empty() && asked != saved;
     let is_guarded_otherwise =
         asked.security != saved.security && asked.security != ContainerSecurity::default();
+    let mounts = mounts(&saved.mounts, &asked.mounts);
     let what = if !names.contains(&image) {
         "image"
     } else if is_other(&asked.command, &saved.command) || is_other(&asked.args, &saved.args) {
@@ -115,7 +182,7 @@ fn like(container: &SavedContainer, asked: &ContainerSpec) -> Result<ContainerSp
         "terminal"
     } else if asked.stdin != saved.stdin {
         "input"
-    } else if asked.mounts.len() > saved.mounts.len() {
+    } else if mounts.is_none() {
         "mount"
     } else if asked.devices.len() > saved.devices.len() {
         "device"
@@ -135,6 +202,7 @@ fn like(container: &SavedContainer, asked: &ContainerSpec) -> Result<ContainerSp
         labels: asked.labels.clone(),
         annotations: asked.annotations.clone(),
         log_path: asked.log_path.clone(),
+        mounts: mounts.unwrap_or_default(),
         ..saved.clone()
     })
 }

@@ -67,7 +67,8 @@ async fn take_out(
         return deleted;
     }
     // Before the container is forgotten: nobody else would end its shares.
-    let unshared = files.lock().await.remove(vm, container).await;
+    let owner = vm.agent.name_in_guest(container.as_str());
+    let unshared = files.lock().await.remove(vm, owner).await;
     if stops(&unshared) {
         return unshared;
     }

@@ -11,9 +11,10 @@
 //! that to the next one, which finds in the record where it was written. A pod that does not go on within
 //! [`PATIENCE`] is ended, and says so: one that stands still for ever helps nobody.
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{io::Write, path::Path, sync::Arc, time::Duration};
 
 use hull_image::ImageId;
+use hull_proto_vmm::fs::Owner;
 use tokio::time::{Instant, sleep};
 
 use hull_base::{
@@ -21,11 +22,7 @@ use hull_base::{
     faults::{self, Point},
     stages::stage,
 };
-use hull_spec::{
-    error::PodError,
-    id::ContainerId,
-    spec::{MountSource, SandboxSpec},
-};
+use hull_spec::{error::PodError, id::ContainerId, spec::SandboxSpec};
 use hull_vm::{client::CALL_TIMEOUT, rundir::DataDir, running::RunningVm, slots};
 
 use super::{container::Container, operations::Done, state::Driver};
@@ -38,7 +35,7 @@ use crate::{
     },
     command::Reply,
     lifecycle::{container::State, sandbox},
-    storage::scratch,
+    storage::{host_files::SavedFiles, scratch},
 };
 
 /// How long it is tried to let the pod go on.
@@ -181,12 +178,19 @@ impl Driver {
         let saved = match vm.control.pause().await {
             Ok(()) => {
                 let Ahead {
+                    aside,
                     state,
                     memory,
                     scratch,
                     copied,
-                    ..
                 } = ahead;
+                let has_shares = manifest.has_shares();
+                let shares = async {
+                    match has_shares {
+                        true => self.save_shares(vm, aside).await.map(Some),
+                        false => Ok(None),
+                    }
+                };
                 let label = manifest.id.clone();
                 let bytes = (manifest.size.memory_mib + manifest.size.pluggable_mib) << 20;
                 let saved = async {
@@ -198,10 +202,15 @@ impl Driver {
                 };
                 let disk = disk.to_owned();
                 let copied = blocking(move || scratch::copy(&disk, &scratch));
-                let (saved, copied, logs) =
-                    tokio::join!(saved, stage("scratch", copied), self.note_outputs(manifest));
+                let (saved, copied, logs, shares) = tokio::join!(
+                    saved,
+                    stage("scratch", copied),
+                    self.note_outputs(manifest),
+                    shares,
+                );
                 let copied = copied.map_err(PodError::from);
-                saved.and(copied).and(logs)
+                let shares = shares.map(|owners| manifest.owners = owners);
+                saved.and(copied).and(logs).and(shares)
             }
             Err(error) => Err(error.into()),
         };
@@ -212,6 +221,17 @@ impl Driver {
         tracing::info!(pod = %self.id(), ?paused, "the VM stood still for a checkpoint");
         let went_on = self.went_on(resumed);
         saved.and(went_on)
+    }
+
+    /// Writes what the guest knows of the host's files; returns the shares.
+    async fn save_shares(&self, vm: &RunningVm, aside: Aside) -> Result<Vec<Owner>, PodError> {
+        let SavedFiles { owners, state } = self.files.lock().await.save(vm).await?;
+        let written = blocking(move || {
+            let written = aside.file(aside::SHARES)?.write_all(&state);
+            written.map_err(|e| PodError::internal("use the file of a checkpoint", e))
+        });
+        written.await?;
+        Ok(owners)
     }
 
     /// Ends a VM that does not go on.
@@ -281,6 +301,7 @@ impl Driver {
             spec,
             containers,
             ended,
+            owners: None,
             files: Files::default(),
         };
         Ok((vm, manifest))
@@ -307,14 +328,9 @@ impl Driver {
                 }
             }
             let spec = &record.spec;
-            for mount in &spec.mounts {
-                if let MountSource::Host(path) = &mount.source
-                    && mount.of_devices().is_none()
-                {
-                    let (inside, host) = (mount.container_path.display(), path.display());
-                    let reason = format!("has {host} of the host at {inside}");
-                    return Err(refused(&about(container, &reason)));
-                }
+            if let Some(local) = record.locals.first() {
+                let reason = format!("has an emptyDir, {}", local.directory.display());
+                return Err(refused(&about(container, &reason)));
             }
             if !record.devices.is_empty() {
                 return Err(refused(&about(container, "has a block device of the host")));
@@ -374,7 +390,7 @@ impl Driver {
                     let saved = saved_image(&*self.node.images, image, kind == "pmem").await?;
                     SavedKind::Image(saved)
                 }
-                ("fs", _) => return Err(refused("its VM has paths of the host")),
+                ("fs", slots::FILES) => SavedKind::Shares,
                 (kind, _) => {
                     return Err(refused(&format!("its VM has a device {kind:?}")));
                 }

@@ -35,6 +35,10 @@ impl Driver {
         for (id, ended) in &restore.ended {
             self.discard_ended(id, ended).await;
         }
+        if restore.checkpoint.shares.is_some() {
+            self.watch_files();
+            self.watch_volumes().await;
+        }
         Ok(())
     }
 

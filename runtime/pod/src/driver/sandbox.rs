@@ -69,7 +69,14 @@ impl Driver {
         let checkpoint = restore
             .as_ref()
             .map(|restore| Arc::clone(&restore.checkpoint));
-        let brought_up = bringup::bring_up(&self.node, self.record.clone(), checkpoint, turn).await;
+        let brought_up = bringup::bring_up(
+            &self.node,
+            self.record.clone(),
+            checkpoint,
+            &self.files,
+            turn,
+        )
+        .await;
         match brought_up {
             Ok(up) => {
                 let times: Vec<_> = up.times.parts().collect();

@@ -59,10 +59,13 @@ use crate::{
     ports::network_error,
     record::{SandboxRecord, VmRecord},
     starts::Turn,
-    storage::scratch,
+    storage::{
+        host_files::{self, Host, HostFiles, Place, SavedFiles},
+        scratch,
+    },
     templates::{Cold, Template},
 };
-use tokio::time::timeout;
+use tokio::{sync::Mutex, time::timeout};
 
 /// The name of the scratch disk's mount in the guest.
 pub(crate) const SCRATCH_ID: &str = "scratch";
@@ -121,6 +124,7 @@ pub(crate) async fn bring_up(
     node: &Arc<Node>,
     mut record: SandboxRecord,
     checkpoint: Option<Arc<Checkpoint>>,
+    files: &Arc<Mutex<HostFiles>>,
     turn: Turn,
 ) -> Result<Up, Failed> {
     let restored = checkpoint.is_some();
@@ -134,6 +138,7 @@ pub(crate) async fn bring_up(
         size,
         template: None,
         checkpoint,
+        files: Arc::clone(files),
     };
     let mut up = kept.of(in_stages(context, turn)).await?;
     let (stages, total_us) = kept.stages();
@@ -239,6 +244,8 @@ struct Context<'a> {
     template: Option<Arc<Template>>,
     /// What it goes on from.
     checkpoint: Option<Arc<Checkpoint>>,
+    /// The files of the host that its VM has, if it goes on with some.
+    files: Arc<Mutex<HostFiles>>,
 }
 
 impl Context<'_> {
@@ -704,6 +711,10 @@ impl<'a> Assembled<'a> {
         let mut devices = self.base_devices(&self.listen()?, &mut send)?;
         devices.append(&mut self.disk_and_memory(&mut send)?);
         devices.append(&mut checkpoint.devices(&mut send)?);
+        if let Some(shares) = &checkpoint.shares {
+            let socket = stage("files", self.resume_files(shares)).await?;
+            devices.push((slots::FILES, host_files::device(send(socket))));
+        }
         let config = RestoreConfig {
             label: checkpoint.manifest.id.clone(),
             state: FdIndex(0),
@@ -718,6 +729,29 @@ impl<'a> Assembled<'a> {
         self.parts.vm.start().await?;
         self.tell_phases(begin).await;
         Ok(())
+    }
+
+    /// Starts the file server that goes on with what the guest had; returns the VM's end of its socket.
+    async fn resume_files(&self, shares: &SavedFiles) -> Result<OwnedFd, PodError> {
+        let Context {
+            node, record, run, ..
+        } = &self.context;
+        let place = Place {
+            host: Host {
+                processes: &*node.processes,
+                program: &node.config.file_server,
+            },
+            pod: &record.id,
+            run,
+            cgroup: record.cgroup.as_ref(),
+        };
+        let uid = &record.spec.metadata.uid;
+        self.context
+            .files
+            .lock()
+            .await
+            .resume(place, uid, shares)
+            .await
     }
 
     /// Makes the guest of a checkpoint another one than all others, and gives it the pod's cards in place of
@@ -874,7 +908,10 @@ impl<'a> Assembled<'a> {
         let node = self.context.node;
         let (vm, down) = tokio::join!(kill(vmm), node.network.teardown(&network.record));
         let down = down.map_err(network_error);
-        Prepared(self.context).undo(vm.and(down)).await
+        // It ends with its VM.
+        let files = self.context.files.lock().await.end().await;
+        let files = files.map_err(PodError::from);
+        Prepared(self.context).undo(vm.and(files).and(down)).await
     }
 }
 

@@ -1,6 +1,7 @@
 //! A checkpoint that a sandbox goes on from: found to be whole, and to fit this node, before anything is made.
 
 use std::{
+    collections::HashMap,
     fs::File,
     io::{self, Read, Seek, Write},
     os::fd::OwnedFd,
@@ -23,13 +24,13 @@ use hull_spec::{
 
 use crate::{
     checkpoint::{
-        aside::{MEMORY, SCRATCH, STATE},
+        aside::{MEMORY, SCRATCH, SHARES, STATE},
         digest,
         image::saved_image,
         manifest::{Manifest, SavedDevice, SavedImage, SavedKind},
     },
     node::Node,
-    storage::devices,
+    storage::{devices, host_files::SavedFiles},
 };
 
 /// What is tried.
@@ -47,6 +48,8 @@ pub(crate) struct Checkpoint {
     /// Whose copies are the scratch disks of pods.
     pub scratch: PathBuf,
     images: Vec<AttachedImage>,
+    /// What the guest knows of the host's files, if it has any.
+    pub shares: Option<SavedFiles>,
 }
 
 /// The disk of an image, as the guest has it.
@@ -67,8 +70,7 @@ impl Checkpoint {
     pub(crate) async fn open(node: &Arc<Node>, directory: &Path) -> Result<Self, PodError> {
         let (of, path) = (Arc::clone(node), directory.to_owned());
         let opened = blocking(move || read(&of, &path)).await;
-        let (manifest, state, memory) =
-            opened.map_err(|error| at(directory, &Report::new(error)))?;
+        let (manifest, files) = opened.map_err(|error| at(directory, &Report::new(error)))?;
         let mut images = Vec::new();
         for SavedDevice { slot, kind } in &manifest.devices {
             if let SavedKind::Image(saved) = kind {
@@ -77,11 +79,22 @@ impl Checkpoint {
         }
         Ok(Self {
             manifest,
-            state,
-            memory,
+            state: files.state,
+            memory: files.memory,
             scratch: directory.join(SCRATCH),
             images,
+            shares: files.shares,
         })
+    }
+
+    /// Has the guest's paths of the host be others, by those that it had.
+    pub(crate) fn move_shares(&mut self, paths: &HashMap<PathBuf, PathBuf>) {
+        let owners = self.shares.iter_mut().flat_map(|shares| &mut shares.owners);
+        for share in owners.flat_map(|owner| &mut owner.shares) {
+            if let Some(path) = paths.get(&share.path) {
+                share.path.clone_from(path);
+            }
+        }
     }
 
     /// Returns the files for a VMM: state, memory.
@@ -200,12 +213,21 @@ enum ReadError {
     File(&'static str, #[source] io::Error),
     #[error("its file {0:?} was changed")]
     Changed(&'static str),
+    #[error("it does not say what paths of the host its guest has")]
+    Shares,
     #[error("open it")]
     Open(#[source] io::Error),
 }
 
+/// What is in the files beside the manifest.
+struct Contents {
+    state: OwnedFd,
+    memory: File,
+    shares: Option<SavedFiles>,
+}
+
 /// Reads and checks all that is in a checkpoint. Blocks.
-fn read(node: &Node, directory: &Path) -> Result<(Manifest, OwnedFd, File), ReadError> {
+fn read(node: &Node, directory: &Path) -> Result<(Manifest, Contents), ReadError> {
     let at = Directory::open(directory).map_err(ReadError::Open)?;
     let manifest = Manifest::read(&at)?;
     node.classes.of(&node.config)?.accepts(&manifest.class)?;
@@ -226,7 +248,28 @@ fn read(node: &Node, directory: &Path) -> Result<(Manifest, OwnedFd, File), Read
             return Err(ReadError::Changed(name));
         }
     }
-    Ok((manifest, state.into(), memory))
+    let shares = match (&manifest.owners, &files.shares) {
+        (Some(owners), Some(told)) if manifest.has_shares() => {
+            let mut file = sealed(&open(SHARES)?).map_err(failed(SHARES))?;
+            if digest::of_file(&file).map_err(failed(SHARES))? != *told {
+                return Err(ReadError::Changed(SHARES));
+            }
+            let mut state = Vec::new();
+            // To look for holes moves it.
+            let read = file.rewind().and_then(|()| file.read_to_end(&mut state));
+            read.map_err(failed(SHARES))?;
+            let owners = owners.clone();
+            Some(SavedFiles { owners, state })
+        }
+        (None, None) if !manifest.has_shares() => None,
+        _ => return Err(ReadError::Shares),
+    };
+    let contents = Contents {
+        state: state.into(),
+        memory,
+        shares,
+    };
+    Ok((manifest, contents))
 }
 
 /// A copy of a file that nobody can change.

@@ -19,7 +19,10 @@ use std::{
 
 use hull_proto_vmm::{
     DeviceConfig, ErrorKind as VmErrorKind, FdIndex,
-    fs::{Access, ErrorKind, Propagation, Request, Response, SEND_BUFFER, Share, VERSION},
+    fs::{
+        Access, ErrorKind, MAX_STATE, Owner, Propagation, Request, Response, SEND_BUFFER, Share,
+        VERSION,
+    },
 };
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, setsockopt, socketpair, sockopt};
 use tokio::{
@@ -35,12 +38,12 @@ use hull_base::{
 use hull_spec::{
     error::PodError,
     field::{Field, MountField},
-    id::ContainerId,
+    id::{ContainerId, PodId},
     spec::{ContainerSpec, MountPropagation, MountSource},
 };
 use hull_vm::{
-    agent::client::Storage, error::VmError, process::Process, rundir::RunDir, running::RunningVm,
-    slots,
+    agent::client::Storage, cgroup::PodCgroup, error::VmError, process::Process, rundir::RunDir,
+    running::RunningVm, slots,
 };
 
 use crate::ports::PodProcesses;
@@ -97,6 +100,24 @@ pub(crate) struct Host<'a> {
     pub processes: &'a dyn PodProcesses,
     /// The server's program.
     pub program: &'a Path,
+}
+
+/// Where a server is started.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Place<'a> {
+    pub host: Host<'a>,
+    pub pod: &'a PodId,
+    pub run: &'a RunDir,
+    pub cgroup: Option<&'a PodCgroup>,
+}
+
+/// What a guest knows of the host's files.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct SavedFiles {
+    /// All shares.
+    pub owners: Vec<Owner>,
+    /// What only the server reads.
+    pub state: Vec<u8>,
 }
 
 /// The files of the host that one VM has.
@@ -172,23 +193,66 @@ impl HostFiles {
         }
     }
 
-    /// Ends what a container had; it is no error when that is nothing.
+    /// Ends what a container had, as the guest calls it; it is no error when that is nothing.
     ///
     /// # Errors
     /// When the server does not answer.
-    pub(crate) async fn remove(
-        &mut self,
-        vm: &RunningVm,
-        container: &ContainerId,
-    ) -> Result<(), PodError> {
+    pub(crate) async fn remove(&mut self, vm: &RunningVm, owner: String) -> Result<(), PodError> {
         if !self.server.as_ref().is_some_and(|s| s.process.is_alive()) {
             return Ok(());
         }
-        let owner = container.to_string();
         let answer = self.ask(vm, &Request::Remove { owner }).await;
         faults::point(Point::PathsUnshared);
         match answer? {
             Response::Ok => Ok(()),
+            Response::Error { message, .. } => Err(FilesError::Refused(message).into()),
+            _ => Err(FilesError::Unexpected.into()),
+        }
+    }
+
+    /// What the guest knows of all shares, for a checkpoint. The VM stands still.
+    ///
+    /// # Errors
+    /// When the server is gone, does not answer, or is of an earlier version that can't tell.
+    pub(crate) async fn save(&self, vm: &RunningVm) -> Result<SavedFiles, PodError> {
+        match talk(&vm.run, &Request::Save, &[]).await? {
+            (Response::Saved { owners, .. }, state) => Ok(SavedFiles { owners, state }),
+            (Response::Error { message, .. }, _) => Err(FilesError::Refused(message).into()),
+            _ => Err(FilesError::Unexpected.into()),
+        }
+    }
+
+    /// Starts a server with which a guest goes on that had another; returns the socket for its VM.
+    ///
+    /// # Errors
+    /// When it can't go on; [`HostFiles::end`] ends what was started.
+    pub(crate) async fn resume(
+        &mut self,
+        place: Place<'_>,
+        pod_uid: &str,
+        saved: &SavedFiles,
+    ) -> Result<OwnedFd, PodError> {
+        let server = self.server.insert(start(place)?);
+        server.greet(place.run).await?;
+        let vm_end = server.vm_end.take().ok_or(FilesError::Unexpected)?;
+        server.mounted = true;
+        let request = Request::Resume {
+            owners: saved.owners.clone(),
+            uid: pod_uid.to_owned(),
+            bytes: saved.state.len() as u64,
+        };
+        match talk(place.run, &request, &saved.state).await?.0 {
+            Response::Resumed { lost } => {
+                if lost > 0 {
+                    tracing::warn!(pod = %place.pod, lost, "files of the host are not there any more");
+                }
+                Ok(vm_end)
+            }
+            Response::Error {
+                kind: ErrorKind::NotFound | ErrorKind::Special,
+                message,
+                ..
+            } => Err(PodError::precondition("share paths of the host", message)),
             Response::Error { message, .. } => Err(FilesError::Refused(message).into()),
             _ => Err(FilesError::Unexpected.into()),
         }
@@ -221,7 +285,12 @@ impl HostFiles {
             }
             Some(server) if server.process.is_alive() => server,
             // Whether there is a device of an earlier one, the VM tells.
-            other => other.insert(start(host, vm)?),
+            other => other.insert(start(Place {
+                host,
+                pod: &vm.pod,
+                run: &vm.run,
+                cgroup: vm.cgroup.as_ref(),
+            })?),
         };
         let was_attached = server.vm_end.is_none();
         let Err(error) = server.mount(vm).await else {
@@ -250,13 +319,26 @@ impl HostFiles {
     }
 }
 
+/// The device of a guest that speaks with a server by the socket that is sent with it.
+pub(crate) fn device(socket: FdIndex) -> DeviceConfig {
+    DeviceConfig::Fs {
+        tag: FILES_ID.into(),
+        socket,
+    }
+}
+
 /// Starts a server, with one end of a new socket.
-fn start(host: Host<'_>, vm: &RunningVm) -> Result<Server, PodError> {
+fn start(place: Place<'_>) -> Result<Server, PodError> {
+    let Place {
+        host,
+        pod,
+        run,
+        cgroup,
+    } = place;
     let (vm_end, server_end) = socket_pair().map_err(FilesError::Socket)?;
-    let (run, cgroup) = (&vm.run, vm.cgroup.as_ref());
-    let process =
-        host.processes
-            .spawn_file_server(host.program, &vm.pod, run, cgroup, server_end)?;
+    let process = host
+        .processes
+        .spawn_file_server(host.program, pod, run, cgroup, server_end)?;
     Ok(Server {
         process,
         vm_end: Some(vm_end),
@@ -282,10 +364,7 @@ impl Server {
         self.greet(&vm.run).await?;
         if let Some(vm_end) = &self.vm_end {
             let fd = vm_end.try_clone().map_err(FilesError::Socket)?;
-            let device = DeviceConfig::Fs {
-                tag: FILES_ID.into(),
-                socket: FdIndex(0),
-            };
+            let device = device(FdIndex(0));
             match vm.control.attach(slots::FILES, device, vec![fd]).await {
                 Ok(()) => {}
                 Err(VmError::Refused {
@@ -313,7 +392,8 @@ impl Server {
         let path = run.files_socket();
         let connected = self.process.connect(&path, clock::after(START)).await;
         let stream = connected.map_err(|source| FilesError::Connect { path, source })?;
-        match exchange(stream, &Request::Hello { version: VERSION }).await? {
+        let hello = Request::Hello { version: VERSION };
+        match exchange(stream, &hello, &[]).await?.0 {
             Response::Hello { version, .. } if version == VERSION => Ok(()),
             Response::Hello { version, .. } => Err(FilesError::Version { theirs: version }),
             _ => Err(FilesError::Unexpected),
@@ -322,20 +402,42 @@ impl Server {
 }
 
 async fn ask(run: &RunDir, request: &Request) -> Result<Response, FilesError> {
+    talk(run, request, &[]).await.map(|(answer, _)| answer)
+}
+
+/// Asks with bytes that follow the request; returns those that follow the answer, too.
+async fn talk(
+    run: &RunDir,
+    request: &Request,
+    more: &[u8],
+) -> Result<(Response, Vec<u8>), FilesError> {
     let path = run.files_socket();
     let connected = beneath::connect(&path).await;
     let stream = connected.map_err(|source| FilesError::Connect { path, source })?;
-    exchange(stream, request).await
+    exchange(stream, request, more).await
 }
 
-async fn exchange(mut stream: UnixStream, request: &Request) -> Result<Response, FilesError> {
+async fn exchange(
+    mut stream: UnixStream,
+    request: &Request,
+    more: &[u8],
+) -> Result<(Response, Vec<u8>), FilesError> {
     let exchange = async {
         stream.write_all(&hull_proto_vmm::encode(request)?).await?;
+        stream.write_all(more).await?;
         let mut prefix = [0_u8; 4];
         stream.read_exact(&mut prefix).await?;
         let mut body = vec![0_u8; hull_proto_vmm::body_length(prefix)?];
         stream.read_exact(&mut body).await?;
-        Ok(hull_proto_vmm::decode(&body)?)
+        let answer = hull_proto_vmm::decode(&body)?;
+        let mut rest = Vec::new();
+        if let Response::Saved { bytes, .. } = &answer {
+            let mut limited = stream.take((*bytes).min(MAX_STATE));
+            if limited.read_to_end(&mut rest).await? as u64 != *bytes {
+                return Err(FilesError::Io(io::ErrorKind::UnexpectedEof.into()));
+            }
+        }
+        Ok((answer, rest))
     };
     let answer = timeout(CALL, exchange).await;
     answer.unwrap_or(Err(FilesError::Timeout))
@@ -375,7 +477,7 @@ pub(crate) fn shares(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use hull_spec::{config::PodsConfig, id::PodId, spec::MountSpec};
+    use hull_spec::{config::PodsConfig, spec::MountSpec};
 
     fn mount(source: MountSource, readonly: bool, recursive: bool) -> MountSpec {
         MountSpec {

@@ -14,7 +14,7 @@ use hull_spec::{
     error::ErrorKind,
     id::{ContainerId, PodId},
     info::{ContainerState, SandboxState},
-    spec::{ContainerSpec, MountPropagation, MountSource, MountSpec},
+    spec::{ContainerSpec, MountFlag, MountPropagation, MountSource, MountSpec},
 };
 
 use crate::common::{TestNode, attached, container, daemon, end, eventually};
@@ -215,29 +215,129 @@ async fn what_cannot_be_in_a_checkpoint_is_refused_before_anything_stands_still(
     };
     let told = refused(&place).await;
     assert!(told.contains("is there already"), "{told}");
-    let mut shared = container("shared", &["wait"]);
-    shared.mounts.push(MountSpec {
-        container_path: "/etc/hosts".into(),
-        source: MountSource::Host("/etc/hosts".into()),
-        readonly: true,
-        recursive_readonly: false,
-        propagation: MountPropagation::Private,
-        selinux_relabel: false,
-        flags: Vec::new(),
-        owners: None,
-    });
-    let shared = pods.create_container(pod.as_str(), shared).await.unwrap();
-    let told = refused(&place.join("one")).await;
-    assert_eq!(
-        told,
-        "checkpoint the pod: container \"shared\" has /etc/hosts of the host at /etc/hosts"
-    );
-    pods.remove_container(shared.as_str()).await.unwrap();
     pods.stop_sandbox(pod.as_str()).await.unwrap();
     let told = refused(&place.join("one")).await;
     assert!(told.contains("the sandbox is not ready"), "{told}");
     assert_eq!(names(&place), BTreeSet::new());
     assert!(pods.container(id.as_str()).await.is_ok());
+}
+
+/// A container that has a directory of the host, and its pod's hosts file.
+fn with_files(node: &TestNode, pod: &str) -> ContainerSpec {
+    let mut spec = container("first", &["ticks:2"]);
+    let mount = |name: &str, readonly| MountSpec {
+        container_path: format!("/{name}").into(),
+        source: MountSource::Host(node.dir.path().join(pod).join(name)),
+        readonly,
+        recursive_readonly: false,
+        propagation: MountPropagation::Private,
+        selinux_relabel: false,
+        flags: Vec::new(),
+        owners: None,
+    };
+    spec.mounts = vec![mount("data", false), mount("hosts", true)];
+    spec
+}
+
+#[tokio::test]
+async fn paths_of_the_host_are_those_of_the_pod_that_goes_on() {
+    let node = TestNode::new();
+    let pods = node.open().await;
+    let source = pods.run_sandbox(node.sandbox("first")).await.unwrap();
+    let spec = with_files(&node, "a");
+    let mut other = with_files(&node, "a");
+    other.metadata.name = "other".into();
+    other.mounts.remove(0);
+    for spec in [spec, other] {
+        let id = pods.create_container(source.as_str(), spec).await.unwrap();
+        pods.start_container(id.as_str()).await.unwrap();
+    }
+    let checkpoint = place(&node).join("one");
+    let saved = pods.checkpoint_sandbox(source.as_str(), &checkpoint);
+    saved.await.unwrap();
+    let files = [FILES.as_slice(), &["shares"]].concat();
+    assert_eq!(
+        names(&checkpoint),
+        files.into_iter().map(str::to_owned).collect()
+    );
+
+    let restore = async |asked: Vec<ContainerSpec>| {
+        let spec = Some(node.sandbox("second"));
+        pods.restore_sandbox(&checkpoint, spec, asked).await
+    };
+    type Change = fn(&mut ContainerSpec);
+    let changes: [(Change, &str); 6] = [
+        (
+            |spec| spec.mounts[0].readonly = true,
+            "can't get another mount",
+        ),
+        (
+            |spec| spec.mounts[1].container_path = "/x".into(),
+            "can't get another mount",
+        ),
+        (
+            |spec| spec.mounts[0].flags.push(MountFlag::NoExec),
+            "can't get another mount",
+        ),
+        (
+            |spec| {
+                let mut more = spec.mounts[0].clone();
+                more.container_path = "/more".into();
+                spec.mounts.push(more);
+            },
+            "can't get another mount",
+        ),
+        (
+            |spec| spec.mounts[0].source = MountSource::Host("/dev".into()),
+            "can't get another mount",
+        ),
+        // The other container stays where it is.
+        (|_| {}, "which can't be both"),
+    ];
+    for (change, expected) in changes {
+        let mut asked = with_files(&node, "b");
+        change(&mut asked);
+        let error = restore(vec![asked]).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::FailedPrecondition, "{error}");
+        assert!(error.to_string().contains(expected), "{error}");
+    }
+
+    let mut other = with_files(&node, "b");
+    other.metadata.name = "other".into();
+    other.mounts.remove(0);
+    let (pod, containers) = restore(vec![with_files(&node, "b"), other]).await.unwrap();
+    let run = node.config.state.join("pods").join(pod.as_str());
+    let shares = fs::read_to_string(run.join("shares")).unwrap();
+    let paths = BTreeSet::from_iter(shares.lines().map(PathBuf::from));
+    let of = |name: &str| node.dir.path().join("b").join(name);
+    assert_eq!(paths, BTreeSet::from([of("data"), of("hosts")]));
+    let (_, first) = containers.iter().find(|(name, _)| name == "first").unwrap();
+    let info = pods.container(first.as_str()).await.unwrap();
+    assert_eq!(info.spec.mounts, with_files(&node, "b").mounts);
+    pods.start_container(first.as_str()).await.unwrap();
+    goes_on(&node, "first").await;
+
+    // What is not asked for is from where it was; and what was restored can be in a checkpoint again.
+    let again = place(&node).join("two");
+    let saved = pods.checkpoint_sandbox(pod.as_str(), &again);
+    saved.await.unwrap();
+    let third = pods.restore_sandbox(&again, Some(node.sandbox("third")), Vec::new());
+    let (third, _) = third.await.unwrap();
+    let run = node.config.state.join("pods").join(third.as_str());
+    assert_eq!(fs::read_to_string(run.join("shares")).unwrap(), shares);
+    pods.remove_container(first.as_str()).await.unwrap();
+
+    for wrong in ["shares", "manifest"] {
+        let path = again.join(wrong);
+        let mut bytes = fs::read(&path).unwrap();
+        *bytes.last_mut().unwrap() ^= 1;
+        fs::write(&path, bytes).unwrap();
+        let fourth = pods.restore_sandbox(&again, Some(node.sandbox("fourth")), Vec::new());
+        let told = fourth.await.unwrap_err().to_string();
+        assert!(told.ends_with("was changed"), "{told}");
+    }
+    remove_all(&pods).await;
+    assert_eq!(node.leftovers(), [""; 0]);
 }
 
 /// With what goes wrong, and whether there is a checkpoint all the same.

@@ -130,6 +130,12 @@ impl Agent {
     }
 
     /// What the guest calls containers.
+    /// What the guest calls a container.
+    #[must_use]
+    pub fn name_in_guest(&self, container: &str) -> String {
+        self.names.tell(container)
+    }
+
     pub(crate) fn names(&self) -> &Names {
         &self.names
     }
