@@ -123,7 +123,7 @@ impl Pods {
     ) -> Result<(PodId, Vec<(String, ContainerId)>), PodError> {
         let checkpoint = Checkpoint::open(&self.node, checkpoint).await?;
         let spec = checkpoint.spec(spec)?;
-        let restore = Restore::plan(checkpoint, &containers)?;
+        let restore = Restore::plan(checkpoint, &containers, &spec.metadata.uid).await?;
         let entry = self.bring_up(spec, Some(restore), None).await?;
         let view = Arc::clone(&entry.view.borrow());
         let named = view.containers.values();

@@ -113,6 +113,11 @@ impl Aside {
                     true => Some(digest(SHARES)?),
                     false => None,
                 },
+                volumes: {
+                    let volumes = manifest.volumes();
+                    let digests = volumes.map(|(_, name)| Ok((name.to_owned(), digest(name)?)));
+                    digests.collect::<io::Result<_>>()?
+                },
             };
             let text = manifest.encode().map_err(io::Error::other)?;
             let mut file = at.create(Path::new(manifest::NAME), OFlags::WRONLY, 0o600)?;

@@ -9,6 +9,7 @@
 //! those who use them, as those of a request are.
 
 use std::{
+    collections::BTreeMap,
     io::{self, Read},
     path::Path,
 };
@@ -28,7 +29,7 @@ use hull_spec::{
 };
 
 use super::{class::Class, digest};
-use crate::record::VolumeRecord;
+use crate::record::{LocalRecord, VolumeRecord};
 
 /// The file's name.
 pub(crate) const NAME: &str = "manifest";
@@ -79,6 +80,8 @@ pub(crate) enum SavedKind {
     Image(SavedImage),
     /// The paths of the host.
     Shares,
+    /// The disk of an emptyDir, by its name in the guest.
+    Volume(String),
 }
 
 /// The disk of an image.
@@ -103,6 +106,9 @@ pub(crate) struct SavedContainer {
     pub image_ref: String,
     pub image_slot: Option<u8>,
     pub volumes: Vec<VolumeRecord>,
+    /// emptyDirs that the guest keeps.
+    #[serde(default)]
+    pub locals: Vec<LocalRecord>,
     pub stop_signal: Signal,
     pub user: Option<ContainerUser>,
     /// As they were changed; none: never.
@@ -119,6 +125,8 @@ pub(crate) struct EndedContainer {
     pub image_id: ImageId,
     pub image_slot: Option<u8>,
     pub volumes: Vec<VolumeRecord>,
+    #[serde(default)]
+    pub locals: Vec<LocalRecord>,
 }
 
 /// Digests of the other files ([`digest::of_file`]).
@@ -129,6 +137,9 @@ pub(crate) struct Files {
     pub scratch: String,
     #[serde(default)]
     pub shares: Option<String>,
+    /// Of the disks of emptyDirs, by their names, which are those of the files.
+    #[serde(default)]
+    pub volumes: BTreeMap<String, String>,
 }
 
 /// Why there is no manifest to go by.
@@ -147,6 +158,15 @@ pub(crate) enum ManifestError {
 }
 
 impl Manifest {
+    /// The disks of emptyDirs: their slots and names.
+    pub(crate) fn volumes(&self) -> impl Iterator<Item = (u8, &str)> {
+        let devices = self.devices.iter();
+        devices.filter_map(|device| match &device.kind {
+            SavedKind::Volume(name) => Some((device.slot, name.as_str())),
+            _ => None,
+        })
+    }
+
     /// Whether the VM has paths of the host.
     pub(crate) fn has_shares(&self) -> bool {
         let mut devices = self.devices.iter();
@@ -215,6 +235,12 @@ mod tests {
             image_id: image_id.clone(),
             slot: Some(9),
         }];
+        let locals = vec![LocalRecord {
+            mount: 1,
+            directory: "/k/cache".into(),
+            storage: "volume-cache".into(),
+            slot: Some(10),
+        }];
         let spec = SandboxSpec {
             metadata: SandboxMetadata {
                 name: "web".into(),
@@ -265,6 +291,10 @@ mod tests {
                     kind: SavedKind::Shares,
                 },
                 SavedDevice {
+                    slot: 10,
+                    kind: SavedKind::Volume("volume-cache".into()),
+                },
+                SavedDevice {
                     slot: 8,
                     kind: SavedKind::Image(SavedImage {
                         id: image_id.clone(),
@@ -282,6 +312,7 @@ mod tests {
                 image_ref: "registry.test/app@sha256:1".into(),
                 image_slot: Some(8),
                 volumes: volumes.clone(),
+                locals: locals.clone(),
                 stop_signal: Signal::TERM,
                 user: Some(ContainerUser {
                     uid: 1,
@@ -297,6 +328,7 @@ mod tests {
                 image_id,
                 image_slot: Some(8),
                 volumes,
+                locals,
             }],
             owners: Some(vec![Owner {
                 name: "1f".into(),
@@ -313,6 +345,7 @@ mod tests {
                 memory: "f".into(),
                 scratch: "g".into(),
                 shares: Some("h".into()),
+                volumes: BTreeMap::from([("volume-cache".into(), "i".into())]),
             },
         }
     }

@@ -2,6 +2,7 @@
 
 use std::{collections::HashMap, path::PathBuf, sync::Arc};
 
+use hull_base::blocking;
 use hull_spec::{
     error::PodError,
     id::ContainerId,
@@ -11,7 +12,9 @@ use hull_vm::agent::client::Agent;
 
 use crate::{
     checkpoint::manifest::{EndedContainer, Manifest, SavedContainer},
+    record::LocalRecord,
     sandbox::restore::{ACTION, Checkpoint},
+    storage::empty_dir::{self, InUse, LocalVolume, Medium, directory},
 };
 
 /// What a sandbox goes on from.
@@ -29,19 +32,32 @@ pub(crate) struct Planned {
     pub id: ContainerId,
     pub spec: Arc<ContainerSpec>,
     pub saved: SavedContainer,
+    /// emptyDirs that the guest keeps, by where they are for this pod.
+    pub locals: Vec<LocalRecord>,
 }
 
 impl Restore {
-    /// Plans the containers of a checkpoint; `asked` has some of them, by name, or none.
+    /// Plans the containers of a checkpoint; `asked` has some of them, by name, or none. They are for the pod that
+    /// kubelet calls `pod_uid`.
     ///
     /// # Errors
     /// When what is asked for is not what the guest has.
-    pub(crate) fn plan(
+    pub(crate) async fn plan(
         mut checkpoint: Checkpoint,
         asked: &[ContainerSpec],
+        pod_uid: &str,
     ) -> Result<Self, PodError> {
-        let containers = planned(&checkpoint.manifest, asked)?;
+        let mut containers = planned(&checkpoint.manifest, asked)?;
         checkpoint.move_shares(&moved(&containers)?);
+        for planned in &mut containers {
+            for saved in &planned.saved.locals {
+                let (local, volume) = local(&planned.spec, saved, pod_uid).await?;
+                planned.locals.push(local);
+                if let Some(slot) = saved.slot {
+                    checkpoint.volumes.insert(slot, volume);
+                }
+            }
+        }
         let ended = checkpoint.manifest.ended.iter();
         let ended = ended.map(|ended| (ContainerId::random(), ended.clone()));
         Ok(Self {
@@ -86,9 +102,47 @@ fn planned(manifest: &Manifest, asked: &[ContainerSpec]) -> Result<Vec<Planned>,
             id: ContainerId::random(),
             spec: Arc::new(spec),
             saved: saved.clone(),
+            locals: Vec::new(),
         });
     }
     Ok(planned)
+}
+
+/// Where an emptyDir is for this pod, which has nothing in it yet.
+async fn local(
+    spec: &ContainerSpec,
+    saved: &LocalRecord,
+    pod_uid: &str,
+) -> Result<(LocalRecord, LocalVolume), PodError> {
+    let refused = |reason: &str| {
+        let volume = saved.directory.display();
+        PodError::precondition(ACTION, format!("the emptyDir that was {volume} {reason}"))
+    };
+    let mount = spec.mounts.get(saved.mount);
+    let place = mount.and_then(|mount| Some((mount.clone(), directory(pod_uid, mount)?)));
+    let Some((mount, directory)) = place else {
+        return Err(refused("needs one of this pod"));
+    };
+    if directory.file_name() != saved.directory.file_name() {
+        return Err(refused("has another name in this pod"));
+    }
+    if directory == saved.directory && saved.slot.is_some() {
+        return Err(refused("is the source's"));
+    }
+    let at = directory.clone();
+    let found = blocking(move || empty_dir::find(&mount, &at, InUse::No)).await;
+    let found = found.filter(|found| (found.medium == Medium::Disk) == saved.slot.is_some());
+    let Some(volume) = found else {
+        let here = directory.display();
+        return Err(refused(&format!(
+            "can't be in {here}, which is of another kind or in use"
+        )));
+    };
+    let local = LocalRecord {
+        directory,
+        ..saved.clone()
+    };
+    Ok((local, volume))
 }
 
 /// Where paths of the host are for this pod, by where they were. What two containers had as one stays one.

@@ -11,7 +11,12 @@
 //! that to the next one, which finds in the record where it was written. A pod that does not go on within
 //! [`PATIENCE`] is ended, and says so: one that stands still for ever helps nobody.
 
-use std::{io::Write, path::Path, sync::Arc, time::Duration};
+use std::{
+    io::Write,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use hull_image::ImageId;
 use hull_proto_vmm::fs::Owner;
@@ -35,7 +40,7 @@ use crate::{
     },
     command::Reply,
     lifecycle::{container::State, sandbox},
-    storage::{host_files::SavedFiles, scratch},
+    storage::{empty_dir, host_files::SavedFiles, scratch},
 };
 
 /// How long it is tried to let the pod go on.
@@ -185,9 +190,10 @@ impl Driver {
                     copied,
                 } = ahead;
                 let has_shares = manifest.has_shares();
+                let to = aside.clone();
                 let shares = async {
                     match has_shares {
-                        true => self.save_shares(vm, aside).await.map(Some),
+                        true => self.save_shares(vm, to).await.map(Some),
                         false => Ok(None),
                     }
                 };
@@ -200,15 +206,17 @@ impl Driver {
                         .save(label, state.into(), memory, changed, LONGEST);
                     Ok::<_, PodError>(saved.await?)
                 };
-                let disk = disk.to_owned();
-                let copied = blocking(move || scratch::copy(&disk, &scratch));
+                let (disk, volumes) = (disk.to_owned(), self.volumes(manifest));
+                let copied = blocking(move || {
+                    scratch::copy(&disk, &scratch)?;
+                    save_volumes(&aside, &volumes)
+                });
                 let (saved, copied, logs, shares) = tokio::join!(
                     saved,
                     stage("scratch", copied),
                     self.note_outputs(manifest),
                     shares,
                 );
-                let copied = copied.map_err(PodError::from);
                 let shares = shares.map(|owners| manifest.owners = owners);
                 saved.and(copied).and(logs).and(shares)
             }
@@ -221,6 +229,21 @@ impl Driver {
         tracing::info!(pod = %self.id(), ?paused, "the VM stood still for a checkpoint");
         let went_on = self.went_on(resumed);
         saved.and(went_on)
+    }
+
+    /// The disks of emptyDirs: their names, and kubelet's directories of them.
+    fn volumes(&self, manifest: &Manifest) -> Vec<(String, PathBuf)> {
+        let containers = self.containers.values();
+        let locals = Vec::from_iter(containers.flat_map(|container| &container.record.locals));
+        let directory = |name: &str| {
+            let mut locals = locals.iter();
+            let local = locals.find(|local| local.storage == name)?;
+            Some((name.to_owned(), local.directory.clone()))
+        };
+        manifest
+            .volumes()
+            .filter_map(|(_, name)| directory(name))
+            .collect()
     }
 
     /// Writes what the guest knows of the host's files; returns the shares.
@@ -319,6 +342,7 @@ impl Driver {
                         image_id: record.image_id.clone(),
                         image_slot: record.image_slot,
                         volumes: record.volumes.clone(),
+                        locals: record.locals.clone(),
                     });
                     continue;
                 }
@@ -328,10 +352,6 @@ impl Driver {
                 }
             }
             let spec = &record.spec;
-            if let Some(local) = record.locals.first() {
-                let reason = format!("has an emptyDir, {}", local.directory.display());
-                return Err(refused(&about(container, &reason)));
-            }
             if !record.devices.is_empty() {
                 return Err(refused(&about(container, "has a block device of the host")));
             }
@@ -342,6 +362,7 @@ impl Driver {
                 image_ref: record.image_ref.clone(),
                 image_slot: record.image_slot,
                 volumes: record.volumes.clone(),
+                locals: record.locals.clone(),
                 stop_signal: record.stop_signal,
                 user: record.user.clone(),
                 resources: record.resources.clone(),
@@ -374,6 +395,9 @@ impl Driver {
             })
             .filter_map(|(image, slot)| Some((image, slot?)))
             .collect();
+        let locals = containers.iter().flat_map(|container| &container.locals);
+        let locals = locals.chain(ended.iter().flat_map(|container| &container.locals));
+        let locals: Vec<_> = locals.collect();
         let metrics = vm.control.metrics(CALL_TIMEOUT).await?;
         let mut devices = Vec::new();
         for device in &metrics.devices {
@@ -384,11 +408,19 @@ impl Driver {
                 ("block", slots::SCRATCH) => SavedKind::Scratch,
                 (kind @ ("block" | "pmem"), _) => {
                     let image = images.iter().find(|(_, of)| *of == slot);
-                    let (image, _) = image.ok_or_else(|| {
-                        refused(&format!("its VM has a disk of another kind in slot {slot}"))
-                    })?;
-                    let saved = saved_image(&*self.node.images, image, kind == "pmem").await?;
-                    SavedKind::Image(saved)
+                    let local = locals.iter().find(|local| local.slot == Some(slot));
+                    match (image, local) {
+                        (Some((image, _)), _) => {
+                            let images = &*self.node.images;
+                            SavedKind::Image(saved_image(images, image, kind == "pmem").await?)
+                        }
+                        (None, Some(local)) => SavedKind::Volume(local.storage.clone()),
+                        (None, None) => {
+                            let reason =
+                                format!("its VM has a disk of another kind in slot {slot}");
+                            return Err(refused(&reason));
+                        }
+                    }
                 }
                 ("fs", slots::FILES) => SavedKind::Shares,
                 (kind, _) => {
@@ -417,6 +449,14 @@ fn about(container: &Container, reason: &str) -> String {
         "container {:?} {reason}",
         container.record.spec.metadata.name
     )
+}
+
+/// Copies the disks of emptyDirs. Blocks.
+fn save_volumes(aside: &Aside, volumes: &[(String, PathBuf)]) -> Result<(), PodError> {
+    for (name, directory) in volumes {
+        empty_dir::save(directory, &aside.file(name)?)?;
+    }
+    Ok(())
 }
 
 /// What goes on.

@@ -50,7 +50,12 @@ impl Driver {
     }
 
     async fn take_container(&mut self, planned: &Planned) -> Result<(), PodError> {
-        let Planned { id, spec, saved } = planned;
+        let Planned {
+            id,
+            spec,
+            saved,
+            locals,
+        } = planned;
         let Some(running) = &self.running else {
             return Err(self.not_ready(ACTION));
         };
@@ -63,6 +68,9 @@ impl Driver {
             if let Some(slot) = slot {
                 devices.adopt(image, slot, id);
             }
+        }
+        for volume in locals {
+            devices.adopt_volume(volume, id);
         }
         drop(devices);
         let log_path = log_path(&self.record.spec, spec);
@@ -78,7 +86,7 @@ impl Driver {
             started_at_ns: 0,
             image_slot: saved.image_slot,
             volumes: saved.volumes.clone(),
-            locals: Vec::new(),
+            locals: locals.clone(),
             devices: Vec::new(),
             log_path: log_path.clone(),
             stop_signal: saved.stop_signal,
@@ -123,6 +131,9 @@ impl Driver {
             if let Some(slot) = slot {
                 devices.adopt(image, slot, id);
             }
+        }
+        for volume in &ended.locals {
+            devices.adopt_volume(volume, id);
         }
         drop(devices);
         let images = &*self.node.images;

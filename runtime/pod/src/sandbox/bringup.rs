@@ -698,7 +698,7 @@ impl<'a> Assembled<'a> {
     }
 
     /// Makes the VM the one of a checkpoint, whose guest is in no network, and lets it go on.
-    async fn restore_pod(&self, checkpoint: &Checkpoint) -> Result<(), PodError> {
+    async fn restore_pod(&self, checkpoint: &Arc<Checkpoint>) -> Result<(), PodError> {
         let begin = Instant::now();
         let files = checkpoint.files();
         let files = files.map_err(|e| PodError::internal("duplicate a file descriptor", e))?;
@@ -711,6 +711,17 @@ impl<'a> Assembled<'a> {
         let mut devices = self.base_devices(&self.listen()?, &mut send)?;
         devices.append(&mut self.disk_and_memory(&mut send)?);
         devices.append(&mut checkpoint.devices(&mut send)?);
+        let (from, data) = (Arc::clone(checkpoint), self.context.data.path().to_owned());
+        let volumes = stage("volumes", blocking(move || from.make_volumes(&data))).await?;
+        for (slot, name, disk) in volumes {
+            let disk = disk.disk(&name);
+            let (mut device, fds) = disk.map_err(|e| PodError::internal("share a disk", e))?;
+            let first = fds.into_iter().map(&mut send).next();
+            if let (DeviceConfig::Block { extents, .. }, Some(first)) = (&mut device, first) {
+                extents.iter_mut().for_each(|extent| extent.file = first);
+            }
+            devices.push((slot, device));
+        }
         if let Some(shares) = &checkpoint.shares {
             let socket = stage("files", self.resume_files(shares)).await?;
             devices.push((slots::FILES, host_files::device(send(socket))));

@@ -1,7 +1,7 @@
 //! A checkpoint that a sandbox goes on from: found to be whole, and to fit this node, before anything is made.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     fs::File,
     io::{self, Read, Seek, Write},
     os::fd::OwnedFd,
@@ -30,7 +30,12 @@ use crate::{
         manifest::{Manifest, SavedDevice, SavedImage, SavedKind},
     },
     node::Node,
-    storage::{devices, host_files::SavedFiles},
+    storage::{
+        devices,
+        empty_dir::{self, LocalVolume},
+        host_device::BlockDevice,
+        host_files::SavedFiles,
+    },
 };
 
 /// What is tried.
@@ -50,6 +55,9 @@ pub(crate) struct Checkpoint {
     images: Vec<AttachedImage>,
     /// What the guest knows of the host's files, if it has any.
     pub shares: Option<SavedFiles>,
+    /// Where the disks of emptyDirs are for this pod, by slot.
+    pub volumes: BTreeMap<u8, LocalVolume>,
+    directory: PathBuf,
 }
 
 /// The disk of an image, as the guest has it.
@@ -84,7 +92,29 @@ impl Checkpoint {
             scratch: directory.join(SCRATCH),
             images,
             shares: files.shares,
+            volumes: BTreeMap::new(),
+            directory: directory.to_owned(),
         })
+    }
+
+    /// Makes the disks of emptyDirs, by slot and name. What only containers had that have ended is in a file of
+    /// `data` without a name. Blocks.
+    ///
+    /// # Errors
+    /// When one can't be made.
+    pub(crate) fn make_volumes(
+        &self,
+        data: &Path,
+    ) -> Result<Vec<(u8, String, BlockDevice)>, PodError> {
+        let volumes = self.manifest.volumes().map(|(slot, name)| {
+            let from = self.directory.join(name);
+            let device = match self.volumes.get(&slot) {
+                Some(volume) => volume.restore(&from)?,
+                None => empty_dir::restore_unnamed(&from, data)?,
+            };
+            Ok((slot, name.to_owned(), device))
+        });
+        volumes.collect()
     }
 
     /// Has the guest's paths of the host be others, by those that it had.
@@ -213,6 +243,12 @@ enum ReadError {
     File(&'static str, #[source] io::Error),
     #[error("its file {0:?} was changed")]
     Changed(&'static str),
+    #[error("read its file {0:?}")]
+    Volume(String, #[source] io::Error),
+    #[error("its file {0:?} was changed")]
+    ChangedVolume(String),
+    #[error("it does not say what its emptyDirs are")]
+    Volumes,
     #[error("it does not say what paths of the host its guest has")]
     Shares,
     #[error("open it")]
@@ -246,6 +282,18 @@ fn read(node: &Node, directory: &Path) -> Result<(Manifest, Contents), ReadError
     ] {
         if digest::of_file(file).map_err(failed(name))? != *told {
             return Err(ReadError::Changed(name));
+        }
+    }
+    for (_, name) in manifest.volumes() {
+        let told = files
+            .volumes
+            .get(name)
+            .filter(|_| empty_dir::is_storage(name));
+        let told = told.ok_or(ReadError::Volumes)?;
+        let failed = |e| ReadError::Volume(name.to_owned(), e);
+        let disk = at.file(Path::new(name), OFlags::RDONLY).map_err(failed)?;
+        if digest::of_file(&disk).map_err(failed)? != *told {
+            return Err(ReadError::ChangedVolume(name.to_owned()));
         }
     }
     let shares = match (&manifest.owners, &files.shares) {

@@ -21,7 +21,7 @@ use std::{
 
 use nix::sys::statfs::{HUGETLBFS_MAGIC, TMPFS_MAGIC, fstatfs};
 use rustix::{
-    fs::{OFlags, XattrFlags, fgetxattr, fsetxattr, fstat},
+    fs::{AtFlags, OFlags, XattrFlags, fgetxattr, fsetxattr, fstat, unlinkat},
     io::Errno,
 };
 
@@ -355,6 +355,68 @@ impl LocalVolume {
         };
         BlockDevice::of(file, false).map_err(failed("measure"))
     }
+
+    /// Makes a copy of a disk the image of the volume, in the place of one that is there; returns it for the VM.
+    /// Blocks.
+    ///
+    /// # Errors
+    /// When it can't be made.
+    pub(crate) fn restore(&self, from: &Path) -> Result<BlockDevice, StorageError> {
+        let failed = |action| {
+            move |source| StorageError::Io {
+                action,
+                path: self.directory.join(IMAGE),
+                source,
+            }
+        };
+        let place = Place::open(&self.directory).map_err(failed("find the place of"))?;
+        let file = place.volume.unnamed(MODE).map_err(failed("make"))?;
+        scratch::copy(from, &file)?;
+        // Of a pod that could not go on, or of what was there before this one.
+        if place.image().map_err(failed("open"))?.is_some() {
+            let removed = unlinkat(&place.volume, IMAGE, AtFlags::empty());
+            removed.map_err(|error| failed("remove")(error.into()))?;
+        }
+        place.keep_image(&file).map_err(failed("keep"))?;
+        BlockDevice::of(file, false).map_err(failed("measure"))
+    }
+}
+
+/// A copy of a disk in a file of `directory` that has no name, for a VM. Blocks.
+///
+/// # Errors
+/// When it can't be made.
+pub(crate) fn restore_unnamed(from: &Path, directory: &Path) -> Result<BlockDevice, StorageError> {
+    let failed = |source| StorageError::Io {
+        action: "copy",
+        path: from.to_owned(),
+        source,
+    };
+    let at = Directory::open(directory).map_err(failed)?;
+    let file = at.unnamed(MODE).map_err(failed)?;
+    scratch::copy(from, &file)?;
+    BlockDevice::of(file, false).map_err(failed)
+}
+
+/// Copies the image of the volume in this directory, whose VM stands still. Blocks.
+///
+/// # Errors
+/// When there is none, or it can't be copied.
+pub(crate) fn save(directory: &Path, to: &File) -> Result<(), StorageError> {
+    let saved = Place::open(directory).and_then(|place| {
+        let image = place.image()?.ok_or(io::ErrorKind::NotFound)?;
+        scratch::copy_file(&image, to)
+    });
+    saved.map_err(|source| StorageError::Io {
+        action: "copy",
+        path: directory.join(IMAGE),
+        source,
+    })
+}
+
+/// Whether this is what the guest calls a volume, [`LocalVolume::storage`].
+pub(crate) fn is_storage(name: &str) -> bool {
+    name.strip_prefix("volume-").is_some_and(is_label)
 }
 
 #[cfg(test)]

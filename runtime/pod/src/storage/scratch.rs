@@ -64,10 +64,15 @@ pub(crate) fn create(config: &PodsConfig, path: &Path) -> Result<File, StorageEr
 /// out if not. Blocks.
 pub(crate) fn copy(from: &Path, to: &File) -> Result<(), StorageError> {
     let disk = File::open(from).map_err(failed("open", from))?;
-    if ioctl_ficlone(to, &disk).is_ok() {
+    copy_file(&disk, to).map_err(failed("copy", from))
+}
+
+/// As [`copy`], of an open file. Blocks.
+pub(crate) fn copy_file(from: &File, to: &File) -> io::Result<()> {
+    if ioctl_ficlone(to, from).is_ok() {
         return Ok(());
     }
-    copy_sparse(&disk, to).map_err(failed("copy", from))
+    copy_sparse(from, to)
 }
 
 /// As [`copy`], to `path`, where nothing is yet. Blocks.

@@ -340,6 +340,115 @@ async fn paths_of_the_host_are_those_of_the_pod_that_goes_on() {
     assert_eq!(node.leftovers(), [""; 0]);
 }
 
+/// A container that has an emptyDir of the pod that kubelet calls `uid`.
+fn with_empty_dir(node: &TestNode, uid: &str, name: &str) -> (ContainerSpec, PathBuf) {
+    let volumes = "volumes/kubernetes.io~empty-dir";
+    let pods = node.dir.path().join("kubelet/pods");
+    let directory = pods.join(uid).join(volumes).join(name);
+    fs::create_dir_all(&directory).unwrap();
+    let mut spec = with_files(node, "none");
+    spec.mounts.truncate(1);
+    spec.mounts[0].source = MountSource::Host(directory.clone());
+    (spec, directory)
+}
+
+#[tokio::test]
+async fn empty_dirs_go_with_the_pod_that_goes_on() {
+    let node = TestNode::new();
+    let pods = node.open().await;
+    let source = pods.run_sandbox(node.sandbox("first")).await.unwrap();
+    let (spec, directory) = with_empty_dir(&node, "uid", "data");
+    let id = pods.create_container(source.as_str(), spec).await.unwrap();
+    pods.start_container(id.as_str()).await.unwrap();
+    // As if the guest had written to its disk.
+    let write = |directory: &Path, text: &str| {
+        let image = directory.join(".hull-volume.img");
+        let image = fs::File::options().write(true).open(image).unwrap();
+        image.write_all_at(text.as_bytes(), 1 << 20).unwrap();
+    };
+    write(&directory, "source");
+    let checkpoint = place(&node).join("one");
+    let saved = pods.checkpoint_sandbox(source.as_str(), &checkpoint);
+    saved.await.unwrap();
+    let files = [FILES.as_slice(), &["volume-data"]].concat();
+    assert_eq!(
+        names(&checkpoint),
+        files.into_iter().map(str::to_owned).collect()
+    );
+    write(&directory, "SOURCE");
+
+    let restore = async |uid: &str, spec: ContainerSpec| {
+        let mut sandbox = node.sandbox(uid);
+        sandbox.metadata.uid = uid.into();
+        pods.restore_sandbox(&checkpoint, Some(sandbox), vec![spec])
+            .await
+    };
+    let refused = async |uid: &str, spec: ContainerSpec| {
+        let error = restore(uid, spec).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::FailedPrecondition, "{error}");
+        error.to_string()
+    };
+    let (own, _) = with_empty_dir(&node, "uid", "data");
+    assert!(
+        refused("uid", own.clone())
+            .await
+            .ends_with("is the source's")
+    );
+    assert!(refused("b", own).await.ends_with("needs one of this pod"));
+    let (other, _) = with_empty_dir(&node, "b", "other");
+    assert!(
+        refused("b", other)
+            .await
+            .ends_with("has another name in this pod")
+    );
+    let (spec, directory) = with_empty_dir(&node, "b", "data");
+    fs::write(directory.join("file"), "").unwrap();
+    assert!(
+        refused("b", spec.clone())
+            .await
+            .contains("of another kind or in use")
+    );
+    fs::remove_file(directory.join("file")).unwrap();
+
+    let read = |directory: &Path| {
+        let image = fs::File::open(directory.join(".hull-volume.img")).unwrap();
+        let mut text = [0; 6];
+        image.read_exact_at(&mut text, 1 << 20).unwrap();
+        String::from_utf8(text.to_vec()).unwrap()
+    };
+    // Twice, as when kubelet asks again; the second has it as it was, too.
+    for _ in 0..2 {
+        let (pod, containers) = restore("b", spec.clone()).await.unwrap();
+        assert_eq!(read(&directory), "source");
+        write(&directory, "forked");
+        let (_, id) = &containers[0];
+        pods.start_container(id.as_str()).await.unwrap();
+        // It is the pod's as any other: another container has it, too, and the last takes it out.
+        let disks = attached(&pods, &pod).await;
+        let (mut more, _) = with_empty_dir(&node, "b", "data");
+        more.metadata.name = "more".into();
+        let more = pods.create_container(pod.as_str(), more).await.unwrap();
+        assert_eq!(attached(&pods, &pod).await, disks);
+        for id in [id, &more] {
+            pods.remove_container(id.as_str()).await.unwrap();
+        }
+        assert_eq!(attached(&pods, &pod).await, disks - 2, "image and volume");
+        assert_eq!(read(&directory), "forked");
+        pods.remove_sandbox(pod.as_str()).await.unwrap();
+    }
+    let image = fs::File::options()
+        .write(true)
+        .open(checkpoint.join("volume-data"));
+    image.unwrap().write_all_at(b"other", 1 << 20).unwrap();
+    let told = refused("b", spec).await;
+    assert!(
+        told.ends_with("its file \"volume-data\" was changed"),
+        "{told}"
+    );
+    remove_all(&pods).await;
+    assert_eq!(node.leftovers(), [""; 0]);
+}
+
 /// With what goes wrong, and whether there is a checkpoint all the same.
 #[tokio::test]
 async fn a_pod_goes_on_whatever_fails() {
