@@ -40,6 +40,7 @@ mod support;
 mod table;
 mod traces;
 mod trailing;
+mod volume;
 
 use std::{io, process::ExitCode};
 

@@ -18,7 +18,7 @@ use hull_nri::{
     Command, Config, Node, Plugins, Pod, Refusal, Told,
     describe::{self, image},
 };
-use hull_pod::{Admission, EventKind, EventsLost, PodEvent, Pods};
+use hull_pod::{Admission, Asked, EventKind, EventsLost, PodEvent, Pods};
 use hull_spec::{
     error::PodError,
     id::{ContainerId, PodId},
@@ -161,14 +161,14 @@ impl Life {
         &self,
         checkpoint: &Path,
         spec: Option<SandboxSpec>,
-        containers: Vec<ContainerSpec>,
+        asked: Asked,
     ) -> Result<(PodId, Vec<(String, ContainerId)>), PodError> {
         if self.plugins.is_some() {
             let reason = "NRI is on, and its plugins can't adjust containers that run already";
             return Err(PodError::precondition("restore the sandbox", reason));
         }
         let pods = &self.known.pods;
-        pods.restore_sandbox(checkpoint, spec, containers).await
+        pods.restore_sandbox(checkpoint, spec, asked).await
     }
 
     /// See [`Pods::stop_sandbox`].

@@ -4,16 +4,19 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
     os::unix::fs::FileExt,
-    path::Path,
+    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
 use hull_proto_cri::v1::{
-    CheckpointPodRequest, ContainerState, PodSandboxConfig, RestorePodRequest,
+    CheckpointPodRequest, ContainerConfig, ContainerState, PodSandboxConfig, RestorePodRequest,
 };
 use tonic::Code;
 
-use crate::harness::{Node, PATIENCE, Pod};
+use crate::{
+    harness::{Node, PATIENCE, Pod},
+    volumes::{HostDir, Live, host, mount, readonly, run},
+};
 
 /// Counts in a shell's memory, and says with each number what the guest's kernel chose; writes to its own disk.
 const COUNTS: &str = "\
@@ -54,14 +57,29 @@ fn config(node: &Node, name: &str) -> PodSandboxConfig {
     }
 }
 
+/// Makes a checkpoint.
+async fn save(node: &Node, pod: &Pod) -> PathBuf {
+    let checkpoint = node.dir.join("checkpoint");
+    let request = CheckpointPodRequest {
+        pod_sandbox_id: pod.id.clone(),
+        output_path: checkpoint.to_string_lossy().into_owned(),
+        ..Default::default()
+    };
+    let mut runtime = node.client.runtime.clone();
+    runtime.checkpoint_pod(request).await.unwrap();
+    checkpoint
+}
+
 async fn restore(
     node: &Node,
     checkpoint: &Path,
     name: &str,
+    containers: Vec<ContainerConfig>,
 ) -> Result<(Pod, String), tonic::Status> {
     let request = RestorePodRequest {
         checkpoint_path: checkpoint.to_string_lossy().into_owned(),
         config: Some(config(node, name)),
+        container_configs: containers,
         ..Default::default()
     };
     let restored = node.client.runtime.clone().restore_pod(request).await?;
@@ -85,15 +103,8 @@ async fn a_pod_goes_on_and_is_restored_twice_from_where_it_was() {
     let id = node.run_script(&source, "counts", COUNTS).await;
     counts_on(&node, "source").await;
 
-    let checkpoint = node.dir.join("checkpoint");
     let begun = Instant::now();
-    let request = CheckpointPodRequest {
-        pod_sandbox_id: source.id.clone(),
-        output_path: checkpoint.to_string_lossy().into_owned(),
-        ..Default::default()
-    };
-    let mut runtime = node.client.runtime.clone();
-    runtime.checkpoint_pod(request).await.unwrap();
+    let checkpoint = save(&node, &source).await;
     let took = begun.elapsed();
     let cut = counted(&node, "source").into_keys().last().unwrap();
     let log = fs::read_to_string(node.dir.join("hull.log")).unwrap();
@@ -118,7 +129,9 @@ async fn a_pod_goes_on_and_is_restored_twice_from_where_it_was() {
     let mut byte = [0];
     file.read_exact_at(&mut byte, 20 << 20).unwrap();
     file.write_all_at(&[byte[0] ^ 1], 20 << 20).unwrap();
-    let refused = restore(&node, &checkpoint, "changed").await.unwrap_err();
+    let refused = restore(&node, &checkpoint, "changed", Vec::new())
+        .await
+        .unwrap_err();
     assert_eq!(refused.code(), Code::FailedPrecondition);
     assert!(
         refused
@@ -132,7 +145,7 @@ async fn a_pod_goes_on_and_is_restored_twice_from_where_it_was() {
     let mut pods = vec![(source, id)];
     for name in ["one", "two"] {
         let begun = Instant::now();
-        let (pod, id) = restore(&node, &checkpoint, name).await.unwrap();
+        let (pod, id) = restore(&node, &checkpoint, name, Vec::new()).await.unwrap();
         println!("restored in {:?}", begun.elapsed());
         let status = node.container_status(&id).await.unwrap();
         assert_eq!(status.state(), ContainerState::ContainerCreated);
@@ -196,5 +209,133 @@ async fn a_pod_goes_on_and_is_restored_twice_from_where_it_was() {
         node.stop_sandbox(&pod.id).await.unwrap();
         node.remove_sandbox(&pod.id).await.unwrap();
     }
+    node.finish().await;
+}
+
+/// What kubelet has on the host for a pod: a hosts file, a token, an emptyDir on disk and one in memory; beside
+/// them the pod's volume.
+struct Files {
+    hosts: PathBuf,
+    token: Live,
+    disk: PathBuf,
+    memory: PathBuf,
+    volume: HostDir,
+}
+
+impl Files {
+    fn of(node: &Node, kubelet: &HostDir, pod: &str) -> Self {
+        let at = HostDir::new(node, &format!("kubelet/pods/{pod}-uid"));
+        at.write("hosts", &format!("127.0.0.1 {pod}\n"));
+        let token = Live::new(&at, "kubernetes.io~projected", "token");
+        // Two versions never have one name.
+        token.replace(&format!("..{pod}"), &[("token", &format!("{pod}\n"))], 0);
+        let [disk, memory] = ["disk", "memory"].map(|name| {
+            let path = at.path("volumes/kubernetes.io~empty-dir").join(name);
+            fs::create_dir_all(&path).unwrap();
+            path
+        });
+        kubelet.tmpfs(&format!(
+            "pods/{pod}-uid/volumes/kubernetes.io~empty-dir/memory"
+        ));
+        let volume = HostDir::new(node, &format!("volume-{pod}"));
+        volume.write("list", &format!("{pod}\n"));
+        Self {
+            hosts: at.path("hosts"),
+            token,
+            disk,
+            memory,
+            volume,
+        }
+    }
+
+    /// The container that counts, into its volume as well.
+    fn container(&self, node: &Node) -> ContainerConfig {
+        let script = "cd /volume && exec 3>>log 4<list && echo disk >/disk/kept && echo memory >/memory/kept; i=0
+            while :; do i=$((i + 1)); echo $i >&3; echo $i here; sleep 0.1; done";
+        ContainerConfig {
+            mounts: vec![
+                mount("/etc/hosts", &self.hosts),
+                readonly(mount("/token", &self.token.0), false),
+                mount("/disk", &self.disk),
+                mount("/memory", &self.memory),
+                mount("/volume", &self.volume.0),
+            ],
+            ..node.script("counts", script)
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_pod_of_kubelet_goes_on_with_the_files_of_another() {
+    let node = Node::start().await;
+    node.client.pull(crate::harness::BUSYBOX).await.unwrap();
+    let kubelet = HostDir::new(&node, "kubelet");
+    let [source, fork] = ["source", "fork"].map(|pod| Files::of(&node, &kubelet, pod));
+    let pod = node.run_sandbox(config(&node, "source")).await.unwrap();
+    let id = node.create(&pod, source.container(&node)).await.unwrap();
+    node.start_container(&id).await.unwrap();
+    counts_on(&node, "source").await;
+    assert_eq!(run(&node, &id, "cat /token/token").await, "source\n");
+    let checkpoint = save(&node, &pod).await;
+    run(
+        &node,
+        &id,
+        "echo changed >/disk/kept; echo changed >/memory/kept",
+    )
+    .await;
+    counts_on(&node, "source").await;
+    let log = source.volume.path("log");
+    host(
+        "cp",
+        &[
+            "--",
+            log.to_str().unwrap(),
+            fork.volume.path("log").to_str().unwrap(),
+        ],
+    );
+    let copied = fork.volume.read("log").len();
+
+    // No checkpoint says by itself what of the host a pod gets.
+    let refused = restore(&node, &checkpoint, "fork", Vec::new())
+        .await
+        .unwrap_err();
+    assert_eq!(refused.code(), Code::FailedPrecondition, "{refused}");
+    assert!(refused.message().contains("say which it gets"), "{refused}");
+    let containers = vec![fork.container(&node)];
+    let (other, restored) = restore(&node, &checkpoint, "fork", containers)
+        .await
+        .unwrap();
+    node.start_container(&restored).await.unwrap();
+    counts_on(&node, "fork").await;
+    let seen = "cat /etc/hosts /volume/list /disk/kept /memory/kept; \
+                for i in $(seq 300); do grep -qx fork /token/token && break; sleep 0.1; done; cat /token/token";
+    let expected = "127.0.0.1 fork\nfork\ndisk\nmemory\nfork\n";
+    assert_eq!(run(&node, &restored, seen).await, expected);
+    // What the program had open is the fork's, too.
+    assert!(fork.volume.read("log").len() > copied);
+    let open = "pid=$(pgrep -f 'exec 3>>log' | head -n 1); cat /proc/$pid/fd/4; ls /proc/$pid/cwd/";
+    assert_eq!(run(&node, &restored, open).await, "fork\nlist\nlog\n");
+    run(
+        &node,
+        &restored,
+        "echo new >/volume/new; echo fork >/disk/kept",
+    )
+    .await;
+    assert_eq!(fork.volume.read("new"), "new\n");
+
+    let expected = "127.0.0.1 source\nsource\nchanged\nchanged\nsource\n";
+    let seen = "cat /etc/hosts /volume/list /disk/kept /memory/kept /token/token";
+    assert_eq!(run(&node, &id, seen).await, expected);
+    assert!(!source.volume.path("new").exists());
+    // Later changes of the token are the fork's own.
+    fork.token.replace("..2", &[("token", "later\n")], 0);
+    let told =
+        "for i in $(seq 300); do grep -qx later /token/token && exit; sleep 0.1; done; exit 1";
+    run(&node, &restored, told).await;
+    for pod in [&pod, &other] {
+        node.stop_sandbox(&pod.id).await.unwrap();
+        node.remove_sandbox(&pod.id).await.unwrap();
+    }
+    drop(kubelet);
     node.finish().await;
 }

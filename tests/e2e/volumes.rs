@@ -713,17 +713,17 @@ async fn mounts_made_later_on_the_host_appear_where_they_should() {
 }
 
 /// A volume of kubelet's below a directory of the host, which it replaces as a whole.
-struct Live(PathBuf);
+pub struct Live(pub PathBuf);
 
 impl Live {
-    fn new(dir: &HostDir, plugin: &str, name: &str) -> Self {
+    pub fn new(dir: &HostDir, plugin: &str, name: &str) -> Self {
         let path = dir.path("volumes").join(plugin).join(name);
         fs::create_dir_all(&path).unwrap();
         Self(path)
     }
 
     /// Does what kubelet's AtomicWriter does, with owners and modes of an fsGroup.
-    fn replace(&self, version: &str, keys: &[(&str, &str)], group: u32) {
+    pub fn replace(&self, version: &str, keys: &[(&str, &str)], group: u32) {
         let old = fs::read_link(self.0.join("..data")).ok();
         let new = self.0.join(version);
         fs::create_dir(&new).unwrap();

@@ -19,6 +19,10 @@ pub mod v1 {
     tonic::include_proto!("runtime.v1");
 }
 
+/// How an option of `RestorePod` begins that is Hull's own: after it comes where containers have a path of the host, and
+/// the option's value is which they get. A mount in `container_configs` says the same.
+pub const RESTORE_MOUNT: &str = "mount:";
+
 impl fmt::Debug for v1::AuthConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("AuthConfig")

@@ -62,7 +62,7 @@ pub enum Request {
     /// Goes on with what a guest knew of another server. There are no shares yet. After the message there are `bytes`
     /// bytes of what it knew, as they followed [`Response::Saved`].
     Resume {
-        /// The shares that it had; their paths may be others.
+        /// The shares that it had; their paths may be others. What it knew of shares that are left out is stale.
         owners: Vec<Owner>,
         /// As in [`Request::Add`].
         uid: String,
@@ -76,8 +76,8 @@ pub enum Request {
 pub struct Owner {
     /// Whose they are.
     pub name: String,
-    /// Those that are its own, by their index.
-    pub shares: Vec<Share>,
+    /// Those that are its own, each with its index.
+    pub shares: Vec<(usize, Share)>,
     /// Other owners whose shares it uses.
     pub uses: Vec<String>,
     /// Whether it has ended, and others use its shares.

@@ -43,6 +43,7 @@ pub const FORMATS: [(&str, u32); 3] = [
 
 pub use checkpoint::checkpoint_pause;
 pub use command::Admission;
+pub use container::restored::Asked;
 pub use events::{EventKind, Events, EventsLost, PodEvent};
 pub use pods::Pods;
 pub use ports::{PodImages, PodNetworking, PodProcesses};

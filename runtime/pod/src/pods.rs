@@ -18,7 +18,7 @@ use hull_spec::{
 
 use crate::{
     command::{Admission, Command, Reply, container_not_found, not_ready},
-    container::restored::Restore,
+    container::restored::{Asked, Restore},
     driver::state::Driver,
     events::Events,
     exec,
@@ -109,8 +109,8 @@ impl Pods {
 
     /// Starts a sandbox that goes on from a checkpoint, and returns when it is ready, with its containers by
     /// name: each is created, and goes on where it was once it is started. `spec` is that of the checkpoint if
-    /// there is none; of it, and of what is asked for containers, by their names, only what is not the guest's
-    /// counts.
+    /// there is none; of it, and of what is asked for containers, only what is not the guest's counts. Paths of the
+    /// host are those that are asked for, and no others.
     ///
     /// # Errors
     /// [`PodError::FailedPrecondition`] when the checkpoint can't be used, with the reason; see [`PodError`] for
@@ -119,11 +119,11 @@ impl Pods {
         &self,
         checkpoint: &Path,
         spec: Option<SandboxSpec>,
-        containers: Vec<ContainerSpec>,
+        asked: impl Into<Asked>,
     ) -> Result<(PodId, Vec<(String, ContainerId)>), PodError> {
         let checkpoint = Checkpoint::open(&self.node, checkpoint).await?;
         let spec = checkpoint.spec(spec)?;
-        let restore = Restore::plan(checkpoint, &containers, &spec.metadata.uid).await?;
+        let restore = Restore::plan(checkpoint, &asked.into(), &spec.metadata.uid).await?;
         let entry = self.bring_up(spec, Some(restore), None).await?;
         let view = Arc::clone(&entry.view.borrow());
         let named = view.containers.values();

@@ -17,6 +17,7 @@ use super::{
 use crate::{
     client::{Client, refused},
     table,
+    volume::PathsGiven,
 };
 
 /// What `hull resume` is asked for.
@@ -25,6 +26,8 @@ pub(crate) struct ResumeArgs {
     /// Directory that `hull suspend` wrote; it is removed once the pod goes on
     #[arg(value_name = "DIR")]
     directory: PathBuf,
+    #[command(flatten)]
+    paths: PathsGiven,
 }
 
 /// Writes a checkpoint of a pod and ends it; its containers' logs stay.
@@ -38,6 +41,7 @@ pub(super) async fn suspend(client: &Client, arguments: &CheckpointArgs) -> Resu
 pub(super) async fn resume(client: &Client, arguments: &ResumeArgs) -> Result<()> {
     let request = RestorePodRequest {
         checkpoint_path: path_of(&arguments.directory)?,
+        options: arguments.paths.options()?,
         ..Default::default()
     };
     let restored = client.runtime.clone().restore_pod(request).await;

@@ -2,8 +2,9 @@
 
 use anyhow::{Result, bail};
 
-use super::values::{self, Bytes, Port, User, Variable, Volume};
+use super::values::{self, Bytes, Port, User, Variable};
 use crate::trailing;
+use crate::volume::Volume;
 
 /// What `hull run` is asked for.
 #[derive(Debug, Clone, Default, clap::Args)]

@@ -15,6 +15,7 @@ use crate::{
     config::Settings,
     containers::{own, path_of, start},
     table,
+    volume::PathsGiven,
 };
 
 /// What `hull restore` is asked for.
@@ -29,6 +30,8 @@ pub(crate) struct RestoreArgs {
     /// Leave its containers standing still where they were
     #[arg(long)]
     no_start: bool,
+    #[command(flatten)]
+    paths: PathsGiven,
     /// Runtime handler
     #[arg(long, alias = "handler", value_name = "NAME", default_value = "")]
     runtime: String,
@@ -44,6 +47,7 @@ pub(crate) async fn restore(settings: &Settings, arguments: &RestoreArgs) -> Res
         checkpoint_path: path_of(&arguments.directory)?,
         config: Some(request::sandbox(&RunArgs::default(), &name, &logs)),
         runtime_handler: arguments.runtime.clone(),
+        options: arguments.paths.options()?,
         ..Default::default()
     };
     let restored = client.runtime.clone().restore_pod(request).await;

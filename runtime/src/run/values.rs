@@ -1,6 +1,6 @@
 //! The forms that values have on the command line.
 
-use std::{net::IpAddr, path::PathBuf, str::FromStr};
+use std::{net::IpAddr, str::FromStr};
 
 /// A size in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,45 +52,6 @@ impl FromStr for Variable {
         Ok(Self {
             name: name.to_owned(),
             value,
-        })
-    }
-}
-
-/// A path of the host in the container.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Volume {
-    /// Absolute.
-    pub(super) host: PathBuf,
-    pub(super) container: String,
-    pub(super) readonly: bool,
-}
-
-impl FromStr for Volume {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let form = || format!("{text:?} is not HOST:CONTAINER[:ro]");
-        let mut parts = text.split(':');
-        let (Some(host), Some(container)) = (parts.next(), parts.next()) else {
-            return Err(form());
-        };
-        let readonly = match (parts.next(), parts.next()) {
-            (None, _) | (Some("rw"), None) => false,
-            (Some("ro"), None) => true,
-            _ => return Err(form()),
-        };
-        if !container.starts_with('/') {
-            return Err(format!("{container:?} is not an absolute path"));
-        }
-        // To docker that is the name of a volume, which there are none of.
-        if !host.starts_with(['/', '.']) {
-            return Err(format!("{host:?} is no path: it begins with / or ."));
-        }
-        let host = std::path::absolute(host).map_err(|error| error.to_string())?;
-        Ok(Self {
-            host,
-            container: container.to_owned(),
-            readonly,
         })
     }
 }
@@ -237,32 +198,6 @@ mod tests {
         assert_eq!("A".parse(), variable("A", None));
         for bad in ["", "=", "=x"] {
             assert!(bad.parse::<Variable>().is_err(), "{bad}");
-        }
-    }
-
-    #[test]
-    fn volumes_are_paths_of_both_sides() {
-        let volume = |text: &str| {
-            let volume = text.parse::<Volume>();
-            volume.map(|v| (v.host, v.container, v.readonly))
-        };
-        let here = std::env::current_dir().unwrap();
-        let data = || "/data".to_owned();
-        assert_eq!(volume("/a:/data"), Ok(("/a".into(), data(), false)));
-        assert_eq!(volume("/a:/data:rw"), Ok(("/a".into(), data(), false)));
-        assert_eq!(volume("/a:/data:ro"), Ok(("/a".into(), data(), true)));
-        assert_eq!(volume("./a:/data"), Ok((here.join("a"), data(), false)));
-        for bad in [
-            "",
-            "/a",
-            "/a:",
-            "/a:data",
-            "a:/data",
-            "/a:/b:rx",
-            "/a:/b:ro:",
-            ":/b",
-        ] {
-            assert!(volume(bad).is_err(), "{bad}");
         }
     }
 

@@ -206,7 +206,7 @@ fn save(
             name: name.to_owned(),
             shares: mounted
                 .iter()
-                .map(|mounted| mounted.share.clone())
+                .map(|m| (m.number, m.share.clone()))
                 .collect(),
             uses: uses.iter().cloned().collect(),
             has_ended,
@@ -230,9 +230,16 @@ fn resume(
     }
     for owner in owners {
         check_owner(&owner.name)?;
-        check_count(&owner.shares)?;
-        let clones = clone_all(&owner.shares)?;
-        let own: Vec<_> = owner.shares.iter().zip(clones).collect();
+        check_count(owner.shares.iter().map(|(number, _)| number + 1).max())?;
+        let mut own = Vec::new();
+        for (number, share) in &owner.shares {
+            let clone = Detached::clone_of(share);
+            let clone = clone.map_err(|source| ManagerError::Share {
+                index: *number,
+                source,
+            })?;
+            own.push((*number, share, clone));
+        }
         if !own.is_empty() {
             server.add(&owner.name, &own)?;
         }
@@ -280,14 +287,17 @@ fn answer(
 /// A share that is mounted.
 #[derive(Debug)]
 struct Mounted {
+    /// Its index among its owner's.
+    number: usize,
     /// As it was asked for.
     share: Share,
     identity: Identity,
 }
 
 impl Mounted {
-    fn of((share, clone): (&Share, Detached)) -> Self {
+    fn of((number, share, clone): (usize, &Share, Detached)) -> Self {
         Self {
+            number,
             share: share.clone(),
             identity: clone.identity,
         }
@@ -339,7 +349,7 @@ fn add(
     owners: &mut Owners<Mounted>,
 ) -> Result<Response, ManagerError> {
     check_owner(&owner)?;
-    check_count(shares)?;
+    check_count(Some(shares.len()))?;
     // Asked again by a daemon that did not get the answer.
     end(&owner, server, owners)?;
     if owners.knows(&owner) {
@@ -350,12 +360,12 @@ fn add(
     let directories = clones.iter().map(|clone| clone.directory).collect();
     let (mut own, mut places, mut uses) = (Vec::new(), Vec::new(), BTreeSet::new());
     for (share, clone) in shares.iter().zip(clones) {
-        if let Some((other, number)) = owners.find(|mounted| mounted.identity == clone.identity) {
-            places.push(format!("{other}/{number}"));
+        if let Some((other, mounted)) = owners.find(|mounted| mounted.identity == clone.identity) {
+            places.push(format!("{other}/{}", mounted.number));
             uses.insert(other.to_owned());
         } else {
             places.push(format!("{owner}/{}", own.len()));
-            own.push((share, clone));
+            own.push((own.len(), share, clone));
         }
     }
     if !own.is_empty() {
@@ -377,12 +387,14 @@ fn clone_all(shares: &[Share]) -> Result<Vec<Detached>, ManagerError> {
     clones.collect()
 }
 
-fn check_count(shares: &[Share]) -> Result<(), ManagerError> {
-    if shares.len() > MAX_SHARES {
-        let message = format!("{} shares are more than {MAX_SHARES}", shares.len());
-        return Err(ManagerError::Invalid(message));
+fn check_count(shares: Option<usize>) -> Result<(), ManagerError> {
+    match shares {
+        Some(count) if count > MAX_SHARES => {
+            let message = format!("{count} shares are more than {MAX_SHARES}");
+            Err(ManagerError::Invalid(message))
+        }
+        _ => Ok(()),
     }
-    Ok(())
 }
 
 /// Ends an owner. Its shares are unmounted once nobody uses them, and so are those that it used of others.
@@ -392,8 +404,9 @@ fn end(
     owners: &mut Owners<Mounted>,
 ) -> Result<(), ManagerError> {
     owners.end(owner);
-    while let Some((unused, count)) = owners.unused() {
-        server.remove(&unused, count)?;
+    while let Some((unused, mounted)) = owners.unused() {
+        let numbers: Vec<_> = mounted.iter().map(|mounted| mounted.number).collect();
+        server.remove(&unused, &numbers)?;
         owners.forget(&unused);
     }
     Ok(())
@@ -474,20 +487,25 @@ impl ServerProcess {
     }
 
     /// Mounts an owner's shares in the server's namespace and has the server serve them; all or none.
-    fn add(&mut self, owner: &str, shares: &[(&Share, Detached)]) -> Result<(), ManagerError> {
+    fn add(
+        &mut self,
+        owner: &str,
+        shares: &[(usize, &Share, Detached)],
+    ) -> Result<(), ManagerError> {
         let mounted = self.inside(|| mount(owner, shares));
         let added = mounted.and_then(|()| self.command("add", owner));
         if added.is_err() {
             // What failed is told; what is left of it is not reachable, and goes with the server.
-            let _ = self.inside(|| clear(owner, shares.len()));
+            let numbers: Vec<_> = shares.iter().map(|(number, ..)| *number).collect();
+            let _ = self.inside(|| clear(owner, &numbers));
         }
         added
     }
 
     /// Ends the use of an owner's shares, then unmounts them.
-    fn remove(&mut self, owner: &str, count: usize) -> Result<(), ManagerError> {
+    fn remove(&mut self, owner: &str, numbers: &[usize]) -> Result<(), ManagerError> {
         self.command("remove", owner)?;
-        self.inside(|| clear(owner, count))
+        self.inside(|| clear(owner, numbers))
     }
 
     /// Runs `work` in the server's mount namespace.
@@ -568,14 +586,14 @@ fn take_stdin() -> io::Result<OwnedFd> {
 }
 
 /// Mounts `/<owner>/<index>` for each clone, in the server's namespace.
-fn mount(owner: &str, shares: &[(&Share, Detached)]) -> Result<(), ManagerError> {
+fn mount(owner: &str, shares: &[(usize, &Share, Detached)]) -> Result<(), ManagerError> {
     let directory = Path::new("/").join(owner);
     fs::DirBuilder::new()
         .mode(0o755)
         .create(&directory)
         .map_err(io_error("make the owner's directory"))?;
-    for (index, (share, clone)) in shares.iter().enumerate() {
-        let target = directory.join(index.to_string());
+    for (number, share, clone) in shares {
+        let target = directory.join(number.to_string());
         let made = if clone.directory {
             fs::create_dir(&target)
         } else {
@@ -591,10 +609,10 @@ fn mount(owner: &str, shares: &[(&Share, Detached)]) -> Result<(), ManagerError>
 }
 
 /// Unmounts an owner's shares and removes their mount points, as far as there are any.
-fn clear(owner: &str, count: usize) -> Result<(), ManagerError> {
+fn clear(owner: &str, numbers: &[usize]) -> Result<(), ManagerError> {
     let directory = Path::new("/").join(owner);
-    for index in 0..count {
-        let target = directory.join(index.to_string());
+    for number in numbers {
+        let target = directory.join(number.to_string());
         match unmount(&target, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
             Ok(()) | Err(Errno::NOENT | Errno::INVAL) => {}
             Err(error) => return Err(io_error("unmount a share")(error.into())),

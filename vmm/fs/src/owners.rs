@@ -37,12 +37,12 @@ impl<S> Owners<S> {
         self.0.contains_key(name)
     }
 
-    /// The owner of a share that is wanted, and the share's number among its own.
+    /// The owner of a share that is wanted, and the share.
     #[must_use]
-    pub fn find(&self, is_wanted: impl Fn(&S) -> bool) -> Option<(&str, usize)> {
+    pub fn find(&self, is_wanted: impl Fn(&S) -> bool) -> Option<(&str, &S)> {
         self.0.iter().find_map(|(name, owner)| {
-            let number = owner.shares.iter().position(&is_wanted)?;
-            Some((name.as_str(), number))
+            let share = owner.shares.iter().find(|share| is_wanted(share))?;
+            Some((name.as_str(), share))
         })
     }
 
@@ -78,13 +78,13 @@ impl<S> Owners<S> {
         }
     }
 
-    /// An owner that has ended and whose shares nobody uses, with how many they are.
+    /// An owner that has ended and whose shares nobody uses, with them.
     #[must_use]
-    pub fn unused(&self) -> Option<(String, usize)> {
+    pub fn unused(&self) -> Option<(String, &[S])> {
         let is_used = |name: &str| self.0.values().any(|owner| owner.uses.contains(name));
         let mut ended = self.0.iter().filter(|(_, owner)| owner.has_ended);
         let (name, owner) = ended.find(|(name, _)| !is_used(name))?;
-        Some((name.clone(), owner.shares.len()))
+        Some((name.clone(), &owner.shares))
     }
 
     /// Forgets an owner.
@@ -115,7 +115,7 @@ mod tests {
     fn shares_outlive_their_owner_while_others_use_them() {
         let mut owners = Owners::default();
         owners.add("a".into(), vec!['x', 'y'], uses(&[]));
-        assert_eq!(owners.find(|share| *share == 'y'), Some(("a", 1)));
+        assert_eq!(owners.find(|share| *share == 'y'), Some(("a", &'y')));
         owners.add("b".into(), vec!['z'], uses(&["a"]));
         owners.add("c".into(), vec![], uses(&["a", "b"]));
         assert_eq!(owners.unused(), None);
@@ -123,7 +123,7 @@ mod tests {
         assert_eq!(owners.names().collect::<Vec<_>>(), ["b", "c"]);
         assert!(owners.knows("a"));
         // Still there for the next one.
-        assert_eq!(owners.find(|share| *share == 'x'), Some(("a", 0)));
+        assert_eq!(owners.find(|share| *share == 'x'), Some(("a", &'x')));
         assert_eq!(collect(&mut owners), [""; 0]);
         owners.end("b");
         assert_eq!(collect(&mut owners), [""; 0], "used by c, both");
@@ -139,7 +139,7 @@ mod tests {
         owners.end("a");
         owners.end("a");
         owners.end("nobody");
-        assert_eq!(owners.unused(), Some(("a".into(), 1)));
+        assert_eq!(owners.unused(), Some(("a".into(), &['x'][..])));
         assert_eq!(collect(&mut owners), ["a"]);
         assert!(!owners.knows("a"));
     }

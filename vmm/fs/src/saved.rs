@@ -155,7 +155,8 @@ fn relative(path: &Path) -> &Path {
 /// did. Returns the guest's numbers, and how many files and open files are not there any more.
 ///
 /// # Errors
-/// The reason, in words for the manager: `bytes` are none of [`save`], or a whole share is missing.
+/// The reason, in words for the manager: `bytes` are none of [`save`], or a share is a file where it was a
+/// directory.
 pub fn resume(
     files: &Files,
     bytes: &[u8],
@@ -184,7 +185,9 @@ pub fn resume(
                 };
                 nodes.insert(saved.number, node);
             }
-            None if is_share => return Err(format!("{} is not what it was", path.display())),
+            None if is_share && tree.has(&path) => {
+                return Err(format!("{} is not what it was", path.display()));
+            }
             None => lost += 1,
         }
     }
@@ -233,6 +236,11 @@ impl<'a> Tree<'a> {
         let (number, _) = self.find(path).filter(|found| found.1 == kind)?;
         let (_, is_taken) = self.told.get_mut(&number)?;
         (!std::mem::replace(is_taken, true)).then_some(number)
+    }
+
+    /// Whether something has this path, which was looked for.
+    fn has(&self, path: &Path) -> bool {
+        self.found.get(path).is_some_and(Option::is_some)
     }
 
     fn find(&mut self, path: &Path) -> Option<(u64, u32)> {

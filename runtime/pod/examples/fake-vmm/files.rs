@@ -40,7 +40,7 @@ pub async fn serve(socket: &Path) {
                     let directories = vec![true; shares.len()];
                     all.push(Owner {
                         name: owner,
-                        shares,
+                        shares: shares.into_iter().enumerate().collect(),
                         uses: Vec::new(),
                         has_ended: false,
                     });
@@ -65,7 +65,7 @@ pub async fn serve(socket: &Path) {
                     stream.read_exact(&mut state).await.unwrap();
                     assert_eq!(state, STATE);
                     let paths = owners.iter().flat_map(|owner| &owner.shares);
-                    let paths = paths.map(|share| format!("{}\n", share.path.display()));
+                    let paths = paths.map(|(_, share)| format!("{}\n", share.path.display()));
                     std::fs::write(socket.with_file_name("shares"), paths.collect::<String>())
                         .unwrap();
                     all = owners;

@@ -332,11 +332,14 @@ mod tests {
             }],
             owners: Some(vec![Owner {
                 name: "1f".into(),
-                shares: vec![Share {
-                    path: "/srv".into(),
-                    access: Access::ReadWrite,
-                    propagation: Propagation::Private,
-                }],
+                shares: vec![(
+                    0,
+                    Share {
+                        path: "/srv".into(),
+                        access: Access::ReadWrite,
+                        propagation: Propagation::Private,
+                    },
+                )],
                 uses: vec!["2f".into()],
                 has_ended: false,
             }]),

@@ -1,6 +1,10 @@
 //! Containers of a checkpoint, as they will be here: what the guest has, under ids of their own.
 
-use std::{collections::HashMap, path::PathBuf, sync::Arc};
+use std::{
+    collections::{BTreeMap, HashMap},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use hull_base::blocking;
 use hull_spec::{
@@ -16,6 +20,24 @@ use crate::{
     sandbox::restore::{ACTION, Checkpoint},
     storage::empty_dir::{self, InUse, LocalVolume, Medium, directory},
 };
+
+/// What a restored pod is asked to have.
+#[derive(Debug, Clone, Default)]
+pub struct Asked {
+    /// Some of its containers, by name.
+    pub containers: Vec<ContainerSpec>,
+    /// Paths of the host by where containers have them, for those whose mounts do not say.
+    pub paths: BTreeMap<PathBuf, PathBuf>,
+}
+
+impl From<Vec<ContainerSpec>> for Asked {
+    fn from(containers: Vec<ContainerSpec>) -> Self {
+        Self {
+            containers,
+            paths: BTreeMap::new(),
+        }
+    }
+}
 
 /// What a sandbox goes on from.
 #[derive(Debug, Clone)]
@@ -37,14 +59,13 @@ pub(crate) struct Planned {
 }
 
 impl Restore {
-    /// Plans the containers of a checkpoint; `asked` has some of them, by name, or none. They are for the pod that
-    /// kubelet calls `pod_uid`.
+    /// Plans the containers of a checkpoint, for the pod that kubelet calls `pod_uid`.
     ///
     /// # Errors
     /// When what is asked for is not what the guest has.
     pub(crate) async fn plan(
         mut checkpoint: Checkpoint,
-        asked: &[ContainerSpec],
+        asked: &Asked,
         pod_uid: &str,
     ) -> Result<Self, PodError> {
         let mut containers = planned(&checkpoint.manifest, asked)?;
@@ -78,9 +99,9 @@ impl Restore {
     }
 }
 
-fn planned(manifest: &Manifest, asked: &[ContainerSpec]) -> Result<Vec<Planned>, PodError> {
+fn planned(manifest: &Manifest, asked: &Asked) -> Result<Vec<Planned>, PodError> {
     let name = |spec: &ContainerSpec| spec.metadata.name.clone();
-    for spec in asked {
+    for spec in &asked.containers {
         let mut saved = manifest.containers.iter();
         if !saved.any(|saved| name(&saved.spec) == name(spec)) {
             let known: Vec<String> = manifest.containers.iter().map(|c| name(&c.spec)).collect();
@@ -93,10 +114,13 @@ fn planned(manifest: &Manifest, asked: &[ContainerSpec]) -> Result<Vec<Planned>,
     }
     let mut planned = Vec::new();
     for saved in &manifest.containers {
-        let mut asked = asked.iter();
-        let spec = match asked.find(|asked| name(asked) == name(&saved.spec)) {
-            Some(asked) => like(saved, asked)?,
-            None => saved.spec.clone(),
+        let mut all = asked.containers.iter();
+        let own = all.find(|asked| name(asked) == name(&saved.spec));
+        let spec = own.map_or_else(|| Ok(saved.spec.clone()), |asked| like(saved, asked))?;
+        let mounts = own.map_or(&[][..], |asked| &asked.mounts);
+        let spec = ContainerSpec {
+            mounts: mounts_of(&saved.spec, mounts, &asked.paths)?,
+            ..spec
         };
         planned.push(Planned {
             id: ContainerId::random(),
@@ -166,48 +190,75 @@ fn moved(containers: &[Planned]) -> Result<HashMap<PathBuf, PathBuf>, PodError> 
     Ok(moved)
 }
 
-/// The mounts of a container that runs: what it has, from where it is asked for. Those that are not asked for are
-/// from where they were; none: it would be another mount.
-fn mounts(saved: &[MountSpec], asked: &[MountSpec]) -> Option<Vec<MountSpec>> {
-    let is_known = |asked: &MountSpec| {
-        let mut saved = saved.iter();
-        saved.any(|saved| saved.container_path == asked.container_path)
+/// The mounts of a container that runs: what it has, from where they are asked for, or from `paths`. It gets no path of
+/// the host that it is not given: whoever wrote the checkpoint may have written any.
+fn mounts_of(
+    saved: &ContainerSpec,
+    asked: &[MountSpec],
+    paths: &BTreeMap<PathBuf, PathBuf>,
+) -> Result<Vec<MountSpec>, PodError> {
+    let at = |path: &Path, mounts: &[MountSpec]| {
+        let mut mounts = mounts.iter();
+        mounts.find(|mount| mount.container_path == path).cloned()
     };
-    let mount = |saved: &MountSpec| {
-        let mut asked = asked.iter();
-        let Some(asked) = asked.find(|asked| asked.container_path == saved.container_path) else {
-            return Some(saved.clone());
-        };
-        let source = match (&saved.source, &asked.source) {
-            // What stands for a directory of devices is the guest's.
-            (MountSource::Host(_), MountSource::Host(_))
-                if saved.of_devices() == asked.of_devices() =>
-            {
-                asked.source.clone()
+    if !asked
+        .iter()
+        .all(|asked| at(&asked.container_path, &saved.mounts).is_some())
+    {
+        return Err(other(saved, "mount"));
+    }
+    let mounts = saved.mounts.iter().map(|mount| {
+        let inside = &mount.container_path;
+        // Devices are the guest's own.
+        let needs_path =
+            matches!(mount.source, MountSource::Host(_)) && mount.of_devices().is_none();
+        let given = match (at(inside, asked), paths.get(inside)) {
+            (Some(asked), _) => asked,
+            (None, Some(path)) if needs_path => MountSpec {
+                source: MountSource::Host(path.clone()),
+                ..mount.clone()
+            },
+            (None, _) if needs_path => {
+                let (name, inside) = (&saved.metadata.name, inside.display());
+                let reason = format!(
+                    "container {name:?} has a path of the host at {inside}: say which it gets"
+                );
+                return Err(PodError::precondition(ACTION, reason));
             }
-            (MountSource::Image { .. }, MountSource::Image { .. }) => saved.source.clone(),
-            _ => return None,
+            (None, _) => mount.clone(),
         };
-        let mount = MountSpec {
-            source,
-            ..saved.clone()
+        let source = match (&mount.source, &given.source) {
+            (MountSource::Host(_), MountSource::Host(_))
+                if mount.of_devices() == given.of_devices() =>
+            {
+                given.source.clone()
+            }
+            (MountSource::Image { .. }, MountSource::Image { .. }) => mount.source.clone(),
+            _ => return Err(other(saved, "mount")),
         };
         let wanted = MountSpec {
             source: mount.source.clone(),
-            selinux_relabel: saved.selinux_relabel,
-            ..asked.clone()
+            selinux_relabel: mount.selinux_relabel,
+            ..given
         };
-        (mount == wanted).then_some(mount)
-    };
-    let is_all_known = asked.iter().all(is_known);
-    saved
-        .iter()
-        .map(mount)
-        .collect::<Option<_>>()
-        .filter(|_| is_all_known)
+        if wanted != *mount {
+            return Err(other(saved, "mount"));
+        }
+        Ok(MountSpec {
+            source,
+            ..mount.clone()
+        })
+    });
+    mounts.collect()
 }
 
-/// What was saved, under another name, with another log and other paths of the host: all that can be other.
+fn other(container: &ContainerSpec, what: &str) -> PodError {
+    let name = &container.metadata.name;
+    let reason = format!("container {name:?} runs, and can't get another {what}");
+    PodError::precondition(ACTION, reason)
+}
+
+/// What was saved, under another name and with another log: all that can be other, but for its mounts.
 fn like(container: &SavedContainer, asked: &ContainerSpec) -> Result<ContainerSpec, PodError> {
     let saved = &container.spec;
     let image = asked.image.image.as_str();
@@ -221,7 +272,6 @@ fn like(container: &SavedContainer, asked: &ContainerSpec) -> Result<ContainerSp
     let is_other = |asked: &[String], saved: &[String]| !asked.is_empty() && asked != saved;
     let is_guarded_otherwise =
         asked.security != saved.security && asked.security != ContainerSecurity::default();
-    let mounts = mounts(&saved.mounts, &asked.mounts);
     let what = if !names.contains(&image) {
         "image"
     } else if is_other(&asked.command, &saved.command) || is_other(&asked.args, &saved.args) {
@@ -236,17 +286,13 @@ fn like(container: &SavedContainer, asked: &ContainerSpec) -> Result<ContainerSp
         "terminal"
     } else if asked.stdin != saved.stdin {
         "input"
-    } else if mounts.is_none() {
-        "mount"
     } else if asked.devices.len() > saved.devices.len() {
         "device"
     } else {
         ""
     };
     if !what.is_empty() {
-        let name = &saved.metadata.name;
-        let reason = format!("container {name:?} runs, and can't get another {what}");
-        return Err(PodError::precondition(ACTION, reason));
+        return Err(other(saved, what));
     }
     Ok(ContainerSpec {
         metadata: ContainerMetadata {
@@ -256,7 +302,6 @@ fn like(container: &SavedContainer, asked: &ContainerSpec) -> Result<ContainerSp
         labels: asked.labels.clone(),
         annotations: asked.annotations.clone(),
         log_path: asked.log_path.clone(),
-        mounts: mounts.unwrap_or_default(),
         ..saved.clone()
     })
 }

@@ -117,13 +117,15 @@ impl Checkpoint {
         volumes.collect()
     }
 
-    /// Has the guest's paths of the host be others, by those that it had.
+    /// Has the guest's paths of the host be others, by those that it had. It gets no other paths: what is left are
+    /// those of containers that have ended, or what a checkpoint says that nobody asked for.
     pub(crate) fn move_shares(&mut self, paths: &HashMap<PathBuf, PathBuf>) {
         let owners = self.shares.iter_mut().flat_map(|shares| &mut shares.owners);
-        for share in owners.flat_map(|owner| &mut owner.shares) {
-            if let Some(path) = paths.get(&share.path) {
-                share.path.clone_from(path);
-            }
+        for owner in owners {
+            owner.shares.retain_mut(|(_, share)| {
+                let path = paths.get(&share.path);
+                path.inspect(|path| share.path.clone_from(path)).is_some()
+            });
         }
     }
 

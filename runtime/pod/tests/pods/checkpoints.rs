@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use hull_pod::Pods;
+use hull_pod::{Asked, Pods};
 use hull_spec::{
     error::ErrorKind,
     id::{ContainerId, PodId},
@@ -266,7 +266,7 @@ async fn paths_of_the_host_are_those_of_the_pod_that_goes_on() {
         pods.restore_sandbox(&checkpoint, spec, asked).await
     };
     type Change = fn(&mut ContainerSpec);
-    let changes: [(Change, &str); 6] = [
+    let changes: [(Change, &str); 7] = [
         (
             |spec| spec.mounts[0].readonly = true,
             "can't get another mount",
@@ -291,8 +291,12 @@ async fn paths_of_the_host_are_those_of_the_pod_that_goes_on() {
             |spec| spec.mounts[0].source = MountSource::Host("/dev".into()),
             "can't get another mount",
         ),
-        // The other container stays where it is.
-        (|_| {}, "which can't be both"),
+        (
+            |spec| drop(spec.mounts.remove(0)),
+            "of the host at /data: say which it gets",
+        ),
+        // The other container's.
+        (|_| {}, "of the host at /hosts: say which it gets"),
     ];
     for (change, expected) in changes {
         let mut asked = with_files(&node, "b");
@@ -317,11 +321,16 @@ async fn paths_of_the_host_are_those_of_the_pod_that_goes_on() {
     pods.start_container(first.as_str()).await.unwrap();
     goes_on(&node, "first").await;
 
-    // What is not asked for is from where it was; and what was restored can be in a checkpoint again.
+    // What was restored can be in a checkpoint again. Paths may be said for all containers.
     let again = place(&node).join("two");
     let saved = pods.checkpoint_sandbox(pod.as_str(), &again);
     saved.await.unwrap();
-    let third = pods.restore_sandbox(&again, Some(node.sandbox("third")), Vec::new());
+    let paths = ["data", "hosts"].map(|name| (Path::new("/").join(name), of(name)));
+    let asked = Asked {
+        paths: paths.into(),
+        ..Asked::default()
+    };
+    let third = pods.restore_sandbox(&again, Some(node.sandbox("third")), asked.clone());
     let (third, _) = third.await.unwrap();
     let run = node.config.state.join("pods").join(third.as_str());
     assert_eq!(fs::read_to_string(run.join("shares")).unwrap(), shares);
@@ -332,7 +341,7 @@ async fn paths_of_the_host_are_those_of_the_pod_that_goes_on() {
         let mut bytes = fs::read(&path).unwrap();
         *bytes.last_mut().unwrap() ^= 1;
         fs::write(&path, bytes).unwrap();
-        let fourth = pods.restore_sandbox(&again, Some(node.sandbox("fourth")), Vec::new());
+        let fourth = pods.restore_sandbox(&again, Some(node.sandbox("fourth")), asked.clone());
         let told = fourth.await.unwrap_err().to_string();
         assert!(told.ends_with("was changed"), "{told}");
     }

@@ -1,6 +1,12 @@
 //! `CheckpointPod` and `RestorePod`.
 
-use std::path::Path;
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
+
+use hull_pod::Asked;
+use hull_proto_cri::RESTORE_MOUNT;
 
 use hull_proto_cri::v1::{
     CheckpointPodRequest, CheckpointPodResponse, RestorePodRequest, RestorePodResponse,
@@ -23,7 +29,9 @@ pub(crate) async fn checkpoint(
 ) -> Result<CheckpointPodResponse, CriError> {
     let pod = id("pod_sandbox_id", &request.pod_sandbox_id)?;
     let output = path("output_path", &request.output_path)?;
-    refuse_options(request.options.keys())?;
+    if let Some(option) = request.options.keys().next() {
+        return Err(no_option(option));
+    }
     let (info, containers) = backend.pods.sandbox_with_containers(pod).await?;
     if !request.container_ids.is_empty() {
         let left_out = containers.iter().find(|container| {
@@ -51,7 +59,14 @@ pub(crate) async fn restore(
     request: RestorePodRequest,
 ) -> Result<RestorePodResponse, CriError> {
     let checkpoint = path("checkpoint_path", &request.checkpoint_path)?;
-    refuse_options(request.options.keys())?;
+    let mut paths = BTreeMap::new();
+    for (option, host) in &request.options {
+        let Some(inside) = option.strip_prefix(RESTORE_MOUNT) else {
+            return Err(no_option(option));
+        };
+        let host = path(&format!("options[{option:?}]"), host)?;
+        paths.insert(PathBuf::from(inside), host.to_owned());
+    }
     let spec = match request.config {
         Some(config) => {
             // Its size is the checkpoint's, whatever the handler says.
@@ -65,8 +80,11 @@ pub(crate) async fn restore(
         let spec = container::spec(Some(config));
         spec.map_err(|error| error.about(format!("container_configs[{index}]")))
     });
-    let containers = containers.collect::<Result<_, _>>()?;
-    let restored = backend.life.restore_sandbox(checkpoint, spec, containers);
+    let asked = Asked {
+        containers: containers.collect::<Result<_, _>>()?,
+        paths,
+    };
+    let restored = backend.life.restore_sandbox(checkpoint, spec, asked);
     let (pod, containers) = restored.await?;
     Span::current().record("pod", pod.short());
     let container = |(name, id)| RestoredContainer {
@@ -88,12 +106,6 @@ fn path<'a>(field: &str, path: &'a str) -> Result<&'a Path, CriError> {
 }
 
 /// What an option asks for may matter, so that none is passed over.
-fn refuse_options<'a>(mut names: impl Iterator<Item = &'a String>) -> Result<(), CriError> {
-    match names.next() {
-        Some(name) => Err(CriError::unsupported(
-            format!("options[{name:?}]"),
-            "there is no such option",
-        )),
-        None => Ok(()),
-    }
+fn no_option(name: &str) -> CriError {
+    CriError::unsupported(format!("options[{name:?}]"), "there is no such option")
 }

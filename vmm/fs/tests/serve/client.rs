@@ -114,7 +114,7 @@ impl Server {
     pub fn resume(saved: &Saved, path: impl Fn(&Path) -> PathBuf) -> (Self, Response) {
         let server = Self::spawn(tempfile::tempdir().unwrap(), |_| {});
         let mut owners = saved.owners.clone();
-        for share in owners.iter_mut().flat_map(|owner| &mut owner.shares) {
+        for (_, share) in owners.iter_mut().flat_map(|owner| &mut owner.shares) {
             share.path = path(&share.path);
         }
         let state = saved.state.clone();

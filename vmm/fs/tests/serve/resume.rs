@@ -192,7 +192,7 @@ fn what_goes_on_is_let_go_of_as_what_was_there_from_the_start() {
 fn what_can_not_go_on_is_refused() {
     let host = pods();
     let mut server = Server::start();
-    share(&mut server, host.path());
+    let [volume, hosts] = share(&mut server, host.path());
     let saved = server.save();
     let told = |answer| match answer {
         Response::Error { kind, message, .. } => (kind, message),
@@ -216,6 +216,16 @@ fn what_can_not_go_on_is_refused() {
         // It is one that was just started.
         assert!(server.init(0).is_ok());
     }
+    // A share that is left out is stale, and the next has the number that it had.
+    let mut part = Saved {
+        owners: saved.owners.clone(),
+        state: saved.state.clone(),
+    };
+    part.owners[0].shares.remove(0);
+    let (mut less, answer) = Server::resume(&part, of_new);
+    assert_eq!(answer, Response::Resumed { lost: 1 });
+    assert_eq!(less.cat_node(volume), Err(libc::ESTALE));
+    assert_eq!(less.cat_node(hosts).unwrap(), "new hosts");
     let (server, _) = Server::resume(&saved, of_new);
     assert!(
         matches!(server.resumed(&saved), Response::Error { .. }),
