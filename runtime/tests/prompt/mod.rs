@@ -449,7 +449,30 @@ async fn a_pod_is_written_to_a_directory_and_goes_on_from_there_twice() {
     let twice = node.refused(1, &["resume", place]);
     assert!(twice.contains("the pod is there: "), "{twice}");
     assert!(Path::new(place).exists());
-    for name in ["web", "second", "third", still["name"].as_str().unwrap()] {
+    // What of the host a pod has is said each time.
+    let [data, other] = ["data", "other"].map(|name| node.daemon.dir.path().join(name));
+    for path in [&data, &other] {
+        fs::create_dir(path).unwrap();
+    }
+    let [data, other] = [data, other].map(|path| format!("{}:/data", path.display()));
+    let options = ["-d", "--name", "files", "-v", &data];
+    node.told(&[&["run"], &options[..], &["IMAGE", "ticks:20"]].concat());
+    let place = node.daemon.dir.path().join("files.ckpt");
+    let place = place.to_str().unwrap();
+    node.told(&["checkpoint", "files", place]);
+    let none = node.refused(1, &["restore", place]);
+    assert!(
+        none.contains("has a path of the host at /data: say which it gets"),
+        "{none}"
+    );
+    let readonly = node.refused(1, &["restore", place, "-v", &format!("{other}:ro")]);
+    assert!(readonly.contains("leave :ro out"), "{readonly}");
+    let volume = other.as_str();
+    node.told(&["restore", place, "-v", volume, "--name", "fourth"]);
+    assert!(first("fourth") > 0, "it does not begin anew");
+
+    let still = still["name"].as_str().unwrap();
+    for name in ["web", "second", "third", still, "files", "fourth"] {
         assert_eq!(node.told(&["rm", "-f", name]), format!("{name}\n"));
     }
     node.daemon.assert_nothing_left();
