@@ -40,7 +40,6 @@ mod support;
 mod table;
 mod traces;
 mod trailing;
-mod volume;
 
 use std::{io, process::ExitCode};
 

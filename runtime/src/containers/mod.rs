@@ -22,6 +22,7 @@ mod streams;
 mod suspend;
 mod top;
 mod trace;
+mod volume;
 
 use anyhow::Result;
 
@@ -34,6 +35,7 @@ pub(crate) use self::{
     log::{Show, follow},
     streams::Streams,
     suspend::start,
+    volume::{PathsGiven, Volume},
 };
 use crate::{client, config::Settings};
 

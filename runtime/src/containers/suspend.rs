@@ -13,11 +13,11 @@ use tonic::Code;
 use super::{
     checkpoint::{CheckpointArgs, checkpoint, path_of},
     own,
+    volume::PathsGiven,
 };
 use crate::{
     client::{Client, refused},
     table,
-    volume::PathsGiven,
 };
 
 /// What `hull resume` is asked for.

@@ -3,8 +3,8 @@
 use anyhow::{Result, bail};
 
 use super::values::{self, Bytes, Port, User, Variable};
+use crate::containers::Volume;
 use crate::trailing;
-use crate::volume::Volume;
 
 /// What `hull run` is asked for.
 #[derive(Debug, Clone, Default, clap::Args)]

@@ -13,9 +13,8 @@ use super::{arguments::RunArgs, request, session::unique_name, values};
 use crate::{
     client::{self, refused},
     config::Settings,
-    containers::{own, path_of, start},
+    containers::{PathsGiven, own, path_of, start},
     table,
-    volume::PathsGiven,
 };
 
 /// What `hull restore` is asked for.

@@ -16,12 +16,10 @@ use rustix::thread::{CapabilitySet, CapabilitySets, capabilities, set_capabiliti
 use crate::bounded::Bounded;
 use crate::held::{Budget, Held, Limits, Numbers};
 use crate::life::LIFE;
-use crate::packet::{IN_HEADER, double_word, word};
+use crate::packet::{IN_HEADER, INDEX_SHIFT, double_word, owner_index, word};
 use crate::private::Devices;
 use crate::renumber::Renumbered;
 
-/// Where a node's number has that of its file system.
-const INDEX_SHIFT: u32 = 56;
 /// Descriptors for all else than what a guest holds: two for each of 255 owners, and what a request
 /// has open meanwhile.
 const OTHER_DESCRIPTORS: u64 = 1024;
@@ -39,18 +37,6 @@ const PLAIN: [&str; 12] = [
     "btrfs", "erofs", "exfat", "ext2", "ext3", "ext4", "f2fs", "squashfs", "tmpfs", "vfat", "xfs",
     "zfs",
 ];
-
-/// The index of the owner whose a node is.
-#[must_use]
-pub fn owner_index(node: u64) -> VfsIndex {
-    (node >> INDEX_SHIFT) as VfsIndex
-}
-
-/// The number of an owner's node among those of all.
-#[must_use]
-pub fn node_of(index: VfsIndex, number: u64) -> u64 {
-    u64::from(index) << INDEX_SHIFT | number
-}
 
 /// All owners' file systems, under one root.
 pub struct Files {

@@ -1,7 +1,22 @@
-//! FUSE packets: where their fields are, and answers that are made here.
+//! FUSE packets: where their fields are, what is in the number of a node, and answers that are made here.
 
 /// Bytes of `fuse_in_header`.
 pub const IN_HEADER: usize = 40;
+
+/// Where a node's number has that of its owner's file system.
+pub const INDEX_SHIFT: u32 = 56;
+
+/// The index of the owner whose a node is.
+#[must_use]
+pub fn owner_index(node: u64) -> u8 {
+    (node >> INDEX_SHIFT) as u8
+}
+
+/// The number of an owner's node among those of all.
+#[must_use]
+pub fn node_of(index: u8, number: u64) -> u64 {
+    u64::from(index) << INDEX_SHIFT | number
+}
 
 /// The answer with an error number to a packet.
 #[must_use]

@@ -13,8 +13,7 @@ use std::sync::{Mutex, PoisonError};
 
 use fuse_backend_rs::abi::fuse_abi::Opcode;
 
-use crate::files::owner_index;
-use crate::packet::{IN_HEADER, double_word, put, word};
+use crate::packet::{IN_HEADER, double_word, owner_index, put, word};
 
 /// The root of all, which has the same number everywhere.
 const ROOT: u64 = 1;

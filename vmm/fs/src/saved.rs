@@ -16,7 +16,8 @@ use hull_proto_vmm::fs::MAX_STATE;
 use serde::{Deserialize, Serialize};
 
 use crate::bounded::Bounded;
-use crate::files::{Files, node_of, owner_index};
+use crate::files::Files;
+use crate::packet::{node_of, owner_index};
 use crate::renumber::{Node, Renumbered};
 
 /// The version of what is written, raised with each change.

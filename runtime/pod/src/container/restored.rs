@@ -1,12 +1,13 @@
 //! Containers of a checkpoint, as they will be here: what the guest has, under ids of their own.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::BTreeMap,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
 use hull_base::blocking;
+use hull_proto_vmm::fs::Share;
 use hull_spec::{
     error::PodError,
     id::ContainerId,
@@ -18,7 +19,10 @@ use crate::{
     checkpoint::manifest::{EndedContainer, Manifest, SavedContainer},
     record::LocalRecord,
     sandbox::restore::{ACTION, Checkpoint},
-    storage::empty_dir::{self, InUse, LocalVolume, Medium, directory},
+    storage::{
+        empty_dir::{self, InUse, LocalVolume, Medium, directory},
+        host_files::shares,
+    },
 };
 
 /// What a restored pod is asked to have.
@@ -169,21 +173,24 @@ async fn local(
     Ok((local, volume))
 }
 
-/// Where paths of the host are for this pod, by where they were. What two containers had as one stays one.
-fn moved(containers: &[Planned]) -> Result<HashMap<PathBuf, PathBuf>, PodError> {
-    let mut moved: HashMap<PathBuf, PathBuf> = HashMap::new();
+/// The shares of this pod, by what they were. What two containers had as one stays one, and each is what the mounts say
+/// that were asked for.
+fn moved(containers: &[Planned]) -> Result<Vec<(Share, Share)>, PodError> {
+    let mut moved: Vec<(Share, Share)> = Vec::new();
     for Planned { spec, saved, .. } in containers {
-        for (new, old) in spec.mounts.iter().zip(&saved.spec.mounts) {
-            let (MountSource::Host(new), MountSource::Host(old)) = (&new.source, &old.source)
-            else {
-                continue;
-            };
-            let before = moved.insert(old.clone(), new.clone());
-            if let Some(other) = before.filter(|before| before != new) {
-                let [old, new, other] = [old, new, &other].map(|path| path.display());
-                let reason =
-                    format!("containers share {old}, which can't be both {other} and {new}");
-                return Err(PodError::precondition(ACTION, reason));
+        let is_local = |index| saved.locals.iter().any(|local| local.mount == index);
+        let (new, old) = (shares(spec, is_local), shares(&saved.spec, is_local));
+        for ((_, new), (_, old)) in new.zip(old) {
+            let mut before = moved.iter();
+            match before.find(|(before, _)| *before == old) {
+                Some((_, other)) if *other != new => {
+                    let [old, new, other] = [&old, &new, other].map(|share| share.path.display());
+                    let reason =
+                        format!("containers share {old}, which can't be both {other} and {new}");
+                    return Err(PodError::precondition(ACTION, reason));
+                }
+                Some(_) => {}
+                None => moved.push((old, new)),
             }
         }
     }

@@ -25,7 +25,7 @@ use tokio::time::{Instant, sleep};
 use hull_base::{
     blocking, clock,
     faults::{self, Point},
-    stages::stage,
+    stages::{Kept, stage},
 };
 use hull_spec::{error::PodError, id::ContainerId, spec::SandboxSpec};
 use hull_vm::{client::CALL_TIMEOUT, rundir::DataDir, running::RunningVm, slots};
@@ -179,56 +179,70 @@ impl Driver {
         disk: &Path,
         manifest: &mut Manifest,
     ) -> Result<(), PodError> {
-        let begin = Instant::now();
-        let saved = match vm.control.pause().await {
-            Ok(()) => {
-                let Ahead {
-                    aside,
-                    state,
-                    memory,
-                    scratch,
-                    copied,
-                } = ahead;
-                let has_shares = manifest.has_shares();
-                let to = aside.clone();
-                let shares = async {
-                    match has_shares {
-                        true => self.save_shares(vm, to).await.map(Some),
-                        false => Ok(None),
-                    }
-                };
-                let label = manifest.id.clone();
-                let bytes = (manifest.size.memory_mib + manifest.size.pluggable_mib) << 20;
-                let saved = async {
-                    let (memory, changed) = ahead::changed(memory, copied, bytes).await?;
-                    let saved = vm
-                        .control
-                        .save(label, state.into(), memory, changed, LONGEST);
-                    Ok::<_, PodError>(saved.await?)
-                };
-                let (disk, volumes) = (disk.to_owned(), self.volumes(manifest));
-                let copied = blocking(move || {
-                    scratch::copy(&disk, &scratch)?;
-                    save_volumes(&aside, &volumes)
-                });
-                let (saved, copied, logs, shares) = tokio::join!(
-                    saved,
-                    stage("scratch", copied),
-                    self.note_outputs(manifest),
-                    shares,
-                );
-                let shares = shares.map(|owners| manifest.owners = owners);
-                saved.and(copied).and(logs).and(shares)
-            }
-            Err(error) => Err(error.into()),
-        };
+        let (begin, kept) = (Instant::now(), Kept::default());
+        let saved = kept.of(self.while_paused(vm, ahead, disk, manifest)).await;
         // Also one that did not pause is half on its way.
-        let resumed = go_on(vm, GoOn::Vm).await;
+        let resumed = kept.of(stage("resume", go_on(vm, GoOn::Vm))).await;
         let paused = begin.elapsed();
         manifest.paused_us = u64::try_from(paused.as_micros()).unwrap_or(u64::MAX);
-        tracing::info!(pod = %self.id(), ?paused, "the VM stood still for a checkpoint");
+        let (stages, _) = kept.stages();
+        let times: Vec<_> = stages
+            .iter()
+            .map(|stage| (&*stage.name, stage.us))
+            .collect();
+        tracing::info!(pod = %self.id(), ?paused, ?times, "the VM stood still for a checkpoint");
         let went_on = self.went_on(resumed);
         saved.and(went_on)
+    }
+
+    /// Pauses the VM, and writes what can't be written while it goes on.
+    async fn while_paused(
+        &self,
+        vm: &RunningVm,
+        ahead: Ahead,
+        disk: &Path,
+        manifest: &mut Manifest,
+    ) -> Result<(), PodError> {
+        let pause = async { Ok::<_, PodError>(vm.control.pause().await?) };
+        stage("pause", pause).await?;
+        let Ahead {
+            aside,
+            state,
+            memory,
+            scratch,
+            copied,
+        } = ahead;
+        let has_shares = manifest.has_shares();
+        let to = aside.clone();
+        let shares = async {
+            match has_shares {
+                true => self.save_shares(vm, to).await.map(Some),
+                false => Ok(None),
+            }
+        };
+        let label = manifest.id.clone();
+        let bytes = (manifest.size.memory_mib + manifest.size.pluggable_mib) << 20;
+        let saved = async {
+            let changed = stage("changed", ahead::changed(memory, copied, bytes));
+            let (memory, changed) = changed.await?;
+            let saved = vm
+                .control
+                .save(label, state.into(), memory, changed, LONGEST);
+            Ok::<_, PodError>(saved.await?)
+        };
+        let (disk, volumes) = (disk.to_owned(), self.volumes(manifest));
+        let copied = blocking(move || {
+            scratch::copy(&disk, &scratch)?;
+            save_volumes(&aside, &volumes)
+        });
+        let (saved, copied, logs, shares) = tokio::join!(
+            stage("memory", saved),
+            stage("disks", copied),
+            self.note_outputs(manifest),
+            stage("shares", shares),
+        );
+        let shares = shares.map(|owners| manifest.owners = owners);
+        saved.and(copied).and(logs).and(shares)
     }
 
     /// The disks of emptyDirs: their names, and kubelet's directories of them.

@@ -430,7 +430,7 @@ impl<'a> Prepared<'a> {
     async fn scratch(&self) -> Result<File, PodError> {
         let (config, path) = (self.0.node.config.clone(), self.0.data.scratch());
         let from = self.0.checkpoint.as_ref();
-        let from = from.map(|checkpoint| checkpoint.scratch.clone());
+        let from = from.map(|checkpoint| Arc::clone(&checkpoint.scratch));
         let disk = blocking(move || match from {
             Some(from) => scratch::copy_new(&from, &path),
             None => scratch::create(&config, &path),

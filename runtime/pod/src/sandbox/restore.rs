@@ -1,17 +1,17 @@
 //! A checkpoint that a sandbox goes on from: found to be whole, and to fit this node, before anything is made.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::BTreeMap,
     fs::File,
     io::{self, Read, Seek, Write},
     os::fd::OwnedFd,
-    path::{Path, PathBuf},
+    path::Path,
     sync::Arc,
 };
 
 use error_reporter::Report;
 use hull_image::{DiskExtent, ImageId};
-use hull_proto_vmm::{DeviceConfig, FdIndex, MAX_FDS};
+use hull_proto_vmm::{DeviceConfig, FdIndex, MAX_FDS, fs::Share};
 use rustix::fs::{MemfdFlags, OFlags, SealFlags, fcntl_add_seals, memfd_create};
 
 use hull_base::{beneath::Directory, blocking};
@@ -51,13 +51,14 @@ pub(crate) struct Checkpoint {
     state: OwnedFd,
     memory: File,
     /// Whose copies are the scratch disks of pods.
-    pub scratch: PathBuf,
+    pub scratch: Arc<File>,
     images: Vec<AttachedImage>,
     /// What the guest knows of the host's files, if it has any.
     pub shares: Option<SavedFiles>,
     /// Where the disks of emptyDirs are for this pod, by slot.
     pub volumes: BTreeMap<u8, LocalVolume>,
-    directory: PathBuf,
+    /// The disks of emptyDirs as they were, by name.
+    disks: BTreeMap<String, File>,
 }
 
 /// The disk of an image, as the guest has it.
@@ -89,11 +90,11 @@ impl Checkpoint {
             manifest,
             state: files.state,
             memory: files.memory,
-            scratch: directory.join(SCRATCH),
+            scratch: Arc::new(files.scratch),
             images,
             shares: files.shares,
             volumes: BTreeMap::new(),
-            directory: directory.to_owned(),
+            disks: files.disks,
         })
     }
 
@@ -106,25 +107,27 @@ impl Checkpoint {
         &self,
         data: &Path,
     ) -> Result<Vec<(u8, String, BlockDevice)>, PodError> {
-        let volumes = self.manifest.volumes().map(|(slot, name)| {
-            let from = self.directory.join(name);
+        let volumes = self.manifest.volumes();
+        let known = volumes.filter_map(|(slot, name)| Some((slot, name, self.disks.get(name)?)));
+        let made = known.map(|(slot, name, from)| {
             let device = match self.volumes.get(&slot) {
-                Some(volume) => volume.restore(&from)?,
-                None => empty_dir::restore_unnamed(&from, data)?,
+                Some(volume) => volume.restore(from)?,
+                None => empty_dir::restore_unnamed(from, data)?,
             };
             Ok((slot, name.to_owned(), device))
         });
-        volumes.collect()
+        made.collect()
     }
 
-    /// Has the guest's paths of the host be others, by those that it had. It gets no other paths: what is left are
-    /// those of containers that have ended, or what a checkpoint says that nobody asked for.
-    pub(crate) fn move_shares(&mut self, paths: &HashMap<PathBuf, PathBuf>) {
+    /// Has the guest's shares be others, by what they were. It gets no other ones: what is left are those of containers
+    /// that have ended, or what a checkpoint says that nobody asked for.
+    pub(crate) fn move_shares(&mut self, moved: &[(Share, Share)]) {
         let owners = self.shares.iter_mut().flat_map(|shares| &mut shares.owners);
         for owner in owners {
             owner.shares.retain_mut(|(_, share)| {
-                let path = paths.get(&share.path);
-                path.inspect(|path| share.path.clone_from(path)).is_some()
+                let mut moved = moved.iter();
+                let new = moved.find(|(old, _)| old == share).map(|(_, new)| new);
+                new.inspect(|new| share.clone_from(new)).is_some()
             });
         }
     }
@@ -261,6 +264,8 @@ enum ReadError {
 struct Contents {
     state: OwnedFd,
     memory: File,
+    scratch: File,
+    disks: BTreeMap<String, File>,
     shares: Option<SavedFiles>,
 }
 
@@ -286,6 +291,7 @@ fn read(node: &Node, directory: &Path) -> Result<(Manifest, Contents), ReadError
             return Err(ReadError::Changed(name));
         }
     }
+    let mut disks = BTreeMap::new();
     for (_, name) in manifest.volumes() {
         let told = files
             .volumes
@@ -297,6 +303,7 @@ fn read(node: &Node, directory: &Path) -> Result<(Manifest, Contents), ReadError
         if digest::of_file(&disk).map_err(failed)? != *told {
             return Err(ReadError::ChangedVolume(name.to_owned()));
         }
+        disks.insert(name.to_owned(), disk);
     }
     let shares = match (&manifest.owners, &files.shares) {
         (Some(owners), Some(told)) if manifest.has_shares() => {
@@ -317,6 +324,8 @@ fn read(node: &Node, directory: &Path) -> Result<(Manifest, Contents), ReadError
     let contents = Contents {
         state: state.into(),
         memory,
+        scratch,
+        disks,
         shares,
     };
     Ok((manifest, contents))

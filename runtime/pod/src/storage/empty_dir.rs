@@ -361,7 +361,7 @@ impl LocalVolume {
     ///
     /// # Errors
     /// When it can't be made.
-    pub(crate) fn restore(&self, from: &Path) -> Result<BlockDevice, StorageError> {
+    pub(crate) fn restore(&self, from: &File) -> Result<BlockDevice, StorageError> {
         let failed = |action| {
             move |source| StorageError::Io {
                 action,
@@ -371,7 +371,7 @@ impl LocalVolume {
         };
         let place = Place::open(&self.directory).map_err(failed("find the place of"))?;
         let file = place.volume.unnamed(MODE).map_err(failed("make"))?;
-        scratch::copy(from, &file)?;
+        scratch::copy_file(from, &file).map_err(failed("copy to"))?;
         // Of a pod that could not go on, or of what was there before this one.
         if place.image().map_err(failed("open"))?.is_some() {
             let removed = unlinkat(&place.volume, IMAGE, AtFlags::empty());
@@ -386,15 +386,15 @@ impl LocalVolume {
 ///
 /// # Errors
 /// When it can't be made.
-pub(crate) fn restore_unnamed(from: &Path, directory: &Path) -> Result<BlockDevice, StorageError> {
+pub(crate) fn restore_unnamed(from: &File, directory: &Path) -> Result<BlockDevice, StorageError> {
     let failed = |source| StorageError::Io {
-        action: "copy",
-        path: from.to_owned(),
+        action: "copy a disk to",
+        path: directory.to_owned(),
         source,
     };
     let at = Directory::open(directory).map_err(failed)?;
     let file = at.unnamed(MODE).map_err(failed)?;
-    scratch::copy(from, &file)?;
+    scratch::copy_file(from, &file).map_err(failed)?;
     BlockDevice::of(file, false).map_err(failed)
 }
 

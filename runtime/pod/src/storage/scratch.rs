@@ -75,10 +75,10 @@ pub(crate) fn copy_file(from: &File, to: &File) -> io::Result<()> {
     copy_sparse(from, to)
 }
 
-/// As [`copy`], to `path`, where nothing is yet. Blocks.
-pub(crate) fn copy_new(from: &Path, path: &Path) -> Result<File, StorageError> {
+/// As [`copy`], of an open file to `path`, where nothing is yet. Blocks.
+pub(crate) fn copy_new(from: &File, path: &Path) -> Result<File, StorageError> {
     let disk = open_new(path)?;
-    copy(from, &disk)?;
+    copy_file(from, &disk).map_err(failed("copy to", path))?;
     Ok(disk)
 }
 

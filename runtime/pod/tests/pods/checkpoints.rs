@@ -9,6 +9,8 @@ use std::{
     time::Duration,
 };
 
+use sha2::{Digest, Sha256};
+
 use hull_pod::{Asked, Pods};
 use hull_spec::{
     error::ErrorKind,
@@ -295,20 +297,27 @@ async fn paths_of_the_host_are_those_of_the_pod_that_goes_on() {
             |spec| drop(spec.mounts.remove(0)),
             "of the host at /data: say which it gets",
         ),
-        // The other container's.
-        (|_| {}, "of the host at /hosts: say which it gets"),
+        // The two have one file.
+        (
+            |spec| spec.mounts[1].source = MountSource::Host("/c/hosts".into()),
+            "which can't be both",
+        ),
     ];
-    for (change, expected) in changes {
-        let mut asked = with_files(&node, "b");
-        change(&mut asked);
-        let error = restore(vec![asked]).await.unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::FailedPrecondition, "{error}");
-        assert!(error.to_string().contains(expected), "{error}");
-    }
-
     let mut other = with_files(&node, "b");
     other.metadata.name = "other".into();
     other.mounts.remove(0);
+    let refused = async |asked: Vec<ContainerSpec>, expected: &str| {
+        let error = restore(asked).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::FailedPrecondition, "{error}");
+        assert!(error.to_string().contains(expected), "{error}");
+    };
+    for (change, expected) in changes {
+        let mut asked = with_files(&node, "b");
+        change(&mut asked);
+        refused(vec![asked, other.clone()], expected).await;
+    }
+    let without = "of the host at /hosts: say which it gets";
+    refused(vec![with_files(&node, "b")], without).await;
     let (pod, containers) = restore(vec![with_files(&node, "b"), other]).await.unwrap();
     let run = node.config.state.join("pods").join(pod.as_str());
     let shares = fs::read_to_string(run.join("shares")).unwrap();
@@ -336,6 +345,27 @@ async fn paths_of_the_host_are_those_of_the_pod_that_goes_on() {
     assert_eq!(fs::read_to_string(run.join("shares")).unwrap(), shares);
     pods.remove_container(first.as_str()).await.unwrap();
 
+    // Whoever can write there can't have the pod get more than is asked for.
+    let path = again.join("manifest");
+    let text = fs::read_to_string(&path).unwrap();
+    let (_, body) = text.split_once('\n').unwrap();
+    for (from, to) in [
+        ("\"read_only\"", "\"read_write\""),
+        ("/b/hosts", "/b/secret"),
+    ] {
+        let (specs, owners) = body.split_once("\"owners\":[").unwrap();
+        let body = format!("{specs}\"owners\":[{}", owners.replace(from, to));
+        assert!(body.contains(to), "{to} is there");
+        let digest = Sha256::digest(body.as_bytes());
+        let digest: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+        fs::write(&path, format!("hull-checkpoint 1 {digest}\n{body}")).unwrap();
+        let fourth = pods.restore_sandbox(&again, Some(node.sandbox("fourth")), asked.clone());
+        let (fourth, _) = fourth.await.unwrap();
+        let run = node.config.state.join("pods").join(fourth.as_str());
+        let shares = fs::read_to_string(run.join("shares")).unwrap();
+        assert_eq!(shares, format!("{}\n", of("data").display()), "{to}");
+        pods.remove_sandbox(fourth.as_str()).await.unwrap();
+    }
     for wrong in ["shares", "manifest"] {
         let path = again.join(wrong);
         let mut bytes = fs::read(&path).unwrap();
