@@ -86,12 +86,18 @@ pss() {
 }
 
 # private guest|vmm PID: what a VMM's process has written of its guest's memory, and what else it has, KiB. A guest's
-# memory is in mappings of more than 8 MiB, which the VMM has for nothing else.
+# memory is in mappings of more than 8 MiB, which the VMM has for nothing else; that of a clone is what is mapped of
+# the template's, and what took the place of a part of it.
 private() {
-    awk -v wanted="$1" '
-        /^[0-9a-f]+-[0-9a-f]+ / { large = 0 }
-        $1 == "Size:" { large = $2 > 8192 }
-        $1 == "Private_Dirty:" { sum[large ? "guest" : "vmm"] += $2 }
+    local low high range
+    range=$(awk '/ \/memfd:template-memory/ { split($1, ends, "-"); if (low == "") low = ends[1]; high = ends[2] }
+        END { print low, high }' "/proc/$2/smaps")
+    read -r low high <<<"$range"
+    # Addresses are of one length, so that they compare as text.
+    awk -v wanted="$1" -v low="${low:-}" -v high="${high:-}" '
+        /^[0-9a-f]+-[0-9a-f]+ / { split($1, ends, "-"); is_guest = low != "" && ends[1] >= low && ends[2] <= high }
+        $1 == "Size:" { is_guest = is_guest || $2 > 8192 }
+        $1 == "Private_Dirty:" { sum[is_guest ? "guest" : "vmm"] += $2 }
         END { print sum[wanted] + 0 }' "/proc/$2/smaps"
 }
 

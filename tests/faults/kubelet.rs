@@ -8,7 +8,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use hull_proto_cri::v1::*;
+use hull_proto_cri::{RESTORE_MOUNT, v1::*};
 use hull_streaming::client::{Dialer, Transport, Wants, command};
 use hull_tests::client::{Client, Pod, image};
 use rustix::process::Signal;
@@ -26,6 +26,8 @@ pub const IMAGE: &str = "registry.test/demo/busybox:latest";
 pub const OTHER: &str = "registry.test/demo/static:latest";
 /// That of a container that is there as long as its pod, so that the disk of another image comes and goes.
 pub const STAYS: &str = "registry.test/demo/network:latest";
+/// Where all containers have a directory of the host.
+const SHARED: &str = "/shared";
 /// The exit code of a container that ends.
 pub const CODE: i32 = 7;
 /// The lines of a container that ends.
@@ -155,20 +157,17 @@ impl Kubelet {
             log_path: format!("{name}.log"),
             linux,
             mounts: vec![Mount {
-                container_path: "/shared".into(),
-                host_path: self.dir.join("shared").display().to_string(),
+                container_path: SHARED.into(),
+                host_path: self.shared(),
                 ..Default::default()
             }],
             ..Default::default()
         }
     }
 
-    /// The same without the directory, which can be in no checkpoint.
-    pub fn lone_container(&self, name: &str, work: Work) -> ContainerConfig {
-        ContainerConfig {
-            mounts: Vec::new(),
-            ..self.container(name, work)
-        }
+    /// The directory of the host that all containers have.
+    fn shared(&self) -> String {
+        self.dir.join("shared").display().to_string()
     }
 
     /// Where the checkpoint of this name is.
@@ -191,6 +190,7 @@ impl Kubelet {
         let request = RestorePodRequest {
             checkpoint_path: path.display().to_string(),
             config: Some(config.clone()),
+            options: [(format!("{RESTORE_MOUNT}{SHARED}"), self.shared())].into(),
             ..Default::default()
         };
         let restored = self.runtime.clone().restore_pod(request).await?;

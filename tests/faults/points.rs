@@ -274,7 +274,7 @@ impl Pods {
     async fn prepare_checkpoint(&self, node: &Node, subject: &Subject) -> Result<Option<Pod>> {
         let pod = node.run_sandbox(subject.config.clone()).await;
         let pod = pod.context("prepare a pod")?;
-        let container = node.lone_container(&subject.name, Work::Waits);
+        let container = node.container(&subject.name, Work::Waits);
         let id = node.create(&pod, container).await;
         let id = id.context("prepare a container")?;
         node.start_container(&id).await.context("prepare it")?;
