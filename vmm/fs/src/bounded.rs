@@ -20,13 +20,12 @@ use fuse_backend_rs::passthrough::PassthroughFs;
 use crate::held::{Held, Kind, Known, Numbers, Open};
 use crate::keep_cache;
 use crate::life::{LIFE, PRIVATE_LIFE, Version};
+use crate::packet::ROOT;
 use crate::private::Devices;
 
 /// An opened file: its handle, and how the guest is to use it.
 type Opened = (Option<u64>, OpenOptions, Option<u32>);
 
-/// The root of each file system: its entries are the shares of an owner.
-const ROOT: u64 = 1;
 /// What is closed has nothing to flush (FOPEN_NOFLUSH), a flag of open files that the library lacks.
 const NO_FLUSH: u32 = 1 << 5;
 /// Follows the path of a descriptor whose name is gone (`d_path`).
@@ -235,6 +234,7 @@ fn version(attributes: &stat64) -> Version {
 
 /// What a file is that is found in `parent`.
 fn kind(parent: u64, attributes: &stat64) -> Kind {
+    // The entries of an owner's root are its shares.
     if parent == ROOT {
         Kind::Share
     } else if attributes.st_mode & libc::S_IFMT == libc::S_IFDIR {

@@ -3,6 +3,8 @@
 /// Bytes of `fuse_in_header`.
 pub const IN_HEADER: usize = 40;
 
+/// The root of all, and within each owner's file system that of its own.
+pub const ROOT: u64 = 1;
 /// Where a node's number has that of its owner's file system.
 pub const INDEX_SHIFT: u32 = 56;
 

@@ -13,10 +13,8 @@ use std::sync::{Mutex, PoisonError};
 
 use fuse_backend_rs::abi::fuse_abi::Opcode;
 
-use crate::packet::{IN_HEADER, double_word, owner_index, put, word};
+use crate::packet::{IN_HEADER, ROOT, double_word, owner_index, put, word};
 
-/// The root of all, which has the same number everywhere.
-const ROOT: u64 = 1;
 /// Bytes of `fuse_out_header`.
 const OUT_HEADER: usize = 16;
 /// Bytes of `fuse_entry_out`, and of a `fuse_dirent` without its name.

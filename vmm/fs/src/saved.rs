@@ -17,13 +17,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::bounded::Bounded;
 use crate::files::Files;
-use crate::packet::{node_of, owner_index};
+use crate::packet::{ROOT, node_of, owner_index};
 use crate::renumber::{Node, Renumbered};
 
 /// The version of what is written, raised with each change.
 const VERSION: u32 = 1;
-/// The root of each file system, and of all.
-const ROOT: u64 = 1;
 /// Flags of open(2) that were obeyed when the file was opened.
 const OBEYED: u32 = (libc::O_CREAT | libc::O_EXCL | libc::O_TRUNC) as u32;
 /// An owner's directory and a share's place in it.

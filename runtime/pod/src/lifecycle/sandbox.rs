@@ -105,7 +105,10 @@ pub(crate) fn step(state: State, event: Event) -> (State, Vec<Effect>) {
             vec![FailContainers, Save, Announce(News::Stopped)],
         ),
         (S::Ready | S::Broken, E::Stop) => (S::Stopping(After::Keep), vec![Save, TearDown]),
-        (S::Ready | S::Broken, E::Remove) => (S::Stopping(After::Remove), vec![Save, TearDown]),
+        // Also one whose VM is up, but not what it goes on with.
+        (S::Starting | S::Ready | S::Broken, E::Remove) => {
+            (S::Stopping(After::Remove), vec![Save, TearDown])
+        }
 
         (S::Stopping(After::Keep), E::Remove) => (S::Stopping(After::Remove), vec![]),
         (S::Stopping(After::Keep), E::StopDone) => {
@@ -223,6 +226,13 @@ mod tests {
             }
             prop_assert_eq!(state, State::Gone);
         }
+    }
+
+    #[test]
+    fn a_start_that_fails_late_is_undone() {
+        let (next, effects) = step(State::Starting, Event::Remove);
+        assert_eq!(next, State::Stopping(After::Remove));
+        assert!(effects.contains(&Effect::TearDown));
     }
 
     #[test]

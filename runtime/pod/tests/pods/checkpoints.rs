@@ -695,6 +695,33 @@ async fn nothing_is_left_of_a_pod_that_could_not_be_restored() {
     }
 }
 
+#[tokio::test]
+async fn nothing_is_left_of_a_pod_that_is_up_and_whose_containers_are_not() {
+    let node = TestNode::new();
+    let pods = node.open().await;
+    let (source, _) = counting(&pods, &node, "first").await;
+    let checkpoint = place(&node).join("one");
+    let saved = pods.checkpoint_sandbox(source.as_str(), &checkpoint);
+    saved.await.unwrap();
+    node.images.full.store(true, Ordering::Relaxed);
+    let spec = Some(node.sandbox("second"));
+    let failed = pods
+        .restore_sandbox(&checkpoint, spec.clone(), Vec::new())
+        .await;
+    let told = failed.unwrap_err().to_string();
+    assert!(told.contains("lease the container's image"), "{told}");
+    assert_eq!(pods.sandboxes().await.len(), 1);
+    assert_eq!(node.vmms().len(), 1);
+    node.images.full.store(false, Ordering::Relaxed);
+    pods.restore_sandbox(&checkpoint, spec, Vec::new())
+        .await
+        .unwrap();
+    goes_on(&node, "first").await;
+    remove_all(&pods).await;
+    drop(pods);
+    assert_eq!(node.leftovers(), [""; 0]);
+}
+
 #[test]
 fn a_restored_pod_outlives_its_daemon_as_any_other() {
     let node = TestNode::new();

@@ -27,6 +27,8 @@ pub struct FakeImages {
     leases: Mutex<BTreeSet<String>>,
     /// There are none.
     pub missing: AtomicBool,
+    /// There is no space for another lease.
+    pub full: AtomicBool,
     /// The next lease panics.
     pub panic: AtomicBool,
 }
@@ -41,6 +43,7 @@ impl FakeImages {
             length: AtomicU64::new(8192),
             leases: Mutex::default(),
             missing: AtomicBool::new(false),
+            full: AtomicBool::new(false),
             panic: AtomicBool::new(false),
         }
     }
@@ -92,6 +95,11 @@ impl PodImages for FakeImages {
     }
 
     async fn lease(&self, _: &ImageId, owner: &str) -> Result<(), StoreError> {
+        if self.full.load(Ordering::Relaxed) {
+            return Err(StoreError::NoSpace {
+                action: "lease an image".into(),
+            });
+        }
         self.add_lease(owner);
         assert!(
             !self.panic.swap(false, Ordering::Relaxed),
