@@ -5,7 +5,7 @@ use std::any::Any;
 use std::ffi::CStr;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -148,10 +148,10 @@ impl Bounded {
         let context = Context::default();
         let known = self.held.known().into_iter().filter_map(|known| {
             let (number, generation, lookups) = known;
-            if self.is_deleted(&context, number) {
+            let path = self.host.readlinkat_proc_file(number).ok()?;
+            if self.is_deleted_at(&context, number, &path) {
                 return None;
             }
-            let path = self.host.readlinkat_proc_file(number).ok()?;
             let (attributes, _) = self.host.getattr(&context, number, None).ok()?;
             Some(Named {
                 number,
@@ -173,7 +173,12 @@ impl Bounded {
     /// of a network file system.
     fn is_deleted(&self, context: &Context, inode: u64) -> bool {
         let path = self.host.readlinkat_proc_file(inode);
-        let is_unlinked = path.is_ok_and(|path| path.as_os_str().as_bytes().ends_with(DELETED));
+        path.is_ok_and(|path| self.is_deleted_at(context, inode, &path))
+    }
+
+    /// The same of a file whose descriptor has this path.
+    fn is_deleted_at(&self, context: &Context, inode: u64, path: &Path) -> bool {
+        let is_unlinked = path.as_os_str().as_bytes().ends_with(DELETED);
         // Another name of a local file may be left, and a name may look like that.
         is_unlinked
             && match self.held.numbering() {

@@ -230,15 +230,11 @@ fn resume(
     }
     for owner in owners {
         check_owner(&owner.name)?;
-        check_count(owner.shares.iter().map(|(number, _)| number + 1).max())?;
+        let numbers = owner.shares.iter().map(|(number, _)| *number);
+        check_count(numbers.max().map_or(0, |last| last.saturating_add(1)))?;
         let mut own = Vec::new();
         for (number, share) in &owner.shares {
-            let clone = Detached::clone_of(share);
-            let clone = clone.map_err(|source| ManagerError::Share {
-                index: *number,
-                source,
-            })?;
-            own.push((*number, share, clone));
+            own.push((*number, share, clone_of(*number, share)?));
         }
         if !own.is_empty() {
             server.add(&owner.name, &own)?;
@@ -349,14 +345,16 @@ fn add(
     owners: &mut Owners<Mounted>,
 ) -> Result<Response, ManagerError> {
     check_owner(&owner)?;
-    check_count(Some(shares.len()))?;
+    check_count(shares.len())?;
     // Asked again by a daemon that did not get the answer.
     end(&owner, server, owners)?;
     if owners.knows(&owner) {
         let message = format!("{owner} has ended, and others use its shares");
         return Err(ManagerError::Invalid(message));
     }
-    let clones = clone_all(shares)?;
+    let clones = shares.iter().enumerate();
+    let clones = clones.map(|(index, share)| clone_of(index, share));
+    let clones = clones.collect::<Result<Vec<_>, _>>()?;
     let directories = clones.iter().map(|clone| clone.directory).collect();
     let (mut own, mut places, mut uses) = (Vec::new(), Vec::new(), BTreeSet::new());
     for (share, clone) in shares.iter().zip(clones) {
@@ -379,22 +377,16 @@ fn add(
     })
 }
 
-fn clone_all(shares: &[Share]) -> Result<Vec<Detached>, ManagerError> {
-    let shares = shares.iter().enumerate();
-    let clones = shares.map(|(index, share)| {
-        Detached::clone_of(share).map_err(|source| ManagerError::Share { index, source })
-    });
-    clones.collect()
+fn clone_of(index: usize, share: &Share) -> Result<Detached, ManagerError> {
+    Detached::clone_of(share).map_err(|source| ManagerError::Share { index, source })
 }
 
-fn check_count(shares: Option<usize>) -> Result<(), ManagerError> {
-    match shares {
-        Some(count) if count > MAX_SHARES => {
-            let message = format!("{count} shares are more than {MAX_SHARES}");
-            Err(ManagerError::Invalid(message))
-        }
-        _ => Ok(()),
+fn check_count(shares: usize) -> Result<(), ManagerError> {
+    if shares > MAX_SHARES {
+        let message = format!("{shares} shares are more than {MAX_SHARES}");
+        return Err(ManagerError::Invalid(message));
     }
+    Ok(())
 }
 
 /// Ends an owner. Its shares are unmounted once nobody uses them, and so are those that it used of others.

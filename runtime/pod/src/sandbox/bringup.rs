@@ -53,7 +53,11 @@ use hull_vm::{
     slots,
 };
 
-use super::{SPAWN, cmdline, make_dir, restore::Checkpoint, teardown, template};
+use super::{
+    SPAWN, cmdline, make_dir,
+    restore::{Checkpoint, sent_with},
+    teardown, template,
+};
 use crate::{
     node::Node,
     ports::network_error,
@@ -715,12 +719,8 @@ impl<'a> Assembled<'a> {
         let volumes = stage("volumes", blocking(move || from.make_volumes(&data))).await?;
         for (slot, name, disk) in volumes {
             let disk = disk.disk(&name);
-            let (mut device, fds) = disk.map_err(|e| PodError::internal("share a disk", e))?;
-            let first = fds.into_iter().map(&mut send).next();
-            if let (DeviceConfig::Block { extents, .. }, Some(first)) = (&mut device, first) {
-                extents.iter_mut().for_each(|extent| extent.file = first);
-            }
-            devices.push((slot, device));
+            let (device, fds) = disk.map_err(|e| PodError::internal("share a disk", e))?;
+            devices.push((slot, sent_with(device, fds, &mut send)));
         }
         if let Some(shares) = &checkpoint.shares {
             let socket = stage("files", self.resume_files(shares)).await?;

@@ -210,7 +210,7 @@ impl Checkpoint {
         let mut all: Vec<_> = self.cards().map(card).collect();
         let mut sent = 0;
         for image in &self.images {
-            let (mut device, fds) = devices::device(&image.id, &image.extents, image.device)?;
+            let (device, fds) = devices::device(&image.id, &image.extents, image.device)?;
             sent += fds.len();
             if sent > MAX_FDS / 2 {
                 return Err(PodError::precondition(
@@ -218,21 +218,28 @@ impl Checkpoint {
                     "its images are made of too many files",
                 ));
             }
-            let indices: Vec<FdIndex> = fds.into_iter().map(&mut *send).collect();
-            if let DeviceConfig::Block { extents, .. } | DeviceConfig::Pmem { extents } =
-                &mut device
-            {
-                for extent in extents {
-                    // It names one of those that came with it.
-                    if let Some(index) = indices.get(extent.file.0 as usize) {
-                        extent.file = *index;
-                    }
-                }
-            }
-            all.push((image.slot, device));
+            all.push((image.slot, sent_with(device, fds, send)));
         }
         Ok(all)
     }
+}
+
+/// A disk whose files are sent with it: they are named by where `send` puts them.
+pub(super) fn sent_with(
+    mut device: DeviceConfig,
+    fds: Vec<OwnedFd>,
+    send: &mut impl FnMut(OwnedFd) -> FdIndex,
+) -> DeviceConfig {
+    let indices: Vec<FdIndex> = fds.into_iter().map(send).collect();
+    if let DeviceConfig::Block { extents, .. } | DeviceConfig::Pmem { extents } = &mut device {
+        for extent in extents {
+            // It names one of those that came with it.
+            if let Some(index) = indices.get(extent.file.0 as usize) {
+                extent.file = *index;
+            }
+        }
+    }
+    device
 }
 
 /// Why a checkpoint can't be used.
@@ -245,13 +252,9 @@ enum ReadError {
     #[error(transparent)]
     Node(#[from] PodError),
     #[error("read its file {0:?}")]
-    File(&'static str, #[source] io::Error),
+    File(String, #[source] io::Error),
     #[error("its file {0:?} was changed")]
-    Changed(&'static str),
-    #[error("read its file {0:?}")]
-    Volume(String, #[source] io::Error),
-    #[error("its file {0:?} was changed")]
-    ChangedVolume(String),
+    Changed(String),
     #[error("it does not say what its emptyDirs are")]
     Volumes,
     #[error("it does not say what paths of the host its guest has")]
@@ -274,43 +277,40 @@ fn read(node: &Node, directory: &Path) -> Result<(Manifest, Contents), ReadError
     let at = Directory::open(directory).map_err(ReadError::Open)?;
     let manifest = Manifest::read(&at)?;
     node.classes.of(&node.config)?.accepts(&manifest.class)?;
-    let open = |name: &'static str| {
-        at.file(Path::new(name), OFlags::RDONLY)
-            .map_err(|e| ReadError::File(name, e))
+    let failed = |name: &str| {
+        let name = name.to_owned();
+        move |e| ReadError::File(name, e)
     };
-    let (files, failed) = (&manifest.files, |name| move |e| ReadError::File(name, e));
+    let open = |name: &str| {
+        at.file(Path::new(name), OFlags::RDONLY)
+            .map_err(failed(name))
+    };
+    let check = |name: &str, file: &File, told: &str| {
+        let digest = digest::of_file(file).map_err(failed(name))?;
+        (digest == told)
+            .then_some(())
+            .ok_or_else(|| ReadError::Changed(name.to_owned()))
+    };
+    let files = &manifest.files;
     // The VMM reads a copy that stays what was looked at.
     let state = sealed(&open(STATE)?).map_err(failed(STATE))?;
     let (memory, scratch) = (open(MEMORY)?, open(SCRATCH)?);
-    for (name, file, told) in [
-        (STATE, &state, &files.state),
-        (MEMORY, &memory, &files.memory),
-        (SCRATCH, &scratch, &files.scratch),
-    ] {
-        if digest::of_file(file).map_err(failed(name))? != *told {
-            return Err(ReadError::Changed(name));
-        }
-    }
+    check(STATE, &state, &files.state)?;
+    check(MEMORY, &memory, &files.memory)?;
+    check(SCRATCH, &scratch, &files.scratch)?;
     let mut disks = BTreeMap::new();
     for (_, name) in manifest.volumes() {
-        let told = files
-            .volumes
-            .get(name)
-            .filter(|_| empty_dir::is_storage(name));
+        let told = files.volumes.get(name);
+        let told = told.filter(|_| empty_dir::is_storage(name));
         let told = told.ok_or(ReadError::Volumes)?;
-        let failed = |e| ReadError::Volume(name.to_owned(), e);
-        let disk = at.file(Path::new(name), OFlags::RDONLY).map_err(failed)?;
-        if digest::of_file(&disk).map_err(failed)? != *told {
-            return Err(ReadError::ChangedVolume(name.to_owned()));
-        }
+        let disk = open(name)?;
+        check(name, &disk, told)?;
         disks.insert(name.to_owned(), disk);
     }
     let shares = match (&manifest.owners, &files.shares) {
         (Some(owners), Some(told)) if manifest.has_shares() => {
             let mut file = sealed(&open(SHARES)?).map_err(failed(SHARES))?;
-            if digest::of_file(&file).map_err(failed(SHARES))? != *told {
-                return Err(ReadError::Changed(SHARES));
-            }
+            check(SHARES, &file, told)?;
             let mut state = Vec::new();
             // To look for holes moves it.
             let read = file.rewind().and_then(|()| file.read_to_end(&mut state));

@@ -47,6 +47,14 @@ fn place(node: &TestNode) -> PathBuf {
     place
 }
 
+/// The only checkpoint, of this pod.
+async fn saved(pods: &Pods, node: &TestNode, pod: &PodId) -> PathBuf {
+    let checkpoint = place(node).join("one");
+    let saved = pods.checkpoint_sandbox(pod.as_str(), &checkpoint);
+    saved.await.unwrap();
+    checkpoint
+}
+
 fn names(directory: &Path) -> BTreeSet<String> {
     let entries = fs::read_dir(directory).unwrap().flatten();
     entries
@@ -177,9 +185,7 @@ async fn what_has_ended_is_not_in_a_restored_pod() {
     pods.wait_container(done.as_str()).await.unwrap();
     let waits = container("waits", &["out:hello\\n", "exit:3"]);
     pods.create_container(source.as_str(), waits).await.unwrap();
-    let checkpoint = place(&node).join("one");
-    let saved = pods.checkpoint_sandbox(source.as_str(), &checkpoint);
-    saved.await.unwrap();
+    let checkpoint = saved(&pods, &node, &source).await;
     let before = attached(&pods, &source).await;
     let leases = node.images.leases();
 
@@ -254,9 +260,7 @@ async fn paths_of_the_host_are_those_of_the_pod_that_goes_on() {
         let id = pods.create_container(source.as_str(), spec).await.unwrap();
         pods.start_container(id.as_str()).await.unwrap();
     }
-    let checkpoint = place(&node).join("one");
-    let saved = pods.checkpoint_sandbox(source.as_str(), &checkpoint);
-    saved.await.unwrap();
+    let checkpoint = saved(&pods, &node, &source).await;
     let files = [FILES.as_slice(), &["shares"]].concat();
     assert_eq!(
         names(&checkpoint),
@@ -406,9 +410,7 @@ async fn empty_dirs_go_with_the_pod_that_goes_on() {
         image.write_all_at(text.as_bytes(), 1 << 20).unwrap();
     };
     write(&directory, "source");
-    let checkpoint = place(&node).join("one");
-    let saved = pods.checkpoint_sandbox(source.as_str(), &checkpoint);
-    saved.await.unwrap();
+    let checkpoint = saved(&pods, &node, &source).await;
     let files = [FILES.as_slice(), &["volume-data"]].concat();
     assert_eq!(
         names(&checkpoint),
@@ -576,9 +578,7 @@ async fn a_checkpoint_that_was_changed_or_is_of_elsewhere_is_refused() {
     let node = TestNode::new();
     let pods = node.open().await;
     let (source, _) = counting(&pods, &node, "first").await;
-    let checkpoint = place(&node).join("one");
-    let saved = pods.checkpoint_sandbox(source.as_str(), &checkpoint);
-    saved.await.unwrap();
+    let checkpoint = saved(&pods, &node, &source).await;
     let refused = async || {
         let spec = Some(node.sandbox("second"));
         let refused = pods.restore_sandbox(&checkpoint, spec, Vec::new()).await;
@@ -680,9 +680,7 @@ async fn nothing_is_left_of_a_pod_that_could_not_be_restored() {
         node.script(&format!(r#"{{"clone": {clone}}}"#));
         let pods = node.open().await;
         let (source, _) = counting(&pods, &node, "first").await;
-        let checkpoint = place(&node).join("one");
-        let saved = pods.checkpoint_sandbox(source.as_str(), &checkpoint);
-        saved.await.unwrap();
+        let checkpoint = saved(&pods, &node, &source).await;
         let spec = Some(node.sandbox("second"));
         let failed = pods.restore_sandbox(&checkpoint, spec, Vec::new()).await;
         assert!(failed.is_err(), "{clone}");
@@ -700,9 +698,7 @@ async fn nothing_is_left_of_a_pod_that_is_up_and_whose_containers_are_not() {
     let node = TestNode::new();
     let pods = node.open().await;
     let (source, _) = counting(&pods, &node, "first").await;
-    let checkpoint = place(&node).join("one");
-    let saved = pods.checkpoint_sandbox(source.as_str(), &checkpoint);
-    saved.await.unwrap();
+    let checkpoint = saved(&pods, &node, &source).await;
     node.images.full.store(true, Ordering::Relaxed);
     let spec = Some(node.sandbox("second"));
     let failed = pods
@@ -729,9 +725,7 @@ fn a_restored_pod_outlives_its_daemon_as_any_other() {
     let (pod, id) = first.block_on(async {
         let pods = node.open().await;
         let (source, _) = counting(&pods, &node, "first").await;
-        let checkpoint = place(&node).join("one");
-        let saved = pods.checkpoint_sandbox(source.as_str(), &checkpoint);
-        saved.await.unwrap();
+        let checkpoint = saved(&pods, &node, &source).await;
         fork(&pods, &node, &checkpoint, "second").await
     });
     end(first);
